@@ -1,0 +1,1 @@
+"""What teachers share about the transfer set, and nothing else."""

@@ -1,0 +1,48 @@
+"""The contract of a distillation loss: what it needs, what it reads, how it matches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from fedkd.knowledge.kinds import Kind
+
+Tensors = Mapping[Kind, Tensor]
+
+
+class DistillationLoss(nn.Module, ABC):
+    """One term of the objective: the student against one teacher on one batch.
+
+    Attributes:
+        needs: Kinds every teacher must share; the union over all losses is what clients send.
+        needs_targets: Whether `targets` (true or pseudo labels) are used.
+    """
+
+    needs: tuple[Kind, ...] = ()
+    needs_targets: bool = False
+
+    @property
+    def reads(self) -> tuple[Kind, ...]:
+        """Kinds read from the student; the same as `needs` unless the loss projects first."""
+        return self.needs
+
+    @abstractmethod
+    def forward(
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: Tensor
+    ) -> Tensor:
+        """Match `student` to one `teacher`.
+
+        Args:
+            student: Kind -> tensor with gradient, first axis B.
+            teacher: Kind -> detached tensor, first axis B.
+            targets: Class indices (B,), or None if `needs_targets` is False.
+            weights: This teacher's weight on each sample, (B,), in [0, 1]; over all teachers
+                the weights of a sample sum to one.
+
+        Returns:
+            Per-sample losses (B,), which the objective multiplies by `weights` and averages; or
+            a scalar if the loss does not decompose over samples, which must then have applied
+            `weights` itself.
+        """

@@ -1,0 +1,122 @@
+"""What every network in fedkd looks like from outside: pixels in, `Outputs` out.
+
+`Network` wraps any image classifier (ours, torchvision's, a user's) without changing it. It
+scales and normalises 8-bit pixels itself, so a checkpoint carries its preprocessing, and it
+taps stage features and the pooled feature with forward hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Everything a loss may read from one forward pass.
+
+    Attributes:
+        logits: (B, C).
+        stages: Feature maps, shallow to deep, each (B, channels, h, w).
+        pooled: Input of the classification head, (B, D); None if the network has no head.
+    """
+
+    logits: Tensor
+    stages: tuple[Tensor, ...] = field(default=())
+    pooled: Tensor | None = None
+
+
+class Network(nn.Module):
+    """An image classifier with its preprocessing and its taps.
+
+    Args:
+        body: Module mapping normalised float images (B, channels, h, w) to logits (B, C).
+        mean: Per-channel mean of the pixels in [0, 1].
+        std: Per-channel standard deviation of the pixels in [0, 1].
+        stages: Names of the submodules of `body` whose outputs are the stage features; None
+            takes `body.stages` if the module declares it, else no stages.
+        head: Name of the classification layer whose input is the pooled feature; None takes
+            `body.head_name` if declared, else the last `nn.Linear` of `body`.
+
+    Raises:
+        ValueError: a named submodule does not exist.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        body: nn.Module,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        stages: Sequence[str] | None = None,
+        head: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+        modules = dict(body.named_modules())
+        self.stage_names = tuple(getattr(body, "stages", ()) if stages is None else stages)
+        self.head_name = head or getattr(body, "head_name", None) or _last_linear(body)
+        for name in (*self.stage_names, *((self.head_name,) if self.head_name else ())):
+            if name not in modules:
+                raise ValueError(
+                    f"{type(body).__name__} has no submodule {name!r} to tap "
+                    f"(it has: {', '.join(key for key in modules if key)})"
+                )
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (B, channels, h, w) or floats in [0, 1] -> normalised floats."""
+        scaled = images.to(self.mean.dtype).div(255) if images.dtype == torch.uint8 else images
+        return (scaled - self.mean) / self.std
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, C) of uint8 images, or of floats in [0, 1]."""
+        logits: Tensor = self.body(self.normalise(images))
+        return logits
+
+    def read(self, images: Tensor) -> Outputs:
+        """Logits, stage features and pooled feature of one forward pass."""
+        modules = dict(self.body.named_modules())
+        taken: dict[str, Tensor] = {}
+        pooled: list[Tensor] = []
+
+        def keep(name: str) -> object:
+            def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+                taken[name] = output
+
+            return hook
+
+        handles = [
+            modules[name].register_forward_hook(keep(name))  # type: ignore[arg-type]
+            for name in self.stage_names
+        ]
+        if self.head_name:
+            handles.append(
+                modules[self.head_name].register_forward_pre_hook(
+                    lambda _module, inputs: pooled.append(inputs[0])
+                )
+            )
+        try:
+            logits = self(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        feature = pooled[-1].flatten(1) if pooled else None
+        return Outputs(logits, tuple(taken[name] for name in self.stage_names), feature)
+
+
+def _last_linear(body: nn.Module) -> str | None:
+    names = [name for name, module in body.named_modules() if isinstance(module, nn.Linear)]
+    return names[-1] if names else None
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
