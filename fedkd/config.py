@@ -1,0 +1,410 @@
+"""An experiment as typed, validated objects; the only file that reads YAML.
+
+The *experiment* is a handful of pydantic models. A *component* (`{name: dkd, beta: 2.0}`, or
+just `dkd`) is checked against the constructor's signature when it is built, so nothing is
+declared twice. Every error is one line that names the key, the value, what is allowed and the
+nearest valid name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from fedkd.registry import nearest
+
+
+class ConfigError(ValueError):
+    """What the user wrote cannot be run; the message is one line, ready to print."""
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values are fixed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Component(BaseModel):
+    """A registered thing and its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.model_extra or {})
+
+
+def _component(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _components(value: Any) -> Any:
+    return [value] if isinstance(value, str | Mapping) else value
+
+
+Named = Annotated[Component, BeforeValidator(_component)]
+NamedList = Annotated[tuple[Named, ...], BeforeValidator(_components)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Optimizer(Section):
+    """How a network is trained: the optimiser and its learning-rate schedule."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(0.05, gt=0)
+    momentum: Fraction = Field(0.9, description="SGD only")
+    weight_decay: float = Field(5e-4, ge=0)
+    nesterov: bool = False
+    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    milestones: tuple[Fraction, ...] = Field(
+        (0.625, 0.75, 0.875), description="`step`: shares of the training after which lr drops"
+    )
+    gamma: float = Field(0.1, gt=0, le=1, description="`step`: factor of each drop")
+    warmup: Fraction = Field(0.0, description="share of the steps in which lr rises linearly")
+    max_grad_norm: float | None = Field(None, gt=0)
+
+
+class Transfer(Section):
+    """The common transfer set about which knowledge is shared."""
+
+    size: Positive = 1000
+    labelled: bool = False
+    dataset: Named | None = Field(None, description="another data set; default: the same one")
+
+
+class Views(Section):
+    """Virtual views of the transfer set; every machine makes the same ones."""
+
+    strength: Literal["weak", "moderate", "strong"] = "moderate"
+    flip: bool = False
+    refresh: bool = Field(True, description="new virtual views in every round")
+
+
+class Data(Section):
+    """Where the images come from and who holds them."""
+
+    dataset: Named = Component(name="digits")
+    root: str | None = Field(None, description="folder of local data; default: FEDKD_DATA")
+    partition: Named = Component(name="dirichlet", alpha=0.3)  # type: ignore[call-arg]
+    private: Positive | None = Field(None, description="images over all clients; default: the rest")
+    holdout: float = Field(0.1, ge=0, lt=1, description="share each client keeps for validation")
+    validation: int = Field(0, ge=0, description="labelled images held by the server")
+    test: Positive | None = Field(None, description="test images used; default: all")
+    transfer: Transfer = Transfer()
+    views: Views = Views()
+
+
+class Feedback(Section):
+    """What the clients get back from the server's student."""
+
+    use: Literal["none", "init", "regulariser"] = "none"
+    weight: float = Field(1.0, ge=0)
+    temperature: float = Field(2.0, gt=0)
+
+
+class Teachers(Section):
+    """The clients' private networks and their local training."""
+
+    models: NamedList = Field((Component(name="cnn_small"),), min_length=1)
+    epochs: Positive = 5
+    batch_size: Positive = 32
+    optimizer: Optimizer = Optimizer()
+    augment: str = "none"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    warm_start: bool = Field(True, description="go on from the last round's weights")
+    feedback: Feedback = Feedback()
+
+    def model_of(self, client: int) -> Component:
+        """Models are dealt to clients in turn."""
+        return self.models[client % len(self.models)]
+
+
+class Student(Section):
+    """The one network that comes out."""
+
+    model: Named = Component(name="cnn_small")
+
+
+class Term(Component):
+    """One loss of the objective with its weight and warm-up."""
+
+    weight: float = Field(1.0, ge=0)
+    warmup: int = Field(0, ge=0, description="epochs over which the weight rises linearly to full")
+
+
+def _terms(value: Any) -> Any:
+    if isinstance(value, str | Mapping):
+        value = [value]
+    return [_component(item) for item in value] if isinstance(value, Sequence) else value
+
+
+class Distillation(Section):
+    """How the student learns from the fused teachers."""
+
+    losses: Annotated[tuple[Term, ...], BeforeValidator(_terms)] = Field(
+        (Term(name="dkd"), Term(name="vrm")), min_length=1
+    )
+    epochs: Positive = 20
+    batch_size: Positive = 64
+    optimizer: Optimizer = Optimizer()
+    warm_start: bool = Field(True, description="the student goes on from the last round")
+
+
+class Federation(Section):
+    """How the round is run."""
+
+    quorum: Fraction = Field(0.5, description="share of clients whose knowledge a round needs")
+    deadline: float = Field(600.0, gt=0, description="seconds a client has per phase")
+    max_abs_logit: float = Field(1e4, gt=0, description="larger values are refused")
+    max_payload_mb: float = Field(256.0, gt=0, description="larger replies are refused")
+    dtype: Literal["float16", "float32"] = Field("float16", description="knowledge on the wire")
+
+
+class Evaluation(Section):
+    """What is measured, on the public test set unless said otherwise."""
+
+    teachers: bool = Field(True, description="teachers answer the test images too")
+    clients: bool = Field(True, description="the student on each client's held-out part, at the end")
+    baselines: tuple[Literal["oracle", "ceiling"], ...] = ("oracle", "ceiling")
+
+
+class Resources(Section):
+    """Compute. Thread counts are part of the config: results on CPU depend on them bit-wise."""
+
+    client_cpus: Positive = 1
+    client_gpus: float = Field(0.0, ge=0)
+    server_threads: Positive = 2
+    device: str = Field("auto", description="server's device: auto, cpu, cuda, cuda:1")
+
+
+class Experiment(Section):
+    """Everything one run needs."""
+
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0)
+    rounds: Positive = 3
+    clients: Positive = 8
+    plugins: tuple[str, ...] = Field((), description="modules to import: they register themselves")
+    output: str = Field("runs", description="folder for run directories")
+    data: Data = Data()
+    teachers: Teachers = Teachers()
+    student: Student = Student()
+    fusion: NamedList = (Component(name="uniform"),)
+    distillation: Distillation = Distillation()
+    federation: Federation = Federation()
+    evaluation: Evaluation = Evaluation()
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Experiment:
+        if self.teachers.feedback.use == "init" and self.student.model not in self.teachers.models:
+            raise ValueError(
+                f"teachers.feedback.use: 'init' needs a teacher of the student's model "
+                f"{self.student.model.name!r} (teachers.models: "
+                f"{', '.join(m.name for m in self.teachers.models)})"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved config, every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def to_json(self) -> str:
+        """Compact and canonical: what travels to the clients."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with two of YAML 1.1's traps removed: `1e-4` is a number, a repeated key an error."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if key.value in seen:
+            raise ConfigError(f"key {key.value!r} is given twice (line {key.start_mark.line + 1})")
+        seen.add(key.value)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.yaml_implicit_resolvers = {
+    first: list(rules) for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """YAML text -> plain values. Raises `ConfigError` naming `source` and the line."""
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader: builds plain values only
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}, line {mark.line + 1}" if mark else source
+        raise ConfigError(f"{where}: {getattr(error, 'problem', error)}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read a config file and apply `key=value` overrides.
+
+    Args:
+        path: A YAML file. A relative path is looked for in the working directory first, then
+            beside the installed `configs` package (so that a Flower app bundle finds its own).
+        overrides: Words like `rounds=5` or `student.model=resnet20`; values are YAML.
+
+    Raises:
+        ConfigError: one line on what is wrong, where, and what is allowed.
+    """
+    file = _find(Path(path))
+    values = parse_yaml(file.read_text(encoding="utf-8"), str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys, got {type(values).__name__}")
+    values.setdefault("name", file.stem)
+    return make_experiment(values, overrides)
+
+
+def make_experiment(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Experiment:
+    """Plain values and overrides -> a checked experiment. Raises `ConfigError`."""
+    experiment = _validate(values)
+    if overrides:
+        merged = experiment.model_dump(mode="json")
+        for word in overrides:
+            key, separator, text = word.partition("=")
+            if not separator or not key:
+                raise ConfigError(f"override {word!r}: expected key=value, for example rounds=5")
+            _assign(merged, key.strip().split("."), parse_yaml(text, key), key)
+        experiment = _validate(merged)
+    _import_plugins(experiment.plugins)
+    return experiment
+
+
+def _validate(values: Mapping[str, Any]) -> Experiment:
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+
+
+def _find(path: Path) -> Path:
+    """`path` itself, or the config of that name shipped in the `configs` package."""
+    import configs
+
+    shipped = Path(configs.__file__).parent
+    for candidate in (path, shipped.parent / path, shipped / path):
+        if candidate.is_file():
+            return candidate
+    known = [str(p.relative_to(shipped.parent)) for p in sorted(shipped.rglob("*.yaml"))]
+    raise ConfigError(f"no config file {str(path)!r}{nearest(str(path), known)}")
+
+
+def _assign(values: dict[str, Any], keys: list[str], value: Any, whole: str) -> None:
+    *parents, last = keys
+    node: Any = values
+    for depth, key in enumerate(parents):
+        if isinstance(node, list):
+            node = _item(node, key, whole)
+            continue
+        child = node.get(key)
+        if isinstance(child, str) and depth < len(keys) - 1:  # `fusion: x` -> `{name: x}`
+            child = {"name": child}
+        node[key] = {} if child is None else child
+        node = node[key]
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"{whole}: {'.'.join(keys[: depth + 1])} is a value, not a section")
+    if isinstance(node, list):
+        _item(node, last, whole)
+        node[int(last)] = value
+    elif last == "name" and issubclass(_model_at(parents), Component) and node.get("name") != value:
+        node.clear()  # another component: the options of the old one do not apply to it
+        node["name"] = value
+    else:
+        node[last] = value
+
+
+def _item(items: list[Any], key: str, whole: str) -> Any:
+    if not key.isdigit() or int(key) >= len(items):
+        raise ConfigError(f"{whole}: {key!r} is not an index of a list of {len(items)}")
+    if isinstance(items[int(key)], str):
+        items[int(key)] = {"name": items[int(key)]}
+    return items[int(key)]
+
+
+def _import_plugins(names: Sequence[str]) -> None:
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError(
+                f"plugins: cannot import {name!r} ({error}); it must be importable from the "
+                "working directory or installed"
+            ) from None
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first problem of a pydantic error, in our words."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    kind, given = first["type"], first["input"]
+    if kind == "extra_forbidden":
+        allowed = _keys_at(first["loc"][:-1])
+        return (
+            f"{where}: unknown key{nearest(str(first['loc'][-1]), allowed)} "
+            f"(allowed: {', '.join(allowed)})"
+        )
+    if kind == "literal_error":
+        allowed_values = first["ctx"]["expected"]
+        hint = nearest(str(given), [v.strip(" '") for v in allowed_values.replace(" or ", ", ").split(",")])
+        return f"{where}: expected {allowed_values}, got {given!r}{hint}"
+    if kind == "missing":
+        return f"{where}: required key is missing"
+    if kind == "value_error":
+        text = str(first["ctx"]["error"])
+        return f"{where}: {text}" if where else text
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{where}: {message}, got {given!r}"
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    """Field names of the section at `location`."""
+    return list(_model_at(location).model_fields)
+
+
+def _model_at(location: Sequence[int | str]) -> type[BaseModel]:
+    """The model that describes the section at `location`; list indices are passed over."""
+    model: type[BaseModel] = Experiment
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _section_in(model.model_fields[part].annotation) or model
+    return model
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in get_args(annotation):
+        if found := _section_in(inner):
+            return found
+    return None

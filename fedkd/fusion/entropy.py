@@ -1,0 +1,42 @@
+"""Teachers count by how sure they are of a sample."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fedkd.fusion import FUSIONS
+from fedkd.fusion.base import Fusion
+from fedkd.knowledge.kinds import Logits
+from fedkd.knowledge.payload import Ensemble
+
+
+@FUSIONS.register("entropy")
+class Entropy(Fusion):
+    """A teacher's say on a sample falls with the entropy of its prediction (EBKD).
+
+    Weight exp(-H / (log C * temperature)), with H / log C in [0, 1]. Under strong label skew a
+    narrow teacher is sure of everything: chain it after `class_gated` there.
+
+    Args:
+        temperature: Small values listen to the surest teachers only.
+
+    References:
+        Kwon et al., "Adaptive Knowledge Distillation Based on Entropy", ICASSP 2020.
+    """
+
+    def __init__(self, *, temperature: float = 0.2) -> None:
+        if temperature <= 0:
+            raise ValueError(f"fusion 'entropy': temperature must be positive, got {temperature}")
+        self.temperature = temperature
+
+    def __call__(self, ensemble: Ensemble) -> Ensemble:
+        """Weights by entropy of the real view's prediction."""
+        logits = ensemble.tensors[Logits()]
+        log_p = torch.log_softmax(logits, dim=-1)
+        entropy = -(log_p.exp() * log_p).sum(dim=-1) / math.log(logits.shape[-1])
+        # Subtracting the surest teacher's entropy cancels in the normalisation and keeps
+        # the exponentials away from zero.
+        surest = entropy.min(dim=0).values
+        return ensemble.weighted(torch.exp((surest - entropy) / self.temperature))

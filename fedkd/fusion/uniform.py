@@ -1,0 +1,18 @@
+"""Every teacher has the same say."""
+
+from __future__ import annotations
+
+import torch
+
+from fedkd.fusion import FUSIONS
+from fedkd.fusion.base import Fusion
+from fedkd.knowledge.payload import Ensemble
+
+
+@FUSIONS.register("uniform")
+class Uniform(Fusion):
+    """Every teacher has the same say (AVER; FedMD, DS-FL)."""
+
+    def __call__(self, ensemble: Ensemble) -> Ensemble:
+        """Weights 1/M among the teachers that still have a say."""
+        return ensemble.weighted(torch.ones_like(ensemble.weights))

@@ -1,0 +1,219 @@
+"""Knowledge of one teacher, and of many side by side.
+
+`Knowledge` is what one client sends, `Bank` what the server holds of a round (arrays that may
+lie on disk), `Ensemble` the rows of a bank for some samples: what fusions and losses see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd.knowledge.kinds import Kind, Logits
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What is known of a teacher besides its answers.
+
+    Attributes:
+        client: The client's number (its partition).
+        num_examples: Private examples it learnt from; None unless a fusion rule asked.
+        class_counts: Private examples per class; None unless a fusion rule asked. Discloses the
+            client's label distribution.
+    """
+
+    client: int
+    num_examples: int | None = None
+    class_counts: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What one teacher says about the whole transfer set, in the set's order.
+
+    Attributes:
+        teacher: Who says it.
+        tensors: Kind -> tensor with first axis N (the transfer set).
+    """
+
+    teacher: Teacher
+    tensors: Mapping[Kind, Tensor]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """M teachers on the same B samples.
+
+    Attributes:
+        teachers: Who they are, in client order.
+        tensors: Kind -> (M, B, ...).
+        weights: Say of each teacher on each sample, (M, B); columns sum to one.
+        class_weights: Trust in each teacher's view of each class, (M, C) in [0, 1]; ones unless
+            a fusion rule knows better. Relation losses gate class-graph edges with it.
+    """
+
+    teachers: tuple[Teacher, ...]
+    tensors: Mapping[Kind, Tensor]
+    weights: Tensor
+    class_weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.teachers)
+
+    @property
+    def num_samples(self) -> int:
+        """B."""
+        return self.weights.shape[1]
+
+    def weighted(self, scores: Tensor) -> Ensemble:
+        """Multiply the weights by non-negative `scores` (M, B) and normalise per sample.
+
+        A sample on which every score is zero keeps the weights it had.
+        """
+        weights = self.weights * scores
+        total = weights.sum(dim=0)
+        return replace(
+            self, weights=torch.where(total > 0, weights / total.clamp(min=1e-30), self.weights)
+        )
+
+    def mean_probabilities(self, temperature: float = 1.0) -> Tensor:
+        """Weighted mean of the teachers' probabilities on the real view, (B, C)."""
+        logits = self.tensors[Logits()].float()
+        return torch.einsum("mb,mbc->bc", self.weights, torch.softmax(logits / temperature, -1))
+
+    def teacher(self, index: int) -> dict[Kind, Tensor]:
+        """Tensors of one teacher, Kind -> (B, ...)."""
+        return {kind: tensor[index] for kind, tensor in self.tensors.items()}
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The knowledge of M teachers about all N transfer samples, possibly on disk.
+
+    Attributes:
+        teachers: In client order, so that nothing depends on the order of arrival.
+        arrays: Kind -> one array (N, ...) per teacher; memory maps are read row by row.
+        weights: (M, N) after fusion; None means uniform.
+        class_weights: (M, C) after fusion, or None.
+    """
+
+    teachers: tuple[Teacher, ...]
+    arrays: Mapping[Kind, Sequence[np.ndarray]]
+    weights: np.ndarray | None = None
+    class_weights: Tensor | None = field(default=None)
+
+    @classmethod
+    def of(cls, knowledge: Sequence[Knowledge]) -> Bank:
+        """Bank of knowledge held in memory. Raises `ValueError` if teachers differ in kinds."""
+        ordered = sorted(knowledge, key=lambda item: item.teacher.client)
+        if not ordered:
+            raise ValueError("no teacher has shared anything")
+        kinds = set(ordered[0].tensors)
+        for item in ordered:
+            if set(item.tensors) != kinds:
+                raise ValueError(
+                    f"client {item.teacher.client} shares {sorted(map(str, item.tensors))}, "
+                    f"expected {sorted(map(str, kinds))}"
+                )
+        arrays = {k: [item.tensors[k].cpu().numpy() for item in ordered] for k in kinds}
+        return cls(tuple(item.teacher for item in ordered), arrays)
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return len(next(iter(self.arrays.values()))[0])
+
+    def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Ensemble:
+        """The ensemble on samples `index` (B,), as float32 tensors on `device`."""
+        at = index.cpu().numpy()
+        tensors = {
+            kind: torch.from_numpy(
+                np.stack([np.asarray(array[at], dtype=np.float32) for array in arrays])
+            ).to(device)
+            for kind, arrays in self.arrays.items()
+        }
+        count = len(self.teachers)
+        if self.weights is None:
+            weights = torch.full((count, len(at)), 1.0 / count)
+        else:
+            weights = torch.from_numpy(np.ascontiguousarray(self.weights[:, at]))
+        return Ensemble(self.teachers, tensors, weights.to(device), self.class_weights)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A bank after fusion, with what the teachers say together.
+
+    Attributes:
+        bank: The fused teachers (weights set; fewer teachers if a rule merged them).
+        probabilities: Weighted mean of the teachers' probabilities, (N, C) float32.
+        targets: Labels the student learns from, (N,): the true ones of a labelled transfer set,
+            else the argmax of `probabilities`.
+    """
+
+    bank: Bank
+    probabilities: Tensor
+    targets: Tensor
+
+
+Rule = Callable[[Ensemble], Ensemble]
+
+# Bytes of teachers' tensors held at once while fusing: memory stays flat however many clients.
+FUSION_BUDGET = 64 * 2**20
+
+
+def fuse(
+    bank: Bank,
+    rules: Sequence[Rule],
+    *,
+    labels: Tensor | None = None,
+    store: Callable[[str, tuple[int, ...]], np.ndarray] | None = None,
+) -> Fused:
+    """Apply fusion rules to a whole bank, some samples at a time.
+
+    Rules see each sample on its own, so the result does not depend on how samples are grouped.
+
+    Args:
+        bank: Every teacher's knowledge.
+        rules: Applied in order; each maps an ensemble to an ensemble.
+        labels: True labels (N,) of a labelled transfer set.
+        store: `(name, shape) -> float32 array` to hold the results; memory by default, memory
+            maps on the server.
+    """
+    allocate = store or (lambda _name, shape: np.zeros(shape, dtype=np.float32))
+    total = bank.num_samples
+    per_sample = sum(
+        4 * len(arrays) * int(np.prod(arrays[0].shape[1:])) for arrays in bank.arrays.values()
+    )
+    step = max(1, min(total, FUSION_BUDGET // max(per_sample, 1)))
+    weights: np.ndarray | None = None
+    merged: dict[Kind, np.ndarray] = {}
+    probabilities: list[Tensor] = []
+    teachers, class_weights = bank.teachers, bank.class_weights
+    for start in range(0, total, step):
+        index = torch.arange(start, min(start + step, total))
+        before = bank.rows(index)
+        after = before
+        for rule in rules:
+            after = rule(after)
+        changed = {k: t for k, t in after.tensors.items() if t is not before.tensors.get(k)}
+        if weights is None:
+            teachers, class_weights = after.teachers, after.class_weights
+            weights = allocate("weights", (len(after), total))
+            merged = {
+                kind: allocate(str(kind), (len(after), total, *tensor.shape[2:]))
+                for kind, tensor in changed.items()
+            }
+        weights[:, index.numpy()] = after.weights.numpy()
+        for kind, tensor in changed.items():
+            merged[kind][:, index.numpy()] = tensor.numpy()
+        probabilities.append(after.mean_probabilities())
+    arrays = {kind: list(merged[kind]) if kind in merged else a for kind, a in bank.arrays.items()}
+    together = torch.cat(probabilities)
+    targets = together.argmax(dim=1) if labels is None else labels
+    return Fused(Bank(teachers, arrays, weights, class_weights), together, targets)

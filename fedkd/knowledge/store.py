@@ -1,0 +1,90 @@
+"""A round's knowledge on disk: accepted once, never lost, read row by row.
+
+One folder per client with one `.npy` per kind, written beside its final place and renamed, so a
+killed server finds either all of a client's knowledge or none of it. Reading maps the files into
+memory, so what the server holds does not grow with the number of clients.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fedkd.knowledge.kinds import Kind
+from fedkd.knowledge.payload import Bank, Knowledge, Teacher
+
+
+class KnowledgeStore:
+    """Knowledge of one round.
+
+    Args:
+        folder: Created if absent.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".*"):  # of a server killed while writing
+            shutil.rmtree(leftover)
+
+    def put(self, knowledge: Knowledge) -> None:
+        """Keep one client's knowledge; a second one of the same client is ignored."""
+        final = self._place(knowledge.teacher.client)
+        if final.exists():
+            return
+        draft = self.folder / f".{final.name}"
+        draft.mkdir()
+        for kind, tensor in knowledge.tensors.items():
+            np.save(draft / f"{kind}.npy", tensor.numpy(), allow_pickle=False)
+        teacher = knowledge.teacher
+        facts = {"num_examples": teacher.num_examples, "class_counts": teacher.class_counts}
+        (draft / "teacher.json").write_text(json.dumps(facts), encoding="utf-8")
+        draft.rename(final)
+
+    def clients(self) -> list[int]:
+        """Who has answered, in order."""
+        return sorted(int(path.name.removeprefix("client-")) for path in self.folder.glob("client-*"))
+
+    def bank(self, kinds: Sequence[Kind]) -> Bank:
+        """All accepted knowledge as memory maps, in client order."""
+        teachers, arrays = [], {kind: [] for kind in kinds}  # type: ignore[var-annotated]
+        for client in self.clients():
+            place = self._place(client)
+            facts = json.loads((place / "teacher.json").read_text(encoding="utf-8"))
+            counts = facts["class_counts"]
+            teachers.append(
+                Teacher(client, facts["num_examples"], None if counts is None else tuple(counts))
+            )
+            for kind in kinds:
+                arrays[kind].append(
+                    np.load(place / f"{kind}.npy", mmap_mode="r", allow_pickle=False)
+                )
+        return Bank(tuple(teachers), arrays)
+
+    def allocate(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A float32 array of the fused round on disk, filled by `fuse`."""
+        folder = self.folder / "fused"
+        folder.mkdir(exist_ok=True)
+        array: np.ndarray = np.lib.format.open_memmap(
+            folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape
+        )
+        return array
+
+    def _place(self, client: int) -> Path:
+        return self.folder / f"client-{client:04d}"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a crash leaves the old content or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

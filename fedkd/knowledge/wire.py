@@ -1,0 +1,158 @@
+"""Knowledge <-> plain arrays and a header, and every check a payload must pass.
+
+Nothing here trusts the sender: shapes are compared, never broadcast; dtypes are compared, never
+cast; numbers must be finite and bounded; run, round, transfer set and class map must be ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fedkd.knowledge.kinds import Kind
+from fedkd.knowledge.payload import Knowledge, Teacher
+
+PROTOCOL = 1
+
+HeaderValue = int | str | list[int]
+Header = Mapping[str, HeaderValue]
+
+
+class Refused(ValueError):
+    """A payload that must not be used; the message is the reason shown in the report."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an acceptable payload of this round looks like.
+
+    Attributes:
+        run: Identity of the run (not Flower's: it survives a resume).
+        round: Round number, from 1.
+        fingerprint: Hash of the transfer set.
+        class_map: Hash of the class names in order.
+        num_samples: N, size of the transfer set.
+        num_classes: C.
+        kinds: Kinds that were ordered.
+        dtype: numpy name of the dtype on the wire.
+        max_abs: Largest magnitude believed.
+        disclose: Metadata that was asked for: `num_examples`, `class_counts`.
+    """
+
+    run: str
+    round: int
+    fingerprint: str
+    class_map: str
+    num_samples: int
+    num_classes: int
+    kinds: tuple[Kind, ...]
+    dtype: str = "float16"
+    max_abs: float = 1e4
+    disclose: tuple[str, ...] = ()
+
+
+def pack(
+    knowledge: Knowledge, expected: Expected
+) -> tuple[dict[str, np.ndarray], dict[str, HeaderValue]]:
+    """Arrays by kind name and the header, ready to be put into any transport's records."""
+    teacher = knowledge.teacher
+    arrays = {
+        str(kind): knowledge.tensors[kind].cpu().numpy().astype(expected.dtype)
+        for kind in expected.kinds
+    }
+    header: dict[str, HeaderValue] = {
+        "protocol": PROTOCOL,
+        "run": expected.run,
+        "round": expected.round,
+        "client": teacher.client,
+        "fingerprint": expected.fingerprint,
+        "class_map": expected.class_map,
+    }
+    if "num_examples" in expected.disclose and teacher.num_examples is not None:
+        header["num_examples"] = teacher.num_examples
+    if "class_counts" in expected.disclose and teacher.class_counts is not None:
+        header["class_counts"] = list(teacher.class_counts)
+    return arrays, header
+
+
+def unpack(
+    arrays: Mapping[str, np.ndarray], header: Header, expected: Expected, client: int
+) -> Knowledge:
+    """Check a payload against what was ordered and return it as knowledge.
+
+    Args:
+        arrays: By kind name, as sent.
+        header: As sent.
+        expected: This round's order.
+        client: Who sent it, as the server knows it.
+
+    Raises:
+        Refused: with the first reason found.
+    """
+    _check_header(header, expected, client)
+    names = {str(kind): kind for kind in expected.kinds}
+    if set(arrays) != set(names):
+        missing, extra = sorted(set(names) - set(arrays)), sorted(set(arrays) - set(names))
+        raise Refused(f"kinds differ from the order: missing {missing}, unasked {extra}")
+    tensors = {}
+    for name, kind in names.items():
+        tensors[kind] = _check_array(name, kind, arrays[name], expected)
+    return Knowledge(_check_teacher(header, expected, client), tensors)
+
+
+def _check_header(header: Header, expected: Expected, client: int) -> None:
+    checks: Sequence[tuple[str, object, str]] = (
+        ("protocol", PROTOCOL, "speaks protocol {got}, this server speaks {want}"),
+        ("run", expected.run, "answers run {got!r}, this is run {want!r}"),
+        ("round", expected.round, "answers round {got} (replayed or late), this is round {want}"),
+        ("client", client, "claims to be client {got}, registered as client {want}"),
+        ("fingerprint", expected.fingerprint, "has transfer set {got!r}, expected {want!r}"),
+        ("class_map", expected.class_map, "has class map {got!r}, expected {want!r}"),
+    )
+    for key, want, message in checks:
+        got = header.get(key)
+        if got != want:
+            raise Refused(message.format(got=got, want=want))
+
+
+def _check_array(
+    name: str, kind: Kind, array: np.ndarray, expected: Expected
+) -> torch.Tensor:
+    if array.dtype != np.dtype(expected.dtype):
+        raise Refused(f"{name}: dtype {array.dtype}, expected {expected.dtype}")
+    shape = (expected.num_samples, *kind.shape(expected.num_classes))
+    if array.shape != shape:
+        if array.ndim == len(shape) and array.shape[0] == shape[0]:
+            raise Refused(f"{name}: {array.shape[1]} classes per sample, expected {shape[1]}")
+        raise Refused(f"{name}: shape {tuple(array.shape)}, expected {shape}")
+    finite = np.isfinite(array)
+    if not finite.all():
+        what = "NaN" if np.isnan(array).any() else "infinity"
+        raise Refused(f"{name}: {what} in {int((~finite).sum())} of {array.size} numbers")
+    largest = float(np.abs(array).max(initial=0))
+    if largest > expected.max_abs:
+        raise Refused(f"{name}: magnitude {largest:.3g}, at most {expected.max_abs:g} is believed")
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _check_teacher(header: Header, expected: Expected, client: int) -> Teacher:
+    examples: int | None = None
+    counts: tuple[int, ...] | None = None
+    if "num_examples" in expected.disclose:
+        value = header.get("num_examples")
+        if not isinstance(value, int) or value < 0:
+            raise Refused(f"num_examples is {value!r}, expected a count")
+        examples = value
+    if "class_counts" in expected.disclose:
+        value = header.get("class_counts")
+        if (
+            not isinstance(value, list)
+            or len(value) != expected.num_classes
+            or any(not isinstance(n, int) or n < 0 for n in value)
+        ):
+            raise Refused(f"class_counts is not {expected.num_classes} counts")
+        counts = tuple(value)
+    return Teacher(client, examples, counts)
