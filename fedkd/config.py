@@ -297,7 +297,7 @@ def make_experiment(values: Mapping[str, Any], overrides: Sequence[str] = ()) ->
                 raise ConfigError(f"override {word!r}: expected key=value, for example rounds=5")
             _assign(merged, key.strip().split("."), parse_yaml(text, key), key)
         experiment = _validate(merged)
-    _import_plugins(experiment.plugins)
+    import_plugins(experiment.plugins)
     return experiment
 
 
@@ -352,7 +352,8 @@ def _item(items: list[Any], key: str, whole: str) -> Any:
     return items[int(key)]
 
 
-def _import_plugins(names: Sequence[str]) -> None:
+def import_plugins(names: Sequence[str]) -> None:
+    """Import users' modules, which register themselves. Raises `ConfigError`."""
     for name in names:
         try:
             importlib.import_module(name)

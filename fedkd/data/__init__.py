@@ -1,6 +1,11 @@
 """Images: where they come from, who holds them, and the transfer set everybody shares."""
 
+from typing import Any
+
 from fedkd.data.images import ImageSet
 from fedkd.registry import Registry
 
-__all__ = ["ImageSet", "Registry"]
+DATASETS: Registry[tuple[ImageSet, ImageSet]] = Registry("data set", "fedkd.data")
+PARTITIONS: Registry[Any] = Registry("partition", "fedkd.data")
+
+__all__ = ["DATASETS", "PARTITIONS", "ImageSet"]

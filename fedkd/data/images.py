@@ -34,7 +34,9 @@ class ImageSet:
             return
         if self.labels.shape != (len(self.images),):
             raise ValueError(f"{len(self.images)} images but labels {tuple(self.labels.shape)}")
-        if len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+        if len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(
+            self.classes
+        ):
             raise ValueError(
                 f"labels run from {int(self.labels.min())} to {int(self.labels.max())}, "
                 f"but there are {len(self.classes)} classes"

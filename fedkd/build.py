@@ -1,0 +1,177 @@
+"""Config -> objects; the only room that knows both sides."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedkd.config import Component, ConfigError, Experiment
+from fedkd.data import DATASETS, PARTITIONS
+from fedkd.data.datasets import load_dataset
+from fedkd.data.splits import FederatedData, federate
+from fedkd.fusion import FUSIONS
+from fedkd.fusion.base import Fusion
+from fedkd.losses import LOSSES
+from fedkd.models import MODELS
+from fedkd.models.build import build_model
+from fedkd.models.network import Network
+from fedkd.objective import Objective, Term
+from fedkd.registry import Registry, nearest
+
+
+def check(experiment: Experiment) -> None:
+    """Check every component before anything is loaded or started.
+
+    Raises:
+        ConfigError: unknown name or option, named by its key in the config.
+    """
+    _check(DATASETS, experiment.data.dataset, "data.dataset")
+    if experiment.data.transfer.dataset is not None:
+        _check(DATASETS, experiment.data.transfer.dataset, "data.transfer.dataset")
+    _check(PARTITIONS, experiment.data.partition, "data.partition")
+    for number, model in enumerate(experiment.teachers.models):
+        _check_model(model, f"teachers.models.{number}")
+    _check_model(experiment.student.model, "student.model")
+    for number, rule in enumerate(experiment.fusion):
+        _check(FUSIONS, rule, f"fusion.{number}")
+        _attempt(f"fusion.{number}", partial(FUSIONS.create, rule.name, **rule.options))
+    for number, term in enumerate(experiment.distillation.losses):
+        _check(LOSSES, term, f"distillation.losses.{number}", extra=("weight", "warmup"))
+    _attempt("distillation.losses", partial(build_objective, experiment))
+    from fedkd.data.views import AUGMENTATIONS
+
+    if experiment.teachers.augment not in AUGMENTATIONS:
+        raise ConfigError(
+            f"teachers.augment: unknown augmentation {experiment.teachers.augment!r}"
+            f"{nearest(experiment.teachers.augment, list(AUGMENTATIONS))} "
+            f"(known: {', '.join(AUGMENTATIONS)})"
+        )
+    device_of(experiment)
+
+
+def build_data(experiment: Experiment, root: str | Path | None = None) -> FederatedData:
+    """The split of this experiment: the same on every machine with the same images.
+
+    Args:
+        experiment: The experiment.
+        root: Folder of local data; overrides `data.root`.
+
+    Raises:
+        ConfigError: the images cannot be split this way.
+        FileNotFoundError: images are missing; the message says how to get them.
+    """
+    data = experiment.data
+    place = Path(root or data.root).expanduser() if root or data.root else None
+    train, test = load_dataset(data.dataset.name, place, **data.dataset.options)
+    other = data.transfer.dataset
+    transfer_images = None if other is None else load_dataset(other.name, place, **other.options)[0]
+    try:
+        return federate(
+            train,
+            test,
+            clients=experiment.clients,
+            partition=data.partition.name,
+            partition_options=data.partition.options,
+            transfer_size=data.transfer.size,
+            transfer_labelled=data.transfer.labelled,
+            transfer_images=transfer_images,
+            private_size=data.private,
+            validation_size=data.validation,
+            holdout=data.holdout,
+            test_size=data.test,
+            seed=experiment.seed,
+        )
+    except ValueError as error:
+        raise ConfigError(f"data: {error}") from None
+
+
+def build_network(
+    experiment: Experiment, model: Component, data: FederatedData, *names: object
+) -> Network:
+    """A fresh network; its weights are drawn from the run seed's stream `names`."""
+    from fedkd.randomness import stream_seed
+
+    channels, height, _ = data.test.shape
+    try:
+        return build_model(
+            model.name,
+            num_classes=len(data.classes),
+            in_channels=channels,
+            image_size=height,
+            mean=data.mean,
+            std=data.std,
+            seed=stream_seed(experiment.seed, *names),
+            options=model.options,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def build_objective(experiment: Experiment) -> Objective:
+    """The student's objective. Raises `ValueError` for impossible options."""
+    terms = experiment.distillation.losses
+    repeated = {t.name for t in terms if [u.name for u in terms].count(t.name) > 1}
+    return Objective(
+        [
+            Term(
+                f"{term.name}.{number}" if term.name in repeated else term.name,
+                LOSSES.create(term.name, **term.options),
+                term.weight,
+                term.warmup,
+            )
+            for number, term in enumerate(terms)
+        ]
+    )
+
+
+def build_fusion(experiment: Experiment) -> list[Fusion]:
+    """The chain of fusion rules."""
+    return [FUSIONS.create(rule.name, **rule.options) for rule in experiment.fusion]
+
+
+def device_of(experiment: Experiment) -> torch.device:
+    """The server's device. Raises `ConfigError` if it does not exist here."""
+    name = experiment.resources.device
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"resources.device: {name!r} is not usable here ({first})") from None
+    return device
+
+
+def _check(
+    registry: Registry[Any], component: Component, where: str, extra: tuple[str, ...] = ()
+) -> None:
+    try:
+        registry.check(component.name, component.options)
+    except ValueError as error:
+        message = str(error)
+        for key in component.options:
+            if f"option {key!r}" in message and (hint := nearest(key, list(extra))):
+                message += hint
+        raise ConfigError(f"{where}: {message}") from None
+
+
+def _check_model(model: Component, where: str) -> None:
+    if model.name.startswith("torchvision/"):
+        from fedkd.models.build import model_names
+
+        if model.name not in model_names():
+            raise ConfigError(f"{where}: unknown model {model.name!r}{nearest(model.name, model_names())}")
+        return
+    _check(MODELS, model, where)
+
+
+def _attempt(where: str, build: partial[Any]) -> nn.Module | Fusion:
+    try:
+        return build()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from None

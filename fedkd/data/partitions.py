@@ -1,0 +1,271 @@
+"""Partitions: how private images are dealt to clients.
+
+Thin adapters over Flower Datasets' partitioners, which work here on a table of labels alone.
+Each adapter takes the labels, the number of clients and a seed, and returns the partitioner;
+`partition` runs it and checks what it did.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+import os
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+
+from fedkd.data import PARTITIONS
+from fedkd.randomness import stream_seed
+
+logger = logging.getLogger(__name__)
+
+_MENDS = {
+    "dirichlet": "raise alpha, lower min_size, or take fewer clients or more images",
+    "inner_dirichlet": "raise alpha or take fewer clients",
+    "shard": "lower shards_per_client, or take fewer clients or more images",
+    "pathological": "change classes_per_client, try mode 'deterministic', or take fewer clients",
+    "continuous": "set strictness between 0 and 1, or take more images",
+}
+_FEWER = "take fewer clients or more images"
+
+
+def partition(
+    name: str, labels: np.ndarray, clients: int, *, seed: int, **options: Any
+) -> list[np.ndarray]:
+    """Deal examples to clients.
+
+    The examples are shuffled first, so that nothing depends on the order of a file.
+
+    Args:
+        name: A registered partition.
+        labels: Class of every example, (N,).
+        clients: Number of parts.
+        seed: The run's seed; the same seed gives the same parts.
+        **options: Options of the partition.
+
+    Returns:
+        Per client the sorted indices of its examples. No example is in two parts; some
+        partitions leave a remainder with nobody, which is logged.
+
+    Raises:
+        ValueError: unknown name or option, or the request cannot be met (says what to change).
+    """
+    options = PARTITIONS.check(name, options)
+    labels = np.asarray(labels)
+    if clients < 1:
+        raise ValueError(f"partition {name!r} needs at least one client, got {clients}")
+    if len(labels) < clients:
+        raise ValueError(
+            f"partition {name!r} cannot deal {len(labels)} images to {clients} clients: {_FEWER}"
+        )
+    derived = stream_seed(seed, "partition")
+    order = np.random.default_rng(derived).permutation(len(labels))
+    # Some partitioners take labels for row numbers: close the gaps of absent classes.
+    classes, codes = np.unique(labels, return_inverse=True)
+    codes = codes[order]
+    impossible = (
+        f"partition {name!r} cannot deal {len(labels)} images of {len(classes)} classes "
+        f"to {clients} clients"
+    )
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            partitioner = PARTITIONS.get(name)(codes, clients, derived, **options)
+            partitioner.dataset = _table(codes)
+            rows = [partitioner.load_partition(i)["row"][:] for i in range(clients)]
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        reason = str(error).split(". ")[0].rstrip(".")
+        raise ValueError(f"{impossible} ({reason}): {_MENDS.get(name, _FEWER)}") from None
+    parts = [np.sort(order[np.asarray(part, dtype=np.int64)]) for part in rows]
+    empty = [client for client, part in enumerate(parts) if len(part) == 0]
+    if empty:
+        raise ValueError(
+            f"{impossible} (client {empty[0]} would have none): {_MENDS.get(name, _FEWER)}"
+        )
+    dealt = np.concatenate(parts)
+    if len(np.unique(dealt)) != len(dealt):
+        raise RuntimeError(f"partition {name!r} gave an image to two clients")
+    if len(dealt) < len(labels):
+        logger.warning(
+            "partition %r leaves %d of %d images unused",
+            name,
+            len(labels) - len(dealt),
+            len(labels),
+        )
+    return parts
+
+
+@PARTITIONS.register("iid")
+def iid(labels: np.ndarray, clients: int, seed: int) -> Any:
+    """Equal parts, drawn uniformly."""
+    return _flower().IidPartitioner(num_partitions=clients)
+
+
+@PARTITIONS.register("dirichlet")
+def dirichlet(
+    labels: np.ndarray,
+    clients: int,
+    seed: int,
+    *,
+    alpha: float = 0.5,
+    min_size: int = 10,
+    self_balancing: bool = False,
+) -> Any:
+    """Every class is divided among the clients in Dirichlet-distributed shares.
+
+    Args:
+        labels: Class of every example.
+        clients: Number of parts.
+        seed: Seed of the draw.
+        alpha: Small: a client holds few classes and sizes differ; large: close to iid.
+        min_size: Images every client gets at least; the draw is repeated up to ten times.
+        self_balancing: Give nothing more to a client that already has its average share.
+
+    References:
+        Yurochkin et al., "Bayesian Nonparametric Federated Learning of Neural Networks",
+        ICML 2019, https://arxiv.org/abs/1905.12022
+    """
+    _check_alpha(alpha)
+    if min_size * clients > len(labels):
+        raise ValueError(f"{clients} times min_size {min_size} is more than {len(labels)}")
+    return _flower().DirichletPartitioner(
+        num_partitions=clients,
+        partition_by="label",
+        alpha=alpha,
+        min_partition_size=min_size,
+        self_balancing=self_balancing,
+        seed=seed,
+    )
+
+
+@PARTITIONS.register("inner_dirichlet")
+def inner_dirichlet(labels: np.ndarray, clients: int, seed: int, *, alpha: float = 0.5) -> Any:
+    """Parts of equal size, each with its own Dirichlet-distributed class shares.
+
+    Args:
+        labels: Class of every example.
+        clients: Number of parts.
+        seed: Seed of the draw.
+        alpha: Small: a client holds few classes; large: close to iid.
+
+    References:
+        Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR 2021,
+        https://arxiv.org/abs/2111.04263
+    """
+    _check_alpha(alpha)
+    sizes = [len(part) for part in np.array_split(labels, clients)]
+    return _flower().InnerDirichletPartitioner(
+        partition_sizes=sizes, partition_by="label", alpha=alpha, seed=seed
+    )
+
+
+@PARTITIONS.register("shard")
+def shard(labels: np.ndarray, clients: int, seed: int, *, shards_per_client: int = 2) -> Any:
+    """The images sorted by class are cut into equal shards; a client gets a few at random.
+
+    Args:
+        labels: Class of every example.
+        clients: Number of parts.
+        seed: Seed of the draw.
+        shards_per_client: Shards each client gets; about its number of classes.
+
+    References:
+        McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized
+        Data", AISTATS 2017, https://arxiv.org/abs/1602.05629
+    """
+    return _flower().ShardPartitioner(
+        num_partitions=clients,
+        partition_by="label",
+        num_shards_per_partition=shards_per_client,
+        seed=seed,
+    )
+
+
+@PARTITIONS.register("pathological")
+def pathological(
+    labels: np.ndarray,
+    clients: int,
+    seed: int,
+    *,
+    classes_per_client: int = 2,
+    mode: Literal["random", "deterministic", "first-deterministic"] = "deterministic",
+) -> Any:
+    """Every client holds exactly so many classes.
+
+    Args:
+        labels: Class of every example.
+        clients: Number of parts.
+        seed: Seed of the draw.
+        classes_per_client: Classes each client holds.
+        mode: How classes are chosen; `random` may leave classes (and their images) unused.
+
+    References:
+        Li et al., "Federated Learning on Non-IID Data Silos", ICDE 2022,
+        https://arxiv.org/abs/2102.02079
+    """
+    return _flower().PathologicalPartitioner(
+        num_partitions=clients,
+        partition_by="label",
+        num_classes_per_partition=classes_per_client,
+        class_assignment_mode=mode,
+        seed=seed,
+    )
+
+
+@PARTITIONS.register("continuous")
+def continuous(labels: np.ndarray, clients: int, seed: int, *, strictness: float = 0.5) -> Any:
+    """Equal parts between iid (strictness 0) and sorted by class (strictness 1).
+
+    Args:
+        labels: Class of every example.
+        clients: Number of parts.
+        seed: Seed of the draw.
+        strictness: Weight of the class order against Gaussian noise.
+    """
+    return _flower().ContinuousPartitioner(
+        num_partitions=clients, partition_by="rank", strictness=strictness, seed=seed
+    )
+
+
+@PARTITIONS.register("linear")
+def linear(labels: np.ndarray, clients: int, seed: int) -> Any:
+    """Same class mix, sizes grow like 1, 2, 3, ..."""
+    return _flower().LinearPartitioner(num_partitions=clients)
+
+
+@PARTITIONS.register("square")
+def square(labels: np.ndarray, clients: int, seed: int) -> Any:
+    """Same class mix, sizes grow like 1, 4, 9, ..."""
+    return _flower().SquarePartitioner(num_partitions=clients)
+
+
+@PARTITIONS.register("exponential")
+def exponential(labels: np.ndarray, clients: int, seed: int) -> Any:
+    """Same class mix, sizes grow like e, e^2, e^3, ...: for a handful of clients."""
+    return _flower().ExponentialPartitioner(num_partitions=clients)
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha must be a positive number, got {alpha}")
+
+
+def _flower() -> Any:
+    """Flower Datasets' partitioners; Hugging Face is told to stay offline and silent."""
+    for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ.setdefault(variable, "1")
+    importlib.import_module("datasets").disable_progress_bars()
+    return importlib.import_module("flwr_datasets.partitioner")
+
+
+def _table(codes: np.ndarray) -> Any:
+    """Row number, label, and the row's rank by label.
+
+    The rank has no ties: sorting by labels alone would leave their order to the processor.
+    """
+    rank = np.empty(len(codes))
+    rank[np.argsort(codes, kind="stable")] = np.arange(len(codes))
+    table = importlib.import_module("datasets").Dataset
+    return table.from_dict({"row": np.arange(len(codes)), "label": codes, "rank": rank})

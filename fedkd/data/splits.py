@@ -1,0 +1,261 @@
+"""The split of one data set into private shards, transfer set, validation and test set."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd.data.images import ImageSet
+from fedkd.data.partitions import partition as deal
+from fedkd.data.transfer import TransferSet, conform
+from fedkd.randomness import stream
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """Who holds what: the same on every machine that has the same images.
+
+    Attributes:
+        source: The training images; shards are rows of it, gathered when asked for.
+        shard_rows: Per client the rows it trains on.
+        holdout_rows: Per client the rows it keeps for its own validation.
+        transfer: The common transfer set.
+        validation: Labelled images of the server; may be empty.
+        test: Public test images.
+        mean: Per channel, of the transfer images scaled to [0, 1]: they are public, so the
+            normalisation tells nothing about private images and every machine has it.
+        std: Likewise.
+    """
+
+    source: ImageSet
+    shard_rows: tuple[np.ndarray, ...]
+    holdout_rows: tuple[np.ndarray, ...]
+    transfer: TransferSet
+    validation: ImageSet
+    test: ImageSet
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order."""
+        return self.source.classes
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients."""
+        return len(self.shard_rows)
+
+    def shard(self, client: int) -> ImageSet:
+        """The labelled images that `client` trains on."""
+        return self.source.subset(self.shard_rows[self._known(client)])
+
+    def holdout(self, client: int) -> ImageSet:
+        """The labelled images that `client` keeps for its own validation; may be empty."""
+        return self.source.subset(self.holdout_rows[self._known(client)])
+
+    def class_counts(self) -> Tensor:
+        """Training images per client and class, int64 (clients, C); without the held-out ones."""
+        assert self.source.labels is not None
+        return torch.stack(
+            [
+                torch.bincount(
+                    self.source.labels[torch.from_numpy(rows)], minlength=len(self.classes)
+                )
+                for rows in self.shard_rows
+            ]
+        )
+
+    def _known(self, client: int) -> int:
+        if not 0 <= client < self.num_clients:
+            raise ValueError(
+                f"there is no client {client}: clients are 0 to {self.num_clients - 1}"
+            )
+        return client
+
+
+def federate(
+    train: ImageSet,
+    test: ImageSet,
+    *,
+    clients: int,
+    partition: str,
+    partition_options: Mapping[str, Any] | None = None,
+    transfer_size: int,
+    transfer_labelled: bool = False,
+    transfer_images: ImageSet | None = None,
+    private_size: int | None = None,
+    validation_size: int = 0,
+    holdout: float = 0.0,
+    test_size: int | None = None,
+    seed: int,
+) -> FederatedData:
+    """Draw transfer, validation and private images from `train`, and deal the private ones.
+
+    Sets are drawn uniformly, one after the other from what is left, each from its own stream:
+    a larger validation set never moves the transfer set, and a smaller transfer set is the
+    beginning of a larger one.
+
+    Args:
+        train: Labelled images to draw from.
+        test: Labelled test images of the same shape and classes.
+        clients: Number of clients.
+        partition: Registered partition that deals the private images.
+        partition_options: Its options.
+        transfer_size: Images in the transfer set.
+        transfer_labelled: Whether the student may use the labels of the transfer set.
+        transfer_images: Draw the transfer set from these images instead of `train`; they are
+            brought to the shape of `train`.
+        private_size: Private images over all clients; None: all that are left.
+        validation_size: Labelled images the server holds.
+        holdout: Share of every shard that its client keeps for validation, at least one image
+            unless it is 0 or the shard has only one.
+        test_size: Test images used; None: all.
+        seed: The run's seed.
+
+    Raises:
+        ValueError: too few images, or sets that do not fit together.
+    """
+    _check_request(train, test, transfer_images, transfer_labelled, holdout)
+    own = transfer_images is None
+    wanted = {
+        "transfer": transfer_size if own else 0,
+        "validation": validation_size,
+        "private": clients if private_size is None else private_size,
+    }
+    if sum(wanted.values()) > len(train):
+        listed = " + ".join(f"{count} {name}" for name, count in wanted.items() if count)
+        raise ValueError(
+            f"the training set has {len(train)} images, but {listed} = "
+            f"{sum(wanted.values())} are asked for"
+        )
+
+    left = torch.arange(len(train))
+    rows = {}
+    for name, count in wanted.items():
+        if name == "private" and private_size is None:
+            count = len(left)
+        order = torch.randperm(len(left), generator=stream(seed, "split", name))
+        rows[name], left = left[order[:count]], left[order[count:].sort().values]
+    private = rows["private"].sort().values
+    _check_disjoint(list(rows.values()))
+
+    if transfer_images is None:
+        chosen = train.subset(rows["transfer"])
+    else:
+        chosen = _draw("transfer", transfer_images, transfer_size, seed)
+        chosen = conform(chosen, train.shape)
+    true_labels = chosen.labels if chosen.classes == train.classes else None
+    chosen = replace(
+        chosen, labels=true_labels if transfer_labelled else None, classes=train.classes
+    )
+    mean, std = chosen.statistics()
+
+    assert train.labels is not None
+    parts = deal(
+        partition, train.labels[private].numpy(), clients, seed=seed, **(partition_options or {})
+    )
+    shards, holdouts = [], []
+    for client, part in enumerate(parts):
+        kept, held = _hold_out(len(part), holdout, seed, client)
+        shards.append(private.numpy()[part[kept]])
+        holdouts.append(private.numpy()[part[held]])
+    _check_disjoint([torch.from_numpy(part) for part in (*shards, *holdouts)])
+    return FederatedData(
+        source=train,
+        shard_rows=tuple(shards),
+        holdout_rows=tuple(holdouts),
+        transfer=TransferSet(chosen, true_labels, chosen.fingerprint()),
+        validation=train.subset(rows["validation"]),
+        test=test if test_size is None else _draw("test", test, test_size, seed),
+        mean=mean,
+        std=std,
+    )
+
+
+def overlaps(data: FederatedData) -> dict[str, int]:
+    """Count pixel-identical images across private, transfer, validation and test images.
+
+    `"private/test": 3` means that three private images also occur among the test images. The
+    sets never share a row, but real data sets hold the same picture twice; that is logged.
+    """
+    everyone = np.concatenate([*data.shard_rows, *data.holdout_rows])
+    hashes = {
+        "private": _pixel_hashes(data.source.images, everyone),
+        "transfer": _pixel_hashes(data.transfer.images.images),
+        "validation": _pixel_hashes(data.validation.images),
+        "test": _pixel_hashes(data.test.images),
+    }
+    counts = {}
+    for first, second in itertools.combinations(hashes, 2):
+        known = set(hashes[second])
+        counts[f"{first}/{second}"] = sum(digest in known for digest in hashes[first])
+    found = {pair: count for pair, count in counts.items() if count}
+    if found:
+        logger.warning(
+            "pixel-identical images in two sets (%s): scores on them flatter slightly",
+            ", ".join(f"{pair}: {count}" for pair, count in found.items()),
+        )
+    return counts
+
+
+def _pixel_hashes(images: Tensor, rows: np.ndarray | None = None) -> list[bytes]:
+    pixels = images.numpy()
+    numbers = range(len(pixels)) if rows is None else rows
+    return [hashlib.blake2b(pixels[row].tobytes(), digest_size=16).digest() for row in numbers]
+
+
+def _draw(name: str, images: ImageSet, count: int, seed: int) -> ImageSet:
+    if count > len(images):
+        raise ValueError(f"{count} {name} images are asked for, but there are {len(images)}")
+    order = torch.randperm(len(images), generator=stream(seed, "split", name))
+    return images.subset(order[:count])
+
+
+def _hold_out(total: int, share: float, seed: int, client: int) -> tuple[np.ndarray, np.ndarray]:
+    """(kept, held out) positions in a shard of `total` images."""
+    count = min(max(1, round(share * total)), total - 1) if share > 0 else 0
+    order = torch.randperm(total, generator=stream(seed, "split", "holdout", client)).numpy()
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+def _check_request(
+    train: ImageSet,
+    test: ImageSet,
+    transfer: ImageSet | None,
+    transfer_labelled: bool,
+    holdout: float,
+) -> None:
+    if train.labels is None or test.labels is None:
+        raise ValueError("training and test images need labels")
+    if train.shape != test.shape:
+        raise ValueError(f"training images are {train.shape}, test images are {test.shape}")
+    if train.classes != test.classes:
+        raise ValueError("training and test images have different classes")
+    if not 0 <= holdout < 1:
+        raise ValueError(f"holdout must be at least 0 and less than 1, got {holdout}")
+    if (
+        transfer is not None
+        and transfer_labelled
+        and (transfer.labels is None or transfer.classes != train.classes)
+    ):
+        raise ValueError(
+            "the transfer images come from another data set without labels of these classes; "
+            "set transfer_labelled to false"
+        )
+
+
+def _check_disjoint(parts: list[Tensor]) -> None:
+    rows = torch.cat(parts)
+    if len(rows.unique()) != len(rows):
+        raise RuntimeError("one image was drawn into two sets")

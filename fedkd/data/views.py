@@ -1,0 +1,188 @@
+"""Augmented images: the virtual views every machine makes alike, and local training's recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fedkd.randomness import stream, stream_seed
+from fedkd.registry import nearest
+
+Strength = Literal["weak", "moderate", "strong"]
+
+# Magnitude of RandAugment's two operations, of 30.
+MAGNITUDES: dict[str, int] = {"weak": 4, "moderate": 9, "strong": 15}
+
+
+def virtual_view(
+    images: Tensor,
+    *,
+    seed: int,
+    view: int,
+    indices: Tensor | np.ndarray | Sequence[int] | None = None,
+    strength: Strength = "moderate",
+    flip: bool = False,
+) -> Tensor:
+    """Augment every image as its number says, uint8 (N, C, H, W) -> uint8 (N, C, H, W).
+
+    Optional mirror image, shift by up to an eighth (the border is repeated by reflection), two
+    RandAugment operations. Image `i` draws from the stream (seed, "view", view, i) and from
+    nothing else, so a subset in any order has the same views as the whole.
+
+    Args:
+        images: The images.
+        seed: The run's seed.
+        view: Number of the view.
+        indices: Number of every image in the whole set; default: 0, 1, 2, ...
+        strength: How far the views are from the image.
+        flip: Mirror half of the images; wrong for digits and letters.
+
+    References:
+        Cubuk et al., "RandAugment", NeurIPS 2020, https://arxiv.org/abs/1909.13719
+    """
+    _check_images(images)
+    if strength not in MAGNITUDES:
+        raise ValueError(
+            f"unknown strength {strength!r}{nearest(strength, list(MAGNITUDES))} "
+            f"(known: {', '.join(MAGNITUDES)})"
+        )
+    numbers = range(len(images)) if indices is None else [int(i) for i in indices]
+    if len(numbers) != len(images):
+        raise ValueError(f"{len(images)} images but {len(numbers)} indices")
+    transforms = _transforms()
+    vertical, horizontal = _padding(images)
+    steps: list[Callable[[Tensor], Tensor]] = [
+        transforms.RandomCrop(
+            tuple(images.shape[-2:]), padding=[horizontal, vertical], padding_mode="reflect"
+        ),
+        transforms.RandAugment(num_ops=2, magnitude=MAGNITUDES[strength]),
+    ]
+    if flip:
+        steps.insert(0, transforms.RandomHorizontalFlip())
+    seeds = [stream_seed(seed, "view", view, number) for number in numbers]
+    return _one_by_one(images, steps, seeds)
+
+
+def augment_batch(images: Tensor, recipe: str, seed: int, *names: object) -> Tensor:
+    """Augment a batch for local training, uint8 (N, C, H, W) -> uint8 (N, C, H, W).
+
+    Args:
+        images: The batch.
+        recipe: One of `AUGMENTATIONS`.
+        seed: The run's (or client's) seed.
+        *names: Stream of this batch, e.g. `"augment", epoch, step`.
+
+    Raises:
+        ValueError: unknown recipe.
+    """
+    _check_images(images)
+    if recipe not in AUGMENTATIONS:
+        raise ValueError(
+            f"unknown augmentation {recipe!r}{nearest(recipe, list(AUGMENTATIONS))} "
+            f"(known: {', '.join(AUGMENTATIONS)})"
+        )
+    return AUGMENTATIONS[recipe](images, stream(seed, *names))
+
+
+def none(images: Tensor, generator: torch.Generator) -> Tensor:
+    """The images as they are."""
+    return images
+
+
+def crop(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shifted by up to an eighth in both directions, black where nothing is left.
+
+    torchvision's RandomCrop with padding, for the whole batch at once: image by image it would
+    cost more than the training step of a small network.
+    """
+    vertical, horizontal = _padding(images)
+    (number, channels), (height, width) = images.shape[:2], images.shape[2:]
+    padded = functional.pad(images, (horizontal, horizontal, vertical, vertical))
+    top = torch.randint(2 * vertical + 1, (number, 1), generator=generator)
+    left = torch.randint(2 * horizontal + 1, (number, 1), generator=generator)
+    rows = (top + torch.arange(height))[:, None, :, None]
+    columns = (left + torch.arange(width))[:, None, None, :]
+    sample = torch.arange(number)[:, None, None, None]
+    return padded[sample, torch.arange(channels)[None, :, None, None], rows, columns]
+
+
+def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """`crop`, and half of the images mirrored: for photographs, not for digits."""
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    return crop(images, generator)
+
+
+def randaugment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """`crop`, then two RandAugment operations of magnitude 9."""
+    transforms = _transforms()
+    return _each(crop(images, generator), transforms.RandAugment(), generator)
+
+
+def randaugment_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """`crop_flip`, then two RandAugment operations of magnitude 9."""
+    transforms = _transforms()
+    return _each(crop_flip(images, generator), transforms.RandAugment(), generator)
+
+
+def autoaugment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """`crop_flip`, then AutoAugment's policy for CIFAR-10."""
+    transforms = _transforms()
+    policy = transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10)
+    return _each(crop_flip(images, generator), policy, generator)
+
+
+AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    recipe.__name__: recipe
+    for recipe in (none, crop, crop_flip, randaugment, randaugment_flip, autoaugment)
+}
+
+
+def _transforms() -> Any:
+    """torchvision's transforms, imported on first use: it takes a second."""
+    from fedkd.vision import transforms
+
+    return transforms
+
+
+def _each(images: Tensor, transform: Any, generator: torch.Generator) -> Tensor:
+    seeds = torch.randint(2**62, (len(images),), generator=generator).tolist()
+    return _one_by_one(images, [transform], seeds)
+
+
+def _one_by_one(
+    images: Tensor, steps: Sequence[Callable[[Tensor], Tensor]], seeds: Sequence[int]
+) -> Tensor:
+    """Apply `steps` to each image with torch's global CPU generator at its seed.
+
+    The generator is forked once around the loop and seeded directly: `torch.manual_seed` would
+    seed every accelerator too, for each image.
+    """
+    result = torch.empty_like(images)
+    with torch.random.fork_rng(devices=[]):
+        for row, value in enumerate(seeds):
+            torch.default_generator.manual_seed(value)
+            image = images[row]
+            for step in steps:
+                image = step(image)
+            result[row] = image
+    return result
+
+
+def _padding(images: Tensor) -> tuple[int, int]:
+    """Rows and columns by which a crop may move: an eighth, 4 of CIFAR's 32 as usual."""
+    height, width = images.shape[-2:]
+    return max(1, round(height / 8)), max(1, round(width / 8))
+
+
+def _check_images(images: Tensor) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise ValueError(
+            f"images must be uint8 (N, channels, height, width), got {images.dtype} "
+            f"{tuple(images.shape)}"
+        )

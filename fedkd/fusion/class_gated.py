@@ -1,0 +1,63 @@
+"""Teachers count by the classes they have seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedkd.fusion import FUSIONS
+from fedkd.fusion.base import Fusion
+from fedkd.knowledge.kinds import Logits
+from fedkd.knowledge.payload import Ensemble
+
+
+@FUSIONS.register("class_gated")
+class ClassGated(Fusion):
+    """A teacher has a say on a class in so far as it has seen the class.
+
+    Two steps, both per sample. First the teachers vote on what the sample is: each teacher's
+    probabilities are divided by its own class frequencies (a teacher that saw little but one
+    class calls everything that class, and the division takes this bias out), and each class is
+    averaged over the teachers by their share of that class's examples. Then a teacher's weight
+    is its share of the classes the vote believes in.
+
+    Discloses each client's class counts to the server.
+
+    Args:
+        smoothing: Examples added to every count, so that a class seen once is not fully trusted.
+        sharpness: Exponent of the vote; large values trust its winner only.
+    """
+
+    discloses = ("class_counts",)
+
+    def __init__(self, *, smoothing: float = 1.0, sharpness: float = 2.0) -> None:
+        if smoothing <= 0 or sharpness <= 0:
+            raise ValueError("fusion 'class_gated': smoothing and sharpness must be positive")
+        self.smoothing = smoothing
+        self.sharpness = sharpness
+
+    def __call__(self, ensemble: Ensemble) -> Ensemble:
+        """Weights by share of the classes voted for; `class_weights` by coverage."""
+        counts = self._counts(ensemble)
+        share = counts / counts.sum(dim=0).clamp(min=1)  # (M, C): who holds class c
+        frequency = counts + self.smoothing
+        frequency = frequency / frequency.sum(dim=1, keepdim=True)  # (M, C): teacher's prior
+        log_p = torch.log_softmax(ensemble.tensors[Logits()], dim=-1)
+        unbiased = torch.softmax(log_p - frequency.log()[:, None, :], dim=-1)  # (M, B, C)
+        vote = torch.einsum("mb,mc,mbc->bc", ensemble.weights, share, unbiased)
+        belief = vote.pow(self.sharpness)
+        belief = belief / belief.sum(dim=1, keepdim=True).clamp(min=1e-30)
+        gated = ensemble.weighted(torch.einsum("bc,mc->mb", belief, share))
+        coverage = counts / (counts + self.smoothing)
+        return replace(gated, class_weights=coverage)
+
+    @staticmethod
+    def _counts(ensemble: Ensemble) -> Tensor:
+        missing = [t.client for t in ensemble.teachers if t.class_counts is None]
+        if missing:
+            raise ValueError(f"fusion 'class_gated' needs the class counts of client {missing[0]}")
+        return torch.tensor(
+            [t.class_counts for t in ensemble.teachers], dtype=torch.float32
+        ).to(ensemble.weights.device)

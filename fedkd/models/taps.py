@@ -1,0 +1,174 @@
+"""Finds where to tap a convolutional network that does not say so itself.
+
+One dry forward records which module called which, and the side of the square maps they return.
+A stage ends where the resolution is about to fall, so its tap is the last module before that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise, takewhile
+
+import torch
+from torch import Tensor, nn
+
+_POOLINGS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d)
+
+
+@dataclass
+class _Call:
+    """One run of a submodule. Sides are None where it takes or gives no square map."""
+
+    name: str
+    module: nn.Module
+    side_in: int | None
+    side_out: int | None = None
+    inner: list[_Call] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A module whose output the whole network passes through, and the side of that output."""
+
+    name: str
+    side: int
+    learns: bool
+    pools: bool = False
+
+
+def find_stages(body: nn.Module, example: Tensor) -> tuple[str, ...]:
+    """Names of the submodules that end a stage, shallow to deep.
+
+    Blocks with branches inside (residual, inception, ...) are taken whole. Pure pooling at the
+    end, and attention blocks without maps, give no stage. Modules that run more than once in
+    a forward pass are passed over, since a hook could not tell their outputs apart.
+
+    Args:
+        body: Any classifier of square images; left in the mode it was in.
+        example: Images it can take, (B, channels, h, h), on its device.
+
+    Example:
+        >>> cnn = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        ...                     nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        ...                     nn.Flatten(), nn.Linear(8, 10))
+        >>> find_stages(cnn, torch.zeros(2, 1, 8, 8))
+        ('1', '4')
+    """
+    root = _record(body, example)
+    runs = Counter(call.name for call in _descendants(root))
+    stages: list[list[_Step]] = []
+    side = 0
+    for step in (step for call in root.inner for step in _steps(call)):
+        if stages and step.side > side:
+            continue  # pooled *up* to the fixed size a classifier wants, as in torchvision's VGG
+        if not stages or _falls(side, step.side):
+            stages.append([step])
+        else:
+            stages[-1].append(step)
+        side = step.side
+    taps = []
+    for stage in stages:
+        usable = [step.name for step in _before_global_pooling(stage) if runs[step.name] == 1]
+        if usable and any(step.learns for step in stage):
+            taps.append(usable[-1])
+    return tuple(taps)
+
+
+@contextmanager
+def evaluating(body: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; each submodule then gets its own mode back."""
+    modes = {module: module.training for module in body.modules()}
+    try:
+        body.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _record(body: nn.Module, example: Tensor) -> _Call:
+    """The tree of calls of one forward pass; its root is `body` itself."""
+    root = _Call("", body, _side(example))
+    stack = [root]
+    handles = []
+
+    def open_call(name: str, module: nn.Module, inputs: tuple[object, ...]) -> None:
+        call = _Call(name, module, _side(inputs[0] if inputs else None))
+        stack[-1].inner.append(call)
+        stack.append(call)
+
+    def close_call(output: object) -> None:
+        stack.pop().side_out = _side(output)
+
+    for name, module in body.named_modules():
+        if name:
+            handles += [
+                module.register_forward_pre_hook(
+                    lambda module, inputs, name=name: open_call(name, module, inputs)
+                ),
+                module.register_forward_hook(lambda _module, _inputs, output: close_call(output)),
+            ]
+    try:
+        with evaluating(body):
+            body(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return root
+
+
+def _steps(call: _Call) -> Iterator[_Step]:
+    """The call itself, or what it runs one after the other if several stages hide in it."""
+    if call.side_out is None:
+        # E.g. a chain that ends in the logits. One that takes no map has none to show either.
+        for inner in call.inner if call.side_in is not None else []:
+            yield from _steps(inner)
+    elif call.inner and _hides_stages(call):
+        for inner in call.inner:
+            yield from _steps(inner)
+        # Same map as its last child, but the shorter name ("layer2", not "layer2.1").
+        yield _Step(call.name, call.side_out, learns=False)
+    else:
+        # What makes a map of something else (Swin's last permutation) stands for what made that.
+        learns = call.side_in is None or any(True for _ in call.module.parameters())
+        yield _Step(call.name, call.side_out, learns, isinstance(call.module, _POOLINGS))
+
+
+def _before_global_pooling(stage: list[_Step]) -> list[_Step]:
+    """The steps to choose from: all, but on 1x1 maps none that pooling has made or copied."""
+    if stage[0].side > 1:
+        return stage
+    return list(takewhile(lambda step: not step.pools, stage)) if stage[0].learns else []
+
+
+def _hides_stages(call: _Call) -> bool:
+    """Whether the resolution falls twice inside, or once in a chain without branches."""
+    if call.side_in is None or call.side_out is None:
+        return False
+    limits = range(call.side_out, call.side_in)
+    inside = {inner.side_out for inner in _descendants(call) if inner.side_out in limits}
+    sides = sorted((side for side in (*inside, call.side_in) if side is not None), reverse=True)
+    falls = sum(_falls(before, after) for before, after in pairwise(sides))
+    return falls > 1 or (falls == 1 and isinstance(call.module, nn.Sequential))
+
+
+def _descendants(call: _Call) -> Iterator[_Call]:
+    for inner in call.inner:
+        yield inner
+        yield from _descendants(inner)
+
+
+def _falls(before: int, after: int) -> bool:
+    # Stride 2 takes at least a third (3 -> 2); a 3x3 without padding takes less from 7 on.
+    return 3 * after <= 2 * before
+
+
+def _side(value: object) -> int | None:
+    """Side of a square map (B, channels, h, h); None for all else, e.g. (B, h, h, channels)."""
+    if isinstance(value, Tensor) and value.dim() == 4 and value.shape[2] == value.shape[3]:
+        return value.shape[3]
+    return None

@@ -1,0 +1,430 @@
+"""One round, from both ends: what a client does (`Client`) and what the server does (`Server`).
+
+No transport and no config file in here: `strategies/` moves the bytes, `simulations/` decides
+where the two ends live.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd.build import (
+    build_data,
+    build_fusion,
+    build_network,
+    build_objective,
+    device_of,
+)
+from fedkd.config import Experiment, make_experiment, parse_yaml
+from fedkd.data.images import ImageSet, class_map
+from fedkd.data.splits import FederatedData
+from fedkd.data.views import virtual_view
+from fedkd.distillation import EpochRecord, distill
+from fedkd.evaluation import accuracy, calibration, per_class_accuracy, predict
+from fedkd.knowledge.extract import extract
+from fedkd.knowledge.kinds import Kind, Logits
+from fedkd.knowledge.payload import Fused, Knowledge, Teacher, fuse
+from fedkd.knowledge.wire import Expected, Header, HeaderValue, pack, unpack
+from fedkd.models.network import Network
+from fedkd.randomness import stream_seed
+from fedkd.rundir import RunDirectory, load_state, network_hash, save_state
+from fedkd.teachers.sgd import Fit, fit
+
+
+class Notify(Protocol):
+    """Hears of progress as it happens: an event's name and its facts."""
+
+    def __call__(self, event: str, **facts: Any) -> None:
+        """One event."""
+
+
+def silent(event: str, **facts: Any) -> None:
+    """Hears nothing."""
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run a block on `count` CPU threads: floating-point sums depend on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Workspace:
+    """What both ends derive from the config alone: split, orders, virtual views."""
+
+    def __init__(self, experiment: Experiment, root: str | Path | None = None) -> None:
+        self.experiment = experiment
+        self.data: FederatedData = build_data(experiment, root)
+        self.objective = build_objective(experiment)
+        self.fusion = build_fusion(experiment)
+        self.class_map = class_map(self.data.classes)
+        self._test_fingerprint: str | None = None
+        self._views: dict[tuple[int, int], Tensor] = {}
+
+    def order(self, run: str, round_number: int) -> Expected:
+        """What every client is asked to say about the transfer set in this round."""
+        return self._expect(
+            run, round_number, self.objective.needs, self.data.transfer.fingerprint,
+            len(self.data.transfer.images),
+        )  # fmt: skip
+
+    def test_order(self, run: str, round_number: int) -> Expected:
+        """What every client is asked to say about the test images (for evaluation only)."""
+        if self._test_fingerprint is None:
+            self._test_fingerprint = self.data.test.fingerprint()
+        return self._expect(
+            run, round_number, (Logits(),), self._test_fingerprint, len(self.data.test)
+        )
+
+    def views(self, round_number: int) -> Callable[[int], Tensor]:
+        """View number -> the transfer images under this round's virtual view."""
+        options = self.experiment.data.views
+        moment = round_number if options.refresh else 0
+
+        def view(number: int) -> Tensor:
+            key = (moment, number)
+            if key not in self._views:
+                if len(self._views) >= 4:  # a few rounds' views would fill the memory
+                    self._views.pop(next(iter(self._views)))
+                self._views[key] = virtual_view(
+                    self.data.transfer.images.images,
+                    seed=stream_seed(self.experiment.seed, "views", moment),
+                    view=number,
+                    strength=options.strength,
+                    flip=options.flip,
+                )
+            return self._views[key]
+
+        return view
+
+    def _expect(
+        self, run: str, round_number: int, kinds: tuple[Kind, ...], fingerprint: str, samples: int
+    ) -> Expected:
+        disclose = {name for rule in self.fusion for name in rule.discloses}
+        return Expected(
+            run=run,
+            round=round_number,
+            fingerprint=fingerprint,
+            class_map=self.class_map,
+            num_samples=samples,
+            num_classes=len(self.data.classes),
+            kinds=kinds,
+            dtype=self.experiment.federation.dtype,
+            max_abs=self.experiment.federation.max_abs_logit,
+            disclose=tuple(sorted(disclose)),
+        )
+
+
+@lru_cache(maxsize=2)
+def workspace(config: str, root: str | None = None) -> Workspace:
+    """The workspace of a config (JSON text), kept: a process answers many messages."""
+    return Workspace(make_experiment(parse_yaml(config, "the run's config")), root)
+
+
+class Client:
+    """A client's half of the round; its teacher lives in files, not in memory.
+
+    Args:
+        workspace: What the config means on this machine.
+        number: Which client this is.
+        run: Identity of the run.
+        folder: Where this client keeps its teacher; survives restarts.
+    """
+
+    def __init__(self, workspace: Workspace, number: int, run: str, folder: Path) -> None:
+        self.workspace = workspace
+        self.experiment = workspace.experiment
+        self.number = number
+        self.run = run
+        self.folder = folder
+
+    @property
+    def shard(self) -> ImageSet:
+        """The client's private images."""
+        return self.workspace.data.shard(self.number)
+
+    def train(self, round_number: int, student: Mapping[str, Tensor] | None = None) -> Fit:
+        """Train this round's teacher and keep it.
+
+        A teacher already trained for this round (before a restart) is not trained again, so a
+        resumed run repeats nothing and reaches the same weights.
+
+        Args:
+            round_number: From 1.
+            student: The server's student, if the config gives it back to clients.
+        """
+        place = self._place(round_number)
+        if place.is_file():
+            saved = load_state(place)
+            return Fit(saved["loss"], saved["accuracy"])
+        feedback = self.experiment.teachers.feedback
+        model = self.experiment.teachers.model_of(self.number)
+        teacher = self._network()
+        before = self._latest(round_number - 1)
+        if before is not None and self.experiment.teachers.warm_start:
+            teacher.load_state_dict(load_state(before)["weights"])
+        regulariser = None
+        if student is not None and feedback.use == "init" and model == self.experiment.student.model:
+            teacher.load_state_dict(dict(student))
+        elif student is not None and feedback.use == "regulariser":
+            regulariser = self._student(student)
+        teacher.to(_client_device())
+        result = fit(
+            teacher,
+            self.shard,
+            self.experiment.teachers,
+            seed=stream_seed(self.experiment.seed, "teach", self.number, round_number),
+            student=regulariser,
+        )
+        weights = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
+        save_state(place, {"weights": weights, **asdict(result)})
+        for old in sorted(self.folder.glob("teacher-*.pt"))[:-2]:
+            old.unlink()
+        return result
+
+    def answer(
+        self, round_number: int, *, test: bool = False
+    ) -> tuple[dict[str, np.ndarray], dict[str, HeaderValue]]:
+        """What the teacher says about the transfer (or test) images, packed for the wire.
+
+        Raises:
+            RuntimeError: the client has no teacher yet.
+        """
+        teacher = self._teacher(round_number)
+        data = self.workspace.data
+        if test:
+            expected = self.workspace.test_order(self.run, round_number)
+            tensors = extract(teacher, data.test.images, expected.kinds)
+        else:
+            expected = self.workspace.order(self.run, round_number)
+            tensors = extract(
+                teacher,
+                data.transfer.images.images,
+                expected.kinds,
+                views=self.workspace.views(round_number),
+            )
+        shard = self.shard
+        who = Teacher(self.number, len(shard), tuple(shard.class_counts().tolist()))
+        return pack(Knowledge(who, tensors), expected)
+
+    def judge(self, student: Mapping[str, Tensor]) -> tuple[int, int]:
+        """(right, total) of the student on this client's held-out private images."""
+        holdout = self.workspace.data.holdout(self.number)
+        if len(holdout) == 0 or holdout.labels is None:
+            return 0, 0
+        predictions = predict(self._student(student), holdout.images)
+        return int((predictions.argmax(1) == holdout.labels).sum()), len(holdout)
+
+    def _network(self) -> Network:
+        model = self.experiment.teachers.model_of(self.number)
+        return build_network(
+            self.experiment, model, self.workspace.data, "teacher", self.number
+        )
+
+    def _student(self, weights: Mapping[str, Tensor]) -> Network:
+        student = build_network(
+            self.experiment, self.experiment.student.model, self.workspace.data, "student"
+        )
+        student.load_state_dict(dict(weights))
+        return student.to(_client_device())
+
+    def _teacher(self, round_number: int) -> Network:
+        place = self._latest(round_number)
+        if place is None:
+            raise RuntimeError(f"client {self.number} has not trained a teacher yet")
+        teacher = self._network()
+        teacher.load_state_dict(load_state(place)["weights"])
+        return teacher.to(_client_device())
+
+    def _place(self, round_number: int) -> Path:
+        return self.folder / f"teacher-{round_number:04d}.pt"
+
+    def _latest(self, round_number: int) -> Path | None:
+        """The teacher of this round or the last one before it."""
+        limit = self._place(round_number).name
+        kept = [p for p in sorted(self.folder.glob("teacher-*.pt")) if p.name <= limit]
+        return kept[-1] if kept else None
+
+
+def _client_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Server:
+    """The server's half of the round: accept, fuse, distil, evaluate, remember.
+
+    Args:
+        workspace: What the config means on this machine.
+        run: Where everything is written.
+        notify: Hears of progress.
+    """
+
+    def __init__(
+        self, workspace: Workspace, run: RunDirectory, notify: Notify = silent
+    ) -> None:
+        self.workspace = workspace
+        self.experiment = workspace.experiment
+        self.run = run
+        self.notify = notify
+        self.student = self._fresh_student()
+        self._optimizer_state: dict[str, Any] | None = None
+        self.round = 0
+        checkpoint = run.load_checkpoint()
+        if checkpoint is not None:
+            self.round = int(checkpoint["round"])
+            self.student.load_state_dict(checkpoint["student"])
+            self._optimizer_state = checkpoint["optimizer"]
+
+    # -- accept ----------------------------------------------------------------------------
+
+    def accept(
+        self,
+        client: int,
+        round_number: int,
+        arrays: Mapping[str, np.ndarray],
+        header: Header,
+        *,
+        test: bool = False,
+    ) -> None:
+        """Check a client's knowledge and keep it on disk. Raises `Refused`."""
+        orders = self.workspace.test_order if test else self.workspace.order
+        knowledge = unpack(arrays, header, orders(self.run.identity, round_number), client)
+        self._store(round_number, test).put(knowledge)
+
+    def answered(self, round_number: int, *, test: bool = False) -> list[int]:
+        """Clients whose knowledge of this round is held already (also from before a restart)."""
+        return self._store(round_number, test).clients()
+
+    # -- learn -----------------------------------------------------------------------------
+
+    def has_quorum(self, round_number: int) -> bool:
+        """Whether enough clients have answered for the round to teach the student."""
+        answered = len(self.answered(round_number))
+        return answered > 0 and answered >= self.experiment.federation.quorum * self.experiment.clients
+
+    def fuse(self, round_number: int) -> Fused:
+        """What the round's teachers say together."""
+        store = self._store(round_number)
+        transfer = self.workspace.data.transfer
+        return fuse(
+            store.bank(self.workspace.objective.needs or (Logits(),)),
+            self.workspace.fusion,
+            labels=transfer.images.labels if transfer.labelled else None,
+            store=store.allocate,
+        )
+
+    def learn(self, round_number: int, fused: Fused) -> list[EpochRecord]:
+        """Distil the fused teachers into the student."""
+        options = self.experiment.distillation
+        if not options.warm_start and round_number > 1:
+            self.student, self._optimizer_state = self._fresh_student(), None
+
+        def on_epoch(record: EpochRecord) -> None:
+            self.run.metric("epoch", round=round_number, **asdict(record))
+            self.notify("epoch", round=round_number, epoch=record.epoch, loss=record.loss)
+
+        history, self._optimizer_state = distill(
+            self.student,
+            self.workspace.data.transfer.images.images,
+            fused,
+            self.workspace.objective,
+            views=self.workspace.views(round_number),
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            optimizer=options.optimizer,
+            optimizer_state=self._optimizer_state,
+            seed=stream_seed(self.experiment.seed, "learn", round_number),
+            on_epoch=on_epoch,
+        )
+        return history
+
+    # -- evaluate --------------------------------------------------------------------------
+
+    def evaluate(self, round_number: int, fused: Fused | None) -> dict[str, Any]:
+        """How good student, teachers and their ensemble are on the public test set."""
+        data = self.workspace.data
+        labels = data.test.labels
+        assert labels is not None
+        predictions = predict(self.student, data.test.images)
+        facts: dict[str, Any] = {"student": _scores(predictions, labels)}
+        store = self._store(round_number, test=True)
+        if store.clients():
+            bank = store.bank((Logits(),))
+            facts["teachers"] = {
+                teacher.client: accuracy(torch.from_numpy(np.asarray(array, np.float32)), labels)
+                for teacher, array in zip(bank.teachers, bank.arrays[Logits()], strict=True)
+            }
+            together = fuse(bank, self.workspace.fusion, store=store.allocate).probabilities
+            facts["ensemble"] = _scores(together.clamp(min=1e-12).log(), labels)
+        hidden = data.transfer.true_labels
+        if fused is not None and hidden is not None:
+            facts["pseudo_labels"] = accuracy(fused.probabilities, hidden)
+        return facts
+
+    def finish_round(self, round_number: int, **facts: Any) -> None:
+        """Write the round down and keep the student: the point a resumed run goes on from."""
+        self.round = round_number
+        student = network_hash(self.student)
+        self.run.metric("round", round=round_number, hash=student, **facts)
+        self.run.save_checkpoint(
+            round_number,
+            {
+                "student": {k: v.cpu() for k, v in self.student.state_dict().items()},
+                "optimizer": self._optimizer_state,
+            },
+        )
+        self.notify("round", round=round_number, **facts)
+
+    def _store(self, round_number: int, test: bool = False) -> Any:
+        return self.run.knowledge(round_number, "test" if test else "transfer")
+
+    def _fresh_student(self) -> Network:
+        student = build_network(
+            self.experiment, self.experiment.student.model, self.workspace.data, "student"
+        )
+        return student.to(device_of(self.experiment))
+
+
+def _scores(predictions: Tensor, labels: Tensor) -> dict[str, Any]:
+    return {
+        "accuracy": accuracy(predictions, labels),
+        "per_class": per_class_accuracy(predictions, labels),
+        "calibration": asdict(calibration(predictions, labels)),
+    }
+
+
+class Stopwatch:
+    """Seconds per named phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def measure(self, name: str) -> _Lap:
+        """Context manager that adds its duration to `name`."""
+        return _Lap(self.seconds, name)
+
+
+class _Lap:
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self._seconds, self._name = seconds, name
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        spent = time.perf_counter() - self._start
+        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + spent

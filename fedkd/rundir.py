@@ -1,0 +1,181 @@
+"""A run's folder: everything that happened, in files a person can open.
+
+    config.yaml      the resolved config          versions.json  what ran it
+    metrics.jsonl    one JSON object per event    ledger.jsonl   bytes per message
+    checkpoints/     student and optimiser after each round
+    knowledge/       what was accepted, per round and client
+    clients/         the simulated clients' teachers (on real nodes they stay there)
+    summary.json, report.html, run.log
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import platform
+import secrets
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.config import ConfigError, Experiment, load_experiment
+from fedkd.knowledge.store import KnowledgeStore, write_atomically
+
+_PACKAGES = ("fedkd", "torch", "torchvision", "flwr", "ray", "flwr-datasets", "numpy", "opacus")
+
+
+class RunDirectory:
+    """The folder of one run; create it with `new` or open it with `open`."""
+
+    def __init__(self, path: Path, experiment: Experiment, identity: str) -> None:
+        self.path = path
+        self.experiment = experiment
+        self.identity = identity
+
+    @classmethod
+    def new(cls, experiment: Experiment, parent: str | Path | None = None) -> RunDirectory:
+        """A fresh folder under `parent` (default: the config's `output`)."""
+        parent = Path(parent or experiment.output).expanduser().resolve()
+        identity = f"{experiment.name}-seed{experiment.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        identity += f"-{secrets.token_hex(2)}"
+        run = cls(parent / identity, experiment, identity)
+        try:
+            run.path.mkdir(parents=True)
+        except OSError as error:
+            raise ConfigError(f"output: cannot create {run.path}: {error.strerror}") from None
+        write_atomically(run.path / "config.yaml", experiment.to_yaml().encode())
+        run.write_json("versions.json", versions())
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """An existing run. Raises `ConfigError` if `path` is none."""
+        path = Path(path).expanduser().resolve()
+        if not (path / "config.yaml").is_file():
+            raise ConfigError(f"{path} is not a run directory (it has no config.yaml)")
+        return cls(path, load_experiment(path / "config.yaml"), path.name)
+
+    # -- what happened ---------------------------------------------------------------------
+
+    def metric(self, event: str, **facts: Any) -> None:
+        """Append one event to metrics.jsonl."""
+        self._append("metrics.jsonl", {"event": event, **facts})
+
+    def ledger(self, **facts: Any) -> None:
+        """Append one message's bytes to ledger.jsonl."""
+        self._append("ledger.jsonl", facts)
+
+    def metrics(self, event: str | None = None) -> list[dict[str, Any]]:
+        """All events, or those called `event`."""
+        records = list(_lines(self.path / "metrics.jsonl"))
+        return records if event is None else [r for r in records if r["event"] == event]
+
+    def ledger_entries(self) -> list[dict[str, Any]]:
+        """All ledger lines."""
+        return list(_lines(self.path / "ledger.jsonl"))
+
+    def rewind(self, last_round: int) -> None:
+        """Forget events after `last_round`: a resumed run does those rounds again."""
+        for name in ("metrics.jsonl", "ledger.jsonl"):
+            kept = [r for r in _lines(self.path / name) if r.get("round", 0) <= last_round]
+            text = "".join(json.dumps(r) + "\n" for r in kept)
+            write_atomically(self.path / name, text.encode())
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file atomically."""
+        write_atomically(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of this run, or None if it is not there (yet)."""
+        file = self.path / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    # -- state -----------------------------------------------------------------------------
+
+    @property
+    def log(self) -> Path:
+        """Where Flower's and Ray's own output goes."""
+        return self.path / "run.log"
+
+    @property
+    def clients(self) -> Path:
+        """Where simulated clients keep their teachers."""
+        return self.path / "clients"
+
+    def knowledge(self, round_number: int, what: str = "transfer") -> KnowledgeStore:
+        """The round's knowledge about the `transfer` (or `test`) images."""
+        return KnowledgeStore(self.path / "knowledge" / f"round-{round_number:04d}" / what)
+
+    def save_checkpoint(self, round_number: int, state: dict[str, Any]) -> None:
+        """Keep `state` as the state after `round_number`; the one before stays as a spare."""
+        save_state(self._checkpoint(round_number), {"round": round_number, **state})
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The newest readable checkpoint, or None; an unreadable one is passed over."""
+        for path in sorted((self.path / "checkpoints").glob("round-*.pt"), reverse=True):
+            try:
+                return load_state(path)
+            except (RuntimeError, OSError, EOFError, ValueError) as error:
+                self.metric("warning", text=f"{path.name} is unreadable ({error}), passed over")
+        return None
+
+    def _checkpoint(self, round_number: int) -> Path:
+        return self.path / "checkpoints" / f"round-{round_number:04d}.pt"
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Save tensors and plain values atomically."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Load what `save_state` wrote; never unpickles code."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch reports a damaged file in half a dozen exception types
+        raise RuntimeError(f"cannot read {path}: {type(error).__name__}: {error}") from error
+    return state
+
+
+def network_hash(network: nn.Module) -> str:
+    """Hash of all weights and buffers: equal iff two networks are bit-identical."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        value: Tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a number."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Records of a JSON-lines file; a last line cut short by a crash is dropped."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return

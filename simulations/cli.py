@@ -1,0 +1,254 @@
+"""The `fedkd` command: a thin layer over the Python API."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedkd import __version__
+from fedkd.config import ConfigError, Experiment, load_experiment
+
+app = typer.Typer(
+    help="Distil many private teachers into one small student.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Look at configs.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+Config = Annotated[str, typer.Argument(help="a YAML file, e.g. configs/quickstart.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, e.g. rounds=5 student.model=resnet20")
+]
+RunPath = Annotated[Path, typer.Argument(help="a run directory")]
+
+
+@app.command()
+def run(
+    config: Annotated[str | None, typer.Argument(help="a YAML file")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="go on with this run directory")] = None,
+    runner: Annotated[
+        str, typer.Option(help="ray (Flower's simulation runtime) or local (one process)")
+    ] = "ray",
+) -> None:
+    """Run an experiment: teachers, knowledge, fusion, student, report."""
+    from fedkd.build import check
+    from fedkd.rundir import RunDirectory
+    from simulations.tables import summary_table
+
+    if runner not in ("ray", "local"):
+        raise ConfigError(f"--runner: expected ray or local, got {runner!r}")
+    if resume is not None:
+        if config is not None:
+            raise ConfigError("--resume takes its config from the run; give no config beside it")
+        directory = RunDirectory.open(resume)
+    elif config is None:
+        raise ConfigError("give a config file, e.g. fedkd run configs/quickstart.yaml")
+    else:
+        experiment = load_experiment(config, overrides or [])
+        check(experiment)
+        _check_data(experiment)
+        directory = RunDirectory.new(experiment)
+    try:
+        _run(directory, runner)
+    except KeyboardInterrupt:
+        print(f"interrupted; go on with: fedkd run --resume {directory.path}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(130)  # Flower's server thread would go on otherwise
+    summary = directory.read_json("summary.json")
+    console = Console()
+    console.print(summary_table(summary))
+    console.print(f"run     {directory.path}", soft_wrap=True, highlight=False)
+    console.print(f"report  {directory.path / 'report.html'}", soft_wrap=True, highlight=False)
+
+
+def _run(directory: Any, runner: str) -> None:
+    from simulations.live import LiveView, quiet_descriptors
+
+    with (
+        quiet_descriptors(directory.log) as console,
+        LiveView(directory.experiment, console) as view,
+    ):
+        if runner == "local":
+            from simulations.local import run_local
+
+            run_local(directory.experiment, run=directory, notify=view)
+        else:
+            from simulations.ray import run_ray
+
+            run_ray(directory.experiment, run=directory, notify=view)
+
+
+def _check_data(experiment: Experiment) -> None:
+    """Load and split once before a run directory exists: missing files are the user's first error."""
+    from fedkd.build import build_data
+
+    build_data(experiment)
+
+
+@config_app.command("show")
+def config_show(config: Config, overrides: Overrides = None) -> None:
+    """Print the resolved config, every default written out."""
+    from fedkd.build import check
+
+    experiment = load_experiment(config, overrides or [])
+    check(experiment)
+    sys.stdout.write(experiment.to_yaml())
+
+
+@app.command()
+def partition(
+    config: Config,
+    overrides: Overrides = None,
+    picture: Annotated[Path | None, typer.Option(help="also write a picture (png, svg, pdf)")] = None,
+) -> None:
+    """Show who holds which classes: a table, and a picture if asked."""
+    from fedkd.build import build_data, check
+    from fedkd.data.picture import partition_picture
+    from simulations.tables import partition_table
+
+    experiment = load_experiment(config, overrides or [])
+    check(experiment)
+    data = build_data(experiment)
+    counts = data.class_counts()
+    console = Console()
+    console.print(partition_table(counts, data.classes))
+    console.print(
+        f"transfer set: {len(data.transfer.images):,} images, "
+        f"{'labelled' if data.transfer.labelled else 'unlabelled'}, "
+        f"fingerprint {data.transfer.fingerprint}; test: {len(data.test):,} images"
+    )
+    if picture is not None:
+        try:
+            partition_picture(counts, data.classes).savefig(picture, dpi=150)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--picture: {error}") from None
+        console.print(f"picture: {picture}", soft_wrap=True)
+
+
+@app.command("list")
+def list_things(
+    what: Annotated[str, typer.Argument(help="models, losses, fusions, datasets or partitions")],
+    plugin: Annotated[list[str] | None, typer.Option(help="import this module first")] = None,
+) -> None:
+    """List what there is, one line each."""
+    from fedkd.config import import_plugins
+    from fedkd.data import DATASETS, PARTITIONS
+    from fedkd.fusion import FUSIONS
+    from fedkd.losses import LOSSES
+    from fedkd.models import MODELS
+    from fedkd.registry import Registry, nearest
+
+    families: dict[str, Registry[Any]] = {
+        "models": MODELS,
+        "losses": LOSSES,
+        "fusions": FUSIONS,
+        "datasets": DATASETS,
+        "partitions": PARTITIONS,
+    }
+    if what not in families:
+        known = list(families)
+        raise ConfigError(f"list: expected one of {', '.join(known)}{nearest(what, known)}")
+    import_plugins(plugin or [])
+    registry = families[what]
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    for name in registry.names():
+        options = ", ".join(
+            f"{key}={'…' if p.default is p.empty else p.default}"
+            for key, p in registry.options(name).items()
+        )
+        table.add_row(f"[bold]{name}[/]", registry.summary(name), f"[dim]{options}[/]")
+    if what == "models":
+        table.add_row("[bold]torchvision/<name>[/]", "Any torchvision classification model.", "")
+    Console().print(table)
+
+
+@app.command()
+def report(path: RunPath) -> None:
+    """Write the run's HTML report again and print its table."""
+    from fedkd.report import write_report
+    from fedkd.rundir import RunDirectory
+    from simulations.tables import summary_table
+
+    directory = RunDirectory.open(path)
+    written = write_report(directory)
+    console = Console()
+    summary = directory.read_json("summary.json")
+    if summary is not None:
+        console.print(summary_table(summary))
+    console.print(f"report  {written}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def predict(
+    path: RunPath,
+    images: Annotated[list[Path], typer.Argument(help="image files")],
+    top: Annotated[int, typer.Option(help="classes shown per image")] = 3,
+) -> None:
+    """Name what is in pictures with the run's student."""
+    from fedkd.export import predict_files
+    from fedkd.rundir import RunDirectory
+
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("image")
+    for place in range(1, top + 1):
+        table.add_column(f"{place}.", justify="right")
+    for file, answers in predict_files(RunDirectory.open(path), images, top=top):
+        table.add_row(str(file), *(f"{name} {100 * p:.1f} %" for name, p in answers))
+    Console().print(table)
+
+
+@app.command()
+def export(
+    path: RunPath,
+    format: Annotated[str, typer.Option(help="torch (torch.export program) or onnx")] = "torch",
+    output: Annotated[Path | None, typer.Option(help="file to write")] = None,
+) -> None:
+    """Write the student to one file and check it against the student on real images."""
+    from fedkd.export import export_student
+    from fedkd.rundir import RunDirectory
+
+    done = export_student(RunDirectory.open(path), format, output)
+    Console().print(
+        f"{done.path}: {done.size:,} bytes; {done.images} test images through both: "
+        f"largest logit difference {done.difference:.2g}, same class on {done.agreement:.1%}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"fedkd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Distil many private teachers into one small student."""
+
+
+def main() -> None:
+    """Entry point: what the user got wrong is one line and exit code 2, never a traceback."""
+    sys.path.insert(0, str(Path.cwd()))  # `plugins:` live in the working directory
+    try:
+        app()
+    except (ConfigError, FileNotFoundError) as error:
+        print(f"fedkd: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

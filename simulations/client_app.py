@@ -1,0 +1,110 @@
+"""The Flower ClientApp: messages in, `fedkd.rounds.Client` does the work, messages out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedkd import __version__
+from fedkd.rounds import Client, threads, workspace
+from strategies.records import HEADER, JOB, KNOWLEDGE, METRICS, STUDENT, knowledge_records
+
+# `query.describe`, `train`, `query.knowledge`, `evaluate`: the four things a client is asked.
+
+
+def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
+    """The app; `mods` wrap every message (fault injection, extra privacy)."""
+    app = ClientApp(mods=list(mods))
+
+    @app.query("describe")
+    def describe(message: Message, context: Context) -> Message:
+        client, _ = _client(message, context)
+        facts = ConfigRecord(
+            {
+                "client": client.number,
+                "partitions": int(context.node_config.get("num-partitions", 0)),
+                "fingerprint": client.workspace.data.transfer.fingerprint,
+                "class_map": client.workspace.class_map,
+                "fedkd": __version__,
+            }
+        )
+        return Message(RecordDict({"describe": facts}), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        client, round_number = _client(message, context)
+        with threads(client.experiment.resources.client_cpus):
+            fit = client.train(round_number, _student(message))
+        # Loss and accuracy on private data stay at home once privacy is on; see the ledger.
+        metrics = MetricRecord({"loss": fit.loss, "accuracy": fit.accuracy})
+        return Message(RecordDict({METRICS: metrics}), reply_to=message)
+
+    @app.query("knowledge")
+    def knowledge(message: Message, context: Context) -> Message:
+        client, round_number = _client(message, context)
+        with threads(client.experiment.resources.client_cpus):
+            arrays, header = client.answer(round_number)
+        return Message(knowledge_records(arrays, header), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        client, round_number = _client(message, context)
+        content = RecordDict()
+        with threads(client.experiment.resources.client_cpus):
+            if client.experiment.evaluation.teachers:
+                records = knowledge_records(*client.answer(round_number, test=True))
+                content[KNOWLEDGE], content[HEADER] = records[KNOWLEDGE], records[HEADER]
+            student = _student(message)
+            if student is not None:
+                right, total = client.judge(student)
+                content[METRICS] = MetricRecord({"holdout_right": right, "holdout_total": total})
+        return Message(content, reply_to=message)
+
+    return app
+
+
+def _client(message: Message, context: Context) -> tuple[Client, int]:
+    """The client this node plays, and the round it is asked about."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    job = message.content.config_records[JOB]
+    node = context.node_config
+    if "partition-id" not in node:
+        raise RuntimeError(
+            "this node does not know which client it is: start it with "
+            "--node-config 'partition-id=0 num-partitions=8'"
+        )
+    number, run = int(node["partition-id"]), str(job["run"])
+    root = node.get("data-root") or os.environ.get("FEDKD_DATA") or None
+    space = workspace(str(job["config"]), str(root) if root else None)
+    return Client(space, number, run, _state_dir(node, job) / f"client-{number:04d}"), int(
+        job["round"]  # type: ignore[arg-type]
+    )
+
+
+def _state_dir(node: Any, job: ConfigRecord) -> Path:
+    """Where this node keeps its teachers: its own choice, else the simulation's run directory."""
+    own = node.get("state-dir") or os.environ.get("FEDKD_STATE")
+    if own:
+        return Path(str(own)).expanduser() / str(job["run"])
+    given = Path(str(job["state"])) if job["state"] else None
+    # A server elsewhere must not choose a folder on this machine: it has to be here already.
+    if given is None or not given.is_dir():
+        raise RuntimeError(
+            "this node has nowhere to keep its teacher: start it with "
+            "--node-config 'state-dir=\"/path/of/this/node\"' or set FEDKD_STATE"
+        )
+    return given
+
+
+def _student(message: Message) -> Any:
+    record = message.content.array_records.get(STUDENT)
+    return None if record is None else record.to_torch_state_dict()
+
+
+app = make_client_app()

@@ -1,0 +1,52 @@
+"""The whole job on the server's side, whoever moves the messages."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from fedkd.report import write_report
+from fedkd.rounds import Notify, Server, Workspace, silent, threads
+from fedkd.rundir import RunDirectory
+from fedkd.summary import summarise
+from strategies.distillation import FederatedDistillation
+
+
+def run_job(
+    grid: Grid,
+    run: RunDirectory,
+    workspace: Workspace,
+    *,
+    notify: Notify = silent,
+    simulated: bool = True,
+) -> dict[str, Any]:
+    """Rounds, baselines, summary and report of one run.
+
+    Args:
+        grid: Flower's way to the nodes.
+        run: Where everything is written; a run with checkpoints goes on from the last one.
+        workspace: What the config means on this machine.
+        notify: Hears of progress.
+        simulated: Clients share this machine's disk and keep their teachers in the run's folder.
+
+    Returns:
+        The summary, as in summary.json.
+    """
+    started = time.perf_counter()
+    if simulated:
+        run.clients.mkdir(exist_ok=True)
+    with threads(run.experiment.resources.server_threads):
+        server = Server(workspace, run, notify)
+        run.rewind(server.round)
+        strategy = FederatedDistillation(
+            server, state_dir=str(run.clients) if simulated else None
+        )
+        strategy.start(grid)
+        summary = summarise(server, seconds=time.perf_counter() - started)
+    run.write_json("summary.json", summary)
+    notify("phase", round=None, phase="report")
+    write_report(run)
+    notify("done", path=str(run.path))
+    return summary

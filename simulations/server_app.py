@@ -1,0 +1,60 @@
+"""The Flower ServerApp: finds the experiment, then hands over to `run_job`."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedkd.build import check
+from fedkd.config import load_experiment
+from fedkd.rounds import Notify, Workspace, silent
+from fedkd.rundir import RunDirectory
+from simulations.job import run_job
+
+
+def make_server_app(
+    run: RunDirectory, workspace: Workspace, notify: Notify = silent, *, simulated: bool = True
+) -> ServerApp:
+    """An app for a run that exists already (`fedkd run`, notebooks, tests)."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        run_job(grid, run, workspace, notify=notify, simulated=simulated)
+
+    return app
+
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """`flwr run`: the run config names the YAML, the overrides and the output folder."""
+    logging.basicConfig(level=logging.INFO)
+    log = logging.getLogger("fedkd")
+    settings = context.run_config
+    if settings.get("resume"):
+        run = RunDirectory.open(Path(str(settings["resume"])))
+        experiment = run.experiment
+    else:
+        words = shlex.split(str(settings.get("overrides", "")))
+        experiment = load_experiment(str(settings["config"]), words)
+    check(experiment)
+    workspace = Workspace(experiment)
+    if not settings.get("resume"):
+        run = RunDirectory.new(experiment, str(settings.get("output") or "") or None)
+    log.info("run directory: %s", run.path)
+
+    def notify(event: str, **facts: object) -> None:
+        if event in ("round", "refused", "done", "phase"):
+            shown = {k: v for k, v in facts.items() if not isinstance(v, dict | list)}
+            log.info("%s %s", event, shown)
+
+    # On real nodes the run directory does not exist there and clients use their own folders.
+    summary = run_job(grid, run, workspace, notify=notify)
+    log.info("student %s, accuracy %.4f", summary["hash"], summary["student"]["accuracy"])

@@ -1,0 +1,420 @@
+"""Many teachers -> one student on the server, as a Flower strategy.
+
+Per round: train -> query knowledge -> fuse -> distil -> evaluate. Whatever goes wrong with a
+client (an error, a late reply, a payload that must not be used) costs that client its round and
+is written down with the reason; it never ends the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedkd.config import ConfigError
+from fedkd.knowledge.wire import Refused
+from fedkd.rounds import Server, Stopwatch
+from strategies.exchange import Reply, exchange
+from strategies.records import (
+    JOB,
+    STUDENT,
+    explain,
+    metrics_of,
+    read_knowledge,
+    wire_bytes,
+)
+
+logger = logging.getLogger(__name__)
+
+# The federation's size is believed once it has not changed for this long.
+SETTLE_SECONDS = 5.0
+MEET_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One exchange of a round: its name in the ledger and Flower's message type."""
+
+    name: str
+    message_type: str
+
+
+DESCRIBE = Phase("describe", "query.describe")
+TRAIN = Phase("train", "train")
+KNOWLEDGE = Phase("knowledge", "query.knowledge")
+EVALUATE = Phase("evaluate", "evaluate")
+
+
+class FederatedDistillation(Strategy):
+    """Flower strategy around a `fedkd.rounds.Server`.
+
+    Args:
+        server: Accepts, fuses, distils and remembers.
+        state_dir: Where clients on this host may keep their teachers (simulation); None tells
+            them to use their own (deployment).
+    """
+
+    def __init__(self, server: Server, *, state_dir: str | None = None) -> None:
+        self.server = server
+        self.experiment = server.experiment
+        self.run = server.run
+        self.notify = server.notify
+        self.state_dir = state_dir
+        self.nodes: dict[int, int] = {}  # client -> node id
+        self._strangers: set[int] = set()  # nodes that described themselves as unusable
+
+    # -- the loop --------------------------------------------------------------------------
+
+    def start(  # type: ignore[override]
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int | None = None,
+        timeout: float | None = None,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run the rounds that are left (all, or those after the last checkpoint).
+
+        The arguments exist for Flower's interface; rounds, deadlines and evaluation come from
+        the experiment.
+
+        Raises:
+            ConfigError: the federation has another number of nodes than the experiment clients.
+        """
+        result = Result()
+        self.summary()
+        self._gather(grid)
+        for number in range(self.server.round + 1, (num_rounds or self.experiment.rounds) + 1):
+            self._meet(grid, number)
+            self._round(grid, number, result)
+        result.arrays = ArrayRecord(self.server.student.state_dict())
+        return result
+
+    def _round(self, grid: Grid, number: int, result: Result) -> None:
+        watch = Stopwatch()
+        self.notify("round_start", round=number, rounds=self.experiment.rounds)
+        empty, no_config = ArrayRecord(), ConfigRecord()
+        with watch.measure("train"):
+            replies = self._send(grid, number, TRAIN, self.configure_train, empty, no_config)
+            _, trained = self.aggregate_train(number, replies)
+        if trained is not None:
+            result.train_metrics_clientapp[number] = trained
+        with watch.measure("knowledge"):
+            replies = self._send(grid, number, KNOWLEDGE, self.configure_query, empty, no_config)
+            self.aggregate_query(number, replies)
+        ready = self.server.has_quorum(number)
+        fused = None
+        if ready:
+            self.notify("phase", round=number, phase="distil")
+            with watch.measure("fuse"):
+                fused = self.server.fuse(number)
+            with watch.measure("distil"):
+                self.server.learn(number, fused)
+        with watch.measure("evaluate"):
+            replies = self._send(
+                grid, number, EVALUATE, self.configure_evaluate, empty, no_config
+            )
+            evaluated = self.aggregate_evaluate(number, replies)
+            scores = self.server.evaluate(number, fused)
+        if evaluated is not None:
+            result.evaluate_metrics_clientapp[number] = evaluated
+        result.evaluate_metrics_serverapp[number] = MetricRecord(
+            {"accuracy": scores["student"]["accuracy"]}
+        )
+        self.server.finish_round(
+            number,
+            status="ok" if ready else "degraded",
+            answered=self.server.answered(number),
+            seconds=watch.seconds,
+            **scores,
+        )
+
+    def summary(self) -> None:
+        """Log what this strategy is about to do."""
+        terms = ", ".join(f"{t.weight:g} x {t.name}" for t in self.experiment.distillation.losses)
+        rules = " -> ".join(rule.name for rule in self.experiment.fusion)
+        logger.info(
+            "%d clients, %d rounds, fusion %s, objective %s",
+            self.experiment.clients, self.experiment.rounds, rules, terms,
+        )  # fmt: skip
+
+    # -- who is there ----------------------------------------------------------------------
+
+    def _gather(self, grid: Grid) -> None:
+        """Wait until the federation has the experiment's number of nodes, or refuse the run."""
+        wanted = self.experiment.clients
+        started = changed = time.monotonic()
+        count = -1
+        while True:
+            now = time.monotonic()
+            found = len(list(grid.get_node_ids()))
+            if found == wanted:
+                return
+            if found != count:
+                count, changed = found, now
+            settled = found > 0 and now - changed > SETTLE_SECONDS
+            if settled or now - started > MEET_SECONDS:
+                raise ConfigError(
+                    f"the experiment has {wanted} clients, the federation has {found} nodes: set "
+                    f"clients={found} in the config, or start {wanted} nodes "
+                    f"(flwr run . --federation-config 'num-supernodes={wanted}')"
+                )
+            time.sleep(0.1)
+
+    def _meet(self, grid: Grid, number: int) -> None:
+        """Ask nodes not yet known who they are; a restarted node takes its place again."""
+        online = set(grid.get_node_ids())
+        self.nodes = {client: node for client, node in self.nodes.items() if node in online}
+        unknown = sorted(online - set(self.nodes.values()) - self._strangers)
+        if not unknown:
+            return
+        letters = {
+            node: partial(self._letter, node, number, DESCRIBE, RecordDict()) for node in unknown
+        }
+        data = self.server.workspace.data
+        for reply in exchange(grid, letters, deadline=self.experiment.federation.deadline):
+            node = reply.client
+            content = self._content(reply, number, DESCRIBE, f"node {node}")
+            if content is None:
+                continue
+            facts = dict(content.config_records.get("describe", ConfigRecord()))
+            client = facts.get("client")
+            problem = None
+            if facts.get("partitions") != self.experiment.clients:
+                problem = (
+                    f"is one of {facts.get('partitions')} partitions, the experiment has "
+                    f"{self.experiment.clients} clients"
+                )
+            elif not isinstance(client, int) or not 0 <= client < self.experiment.clients:
+                problem = f"claims to be client {client!r}"
+            elif client in self.nodes:
+                problem = f"claims to be client {client}, as node {self.nodes[client]} does"
+            elif facts.get("fingerprint") != data.transfer.fingerprint:
+                problem = (
+                    f"has transfer set {facts.get('fingerprint')!r}, expected "
+                    f"{data.transfer.fingerprint!r}: check its data and its data.root"
+                )
+            elif facts.get("class_map") != self.server.workspace.class_map:
+                problem = "has other classes than the server"
+            if problem is None and isinstance(client, int):
+                self.nodes[client] = node
+            else:
+                self._strangers.add(node)
+                who = client if isinstance(client, int) else None
+                self._refuse(number, DESCRIBE, who, f"node {problem}")
+        if not self.nodes:
+            raise ConfigError("no client of the federation can take part; run.log has the reasons")
+
+    # -- the phases ------------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask every known client to train; the student goes along if clients use it."""
+        content = RecordDict()
+        if self.experiment.teachers.feedback.use != "none" and server_round > 1:
+            content[STUDENT] = self._student()
+        return self._messages(server_round, TRAIN, content, self.nodes)
+
+    def aggregate_train(  # type: ignore[override]
+        self, server_round: int, replies: Iterable[Reply]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Write down what each client's training gave; remember who may be asked."""
+        self._trained: list[int] = []
+        for reply in replies:
+            content = self._content(reply, server_round, TRAIN)
+            if content is None:
+                continue
+            facts = metrics_of(content)
+            self._trained.append(reply.client)
+            self.run.metric(
+                "client", round=server_round, client=reply.client, phase="train",
+                seconds=round(reply.seconds, 3), **facts,
+            )  # fmt: skip
+        return None, MetricRecord({"clients": len(self._trained)})
+
+    def configure_query(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask the clients that trained, less those whose knowledge is held already."""
+        held = set(self.server.answered(server_round))
+        asked = {c: self.nodes[c] for c in self._trained if c in self.nodes and c not in held}
+        return self._messages(server_round, KNOWLEDGE, RecordDict(), asked)
+
+    def aggregate_query(
+        self, server_round: int, replies: Iterable[Reply]
+    ) -> MetricRecord | None:
+        """Check each payload as it arrives and spill it to disk."""
+        for reply in replies:
+            self._accept(reply, server_round, KNOWLEDGE, test=False)
+        return MetricRecord({"clients": len(self.server.answered(server_round))})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask for the teachers' test answers; at the end also judge the student privately."""
+        options = self.experiment.evaluation
+        judge = options.clients and server_round == self.experiment.rounds
+        if not options.teachers and not judge:
+            return []
+        content = RecordDict()
+        if judge:
+            content[STUDENT] = self._student()
+        asked = {c: self.nodes[c] for c in self._trained if c in self.nodes}
+        return self._messages(server_round, EVALUATE, content, asked)
+
+    def aggregate_evaluate(  # type: ignore[override]
+        self, server_round: int, replies: Iterable[Reply]
+    ) -> MetricRecord | None:
+        """Keep the teachers' test answers and the clients' verdicts on the student."""
+        right = total = 0
+        for reply in replies:
+            wants_test = self.experiment.evaluation.teachers
+            content = (
+                self._accept(reply, server_round, EVALUATE, test=True)
+                if wants_test
+                else self._content(reply, server_round, EVALUATE)
+            )
+            facts = metrics_of(content) if content is not None else {}
+            if "holdout_total" in facts and facts["holdout_total"]:
+                right += int(facts["holdout_right"])
+                total += int(facts["holdout_total"])
+                self.run.metric(
+                    "client", round=server_round, client=reply.client, phase="evaluate",
+                    seconds=round(reply.seconds, 3), **facts,
+                )  # fmt: skip
+        return MetricRecord({"accuracy": right / total, "examples": total}) if total else None
+
+    # -- messages --------------------------------------------------------------------------
+
+    def _messages(
+        self, number: int, phase: Phase, content: RecordDict, nodes: dict[int, int]
+    ) -> list[Message]:
+        """One message per client; kept by client in `_letters`, since Flower's are anonymous."""
+        self._letters: dict[int, Callable[[], Message]] = {
+            client: partial(self._letter, node, number, phase, content)
+            for client, node in sorted(nodes.items())
+        }
+        return [make() for make in self._letters.values()]
+
+    def _letter(self, node: int, number: int, phase: Phase, content: RecordDict) -> Message:
+        filled = RecordDict(dict(content))
+        filled[JOB] = ConfigRecord(
+            {
+                "config": self.experiment.to_json(),
+                "run": self.run.identity,
+                "round": number,
+                "state": self.state_dir or "",
+                "fingerprint": self.server.workspace.data.transfer.fingerprint,
+            }
+        )
+        return Message(
+            filled,
+            dst_node_id=node,
+            message_type=phase.message_type,
+            ttl=self.experiment.federation.deadline,
+            group_id=str(number),
+        )
+
+    def _send(
+        self,
+        grid: Grid,
+        number: int,
+        phase: Phase,
+        configure: Callable[..., Iterable[Message]],
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+    ) -> Iterable[Reply]:
+        """Send a phase's messages; yield replies as they arrive, lost actors asked once more."""
+        messages = list(configure(number, arrays, config, grid))
+        if not messages:
+            return
+        letters = dict(self._letters)
+        self.notify("phase", round=number, phase=phase.name, total=len(letters))
+        down = wire_bytes(messages[0])  # a phase says the same to everybody
+        lost: list[Reply] = []
+        deadline = self.experiment.federation.deadline
+        for reply in exchange(grid, letters, deadline=deadline):
+            self._count(number, phase, down, reply)
+            if _actor_died(reply.message):
+                lost.append(reply)
+                continue
+            self.notify("reply", round=number, phase=phase.name, client=reply.client)
+            yield reply
+        if len(lost) > 1 and len(lost) >= len(letters):
+            raise RuntimeError(
+                f"every worker process died in round {number} ({phase.name}); out of memory? "
+                f"Lower the number of clients at once (resources.client_cpus), then go on with: "
+                f"fedkd run --resume {self.run.path}"
+            )
+        if lost:
+            # The worker was killed (out of memory, usually), not the client's fault: once more.
+            again = {reply.client: letters[reply.client] for reply in lost}
+            for reply in exchange(grid, again, deadline=deadline):
+                self._count(number, phase, down, reply)
+                self.notify("reply", round=number, phase=phase.name, client=reply.client)
+                yield reply
+
+    def _count(self, number: int, phase: Phase, down: int, reply: Reply) -> None:
+        up = wire_bytes(reply.message) if reply.message is not None else 0
+        self.run.ledger(
+            round=number, phase=phase.name, client=reply.client, down=down, up=up
+        )
+
+    def _content(
+        self, reply: Reply, number: int, phase: Phase, who: str | None = None
+    ) -> RecordDict | None:
+        """The reply's content, or None after writing down why there is none."""
+        who = who or f"client {reply.client}"
+        client = None if phase is DESCRIBE else reply.client
+        if reply.message is None:
+            self._refuse(number, phase, client, f"{who} did not answer within the deadline")
+        elif reply.message.has_error():
+            error = reply.message.error
+            logger.warning("%s, round %d, %s:\n%s", who, number, phase.name, error.reason)
+            self._refuse(number, phase, client, f"{explain(error.reason)} (code {error.code})")
+        else:
+            return reply.message.content
+        return None
+
+    def _accept(
+        self, reply: Reply, number: int, phase: Phase, *, test: bool
+    ) -> RecordDict | None:
+        content = self._content(reply, number, phase)
+        if content is None:
+            return None
+        try:
+            limit = self.experiment.federation.max_payload_mb * 2**20
+            arrays, header = read_knowledge(content, limit)
+            self.server.accept(reply.client, number, arrays, header, test=test)
+        except Refused as refusal:
+            self._refuse(number, phase, reply.client, str(refusal))
+            return None
+        return content
+
+    def _refuse(self, number: int, phase: Phase, client: int | None, reason: str) -> None:
+        self.run.metric("refused", round=number, phase=phase.name, client=client, reason=reason)
+        self.notify("refused", round=number, phase=phase.name, client=client, reason=reason)
+
+    def _student(self) -> ArrayRecord:
+        weights: dict[str, Any] = {
+            name: tensor.cpu() for name, tensor in self.server.student.state_dict().items()
+        }
+        return ArrayRecord(weights)
+
+
+def _actor_died(message: Message | None) -> bool:
+    return (
+        message is not None
+        and message.has_error()
+        and any(word in message.error.reason for word in ("ActorDied", "ActorUnavailable"))
+    )

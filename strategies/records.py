@@ -1,0 +1,76 @@
+"""Plain arrays and headers <-> Flower records; the only file that knows both.
+
+Arrays travel as Flower's `.npy` bytes; nothing is pickled. Sizes are checked before anything is
+decoded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+from fedkd.knowledge.wire import Header, HeaderValue, Refused
+
+KNOWLEDGE, HEADER, JOB, STUDENT, METRICS = "knowledge", "header", "job", "student", "metrics"
+
+
+def knowledge_records(arrays: Mapping[str, np.ndarray], header: Header) -> RecordDict:
+    """A payload as the content of a reply."""
+    return RecordDict(
+        {
+            KNOWLEDGE: ArrayRecord({name: Array(array) for name, array in arrays.items()}),
+            HEADER: ConfigRecord(dict(header)),
+        }
+    )
+
+
+def read_knowledge(
+    content: RecordDict, max_bytes: float
+) -> tuple[dict[str, np.ndarray], dict[str, HeaderValue]]:
+    """The payload in a reply. Raises `Refused` if it is none, too large or damaged."""
+    records, headers = content.array_records, content.config_records
+    if KNOWLEDGE not in records or HEADER not in headers:
+        raise Refused(f"no knowledge in the reply (it has {sorted(content.keys())})")
+    size = sum(len(array.data) for array in records[KNOWLEDGE].values())
+    if size > max_bytes:
+        raise Refused(f"payload of {size:,} bytes, at most {int(max_bytes):,} are accepted")
+    arrays = {}
+    for name, array in records[KNOWLEDGE].items():
+        try:
+            arrays[name] = array.numpy()
+        except Exception as error:  # whatever a damaged buffer makes the decoder raise
+            raise Refused(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from None
+    header: dict[str, HeaderValue] = {}
+    for key, value in headers[HEADER].items():
+        if isinstance(value, int | str) or (
+            isinstance(value, list) and all(isinstance(n, int) for n in value)
+        ):
+            header[key] = value  # type: ignore[assignment]
+    return arrays, header
+
+
+def metrics_of(content: RecordDict) -> dict[str, float | int]:
+    """Plain numbers of a reply's metric record, empty if there is none."""
+    record: MetricRecord | None = content.metric_records.get(METRICS)
+    if record is None:
+        return {}
+    return {key: value for key, value in record.items() if isinstance(value, int | float)}
+
+
+def wire_bytes(message: Message) -> int:
+    """Bytes of a message as Flower serialises it: every object of its tree, once."""
+    return sum(len(item.deflate()) for item in get_all_nested_objects(message).values())
+
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def explain(reason: str) -> str:
+    """The last telling line of an error's reason, without colours or tracebacks."""
+    lines = [line.strip() for line in _ANSI.sub("", reason).splitlines() if line.strip()]
+    telling = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Refused)\b", line)]
+    return (telling or lines or ["no reason given"])[-1][:300]

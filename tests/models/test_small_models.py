@@ -1,0 +1,110 @@
+import pytest
+import torch
+from torch import nn
+
+from fedkd.models import MODELS
+from fedkd.models.network import Network, parameter_count
+from fedkd.models.tokens import TransformerBlock, patch_size
+
+SMALL = ("cnn_tiny", "cnn_small", "mlp", "mixer", "vit_tiny")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "parameters"),
+    [
+        ("cnn_tiny", 8, 3_890),
+        ("cnn_small", 28, 19_162),
+        ("mlp", 8, 8_970),
+        ("mixer", 8, 22_122),
+        ("vit_tiny", 8, 51_946),
+    ],
+)
+def test_sizes_stay_small(name: str, size: int, parameters: int) -> None:
+    assert parameter_count(MODELS.create(name, 10, 1, size)) == parameters
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 32)])
+@pytest.mark.parametrize("name", SMALL)
+def test_all_image_sizes_go_forward_and_backward(name: str, channels: int, size: int) -> None:
+    torch.manual_seed(0)
+    body = MODELS.create(name, 10, channels, size)
+    network = Network(body, mean=[0.5] * channels, std=[0.25] * channels)
+    outputs = network.read(torch.rand(2, channels, size, size))
+    assert outputs.logits.shape == (2, 10)
+    assert all(stage.dim() == 4 and stage.shape[2] == stage.shape[3] for stage in outputs.stages)
+    outputs.logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["cnn_tiny", "cnn_small"])
+@pytest.mark.parametrize(
+    ("norm", "kind"), [("none", None), ("batch", nn.BatchNorm2d), ("group", nn.GroupNorm)]
+)
+def test_norm_is_an_option(name: str, norm: str, kind: type[nn.Module] | None) -> None:
+    body = MODELS.create(name, 10, 1, 8, norm=norm)
+    kinds = {type(module) for module in body.modules()} & {nn.BatchNorm2d, nn.GroupNorm}
+    assert kinds == ({kind} if kind else set())
+
+
+def test_unknown_norm_is_refused() -> None:
+    with pytest.raises(ValueError, match="norm: Input should be"):
+        MODELS.create("cnn_small", 10, 1, 28, norm="layer")
+
+
+def test_group_norm_does_not_mix_samples() -> None:
+    torch.manual_seed(0)
+    body = MODELS.create("cnn_small", 10, 1, 8, norm="group").train()
+    images = torch.rand(4, 1, 8, 8)
+    torch.testing.assert_close(body(images)[:1], body(images[:1]))
+
+
+def test_mlp_options_set_its_shape() -> None:
+    linear = MODELS.create("mlp", 10, 1, 8, layers=0)
+    assert parameter_count(linear) == 64 * 10 + 10
+    wide = MODELS.create("mlp", 10, 1, 8, hidden=5, layers=1)
+    assert parameter_count(wide) == 64 * 5 + 5 + 5 * 10 + 10
+
+
+@pytest.mark.parametrize(("size", "patch"), [(8, 2), (28, 4), (32, 4), (224, 28), (1, 1), (13, 13)])
+def test_patches_leave_at_most_eight_by_eight(size: int, patch: int) -> None:
+    assert patch_size(size, None) == patch
+
+
+@pytest.mark.parametrize("name", ["mixer", "vit_tiny"])
+def test_patch_must_divide_the_image(name: str) -> None:
+    with pytest.raises(ValueError, match="divisor of the image size 28, got 5"):
+        MODELS.create(name, 10, 1, 28, patch=5)
+
+
+def test_heads_must_divide_the_width() -> None:
+    with pytest.raises(ValueError, match="divisor of the width 32, got 5"):
+        MODELS.create("vit_tiny", 10, 1, 28, heads=5)
+
+
+def test_attention_agrees_with_torchs_encoder_layer() -> None:
+    torch.manual_seed(0)
+    ours = TransformerBlock(8, heads=2)
+    torchs = nn.TransformerEncoderLayer(
+        8, 2, 32, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    pairs = {
+        "self_attn.in_proj_": ours.queries_keys_values,
+        "self_attn.out_proj.": ours.project,
+        "linear1.": ours.feed[0],
+        "linear2.": ours.feed[2],
+        "norm1.": ours.norm_attention,
+        "norm2.": ours.norm_feed,
+    }
+    state = {p + key: v for p, m in pairs.items() for key, v in m.state_dict().items()}
+    torchs.load_state_dict(state)
+    tokens = torch.rand(3, 5, 8)
+    torch.testing.assert_close(ours(tokens), torchs(tokens))
+
+
+def test_transformer_taps_hold_the_patches_without_the_class_token() -> None:
+    torch.manual_seed(0)
+    body = MODELS.create("vit_tiny", 10, 1, 8, depth=1)
+    kept: list[torch.Tensor] = []
+    body.get_submodule("blocks.0").register_forward_hook(lambda _m, _i, out: kept.append(out))
+    stages = Network(body, mean=[0.0], std=[1.0]).read(torch.rand(2, 1, 8, 8)).stages
+    assert torch.equal(stages[-1][:, :, 1, 2], kept[0][:, 1 + 1 * 4 + 2])

@@ -1,0 +1,138 @@
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedkd.models.build import build_model
+from fedkd.models.network import Network
+from fedkd.models.taps import find_stages
+
+
+class Functional(nn.Module):
+    """A user's network: pooling is a function, one ReLU serves everywhere, nothing declared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+        self.second = nn.Conv2d(4, 8, 3, padding=1)
+        self.relu = nn.ReLU()
+        self.classifier = nn.Linear(8 * 2 * 2, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.max_pool2d(self.relu(self.first(images)), 2)
+        x = F.max_pool2d(self.relu(self.second(x)), 2)
+        out: Tensor = self.classifier(x.flatten(1))
+        return out
+
+
+class Squeeze(nn.Module):
+    """Narrows, filters at half the side in two branches, and weighs the channels."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.left = nn.Sequential(
+            nn.Conv2d(inputs, inputs, 1), nn.Conv2d(inputs, outputs, 3, 2, padding=1)
+        )
+        self.right = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(inputs, outputs, 1))
+        self.weigh = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(outputs, outputs, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.left(x) + self.right(x)
+        return out * self.weigh(out).sigmoid()
+
+
+def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1)
+
+
+def test_module_that_runs_twice_is_passed_over() -> None:
+    assert find_stages(Functional(), torch.zeros(2, 1, 8, 8)) == ("first", "second")
+
+
+def test_blocks_with_branches_are_taken_whole() -> None:
+    body = nn.Sequential(
+        conv(1, 4), Squeeze(4, 8), Squeeze(8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    assert find_stages(body, torch.zeros(2, 1, 16, 16)) == ("0", "1", "2")
+
+
+def test_chains_inside_chains_are_opened() -> None:
+    trunk = nn.Sequential(conv(1, 4), nn.ReLU(), nn.MaxPool2d(2), conv(4, 8), nn.ReLU())
+    body = nn.Sequential(nn.Sequential(trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    assert find_stages(body, torch.zeros(2, 1, 8, 8)) == ("0.0.1", "0.0")
+
+
+def test_convolutions_without_padding_do_not_end_a_stage() -> None:
+    body = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3), nn.Flatten()
+    )
+    assert find_stages(body, torch.zeros(2, 1, 28, 28)) == ("1", "3")
+
+
+@pytest.mark.parametrize("last", [nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d(2)])
+def test_pooling_alone_gives_no_stage(last: nn.Module) -> None:
+    body = nn.Sequential(conv(1, 4), conv(4, 8, stride=2), last, nn.Flatten())
+    assert find_stages(body, torch.zeros(2, 1, 16, 16)) == ("0", "1")
+
+
+def test_strided_convolution_down_to_one_pixel_is_a_stage() -> None:
+    body = nn.Sequential(conv(1, 4), conv(4, 8, 2), conv(8, 8, 2), nn.AdaptiveAvgPool2d(1))
+    assert find_stages(body, torch.zeros(2, 1, 4, 4)) == ("0", "1", "2")
+
+
+def test_network_without_maps_has_no_stages() -> None:
+    assert find_stages(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.zeros(2, 1, 2, 2)) == ()
+
+
+def test_search_leaves_modes_statistics_and_hooks_alone() -> None:
+    body = nn.Sequential(conv(1, 4), nn.BatchNorm2d(4), nn.Flatten())
+    body[1].eval()
+    find_stages(body, torch.zeros(2, 1, 4, 4))
+    assert [body.training, body[0].training, body[1].training] == [True, True, False]
+    assert body[1].num_batches_tracked == 0
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in body.modules())
+
+
+def test_search_that_fails_leaves_no_hooks() -> None:
+    body = nn.Sequential(conv(1, 4), nn.Linear(3, 3))
+    with pytest.raises(RuntimeError):
+        find_stages(body, torch.zeros(2, 1, 4, 4))
+    assert body.training
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in body.modules())
+
+
+def torchvision(name: str, channels: int, size: int) -> Network:
+    return build_model(
+        f"torchvision/{name}",
+        num_classes=7,
+        in_channels=channels,
+        image_size=size,
+        mean=[0.5] * channels,
+        std=[0.25] * channels,
+    )
+
+
+def shapes(network: Network, channels: int, size: int) -> list[tuple[int, ...]]:
+    outputs = network.eval().read(torch.zeros(2, channels, size, size, dtype=torch.uint8))
+    assert outputs.logits.shape == (2, 7)
+    return [tuple(stage.shape[1:3]) for stage in outputs.stages]
+
+
+def test_torchvision_resnet18_is_tapped_at_its_layers() -> None:
+    network = torchvision("resnet18", 3, 64)
+    assert network.stage_names == ("relu", "layer1", "layer2", "layer3", "layer4")
+    assert network.head_name == "fc"
+    assert shapes(network, 3, 64) == [(64, 32), (64, 16), (128, 8), (256, 4), (512, 2)]
+
+
+def test_torchvision_mobilenet_is_tapped_between_its_blocks() -> None:
+    network = torchvision("mobilenet_v3_small", 1, 28)
+    names = ("features.0", "features.1", "features.3", "features.8", "features")
+    assert network.stage_names == names
+    assert network.head_name == "classifier.3"
+    assert shapes(network, 1, 28) == [(16, 14), (16, 7), (24, 4), (48, 2), (576, 1)]
+
+
+def test_layers_that_share_one_pixel_are_one_stage() -> None:
+    # From 8x8, resnet18 reaches one pixel in layer2 already and stays there.
+    assert torchvision("resnet18", 1, 8).stage_names == ("relu", "layer1", "layer4")
