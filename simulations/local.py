@@ -14,6 +14,7 @@ from uuid import uuid4
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedkd.build import check
 from fedkd.config import Experiment
@@ -23,6 +24,7 @@ from simulations.client_app import make_client_app
 from simulations.job import run_job
 
 CLIENT_APP_RAISED = 2  # flwr.common.constant.ErrorCode, which is not public
+RUN_ID, SERVER_NODE = 1, 1
 
 
 class LocalGrid(Grid):
@@ -38,10 +40,12 @@ class LocalGrid(Grid):
         self, client_app: ClientApp, nodes: int, node_config: dict[str, Any] | None = None
     ) -> None:
         self._app = client_app
+        # Flower stamps messages with the process's task; here nobody else has set it.
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN_ID, 1, SERVER_NODE
         self._contexts = {
             # Ids in another order than the partitions, as on a real federation.
             1000 - number: Context(
-                run_id=1,
+                run_id=RUN_ID,
                 node_id=1000 - number,
                 node_config={
                     "partition-id": number,

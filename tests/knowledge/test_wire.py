@@ -1,0 +1,100 @@
+"""No payload is used before it has passed every check."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedkd.knowledge.kinds import Logits, VirtualLogits
+from fedkd.knowledge.payload import Knowledge, Teacher
+from fedkd.knowledge.wire import Expected, Refused, pack, unpack
+
+EXPECTED = Expected(
+    run="run-1", round=2, fingerprint="f00d", class_map="c1a55", num_samples=6, num_classes=4,
+    kinds=(Logits(), VirtualLogits(0)), disclose=("class_counts", "num_examples"),
+)  # fmt: skip
+
+
+def payload() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    tensors = {
+        kind: torch.randn(6, 4, generator=torch.Generator().manual_seed(n))
+        for n, kind in enumerate(EXPECTED.kinds)
+    }
+    return pack(Knowledge(Teacher(3, 10, (1, 2, 3, 4)), tensors), EXPECTED)
+
+
+def test_what_is_packed_comes_back_to_half_precision() -> None:
+    arrays, header = payload()
+    knowledge = unpack(arrays, header, EXPECTED, 3)
+    assert knowledge.teacher == Teacher(3, 10, (1, 2, 3, 4))
+    assert knowledge.tensors[Logits()].dtype == torch.float16
+    expected = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(knowledge.tensors[Logits()].float(), expected, atol=1e-3)
+
+
+def test_only_what_was_asked_for_is_disclosed() -> None:
+    tensors = {Logits(): torch.zeros(6, 4), VirtualLogits(0): torch.zeros(6, 4)}
+    quiet = replace(EXPECTED, disclose=())
+    _, header = pack(Knowledge(Teacher(3, 10, (1, 2, 3, 4)), tensors), quiet)
+    assert set(header) == {"protocol", "run", "round", "client", "fingerprint", "class_map"}
+
+
+def change(name: str, value: Any) -> Callable[..., None]:
+    return lambda arrays, header: header.__setitem__(name, value)
+
+
+def number(value: float) -> Callable[..., None]:
+    return lambda arrays, header: arrays["logits"].__setitem__((1, 2), value)
+
+
+def array(make: Callable[[np.ndarray], np.ndarray]) -> Callable[..., None]:
+    return lambda arrays, header: arrays.__setitem__("logits", make(arrays["logits"]))
+
+
+@pytest.mark.parametrize(
+    ("tamper", "reason"),
+    [
+        (number(np.nan), "logits: NaN in 1 of 24"),
+        (number(np.inf), "logits: infinity in 1 of 24"),
+        (number(-2e4), "logits: magnitude 2e\\+04, at most 10000"),
+        (array(lambda a: a[:1]), "logits: shape \\(1, 4\\), expected \\(6, 4\\)"),
+        (array(lambda a: a[:, :1]), "logits: 1 classes per sample, expected 4"),
+        (array(lambda a: np.pad(a, ((0, 0), (0, 1)))), "5 classes per sample, expected 4"),
+        (array(lambda a: a[None]), "shape \\(1, 6, 4\\)"),
+        (array(lambda a: a.astype(np.float64)), "dtype float64, expected float16"),
+        (array(lambda a: a.astype(object)), "dtype object"),
+        (change("round", 1), "answers round 1 \\(replayed or late\\), this is round 2"),
+        (change("run", "run-0"), "answers run 'run-0'"),
+        (change("client", 4), "claims to be client 4, registered as client 3"),
+        (change("fingerprint", "beef"), "has transfer set 'beef', expected 'f00d'"),
+        (change("class_map", "x"), "has class map 'x'"),
+        (change("protocol", 9), "speaks protocol 9"),
+        (change("num_examples", -1), "num_examples is -1"),
+        (change("class_counts", [1, 2, 3]), "class_counts is not 4 counts"),
+        (change("class_counts", [1, 2, 3, -4]), "class_counts is not 4 counts"),
+        (lambda a, h: h.pop("class_counts"), "class_counts is not 4 counts"),
+        (lambda a, h: h.pop("round"), "answers round None"),
+        (lambda a, h: a.pop("logits"), "missing \\['logits'\\]"),
+        (lambda a, h: a.__setitem__("more", a["logits"]), "unasked \\['more'\\]"),
+    ],
+)
+def test_a_bad_payload_is_refused_with_its_reason(tamper: Callable[..., Any], reason: str) -> None:
+    arrays, header = payload()
+    tamper(arrays, header)
+    with pytest.raises(Refused, match=reason):
+        unpack(arrays, header, EXPECTED, 3)
+
+
+def test_1e30_is_refused_where_it_can_be_written() -> None:
+    wide = replace(EXPECTED, dtype="float32", kinds=(Logits(),), disclose=())
+    tensors = {Logits(): torch.full((6, 4), 1e30)}
+    arrays, header = pack(Knowledge(Teacher(3), tensors), wide)
+    with pytest.raises(Refused, match="magnitude 1e\\+30"):
+        unpack(arrays, header, wide, 3)
+    half = replace(wide, dtype="float16")
+    arrays, header = pack(Knowledge(Teacher(3), tensors), half)
+    with pytest.raises(Refused, match="infinity"):
+        unpack(arrays, header, half, 3)
