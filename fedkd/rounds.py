@@ -71,16 +71,18 @@ class Workspace:
         self.data: FederatedData = build_data(experiment, root)
         self.objective = build_objective(experiment)
         self.fusion = build_fusion(experiment)
+        # Logits are always ordered: what the teachers say together is made of them.
+        self.kinds = tuple(dict.fromkeys((Logits(), *self.objective.needs)))
         self.class_map = class_map(self.data.classes)
         self._test_fingerprint: str | None = None
         self._views: dict[tuple[int, int], Tensor] = {}
 
     def order(self, run: str, round_number: int) -> Expected:
         """What every client is asked to say about the transfer set in this round."""
+        transfer = self.data.transfer
         return self._expect(
-            run, round_number, self.objective.needs, self.data.transfer.fingerprint,
-            len(self.data.transfer.images),
-        )  # fmt: skip
+            run, round_number, self.kinds, transfer.fingerprint, len(transfer.images)
+        )
 
     def test_order(self, run: str, round_number: int) -> Expected:
         """What every client is asked to say about the test images (for evaluation only)."""
@@ -321,7 +323,7 @@ class Server:
         store = self._store(round_number)
         transfer = self.workspace.data.transfer
         return fuse(
-            store.bank(self.workspace.objective.needs or (Logits(),)),
+            store.bank(self.workspace.kinds),
             self.workspace.fusion,
             labels=transfer.images.labels if transfer.labelled else None,
             store=store.allocate,

@@ -32,7 +32,7 @@ class ClassGated(Fusion):
 
     discloses = ("class_counts",)
 
-    def __init__(self, *, smoothing: float = 1.0, sharpness: float = 2.0) -> None:
+    def __init__(self, *, smoothing: float = 1.0, sharpness: float = 1.0) -> None:
         if smoothing <= 0 or sharpness <= 0:
             raise ValueError("fusion 'class_gated': smoothing and sharpness must be positive")
         self.smoothing = smoothing

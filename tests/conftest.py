@@ -1,0 +1,54 @@
+"""A federation small enough to run in a second."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedkd.config import Experiment, make_experiment
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """Folder of real image data, or skip."""
+    candidates = [os.environ.get("FEDKD_DATA"), Path(__file__).parents[2] / "shared" / "data"]
+    for candidate in candidates:
+        if candidate and Path(candidate).is_dir():
+            return Path(candidate)
+    pytest.skip("no real images: set FEDKD_DATA to a folder that holds FashionMNIST/raw")
+
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "rounds": 2,
+    "clients": 3,
+    "data": {
+        "dataset": {"name": "synthetic", "classes": 4, "size": 8, "per_class": 60},
+        "partition": {"name": "dirichlet", "alpha": 1.0, "min_size": 5},
+        "transfer": {"size": 48},
+        "test": 60,
+    },
+    "teachers": {"models": ["mlp", "cnn_tiny"], "epochs": 2},
+    "student": {"model": {"name": "cnn_tiny", "norm": "batch"}},
+    "fusion": ["class_gated", "entropy"],
+    "distillation": {
+        "losses": ["dkd", {"name": "vrm", "weight": 0.1}, {"name": "ce", "weight": 0.5}],
+        "epochs": 2,
+    },
+}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., Experiment]:
+    """`tiny("rounds=3", ...)`: the tiny experiment with overrides, writing under tmp_path."""
+
+    def make(*overrides: str) -> Experiment:
+        return make_experiment(TINY, [f"output={tmp_path / 'runs'}", *overrides])
+
+    return make

@@ -1,0 +1,92 @@
+"""Cross entropy and Hinton's distillation."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fedkd.losses import LOSSES
+from fedkd.losses.ce import ce_loss
+from fedkd.losses.kd import kd_loss, standardised
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/output_relational.json").read_text())
+INPUTS = GOLDEN["inputs"]
+CASES = {case["name"]: case for case in GOLDEN["official"]}
+
+
+def _double(name):
+    return torch.tensor(INPUTS[name], dtype=torch.float64)
+
+
+def _check(case, value, logits):
+    """Value and gradient against the official code's."""
+    (gradient,) = torch.autograd.grad(value, logits)
+    expected = torch.tensor(case["grad"], dtype=torch.float64)
+    assert value.item() == pytest.approx(case["value"], rel=1e-10)
+    torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["kd_T1", "kd_T4", "kd_repdistiller_T4", "kd_logitstd_T2"])
+def test_kd_repeats_the_official_code(name):
+    logits = _double("logits_s").requires_grad_()
+    value = kd_loss(
+        logits,
+        _double("logits_t"),
+        temperature=CASES[name]["hyperparameters"]["T"],
+        standardise=name == "kd_logitstd_T2",
+    ).mean()
+    _check(CASES[name], value, logits)
+
+
+def test_ce_and_kd_add_up_to_the_official_total():
+    logits = _double("logits_s").requires_grad_()
+    ce = ce_loss(logits, torch.tensor(INPUTS["targets"])).mean()
+    kd = kd_loss(logits, _double("logits_t"), temperature=4.0).mean()
+    _check(CASES["kd_total_cifar"], 0.1 * ce + 0.9 * kd, logits)
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_kd_gradcheck(standardise):
+    logits, teacher = _double("logits_s")[:3].requires_grad_(), _double("logits_t")[:3]
+    assert torch.autograd.gradcheck(
+        lambda z: kd_loss(z, teacher, temperature=3.0, standardise=standardise), (logits,)
+    )
+
+
+def test_standardised_kd_sees_neither_shift_nor_range():
+    student, teacher = _double("logits_s"), _double("logits_t")
+    plain = kd_loss(student, teacher, temperature=2.0, standardise=True)
+    moved = kd_loss(3 * student + 5, 0.2 * teacher - 1, temperature=2.0, standardise=True)
+    torch.testing.assert_close(moved, plain, rtol=1e-5, atol=1e-6)  # eps 1e-7 is part of it
+
+
+def test_equal_logits_have_no_direction():
+    logits = torch.full((2, 4), 3.0, requires_grad=True)
+    value = standardised(logits)
+    value[:, 0].sum().backward()
+    assert (value == 0).all()
+    assert (logits.grad == 0).all()
+
+
+def test_label_smoothing_mixes_in_the_uniform_distribution():
+    logits, targets = _double("logits_s"), torch.tensor(INPUTS["targets"])
+    log_p = F.log_softmax(logits, dim=1)
+    expected = 0.9 * -log_p[torch.arange(8), targets] - 0.1 * log_p.mean(dim=1)
+    torch.testing.assert_close(ce_loss(logits, targets, label_smoothing=0.1), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ce", {"label_smoothing": 1.0}, "label_smoothing must be in"),
+        ("kd", {"temperature": 0}, "temperature must be positive"),
+        ("kd", {"temprature": 1}, "did you mean 'temperature'"),
+        ("dkd", {"temperature": -1.0}, "temperature must be positive"),
+        ("dkd", {"bata": 1.0}, "did you mean 'beta'"),
+    ],
+)
+def test_wrong_options_are_named(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        LOSSES.create(name, **options)

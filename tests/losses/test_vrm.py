@@ -1,0 +1,100 @@
+"""Virtual relation matching as a loss of the objective."""
+
+import pytest
+import torch
+
+from fedkd.knowledge.kinds import Logits, VirtualLogits
+from fedkd.losses import LOSSES
+from fedkd.losses.kd import standardised
+from fedkd.losses.relations import class_relation_loss, sample_relation_loss
+from fedkd.losses.vrm import VRMLoss, vrm_loss
+
+
+def _views(size=5, classes=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(4, size, classes, generator=generator, dtype=torch.float64).unbind()
+
+
+def _kinds(real, virtual):
+    return {Logits(): real, VirtualLogits(0): virtual}
+
+
+def test_vrm_is_the_weighted_sum_of_both_graphs():
+    a, b, d, e = _views()
+    weights = torch.tensor([0.1, 1, 0.5, 0, 0.3], dtype=torch.float64)
+    z = [standardised(view) for view in (a, b, d, e)]
+    samples = sample_relation_loss(*z, sample_weights=weights)
+    classes = class_relation_loss(
+        torch.cat(z[:2]), torch.cat(z[2:]), sample_weights=weights.repeat(2)
+    )
+    value = VRMLoss(sample_weight=3.0, class_weight=2.0)(_kinds(a, b), _kinds(d, e), None, weights)
+    torch.testing.assert_close(value, 3 * samples + 2 * classes)
+
+
+def test_real_edges_ask_for_no_view_and_ignore_one():
+    a, b, d, e = _views()
+    loss, weights = VRMLoss(edges="real"), torch.ones(5)
+    assert loss.needs == loss.reads == (Logits(),)
+    assert VRMLoss().needs == (Logits(), VirtualLogits(0))
+    alone = loss({Logits(): a}, {Logits(): d}, None, weights)
+    torch.testing.assert_close(loss(_kinds(a, b), _kinds(d, e), None, weights), alone)
+    expected = 64 * sample_relation_loss(standardised(a), None, standardised(d), None, edges="real")
+    expected += 16 * class_relation_loss(standardised(a), standardised(d))
+    torch.testing.assert_close(alone, expected)
+
+
+@pytest.mark.parametrize("options", [{"sample_weight": 0.0}, {"class_weight": 0.0}])
+def test_one_graph_alone(options):
+    a, b, d, e = _views()
+    assert vrm_loss(a.requires_grad_(), b, d, e, **options) > 0
+
+
+@pytest.mark.parametrize("edges", ["real_virtual", "full", "real"])
+@pytest.mark.parametrize("distance", ["cosine", "huber"])
+@pytest.mark.parametrize(
+    "pruning", [None, "joint_entropy_indep", "joint_entropy_diag", "edge_discrepancy"]
+)
+@pytest.mark.parametrize("size", [1, 5])
+def test_every_combination_of_options_trains(edges, distance, pruning, size):
+    a, b, d, e = (view.float() for view in _views(size))
+    a.requires_grad_()
+    loss = LOSSES.create("vrm", edges=edges, distance=distance, pruning=pruning, rho=0.3)
+    value = loss(_kinds(a, b), _kinds(d, e), None, torch.ones(size))
+    value.backward()
+    assert value.ndim == 0
+    assert value.isfinite()
+    assert a.grad.isfinite().all()
+
+
+def test_view_discrepancy_prunes_the_edges_between_inconsistent_samples():
+    a, b, d, e = _views()
+    b = a + 0.01 * b
+    b[2] = -a[2]
+    whole = vrm_loss(a, b, d, e, class_weight=0.0)
+    pruned = vrm_loss(a, b, d, e, class_weight=0.0, pruning="view_discrepancy", rho=0.04)
+    z = [standardised(view) for view in (a, b, d, e)]
+    edge = sample_relation_loss(*(view[2:3] for view in z))  # 1 of 25: the sample with itself
+    torch.testing.assert_close(24 * pruned, 25 * whole - 64 * edge)
+
+
+def test_gradcheck():
+    a, b, d, e = _views(3)
+    weights = torch.tensor([0.2, 1.0, 0.6], dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda a, b: vrm_loss(a, b, d, e, weights=weights),
+        (a.requires_grad_(), b.requires_grad_()),
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rho": 1.0}, "rho must be in"),
+        ({"delta": 0.0}, "delta must be positive"),
+        ({"edges": "real", "pruning": "view_discrepancy"}, "compares two views"),
+        ({"edges": "virtual"}, "edges"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        LOSSES.create("vrm", **options)

@@ -1,0 +1,125 @@
+"""The command line as a user meets it: real processes, exit codes, one-line errors."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from fedkd.config import Experiment
+from fedkd.rundir import RunDirectory
+from simulations.local import run_local
+
+ROOT = Path(__file__).parents[2]
+
+
+def fedkd(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "simulations.cli", *map(str, words)],
+        cwd=cwd, capture_output=True, text=True, check=False, env=None,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    from fedkd.config import make_experiment
+    from tests.conftest import TINY
+
+    parent = tmp_path_factory.mktemp("cli")
+    return run_local(make_experiment(TINY, [f"output={parent}", "rounds=1"]))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "configs/quickstart.yaml", "rouns=3"],
+        ["run", "configs/quickstart.yaml", "data.dataset=digts"],
+        ["run", "configs/quickstrat.yaml"],
+        ["run", "configs/quickstart.yaml", "rounds"],
+        ["run", "configs/quickstart.yaml", "clients=4000"],
+        ["run", "configs/fashion_mnist.yaml", "data.root=/nonexistent"],
+        ["run", "configs/quickstart.yaml", "--runner", "spark"],
+        ["run", "--resume", "/nonexistent"],
+        ["config", "show", "configs/quickstart.yaml", "student.modl=3"],
+        ["partition", "configs/quickstart.yaml", "data.partition.alpha=x"],
+        ["list", "modles"],
+        ["predict", "/nonexistent", "x.png"],
+    ],
+    ids=" ".join,
+)
+def test_what_the_user_got_wrong_is_one_line_and_exit_code_2(words: list[str]) -> None:
+    done = fedkd(*words)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("fedkd: ")
+
+
+def test_run_ends_with_table_and_paths(tiny: Callable[..., Experiment], tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text(tiny("rounds=1").to_yaml())
+    done = fedkd("run", config, "--runner", "local", "distillation.epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for word in ("student", "teacher 0", "ensemble", "oracle", "ceiling", "worst client", "knowledge"):
+        assert word in done.stdout
+    path = Path(re.search(r"^run\s+(\S+)$", done.stdout, re.M)[1])  # type: ignore[index]
+    assert (path / "report.html").is_file()
+    resolved = yaml.safe_load((path / "config.yaml").read_text())
+    assert resolved["distillation"]["epochs"] == 1
+
+
+def test_config_show_prints_every_default() -> None:
+    done = fedkd("config", "show", "configs/quickstart.yaml", "rounds=5")
+    shown = yaml.safe_load(done.stdout)
+    assert shown["rounds"] == 5
+    assert shown["federation"]["quorum"] == 0.5
+
+
+def test_partition_shows_table_and_picture(tmp_path: Path) -> None:
+    picture = tmp_path / "who.png"
+    done = fedkd("partition", "configs/quickstart.yaml", "--picture", picture)
+    assert done.returncode == 0, done.stderr
+    assert "transfer set: 400 images, unlabelled" in done.stdout
+    assert Image.open(picture).size[0] > 400
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("models", "resnet20"), ("losses", "vrm"), ("fusions", "class_gated"),
+        ("datasets", "fashion_mnist"), ("partitions", "dirichlet"),
+    ],
+)  # fmt: skip
+def test_list_has_a_line_for_each(what: str, expected: str) -> None:
+    done = fedkd("list", what)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
+
+
+def test_report_predict_and_export(finished: RunDirectory, tmp_path: Path) -> None:
+    (finished.path / "report.html").unlink()
+    assert fedkd("report", finished.path).returncode == 0
+    assert (finished.path / "report.html").is_file()
+
+    picture = tmp_path / "picture.png"
+    noise = np.random.default_rng(0).integers(0, 255, (30, 20, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(picture)
+    named = fedkd("predict", finished.path, picture)
+    assert named.returncode == 0, named.stderr
+    assert "pattern" in named.stdout
+    assert fedkd("predict", finished.path, tmp_path / "no.png").returncode == 2
+    (tmp_path / "text.png").write_text("not an image")
+    assert fedkd("predict", finished.path, tmp_path / "text.png").returncode == 2
+
+    for format, suffix in (("torch", "pt2"), ("onnx", "onnx")):
+        done = fedkd("export", finished.path, "--format", format)
+        assert done.returncode == 0, done.stderr
+        assert "same class on 100.0%" in done.stdout.replace("\n", " ")
+        assert (finished.path / f"student.{suffix}").stat().st_size > 1000
+    assert fedkd("export", finished.path, "--format", "tflite").returncode == 2

@@ -1,0 +1,173 @@
+"""The whole job in one process: what a run leaves, repeats, survives and resumes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedkd.config import ConfigError, Experiment
+from fedkd.rundir import RunDirectory, load_state
+from simulations.local import run_local
+from tests.simulations.faults import BAD_PAYLOADS, crashing, tampering
+
+Tiny = Callable[..., Experiment]
+
+
+def student(run: RunDirectory) -> str:
+    return str(run.read_json("summary.json")["hash"])
+
+
+def test_a_run_leaves_everything_behind(tiny: Tiny) -> None:
+    run = run_local(tiny())
+    names = {path.name for path in run.path.iterdir()}
+    assert names >= {
+        "config.yaml", "versions.json", "metrics.jsonl", "ledger.jsonl", "summary.json",
+        "report.html", "checkpoints", "knowledge", "clients",
+    }  # fmt: skip
+    summary = run.read_json("summary.json")
+    assert summary["rounds"] == 2
+    assert summary["student"]["accuracy"] > 0.5  # chance is 0.25
+    assert len(summary["teachers"]) == 3
+    assert 0 < summary["oracle"] <= 1
+    assert 0 < summary["ceiling"] <= 1
+    assert json.loads((run.path / "versions.json").read_text())["torch"] == torch.__version__
+    ledger = run.ledger_entries()
+    phases = {(entry["round"], entry["phase"], entry["client"]) for entry in ledger}
+    assert {(r, p, c) for r in (1, 2) for p in ("train", "knowledge", "evaluate") for c in range(3)} <= phases
+    # Two kinds of 48 x 4 half-precision logits are 768 bytes; headers add some hundreds.
+    sizes = [entry["up"] for entry in ledger if entry["phase"] == "knowledge"]
+    assert all(768 < size < 768 + 2500 for size in sizes)
+
+
+def test_same_seed_same_student_other_seed_another(tiny: Tiny) -> None:
+    first, again, other = (run_local(tiny(f"seed={seed}")) for seed in (0, 0, 1))
+    assert student(first) == student(again) != student(other)
+
+
+@pytest.mark.parametrize("finished", [1, 2])
+def test_a_resumed_run_reaches_the_same_student(tiny: Tiny, finished: int) -> None:
+    whole = run_local(tiny("rounds=3"))
+
+    class Stop(Exception):
+        pass
+
+    def stop(event: str, **facts: object) -> None:
+        if event == "phase" and facts["round"] == finished + 1 and facts["phase"] == "distil":
+            raise Stop  # after the knowledge of the next round was accepted
+
+    run = RunDirectory.new(tiny("rounds=3"))
+    with pytest.raises(Stop):
+        run_local(run.experiment, run=run, notify=stop)
+    assert run.load_checkpoint()["round"] == finished  # type: ignore[index]
+    resumed = run_local(run.experiment, run=RunDirectory.open(run.path))
+    assert student(resumed) == student(whole)
+    rounds = [record["round"] for record in resumed.metrics("round")]
+    assert rounds == [1, 2, 3]
+    assert [r["hash"] for r in resumed.metrics("round")] == [r["hash"] for r in whole.metrics("round")]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny: Tiny) -> None:
+    whole = run_local(tiny())
+    newest = sorted((whole.path / "checkpoints").iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:200])
+    resumed = run_local(whole.experiment, run=RunDirectory.open(whole.path))
+    assert student(resumed) == whole.metrics("round")[-1]["hash"]
+    assert any("unreadable" in r["text"] for r in resumed.metrics("warning"))
+
+
+def test_state_files_hold_no_code(tiny: Tiny, tmp_path: Path) -> None:
+    run = run_local(tiny("rounds=1"))
+    for path in [*run.path.rglob("*.pt")]:
+        load_state(path)  # weights_only=True inside
+    evil = tmp_path / "evil.pt"
+    torch.save({"weights": Path("/")}, evil)
+    with pytest.raises(RuntimeError, match="cannot read"):
+        load_state(evil)
+
+
+@pytest.mark.parametrize("name", BAD_PAYLOADS)
+def test_a_bad_payload_costs_its_client_the_round_and_nobody_else(tiny: Tiny, name: str) -> None:
+    tamper, reason = BAD_PAYLOADS[name]
+    run = run_local(tiny("federation.dtype=float32"), client_app=tampering({1: tamper}))
+    refused = run.metrics("refused")
+    assert [(r["round"], r["client"], r["phase"]) for r in refused] == [(1, 1, "knowledge"), (2, 1, "knowledge")]
+    assert all(reason in r["reason"] for r in refused)
+    assert [r["answered"] for r in run.metrics("round")] == [[0, 2], [0, 2]]
+
+
+@pytest.mark.parametrize("message_type", ["train", "query.knowledge", "evaluate"])
+def test_a_client_that_raises_loses_its_round_only(tiny: Tiny, message_type: str) -> None:
+    run = run_local(tiny(), client_app=crashing(2, message_type, 1))
+    refused = run.metrics("refused")
+    assert [(r["round"], r["client"]) for r in refused] == [(1, 2)]
+    assert "the disk is full" in refused[0]["reason"]
+    lost = [] if message_type == "evaluate" else [2]
+    assert run.metrics("round")[0]["answered"] == [c for c in range(3) if c not in lost]
+    assert run.metrics("round")[1]["answered"] == [0, 1, 2]
+
+
+def test_below_quorum_the_student_is_kept_and_the_round_is_degraded(tiny: Tiny) -> None:
+    tampers = {client: BAD_PAYLOADS["nan"][0] for client in (0, 1)}
+    run = run_local(tiny("federation.quorum=0.6"), client_app=tampering(tampers))
+    rounds = run.metrics("round")
+    assert [r["status"] for r in rounds] == ["degraded", "degraded"]
+    assert rounds[0]["hash"] == rounds[1]["hash"]
+    assert run.read_json("summary.json")["degraded_rounds"] == [1, 2]
+
+
+@pytest.mark.parametrize("nodes", [2, 5])
+def test_a_federation_of_another_size_is_refused_by_name(
+    tiny: Tiny, nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("strategies.distillation.SETTLE_SECONDS", 0.2)
+    with pytest.raises(ConfigError, match=f"the experiment has 3 clients, the federation has {nodes}"):
+        run_local(tiny(), nodes=nodes)
+
+
+def test_a_client_with_another_transfer_set_is_refused_by_name(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import simulations.client_app as module
+
+    real = module.workspace
+
+    def other(config: str, root: str | None = None):  # type: ignore[no-untyped-def]
+        return real(config.replace('"seed":0', '"seed":7'), root)
+
+    monkeypatch.setattr(module, "workspace", other)
+    with pytest.raises(ConfigError, match="no client of the federation can take part"):
+        run_local(tiny())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["teachers.feedback.use=regulariser"],
+        ["teachers.feedback.use=init", "teachers.models=[{name: cnn_tiny, norm: batch}, mlp]"],
+        ["data.transfer.labelled=true", "distillation.losses=[kd]"],
+        ["data.views.refresh=false", "distillation.warm_start=false", "teachers.warm_start=false"],
+        ["evaluation.teachers=false", "evaluation.clients=false", "evaluation.baselines=[]"],
+        ["distillation.losses=[ce]", "fusion=[sample_count]"],
+        ["data.transfer.dataset={name: digits}", "data.transfer.size=40"],
+        ["teachers.augment=crop", "distillation.optimizer.schedule=step"],
+        ["data.validation=10", "data.partition=iid", "data.private=60"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_option_runs(tiny: Tiny, words: list[str]) -> None:
+    run = run_local(tiny(*words))
+    assert run.metrics("refused") == []
+    assert run.read_json("summary.json")["rounds"] == 2
+
+
+def test_feedback_reaches_the_clients(tiny: Tiny) -> None:
+    plain, pulled = run_local(tiny()), run_local(tiny("teachers.feedback.use=regulariser"))
+    assert student(plain) != student(pulled)
+    down = [
+        {e["round"]: e["down"] for e in run.ledger_entries() if e["phase"] == "train"}
+        for run in (plain, pulled)
+    ]
+    assert down[1][2] > down[1][1]  # the student travels from round 2 on
+    assert down[0][2] == pytest.approx(down[0][1], abs=8)

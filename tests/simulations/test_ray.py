@@ -1,0 +1,119 @@
+"""The main job: Flower's simulation runtime on Ray, with real processes and real faults."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedkd.config import ConfigError, Experiment
+from fedkd.rundir import RunDirectory
+from simulations.local import run_local
+from simulations.ray import run_ray
+from tests.simulations.faults import BAD_PAYLOADS, killed_once, tampering
+
+Tiny = Callable[..., Experiment]
+ROOT = Path(__file__).parents[2]
+
+
+def student(run: RunDirectory) -> str:
+    return str(run.read_json("summary.json")["hash"])
+
+
+def ray_processes() -> set[int]:
+    words = ("raylet", "gcs_server", "ray::", "default_worker.py", "log_monitor", "dashboard/agent")
+    found = set()
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if any(word in line for word in words):
+            found.add(process.info["pid"])
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    before = ray_processes()
+    yield
+    deadline = time.monotonic() + 20
+    while (left := ray_processes() - before) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not left, [psutil.Process(pid).cmdline() for pid in left]
+
+
+def test_ray_and_the_local_runner_give_the_same_student(tiny: Tiny) -> None:
+    on_ray = run_ray(tiny())
+    in_process = run_local(tiny())
+    assert student(on_ray) == student(in_process)
+    ours, theirs = (run.read_json("summary.json") for run in (on_ray, in_process))
+    for key in ("student", "teachers", "ensemble", "oracle", "ceiling"):
+        assert ours[key] == theirs[key]
+    assert ours["bytes"]["knowledge"]["up"] == pytest.approx(
+        theirs["bytes"]["knowledge"]["up"], rel=0.02
+    )
+
+
+def test_every_bad_payload_in_one_real_run(tiny: Tiny) -> None:
+    """One client per fault beside two honest ones: the run ends well and names each."""
+    tampers = {client: BAD_PAYLOADS[name][0] for client, name in enumerate(BAD_PAYLOADS)}
+    clients = len(tampers) + 2
+    run = run_ray(
+        tiny(
+            f"clients={clients}", "federation.dtype=float32", "federation.quorum=0.25",
+            "data.partition=iid",
+        ),
+        client_app=tampering(tampers),
+    )  # fmt: skip
+    honest = [len(tampers), len(tampers) + 1]
+    for number in (1, 2):
+        refused = {r["client"]: r["reason"] for r in run.metrics("refused") if r["round"] == number}
+        assert set(refused) == set(tampers)
+        for client, name in enumerate(BAD_PAYLOADS):
+            assert BAD_PAYLOADS[name][1] in refused[client]
+        assert run.metrics("round")[number - 1]["answered"] == honest
+        assert run.metrics("round")[number - 1]["status"] == "ok"
+    page = (run.path / "report.html").read_text()
+    assert "replayed or late" in page
+
+
+def test_a_killed_worker_costs_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    flag = tmp_path / "killed"
+    run = run_ray(tiny("resources.client_cpus=2"), client_app=killed_once(flag))
+    assert flag.exists()
+    assert [r["answered"] for r in run.metrics("round")] == [[0, 1, 2], [0, 1, 2]]
+    calm = run_local(tiny("resources.client_cpus=2"))
+    assert student(run) == student(calm)
+
+
+def test_another_number_of_nodes_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match="the experiment has 3 clients, the federation has 2 nodes"):
+        run_ray(tiny(), nodes=2)
+
+
+def test_a_killed_server_leaves_no_process_and_can_be_resumed(tiny: Tiny, tmp_path: Path) -> None:
+    whole = run_local(tiny("rounds=3"))
+    config = tmp_path / "tiny.yaml"
+    config.write_text(tiny("rounds=3").to_yaml())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "simulations.cli", "run", str(config)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    runs = tmp_path / "runs"
+    deadline = time.monotonic() + 90
+    known = {whole.path}
+    while time.monotonic() < deadline:
+        fresh = [p for p in runs.glob("*") if p not in known and list(p.glob("checkpoints/*.pt"))]
+        if fresh:
+            break
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    (path,) = [p for p in runs.glob("*") if p not in known]
+    resumed = subprocess.run(
+        [sys.executable, "-m", "simulations.cli", "run", "--resume", str(path)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert resumed.returncode == 0, resumed.stderr
+    assert student(RunDirectory.open(path)) == student(whole)
