@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fedkd.losses.dkd import dkd_loss
 from fedkd.losses.kd import standardised
-from fedkd.losses.relations import class_relation_loss, sample_relation_loss
+from fedkd.relations import class_relation_loss, sample_relation_loss
 
 Run = Callable[[], object]
 
@@ -94,10 +94,8 @@ def cases(size: int, classes: int) -> list[tuple[str, Run, Run]]:
     return [
         (
             "DKD",
-            step(
-                lambda x: dkd_loss(3 * x, 3 * d, targets, alpha=1, beta=8, temperature=4).mean(), a
-            ),
-            step(lambda x: masked_dkd(3 * x, 3 * d, targets), a),
+            step(lambda x: dkd_loss(x, d, targets, alpha=1, beta=8, temperature=4).mean(), a),
+            step(lambda x: masked_dkd(x, d, targets), a),
         ),
         (
             "VRM samples",

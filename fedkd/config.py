@@ -190,7 +190,7 @@ class Resources(Section):
 
     client_cpus: Positive = 1
     client_gpus: float = Field(0.0, ge=0)
-    server_threads: Positive = 2
+    server_threads: Positive = Field(1, description="more helps networks from ResNet-20 up")
     device: str = Field("auto", description="server's device: auto, cpu, cuda, cuda:1")
 
 

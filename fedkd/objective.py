@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Ensemble
-from fedkd.losses.base import DistillationLoss
+from fedkd.losses.base import DistillationLoss, Trust
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,12 @@ class Objective(nn.Module):
     ) -> Tensor:
         if not loss.needs:
             everyone = ensemble.weights.sum(dim=0)
-            return _mean(loss(student, {}, targets, everyone), everyone)
-        parts = [
-            _mean(loss(student, ensemble.teacher(m), targets, weights), weights)
-            for m, weights in enumerate(ensemble.weights)
-        ]
+            return _mean(loss(student, {}, targets, Trust(everyone)), everyone)
+        classes = ensemble.class_weights
+        parts = []
+        for m, weights in enumerate(ensemble.weights):
+            trust = Trust(weights, None if classes is None else classes[m])
+            parts.append(_mean(loss(student, ensemble.teacher(m), targets, trust), weights))
         total = parts[0]
         for part in parts[1:]:
             total = total + part

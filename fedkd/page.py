@@ -66,8 +66,13 @@ nav a:hover { color: var(--student); }
 .grid { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 18px;
   align-items: stretch; }
 .wide { grid-column: 1 / -1; }
+.lone { grid-column: 1 / -1; display: grid; column-gap: 28px; align-items: center;
+  grid-template-columns: repeat(2, minmax(0, 1fr)); }
+.lone h3 { grid-column: 1 / -1; }
+.lone .caption:nth-child(2) { grid-column: 1 / -1; margin: 0; }
 .figure { background: #fff; border-radius: 8px; overflow-x: auto; }
-.figure svg { display: block; width: 100%; height: auto; max-height: 900px; }
+.figure svg { display: block; width: 100%; height: auto; max-height: 1300px; }
+.who td:first-child { white-space: nowrap; }
 .figure text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif !important; }
 .figure image { image-rendering: pixelated; }
 .caption { font-size: 13.5px; margin-top: 10px; }
@@ -105,7 +110,7 @@ pre { background: var(--track); border-radius: 8px; padding: 14px 16px; overflow
   margin-top: 18px; font-size: 14px; overflow-wrap: anywhere; }
 footer { margin-top: 40px; font-size: 13px; color: var(--soft); overflow-wrap: anywhere; }
 @media (max-width: 820px) {
-  .grid { grid-template-columns: minmax(0, 1fr); }
+  .grid, .lone { grid-template-columns: minmax(0, 1fr); }
   .wide .figure svg { min-width: 760px; }
   .big { text-align: left; }
   main { padding: 20px 14px 40px; }
@@ -113,6 +118,7 @@ footer { margin-top: 40px; font-size: 13px; color: var(--soft); overflow-wrap: a
 }
 @media (max-width: 560px) {
   .from { display: none; }
+  .who td:first-child { white-space: normal; }
   .big b { font-size: 52px; }
   .tiles { grid-template-columns: 1fr 1fr; }
 }
@@ -165,7 +171,7 @@ footer { margin-top: 40px; font-size: 13px; color: var(--soft); overflow-wrap: a
 
 <h2 id="results">Results</h2>
 <div class="card scroll">
-  <table>
+  <table class="who">
     <thead><tr><th>who</th><th class="from">learnt from</th><th class="n">accuracy</th>
       <th></th></tr></thead>
     <tbody>
@@ -183,8 +189,8 @@ footer { margin-top: 40px; font-size: 13px; color: var(--soft); overflow-wrap: a
   <details {% if teachers|length <= many %}open{% endif %}>
     <summary>The {{ teachers|length }} teachers</summary>
     <table>
-      <thead><tr><th>client</th><th>model</th><th class="n">private images</th>
-        <th class="n">classes</th><th class="n">teacher, test</th><th></th>
+      <thead><tr><th>client</th><th>model</th><th class="n">images</th>
+        <th class="n">classes</th><th class="n">teacher, test</th><th class="from"></th>
         <th class="n">student, held-out</th><th class="from"></th></tr></thead>
       <tbody>
       {% for row in teachers %}
@@ -193,7 +199,7 @@ footer { margin-top: 40px; font-size: 13px; color: var(--soft); overflow-wrap: a
         <td class="n">{{ row.images|known }}</td>
         <td class="n">{{ row.classes|known }}</td>
         <td class="n">{{ row.accuracy|percent }}</td>
-        <td class="bar slim"><i style="--w: {{ row.accuracy|bar }}"></i></td>
+        <td class="bar slim from"><i style="--w: {{ row.accuracy|bar }}"></i></td>
         <td class="n">{{ row.holdout|percent }}</td>
         <td class="bar slim student from"><i style="--w: {{ row.holdout|bar }}"></i></td>
       </tr>
@@ -209,7 +215,7 @@ footer { margin-top: 40px; font-size: 13px; color: var(--soft); overflow-wrap: a
 <h2 id="{{ key }}">{{ title }}</h2>
 <div class="grid">
   {% for card in cards %}
-  <section class="card{{ ' wide' if card.wide or cards|length == 1 }}">
+  <section class="card{{ ' wide' if card.wide }}{{ ' lone' if card.lone }}">
     <h3>{{ card.title }}</h3>
     {% if card.picture %}
     <div class="figure" role="img" aria-label="{{ card.title }}">{{ card.picture }}</div>

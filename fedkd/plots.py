@@ -29,7 +29,7 @@ PHASES = {
     "fuse": "#56B4E9", "distil": "#009E73", "start-up": "#eceef1",
 }  # fmt: skip
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: selectable, small, in the page's own font
     "text.parse_math": False,  # class names come from outside; `$` must not start a formula
     "font.size": 8.5,
@@ -259,7 +259,7 @@ def _class_heat(classes: Sequence[str], scores: Mapping[str, Sequence[float]]) -
             axes.axvline(column - 0.5, color="white", lw=0.8)
     bar = figure.colorbar(image, ax=list(panels), fraction=0.02, pad=0.01, shrink=0.8)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     return figure
 
 
@@ -280,7 +280,7 @@ def agreement_picture(names: Sequence[str], table: ArrayLike, apart: int = 0) ->
     figure, axes = _figure(size + 0.8, size)
     image = axes.imshow(values, cmap=_SHADES, vmin=0, vmax=1)
     step = max(1, -(-count // 30))
-    marks = list(range(0, count, step))
+    marks = [*range(0, count - apart, step), *range(count - apart, count)]
     small = {"fontsize": 8 if count <= 16 else 6.5}
     axes.set_yticks(marks, [names[i] for i in marks], **small)
     axes.set_xticks(marks, [names[i] for i in marks], rotation=90 if count > 6 else 0, **small)
@@ -297,7 +297,7 @@ def agreement_picture(names: Sequence[str], table: ArrayLike, apart: int = 0) ->
             )  # fmt: skip
     bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     return figure
 
 
@@ -340,7 +340,7 @@ def graph_picture(
             axes.set_yticks([])
         bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02, shrink=0.8)
         bar.ax.tick_params(labelsize=7)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     return figure
 
 

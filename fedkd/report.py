@@ -11,7 +11,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Card:
     caption: str
     picture: Markup | None = None
     wide: bool = False
+    lone: bool = False  # has no neighbour: the caption takes the place beside the picture
 
 
 @dataclass
@@ -154,7 +155,7 @@ def render(run: RunDirectory) -> str:
     found = _Run.read(run)
     with plots.style():
         agree, *graphs = _relations(found)
-        sections = [
+        sections: list[tuple[str, str, Sequence[Card | None]]] = [
             ("accuracy", "Accuracy", [_accuracy(found), _classes(found)]),
             ("learning", "What the student learnt from", [_losses(found), _calibration(found)]),
             ("clients", "Clients and their teachers", [_partition(found), agree]),
@@ -181,7 +182,10 @@ def render(run: RunDirectory) -> str:
         headline=_headline(found),
         teachers=_teachers(found),
         many=_MANY,
-        sections=[(key, title, [c for c in cards if c]) for key, title, cards in sections],
+        sections=[
+            (key, title, _pair(cards, more=key == "costs" and bool(found.ledger)))
+            for key, title, cards in sections
+        ],
         traffic=_traffic_tables(found),
         refused=found.refused[:_REFUSED_SHOWN],
         refused_more=max(0, len(found.refused) - _REFUSED_SHOWN),
@@ -192,6 +196,20 @@ def render(run: RunDirectory) -> str:
         versions=run.read_json("versions.json") or {},
         hash=found.last.get("hash"),
     )
+
+
+def _pair(cards: Sequence[Card | None], *, more: bool) -> list[Card]:
+    """The cards there are; one that would stand beside a hole is spread over the width.
+
+    Args:
+        cards: None stands for one that this run has no numbers for.
+        more: A card of half the width follows in the page itself.
+    """
+    there = [card for card in cards if card is not None]
+    halves = [number for number, card in enumerate(there) if not card.wide]
+    if halves and (len(halves) + more) % 2:
+        there[halves[-1]] = replace(there[halves[-1]], lone=True)
+    return there
 
 
 # -- the top -------------------------------------------------------------------------------------
@@ -358,7 +376,7 @@ def _classes(found: _Run) -> Card | None:
     if len(classes) > 20:
         caption += "Pale is good; a class dark in both rows is one the teachers do not know. "
     else:
-        caption += "Where both bars are short, no teacher knew the class. "
+        caption += "Where both bars are short, the teachers do not know the class. "
         if held:
             caption += "The numbers at the right say how many clients hold the class. "
     caption += _losers(classes, scores)
@@ -421,8 +439,9 @@ def _partition(found: _Run) -> Card:
     if counts is None:
         return Card(title, f"Not shown: {found.data_problem}")
     caption = (
-        "Each column is a client. Gaps are classes it has never seen, so nobody but the "
-        "federation knows them all; the bars on top are the sizes of the shards."
+        "Each column is a client, the area of a dot (or the shade of a cell) its images of a "
+        "class. Gaps are classes that its teacher has never seen; the bars on top are the sizes "
+        "of the shards."
     )
     picture = found.draw(partition_picture, counts, found.classes)
     return Card(title, caption, picture, wide=counts.shape[0] > 16 or counts.shape[1] > 20)
@@ -519,7 +538,7 @@ def _traffic(found: _Run) -> Card:
     return Card(
         title,
         "All clients together, as Flower serialises the messages; above the line from clients, "
-        "below it to them. The hatched phase 'evaluate' is measurement for this report (the teachers' "
+        "below it to them. The hatched phase 'evaluate' is measurement for this report (teachers' "
         "answers on test images, the student's trip to the clients), not part of the method.",
         found.draw(plots.traffic_picture, rounds, ways["up"], ways["down"]),
     )
@@ -545,7 +564,7 @@ def _cost(found: _Run) -> Card | None:
         found.draw(
             plots.cost_picture,
             sent,
-            [_score(r, "student") for r in found.rounds],
+            scores,
             numbers,
             everyone,
         ),

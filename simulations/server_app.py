@@ -35,8 +35,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """`flwr run`: the run config names the YAML, the overrides and the output folder."""
-    logging.basicConfig(level=logging.INFO)
-    log = logging.getLogger("fedkd")
+    log = _log_to_stderr()
     settings = context.run_config
     if settings.get("resume"):
         run = RunDirectory.open(Path(str(settings["resume"])))
@@ -58,3 +57,14 @@ def main(grid: Grid, context: Context) -> None:
     # On real nodes the run directory does not exist there and clients use their own folders.
     summary = run_job(grid, run, workspace, notify=notify)
     log.info("student %s, accuracy %.4f", summary["hash"], summary["student"]["accuracy"])
+
+
+def _log_to_stderr() -> logging.Logger:
+    """Flower ships this process's output to `flwr log`: say what matters, and no more."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s fedkd: %(message)s"))
+    for name in ("fedkd", "strategies"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)
+    return logging.getLogger("fedkd")

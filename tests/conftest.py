@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedkd.config import Experiment, make_experiment
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Networks this small only wait for each other on more threads.
+torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # One dark blue that everybody can tell from white; amounts are areas or shades, never hues.
 INK = "#1f4e79"
 GREY = "#666666"
+PALE = "#c9d3dc"
 
 
 def partition_picture(
@@ -40,7 +41,7 @@ def partition_picture(
     width = float(np.clip((0.16 if crowded else 0.5) * clients + 2.6, 5.5, 18))
     height = float(np.clip((0.13 if crowded else 0.36) * number + 1.9, 4.2, 15))
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    share = 1.0 / (height - 1.2)
+    share = 0.75 / (height - 1.2)
     sizes: Any
     main: Any
     sizes, main = figure.subplots(
@@ -58,12 +59,12 @@ def partition_picture(
 
 
 def _draw_sizes(axes: Axes, sizes: np.ndarray) -> None:
-    axes.bar(np.arange(len(sizes)), sizes, width=0.7, color=GREY)
+    axes.bar(np.arange(len(sizes)), sizes, width=0.6, color=PALE)
     axes.set_ylabel("images", fontsize=8, color=GREY)
-    axes.set_ylim(0, max(1, sizes.max(initial=1)) * 1.3)
+    axes.set_ylim(0, max(1, sizes.max(initial=1)) * 1.35)
     axes.set_yticks([])
     axes.tick_params(axis="x", length=0, labelbottom=False)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
     if len(sizes) <= 24:
         for client, size in enumerate(sizes):
             axes.annotate(
@@ -78,6 +79,11 @@ def _draw_bubbles(axes: Axes, table: np.ndarray) -> None:
     # The largest bubble just fills its cell of about 0.36 inch (26 points).
     axes.scatter(client, label, s=(24**2) * amount / max(1, table.max(initial=1)), color=INK, lw=0)
     axes.scatter(client, label, s=1.5, color=INK, lw=0)  # a few images stay visible
+    if len(amount):
+        axes.annotate(
+            f"largest: {int(amount.max()):,} images", (1, 0), (0, -24), ha="right", va="top",
+            xycoords="axes fraction", textcoords="offset points", fontsize=7, color=GREY,
+        )  # fmt: skip
     axes.set_axisbelow(True)
     axes.grid(color="#e6e6e6", lw=0.7)
 

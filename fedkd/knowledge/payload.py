@@ -142,7 +142,8 @@ class Bank:
             weights = torch.full((count, len(at)), 1.0 / count)
         else:
             weights = torch.from_numpy(np.ascontiguousarray(self.weights[:, at]))
-        return Ensemble(self.teachers, tensors, weights.to(device), self.class_weights)
+        classes = None if self.class_weights is None else self.class_weights.to(device)
+        return Ensemble(self.teachers, tensors, weights.to(device), classes)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from fedkd.knowledge.kinds import Kind
 
 Tensors = Mapping[Kind, Tensor]
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How far one teacher is trusted on one batch.
+
+    Attributes:
+        samples: Its weight on each sample, (B,), in [0, 1]; over all teachers the weights of a
+            sample sum to one.
+        classes: Trust in its view of each class, (C,), in [0, 1]; None means full trust. Losses
+            over a class graph gate their edges with it.
+    """
+
+    samples: Tensor
+    classes: Tensor | None = None
 
 
 class DistillationLoss(nn.Module, ABC):
@@ -30,7 +46,7 @@ class DistillationLoss(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: Tensor
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
     ) -> Tensor:
         """Match `student` to one `teacher`.
 
@@ -38,11 +54,10 @@ class DistillationLoss(nn.Module, ABC):
             student: Kind -> tensor with gradient, first axis B.
             teacher: Kind -> detached tensor, first axis B.
             targets: Class indices (B,), or None if `needs_targets` is False.
-            weights: This teacher's weight on each sample, (B,), in [0, 1]; over all teachers
-                the weights of a sample sum to one.
+            trust: This teacher's weights on samples and classes.
 
         Returns:
-            Per-sample losses (B,), which the objective multiplies by `weights` and averages; or
+            Per-sample losses (B,), which the objective multiplies by `trust.samples` and averages; or
             a scalar if the loss does not decompose over samples, which must then have applied
-            `weights` itself.
+            `trust` itself.
         """

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors
+from fedkd.losses.base import DistillationLoss, Tensors, Trust
 
 
 def ce_loss(student_logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -42,7 +42,7 @@ class CELoss(DistillationLoss):
         return (Logits(),)
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: Tensor
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
     ) -> Tensor:
         """Losses (B,)."""
         assert targets is not None

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors
+from fedkd.losses.base import DistillationLoss, Tensors, Trust
 
 
 def dkd_loss(
@@ -62,7 +62,7 @@ class DKDLoss(DistillationLoss):
         self.temperature = temperature
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: Tensor
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
     ) -> Tensor:
         """Losses (B,)."""
         assert targets is not None

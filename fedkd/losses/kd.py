@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors
+from fedkd.losses.base import DistillationLoss, Tensors, Trust
 
 
 def standardised(logits: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class KDLoss(DistillationLoss):
         self.standardise = standardise
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: Tensor
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
     ) -> Tensor:
         """Losses (B,)."""
         return kd_loss(

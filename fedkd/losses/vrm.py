@@ -7,9 +7,9 @@ from torch import Tensor
 
 from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors
+from fedkd.losses.base import DistillationLoss, Tensors, Trust
 from fedkd.losses.kd import standardised
-from fedkd.losses.relations import (
+from fedkd.relations import (
     Distance,
     Edges,
     Pruning,
@@ -152,16 +152,17 @@ class VRMLoss(DistillationLoss):
         self.delta = delta
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: Tensor
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
     ) -> Tensor:
-        """Scalar loss, `weights` applied."""
+        """Scalar loss, `trust` applied."""
         virtual = VirtualLogits(0)
         return vrm_loss(
             student[Logits()],
             student.get(virtual),
             teacher[Logits()],
             teacher.get(virtual),
-            weights=weights,
+            weights=trust.samples,
+            class_weights=trust.classes,
             sample_weight=self.sample_weight,
             class_weight=self.class_weight,
             standardise=self.standardise,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fedkd.knowledge.kinds import Kind
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss
+from fedkd.losses.base import DistillationLoss, Trust
 
 NAMES = LOSSES.names()
 # Losses that are not least when the student repeats the teacher.
@@ -38,7 +38,7 @@ def _run(
 ) -> tuple[Tensor, Tensor, dict[Kind, Tensor]]:
     """Raw value, what the objective makes of it, and the gradients."""
     student = {kind: tensor.clone().requires_grad_() for kind, tensor in student.items()}
-    value = loss(student, teacher, targets if loss.needs_targets else None, weights)
+    value = loss(student, teacher, targets if loss.needs_targets else None, Trust(weights))
     reduced = value if value.ndim == 0 else (value * weights).mean()
     reduced.backward()
     gradients = {}

@@ -6,7 +6,8 @@ import torch
 from fedkd.knowledge.kinds import Logits, VirtualLogits
 from fedkd.losses import LOSSES
 from fedkd.losses.kd import standardised
-from fedkd.losses.relations import class_relation_loss, sample_relation_loss
+from fedkd.relations import class_relation_loss, sample_relation_loss
+from fedkd.losses.base import Trust
 from fedkd.losses.vrm import VRMLoss, vrm_loss
 
 
@@ -27,7 +28,7 @@ def test_vrm_is_the_weighted_sum_of_both_graphs():
     classes = class_relation_loss(
         torch.cat(z[:2]), torch.cat(z[2:]), sample_weights=weights.repeat(2)
     )
-    value = VRMLoss(sample_weight=3.0, class_weight=2.0)(_kinds(a, b), _kinds(d, e), None, weights)
+    value = VRMLoss(sample_weight=3.0, class_weight=2.0)(_kinds(a, b), _kinds(d, e), None, Trust(weights))
     torch.testing.assert_close(value, 3 * samples + 2 * classes)
 
 
@@ -36,8 +37,8 @@ def test_real_edges_ask_for_no_view_and_ignore_one():
     loss, weights = VRMLoss(edges="real"), torch.ones(5)
     assert loss.needs == loss.reads == (Logits(),)
     assert VRMLoss().needs == (Logits(), VirtualLogits(0))
-    alone = loss({Logits(): a}, {Logits(): d}, None, weights)
-    torch.testing.assert_close(loss(_kinds(a, b), _kinds(d, e), None, weights), alone)
+    alone = loss({Logits(): a}, {Logits(): d}, None, Trust(weights))
+    torch.testing.assert_close(loss(_kinds(a, b), _kinds(d, e), None, Trust(weights)), alone)
     expected = 64 * sample_relation_loss(standardised(a), None, standardised(d), None, edges="real")
     expected += 16 * class_relation_loss(standardised(a), standardised(d))
     torch.testing.assert_close(alone, expected)

@@ -249,7 +249,7 @@ class _Cosines:
     |S|^2 = |a|^2 + |b|^2 - 2 a.b and S.T = a.d + b.e - a.e - d.b. Both cancel where the ends are
     close. On a CPU float64 absorbs that; on a GPU, where float64 can be 64 times slower, float32
     does all but the edges to partners (the same sample in its other view), which are taken from
-    their differences here and in the gradient.
+    their differences here and in the gradient. TF32 (off by default in torch) would be too coarse.
     """
 
     def __init__(self, left: Tensor, right: Tensor | None, graph: _Graph) -> None:
