@@ -181,8 +181,11 @@ class FederatedDistillation(Strategy):
             node: partial(self._letter, node, number, DESCRIBE, RecordDict()) for node in unknown
         }
         data = self.server.workspace.data
+        down = wire_bytes(next(iter(letters.values()))())
         for reply in exchange(grid, letters, deadline=self.experiment.federation.deadline):
             node = reply.client
+            up = 0 if reply.message is None else wire_bytes(reply.message)
+            self.run.ledger(round=number, phase=DESCRIBE.name, client=None, down=down, up=up)
             content = self._content(reply, number, DESCRIBE, f"node {node}")
             if content is None:
                 continue

@@ -60,7 +60,7 @@ def test_every_combination_of_options_trains(edges, distance, pruning, size):
     a, b, d, e = (view.float() for view in _views(size))
     a.requires_grad_()
     loss = LOSSES.create("vrm", edges=edges, distance=distance, pruning=pruning, rho=0.3)
-    value = loss(_kinds(a, b), _kinds(d, e), None, torch.ones(size))
+    value = loss(_kinds(a, b), _kinds(d, e), None, Trust(torch.ones(size)))
     value.backward()
     assert value.ndim == 0
     assert value.isfinite()
