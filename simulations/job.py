@@ -7,6 +7,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
+from fedkd.data.splits import overlaps
 from fedkd.report import write_report
 from fedkd.rounds import Notify, Server, Workspace, silent, threads
 from fedkd.rundir import RunDirectory
@@ -40,6 +41,10 @@ def run_job(
     with threads(run.experiment.resources.server_threads):
         server = Server(workspace, run, notify)
         run.rewind(server.round)
+        # Some public data sets repeat images; said once, so that nobody wonders later.
+        doubles = {pair: count for pair, count in overlaps(workspace.data).items() if count}
+        if doubles:
+            run.metric("warning", text=f"identical images in two splits: {doubles}")
         strategy = FederatedDistillation(
             server, state_dir=str(run.clients) if simulated else None
         )

@@ -298,9 +298,9 @@ def _read_idx(file: Path) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{file}: not a readable gzip file ({error})") from None
     axes = content[3] if len(content) > 3 else 0
-    shape = np.frombuffer(content, ">u4", count=min(axes, max(0, len(content) - 4) // 4), offset=4)
     start = 4 + 4 * axes
-    if content[:3] != b"\x00\x00\x08" or len(content) != start + int(shape.prod(dtype=np.int64)):
+    shape = np.frombuffer(content[4:start].ljust(4 * axes, b"\0"), ">u4").astype(np.int64)
+    if content[:3] != b"\0\0\x08" or len(content) != start + int(shape.prod()):
         raise ValueError(f"{file}: not a complete idx file of bytes")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape.tolist())
 

@@ -75,9 +75,16 @@ class ImageSet:
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Per-channel mean and standard deviation of the pixels scaled to [0, 1]."""
-        pixels = self.images.double().div(255)
-        mean = pixels.mean(dim=(0, 2, 3))
-        std = pixels.std(dim=(0, 2, 3), correction=0).clamp(min=1e-3)
+        channels = self.images.shape[1]
+        total = torch.zeros(channels, dtype=torch.double)
+        squares = torch.zeros(channels, dtype=torch.double)
+        for part in self.images.split(1000):  # a float copy of the whole set is eight times it
+            pixels = part.double().div(255)
+            total += pixels.sum(dim=(0, 2, 3))
+            squares += pixels.square().sum(dim=(0, 2, 3))
+        count = max(self.images[:, 0].numel(), 1)
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=1e-3)
         return tuple(mean.tolist()), tuple(std.tolist())
 
 

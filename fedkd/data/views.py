@@ -97,18 +97,18 @@ def none(images: Tensor, generator: torch.Generator) -> Tensor:
 def crop(images: Tensor, generator: torch.Generator) -> Tensor:
     """Shifted by up to an eighth in both directions, black where nothing is left.
 
-    torchvision's RandomCrop with padding, for the whole batch at once: image by image it would
-    cost more than the training step of a small network.
+    The same as torchvision's RandomCrop with padding, but padded and drawn for the whole batch
+    at once: several times faster, which local training on small images notices.
     """
     vertical, horizontal = _padding(images)
-    (number, channels), (height, width) = images.shape[:2], images.shape[2:]
+    height, width = images.shape[-2:]
     padded = functional.pad(images, (horizontal, horizontal, vertical, vertical))
-    top = torch.randint(2 * vertical + 1, (number, 1), generator=generator)
-    left = torch.randint(2 * horizontal + 1, (number, 1), generator=generator)
-    rows = (top + torch.arange(height))[:, None, :, None]
-    columns = (left + torch.arange(width))[:, None, None, :]
-    sample = torch.arange(number)[:, None, None, None]
-    return padded[sample, torch.arange(channels)[None, :, None, None], rows, columns]
+    top = torch.randint(2 * vertical + 1, (len(images),), generator=generator).tolist()
+    left = torch.randint(2 * horizontal + 1, (len(images),), generator=generator).tolist()
+    shifted = torch.empty_like(images)
+    for row, (y, x) in enumerate(zip(top, left, strict=True)):
+        shifted[row] = padded[row, :, y : y + height, x : x + width]
+    return shifted
 
 
 def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,136 @@
+import logging
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedkd.data import PARTITIONS
+from fedkd.data.partitions import partition
+
+LABELS = np.repeat(np.arange(10), 60)
+COMPLETE = ["iid", "dirichlet", "inner_dirichlet", "pathological", "continuous", "linear", "square"]
+EASY = {"dirichlet": {"alpha": 1.0, "min_size": 1}}
+
+
+def counts(parts: list[np.ndarray], labels: np.ndarray = LABELS) -> np.ndarray:
+    return np.stack([np.bincount(labels[part], minlength=10) for part in parts])
+
+
+@pytest.mark.parametrize("name", PARTITIONS.names())
+def test_the_seed_decides_and_nothing_else(name):
+    options = EASY.get(name, {})
+    first = partition(name, LABELS, 5, seed=3, **options)
+    np.random.default_rng().random()
+    again = partition(name, LABELS, 5, seed=3, **options)
+    other = partition(name, LABELS, 5, seed=4, **options)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    clients=st.integers(1, 4),
+    seed=st.integers(0, 2**32),
+    sizes=st.lists(st.integers(16, 40), min_size=2, max_size=5),
+)
+def test_parts_are_disjoint_sorted_and_complete(name, clients, seed, sizes):
+    labels = np.repeat(np.arange(len(sizes)) * 2, sizes)  # with absent classes in between
+    options = dict(EASY.get(name, {}))
+    if name == "pathological":
+        options["classes_per_client"] = len(sizes)
+    if name in ("dirichlet", "inner_dirichlet"):
+        options["alpha"] = 5.0
+    parts = partition(name, labels, clients, seed=seed, **options)
+    assert len(parts) == clients
+    assert all((np.diff(part) > 0).all() for part in parts)
+    assert all(len(part) for part in parts)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))
+
+
+def test_iid_parts_are_equal_and_mixed_even_if_the_file_is_sorted():
+    table = counts(partition("iid", LABELS, 4, seed=0))
+    assert table.sum(1).tolist() == [150] * 4
+    assert table.min() > 3
+
+
+def test_a_small_alpha_concentrates_classes():
+    def largest_share(alpha: float) -> float:
+        table = counts(partition("dirichlet", LABELS, 5, seed=0, alpha=alpha, min_size=5))
+        return float((table.max(1) / table.sum(1)).mean())
+
+    assert largest_share(0.2) > largest_share(100.0) + 0.1
+
+
+def test_min_size_is_kept():
+    sizes = [len(p) for p in partition("dirichlet", LABELS, 5, seed=1, alpha=0.5, min_size=40)]
+    assert min(sizes) >= 40
+
+
+def test_inner_dirichlet_parts_are_equal_in_size():
+    assert [len(p) for p in partition("inner_dirichlet", LABELS, 7, seed=0, alpha=1.0)] == [
+        86, 86, 86, 86, 86, 85, 85,
+    ]  # fmt: skip
+
+
+def test_pathological_clients_hold_so_many_classes():
+    table = counts(partition("pathological", LABELS, 10, seed=0, classes_per_client=3))
+    assert ((table > 0).sum(1) == 3).all()
+
+
+def test_two_shards_hold_few_classes():
+    table = counts(partition("shard", LABELS, 10, seed=0, shards_per_client=2))
+    assert (table.sum(1) == 60).all()
+    assert ((table > 0).sum(1) <= 4).all()
+
+
+def test_strictness_goes_from_mixed_to_sorted():
+    mixed = counts(partition("continuous", LABELS, 5, seed=0, strictness=0.0))
+    strict = counts(partition("continuous", LABELS, 5, seed=0, strictness=1.0))
+    assert (mixed > 0).sum() > 45
+    assert ((strict > 0).sum(1) == 2).all()
+
+
+@pytest.mark.parametrize("name", ["linear", "square", "exponential"])
+def test_sizes_grow_with_the_number_of_the_client(name):
+    sizes = [len(part) for part in partition(name, LABELS, 5, seed=0)]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > 1.5 * sizes[-2] or name == "linear"
+
+
+def test_images_left_over_are_logged(caplog):
+    with caplog.at_level(logging.WARNING, "fedkd.data.partitions"):
+        parts = partition("pathological", LABELS, 3, seed=0, classes_per_client=2)
+    assert sum(map(len, parts)) == 240
+    assert "leaves 360 of 600 images unused" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "clients", "options", "message"),
+    [
+        ("dirichlet", 8, {"min_size": 100}, "8 times min_size 100 .*: raise alpha, lower min_size"),
+        ("dirichlet", 10, {"alpha": 0.02, "min_size": 50}, "to 10 clients .*lower min_size"),
+        ("dirichlet", 5, {"alpha": 0.0}, "alpha must be a positive number, got 0.0"),
+        ("pathological", 5, {"classes_per_client": 11}, "change classes_per_client"),
+        ("pathological", 5, {"classes_per_client": 0}, "client 0 would have none"),
+        ("shard", 400, {"shards_per_client": 2}, "lower shards_per_client"),
+        ("shard", 4, {"shards_per_client": 0}, "lower shards_per_client"),
+        ("exponential", 50, {}, "take fewer clients or more images"),
+        ("continuous", 5, {"strictness": 2.0}, "set strictness between 0 and 1"),
+        ("iid", 601, {}, "cannot deal 600 images to 601 clients"),
+        ("iid", 0, {}, "at least one client"),
+    ],
+)
+def test_an_impossible_request_says_what_to_change(name, clients, options, message):
+    with pytest.raises(ValueError, match=message):
+        partition(name, LABELS, clients, seed=0, **options)
+
+
+def test_names_and_options_are_checked():
+    with pytest.raises(ValueError, match="'dirichlett'; did you mean 'dirichlet'"):
+        partition("dirichlett", LABELS, 2, seed=0)
+    with pytest.raises(ValueError, match="has no option 'alfa'"):
+        partition("dirichlet", LABELS, 2, seed=0, alfa=1.0)
+    with pytest.raises(ValueError, match="mode: Input should be 'random'"):
+        partition("pathological", LABELS, 2, seed=0, mode="chaotic")
