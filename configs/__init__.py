@@ -1,0 +1,1 @@
+"""Experiments as YAML; a package, so that an installed `fedkd` finds them."""

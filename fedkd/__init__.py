@@ -8,23 +8,44 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from fedkd.api import network, train_student, train_teacher
-    from fedkd.config import Experiment, Optimizer, load_experiment, make_experiment
-    from fedkd.data.datasets import load_dataset
-    from fedkd.data.images import ImageSet
-    from fedkd.data.splits import federate
-    from fedkd.distillation import distill
-    from fedkd.evaluation import evaluate
-    from fedkd.fusion import FUSIONS
-    from fedkd.fusion.base import Fusion
-    from fedkd.knowledge.kinds import Logits, VirtualLogits
-    from fedkd.knowledge.payload import Ensemble
-    from fedkd.losses import LOSSES
-    from fedkd.losses.base import DistillationLoss
-    from fedkd.models import MODELS
-    from fedkd.models.network import Network
-    from fedkd.objective import Objective, Term
+if TYPE_CHECKING:  # `X as X`: re-exported, for type checkers
+    from fedkd.api import (
+        network as network,
+    )
+    from fedkd.api import (
+        train_student as train_student,
+    )
+    from fedkd.api import (
+        train_teacher as train_teacher,
+    )
+    from fedkd.config import (
+        Experiment as Experiment,
+    )
+    from fedkd.config import (
+        Optimizer as Optimizer,
+    )
+    from fedkd.config import (
+        load_experiment as load_experiment,
+    )
+    from fedkd.config import (
+        make_experiment as make_experiment,
+    )
+    from fedkd.data.datasets import load_dataset as load_dataset
+    from fedkd.data.images import ImageSet as ImageSet
+    from fedkd.data.splits import federate as federate
+    from fedkd.distillation import distill as distill
+    from fedkd.evaluation import evaluate as evaluate
+    from fedkd.fusion import FUSIONS as FUSIONS
+    from fedkd.fusion.base import Fusion as Fusion
+    from fedkd.knowledge.kinds import Logits as Logits
+    from fedkd.knowledge.kinds import VirtualLogits as VirtualLogits
+    from fedkd.knowledge.payload import Ensemble as Ensemble
+    from fedkd.losses import LOSSES as LOSSES
+    from fedkd.losses.base import DistillationLoss as DistillationLoss
+    from fedkd.models import MODELS as MODELS
+    from fedkd.models.network import Network as Network
+    from fedkd.objective import Objective as Objective
+    from fedkd.objective import Term as Term
 
 _PUBLIC = {
     "network": "api",
@@ -52,7 +73,7 @@ _PUBLIC = {
     "Term": "objective",
 }
 
-__all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604
+__all__ = [*_PUBLIC, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

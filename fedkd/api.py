@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-
 from torch import Tensor, nn
 
 from fedkd.config import Optimizer, Teachers
 from fedkd.data.images import ImageSet
-from fedkd.data.views import virtual_view
+from fedkd.data.views import Strength, virtual_view
 from fedkd.distillation import EpochRecord, distill
 from fedkd.fusion import FUSIONS
 from fedkd.knowledge.extract import extract
@@ -82,7 +81,7 @@ def train_student(
     epochs: int = 20,
     batch_size: int = 64,
     optimizer: Optimizer | None = None,
-    strength: str = "moderate",
+    strength: Strength = "moderate",
     flip: bool = False,
     seed: int = 0,
     on_epoch: Callable[[EpochRecord], None] | None = None,
@@ -118,7 +117,11 @@ def train_student(
     def views(number: int) -> Tensor:
         if number not in cache:
             cache[number] = virtual_view(
-                transfer.images, seed=seed, view=number, strength=strength, flip=flip  # type: ignore[arg-type]
+                transfer.images,
+                seed=seed,
+                view=number,
+                strength=strength,
+                flip=flip,
             )
         return cache[number]
 
@@ -152,6 +155,3 @@ def _term(item: str | DistillationLoss | Term) -> Term:
     if isinstance(item, str):
         return Term(item, LOSSES.create(item))
     return Term(type(item).__name__, item)
-
-
-

@@ -65,7 +65,8 @@ def build_data(experiment: Experiment, root: str | Path | None = None) -> Federa
         FileNotFoundError: images are missing; the message says how to get them.
     """
     data = experiment.data
-    place = Path(root or data.root).expanduser() if root or data.root else None
+    chosen = root or data.root
+    place = Path(chosen).expanduser() if chosen else None
     train, test = load_dataset(data.dataset.name, place, **data.dataset.options)
     other = data.transfer.dataset
     transfer_images = None if other is None else load_dataset(other.name, place, **other.options)[0]
@@ -165,7 +166,9 @@ def _check_model(model: Component, where: str) -> None:
         from fedkd.models.build import model_names
 
         if model.name not in model_names():
-            raise ConfigError(f"{where}: unknown model {model.name!r}{nearest(model.name, model_names())}")
+            raise ConfigError(
+                f"{where}: unknown model {model.name!r}{nearest(model.name, model_names())}"
+            )
         return
     _check(MODELS, model, where)
 

@@ -68,17 +68,20 @@ class Optimizer(Section):
     """How a network is trained: the optimiser and its learning-rate schedule."""
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: float = Field(0.05, gt=0)
-    momentum: Fraction = Field(0.9, description="SGD only")
-    weight_decay: float = Field(5e-4, ge=0)
+    lr: float = Field(default=0.05, gt=0)
+    momentum: Fraction = Field(default=0.9, description="SGD only")
+    weight_decay: float = Field(default=5e-4, ge=0)
     nesterov: bool = False
     schedule: Literal["constant", "cosine", "step"] = "cosine"
     milestones: tuple[Fraction, ...] = Field(
-        (0.625, 0.75, 0.875), description="`step`: shares of the training after which lr drops"
+        default=(0.625, 0.75, 0.875),
+        description="`step`: shares of the training after which lr drops",
     )
-    gamma: float = Field(0.1, gt=0, le=1, description="`step`: factor of each drop")
-    warmup: Fraction = Field(0.0, description="share of the steps in which lr rises linearly")
-    max_grad_norm: float | None = Field(None, gt=0)
+    gamma: float = Field(default=0.1, gt=0, le=1, description="`step`: factor of each drop")
+    warmup: Fraction = Field(
+        default=0.0, description="share of the steps in which lr rises linearly"
+    )
+    max_grad_norm: float | None = Field(default=None, gt=0)
 
 
 class Transfer(Section):
@@ -86,7 +89,9 @@ class Transfer(Section):
 
     size: Positive = 1000
     labelled: bool = False
-    dataset: Named | None = Field(None, description="another data set; default: the same one")
+    dataset: Named | None = Field(
+        default=None, description="another data set; default: the same one"
+    )
 
 
 class Views(Section):
@@ -94,19 +99,23 @@ class Views(Section):
 
     strength: Literal["weak", "moderate", "strong"] = "moderate"
     flip: bool = False
-    refresh: bool = Field(True, description="new virtual views in every round")
+    refresh: bool = Field(default=True, description="new virtual views in every round")
 
 
 class Data(Section):
     """Where the images come from and who holds them."""
 
     dataset: Named = Component(name="digits")
-    root: str | None = Field(None, description="folder of local data; default: FEDKD_DATA")
+    root: str | None = Field(default=None, description="folder of local data; default: FEDKD_DATA")
     partition: Named = Component(name="dirichlet", alpha=0.3)  # type: ignore[call-arg]
-    private: Positive | None = Field(None, description="images over all clients; default: the rest")
-    holdout: float = Field(0.1, ge=0, lt=1, description="share each client keeps for validation")
-    validation: int = Field(0, ge=0, description="labelled images held by the server")
-    test: Positive | None = Field(None, description="test images used; default: all")
+    private: Positive | None = Field(
+        default=None, description="images over all clients; default: the rest"
+    )
+    holdout: float = Field(
+        default=0.1, ge=0, lt=1, description="share each client keeps for validation"
+    )
+    validation: int = Field(default=0, ge=0, description="labelled images held by the server")
+    test: Positive | None = Field(default=None, description="test images used; default: all")
     transfer: Transfer = Transfer()
     views: Views = Views()
 
@@ -115,20 +124,20 @@ class Feedback(Section):
     """What the clients get back from the server's student."""
 
     use: Literal["none", "init", "regulariser"] = "none"
-    weight: float = Field(1.0, ge=0)
-    temperature: float = Field(2.0, gt=0)
+    weight: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=2.0, gt=0)
 
 
 class Teachers(Section):
     """The clients' private networks and their local training."""
 
-    models: NamedList = Field((Component(name="cnn_small"),), min_length=1)
+    models: NamedList = Field(default=(Component(name="cnn_small"),), min_length=1)
     epochs: Positive = 5
     batch_size: Positive = 32
     optimizer: Optimizer = Optimizer()
     augment: str = "none"
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    warm_start: bool = Field(True, description="go on from the last round's weights")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    warm_start: bool = Field(default=True, description="go on from the last round's weights")
     feedback: Feedback = Feedback()
 
     def model_of(self, client: int) -> Component:
@@ -145,8 +154,10 @@ class Student(Section):
 class Term(Component):
     """One loss of the objective with its weight and warm-up."""
 
-    weight: float = Field(1.0, ge=0)
-    warmup: int = Field(0, ge=0, description="epochs over which the weight rises linearly to full")
+    weight: float = Field(default=1.0, ge=0)
+    warmup: int = Field(
+        default=0, ge=0, description="epochs over which the weight rises linearly to full"
+    )
 
 
 def _terms(value: Any) -> Any:
@@ -159,29 +170,35 @@ class Distillation(Section):
     """How the student learns from the fused teachers."""
 
     losses: Annotated[tuple[Term, ...], BeforeValidator(_terms)] = Field(
-        (Term(name="dkd"), Term(name="vrm")), min_length=1
+        default=(Term(name="dkd"), Term(name="vrm")), min_length=1
     )
     epochs: Positive = 20
     batch_size: Positive = 64
     optimizer: Optimizer = Optimizer()
-    warm_start: bool = Field(True, description="the student goes on from the last round")
+    warm_start: bool = Field(default=True, description="the student goes on from the last round")
 
 
 class Federation(Section):
     """How the round is run."""
 
-    quorum: Fraction = Field(0.5, description="share of clients whose knowledge a round needs")
-    deadline: float = Field(600.0, gt=0, description="seconds a client has per phase")
-    max_abs_logit: float = Field(1e4, gt=0, description="larger values are refused")
-    max_payload_mb: float = Field(256.0, gt=0, description="larger replies are refused")
-    dtype: Literal["float16", "float32"] = Field("float16", description="knowledge on the wire")
+    quorum: Fraction = Field(
+        default=0.5, description="share of clients whose knowledge a round needs"
+    )
+    deadline: float = Field(default=600.0, gt=0, description="seconds a client has per phase")
+    max_abs_logit: float = Field(default=1e4, gt=0, description="larger values are refused")
+    max_payload_mb: float = Field(default=256.0, gt=0, description="larger replies are refused")
+    dtype: Literal["float16", "float32"] = Field(
+        default="float16", description="knowledge on the wire"
+    )
 
 
 class Evaluation(Section):
     """What is measured, on the public test set unless said otherwise."""
 
-    teachers: bool = Field(True, description="teachers answer the test images too")
-    clients: bool = Field(True, description="the student on each client's held-out part, at the end")
+    teachers: bool = Field(default=True, description="teachers answer the test images too")
+    clients: bool = Field(
+        default=True, description="the student on each client's held-out part, at the end"
+    )
     baselines: tuple[Literal["oracle", "ceiling"], ...] = ("oracle", "ceiling")
 
 
@@ -189,20 +206,22 @@ class Resources(Section):
     """Compute. Thread counts are part of the config: results on CPU depend on them bit-wise."""
 
     client_cpus: Positive = 1
-    client_gpus: float = Field(0.0, ge=0)
-    server_threads: Positive = Field(1, description="more helps networks from ResNet-20 up")
-    device: str = Field("auto", description="server's device: auto, cpu, cuda, cuda:1")
+    client_gpus: float = Field(default=0.0, ge=0)
+    server_threads: Positive = Field(default=1, description="more helps networks from ResNet-20 up")
+    device: str = Field(default="auto", description="server's device: auto, cpu, cuda, cuda:1")
 
 
 class Experiment(Section):
     """Everything one run needs."""
 
-    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = Field(0, ge=0)
+    name: str = Field(default="experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(default=0, ge=0)
     rounds: Positive = 3
     clients: Positive = 8
-    plugins: tuple[str, ...] = Field((), description="modules to import: they register themselves")
-    output: str = Field("runs", description="folder for run directories")
+    plugins: tuple[str, ...] = Field(
+        default=(), description="modules to import: they register themselves"
+    )
+    output: str = Field(default="runs", description="folder for run directories")
     data: Data = Data()
     teachers: Teachers = Teachers()
     student: Student = Student()
@@ -232,7 +251,7 @@ class Experiment(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with two of YAML 1.1's traps removed: `1e-4` is a number, a repeated key an error."""
+    """Safe YAML less two traps of YAML 1.1: `1e-4` is a number, a repeated key an error."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -377,7 +396,9 @@ def _one_line(error: ValidationError) -> str:
         )
     if kind == "literal_error":
         allowed_values = first["ctx"]["expected"]
-        hint = nearest(str(given), [v.strip(" '") for v in allowed_values.replace(" or ", ", ").split(",")])
+        hint = nearest(
+            str(given), [v.strip(" '") for v in allowed_values.replace(" or ", ", ").split(",")]
+        )
         return f"{where}: expected {allowed_values}, got {given!r}{hint}"
     if kind == "missing":
         return f"{where}: required key is missing"

@@ -131,7 +131,9 @@ def _write_onnx(student: nn.Module, images: Tensor, path: Path) -> Tensor:
         dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         verbose=False,
     )
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(  # type: ignore[attr-defined]
+        str(path), providers=["CPUExecutionProvider"]
+    )
     return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 

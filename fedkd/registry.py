@@ -45,7 +45,9 @@ class Registry(Generic[T]):
         def add(member: Callable[..., T]) -> Callable[..., T]:
             known = self._members.get(name)
             if known is not None and known.__qualname__ != member.__qualname__:
-                raise ValueError(f"{self.family} {name!r} is already {known.__module__}.{known.__qualname__}")
+                raise ValueError(
+                    f"{self.family} {name!r} is already {known.__module__}.{known.__qualname__}"
+                )
             self._members[name] = member
             return member
 

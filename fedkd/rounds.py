@@ -180,7 +180,11 @@ class Client:
         if before is not None and self.experiment.teachers.warm_start:
             teacher.load_state_dict(load_state(before)["weights"])
         regulariser = None
-        if student is not None and feedback.use == "init" and model == self.experiment.student.model:
+        if (
+            student is not None
+            and feedback.use == "init"
+            and model == self.experiment.student.model
+        ):
             teacher.load_state_dict(dict(student))
         elif student is not None and feedback.use == "regulariser":
             regulariser = self._student(student)
@@ -233,9 +237,7 @@ class Client:
 
     def _network(self) -> Network:
         model = self.experiment.teachers.model_of(self.number)
-        return build_network(
-            self.experiment, model, self.workspace.data, "teacher", self.number
-        )
+        return build_network(self.experiment, model, self.workspace.data, "teacher", self.number)
 
     def _student(self, weights: Mapping[str, Tensor]) -> Network:
         student = build_network(
@@ -275,9 +277,7 @@ class Server:
         notify: Hears of progress.
     """
 
-    def __init__(
-        self, workspace: Workspace, run: RunDirectory, notify: Notify = silent
-    ) -> None:
+    def __init__(self, workspace: Workspace, run: RunDirectory, notify: Notify = silent) -> None:
         self.workspace = workspace
         self.experiment = workspace.experiment
         self.run = run
@@ -316,7 +316,9 @@ class Server:
     def has_quorum(self, round_number: int) -> bool:
         """Whether enough clients have answered for the round to teach the student."""
         answered = len(self.answered(round_number))
-        return answered > 0 and answered >= self.experiment.federation.quorum * self.experiment.clients
+        return (
+            answered > 0 and answered >= self.experiment.federation.quorum * self.experiment.clients
+        )
 
     def fuse(self, round_number: int) -> Fused:
         """What the round's teachers say together."""

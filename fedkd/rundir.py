@@ -1,11 +1,11 @@
 """A run's folder: everything that happened, in files a person can open.
 
-    config.yaml      the resolved config          versions.json  what ran it
-    metrics.jsonl    one JSON object per event    ledger.jsonl   bytes per message
-    checkpoints/     student and optimiser after each round
-    knowledge/       what was accepted, per round and client
-    clients/         the simulated clients' teachers (on real nodes they stay there)
-    summary.json, report.html, run.log
+config.yaml      the resolved config          versions.json  what ran it
+metrics.jsonl    one JSON object per event    ledger.jsonl   bytes per message
+checkpoints/     student and optimiser after each round
+knowledge/       what was accepted, per round and client
+clients/         the simulated clients' teachers (on real nodes they stay there)
+summary.json, report.html, run.log
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""How to run: the Flower apps, the runners and the command line."""

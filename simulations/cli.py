@@ -88,7 +88,7 @@ def _run(directory: Any, runner: str) -> None:
 
 
 def _check_data(experiment: Experiment) -> None:
-    """Load and split once before a run directory exists: missing files are the user's first error."""
+    """Load and split before a run directory exists: missing files are said at once."""
     from fedkd.build import build_data
 
     build_data(experiment)
@@ -108,7 +108,9 @@ def config_show(config: Config, overrides: Overrides = None) -> None:
 def partition(
     config: Config,
     overrides: Overrides = None,
-    picture: Annotated[Path | None, typer.Option(help="also write a picture (png, svg, pdf)")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="also write a picture (png, svg, pdf)")
+    ] = None,
 ) -> None:
     """Show who holds which classes: a table, and a picture if asked."""
     from fedkd.build import build_data, check

@@ -45,9 +45,7 @@ def run_job(
         doubles = {pair: count for pair, count in overlaps(workspace.data).items() if count}
         if doubles:
             run.metric("warning", text=f"identical images in two splits: {doubles}")
-        strategy = FederatedDistillation(
-            server, state_dir=str(run.clients) if simulated else None
-        )
+        strategy = FederatedDistillation(server, state_dir=str(run.clients) if simulated else None)
         strategy.start(grid)
         summary = summarise(server, seconds=time.perf_counter() - started)
     run.write_json("summary.json", summary)

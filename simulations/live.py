@@ -44,9 +44,7 @@ class LiveView:
         )
         self._rounds = self._progress.add_task("rounds", total=experiment.rounds)
         self._phase = self._progress.add_task("starting", total=None)
-        self._live = Live(
-            Group(self._table, self._progress), console=console, refresh_per_second=4
-        )
+        self._live = Live(Group(self._table, self._progress), console=console, refresh_per_second=4)
 
     def __enter__(self) -> LiveView:
         if self._console.is_terminal:

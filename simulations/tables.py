@@ -86,7 +86,9 @@ def summary_table(summary: dict[str, Any]) -> RenderableType:
         parts.append(refused_table(summary["refused"]))
     if summary["degraded_rounds"]:
         rounds = ", ".join(map(str, summary["degraded_rounds"]))
-        parts.append(Text(f"no quorum in round {rounds}: the student did not learn there", "yellow"))
+        parts.append(
+            Text(f"no quorum in round {rounds}: the student did not learn there", "yellow")
+        )
     return Group(*parts)
 
 

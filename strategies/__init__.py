@@ -1,0 +1,1 @@
+"""Flower strategies: they move the messages, `fedkd` does the work."""

@@ -72,7 +72,7 @@ class FederatedDistillation(Strategy):
 
     # -- the loop --------------------------------------------------------------------------
 
-    def start(  # type: ignore[override]
+    def start(
         self,
         grid: Grid,
         initial_arrays: ArrayRecord | None = None,
@@ -120,9 +120,7 @@ class FederatedDistillation(Strategy):
             with watch.measure("distil"):
                 self.server.learn(number, fused)
         with watch.measure("evaluate"):
-            replies = self._send(
-                grid, number, EVALUATE, self.configure_evaluate, empty, no_config
-            )
+            replies = self._send(grid, number, EVALUATE, self.configure_evaluate, empty, no_config)
             evaluated = self.aggregate_evaluate(number, replies)
             scores = self.server.evaluate(number, fused)
         if evaluated is not None:
@@ -180,7 +178,6 @@ class FederatedDistillation(Strategy):
         letters = {
             node: partial(self._letter, node, number, DESCRIBE, RecordDict()) for node in unknown
         }
-        data = self.server.workspace.data
         down = wire_bytes(next(iter(letters.values()))())
         for reply in exchange(grid, letters, deadline=self.experiment.federation.deadline):
             node = reply.client
@@ -191,31 +188,38 @@ class FederatedDistillation(Strategy):
                 continue
             facts = dict(content.config_records.get("describe", ConfigRecord()))
             client = facts.get("client")
-            problem = None
-            if facts.get("partitions") != self.experiment.clients:
-                problem = (
-                    f"is one of {facts.get('partitions')} partitions, the experiment has "
-                    f"{self.experiment.clients} clients"
-                )
-            elif not isinstance(client, int) or not 0 <= client < self.experiment.clients:
-                problem = f"claims to be client {client!r}"
-            elif client in self.nodes:
-                problem = f"claims to be client {client}, as node {self.nodes[client]} does"
-            elif facts.get("fingerprint") != data.transfer.fingerprint:
-                problem = (
-                    f"has transfer set {facts.get('fingerprint')!r}, expected "
-                    f"{data.transfer.fingerprint!r}: check its data and its data.root"
-                )
-            elif facts.get("class_map") != self.server.workspace.class_map:
-                problem = "has other classes than the server"
+            problem = self._problem(facts)
             if problem is None and isinstance(client, int):
                 self.nodes[client] = node
             else:
                 self._strangers.add(node)
                 who = client if isinstance(client, int) else None
-                self._refuse(number, DESCRIBE, who, f"node {problem}")
+                self._refuse(number, DESCRIBE, who, f"node {node} {problem}")
         if not self.nodes:
             raise ConfigError("no client of the federation can take part; run.log has the reasons")
+
+    def _problem(self, facts: dict[str, Any]) -> str | None:
+        """Why a node that describes itself so cannot take part, or None if it can."""
+        client, partitions = facts.get("client"), facts.get("partitions")
+        fingerprint = facts.get("fingerprint")
+        expected = self.server.workspace.data.transfer.fingerprint
+        if partitions != self.experiment.clients:
+            return (
+                f"is one of {partitions} partitions, the experiment has "
+                f"{self.experiment.clients} clients"
+            )
+        if not isinstance(client, int) or not 0 <= client < self.experiment.clients:
+            return f"claims to be client {client!r}"
+        if client in self.nodes:
+            return f"claims to be client {client}, as node {self.nodes[client]} does"
+        if fingerprint != expected:
+            return (
+                f"has transfer set {fingerprint!r}, expected {expected!r}: check its data and "
+                "its data.root"
+            )
+        if facts.get("class_map") != self.server.workspace.class_map:
+            return "has other classes than the server"
+        return None
 
     # -- the phases ------------------------------------------------------------------------
 
@@ -253,9 +257,7 @@ class FederatedDistillation(Strategy):
         asked = {c: self.nodes[c] for c in self._trained if c in self.nodes and c not in held}
         return self._messages(server_round, KNOWLEDGE, RecordDict(), asked)
 
-    def aggregate_query(
-        self, server_round: int, replies: Iterable[Reply]
-    ) -> MetricRecord | None:
+    def aggregate_query(self, server_round: int, replies: Iterable[Reply]) -> MetricRecord | None:
         """Check each payload as it arrives and spill it to disk."""
         for reply in replies:
             self._accept(reply, server_round, KNOWLEDGE, test=False)
@@ -288,7 +290,7 @@ class FederatedDistillation(Strategy):
                 else self._content(reply, server_round, EVALUATE)
             )
             facts = metrics_of(content) if content is not None else {}
-            if "holdout_total" in facts and facts["holdout_total"]:
+            if facts.get("holdout_total"):
                 right += int(facts["holdout_right"])
                 total += int(facts["holdout_total"])
                 self.run.metric(
@@ -369,9 +371,7 @@ class FederatedDistillation(Strategy):
 
     def _count(self, number: int, phase: Phase, down: int, reply: Reply) -> None:
         up = wire_bytes(reply.message) if reply.message is not None else 0
-        self.run.ledger(
-            round=number, phase=phase.name, client=reply.client, down=down, up=up
-        )
+        self.run.ledger(round=number, phase=phase.name, client=reply.client, down=down, up=up)
 
     def _content(
         self, reply: Reply, number: int, phase: Phase, who: str | None = None
@@ -383,15 +383,14 @@ class FederatedDistillation(Strategy):
             self._refuse(number, phase, client, f"{who} did not answer within the deadline")
         elif reply.message.has_error():
             error = reply.message.error
-            logger.warning("%s, round %d, %s:\n%s", who, number, phase.name, error.reason)
-            self._refuse(number, phase, client, f"{explain(error.reason)} (code {error.code})")
+            reason = error.reason or ""
+            logger.warning("%s, round %d, %s:\n%s", who, number, phase.name, reason)
+            self._refuse(number, phase, client, f"{explain(reason)} (code {error.code})")
         else:
             return reply.message.content
         return None
 
-    def _accept(
-        self, reply: Reply, number: int, phase: Phase, *, test: bool
-    ) -> RecordDict | None:
+    def _accept(self, reply: Reply, number: int, phase: Phase, *, test: bool) -> RecordDict | None:
         content = self._content(reply, number, phase)
         if content is None:
             return None
@@ -416,8 +415,7 @@ class FederatedDistillation(Strategy):
 
 
 def _actor_died(message: Message | None) -> bool:
-    return (
-        message is not None
-        and message.has_error()
-        and any(word in message.error.reason for word in ("ActorDied", "ActorUnavailable"))
-    )
+    if message is None or not message.has_error():
+        return False
+    reason = message.error.reason or ""
+    return "ActorDied" in reason or "ActorUnavailable" in reason

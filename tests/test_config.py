@@ -46,10 +46,16 @@ def test_resolved_config_reads_back_as_itself() -> None:
         ("fusion=[unifrom]", "fusion.0: unknown fusion 'unifrom'; did you mean 'uniform'?"),
         ("fusion=[{name: entropy, temperature: -1}]", "fusion.0: fusion 'entropy': temperature"),
         ("distillation.losses=[dkdd]", "distillation.losses.0: unknown loss 'dkdd'; did you mean"),
-        ("distillation.losses=[{name: dkd, bata: 2}]", "has no option 'bata'; did you mean 'beta'?"),
+        (
+            "distillation.losses=[{name: dkd, bata: 2}]",
+            "has no option 'bata'; did you mean 'beta'?",
+        ),
         ("distillation.losses=[{name: dkd, beta: x}]", "loss 'dkd': beta: Input should be a valid"),
         ("distillation.losses=[{name: dkd, weigth: 2}]", "did you mean 'weight'?"),
-        ("data.partition={name: dirichlet, alfa: 1}", "has no option 'alfa'; did you mean 'alpha'?"),
+        (
+            "data.partition={name: dirichlet, alfa: 1}",
+            "has no option 'alfa'; did you mean 'alpha'?",
+        ),
         ("teachers.augment=cropflip", "unknown augmentation 'cropflip'; did you mean 'crop_flip'?"),
         ("resources.device=cuda:99", "resources.device: 'cuda:99' is not usable here"),
     ],

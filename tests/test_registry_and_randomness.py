@@ -24,7 +24,9 @@ def things() -> Registry[Thing]:
 
 def test_options_are_converted_and_checked(things: Registry[Thing]) -> None:
     assert things.create("thing", size="3").size == 3
-    with pytest.raises(ValueError, match=r"thing 'thing' has no option 'siez'; did you mean 'size'"):
+    with pytest.raises(
+        ValueError, match=r"thing 'thing' has no option 'siez'; did you mean 'size'"
+    ):
         things.create("thing", siez=3)
     with pytest.raises(ValueError, match="thing 'thing' needs option 'size'"):
         things.create("thing")

@@ -58,6 +58,6 @@ class ClassGated(Fusion):
         missing = [t.client for t in ensemble.teachers if t.class_counts is None]
         if missing:
             raise ValueError(f"fusion 'class_gated' needs the class counts of client {missing[0]}")
-        return torch.tensor(
-            [t.class_counts for t in ensemble.teachers], dtype=torch.float32
-        ).to(ensemble.weights.device)
+        return torch.tensor([t.class_counts for t in ensemble.teachers], dtype=torch.float32).to(
+            ensemble.weights.device
+        )

@@ -120,7 +120,9 @@ class Bank:
                     f"client {item.teacher.client} shares {sorted(map(str, item.tensors))}, "
                     f"expected {sorted(map(str, kinds))}"
                 )
-        arrays = {k: [item.tensors[k].cpu().numpy() for item in ordered] for k in ordered[0].tensors}
+        arrays = {
+            k: [item.tensors[k].cpu().numpy() for item in ordered] for k in ordered[0].tensors
+        }
         return cls(tuple(item.teacher for item in ordered), arrays)
 
     @property

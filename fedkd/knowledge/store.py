@@ -48,7 +48,9 @@ class KnowledgeStore:
 
     def clients(self) -> list[int]:
         """Who has answered, in order."""
-        return sorted(int(path.name.removeprefix("client-")) for path in self.folder.glob("client-*"))
+        return sorted(
+            int(path.name.removeprefix("client-")) for path in self.folder.glob("client-*")
+        )
 
     def bank(self, kinds: Sequence[Kind]) -> Bank:
         """All accepted knowledge as memory maps, in client order."""

@@ -118,9 +118,7 @@ def _check_header(header: Header, expected: Expected, client: int) -> None:
             raise Refused(message.format(got=got, want=want))
 
 
-def _check_array(
-    name: str, kind: Kind, array: np.ndarray, expected: Expected
-) -> torch.Tensor:
+def _check_array(name: str, kind: Kind, array: np.ndarray, expected: Expected) -> torch.Tensor:
     if array.dtype != np.dtype(expected.dtype):
         raise Refused(f"{name}: dtype {array.dtype}, expected {expected.dtype}")
     shape = (expected.num_samples, *kind.shape(expected.num_classes))

@@ -57,7 +57,7 @@ class DistillationLoss(nn.Module, ABC):
             trust: This teacher's weights on samples and classes.
 
         Returns:
-            Per-sample losses (B,), which the objective multiplies by `trust.samples` and averages; or
-            a scalar if the loss does not decompose over samples, which must then have applied
-            `trust` itself.
+            Per-sample losses (B,), which the objective weights by `trust.samples` and averages;
+            or a scalar if the loss does not decompose over samples, which must then have
+            applied `trust` itself.
         """

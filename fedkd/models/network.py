@@ -7,7 +7,7 @@ taps stage features and the pooled feature with forward hooks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -87,16 +87,13 @@ class Network(nn.Module):
         taken: dict[str, Tensor] = {}
         pooled: list[Tensor] = []
 
-        def keep(name: str) -> object:
+        def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
             def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
                 taken[name] = output
 
             return hook
 
-        handles = [
-            modules[name].register_forward_hook(keep(name))  # type: ignore[arg-type]
-            for name in self.stage_names
-        ]
+        handles = [modules[name].register_forward_hook(keep(name)) for name in self.stage_names]
         if self.head_name:
             handles.append(
                 modules[self.head_name].register_forward_pre_hook(

@@ -91,9 +91,7 @@ def fit(
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 if options.optimizer.max_grad_norm is not None:
-                    nn.utils.clip_grad_norm_(
-                        teacher.parameters(), options.optimizer.max_grad_norm
-                    )
+                    nn.utils.clip_grad_norm_(teacher.parameters(), options.optimizer.max_grad_norm)
                 optimizer.step()
                 schedule.step()
                 loss_sum += float(loss.detach()) * len(index)

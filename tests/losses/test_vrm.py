@@ -5,10 +5,10 @@ import torch
 
 from fedkd.knowledge.kinds import Logits, VirtualLogits
 from fedkd.losses import LOSSES
-from fedkd.losses.kd import standardised
-from fedkd.relations import class_relation_loss, sample_relation_loss
 from fedkd.losses.base import Trust
+from fedkd.losses.kd import standardised
 from fedkd.losses.vrm import VRMLoss, vrm_loss
+from fedkd.relations import class_relation_loss, sample_relation_loss
 
 
 def _views(size=5, classes=4, seed=0):
@@ -28,7 +28,9 @@ def test_vrm_is_the_weighted_sum_of_both_graphs():
     classes = class_relation_loss(
         torch.cat(z[:2]), torch.cat(z[2:]), sample_weights=weights.repeat(2)
     )
-    value = VRMLoss(sample_weight=3.0, class_weight=2.0)(_kinds(a, b), _kinds(d, e), None, Trust(weights))
+    value = VRMLoss(sample_weight=3.0, class_weight=2.0)(
+        _kinds(a, b), _kinds(d, e), None, Trust(weights)
+    )
     torch.testing.assert_close(value, 3 * samples + 2 * classes)
 
 

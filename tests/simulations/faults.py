@@ -86,7 +86,7 @@ def killed_once(flag: Path, client: int = 1) -> ClientApp:
 
     def mod(message: Message, context: Context, call_next: Any) -> Message:
         mine = int(context.node_config["partition-id"]) == client
-        if mine and message.metadata.message_type == "train" and not os.path.exists(path):
+        if mine and message.metadata.message_type == "train" and not Path(path).exists():
             Path(path).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return call_next(message, context)  # type: ignore[no-any-return]

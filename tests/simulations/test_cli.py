@@ -66,7 +66,15 @@ def test_run_ends_with_table_and_paths(tiny: Callable[..., Experiment], tmp_path
     done = fedkd("run", config, "--runner", "local", "distillation.epochs=1")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    for word in ("student", "teacher 0", "ensemble", "oracle", "ceiling", "worst client", "knowledge"):
+    for word in (
+        "student",
+        "teacher 0",
+        "ensemble",
+        "oracle",
+        "ceiling",
+        "worst client",
+        "knowledge",
+    ):
         assert word in done.stdout
     path = Path(re.search(r"^run\s+(\S+)$", done.stdout, re.M)[1])  # type: ignore[index]
     assert (path / "report.html").is_file()

@@ -35,7 +35,9 @@ def test_a_run_leaves_everything_behind(tiny: Tiny) -> None:
     assert json.loads((run.path / "versions.json").read_text())["torch"] == torch.__version__
     ledger = run.ledger_entries()
     phases = {(entry["round"], entry["phase"], entry["client"]) for entry in ledger}
-    assert {(r, p, c) for r in (1, 2) for p in ("train", "knowledge", "evaluate") for c in range(3)} <= phases
+    assert {
+        (r, p, c) for r in (1, 2) for p in ("train", "knowledge", "evaluate") for c in range(3)
+    } <= phases
     # Two kinds of 48 x 4 half-precision logits are 768 bytes; headers add some hundreds.
     sizes = [entry["up"] for entry in ledger if entry["phase"] == "knowledge"]
     assert all(768 < size < 768 + 2500 for size in sizes)
@@ -65,7 +67,9 @@ def test_a_resumed_run_reaches_the_same_student(tiny: Tiny, finished: int) -> No
     assert student(resumed) == student(whole)
     rounds = [record["round"] for record in resumed.metrics("round")]
     assert rounds == [1, 2, 3]
-    assert [r["hash"] for r in resumed.metrics("round")] == [r["hash"] for r in whole.metrics("round")]
+    assert [r["hash"] for r in resumed.metrics("round")] == [
+        r["hash"] for r in whole.metrics("round")
+    ]
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny: Tiny) -> None:
@@ -92,7 +96,10 @@ def test_a_bad_payload_costs_its_client_the_round_and_nobody_else(tiny: Tiny, na
     tamper, reason = BAD_PAYLOADS[name]
     run = run_local(tiny("federation.dtype=float32"), client_app=tampering({1: tamper}))
     refused = run.metrics("refused")
-    assert [(r["round"], r["client"], r["phase"]) for r in refused] == [(1, 1, "knowledge"), (2, 1, "knowledge")]
+    assert [(r["round"], r["client"], r["phase"]) for r in refused] == [
+        (1, 1, "knowledge"),
+        (2, 1, "knowledge"),
+    ]
     assert all(reason in r["reason"] for r in refused)
     assert [r["answered"] for r in run.metrics("round")] == [[0, 2], [0, 2]]
 
@@ -122,7 +129,9 @@ def test_a_federation_of_another_size_is_refused_by_name(
     tiny: Tiny, nodes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("strategies.distillation.SETTLE_SECONDS", 0.2)
-    with pytest.raises(ConfigError, match=f"the experiment has 3 clients, the federation has {nodes}"):
+    with pytest.raises(
+        ConfigError, match=f"the experiment has 3 clients, the federation has {nodes}"
+    ):
         run_local(tiny(), nodes=nodes)
 
 

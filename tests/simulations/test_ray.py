@@ -88,7 +88,9 @@ def test_a_killed_worker_costs_nothing(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_another_number_of_nodes_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(ConfigError, match="the experiment has 3 clients, the federation has 2 nodes"):
+    with pytest.raises(
+        ConfigError, match="the experiment has 3 clients, the federation has 2 nodes"
+    ):
         run_ray(tiny(), nodes=2)
 
 
