@@ -1,0 +1,109 @@
+"""`flwr run .`: the same job through Flower's own command line, SuperLink and app bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedkd.config import Experiment
+from fedkd.rundir import RunDirectory
+from simulations.local import run_local
+from simulations.ray import OFFLINE
+
+ROOT = Path(__file__).parents[2]
+FLWR = Path(sys.executable).with_name("flwr")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def flower(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Run `flwr` words in a copy of the app, with a SuperLink of its own; stop it afterwards."""
+    # `flwr run` starts its SuperLink in the working directory, whose code would shadow the
+    # bundle's in Ray's workers: a copy makes sure that the bundle itself is what runs.
+    app = tmp_path / "app"
+    app.mkdir()
+    for name in ("fedkd", "strategies", "simulations", "configs"):
+        shutil.copytree(ROOT / name, app / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, app / name)
+    home = tmp_path / "flwr"
+    home.mkdir()
+    env = {
+        **os.environ,
+        **OFFLINE,
+        "FLWR_HOME": str(home),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
+        "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()),
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "PATH": f"{FLWR.parent}{os.pathsep}{os.environ['PATH']}",
+    }
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [str(FLWR), *words], cwd=app, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    yield run
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        if (process.info["environ"] or {}).get("FLWR_HOME") == str(home):
+            process.kill()
+
+
+def wait_for(flower: Callable[..., str], run_id: str) -> str:
+    """Status of a run once it has finished. (`--stream` exits with 0 even if the run failed.)"""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        runs = json.loads(flower("ls", "--format", "json"))["runs"]
+        status = next(r["status"] for r in runs if str(r["run-id"]) == run_id)
+        if status.startswith("finished"):
+            return str(status)
+        time.sleep(1)
+    pytest.fail("the run did not finish")
+
+
+def submit(flower: Callable[..., str], nodes: int, run_config: str) -> str:
+    out = flower(
+        "run", ".", "--format", "json",
+        "--federation-config", f"num-supernodes={nodes} client-resources-num-cpus=1",
+        "--run-config", run_config,
+    )  # fmt: skip
+    return str(json.loads(out[out.index("{") :])["run-id"])
+
+
+def test_flwr_run_gives_the_same_student_and_refuses_another_federation(
+    flower: Callable[..., str], tiny: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(tiny().to_yaml())
+    output = tmp_path / "flower-runs"
+    settings = f"config='{config}' overrides='rounds=1 seed=3' output='{output}'"
+
+    right = submit(flower, 3, settings)
+    assert wait_for(flower, right) == "finished:completed", flower("log", right, "--show")
+    (path,) = output.iterdir()
+    ours = run_local(tiny("rounds=1", "seed=3"))
+    theirs = RunDirectory.open(path)
+    assert theirs.read_json("summary.json")["hash"] == ours.read_json("summary.json")["hash"]
+
+    wrong = submit(flower, 2, settings)
+    assert wait_for(flower, wrong) == "finished:failed"
+    assert "the experiment has 3 clients, the federation has 2 nodes" in flower(
+        "log", wrong, "--show"
+    )
