@@ -16,6 +16,7 @@ from fedkd.data.views import Strength, virtual_view
 from fedkd.distillation import EpochRecord, distill
 from fedkd.fusion import FUSIONS
 from fedkd.knowledge.extract import extract
+from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Knowledge, Rule, Teacher, fuse
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss
@@ -125,12 +126,14 @@ def train_student(
             )
         return cache[number]
 
+    # Logits are always read: what the teachers say together is made of them.
+    kinds = tuple(dict.fromkeys((Logits(), *objective.needs)))
     knowledge = []
     for number, teacher in enumerate(teachers):
         tapped = network(teacher, transfer)
         counts = tuple(shards[number].class_counts().tolist()) if shards else None
         who = Teacher(number, sum(counts) if counts else None, counts)
-        tensors = extract(tapped, transfer.images, objective.needs, views=views)
+        tensors = extract(tapped, transfer.images, kinds, views=views)
         knowledge.append(Knowledge(who, tensors))
     fused = fuse(Bank.of(knowledge), rules, labels=transfer.labels)
     learner = network(student, transfer, seed=stream_seed(seed, "student"))
