@@ -40,12 +40,11 @@ def network(model: str | nn.Module, like: ImageSet, *, seed: int = 0, **options:
     if isinstance(model, Network):
         return model
     mean, std = like.statistics()
-    channels, height, _ = like.shape
     return build_model(
         model,
         num_classes=len(like.classes),
-        in_channels=channels,
-        image_size=height,
+        in_channels=like.shape[0],
+        image_size=like.side,
         mean=mean,
         std=std,
         seed=seed,

@@ -96,13 +96,12 @@ def build_network(
     """A fresh network; its weights are drawn from the run seed's stream `names`."""
     from fedkd.randomness import stream_seed
 
-    channels, height, _ = data.test.shape
     try:
         return build_model(
             model.name,
             num_classes=len(data.classes),
-            in_channels=channels,
-            image_size=height,
+            in_channels=data.test.shape[0],
+            image_size=data.test.side,
             mean=data.mean,
             std=data.std,
             seed=stream_seed(experiment.seed, *names),

@@ -30,7 +30,7 @@ from fedkd.data.images import ImageSet, class_map
 from fedkd.data.splits import FederatedData
 from fedkd.data.views import virtual_view
 from fedkd.distillation import EpochRecord, distill
-from fedkd.evaluation import accuracy, calibration, per_class_accuracy, predict
+from fedkd.evaluation import accuracy, calibration, evaluate, per_class_accuracy, predict
 from fedkd.knowledge.extract import extract
 from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.knowledge.payload import Fused, Knowledge, Teacher, fuse
@@ -159,6 +159,12 @@ class Client:
         """The client's private images."""
         return self.workspace.data.shard(self.number)
 
+    @property
+    def _device(self) -> torch.device:
+        """A GPU only if the config gives clients a share of one: Ray counts by that share."""
+        granted = self.experiment.resources.client_gpus > 0 and torch.cuda.is_available()
+        return torch.device("cuda" if granted else "cpu")
+
     def train(self, round_number: int, student: Mapping[str, Tensor] | None = None) -> Fit:
         """Train this round's teacher and keep it.
 
@@ -188,7 +194,7 @@ class Client:
             teacher.load_state_dict(dict(student))
         elif student is not None and feedback.use == "regulariser":
             regulariser = self._student(student)
-        teacher.to(_client_device())
+        teacher.to(self._device)
         result = fit(
             teacher,
             self.shard,
@@ -244,7 +250,7 @@ class Client:
             self.experiment, self.experiment.student.model, self.workspace.data, "student"
         )
         student.load_state_dict(dict(weights))
-        return student.to(_client_device())
+        return student.to(self._device)
 
     def _teacher(self, round_number: int) -> Network:
         place = self._latest(round_number)
@@ -252,7 +258,7 @@ class Client:
             raise RuntimeError(f"client {self.number} has not trained a teacher yet")
         teacher = self._network()
         teacher.load_state_dict(load_state(place)["weights"])
-        return teacher.to(_client_device())
+        return teacher.to(self._device)
 
     def _place(self, round_number: int) -> Path:
         return self.folder / f"teacher-{round_number:04d}.pt"
@@ -262,10 +268,6 @@ class Client:
         limit = self._place(round_number).name
         kept = [p for p in sorted(self.folder.glob("teacher-*.pt")) if p.name <= limit]
         return kept[-1] if kept else None
-
-
-def _client_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Server:
@@ -365,6 +367,8 @@ class Server:
         assert labels is not None
         predictions = predict(self.student, data.test.images)
         facts: dict[str, Any] = {"student": _scores(predictions, labels)}
+        if len(data.validation) > 0:
+            facts["validation"] = evaluate(self.student, data.validation)
         store = self._store(round_number, test=True)
         if store.clients():
             bank = store.bank((Logits(),))

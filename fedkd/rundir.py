@@ -81,11 +81,13 @@ class RunDirectory:
         return list(_lines(self.path / "ledger.jsonl"))
 
     def rewind(self, last_round: int) -> None:
-        """Forget events after `last_round`: a resumed run does those rounds again."""
-        for name in ("metrics.jsonl", "ledger.jsonl"):
-            kept = [r for r in _lines(self.path / name) if r.get("round", 0) <= last_round]
-            text = "".join(json.dumps(r) + "\n" for r in kept)
-            write_atomically(self.path / name, text.encode())
+        """Forget events after `last_round`: a resumed run does those rounds again.
+
+        The ledger keeps its lines: what was sent before the crash was sent.
+        """
+        kept = [r for r in self.metrics() if (r.get("round") or 0) <= last_round]
+        text = "".join(json.dumps(r) + "\n" for r in kept)
+        write_atomically(self.path / "metrics.jsonl", text.encode())
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file atomically."""
@@ -113,7 +115,7 @@ class RunDirectory:
         return KnowledgeStore(self.path / "knowledge" / f"round-{round_number:04d}" / what)
 
     def save_checkpoint(self, round_number: int, state: dict[str, Any]) -> None:
-        """Keep `state` as the state after `round_number`; the one before stays as a spare."""
+        """Keep `state` as the state after `round_number`; those of earlier rounds stay too."""
         save_state(self._checkpoint(round_number), {"round": round_number, **state})
 
     def load_checkpoint(self) -> dict[str, Any] | None:

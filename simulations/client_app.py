@@ -41,7 +41,7 @@ def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
         client, round_number = _client(message, context)
         with threads(client.experiment.resources.client_cpus):
             fit = client.train(round_number, _student(message))
-        # Loss and accuracy on private data stay at home once privacy is on; see the ledger.
+        # Measured on private images, and disclosed to the server like everything in a reply.
         metrics = MetricRecord({"loss": fit.loss, "accuracy": fit.accuracy})
         return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
@@ -82,6 +82,10 @@ def _client(message: Message, context: Context) -> tuple[Client, int]:
     number, run = int(node["partition-id"]), str(job["run"])
     root = node.get("data-root") or os.environ.get("FEDKD_DATA") or None
     space = workspace(str(job["config"]), str(root) if root else None)
+    ours, theirs = space.data.transfer.fingerprint, job["fingerprint"]
+    # Asked who it is, a node answers all the same: the server then names it and its reason.
+    if ours != theirs and message.metadata.message_type != "query.describe":
+        raise RuntimeError(f"client {number} has transfer set {ours!r}, the server {theirs!r}")
     return Client(space, number, run, _state_dir(node, job) / f"client-{number:04d}"), int(
         job["round"]  # type: ignore[arg-type]
     )

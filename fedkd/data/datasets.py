@@ -253,7 +253,7 @@ def synthetic(
 def _files(
     root: Path | None, name: str, files: Sequence[str], shown: Sequence[str], get: str
 ) -> list[Path]:
-    """Absolute paths of `files` (each plain, or gzipped with `.gz`) below `root`."""
+    """Absolute paths of `files` (idx files plain or gzipped) below `root`."""
     command = f'python -c "{get.format(root=str(root.absolute()) if root else "FOLDER")}"'
     advice = (
         f"set data.root or FEDKD_DATA to a folder that holds {' or '.join(dict.fromkeys(shown))}"
@@ -264,7 +264,8 @@ def _files(
     found, missing = [], []
     for file in files:
         plain = (root / file).absolute()
-        packed = plain.with_name(plain.name + ".gz")
+        # Only the MNIST family's idx files are published gzipped, and read so.
+        packed = plain.with_name(plain.name + ".gz") if plain.name.endswith("-ubyte") else plain
         there = next((path for path in (plain, packed) if path.is_file()), None)
         if there is None:
             missing.append(str(plain))

@@ -51,6 +51,16 @@ class ImageSet:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
+    @property
+    def side(self) -> int:
+        """Height and width of every image. Raises `ValueError` if they differ."""
+        _, height, width = self.shape
+        if height != width:
+            raise ValueError(
+                f"images are {height}x{width}, networks here take square ones: crop or pad them"
+            )
+        return height
+
     def subset(self, indices: Tensor | np.ndarray) -> ImageSet:
         """The images at `indices`, in that order."""
         rows = torch.as_tensor(indices, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Every kind of knowledge that may leave a client: the whole disclosure surface in one file.
+"""Every kind of knowledge about the transfer set that may leave a client, in one file.
 
 A kind is a small frozen value used as the key of its tensor. Options are part of the key, and
 `str(kind)` is its name on the wire. Each docstring says what the kind discloses.
