@@ -83,7 +83,7 @@ class LiveView:
             if not self._console.is_terminal:
                 titles = [str(column.header) for column in self._table.columns]
                 line = ", ".join(f"{t} {v}" for t, v in zip(titles, row, strict=True))
-                self._console.print(line, highlight=False)
+                self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def rounds_table() -> Table:

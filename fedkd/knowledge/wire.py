@@ -59,10 +59,11 @@ def pack(
 ) -> tuple[dict[str, np.ndarray], dict[str, HeaderValue]]:
     """Arrays by kind name and the header, ready to be put into any transport's records."""
     teacher = knowledge.teacher
-    arrays = {
-        str(kind): knowledge.tensors[kind].cpu().numpy().astype(expected.dtype)
-        for kind in expected.kinds
-    }
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as that
+        arrays = {
+            str(kind): knowledge.tensors[kind].cpu().numpy().astype(expected.dtype)
+            for kind in expected.kinds
+        }
     header: dict[str, HeaderValue] = {
         "protocol": PROTOCOL,
         "run": expected.run,

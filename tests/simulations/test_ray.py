@@ -13,7 +13,7 @@ from fedkd.config import ConfigError, Experiment
 from fedkd.rundir import RunDirectory
 from simulations.local import run_local
 from simulations.ray import run_ray
-from tests.simulations.faults import BAD_PAYLOADS, killed_once, tampering
+from tests.simulations.faults import BAD_PAYLOADS, killed_once, slow, tampering
 
 Tiny = Callable[..., Experiment]
 ROOT = Path(__file__).parents[2]
@@ -85,6 +85,16 @@ def test_a_killed_worker_costs_nothing(tiny: Tiny, tmp_path: Path) -> None:
     assert [r["answered"] for r in run.metrics("round")] == [[0, 1, 2], [0, 1, 2]]
     calm = run_local(tiny("resources.client_cpus=2"))
     assert student(run) == student(calm)
+
+
+@pytest.mark.slow
+def test_a_late_client_loses_its_round_and_takes_part_again(tiny: Tiny) -> None:
+    run = run_ray(tiny("federation.deadline=20"), client_app=slow(client=1, seconds=30))
+    refused = run.metrics("refused")
+    assert [(r["round"], r["client"], r["phase"]) for r in refused] == [(1, 1, "train")]
+    first, second = run.metrics("round")
+    assert first["answered"] == [0, 2]
+    assert second["answered"] == [0, 1, 2]
 
 
 def test_another_number_of_nodes_is_refused(tiny: Tiny) -> None:
