@@ -6,6 +6,7 @@ where the two ends live.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -39,6 +40,9 @@ from fedkd.models.network import Network
 from fedkd.randomness import stream_seed
 from fedkd.rundir import RunDirectory, load_state, network_hash, save_state
 from fedkd.teachers.sgd import Fit, fit
+
+# Below this many steps in a whole run no student has learnt much; said, since it looks like a bug.
+FEW_STEPS = 100
 
 
 class Notify(Protocol):
@@ -336,6 +340,12 @@ class Server:
     def learn(self, round_number: int, fused: Fused) -> list[EpochRecord]:
         """Distil the fused teachers into the student."""
         options = self.experiment.distillation
+        steps = options.epochs * math.ceil(len(self.workspace.data.transfer) / options.batch_size)
+        if round_number == 1 and steps * self.experiment.rounds < FEW_STEPS:
+            self._warn(
+                f"the student takes only {steps} steps per round: raise distillation.epochs or "
+                "lower distillation.batch_size"
+            )
         if not options.warm_start and round_number > 1:
             self.student, self._optimizer_state = self._fresh_student(), None
 
@@ -396,6 +406,10 @@ class Server:
             },
         )
         self.notify("round", round=round_number, **facts)
+
+    def _warn(self, text: str) -> None:
+        self.run.metric("warning", text=text)
+        self.notify("warning", text=text)
 
     def _store(self, round_number: int, test: bool = False) -> Any:
         return self.run.knowledge(round_number, "test" if test else "transfer")

@@ -44,7 +44,9 @@ def run_job(
         # Some public data sets repeat images; said once, so that nobody wonders later.
         doubles = {pair: count for pair, count in overlaps(workspace.data).items() if count}
         if doubles:
-            run.metric("warning", text=f"identical images in two splits: {doubles}")
+            text = f"identical images in two splits: {doubles}"
+            run.metric("warning", text=text)
+            notify("warning", text=text)
         strategy = FederatedDistillation(server, state_dir=str(run.clients) if simulated else None)
         strategy.start(grid)
         summary = summarise(server, seconds=time.perf_counter() - started)

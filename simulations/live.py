@@ -76,6 +76,8 @@ class LiveView:
                 f"{facts['reason']}",
                 highlight=False,
             )
+        elif event == "warning":
+            self._console.print(f"[yellow]note:[/] {facts['text']}", highlight=False)
         elif event == "round":
             self._progress.update(self._rounds, completed=facts["round"])
             row = round_row(facts)

@@ -41,7 +41,7 @@ TINY: dict[str, Any] = {
     "student": {"model": {"name": "cnn_tiny", "norm": "batch"}},
     "fusion": ["class_gated", "entropy"],
     "distillation": {
-        "losses": ["dkd", {"name": "vrm", "weight": 0.1}, {"name": "ce", "weight": 0.5}],
+        "losses": ["dkd", "vrm", {"name": "ce", "weight": 0.5}],
         "epochs": 2,
     },
 }

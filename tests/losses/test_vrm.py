@@ -41,8 +41,8 @@ def test_real_edges_ask_for_no_view_and_ignore_one():
     assert VRMLoss().needs == (Logits(), VirtualLogits(0))
     alone = loss({Logits(): a}, {Logits(): d}, None, Trust(weights))
     torch.testing.assert_close(loss(_kinds(a, b), _kinds(d, e), None, Trust(weights)), alone)
-    expected = 64 * sample_relation_loss(standardised(a), None, standardised(d), None, edges="real")
-    expected += 16 * class_relation_loss(standardised(a), standardised(d))
+    expected = sample_relation_loss(standardised(a), None, standardised(d), None, edges="real")
+    expected += 0.25 * class_relation_loss(standardised(a), standardised(d))
     torch.testing.assert_close(alone, expected)
 
 
@@ -77,7 +77,7 @@ def test_view_discrepancy_prunes_the_edges_between_inconsistent_samples():
     pruned = vrm_loss(a, b, d, e, class_weight=0.0, pruning="view_discrepancy", rho=0.04)
     z = [standardised(view) for view in (a, b, d, e)]
     edge = sample_relation_loss(*(view[2:3] for view in z))  # 1 of 25: the sample with itself
-    torch.testing.assert_close(24 * pruned, 25 * whole - 64 * edge)
+    torch.testing.assert_close(24 * pruned, 25 * whole - edge)
 
 
 def test_gradcheck():
