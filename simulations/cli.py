@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,6 +41,7 @@ def run(
     """Run an experiment: teachers, knowledge, fusion, student, report."""
     from fedkd.build import check
     from fedkd.rundir import RunDirectory
+    from simulations.live import Interrupted
     from simulations.tables import summary_table
 
     if runner not in ("ray", "local"):
@@ -59,10 +59,9 @@ def run(
         directory = RunDirectory.new(experiment)
     try:
         _run(directory, runner)
-    except KeyboardInterrupt:
+    except Interrupted:
         print(f"interrupted; go on with: fedkd run --resume {directory.path}", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(130)  # Flower's server thread would go on otherwise
+        sys.exit(130)
     summary = directory.read_json("summary.json")
     console = Console()
     console.print(summary_table(summary))
@@ -250,6 +249,8 @@ def main() -> None:
     except (ConfigError, FileNotFoundError) as error:
         print(f"fedkd: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,11 +30,21 @@ _PHASES = {
 }
 
 
+class Interrupted(Exception):
+    """The user wants the run to stop."""
+
+
 class LiveView:
-    """A `Notify` that shows progress on a console; plain lines where it is not a terminal."""
+    """A `Notify` that shows progress on a console; plain lines where it is not a terminal.
+
+    While it is shown, Ctrl-C ends the run in good order: the next event raises `Interrupted`
+    in the server's thread, so that Flower and Ray shut down as after an error. A second Ctrl-C
+    ends the process at once.
+    """
 
     def __init__(self, experiment: Experiment, console: Console) -> None:
         self._experiment = experiment
+        self._stop = threading.Event()
         self._console = console
         self._table = rounds_table()
         self._progress = Progress(
@@ -47,17 +59,26 @@ class LiveView:
         self._live = Live(Group(self._table, self._progress), console=console, refresh_per_second=4)
 
     def __enter__(self) -> LiveView:
+        self._before = signal.signal(signal.SIGINT, self._interrupt)
         if self._console.is_terminal:
             self._live.start()
         return self
 
+    def _interrupt(self, *_: object) -> None:
+        if self._stop.is_set():
+            os._exit(130)
+        self._stop.set()
+
     def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
         if self._console.is_terminal:
             self._progress.remove_task(self._phase)
             self._live.stop()
 
     def __call__(self, event: str, **facts: Any) -> None:
-        """One event; called from the server's thread."""
+        """One event; called from the server's thread. Raises `Interrupted` after Ctrl-C."""
+        if self._stop.is_set():
+            raise Interrupted
         if event == "round_start":
             self._progress.update(self._rounds, completed=facts["round"] - 1)
         elif event == "phase":

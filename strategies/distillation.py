@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -166,6 +166,7 @@ class FederatedDistillation(Strategy):
                     f"clients={found} in the config, or start {wanted} nodes "
                     f"(flwr run . --federation-config 'num-supernodes={wanted}')"
                 )
+            self.notify("waiting")
             time.sleep(0.1)
 
     def _meet(self, grid: Grid, number: int) -> None:
@@ -179,7 +180,7 @@ class FederatedDistillation(Strategy):
             node: partial(self._letter, node, number, DESCRIBE, RecordDict()) for node in unknown
         }
         down = wire_bytes(next(iter(letters.values()))())
-        for reply in exchange(grid, letters, deadline=self.experiment.federation.deadline):
+        for reply in self._exchange(grid, letters):
             node = reply.client
             up = 0 if reply.message is None else wire_bytes(reply.message)
             self.run.ledger(round=number, phase=DESCRIBE.name, client=None, down=down, up=up)
@@ -347,8 +348,7 @@ class FederatedDistillation(Strategy):
         self.notify("phase", round=number, phase=phase.name, total=len(letters))
         down = wire_bytes(messages[0])  # a phase says the same to everybody
         lost: list[Reply] = []
-        deadline = self.experiment.federation.deadline
-        for reply in exchange(grid, letters, deadline=deadline):
+        for reply in self._exchange(grid, letters):
             self._count(number, phase, down, reply)
             if _actor_died(reply.message):
                 lost.append(reply)
@@ -364,10 +364,20 @@ class FederatedDistillation(Strategy):
         if lost:
             # The worker was killed (out of memory, usually), not the client's fault: once more.
             again = {reply.client: letters[reply.client] for reply in lost}
-            for reply in exchange(grid, again, deadline=deadline):
+            for reply in self._exchange(grid, again):
                 self._count(number, phase, down, reply)
                 self.notify("reply", round=number, phase=phase.name, client=reply.client)
                 yield reply
+
+    def _exchange(
+        self, grid: Grid, letters: Mapping[int, Callable[[], Message]]
+    ) -> Iterator[Reply]:
+        return exchange(
+            grid,
+            letters,
+            deadline=self.experiment.federation.deadline,
+            on_poll=lambda: self.notify("waiting"),
+        )
 
     def _count(self, number: int, phase: Phase, down: int, reply: Reply) -> None:
         up = wire_bytes(reply.message) if reply.message is not None else 0

@@ -31,6 +31,7 @@ def exchange(
     *,
     deadline: float,
     window: int = WINDOW,
+    on_poll: Callable[[], None] = lambda: None,
 ) -> Iterator[Reply]:
     """Send one message per client and yield each reply as soon as it is there.
 
@@ -42,6 +43,7 @@ def exchange(
         letters: Client -> maker of its message.
         deadline: Seconds after which a client is given up.
         window: Messages under way at once.
+        on_poll: Called whenever nothing has arrived; may raise to give up.
     """
     waiting = list(letters.items())[::-1]
     under_way: dict[str, tuple[int, float]] = {}
@@ -65,4 +67,5 @@ def exchange(
                 del under_way[identity]
                 yield Reply(client, None, time.monotonic() - started)
         if under_way and not arrived:
+            on_poll()
             time.sleep(POLL_SECONDS)

@@ -1,8 +1,10 @@
 """The command line as a user meets it: real processes, exit codes, one-line errors."""
 
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,6 +82,30 @@ def test_run_ends_with_table_and_paths(tiny: Callable[..., Experiment], tmp_path
     assert (path / "report.html").is_file()
     resolved = yaml.safe_load((path / "config.yaml").read_text())
     assert resolved["distillation"]["epochs"] == 1
+
+
+def test_ctrl_c_ends_in_good_order_and_the_run_goes_on(
+    tiny: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text(tiny("rounds=3", "distillation.epochs=30").to_yaml())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "simulations.cli", "run", str(config), "--runner", "local"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("runs/*/checkpoints/*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    (path,) = (tmp_path / "runs").iterdir()
+    assert stderr == f"interrupted; go on with: fedkd run --resume {path}\n"
+    resumed = fedkd("run", "--resume", path, "--runner", "local")
+    assert resumed.returncode == 0, resumed.stderr
+    whole = run_local(RunDirectory.open(path).experiment)
+    ours, theirs = (run.read_json("summary.json") for run in (RunDirectory.open(path), whole))
+    assert ours["hash"] == theirs["hash"]
 
 
 def test_config_show_prints_every_default() -> None:
