@@ -20,7 +20,7 @@ def student(run: RunDirectory) -> str:
 
 
 def test_a_run_leaves_everything_behind(tiny: Tiny) -> None:
-    run = run_local(tiny())
+    run = run_local(tiny("distillation.epochs=20"))
     names = {path.name for path in run.path.iterdir()}
     assert names >= {
         "config.yaml", "versions.json", "metrics.jsonl", "ledger.jsonl", "summary.json",
