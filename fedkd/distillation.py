@@ -14,7 +14,7 @@ from fedkd.knowledge.kinds import Reading
 from fedkd.knowledge.payload import Fused
 from fedkd.models.network import Network
 from fedkd.objective import Objective
-from fedkd.optimization import make_optimizer
+from fedkd.optimization import make_optimizer, steps_per_epoch
 from fedkd.randomness import seeded, stream
 
 
@@ -66,7 +66,7 @@ def distill(
     device = student.mean.device
     objective.to(device)
     total = len(images)
-    steps = max(1, _batches(total, batch_size)) * epochs
+    steps = max(1, steps_per_epoch(total, batch_size)) * epochs
     parameters = [p for p in (*student.parameters(), *objective.parameters()) if p.requires_grad]
     optim, schedule = make_optimizer(parameters, options, steps)
     if optimizer_state is not None:
@@ -109,11 +109,6 @@ def distill(
                 on_epoch(record)
     student.eval()
     return history, optim.state_dict()
-
-
-def _batches(total: int, batch_size: int) -> int:
-    full, rest = divmod(total, batch_size)
-    return full + (rest > 1 or total == 1)
 
 
 def _reading(

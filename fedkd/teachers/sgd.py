@@ -13,7 +13,7 @@ from fedkd.data.images import ImageSet
 from fedkd.data.views import augment_batch
 from fedkd.losses.kd import kd_loss
 from fedkd.models.network import Network
-from fedkd.optimization import make_optimizer
+from fedkd.optimization import make_optimizer, steps_per_epoch
 from fedkd.randomness import seeded, stream
 
 
@@ -53,11 +53,8 @@ def fit(
     if total == 0:
         return Fit(float("nan"), float("nan"))
     batch = min(options.batch_size, total)
-    # Batch norm cannot train on one sample, so a last batch of one is dropped.
-    per_epoch = total // batch + (total % batch > 1 or total == 1)
-    optimizer, schedule = make_optimizer(
-        teacher.parameters(), options.optimizer, per_epoch * options.epochs
-    )
+    steps = steps_per_epoch(total, batch) * options.epochs
+    optimizer, schedule = make_optimizer(teacher.parameters(), options.optimizer, steps)
     device = teacher.mean.device
     order = stream(seed, "order")
     loss_sum = correct = seen = 0.0
