@@ -16,12 +16,12 @@ from fedkd.data.views import Strength, virtual_view
 from fedkd.distillation import EpochRecord, distill
 from fedkd.fusion import FUSIONS
 from fedkd.knowledge.extract import extract
-from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Knowledge, Rule, Teacher, fuse
+from fedkd.lessons import SharedLessons
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss
+from fedkd.losses.base import DistillationLoss, EnsembleLoss
 from fedkd.models.build import build_model
-from fedkd.models.network import Network
+from fedkd.models.network import Network, parameter_count
 from fedkd.objective import Objective, Term
 from fedkd.randomness import stream_seed
 from fedkd.teachers.sgd import fit
@@ -75,7 +75,7 @@ def train_student(
     teachers: Sequence[nn.Module],
     transfer: ImageSet,
     *,
-    losses: Sequence[str | DistillationLoss | Term] = ("dkd", "vrm"),
+    losses: Sequence[str | DistillationLoss | EnsembleLoss | Term] = ("dkd", "vrm"),
     fusion: Sequence[str | Rule] = ("uniform",),
     shards: Sequence[ImageSet] | None = None,
     epochs: int = 20,
@@ -125,33 +125,37 @@ def train_student(
             )
         return cache[number]
 
-    # Logits are always read: what the teachers say together is made of them.
-    kinds = tuple(dict.fromkeys((Logits(), *objective.needs)))
     knowledge = []
     for number, teacher in enumerate(teachers):
         tapped = network(teacher, transfer)
         counts = tuple(shards[number].class_counts().tolist()) if shards else None
-        who = Teacher(number, sum(counts) if counts else None, counts)
-        tensors = extract(tapped, transfer.images, kinds, views=views)
+        total = sum(counts) if counts else None
+        who = Teacher(number, total, counts, parameter_count(tapped))
+        tensors = extract(tapped, transfer.images, objective.needs, views=views)
         knowledge.append(Knowledge(who, tensors))
     fused = fuse(Bank.of(knowledge), rules, labels=transfer.labels)
     learner = network(student, transfer, seed=stream_seed(seed, "student"))
-    distill(
-        learner,
+    lessons = SharedLessons(
         transfer.images,
         fused,
-        objective,
         views=views,
-        epochs=epochs,
         batch_size=batch_size,
+        seed=seed,
+        device=learner.mean.device,
+    )
+    distill(
+        learner,
+        lessons,
+        objective,
+        epochs=epochs,
         optimizer=optimizer,
         seed=seed,
-        on_epoch=on_epoch,
+        on_epoch=None if on_epoch is None else lambda record, _snapshot: on_epoch(record),
     )
     return learner
 
 
-def _term(item: str | DistillationLoss | Term) -> Term:
+def _term(item: str | DistillationLoss | EnsembleLoss | Term) -> Term:
     if isinstance(item, Term):
         return item
     if isinstance(item, str):

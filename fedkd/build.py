@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fedkd.config import Component, ConfigError, Experiment
+from fedkd.config import Term as LossTerm
 from fedkd.data import DATASETS, PARTITIONS
 from fedkd.data.datasets import load_dataset
 from fedkd.data.splits import FederatedData, federate
@@ -40,7 +41,7 @@ def check(experiment: Experiment) -> None:
         _check(FUSIONS, rule, f"fusion.{number}")
         _attempt(f"fusion.{number}", partial(FUSIONS.create, rule.name, **rule.options))
     for number, term in enumerate(experiment.distillation.losses):
-        _check(LOSSES, term, f"distillation.losses.{number}", extra=("weight", "warmup"))
+        _check(LOSSES, term, f"distillation.losses.{number}", extra=tuple(set(LossTerm.model_fields) - {"name"}))
     _attempt("distillation.losses", partial(build_objective, experiment))
     from fedkd.data.views import AUGMENTATIONS
 
@@ -122,6 +123,9 @@ def build_objective(experiment: Experiment) -> Objective:
                 LOSSES.create(term.name, **term.options),
                 term.weight,
                 term.warmup,
+                term.start,
+                term.stop,
+                term.decay_from,
             )
             for number, term in enumerate(terms)
         ]

@@ -152,11 +152,16 @@ class Student(Section):
 
 
 class Term(Component):
-    """One loss of the objective with its weight and warm-up."""
+    """One loss of the objective with its weight and when it counts; epochs count from 1."""
 
     weight: float = Field(default=1.0, ge=0)
     warmup: int = Field(
         default=0, ge=0, description="epochs over which the weight rises linearly to full"
+    )
+    start: Positive = Field(default=1, description="first epoch in which it counts")
+    stop: Positive | None = Field(default=None, description="last epoch in which it counts")
+    decay_from: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="epoch after which the weight falls to zero along a cosine"
     )
 
 

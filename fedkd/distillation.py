@@ -2,127 +2,264 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedkd.config import Optimizer
-from fedkd.knowledge.kinds import Reading
-from fedkd.knowledge.payload import Fused
+from fedkd.knowledge.kinds import Kind
+from fedkd.lessons import Lesson, Lessons
 from fedkd.models.network import Network
-from fedkd.objective import Objective
-from fedkd.optimization import make_optimizer, steps_per_epoch
-from fedkd.randomness import seeded, stream
+from fedkd.objective import Objective, Value
+from fedkd.optimization import make_optimizer
+from fedkd.randomness import seeded
+
+Precision = Literal["float32", "bfloat16", "float16"]
+DTYPES: dict[str, torch.dtype | None] = {
+    "float32": None,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch gave: epoch from 1, mean total loss, mean of each term."""
+    """What one epoch gave.
+
+    Attributes:
+        epoch: From 1.
+        loss: Mean total loss.
+        terms: Mean of each counting term, unweighted.
+        gradients: Norm of each weighted term's gradient on the student's parameters in the
+            epoch's first batch: who pulls how hard. Empty for a single term.
+    """
 
     epoch: int
     loss: float
     terms: dict[str, float]
+    gradients: dict[str, float] = field(default_factory=dict)
+
+
+Snapshot = Callable[[], dict[str, Any]]
+"""Makes the state of a call after an epoch, to `resume` from."""
 
 
 def distill(
     student: Network,
-    images: Tensor,
-    fused: Fused,
+    lessons: Lessons,
     objective: Objective,
     *,
-    views: Callable[[int], Tensor] | None = None,
     epochs: int = 20,
-    batch_size: int = 64,
     optimizer: Optimizer | None = None,
-    optimizer_state: dict[str, Any] | None = None,
+    moments: dict[str, Any] | None = None,
+    fitted: Mapping[str, Tensor] | None = None,
+    resume: dict[str, Any] | None = None,
+    precision: Precision = "float32",
     seed: int = 0,
-    on_epoch: Callable[[EpochRecord], None] | None = None,
+    on_epoch: Callable[[EpochRecord, Snapshot], None] | None = None,
 ) -> tuple[list[EpochRecord], dict[str, Any]]:
-    """Train `student` (in place, on the device it is on) to match fused teachers.
+    """Train `student` (in place, on the device it is on) to match its teachers.
 
     Args:
         student: Network to train.
-        images: Transfer images in their order, uint8 (N, channels, h, w).
-        fused: What the teachers say about them.
-        objective: Losses and weights; its trainable parts are trained along.
-        views: View number -> the transfer images under that virtual view.
-        epochs: Passes over the transfer set.
-        batch_size: Samples per step; a last batch of one sample is dropped (batch norm).
+        lessons: Images and what the teachers say of them, on the student's device.
+        objective: Losses and weights; its trainable parts are fitted to student and teachers and
+            trained along.
+        epochs: Passes over the lessons.
         optimizer: Optimiser and schedule over these epochs.
-        optimizer_state: State of an earlier call to go on from; its schedule is not kept.
-        seed: Seed of the order of samples and of dropout.
-        on_epoch: Called after every epoch.
+        moments: State of an earlier call's optimiser; the student's moments are taken over, its
+            schedule is not.
+        fitted: Weights of an earlier call's trainable parts; those that still fit are taken over.
+        resume: A snapshot of an interrupted call with the same arguments, to go on from; the
+            result is the same as if it had not been interrupted.
+        precision: In which networks compute; losses always compute in float32.
+        seed: Seed of dropout and of the objective's own parameters.
+        on_epoch: Called after every epoch with its record and a maker of snapshots.
 
     Returns:
-        One record per epoch, and the optimiser's state.
+        One record per epoch trained here, and `{"moments": ..., "fitted": ...}` for a next call.
 
     Raises:
         RuntimeError: the loss is no longer finite.
+        ValueError: no loss counts in some epoch, or a loss does not fit student and teachers.
     """
     options = optimizer or Optimizer()
-    device = student.mean.device
-    objective.to(device)
-    total = len(images)
-    steps = max(1, steps_per_epoch(total, batch_size)) * epochs
-    parameters = [p for p in (*student.parameters(), *objective.parameters()) if p.requires_grad]
-    optim, schedule = make_optimizer(parameters, options, steps)
-    if optimizer_state is not None:
-        _resume_moments(optim, optimizer_state)
-    targets = fused.targets.to(device)
-    order = stream(seed, "order")
+    objective.check(epochs)
+    loop = _Loop(student, lessons, objective, epochs, options, precision, seed)
+    if fitted is not None:
+        loop.take_over(fitted)
+    if moments is not None:
+        loop.take_over_moments(moments)
     history = []
-    student.train()
     with seeded(seed, "student"):
-        for epoch in range(1, epochs + 1):
-            sums: dict[str, float] = {}
-            seen = 0
-            permutation = torch.randperm(total, generator=order)
-            for index in permutation.split(batch_size):
-                if len(index) == 1 and total > 1:
-                    continue
-                reading = _reading(student, images, views, index, device)
-                readings = {kind: kind.read(reading) for kind in objective.reads}
-                ensemble = fused.bank.rows(index, device)
-                loss, terms = objective(readings, ensemble, targets[index], epoch)
-                if not torch.isfinite(loss):
-                    raise RuntimeError(
-                        f"the student's loss is {loss.item()} in epoch {epoch} "
-                        f"({', '.join(f'{k} {v.item():.4g}' for k, v in terms.items())}); "
-                        "lower the learning rate or a loss's weight"
-                    )
-                optim.zero_grad(set_to_none=True)
-                loss.backward()
-                if options.max_grad_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm)
-                optim.step()
-                schedule.step()
-                seen += len(index)
-                for name, value in {"loss": loss.detach(), **terms}.items():
-                    sums[name] = sums.get(name, 0.0) + float(value) * len(index)
-            means = {name: value / max(seen, 1) for name, value in sums.items()}
-            record = EpochRecord(epoch, means.pop("loss"), means)
+        first = 1 if resume is None else loop.restore(resume)
+        for epoch in range(first, epochs + 1):
+            record = loop.epoch(epoch)
             history.append(record)
             if on_epoch is not None:
-                on_epoch(record)
+                on_epoch(record, lambda epoch=epoch: loop.snapshot(epoch))  # type: ignore[misc]
     student.eval()
-    return history, optim.state_dict()
+    return history, {
+        "moments": loop.optimizer.state_dict(),
+        "fitted": objective.fitted.state_dict(),
+    }
 
 
-def _reading(
-    student: Network,
-    images: Tensor,
-    views: Callable[[int], Tensor] | None,
-    index: Tensor,
-    device: torch.device,
-) -> Reading:
-    virtual = None if views is None else lambda number: views(number)[index].to(device)
-    return Reading(student, images[index].to(device), virtual)
+class _Loop:
+    """What lives as long as one call of `distill`."""
+
+    def __init__(
+        self,
+        student: Network,
+        lessons: Lessons,
+        objective: Objective,
+        epochs: int,
+        options: Optimizer,
+        precision: Precision,
+        seed: int,
+    ) -> None:
+        self.student = student
+        self.lessons = lessons
+        self.objective = objective
+        self.epochs = epochs
+        self.options = options
+        self.device = student.mean.device
+        self.dtype = DTYPES[precision]
+        objective.to(self.device)
+        self._adapt(seed)
+        self.parameters = [
+            p for p in (*student.parameters(), *objective.parameters()) if p.requires_grad
+        ]
+        steps = max(1, lessons.steps) * epochs
+        self.optimizer, self.schedule = make_optimizer(self.parameters, options, steps)
+        # float16 gradients of small losses vanish unless scaled; bfloat16 has float32's range.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
+
+    # -- one epoch -------------------------------------------------------------------------
+
+    def epoch(self, epoch: int) -> EpochRecord:
+        """Train one epoch."""
+        self.student.train()
+        self.objective.train()
+        sums: dict[str, Tensor] = {}
+        seen = 0
+        gradients: dict[str, float] = {}
+        for lesson in self.lessons.epoch(epoch):
+            value = self._value(lesson, epoch)
+            if seen == 0 and len(value.terms) > 1:
+                gradients = self._gradients(value)
+            self._step(value, epoch)
+            count = len(lesson.images)
+            seen += count
+            for name, number in {"loss": value.total, **value.terms}.items():
+                part = number.detach().double() * count
+                sums[name] = sums[name] + part if name in sums else part
+        means = {name: float(total) / max(seen, 1) for name, total in sums.items()}
+        return EpochRecord(epoch, means.pop("loss"), means, gradients)
+
+    def _value(self, lesson: Lesson, epoch: int) -> Value:
+        with self._autocast():
+            readings = lesson.read(self.student, self.objective.reads_in(epoch))
+        readings = {kind: tensor.float() for kind, tensor in readings.items()}
+        value: Value = self.objective(
+            readings, lesson.ensemble, lesson.targets, epoch, self.epochs
+        )
+        return value
+
+    def _step(self, value: Value, epoch: int) -> None:
+        if not torch.isfinite(value.total):
+            terms = ", ".join(f"{name} {v.item():.4g}" for name, v in value.terms.items())
+            raise RuntimeError(
+                f"the student's loss is {value.total.item()} in epoch {epoch} ({terms}); "
+                "lower the learning rate or a loss's weight"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(value.total).backward()
+        if self.options.max_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+
+    def _gradients(self, value: Value) -> dict[str, float]:
+        """Norm of each weighted term's gradient on the student."""
+        weights = [p for p in self.student.parameters() if p.requires_grad]
+        norms = {}
+        for name, term in value.terms.items():
+            if not term.requires_grad:
+                norms[name] = 0.0
+                continue
+            parts = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
+            squares = [part.double().square().sum() for part in parts if part is not None]
+            norm = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+            norms[name] = value.weights[name] * norm
+        return norms
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(
+            self.device.type, dtype=self.dtype, enabled=self.dtype is not None
+        )
+
+    # -- state -----------------------------------------------------------------------------
+
+    def _adapt(self, seed: int) -> None:
+        example = self.lessons.example()
+        mode = self.student.training
+        self.student.eval()
+        with torch.no_grad(), seeded(seed, "example"):
+            readings: dict[Kind, Tensor] = example.read(self.student, self.objective.reads)
+        self.student.train(mode)
+        self.objective.adapt(readings, example.ensemble, seed)
+
+    def take_over(self, fitted: Mapping[str, Tensor]) -> None:
+        """Weights of trainable parts that still exist and have the same shape."""
+        own = self.objective.fitted.state_dict()
+        kept = {k: t for k, t in fitted.items() if k in own and own[k].shape == t.shape}
+        self.objective.fitted.load_state_dict(kept, strict=False)
+
+    def take_over_moments(self, state: dict[str, Any]) -> None:
+        """The student's momentum and moments, but this call's learning rate and schedule.
+
+        Teachers may have come or gone since, so only the student's parameters, which come first,
+        are sure to be the same.
+        """
+        count = sum(p.requires_grad for p in self.student.parameters())
+        groups = [dict(group) for group in self.optimizer.state_dict()["param_groups"]]
+        kept = {number: value for number, value in state["state"].items() if number < count}
+        self.optimizer.load_state_dict({"state": kept, "param_groups": groups})
+
+    def snapshot(self, epoch: int) -> dict[str, Any]:
+        """Everything needed to go on after `epoch`."""
+        generators = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {
+            "epoch": epoch,
+            "student": _on_cpu(self.student),
+            "fitted": _on_cpu(self.objective.fitted),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {"last_epoch": self.schedule.last_epoch},
+            "scaler": self.scaler.state_dict(),
+            "generators": generators,
+        }
+
+    def restore(self, state: dict[str, Any]) -> int:
+        """Take up a snapshot; returns the epoch that comes next."""
+        self.student.load_state_dict(state["student"])
+        self.objective.fitted.load_state_dict(state["fitted"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.last_epoch = state["schedule"]["last_epoch"]
+        self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["generators"]["cpu"])
+        if "cuda" in state["generators"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
+        return int(state["epoch"]) + 1
 
 
-def _resume_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over momentum and moments, but keep this call's learning rate and schedule."""
-    groups = [dict(group) for group in optimizer.state_dict()["param_groups"]]
-    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}

@@ -2,42 +2,83 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from fedkd.knowledge.kinds import Kind
+from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.knowledge.payload import Ensemble
-from fedkd.losses.base import DistillationLoss, Trust
+from fedkd.losses.base import DistillationLoss, EnsembleLoss, Trust
+from fedkd.randomness import seeded
 
 
 @dataclass(frozen=True)
 class Term:
-    """One loss of the objective.
+    """One loss of the objective; epochs count from 1.
 
     Attributes:
         name: Its name in logs.
         loss: The loss.
         weight: Its weight at full strength.
         warmup: Epochs over which the weight rises linearly to full; 0 means at once.
+        start: First epoch in which it counts.
+        stop: Last epoch in which it counts; None means to the end.
+        decay_from: Epoch after which the weight falls to zero at the end along a cosine.
     """
 
     name: str
-    loss: DistillationLoss
+    loss: DistillationLoss | EnsembleLoss
     weight: float = 1.0
     warmup: int = 0
+    start: int = 1
+    stop: int | None = None
+    decay_from: int | None = None
 
-    def weight_at(self, epoch: int) -> float:
-        """Weight in `epoch`, counted from 1 (Zhao et al. 2022 warm DKD up this way)."""
-        return self.weight * (min(epoch / self.warmup, 1.0) if self.warmup else 1.0)
+    def counts_in(self, epoch: int) -> bool:
+        """Whether `epoch` lies between start and stop."""
+        return self.start <= epoch and (self.stop is None or epoch <= self.stop)
+
+    def weight_at(self, epoch: int, epochs: int) -> float:
+        """Weight in `epoch` of `epochs`; 0 where the term does not count.
+
+        DKD warms up this way (Zhao et al. 2022), WKD decays (Lv et al. 2024), FitNets train
+        their hint first and the rest afterwards (Romero et al. 2015).
+        """
+        if not self.counts_in(epoch):
+            return 0.0
+        weight = self.weight
+        if self.warmup:
+            weight *= min((epoch - self.start + 1) / self.warmup, 1.0)
+        if self.decay_from is not None and epoch > self.decay_from:
+            progress = (epoch - self.decay_from) / max(epochs - self.decay_from, 1)
+            weight *= 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        return weight
+
+
+@dataclass(frozen=True)
+class Value:
+    """What an objective makes of one batch.
+
+    Attributes:
+        total: The weighted sum, a scalar.
+        terms: Each counting term's own value, unweighted.
+        weights: Their weights in this epoch.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    weights: dict[str, float]
 
 
 class Objective(nn.Module):
     """A weighted sum of losses over all teachers of an ensemble.
 
-    A loss that looks at no teacher (cross entropy on the targets) is counted once; any other is
-    summed over the teachers with their weights.
+    A loss that looks at no teacher (cross entropy on the targets) is counted once; one that
+    compares with a single teacher is summed over the teachers with their weights; one that sees
+    the whole ensemble weighs the teachers itself.
 
     Raises:
         ValueError: there is no term.
@@ -49,16 +90,57 @@ class Objective(nn.Module):
             raise ValueError("an objective needs at least one loss")
         self.terms = tuple(terms)
         self.losses = nn.ModuleList(term.loss for term in terms)
+        self.fitted = nn.ModuleDict()
 
     @property
     def needs(self) -> tuple[Kind, ...]:
-        """Kinds every teacher must share: the clients' order list."""
-        return _union(term.loss.needs for term in self.terms)
+        """Kinds every teacher must share: the clients' order list.
+
+        Logits are always among them: what the teachers say together is made of them.
+        """
+        return _union([(Logits(),), *(term.loss.needs for term in self.terms)])
 
     @property
     def reads(self) -> tuple[Kind, ...]:
         """Kinds read from the student."""
         return _union(term.loss.reads for term in self.terms)
+
+    def reads_in(self, epoch: int) -> tuple[Kind, ...]:
+        """Kinds read from the student by the losses that count in `epoch`."""
+        return _union(term.loss.reads for term in self.terms if term.counts_in(epoch))
+
+    def check(self, epochs: int) -> None:
+        """Raise `ValueError` if there is an epoch in which no loss counts."""
+        for epoch in range(1, epochs + 1):
+            if not any(term.counts_in(epoch) for term in self.terms):
+                raise ValueError(
+                    f"no loss counts in epoch {epoch} of {epochs}: look at start and stop"
+                )
+
+    @torch.no_grad()
+    def adapt(self, student: Mapping[Kind, Tensor], ensemble: Ensemble, seed: int) -> None:
+        """Fit losses with parameters of their own (regressors, ...) to student and teachers.
+
+        Args:
+            student: An example of what is read from the student.
+            ensemble: The same samples as the teachers see them.
+            seed: Seed of the new parameters, which are drawn per term and client, so that one
+                client's absence does not change another's regressor.
+        """
+        self.fitted.clear()
+        device = ensemble.weights.device
+        teachers = [ensemble.teacher(m) for m in range(len(ensemble))]
+        for number, term in enumerate(self.terms):
+            loss = term.loss
+            if isinstance(loss, EnsembleLoss):
+                with seeded(seed, "adapt", term.name):
+                    self._keep(f"{number}", loss, loss.adapted(student, teachers))
+            elif loss.needs:
+                for who, teacher in zip(ensemble.teachers, teachers, strict=True):
+                    with seeded(seed, "adapt", term.name, who.client):
+                        copy = loss.adapted(student, teacher)
+                    self._keep(f"{number}-{who.client}", loss, copy)
+        self.fitted.to(device)
 
     def forward(
         self,
@@ -66,37 +148,53 @@ class Objective(nn.Module):
         ensemble: Ensemble,
         targets: Tensor | None,
         epoch: int,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss and each term's unweighted value (detached)."""
-        values: dict[str, Tensor] = {}
+        epochs: int,
+    ) -> Value:
+        """The objective on one batch of `epoch` (from 1) of `epochs`."""
+        terms: dict[str, Tensor] = {}
+        weights: dict[str, float] = {}
         total: Tensor | None = None
-        for term in self.terms:
-            value = self._value(term.loss, student, ensemble, targets)
-            values[term.name] = value.detach()
-            part = term.weight_at(epoch) * value
+        for number, term in enumerate(self.terms):
+            if not term.counts_in(epoch):
+                continue
+            terms[term.name] = self._value(number, student, ensemble, targets)
+            weights[term.name] = term.weight_at(epoch, epochs)
+            part = weights[term.name] * terms[term.name]
             total = part if total is None else total + part
-        assert total is not None
-        return total, values
+        if total is None:
+            raise ValueError(f"no loss counts in epoch {epoch}")
+        return Value(total, terms, weights)
 
-    @staticmethod
     def _value(
-        loss: DistillationLoss,
+        self,
+        number: int,
         student: Mapping[Kind, Tensor],
         ensemble: Ensemble,
         targets: Tensor | None,
     ) -> Tensor:
+        loss = self.terms[number].loss
+        if isinstance(loss, EnsembleLoss):
+            fitted = self.fitted[f"{number}"] if f"{number}" in self.fitted else loss
+            value: Tensor = fitted(student, ensemble, targets)
+            return value.mean()
         if not loss.needs:
             everyone = ensemble.weights.sum(dim=0)
             return _mean(loss(student, {}, targets, Trust(everyone)), everyone)
         classes = ensemble.class_weights
         parts = []
-        for m, weights in enumerate(ensemble.weights):
+        for m, (who, weights) in enumerate(zip(ensemble.teachers, ensemble.weights, strict=True)):
+            key = f"{number}-{who.client}"
+            fitted = self.fitted[key] if key in self.fitted else loss
             trust = Trust(weights, None if classes is None else classes[m])
-            parts.append(_mean(loss(student, ensemble.teacher(m), targets, trust), weights))
+            parts.append(_mean(fitted(student, ensemble.teacher(m), targets, trust), weights))
         total = parts[0]
         for part in parts[1:]:
             total = total + part
         return total
+
+    def _keep(self, key: str, loss: nn.Module, copy: nn.Module) -> None:
+        if copy is not loss:
+            self.fitted[key] = copy
 
 
 def _mean(value: Tensor, weights: Tensor) -> Tensor:

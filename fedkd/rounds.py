@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,17 +26,19 @@ from fedkd.build import (
     build_objective,
     device_of,
 )
-from fedkd.config import Experiment, make_experiment, parse_yaml
+from fedkd.config import Component, ConfigError, Experiment, make_experiment, parse_yaml
 from fedkd.data.images import ImageSet, class_map
 from fedkd.data.splits import FederatedData
 from fedkd.data.views import virtual_view
-from fedkd.distillation import EpochRecord, distill
+from fedkd.distillation import EpochRecord, Snapshot, distill
 from fedkd.evaluation import accuracy, calibration, evaluate, per_class_accuracy, predict
-from fedkd.knowledge.extract import extract
+from fedkd.knowledge.extract import extract, shapes
 from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.knowledge.payload import Fused, Knowledge, Teacher, fuse
 from fedkd.knowledge.wire import Expected, Header, HeaderValue, pack, unpack
-from fedkd.models.network import Network
+from fedkd.lessons import SharedLessons
+from fedkd.models.network import Network, parameter_count
+from fedkd.objective import Objective
 from fedkd.randomness import stream_seed
 from fedkd.rundir import RunDirectory, load_state, network_hash, save_state
 from fedkd.teachers.sgd import Fit, fit
@@ -75,26 +77,24 @@ class Workspace:
         self.data: FederatedData = build_data(experiment, root)
         self.objective = build_objective(experiment)
         self.fusion = build_fusion(experiment)
-        # Logits are always ordered: what the teachers say together is made of them.
-        self.kinds = tuple(dict.fromkeys((Logits(), *self.objective.needs)))
+        self.kinds = self.objective.needs
         self.class_map = class_map(self.data.classes)
         self._test_fingerprint: str | None = None
         self._views: dict[tuple[int, int], Tensor] = {}
+        self._models = _describe(experiment, self.data, self.objective)
 
-    def order(self, run: str, round_number: int) -> Expected:
-        """What every client is asked to say about the transfer set in this round."""
+    def order(self, run: str, round_number: int, client: int) -> Expected:
+        """What a client is asked to say about the transfer set in this round."""
         transfer = self.data.transfer
-        return self._expect(
-            run, round_number, self.kinds, transfer.fingerprint, len(transfer.images)
-        )
+        images = len(transfer.images)
+        return self._expect(run, round_number, client, self.kinds, transfer.fingerprint, images)
 
-    def test_order(self, run: str, round_number: int) -> Expected:
-        """What every client is asked to say about the test images (for evaluation only)."""
+    def test_order(self, run: str, round_number: int, client: int) -> Expected:
+        """What a client is asked to say about the test images (for evaluation only)."""
         if self._test_fingerprint is None:
             self._test_fingerprint = self.data.test.fingerprint()
-        return self._expect(
-            run, round_number, (Logits(),), self._test_fingerprint, len(self.data.test)
-        )
+        fingerprint, images = self._test_fingerprint, len(self.data.test)
+        return self._expect(run, round_number, client, (Logits(),), fingerprint, images)
 
     def views(self, round_number: int) -> Callable[[int], Tensor]:
         """View number -> the transfer images under this round's virtual view."""
@@ -118,8 +118,15 @@ class Workspace:
         return view
 
     def _expect(
-        self, run: str, round_number: int, kinds: tuple[Kind, ...], fingerprint: str, samples: int
+        self,
+        run: str,
+        round_number: int,
+        client: int,
+        kinds: tuple[Kind, ...],
+        fingerprint: str,
+        samples: int,
     ) -> Expected:
+        model = self._models[self.experiment.teachers.model_of(client)]
         disclose = {name for rule in self.fusion for name in rule.discloses}
         return Expected(
             run=run,
@@ -128,11 +135,38 @@ class Workspace:
             class_map=self.class_map,
             num_samples=samples,
             num_classes=len(self.data.classes),
-            kinds=kinds,
+            shapes={kind: model.shapes[kind] for kind in kinds},
             dtype=self.experiment.federation.dtype,
             max_abs=self.experiment.federation.max_abs_logit,
             disclose=tuple(sorted(disclose)),
+            parameters=model.parameters,
         )
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is known of a network before it is trained: shapes of what it can say, and its size."""
+
+    shapes: dict[Kind, tuple[int, ...]]
+    parameters: int
+
+
+def _describe(
+    experiment: Experiment, data: FederatedData, objective: Objective
+) -> dict[Component, _Model]:
+    """Every teacher model, tried once; the student's too, so that a misfit is said at once."""
+    described = {}
+    readers = [(model, objective.needs, "teachers.models") for model in experiment.teachers.models]
+    readers.append((experiment.student.model, objective.reads, "student.model"))
+    for model, kinds, where in readers:
+        network = build_network(experiment, model, data, "shapes")
+        try:
+            told = shapes(network, kinds, data.test.shape)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {model.name!r}: {error}") from None
+        if where == "teachers.models":
+            described[model] = _Model(told, parameter_count(network))
+    return described
 
 
 @lru_cache(maxsize=2)
@@ -223,10 +257,10 @@ class Client:
         teacher = self._teacher(round_number)
         data = self.workspace.data
         if test:
-            expected = self.workspace.test_order(self.run, round_number)
+            expected = self.workspace.test_order(self.run, round_number, self.number)
             tensors = extract(teacher, data.test.images, expected.kinds)
         else:
-            expected = self.workspace.order(self.run, round_number)
+            expected = self.workspace.order(self.run, round_number, self.number)
             tensors = extract(
                 teacher,
                 data.transfer.images.images,
@@ -289,13 +323,13 @@ class Server:
         self.run = run
         self.notify = notify
         self.student = self._fresh_student()
-        self._optimizer_state: dict[str, Any] | None = None
+        self._learnt: dict[str, Any] = {}
         self.round = 0
         checkpoint = run.load_checkpoint()
         if checkpoint is not None:
             self.round = int(checkpoint["round"])
             self.student.load_state_dict(checkpoint["student"])
-            self._optimizer_state = checkpoint["optimizer"]
+            self._learnt = checkpoint["learnt"]
 
     # -- accept ----------------------------------------------------------------------------
 
@@ -310,7 +344,8 @@ class Server:
     ) -> None:
         """Check a client's knowledge and keep it on disk. Raises `Refused`."""
         orders = self.workspace.test_order if test else self.workspace.order
-        knowledge = unpack(arrays, header, orders(self.run.identity, round_number), client)
+        expected = orders(self.run.identity, round_number, client)
+        knowledge = unpack(arrays, header, expected, client)
         self._store(round_number, test).put(knowledge)
 
     def answered(self, round_number: int, *, test: bool = False) -> list[int]:
@@ -347,24 +382,30 @@ class Server:
                 "lower distillation.batch_size"
             )
         if not options.warm_start and round_number > 1:
-            self.student, self._optimizer_state = self._fresh_student(), None
+            self.student, self._learnt = self._fresh_student(), {}
 
-        def on_epoch(record: EpochRecord) -> None:
+        def on_epoch(record: EpochRecord, _snapshot: Snapshot) -> None:
             self.run.metric("epoch", round=round_number, **asdict(record))
             self.notify("epoch", round=round_number, epoch=record.epoch, loss=record.loss)
 
-        history, self._optimizer_state = distill(
-            self.student,
+        seed = stream_seed(self.experiment.seed, "learn", round_number)
+        lessons = SharedLessons(
             self.workspace.data.transfer.images.images,
             fused,
-            self.workspace.objective,
             views=self.workspace.views(round_number),
-            epochs=options.epochs,
             batch_size=options.batch_size,
+            seed=seed,
+            device=self.student.mean.device,
+        )
+        history, self._learnt = distill(
+            self.student,
+            lessons,
+            self.workspace.objective,
+            epochs=options.epochs,
             optimizer=options.optimizer,
-            optimizer_state=self._optimizer_state,
-            seed=stream_seed(self.experiment.seed, "learn", round_number),
+            seed=seed,
             on_epoch=on_epoch,
+            **self._learnt,
         )
         return history
 
@@ -402,7 +443,7 @@ class Server:
             round_number,
             {
                 "student": {k: v.cpu() for k, v in self.student.state_dict().items()},
-                "optimizer": self._optimizer_state,
+                "learnt": self._learnt,
             },
         )
         self.notify("round", round=round_number, **facts)

@@ -19,11 +19,24 @@ PACKAGES = ("fedkd", "strategies", "simulations", "configs")
 
 # Rooms from the ground up. A room may import from floors below its own, and from itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("registry", "randomness", "vision", "relations", "page", "plots", "configs"),
+    (
+        "registry",
+        "randomness",
+        "vision",
+        "features",
+        "projectors",
+        "relations",
+        "similarity",
+        "transport",
+        "unlearning",
+        "page",
+        "plots",
+        "configs",
+    ),
     ("config", "data", "models"),
     ("knowledge", "optimization"),
     ("losses", "fusion", "evaluation", "rundir"),
-    ("objective", "teachers"),
+    ("objective", "teachers", "lessons"),
     ("distillation", "build"),
     ("rounds", "export", "api"),
     ("insight", "summary"),

@@ -1,5 +1,7 @@
 """The student's loop, the objective and the notebook API."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,8 +9,10 @@ from torch import Tensor, nn
 import fedkd
 from fedkd.config import Optimizer
 from fedkd.data.images import ImageSet
+from fedkd.distillation import EpochRecord, Snapshot, distill
 from fedkd.knowledge.kinds import Logits, Reading, VirtualLogits
 from fedkd.knowledge.payload import Bank, Ensemble, Knowledge, Teacher, fuse
+from fedkd.lessons import LiveLessons
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
 from fedkd.losses.dkd import DKDLoss
 from fedkd.losses.kd import kd_loss
@@ -34,7 +38,7 @@ def test_many_teachers_pull_as_their_weighted_mean_of_probabilities() -> None:
     many = ensemble(3)
     objective = Objective([Term("kd", fedkd.LOSSES.create("kd", temperature=1.0))])
     student = torch.zeros(6, 4, requires_grad=True)
-    objective({Logits(): student}, many, None, 1)[0].backward()
+    objective({Logits(): student}, many, None, 1, 1).total.backward()
     one = torch.zeros(6, 4, requires_grad=True)
     kd_loss(one, many.mean_probabilities().log(), temperature=1.0).mean().backward()
     assert torch.allclose(student.grad, one.grad, atol=1e-6)  # type: ignore[arg-type]
@@ -45,13 +49,13 @@ def test_order_of_teachers_does_not_matter_to_the_objective() -> None:
     order = [2, 0, 1]
     shuffled = Ensemble(
         tuple(many.teachers[i] for i in order),
-        {kind: tensor[order] for kind, tensor in many.tensors.items()},
+        {kind: torch.stack([tensor[m] for m in order]) for kind, tensor in many.tensors.items()},
         many.weights[order],
     )
     objective = Objective([Term(n, fedkd.LOSSES.create(n)) for n in ("dkd", "vrm")])
     student = {kind: torch.randn(6, 4) for kind in objective.reads}
     targets = torch.tensor([0, 1, 2, 3, 0, 1])
-    one, two = (objective(student, each, targets, 1)[0] for each in (many, shuffled))
+    one, two = (objective(student, each, targets, 1, 1).total for each in (many, shuffled))
     assert torch.allclose(one, two, rtol=1e-5)
 
 
@@ -59,17 +63,37 @@ def test_a_loss_without_teacher_is_counted_once() -> None:
     objective = Objective([Term("ce", fedkd.LOSSES.create("ce"))])
     student = {Logits(): torch.randn(6, 4)}
     targets = torch.arange(6) % 4
-    value, _ = objective(student, ensemble(5), targets, 1)
+    value = objective(student, ensemble(5), targets, 1, 1).total
     assert torch.allclose(value, nn.functional.cross_entropy(student[Logits()], targets))
 
 
 def test_warm_up_rises_linearly_and_terms_are_logged_unweighted() -> None:
     term = Term("kd", fedkd.LOSSES.create("kd"), weight=2.0, warmup=4)
-    assert [term.weight_at(epoch) for epoch in (1, 2, 4, 9)] == [0.5, 1.0, 2.0, 2.0]
+    assert [term.weight_at(epoch, 9) for epoch in (1, 2, 4, 9)] == [0.5, 1.0, 2.0, 2.0]
     objective = Objective([term])
     student = {Logits(): torch.randn(6, 4)}
-    total, values = objective(student, ensemble(2), None, 1)
-    assert torch.allclose(total, 0.5 * values["kd"])
+    value = objective(student, ensemble(2), None, 1, 9)
+    assert torch.allclose(value.total, 0.5 * value.terms["kd"])
+    assert value.weights == {"kd": 0.5}
+
+
+def test_a_term_counts_from_start_to_stop_and_decays_along_a_cosine() -> None:
+    kd = fedkd.LOSSES.create("kd")
+    hint = Term("kd", kd, stop=2)
+    assert [hint.weight_at(epoch, 4) for epoch in (1, 2, 3, 4)] == [1, 1, 0, 0]
+    late = Term("kd", kd, weight=2.0, start=3, warmup=2)
+    assert [late.weight_at(epoch, 6) for epoch in (2, 3, 4, 6)] == [0, 1, 2, 2]
+    fading = Term("kd", kd, decay_from=2)
+    assert [fading.weight_at(epoch, 6) for epoch in (1, 2, 4, 6)] == pytest.approx([1, 1, 0.5, 0])
+
+
+def test_a_term_that_does_not_count_costs_nothing_and_an_empty_epoch_is_an_error() -> None:
+    kd, ce = fedkd.LOSSES.create("kd"), fedkd.LOSSES.create("ce")
+    objective = Objective([Term("kd", kd, stop=1), Term("ce", ce, start=3)])
+    value = objective({Logits(): torch.randn(6, 4)}, ensemble(2), torch.arange(6) % 4, 3, 3)
+    assert set(value.terms) == {"ce"}
+    with pytest.raises(ValueError, match="no loss counts in epoch 2 of 3"):
+        objective.check(3)
 
 
 def test_a_loss_may_bring_parameters_and_they_are_trained(
@@ -117,7 +141,7 @@ def test_a_list_of_modules_teaches_a_student_without_flower(
     before = [network_hash(teacher) for teacher in teachers]
 
     def strongest(item: Ensemble) -> Ensemble:
-        best = item.tensors[Logits()].softmax(-1).amax(-1)
+        best = item.logits.softmax(-1).amax(-1)
         return item.weighted(best)
 
     student = fedkd.train_student(
@@ -185,3 +209,44 @@ def test_dkd_of_a_fused_bank_needs_targets() -> None:
     fused = fuse(Bank.of(knowledge), [])
     assert DKDLoss().needs_targets
     assert fused.targets.shape == (4,)
+
+
+def test_gradients_of_terms_are_logged_and_add_up_with_their_weights(
+    patterns: tuple[ImageSet, ImageSet],
+) -> None:
+    train, _ = patterns
+    teacher = fedkd.network("mlp", train)
+    records: list[EpochRecord] = []
+    kd = fedkd.LOSSES.create("kd")
+    fedkd.train_student(
+        "mlp", [teacher], train.unlabelled(), epochs=2, on_epoch=records.append,
+        losses=[Term("one", kd), Term("three", kd, weight=3.0)],
+    )  # fmt: skip
+    for record in records:
+        assert record.gradients["one"] > 0
+        assert record.gradients["three"] == pytest.approx(3 * record.gradients["one"])
+        assert record.terms["three"] == pytest.approx(record.terms["one"])
+
+
+def test_a_call_resumed_from_a_snapshot_ends_in_the_same_student(
+    patterns: tuple[ImageSet, ImageSet],
+) -> None:
+    train, _ = patterns
+    teacher = fedkd.network("cnn_tiny", train, width=4)
+
+    def call(**options: Any) -> tuple[str, dict[int, Any]]:
+        student = fedkd.network("cnn_tiny", train, seed=3, norm="batch")
+        lessons = LiveLessons(train, [teacher], objective.needs, augment="crop", seed=5)
+        kept: dict[int, Any] = {}
+
+        def keep(record: EpochRecord, snapshot: Snapshot) -> None:
+            kept[record.epoch] = snapshot()
+
+        distill(student, lessons, objective, epochs=3, seed=5, on_epoch=keep, **options)
+        return network_hash(student), kept
+
+    objective = Objective(
+        [Term(name, fedkd.LOSSES.create(name)) for name in ("ce", "kd", "fitnet")]
+    )
+    whole, kept = call()
+    assert call(resume=kept[1])[0] == call(resume=kept[2])[0] == whole

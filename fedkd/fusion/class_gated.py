@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Fusion
-from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Ensemble
 
 
@@ -44,7 +43,7 @@ class ClassGated(Fusion):
         share = counts / counts.sum(dim=0).clamp(min=1)  # (M, C): who holds class c
         frequency = counts + self.smoothing
         frequency = frequency / frequency.sum(dim=1, keepdim=True)  # (M, C): teacher's prior
-        log_p = torch.log_softmax(ensemble.tensors[Logits()], dim=-1)
+        log_p = torch.log_softmax(ensemble.logits, dim=-1)
         unbiased = torch.softmax(log_p - frequency.log()[:, None, :], dim=-1)  # (M, B, C)
         vote = torch.einsum("mb,mc,mbc->bc", ensemble.weights, share, unbiased)
         belief = vote.pow(self.sharpness)

@@ -8,7 +8,6 @@ import torch
 
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Fusion
-from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Ensemble
 
 
@@ -33,7 +32,7 @@ class Entropy(Fusion):
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """Weights by entropy of the real view's prediction."""
-        logits = ensemble.tensors[Logits()]
+        logits = ensemble.logits
         log_p = torch.log_softmax(logits, dim=-1)
         entropy = -(log_p.exp() * log_p).sum(dim=-1) / math.log(logits.shape[-1])
         # Subtracting the surest teacher's entropy cancels in the normalisation and keeps

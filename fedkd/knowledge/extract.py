@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from fedkd.knowledge.kinds import Kind, Reading
+from fedkd.knowledge.kinds import Fact, Kind, Reading
 from fedkd.models.network import Network
 
 
@@ -30,22 +30,57 @@ def extract(
         batch_size: Images per forward.
 
     Returns:
-        Kind -> tensor (N, ...) on the CPU.
+        Kind -> tensor on the CPU, (N, ...) unless it is a fact about the network.
+
+    Raises:
+        ValueError: the network has no such thing; the message names the kind.
     """
     kinds = tuple(kinds)
     device = network.mean.device
     mode = network.training
     network.eval()
-    parts: dict[Kind, list[Tensor]] = {kind: [] for kind in kinds}
+    parts: dict[Kind, list[Tensor]] = {kind: [] for kind in kinds if kind.per_sample}
     try:
-        for start in range(0, len(images), batch_size):
+        for start in range(0, len(images), batch_size) if parts else ():
             rows = slice(start, start + batch_size)
             reading = Reading(network, images[rows].to(device), _rows_of(views, rows, device))
-            for kind in kinds:
-                parts[kind].append(kind.read(reading).float().cpu())
+            for kind, taken in parts.items():
+                taken.append(_named(kind, kind.read, reading).float().cpu())
+        told = {kind: torch.cat(taken) for kind, taken in parts.items()}
+        for kind in kinds:
+            if isinstance(kind, Fact):
+                told[kind] = _named(kind, kind.state, network, images, None).float().cpu()
     finally:
         network.train(mode)
-    return {kind: torch.cat(tensors) for kind, tensors in parts.items()}
+    return told
+
+
+def shapes(
+    network: Network, kinds: Iterable[Kind], image: tuple[int, int, int]
+) -> dict[Kind, tuple[int, ...]]:
+    """Shape of each kind's entry per sample (of a fact: of the whole) from this network.
+
+    Args:
+        network: With any weights.
+        kinds: What would be read.
+        image: (channels, h, w).
+
+    Raises:
+        ValueError: the network has no such thing; the message names the kind.
+    """
+    black = torch.zeros(2, *image, dtype=torch.uint8)
+    told = extract(network, black, kinds, views=lambda _number: black)
+    return {
+        kind: tuple(tensor.shape[1:] if kind.per_sample else tensor.shape)
+        for kind, tensor in told.items()
+    }
+
+
+def _named(kind: Kind, read: Callable[..., Tensor], *arguments: object) -> Tensor:
+    try:
+        return read(*arguments)
+    except ValueError as error:
+        raise ValueError(f"{kind} cannot be read from this network: {error}") from None
 
 
 def _rows_of(

@@ -1,7 +1,8 @@
 """Every kind of knowledge about the transfer set that may leave a client, in one file.
 
 A kind is a small frozen value used as the key of its tensor. Options are part of the key, and
-`str(kind)` is its name on the wire. Each docstring says what the kind discloses.
+`str(kind)` is its name on the wire. Each docstring says what the kind discloses. Most kinds say
+something of every sample; a `Fact` says something of the teacher, once.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
+from fedkd.features import cell_statistics, class_maps, spatial_moments, spectral_norms
 from fedkd.models.network import Network, Outputs
+from fedkd.similarity import alignment_costs, angle_costs
 
 
 class Reading:
@@ -30,7 +35,7 @@ class Reading:
     def __init__(
         self, network: Network, real: Tensor, virtual: Callable[[int], Tensor] | None = None
     ) -> None:
-        self._network = network
+        self.network = network
         self._real = real
         self._virtual = virtual
         self._views: dict[int, Outputs] = {}
@@ -38,33 +43,60 @@ class Reading:
     @cached_property
     def real(self) -> Outputs:
         """Outputs on the real images."""
-        return self._network.read(self._real)
+        return self.network.read(self._real)
 
     def view(self, number: int) -> Outputs:
         """Outputs on virtual view `number`."""
         if number not in self._views:
             if self._virtual is None:
                 raise RuntimeError("this reading has no virtual views")
-            self._views[number] = self._network.read(self._virtual(number))
+            self._views[number] = self.network.read(self._virtual(number))
         return self._views[number]
 
 
 @dataclass(frozen=True)
 class Kind(ABC):
-    """One kind of knowledge; subclasses are final."""
+    """One kind of knowledge; subclasses are final.
+
+    Attributes:
+        per_sample: Whether the first axis is the sample; else the kind is a `Fact`.
+    """
+
+    per_sample: ClassVar[bool] = True
 
     @abstractmethod
     def read(self, reading: Reading) -> Tensor:
-        """The tensor of this kind for one batch, first axis = sample."""
+        """The tensor of this kind for one batch, first axis = sample.
 
-    @abstractmethod
-    def shape(self, num_classes: int) -> tuple[int, ...]:
-        """Shape of one sample's entry: what the server expects before it believes a payload."""
+        Raises:
+            ValueError: the network has no such thing (an MLP has no feature maps).
+        """
 
     def __str__(self) -> str:
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
         options = ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
         return f"{name}({options})" if options else name
+
+
+@dataclass(frozen=True)
+class Fact(Kind, ABC):
+    """Something that holds for a teacher and not for a sample; sent once per round."""
+
+    per_sample: ClassVar[bool] = False
+
+    def read(self, reading: Reading) -> Tensor:
+        """A fact is not read from a batch."""
+        raise RuntimeError(f"{self} is a fact about a network, not about a batch")
+
+    @abstractmethod
+    def state(self, network: Network, images: Tensor, labels: Tensor | None) -> Tensor:
+        """The fact.
+
+        Args:
+            network: In evaluation mode.
+            images: uint8 (N, channels, h, w): the transfer set, or a central training set.
+            labels: Their classes (N,); None takes the network's own predictions.
+        """
 
 
 @dataclass(frozen=True)
@@ -78,10 +110,6 @@ class Logits(Kind):
     def read(self, reading: Reading) -> Tensor:
         """(B, C)."""
         return reading.real.logits
-
-    def shape(self, num_classes: int) -> tuple[int, ...]:
-        """(C,)."""
-        return (num_classes,)
 
 
 @dataclass(frozen=True)
@@ -98,6 +126,160 @@ class VirtualLogits(Kind):
         """(B, C)."""
         return reading.view(self.view).logits
 
-    def shape(self, num_classes: int) -> tuple[int, ...]:
-        """(C,)."""
-        return (num_classes,)
+
+@dataclass(frozen=True)
+class Pooled(Kind):
+    """The vector that enters the classifier, (B, D).
+
+    Discloses the teacher's embedding of every transfer image, which says more of how it sees
+    images than its logits do.
+    """
+
+    def read(self, reading: Reading) -> Tensor:
+        """(B, D)."""
+        pooled = reading.real.pooled
+        if pooled is None:
+            raise ValueError("it has no classification layer whose input could be read")
+        return pooled
+
+
+@dataclass(frozen=True)
+class Stage(Kind):
+    """The feature map at the end of one stage, (B, D, h, w).
+
+    Discloses everything the teacher has computed up to there, at 20 to 150 times the image's own
+    bytes; meant for teachers on the server.
+
+    Attributes:
+        index: Which of the network's stages; -1 is the deepest.
+    """
+
+    index: int = -1
+
+    def read(self, reading: Reading) -> Tensor:
+        """(B, D, h, w)."""
+        return _stage(reading, self.index)
+
+
+@dataclass(frozen=True)
+class ClassMaps(Kind):
+    """Class activation maps averaged to a grid, (B, C, size, size).
+
+    Discloses where in every transfer image the teacher sees evidence for each class; the mean
+    over places is the logit less the classifier's bias.
+
+    Attributes:
+        size: Side of the grid; None keeps the map's own.
+    """
+
+    size: int | None = 2
+
+    def read(self, reading: Reading) -> Tensor:
+        """(B, C, size, size)."""
+        final, head = reading.real.final, reading.network.head
+        if final is None or head is None or head.in_features != final.shape[1]:
+            raise ValueError("it has no feature map under a linear classifier")
+        return class_maps(final, head.weight, self.size)
+
+
+@dataclass(frozen=True)
+class FeatureStatistics(Kind):
+    """Mean and deviation of each channel in each cell of a grid, (B, 2, D, grid, grid).
+
+    Discloses how strongly and how unevenly each channel answers, by coarse place.
+
+    Attributes:
+        stage: Which stage's map.
+        grid: Cells per side; 1 takes the whole map.
+    """
+
+    stage: int = -1
+    grid: int = 1
+
+    def read(self, reading: Reading) -> Tensor:
+        """(B, 2, D, grid, grid)."""
+        return cell_statistics(_stage(reading, self.stage), self.grid)
+
+
+@dataclass(frozen=True)
+class FeatureMoments(Kind):
+    """Mean and full covariance of the channels over places, (B, D + 1, D); row 0 is the mean.
+
+    Discloses which channels answer together.
+
+    Attributes:
+        stage: Which stage's map.
+    """
+
+    stage: int = -1
+
+    def read(self, reading: Reading) -> Tensor:
+        """(B, D + 1, D)."""
+        return spatial_moments(_stage(reading, self.stage))
+
+
+@dataclass(frozen=True)
+class SpectralNorms(Kind):
+    """How much each stage stretches its input, (B, stages - 1): 4 bytes a number.
+
+    Discloses one number per pair of neighbouring stages.
+
+    Attributes:
+        stages: How many of the deepest stages.
+        iterations: Steps of the power iteration.
+    """
+
+    stages: int = 3
+    iterations: int = 20
+
+    def read(self, reading: Reading) -> Tensor:
+        """(B, stages - 1)."""
+        maps = [_stage(reading, index) for index in range(-self.stages, 0)]
+        return spectral_norms(maps, iterations=self.iterations)
+
+
+@dataclass(frozen=True)
+class ClassCosts(Fact):
+    """How unlike the classes are to the teacher, (C, C): 0 on the diagonal, up to 2.
+
+    Discloses the geometry of its classes.
+
+    Attributes:
+        source: `classifier` (angles between the classifier's weights; needs no images),
+            `features` (1 - CKA between the deepest maps of the classes' images, as published on
+            CIFAR) or `logits` (the same of their logits, as published on ImageNet).
+    """
+
+    source: Literal["classifier", "features", "logits"] = "classifier"
+
+    def state(self, network: Network, images: Tensor, labels: Tensor | None) -> Tensor:
+        """(C, C)."""
+        if self.source == "classifier":
+            if network.head is None:
+                raise ValueError("it has no linear classifier")
+            return angle_costs(network.head.weight)
+        answers, seen = [], []
+        for batch in images.split(256):
+            outputs = network.read(batch.to(network.mean.device))
+            if self.source == "features":
+                # Every place of the map is one observation, as in the published matrices.
+                answers.append(_last(outputs.stages).flatten(2).transpose(1, 2).cpu())
+            else:
+                answers.append(outputs.logits[:, None].cpu())
+            seen.append(outputs.logits.argmax(dim=1).cpu())
+        classes = outputs.logits.shape[1]
+        labels = torch.cat(seen) if labels is None else labels.cpu()
+        return alignment_costs(torch.cat(answers), labels, classes)
+
+
+def _stage(reading: Reading, index: int) -> Tensor:
+    stages = reading.real.stages
+    if not -len(stages) <= index < len(stages):
+        raise ValueError(f"it has {len(stages)} stages, stage {index} was asked for")
+    return stages[index]
+
+
+def _last(stages: tuple[Tensor, ...]) -> Tensor:
+    if not stages:
+        raise ValueError("it has no feature maps")
+    return stages[-1]

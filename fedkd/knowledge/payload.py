@@ -6,14 +6,14 @@ lie on disk), `Ensemble` the rows of a bank for some samples: what fusions and l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.knowledge.kinds import Kind, Logits
+from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,13 @@ class Teacher:
         num_examples: Private examples it learnt from; None unless a fusion rule asked.
         class_counts: Private examples per class; None unless a fusion rule asked. Discloses the
             client's label distribution.
+        parameters: Size of its network, None if unknown. Not sent: the server knows the models.
     """
 
     client: int
     num_examples: int | None = None
     class_counts: tuple[int, ...] | None = None
+    parameters: int | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Knowledge:
 
     Attributes:
         teacher: Who says it.
-        tensors: Kind -> tensor with first axis N (the transfer set).
+        tensors: Kind -> tensor with first axis N (the transfer set), or a fact's tensor.
     """
 
     teacher: Teacher
@@ -51,16 +53,24 @@ class Ensemble:
 
     Attributes:
         teachers: Who they are, in client order.
-        tensors: Kind -> (M, B, ...).
+        tensors: Kind -> (M, B, ...), or M tensors where the teachers' networks differ in shape.
+            A fact has no axis B.
         weights: Say of each teacher on each sample, (M, B); columns sum to one.
         class_weights: Trust in each teacher's view of each class, (M, C) in [0, 1]; ones unless
             a fusion rule knows better. Relation losses gate class-graph edges with it.
     """
 
     teachers: tuple[Teacher, ...]
-    tensors: Mapping[Kind, Tensor]
+    tensors: Mapping[Kind, Tensor | Sequence[Tensor]]
     weights: Tensor
     class_weights: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """What every teacher says of the real view, (M, B, C)."""
+        logits = self.tensors[Logits()]
+        assert isinstance(logits, Tensor)
+        return logits
 
     def __len__(self) -> int:
         return len(self.teachers)
@@ -83,8 +93,8 @@ class Ensemble:
 
     def mean_probabilities(self, temperature: float = 1.0) -> Tensor:
         """Weighted mean of the teachers' probabilities on the real view, (B, C)."""
-        logits = self.tensors[Logits()].float()
-        return torch.einsum("mb,mbc->bc", self.weights, torch.softmax(logits / temperature, -1))
+        probabilities = torch.softmax(self.logits.float() / temperature, dim=-1)
+        return torch.einsum("mb,mbc->bc", self.weights, probabilities)
 
     def teacher(self, index: int) -> dict[Kind, Tensor]:
         """Tensors of one teacher, Kind -> (B, ...)."""
@@ -97,7 +107,8 @@ class Bank:
 
     Attributes:
         teachers: In client order, so that nothing depends on the order of arrival.
-        arrays: Kind -> one array (N, ...) per teacher; memory maps are read row by row.
+        arrays: Kind -> one array (N, ...) per teacher, for facts without N; memory maps are read
+            row by row.
         weights: (M, N) after fusion; None means uniform.
         class_weights: (M, C) after fusion, or None.
     """
@@ -128,17 +139,31 @@ class Bank:
     @property
     def num_samples(self) -> int:
         """N."""
-        return len(next(iter(self.arrays.values()))[0])
+        return next(len(arrays[0]) for kind, arrays in self.arrays.items() if kind.per_sample)
 
-    def rows(self, index: Tensor, device: torch.device | str = "cpu") -> Ensemble:
-        """The ensemble on samples `index` (B,), as float32 tensors on `device`."""
+    def rows(
+        self,
+        index: Tensor,
+        device: torch.device | str = "cpu",
+        kinds: Collection[Kind] | None = None,
+    ) -> Ensemble:
+        """The ensemble on samples `index` (B,), as float32 tensors on `device`.
+
+        Args:
+            index: Which samples.
+            device: Where to.
+            kinds: What to read; None reads everything.
+        """
         at = index.cpu().numpy()
-        tensors = {
-            kind: torch.from_numpy(
-                np.stack([np.asarray(array[at], dtype=np.float32) for array in arrays])
-            ).to(device)
-            for kind, arrays in self.arrays.items()
-        }
+        tensors: dict[Kind, Tensor | Sequence[Tensor]] = {}
+        for kind, arrays in self.arrays.items():
+            if kinds is not None and kind not in kinds:
+                continue
+            parts = [np.asarray(a[at] if kind.per_sample else a, dtype=np.float32) for a in arrays]
+            if len({part.shape for part in parts}) == 1:
+                tensors[kind] = torch.from_numpy(np.stack(parts)).to(device)
+            else:
+                tensors[kind] = [torch.from_numpy(part).to(device) for part in parts]
         count = len(self.teachers)
         if self.weights is None:
             weights = torch.full((count, len(at)), 1.0 / count)
@@ -180,6 +205,8 @@ def fuse(
     """Apply fusion rules to a whole bank, some samples at a time.
 
     Rules see each sample on its own, so the result does not depend on how samples are grouped.
+    They see predictions and nothing else: feature maps would fill the memory for nothing, and
+    those of different networks cannot be averaged.
 
     Args:
         bank: Every teacher's knowledge.
@@ -190,8 +217,10 @@ def fuse(
     """
     allocate = store or (lambda _name, shape: np.zeros(shape, dtype=np.float32))
     total = bank.num_samples
+    visible = [kind for kind in bank.arrays if isinstance(kind, Logits | VirtualLogits)]
     per_sample = sum(
-        4 * len(arrays) * int(np.prod(arrays[0].shape[1:])) for arrays in bank.arrays.values()
+        4 * len(bank.arrays[kind]) * int(np.prod(bank.arrays[kind][0].shape[1:]))
+        for kind in visible
     )
     step = max(1, min(total, FUSION_BUDGET // max(per_sample, 1)))
     weights: np.ndarray | None = None
@@ -200,11 +229,15 @@ def fuse(
     teachers, class_weights = bank.teachers, bank.class_weights
     for start in range(0, total, step):
         index = torch.arange(start, min(start + step, total))
-        before = bank.rows(index)
+        before = bank.rows(index, kinds=visible)
         after = before
         for rule in rules:
             after = rule(after)
-        changed = {k: t for k, t in after.tensors.items() if t is not before.tensors.get(k)}
+        changed = {
+            kind: tensor
+            for kind, tensor in after.tensors.items()
+            if isinstance(tensor, Tensor) and tensor is not before.tensors.get(kind)
+        }
         if weights is None:
             teachers, class_weights = after.teachers, after.class_weights
             weights = allocate("weights", (len(after), total))

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ class KnowledgeStore:
         for kind, tensor in knowledge.tensors.items():
             np.save(draft / f"{kind}.npy", tensor.numpy(), allow_pickle=False)
         teacher = knowledge.teacher
-        facts = {"num_examples": teacher.num_examples, "class_counts": teacher.class_counts}
+        facts = asdict(teacher)
         (draft / "teacher.json").write_text(json.dumps(facts), encoding="utf-8")
         draft.rename(final)
 
@@ -58,10 +59,8 @@ class KnowledgeStore:
         for client in self.clients():
             place = self._place(client)
             facts = json.loads((place / "teacher.json").read_text(encoding="utf-8"))
-            counts = facts["class_counts"]
-            teachers.append(
-                Teacher(client, facts["num_examples"], None if counts is None else tuple(counts))
-            )
+            counts = facts.pop("class_counts")
+            teachers.append(Teacher(**facts, class_counts=None if counts is None else tuple(counts)))
             for kind in kinds:
                 arrays[kind].append(
                     np.load(place / f"{kind}.npy", mmap_mode="r", allow_pickle=False)

@@ -36,10 +36,12 @@ class Expected:
         class_map: Hash of the class names in order.
         num_samples: N, size of the transfer set.
         num_classes: C.
-        kinds: Kinds that were ordered.
+        shapes: Kinds that were ordered, each with the shape of a sample's entry (of a fact: of
+            the whole) from this client's network.
         dtype: numpy name of the dtype on the wire.
         max_abs: Largest magnitude believed.
         disclose: Metadata that was asked for: `num_examples`, `class_counts`.
+        parameters: Size of this client's network.
     """
 
     run: str
@@ -48,10 +50,16 @@ class Expected:
     class_map: str
     num_samples: int
     num_classes: int
-    kinds: tuple[Kind, ...]
+    shapes: Mapping[Kind, tuple[int, ...]]
     dtype: str = "float16"
     max_abs: float = 1e4
     disclose: tuple[str, ...] = ()
+    parameters: int | None = None
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Kinds that were ordered."""
+        return tuple(self.shapes)
 
 
 def pack(
@@ -122,9 +130,12 @@ def _check_header(header: Header, expected: Expected, client: int) -> None:
 def _check_array(name: str, kind: Kind, array: np.ndarray, expected: Expected) -> torch.Tensor:
     if array.dtype != np.dtype(expected.dtype):
         raise Refused(f"{name}: dtype {array.dtype}, expected {expected.dtype}")
-    shape = (expected.num_samples, *kind.shape(expected.num_classes))
+    shape = expected.shapes[kind]
+    if kind.per_sample:
+        shape = (expected.num_samples, *shape)
     if array.shape != shape:
-        if array.ndim == len(shape) and array.shape[0] == shape[0]:
+        counts_classes = kind.per_sample and shape[1] == expected.num_classes
+        if counts_classes and array.ndim == len(shape) and array.shape[0] == shape[0]:
             raise Refused(f"{name}: {array.shape[1]} classes per sample, expected {shape[1]}")
         raise Refused(f"{name}: shape {tuple(array.shape)}, expected {shape}")
     finite = np.isfinite(array)
@@ -154,4 +165,4 @@ def _check_teacher(header: Header, expected: Expected, client: int) -> Teacher:
         ):
             raise Refused(f"class_counts is not {expected.num_classes} counts")
         counts = tuple(value)
-    return Teacher(client, examples, counts)
+    return Teacher(client, examples, counts, expected.parameters)

@@ -1,6 +1,6 @@
 """Distillation losses: one paper, one module; the file is called as in the config."""
 
-from fedkd.losses.base import DistillationLoss
+from fedkd.losses.base import DistillationLoss, EnsembleLoss
 from fedkd.registry import Registry
 
-LOSSES: Registry[DistillationLoss] = Registry("loss", "fedkd.losses")
+LOSSES: Registry[DistillationLoss | EnsembleLoss] = Registry("loss", "fedkd.losses")

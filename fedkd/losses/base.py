@@ -1,14 +1,21 @@
-"""The contract of a distillation loss: what it needs, what it reads, how it matches."""
+"""The contract of a loss: what it needs, what it reads, how it matches.
+
+Two kinds of losses share it. A `DistillationLoss` compares the student with one teacher at a time
+and leaves the sum over teachers to the objective. An `EnsembleLoss` sees all teachers at once,
+because what it asks of one depends on the others.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor, nn
 
 from fedkd.knowledge.kinds import Kind
+from fedkd.knowledge.payload import Ensemble
 
 Tensors = Mapping[Kind, Tensor]
 
@@ -28,8 +35,8 @@ class Trust:
     classes: Tensor | None = None
 
 
-class DistillationLoss(nn.Module, ABC):
-    """One term of the objective: the student against one teacher on one batch.
+class Loss(nn.Module, ABC):
+    """What every loss says of itself.
 
     Attributes:
         needs: Kinds every teacher must share; the union over all losses is what clients send.
@@ -41,8 +48,29 @@ class DistillationLoss(nn.Module, ABC):
 
     @property
     def reads(self) -> tuple[Kind, ...]:
-        """Kinds read from the student; the same as `needs` unless the loss projects first."""
-        return self.needs
+        """Kinds read from the student; what it needs of teachers unless it projects first."""
+        return tuple(kind for kind in self.needs if kind.per_sample)
+
+
+class DistillationLoss(Loss, ABC):
+    """One term of the objective: the student against one teacher on one batch."""
+
+    def adapted(self, student: Tensors, teacher: Tensors) -> Self:
+        """This loss made ready for one student and one teacher; itself if nothing depends on them.
+
+        A loss that owns parameters (a regressor between two widths, say) returns a copy with
+        parameters of the right shapes; the objective keeps one copy per teacher and trains it
+        along with the student. Called with a few samples, without gradient and under a seed of its
+        own, so initial weights may be drawn freely.
+
+        Args:
+            student: An example of what it reads, first axis a few samples.
+            teacher: An example of what it needs.
+
+        Raises:
+            ValueError: the two cannot be compared (sizes of maps, numbers of stages).
+        """
+        return self
 
     @abstractmethod
     def forward(
@@ -52,7 +80,7 @@ class DistillationLoss(nn.Module, ABC):
 
         Args:
             student: Kind -> tensor with gradient, first axis B.
-            teacher: Kind -> detached tensor, first axis B.
+            teacher: Kind -> detached tensor, first axis B (but for facts).
             targets: Class indices (B,), or None if `needs_targets` is False.
             trust: This teacher's weights on samples and classes.
 
@@ -60,4 +88,27 @@ class DistillationLoss(nn.Module, ABC):
             Per-sample losses (B,), which the objective weights by `trust.samples` and averages;
             or a scalar if the loss does not decompose over samples, which must then have
             applied `trust` itself.
+        """
+
+
+class EnsembleLoss(Loss, ABC):
+    """One term of the objective: the student against all teachers on one batch."""
+
+    def adapted(self, student: Tensors, teachers: Sequence[Tensors]) -> Self:
+        """As `DistillationLoss.adapted`, for all teachers in the ensemble's order."""
+        return self
+
+    @abstractmethod
+    def forward(self, student: Tensors, ensemble: Ensemble, targets: Tensor | None) -> Tensor:
+        """Match `student` to all teachers.
+
+        Args:
+            student: Kind -> tensor with gradient, first axis B.
+            ensemble: The fused teachers on the batch, detached. Its weights (M, B), columns
+                summing to one, are what fusion rules found; a rule of the loss's own multiplies
+                them (`ensemble.weighted`).
+            targets: Class indices (B,), or None if `needs_targets` is False.
+
+        Returns:
+            Per-sample losses (B,), which the objective averages, or a scalar.
         """

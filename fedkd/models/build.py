@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedkd.models import MODELS
 from fedkd.models.network import Network
-from fedkd.models.taps import evaluating, find_stages
+from fedkd.models.taps import evaluating, find_pooling, find_stages
 from fedkd.models.torchvision_models import PREFIX, torchvision_model, torchvision_names
 from fedkd.randomness import seeded
 
@@ -63,6 +63,7 @@ def build_model(
             stages = _declared_stages(body)
             if stages is None:
                 stages = find_stages(body, images)
+            final = getattr(body, "final_name", None) or find_pooling(body)
             with evaluating(body):
                 logits: object = body(images)
         # Whatever the foreign code raises, the user needs to hear which model it was.
@@ -73,7 +74,8 @@ def build_model(
         raise ValueError(
             f"model {name!r}: expected logits {(2, num_classes)} for two {size} images, got {shape}"
         )
-    return Network(body, mean=mean, std=std, stages=stages).to(parameter.device)
+    network = Network(body, mean=mean, std=std, stages=stages, final=final)
+    return network.to(parameter.device)
 
 
 def _body(

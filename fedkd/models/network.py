@@ -22,11 +22,15 @@ class Outputs:
         logits: (B, C).
         stages: Feature maps, shallow to deep, each (B, channels, h, w).
         pooled: Input of the classification head, (B, D); None if the network has no head.
+        final: The map whose mean over places is `pooled` (of a ViT: its patches), (B, D, h, w);
+            None if there is none. Not always the last stage: a norm, or a wider convolution,
+            may come in between.
     """
 
     logits: Tensor
     stages: tuple[Tensor, ...] = field(default=())
     pooled: Tensor | None = None
+    final: Tensor | None = None
 
 
 class Network(nn.Module):
@@ -40,6 +44,8 @@ class Network(nn.Module):
             takes `body.stages` if the module declares it, else no stages.
         head: Name of the classification layer whose input is the pooled feature; None takes
             `body.head_name` if declared, else the last `nn.Linear` of `body`.
+        final: Name of the submodule whose *input* is the map that is averaged into the pooled
+            feature; None takes `body.final_name` if declared, else there is no such map.
 
     Raises:
         ValueError: a named submodule does not exist.
@@ -56,6 +62,7 @@ class Network(nn.Module):
         std: Sequence[float],
         stages: Sequence[str] | None = None,
         head: str | None = None,
+        final: str | None = None,
     ) -> None:
         super().__init__()
         self.body = body
@@ -64,8 +71,9 @@ class Network(nn.Module):
         modules = dict(body.named_modules())
         self.stage_names = tuple(getattr(body, "stages", ()) if stages is None else stages)
         self.head_name = head or getattr(body, "head_name", None) or _last_linear(body)
-        for name in (*self.stage_names, *((self.head_name,) if self.head_name else ())):
-            if name not in modules:
+        self.final_name: str | None = final or getattr(body, "final_name", None)
+        for name in (*self.stage_names, self.head_name, self.final_name):
+            if name is not None and name not in modules:
                 raise ValueError(
                     f"{type(body).__name__} has no submodule {name!r} to tap "
                     f"(it has: {', '.join(key for key in modules if key)})"
@@ -81,32 +89,45 @@ class Network(nn.Module):
         logits: Tensor = self.body(self.normalise(images))
         return logits
 
+    @property
+    def head(self) -> nn.Linear | None:
+        """The linear classifier; None if the network ends in something else."""
+        if self.head_name is None:
+            return None
+        head = self.body.get_submodule(self.head_name)
+        return head if isinstance(head, nn.Linear) else None
+
     def read(self, images: Tensor) -> Outputs:
-        """Logits, stage features and pooled feature of one forward pass."""
-        modules = dict(self.body.named_modules())
+        """Logits, stage features, pooled feature and its map, of one forward pass."""
         taken: dict[str, Tensor] = {}
-        pooled: list[Tensor] = []
 
-        def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-            def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-                taken[name] = output
+        def output(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+            return lambda _module, _inputs, value: taken.__setitem__(name, value)
 
-            return hook
+        def entry(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            return lambda _module, inputs: taken.__setitem__(f"into {name}", inputs[0])
 
-        handles = [modules[name].register_forward_hook(keep(name)) for name in self.stage_names]
-        if self.head_name:
-            handles.append(
-                modules[self.head_name].register_forward_pre_hook(
-                    lambda _module, inputs: pooled.append(inputs[0])
-                )
-            )
+        handles = [
+            self.body.get_submodule(name).register_forward_hook(output(name))
+            for name in self.stage_names
+        ]
+        handles += [
+            self.body.get_submodule(name).register_forward_pre_hook(entry(name))
+            for name in (self.head_name, self.final_name)
+            if name is not None
+        ]
         try:
             logits = self(images)
         finally:
             for handle in handles:
                 handle.remove()
-        feature = pooled[-1].flatten(1) if pooled else None
-        return Outputs(logits, tuple(taken[name] for name in self.stage_names), feature)
+        pooled = taken.get(f"into {self.head_name}")
+        return Outputs(
+            logits,
+            tuple(taken[name] for name in self.stage_names),
+            None if pooled is None else pooled.flatten(1),
+            taken.get(f"into {self.final_name}"),
+        )
 
 
 def _last_linear(body: nn.Module) -> str | None:

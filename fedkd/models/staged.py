@@ -25,10 +25,12 @@ class StagedClassifier(nn.Module):
     Attributes:
         stages: `("stem", "stage1", ...)`.
         head_name: `"head"`.
+        final_name: `"pool"`, whose input is the map that the head's input is the mean of.
     """
 
     stages: tuple[str, ...]
     head_name = "head"
+    final_name = "pool"
 
     def __init__(
         self,

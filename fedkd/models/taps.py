@@ -77,6 +77,21 @@ def find_stages(body: nn.Module, example: Tensor) -> tuple[str, ...]:
     return tuple(taps)
 
 
+def find_pooling(body: nn.Module) -> str | None:
+    """Name of the last layer that averages whole maps; None if there is none to hook.
+
+    What enters it is the map under the classifier, if the classifier takes one number per
+    channel; a perceptron on top (torchvision's VGG) does not.
+    """
+    linear = [module for module in body.modules() if isinstance(module, nn.Linear)]
+    pools = [
+        name
+        for name, module in body.named_modules()
+        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1))
+    ]
+    return pools[-1] if pools and len(linear) == 1 else None
+
+
 @contextmanager
 def evaluating(body: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; each submodule then gets its own mode back."""

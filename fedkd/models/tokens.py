@@ -53,10 +53,25 @@ class MixerBlock(nn.Module):
         return x.transpose(1, 2).unflatten(2, maps.shape[2:])
 
 
+class AsMap(nn.Module):
+    """Patches laid out as a map: a tap, it computes nothing."""
+
+    def __init__(self, grid: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.map = nn.Identity()
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(B, grid * grid, width) -> (B, width, grid, grid)."""
+        out: Tensor = self.map(patches.transpose(1, 2).unflatten(2, (self.grid, self.grid)))
+        return out
+
+
 class Mixer(nn.Module):
     """Patch embedding, mixer blocks, mean over the patches and a linear head."""
 
     head_name = "head"
+    final_name = "final.map"
 
     def __init__(
         self, in_channels: int, patch: int, grid: int, width: int, depth: int, num_classes: int
@@ -65,13 +80,16 @@ class Mixer(nn.Module):
         self.embed = nn.Conv2d(in_channels, width, patch, stride=patch)
         self.blocks = nn.Sequential(*(MixerBlock(grid**2, width) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
+        self.final = AsMap(grid)
         self.head = nn.Linear(width, num_classes)
         self.stages = ("embed", *(f"blocks.{number}" for number in range(depth)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of normalised images (B, channels, h, w)."""
         maps = self.blocks(self.embed(images))
-        logits: Tensor = self.head(self.norm(maps.flatten(2).transpose(1, 2)).mean(1))
+        patches = self.norm(maps.flatten(2).transpose(1, 2))
+        self.final(patches)  # called for its hook alone
+        logits: Tensor = self.head(patches.mean(1))
         return logits
 
 
@@ -122,22 +140,15 @@ class TransformerBlock(nn.Module):
         return out
 
 
-class PatchMap(nn.Module):
-    """Tokens without the class token, laid out as a map: a tap, it computes nothing."""
-
-    def __init__(self, grid: int) -> None:
-        super().__init__()
-        self.grid = grid
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 1 + grid * grid, width) -> (B, width, grid, grid)."""
-        return x[:, 1:].transpose(1, 2).unflatten(2, (self.grid, self.grid))
-
-
 class VisionTransformer(nn.Module):
-    """Patch embedding, class token, learned positions, pre-norm blocks and a linear head."""
+    """Patch embedding, class token, learned positions, pre-norm blocks and a linear head.
+
+    The head reads the class token, but it can be applied to the patches just as well: that is its
+    map.
+    """
 
     head_name = "head"
+    final_name = "final.map"
 
     def __init__(
         self,
@@ -155,8 +166,9 @@ class VisionTransformer(nn.Module):
         self.positions = nn.Parameter(torch.empty(1, 1 + grid**2, width))
         nn.init.trunc_normal_(self.positions, std=0.02)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
-        self.maps = nn.ModuleList(PatchMap(grid) for _ in range(depth))
+        self.maps = nn.ModuleList(AsMap(grid) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
+        self.final = AsMap(grid)
         self.head = nn.Linear(width, num_classes)
         self.stages = ("embed", *(f"maps.{number}" for number in range(depth)))
 
@@ -167,8 +179,10 @@ class VisionTransformer(nn.Module):
         tokens = tokens + self.positions
         for block, as_map in zip(self.blocks, self.maps):
             tokens = block(tokens)
-            as_map(tokens)  # called for its hook alone: blocks themselves return no map
-        logits: Tensor = self.head(self.norm(tokens[:, 0]))
+            as_map(tokens[:, 1:])  # called for its hook alone: blocks themselves return no map
+        tokens = self.norm(tokens)
+        self.final(tokens[:, 1:])
+        logits: Tensor = self.head(tokens[:, 0])
         return logits
 
 

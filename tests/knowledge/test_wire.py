@@ -14,7 +14,7 @@ from fedkd.knowledge.wire import Expected, Refused, pack, unpack
 
 EXPECTED = Expected(
     run="run-1", round=2, fingerprint="f00d", class_map="c1a55", num_samples=6, num_classes=4,
-    kinds=(Logits(), VirtualLogits(0)), disclose=("class_counts", "num_examples"),
+    shapes={Logits(): (4,), VirtualLogits(0): (4,)}, disclose=("class_counts", "num_examples"),
 )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def test_a_bad_payload_is_refused_with_its_reason(tamper: Callable[..., Any], re
 
 
 def test_1e30_is_refused_where_it_can_be_written() -> None:
-    wide = replace(EXPECTED, dtype="float32", kinds=(Logits(),), disclose=())
+    wide = replace(EXPECTED, dtype="float32", shapes={Logits(): (4,)}, disclose=())
     tensors = {Logits(): torch.full((6, 4), 1e30)}
     arrays, header = pack(Knowledge(Teacher(3), tensors), wide)
     with pytest.raises(Refused, match="magnitude 1e\\+30"):

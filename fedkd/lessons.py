@@ -1,0 +1,228 @@
+"""What the student is shown, batch by batch: images, what the teachers say of them, targets.
+
+Two sources, one loop. Federated, the teachers' knowledge about the transfer set lies in a bank
+(`SharedLessons`). Centrally, the teachers are in the loop and answer to every augmented batch
+anew (`LiveLessons`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedkd.data.images import ImageSet
+from fedkd.data.views import augment_batch
+from fedkd.knowledge.kinds import Fact, Kind, Reading
+from fedkd.knowledge.payload import Ensemble, Fused, Teacher
+from fedkd.models.network import Network, parameter_count
+from fedkd.optimization import steps_per_epoch
+from fedkd.randomness import stream
+
+Views = Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One batch.
+
+    Attributes:
+        images: uint8 (B, channels, h, w).
+        virtual: View number -> the same images under that virtual view; None if there is none.
+        ensemble: What the teachers say of them.
+        targets: Classes (B,), or None.
+    """
+
+    images: Tensor
+    virtual: Views | None
+    ensemble: Ensemble
+    targets: Tensor | None
+
+    def read(self, student: Network, kinds: Collection[Kind]) -> dict[Kind, Tensor]:
+        """The student's side of it."""
+        reading = Reading(student, self.images, self.virtual)
+        return {kind: kind.read(reading) for kind in kinds}
+
+
+class Lessons(Protocol):
+    """A source of lessons, the same for the same seed."""
+
+    @property
+    def steps(self) -> int:
+        """Batches per epoch."""
+
+    def example(self) -> Lesson:
+        """A few samples, to fit losses to the shapes of student and teachers."""
+
+    def epoch(self, number: int) -> Iterator[Lesson]:
+        """The batches of epoch `number`, from 1."""
+
+
+class SharedLessons:
+    """The transfer set with what the teachers have shared about it.
+
+    Args:
+        images: Transfer images in their order, uint8 (N, channels, h, w).
+        fused: What the teachers say about them.
+        views: View number -> all transfer images under that virtual view.
+        batch_size: Samples per step; a last batch of one sample is dropped (batch norm).
+        seed: Seed of the order of samples.
+        device: Where lessons are put.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        fused: Fused,
+        *,
+        views: Views | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._images = images
+        self._fused = fused
+        self._views = views
+        self._batch_size = batch_size
+        self._seed = seed
+        self._device = torch.device(device)
+        self._targets = fused.targets.to(self._device)
+
+    @property
+    def steps(self) -> int:
+        """Batches per epoch."""
+        return steps_per_epoch(len(self._images), self._batch_size)
+
+    def example(self) -> Lesson:
+        """The first few transfer images."""
+        return self._lesson(torch.arange(min(8, len(self._images))))
+
+    def epoch(self, number: int) -> Iterator[Lesson]:
+        """The transfer set in an order of its own."""
+        for index in _batches(len(self._images), self._batch_size, self._seed, number):
+            yield self._lesson(index)
+
+    def _lesson(self, index: Tensor) -> Lesson:
+        views, device = self._views, self._device
+        virtual = None if views is None else lambda number: views(number)[index].to(device)
+        ensemble = self._fused.bank.rows(index, device)
+        return Lesson(self._images[index].to(device), virtual, ensemble, self._targets[index])
+
+
+class LiveLessons:
+    """Labelled images, augmented anew in every epoch, with the teachers in the loop.
+
+    Images lie on the device and are augmented there. Without teachers this is plain supervised
+    training. A teacher sees the very pixels that the student sees.
+
+    Args:
+        images: Labelled images.
+        teachers: On `device`, in evaluation mode; not changed.
+        kinds: What is read from them.
+        augment: Recipe of the real view, a name in `fedkd.data.views.AUGMENTATIONS`.
+        virtual: Recipe of the virtual view.
+        batch_size: Samples per step; a last batch of one sample is dropped (batch norm).
+        seed: Seed of order and augmentation.
+        device: Where lessons are put.
+        autocast: Precision in which teachers compute, None for float32.
+        memory_format: Layout of the images.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        teachers: Sequence[Network] = (),
+        kinds: Sequence[Kind] = (),
+        *,
+        augment: str = "none",
+        virtual: str = "randaugment",
+        batch_size: int = 64,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        autocast: torch.dtype | None = None,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        if images.labels is None:
+            raise ValueError("central training needs labelled images, these have no labels")
+        self._device = torch.device(device)
+        self._images = images.images.to(self._device, memory_format=memory_format)
+        self._labels = images.labels.to(self._device)
+        self._teachers = teachers
+        self._kinds = [kind for kind in kinds if kind.per_sample]
+        self._augment = augment
+        self._virtual = virtual
+        self._batch_size = batch_size
+        self._seed = seed
+        self._autocast = autocast
+        self._memory_format = memory_format
+        self._who = tuple(
+            Teacher(number, parameters=parameter_count(teacher))
+            for number, teacher in enumerate(teachers)
+        ) or (Teacher(0),)
+        with torch.no_grad():
+            self._facts: dict[Kind, Tensor | Sequence[Tensor]] = {
+                kind: [kind.state(t, self._images, self._labels).to(device) for t in teachers]
+                for kind in kinds
+                if isinstance(kind, Fact)
+            }
+
+    @property
+    def steps(self) -> int:
+        """Batches per epoch."""
+        return steps_per_epoch(len(self._images), self._batch_size)
+
+    def example(self) -> Lesson:
+        """The first few images."""
+        return self._lesson(torch.arange(min(8, len(self._images))), 0, 0)
+
+    def epoch(self, number: int) -> Iterator[Lesson]:
+        """All images in an order of its own, each batch augmented by its own stream."""
+        batches = _batches(len(self._images), self._batch_size, self._seed, number)
+        for step, index in enumerate(batches):
+            yield self._lesson(index, number, step)
+
+    def _lesson(self, index: Tensor, epoch: int, step: int) -> Lesson:
+        index = index.to(self._device)
+        pixels, labels = self._images[index], self._labels[index]
+        images = self._augmented(pixels, self._augment, "augment", epoch, step)
+        cache: dict[int, Tensor] = {}
+
+        def virtual(number: int) -> Tensor:
+            if number not in cache:
+                names = ("virtual", number, epoch, step)
+                cache[number] = self._augmented(pixels, self._virtual, *names)
+            return cache[number]
+
+        return Lesson(images, virtual, self._ask(images, virtual), labels)
+
+    def _augmented(self, images: Tensor, recipe: str, *names: object) -> Tensor:
+        changed = augment_batch(images, recipe, self._seed, *names)
+        return changed.contiguous(memory_format=self._memory_format)
+
+    @torch.no_grad()
+    def _ask(self, images: Tensor, virtual: Views) -> Ensemble:
+        count = len(self._who)
+        weights = torch.full((count, len(images)), 1.0 / count, device=self._device)
+        tensors = dict(self._facts)
+        readings = [Reading(teacher, images, virtual) for teacher in self._teachers]
+        for kind in self._kinds if readings else ():
+            with torch.autocast(
+                self._device.type, dtype=self._autocast, enabled=self._autocast is not None
+            ):
+                parts = [kind.read(reading) for reading in readings]
+            same = len({part.shape for part in parts}) == 1
+            tensors[kind] = torch.stack(parts).float() if same else [p.float() for p in parts]
+        return Ensemble(self._who, tensors, weights)
+
+
+def _batches(total: int, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
+    """Indices of the batches of an epoch; a batch of one is left out unless it is all there is."""
+    order = stream(seed, "order")
+    for _ in range(epoch):  # the epochs before are drawn too, so that any epoch can be the first
+        permutation = torch.randperm(total, generator=order)
+    for index in permutation.split(batch_size):
+        if len(index) > 1 or total == 1:
+            yield index

@@ -1,0 +1,149 @@
+"""Class attention transfer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedkd.features import averaged
+from fedkd.knowledge.kinds import ClassMaps, Kind
+from fedkd.losses import LOSSES
+from fedkd.losses.base import DistillationLoss, Tensors, Trust
+
+KeepRule = Literal["top", "above_nth", "below_nth_of_100"]
+
+
+def cat_loss(
+    student_maps: Tensor,
+    teacher_maps: Tensor,
+    teacher_logits: Tensor | None = None,
+    *,
+    size: int = 2,
+    normalise: bool = True,
+    binarise: bool = False,
+    keep: int | None = None,
+    keep_rule: KeepRule = "top",
+) -> Tensor:
+    """Mean squared distance of coarse class maps per sample, (B, C, h, w) x (B, C, H, W) -> (B,).
+
+    Half precision is computed in float32; the teacher is detached. A map of zeros stays zeros
+    under `normalise` and gets no gradient, where the published formula multiplies it by 1e12.
+
+    Args:
+        student_maps: Class maps of any size; their mean over places is the student's logits.
+        teacher_maps: The teacher's, of any size.
+        teacher_logits: By which `keep` ranks classes, (B, C); None takes the mean of the
+            teacher's maps over places, which are its logits less the bias, as published.
+        size: As in `CATLoss`, like all that follow.
+        normalise: See there.
+        binarise: See there; the teacher's maps must not be averaged yet.
+        keep: See there.
+        keep_rule: See there.
+    """
+    if student_maps.dtype in (torch.float16, torch.bfloat16):
+        student_maps = student_maps.float()
+    teacher_maps = teacher_maps.detach().to(student_maps.dtype)
+    if keep is not None and teacher_logits is None:
+        teacher_logits = teacher_maps.mean(dim=(2, 3))
+    if binarise:
+        level = teacher_maps.abs().mean(dim=(2, 3), keepdim=True)
+        teacher_maps = (teacher_maps > level).to(teacher_maps.dtype)
+    student = averaged(student_maps, (size, size)).flatten(2)
+    teacher = averaged(teacher_maps, (size, size)).flatten(2)
+    if normalise:
+        student, teacher = _unit(student), _unit(teacher)
+    squares = (student - teacher).square().mean(dim=2)
+    if keep is None:
+        return squares.mean(dim=1)
+    assert teacher_logits is not None
+    kept = _kept(teacher_logits.detach(), keep, keep_rule)
+    # The published mean runs over all kept maps of the batch. If their number is no multiple of B,
+    # the published code keeps all classes and says nothing; this happens with ties only.
+    kept = kept | (kept.sum() % len(kept) != 0)
+    return (squares * kept).sum(dim=1) * (len(kept) / kept.sum().clamp(min=1))
+
+
+@LOSSES.register("cat")
+class CATLoss(DistillationLoss):
+    """Matches where each class is seen, on a coarse grid.
+
+    With `ce` it is CAT-KD, alone it is CAT.
+
+    Args:
+        size: Side of the grid the maps are averaged to.
+        normalise: Give each class map unit length first, so that only its pattern counts. At
+            `size` 1 only its sign is left.
+        binarise: Turn the teacher's maps into ones where they exceed their mean absolute value.
+            They are then needed at full size.
+        keep: Compare only so many classes of each sample; None compares all.
+        keep_rule: Which: "top" keeps the teacher's most likely ones. The published strategies are
+            "above_nth", those strictly above the n-th (so n - 1), and "below_nth_of_100", those
+            not above the (100 - n)-th (of 100 classes the n + 1 least likely).
+
+    References:
+        Guo et al., "Class Attention Transfer Based Knowledge Distillation", CVPR 2023,
+            https://arxiv.org/abs/2304.12777
+    """
+
+    needs: tuple[Kind, ...] = (ClassMaps(2),)
+
+    def __init__(
+        self,
+        *,
+        size: int = 2,
+        normalise: bool = True,
+        binarise: bool = False,
+        keep: int | None = None,
+        keep_rule: KeepRule = "top",
+    ) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"loss 'cat': size must be positive, got {size}")
+        if keep is not None and keep < 1:
+            raise ValueError(f"loss 'cat': keep must be positive, got {keep}")
+        self.needs = (ClassMaps(None if binarise else size),)
+        self.size = size
+        self.normalise = normalise
+        self.binarise = binarise
+        self.keep = keep
+        self.keep_rule: KeepRule = keep_rule
+
+    @property
+    def reads(self) -> tuple[Kind, ...]:
+        """The coarse maps; only the teacher's are ever binarised."""
+        return (ClassMaps(self.size),)
+
+    def forward(
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+    ) -> Tensor:
+        """Losses (B,)."""
+        return cat_loss(
+            student[self.reads[0]],
+            teacher[self.needs[0]],
+            size=self.size,
+            normalise=self.normalise,
+            binarise=self.binarise,
+            keep=self.keep,
+            keep_rule=self.keep_rule,
+        )
+
+
+def _unit(maps: Tensor) -> Tensor:
+    """Unit length over the last axis."""
+    length = torch.linalg.vector_norm(maps, dim=-1, keepdim=True)
+    return torch.where(length > 1e-12, maps / length.clamp(min=1e-12), 0)
+
+
+def _kept(logits: Tensor, keep: int, rule: KeepRule) -> Tensor:
+    """Which classes of each sample are compared, (B, C) -> bool (B, C)."""
+    classes = logits.shape[1]
+    if rule == "top":
+        best = logits.topk(min(keep, classes), dim=1).indices
+        return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, True)
+    rank = keep - 1 if rule == "above_nth" else 99 - keep
+    if not -classes <= rank < classes:
+        raise ValueError(f"loss 'cat': keep {keep} by {rule!r} does not fit {classes} classes")
+    above = logits > logits.sort(dim=1, descending=True).values[:, rank, None]
+    return above if rule == "above_nth" else ~above

@@ -1,0 +1,100 @@
+"""Lipschitz continuity guided distillation: spectral norms of the blocks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedkd.features import spectral_norms
+from fedkd.knowledge.kinds import Kind, SpectralNorms, Stage
+from fedkd.losses import LOSSES
+from fedkd.losses.base import DistillationLoss, Tensors, Trust
+
+
+def london_loss(
+    student_norms: Tensor, teacher_norms: Tensor, *, relative: bool = False
+) -> Tensor:
+    """Weighted squared distance of spectral norms per sample, (B, L - 1) x (B, L - 1) -> (B,).
+
+    Of L stages the pair (i, i + 1) weighs 2^-(L - i - 1): 1/4 and 1/2 of three stages. So later
+    pairs count more, as in the published code, whatever its comment says. Half precision is
+    computed in float32; the teacher is detached.
+
+    Args:
+        student_norms: `features.spectral_norms` of the student's stages.
+        teacher_norms: The teacher's.
+        relative: As in `LONDONLoss`.
+    """
+    if student_norms.dtype in (torch.float16, torch.bfloat16):
+        student_norms = student_norms.float()
+    teacher_norms = teacher_norms.detach().to(student_norms.dtype)
+    difference = student_norms - teacher_norms
+    if relative:
+        difference = difference / teacher_norms.clamp(min=1e-6)
+    pairs = difference.shape[1]
+    exponents = torch.arange(-pairs, 0, dtype=difference.dtype, device=difference.device)
+    return difference.square() @ exponents.exp2()
+
+
+@LOSSES.register("london")
+class LONDONLoss(DistillationLoss):
+    """Matches how much each block stretches its input, one number per pair of stages.
+
+    This is the Lipschitz part of the paper alone; `ofd` is the other part of its objective.
+
+    Args:
+        stages: How many of the deepest stages; each pair of neighbours gives one number.
+        iterations: Steps of the power iteration; published are 10 (CIFAR) and 5 (ImageNet).
+        relative: Divide differences by the teacher's norm. Norms have no common scale, and grow
+            with width; the published weights hold for the paper's networks only.
+        gradient: Of the student: "exact", that of the singular value, or "unrolled", through all
+            iterations, as published, several times slower.
+
+    References:
+        Shang et al., "Lipschitz Continuity Guided Knowledge Distillation", ICCV 2021,
+            https://arxiv.org/abs/2108.12905
+    """
+
+    needs: tuple[Kind, ...] = (SpectralNorms(3, 20),)
+
+    def __init__(
+        self,
+        *,
+        stages: int = 3,
+        iterations: int = 20,
+        relative: bool = False,
+        gradient: Literal["exact", "unrolled"] = "exact",
+    ) -> None:
+        super().__init__()
+        if stages < 2:
+            raise ValueError(f"loss 'london': stages must be at least 2, got {stages}")
+        if iterations < 1:
+            raise ValueError(f"loss 'london': iterations must be positive, got {iterations}")
+        self.needs = (SpectralNorms(stages, iterations),)
+        self.stages = stages
+        self.iterations = iterations
+        self.relative = relative
+        self.gradient: Literal["exact", "unrolled"] = gradient
+
+    @property
+    def reads(self) -> tuple[Kind, ...]:
+        """Norms, or the maps if the gradient is to go through the iterations."""
+        if self.gradient == "exact":
+            return self.needs
+        return tuple(Stage(index) for index in range(-self.stages, 0))
+
+    def forward(
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+    ) -> Tensor:
+        """Losses (B,)."""
+        if self.gradient == "exact":
+            norms = student[self.needs[0]]
+        else:
+            norms = spectral_norms(
+                [student[kind] for kind in self.reads],
+                iterations=self.iterations,
+                gradient="unrolled",
+            )
+        return london_loss(norms, teacher[self.needs[0]], relative=self.relative)

@@ -1,0 +1,126 @@
+"""Overhaul of feature distillation: partial distance of features around a margin."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.knowledge.kinds import Kind, Stage
+from fedkd.losses import LOSSES
+from fedkd.losses.base import DistillationLoss, Tensors, Trust
+
+
+def ofd_loss(
+    student_map: Tensor, teacher_map: Tensor, margin: Tensor, *, scale: float = 1.0
+) -> Tensor:
+    """scale * sum (s - t')^2 where s > t' or t' > 0, with t' = max(t, margin), per sample, (B,).
+
+    Where the teacher's neuron is silent (t' <= 0) the student's may be as silent as it likes. Half
+    precision is computed in float32; the teacher is detached.
+
+    Args:
+        student_map: Connected to the teacher's width, (B, D, h, w).
+        teacher_map: Before its ReLU, (B, D, h, w).
+        margin: What silence is, per channel, (D,) or (1, D, 1, 1).
+        scale: Published is the plain sum, divided by B and by 1000 (CIFAR) or 10000 (ImageNet).
+    """
+    if student_map.dtype in (torch.float16, torch.bfloat16):
+        student_map = student_map.float()
+    teacher_map = teacher_map.detach().to(student_map.dtype)
+    target = torch.maximum(teacher_map, margin.to(teacher_map).view(1, -1, 1, 1))
+    difference = student_map - target
+    difference = torch.where(target > 0, difference, difference.clamp(min=0))
+    return scale * difference.square().flatten(1).sum(dim=1)
+
+
+def ofd_margin(gamma: Tensor, beta: Tensor) -> Tensor:
+    """Mean of the negative values of N(beta, gamma^2), or -3 |gamma| if there are few, (D,) -> (D,).
+
+    Args:
+        gamma: Weight of the batch norm before the teacher's ReLU, (D,).
+        beta: Its bias, (D,).
+    """
+    deviation, mean = gamma.detach().double().abs(), beta.detach().double()
+    ratio = mean / deviation.clamp(min=1e-300)
+    below = torch.special.ndtr(-ratio)
+    density = torch.exp(-ratio.square() / 2) / math.sqrt(2 * math.pi)
+    expected = mean - deviation * density / below.clamp(min=0.001)
+    return torch.where(below > 0.001, expected, -3 * deviation).to(gamma.dtype)
+
+
+def negative_mean(maps: Tensor) -> Tensor:
+    """Mean of each channel's negative values, 0 if it has none, (B, D, h, w) -> (D,)."""
+    below = maps.clamp(max=0).sum(dim=(0, 2, 3))
+    return below / (maps < 0).sum(dim=(0, 2, 3)).clamp(min=1)
+
+
+@LOSSES.register("ofd")
+class OFDLoss(DistillationLoss):
+    """Matches the maps of several stages where the teacher's neurons are active.
+
+    Args:
+        stages: How many of the deepest stages; of L the i-th weighs 2^-(L - i - 1), the last 1.
+        scale: Factor on the sum over all elements; 1e-3 as published on CIFAR.
+
+    References:
+        Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019,
+            https://arxiv.org/abs/1904.01866
+    """
+
+    needs: tuple[Kind, ...] = (Stage(-3), Stage(-2), Stage(-1))
+
+    def __init__(self, *, stages: int = 3, scale: float = 1e-3) -> None:
+        super().__init__()
+        if stages < 1:
+            raise ValueError(f"loss 'ofd': stages must be positive, got {stages}")
+        if scale <= 0:
+            raise ValueError(f"loss 'ofd': scale must be positive, got {scale}")
+        self.needs = tuple(Stage(index) for index in range(-stages, 0))
+        self.scale = scale
+        self.connectors = nn.ModuleList()
+
+    def adapted(self, student: Tensors, teacher: Tensors) -> Self:
+        """With connectors, and with margins taken from the teacher's example.
+
+        The published margins come from a batch norm's weights, which approximate what is measured
+        here; maps after a ReLU have margin 0.
+        """
+        ready = copy.deepcopy(self)
+        ready.connectors = nn.ModuleList()
+        for number, kind in enumerate(self.needs):
+            ours, theirs = student[kind], teacher[kind]
+            if ours.shape[2:] != theirs.shape[2:]:
+                raise ValueError(
+                    f"loss 'ofd': {kind} is {tuple(ours.shape[2:])} of the student, "
+                    f"{tuple(theirs.shape[2:])} of the teacher"
+                )
+            ready.connectors.append(connector(ours.shape[1], theirs.shape[1]))
+            ready.register_buffer(f"margin{number}", negative_mean(theirs.float()))
+        return ready
+
+    def forward(
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+    ) -> Tensor:
+        """Losses (B,)."""
+        assert len(self.connectors) == len(self.needs), "adapt it to student and teacher first"
+        total = torch.zeros(())
+        for number, (kind, connect) in enumerate(zip(self.needs, self.connectors)):
+            loss = ofd_loss(
+                connect(student[kind].float()),
+                teacher[kind],
+                self.get_buffer(f"margin{number}"),
+                scale=self.scale / 2 ** (len(self.needs) - number - 1),
+            )
+            total = loss if number == 0 else total + loss
+        return total
+
+
+def connector(student_width: int, teacher_width: int) -> nn.Sequential:
+    """Student's channels to the teacher's: 1x1 convolution without bias, batch norm."""
+    convolution = nn.Conv2d(student_width, teacher_width, 1, bias=False)
+    nn.init.normal_(convolution.weight, std=math.sqrt(2 / teacher_width))
+    return nn.Sequential(convolution, nn.BatchNorm2d(teacher_width))
