@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from fedkd.config import Component, ConfigError, Experiment
 from fedkd.config import Term as LossTerm
@@ -37,12 +36,21 @@ def check(experiment: Experiment) -> None:
     for number, model in enumerate(experiment.teachers.models):
         _check_model(model, f"teachers.models.{number}")
     _check_model(experiment.student.model, "student.model")
+    for number, model in enumerate(experiment.distillation.assistants):
+        _check_model(model, f"distillation.assistants.{number}")
     for number, rule in enumerate(experiment.fusion):
         _check(FUSIONS, rule, f"fusion.{number}")
         _attempt(f"fusion.{number}", partial(FUSIONS.create, rule.name, **rule.options))
     for number, term in enumerate(experiment.distillation.losses):
-        _check(LOSSES, term, f"distillation.losses.{number}", extra=tuple(set(LossTerm.model_fields) - {"name"}))
+        _check(
+            LOSSES,
+            term,
+            f"distillation.losses.{number}",
+            extra=tuple(set(LossTerm.model_fields) - {"name"}),
+        )
     _attempt("distillation.losses", partial(build_objective, experiment))
+    epochs = experiment.distillation.epochs
+    _attempt("distillation.losses", partial(build_objective(experiment).check, epochs))
     from fedkd.data.views import AUGMENTATIONS
 
     if experiment.teachers.augment not in AUGMENTATIONS:
@@ -176,7 +184,7 @@ def _check_model(model: Component, where: str) -> None:
     _check(MODELS, model, where)
 
 
-def _attempt(where: str, build: partial[Any]) -> nn.Module | Fusion:
+def _attempt(where: str, build: partial[Any]) -> Any:
     try:
         return build()
     except (TypeError, ValueError) as error:

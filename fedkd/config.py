@@ -181,6 +181,12 @@ class Distillation(Section):
     batch_size: Positive = 64
     optimizer: Optimizer = Optimizer()
     warm_start: bool = Field(default=True, description="the student goes on from the last round")
+    assistants: Annotated[tuple[Named, ...], BeforeValidator(_components)] = Field(
+        default=(), description="networks trained in between on the server, large to small"
+    )
+    guidance: Literal["next", "dense"] = Field(
+        default="dense", description="learn from the next larger network, or from all (DGKD)"
+    )
 
 
 class Federation(Section):

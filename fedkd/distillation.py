@@ -165,9 +165,7 @@ class _Loop:
         with self._autocast():
             readings = lesson.read(self.student, self.objective.reads_in(epoch))
         readings = {kind: tensor.float() for kind, tensor in readings.items()}
-        value: Value = self.objective(
-            readings, lesson.ensemble, lesson.targets, epoch, self.epochs
-        )
+        value: Value = self.objective(readings, lesson.ensemble, lesson.targets, epoch, self.epochs)
         return value
 
     def _step(self, value: Value, epoch: int) -> None:
@@ -201,9 +199,7 @@ class _Loop:
         return norms
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(
-            self.device.type, dtype=self.dtype, enabled=self.dtype is not None
-        )
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
     # -- state -----------------------------------------------------------------------------
 

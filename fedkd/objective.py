@@ -174,8 +174,7 @@ class Objective(nn.Module):
     ) -> Tensor:
         loss = self.terms[number].loss
         if isinstance(loss, EnsembleLoss):
-            fitted = self.fitted[f"{number}"] if f"{number}" in self.fitted else loss
-            value: Tensor = fitted(student, ensemble, targets)
+            value: Tensor = self._fitted(f"{number}", loss)(student, ensemble, targets)
             return value.mean()
         if not loss.needs:
             everyone = ensemble.weights.sum(dim=0)
@@ -183,8 +182,7 @@ class Objective(nn.Module):
         classes = ensemble.class_weights
         parts = []
         for m, (who, weights) in enumerate(zip(ensemble.teachers, ensemble.weights, strict=True)):
-            key = f"{number}-{who.client}"
-            fitted = self.fitted[key] if key in self.fitted else loss
+            fitted = self._fitted(f"{number}-{who.client}", loss)
             trust = Trust(weights, None if classes is None else classes[m])
             parts.append(_mean(fitted(student, ensemble.teacher(m), targets, trust), weights))
         total = parts[0]
@@ -195,6 +193,11 @@ class Objective(nn.Module):
     def _keep(self, key: str, loss: nn.Module, copy: nn.Module) -> None:
         if copy is not loss:
             self.fitted[key] = copy
+
+    def _fitted(self, key: str, loss: nn.Module) -> nn.Module:
+        if key in self.fitted:
+            return self.fitted[key]
+        return loss
 
 
 def _mean(value: Tensor, weights: Tensor) -> Tensor:

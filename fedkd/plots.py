@@ -28,6 +28,8 @@ PHASES = {
     "describe": "#6a737d", "train": "#E69F00", "knowledge": "#0072B2", "evaluate": "#cfd4da",
     "fuse": "#56B4E9", "distil": "#009E73", "start-up": "#eceef1",
 }  # fmt: skip
+# Neighbours in a stack differ in lightness too, for those who cannot tell the hues apart.
+_TERMS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#8a929a")
 
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: selectable, small, in the page's own font
@@ -183,6 +185,32 @@ def loss_picture(
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     figure.supxlabel("epoch (dotted: a new round begins)", fontsize=8.5, color=GREY)
+    return figure
+
+
+def pull_picture(pulls: Mapping[str, Sequence[float]], rounds: Sequence[int]) -> Figure:
+    """Share of each term in the sum of the terms' gradient norms, per epoch.
+
+    Args:
+        pulls: Name -> norm of the weighted term's gradient on the student, per epoch; NaN where
+            a term did not count.
+        rounds: Round of each epoch.
+    """
+    table = np.nan_to_num(np.asarray(list(pulls.values()), dtype=float))
+    shares = 100 * table / np.maximum(table.sum(axis=0), 1e-30)
+    epochs = np.arange(1, len(rounds) + 1)
+    figure, axes = _figure(5.6, 2.6)
+    colors = [_TERMS[number % len(_TERMS)] for number in range(len(pulls))]
+    axes.stackplot(epochs, shares, labels=list(pulls), colors=colors, lw=0)
+    for start, (before, after) in enumerate(pairwise(rounds), start=1):
+        if before != after:
+            axes.axvline(start + 0.5, color=GREY, lw=0.9, ls=":")
+    axes.set_ylim(0, 100)
+    axes.set_xlim(epochs[0], max(epochs[-1], 2))
+    axes.set_ylabel("share of the pull, %")
+    axes.set_xlabel("epoch" + (" (dotted: a new round begins)" if len(set(rounds)) > 1 else ""))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
     return figure
 
 

@@ -155,9 +155,10 @@ def render(run: RunDirectory) -> str:
     found = _Run.read(run)
     with plots.style():
         agree, *graphs = _relations(found)
+        learning = [_losses(found), _pulls(found), _calibration(found)]
         sections: list[tuple[str, str, Sequence[Card | None]]] = [
             ("accuracy", "Accuracy", [_accuracy(found), _classes(found)]),
-            ("learning", "What the student learnt from", [_losses(found), _calibration(found)]),
+            ("learning", "What the student learnt from", learning),
             ("clients", "Clients and their teachers", [_partition(found), agree]),
             ("relations", "What relations the student has taken over", graphs),
             ("costs", "Bytes and time", [_traffic(found), _cost(found), _time(found)]),
@@ -413,6 +414,22 @@ def _losses(found: _Run) -> Card:
         "Each term before its weight; a step up at a dotted line is a new round with new teachers "
         "and a fresh learning-rate schedule. The terms count different things: compare shapes, "
         "not heights.",
+        picture,
+    )
+
+
+def _pulls(found: _Run) -> Card | None:
+    known = [e for e in found.epochs if e.get("gradients")]
+    if not known:
+        return None
+    names = list(dict.fromkeys(name for e in known for name in e["gradients"]))
+    pulls = {name: [_number(e["gradients"].get(name)) for e in known] for name in names}
+    picture = found.draw(plots.pull_picture, pulls, [e["round"] for e in known])
+    return Card(
+        "Who pulls how hard",
+        "Length of each weighted term's gradient on the student, in the first batch of every "
+        "epoch, as a share of all. A term with a sliver here does not steer the student, whatever "
+        "its loss says.",
         picture,
     )
 

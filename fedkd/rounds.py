@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ from fedkd.build import (
     build_objective,
     device_of,
 )
+from fedkd.chains import with_assistant
 from fedkd.config import Component, ConfigError, Experiment, make_experiment, parse_yaml
 from fedkd.data.images import ImageSet, class_map
 from fedkd.data.splits import FederatedData
@@ -155,18 +156,23 @@ def _describe(
     experiment: Experiment, data: FederatedData, objective: Objective
 ) -> dict[Component, _Model]:
     """Every teacher model, tried once; the student's too, so that a misfit is said at once."""
-    described = {}
-    readers = [(model, objective.needs, "teachers.models") for model in experiment.teachers.models]
-    readers.append((experiment.student.model, objective.reads, "student.model"))
-    for model, kinds, where in readers:
+
+    def tried(model: Component, kinds: tuple[Kind, ...], where: str) -> _Model:
         network = build_network(experiment, model, data, "shapes")
         try:
             told = shapes(network, kinds, data.test.shape)
         except ValueError as error:
             raise ConfigError(f"{where}: {model.name!r}: {error}") from None
-        if where == "teachers.models":
-            described[model] = _Model(told, parameter_count(network))
-    return described
+        return _Model(told, parameter_count(network))
+
+    for assistant in experiment.distillation.assistants:
+        both = tuple({*objective.needs, *objective.reads})
+        tried(assistant, both, "distillation.assistants")
+    tried(experiment.student.model, objective.reads, "student.model")
+    return {
+        model: tried(model, objective.needs, f"teachers.models.{number}")
+        for number, model in enumerate(experiment.teachers.models)
+    }
 
 
 @lru_cache(maxsize=2)
@@ -322,14 +328,21 @@ class Server:
         self.experiment = workspace.experiment
         self.run = run
         self.notify = notify
-        self.student = self._fresh_student()
-        self._learnt: dict[str, Any] = {}
+        self._chain = self._fresh_chain()
         self.round = 0
         checkpoint = run.load_checkpoint()
         if checkpoint is not None:
             self.round = int(checkpoint["round"])
-            self.student.load_state_dict(checkpoint["student"])
-            self._learnt = checkpoint["learnt"]
+            states = (*checkpoint["assistants"], checkpoint["student"])
+            for learner, state in zip(self._chain, states, strict=True):
+                learner.network.load_state_dict(state)
+            for learner, learnt in zip(self._chain, checkpoint["learnt"], strict=True):
+                learner.learnt = learnt
+
+    @property
+    def student(self) -> Network:
+        """The one network that comes out."""
+        return self._chain[-1].network
 
     # -- accept ----------------------------------------------------------------------------
 
@@ -382,30 +395,48 @@ class Server:
                 "lower distillation.batch_size"
             )
         if not options.warm_start and round_number > 1:
-            self.student, self._learnt = self._fresh_student(), {}
+            self._chain = self._fresh_chain()
+        views = self.workspace.views(round_number)
+        images = self.workspace.data.transfer.images.images
+        for rank, assistant in enumerate(self._chain[:-1], start=1):
+            network = assistant.network
+            self._teach(assistant, fused, round_number, "assist", rank)
+            who = Teacher(self.experiment.clients + rank - 1, parameters=parameter_count(network))
+            told = extract(network, images, self.workspace.kinds, views=views)
+            fused = with_assistant(fused, Knowledge(who, told), options.guidance, rank)
+        return self._teach(self._chain[-1], fused, round_number, "learn")
+
+    def _teach(
+        self, learner: _Learner, fused: Fused, round_number: int, *names: object
+    ) -> list[EpochRecord]:
+        """Distil into one network of the chain."""
+        options = self.experiment.distillation
+        is_student = learner is self._chain[-1]
 
         def on_epoch(record: EpochRecord, _snapshot: Snapshot) -> None:
-            self.run.metric("epoch", round=round_number, **asdict(record))
-            self.notify("epoch", round=round_number, epoch=record.epoch, loss=record.loss)
+            event = "epoch" if is_student else "assistant_epoch"
+            self.run.metric(event, round=round_number, **asdict(record))
+            if is_student:
+                self.notify("epoch", round=round_number, epoch=record.epoch, loss=record.loss)
 
-        seed = stream_seed(self.experiment.seed, "learn", round_number)
+        seed = stream_seed(self.experiment.seed, *names, round_number)
         lessons = SharedLessons(
             self.workspace.data.transfer.images.images,
             fused,
             views=self.workspace.views(round_number),
             batch_size=options.batch_size,
             seed=seed,
-            device=self.student.mean.device,
+            device=learner.network.mean.device,
         )
-        history, self._learnt = distill(
-            self.student,
+        history, learner.learnt = distill(
+            learner.network,
             lessons,
             self.workspace.objective,
             epochs=options.epochs,
             optimizer=options.optimizer,
             seed=seed,
             on_epoch=on_epoch,
-            **self._learnt,
+            **learner.learnt,
         )
         return history
 
@@ -439,11 +470,16 @@ class Server:
         self.round = round_number
         student = network_hash(self.student)
         self.run.metric("round", round=round_number, hash=student, **facts)
+        states = [
+            {name: tensor.cpu() for name, tensor in learner.network.state_dict().items()}
+            for learner in self._chain
+        ]
         self.run.save_checkpoint(
             round_number,
             {
-                "student": {k: v.cpu() for k, v in self.student.state_dict().items()},
-                "learnt": self._learnt,
+                "student": states[-1],
+                "assistants": states[:-1],
+                "learnt": [learner.learnt for learner in self._chain],
             },
         )
         self.notify("round", round=round_number, **facts)
@@ -455,11 +491,24 @@ class Server:
     def _store(self, round_number: int, test: bool = False) -> Any:
         return self.run.knowledge(round_number, "test" if test else "transfer")
 
-    def _fresh_student(self) -> Network:
-        student = build_network(
-            self.experiment, self.experiment.student.model, self.workspace.data, "student"
-        )
-        return student.to(device_of(self.experiment))
+    def _fresh_chain(self) -> list[_Learner]:
+        """Untrained assistants and student."""
+        device = device_of(self.experiment)
+        experiment, data = self.experiment, self.workspace.data
+        networks = [
+            build_network(experiment, model, data, "assistant", rank)
+            for rank, model in enumerate(experiment.distillation.assistants, start=1)
+        ]
+        networks.append(build_network(experiment, experiment.student.model, data, "student"))
+        return [_Learner(network.to(device)) for network in networks]
+
+
+@dataclass
+class _Learner:
+    """A network of the chain, and what its last training hands to the next."""
+
+    network: Network
+    learnt: dict[str, Any] = field(default_factory=dict)
 
 
 def _scores(predictions: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -87,10 +87,13 @@ def _run(directory: Any, runner: str) -> None:
 
 
 def _check_data(experiment: Experiment) -> None:
-    """Load and split before a run directory exists: missing files are said at once."""
-    from fedkd.build import build_data
+    """Load and split before a run directory exists: missing files are said at once.
 
-    build_data(experiment)
+    The workspace is kept, so the run itself does not do this again.
+    """
+    from fedkd.rounds import workspace
+
+    workspace(experiment.to_json())
 
 
 @config_app.command("show")

@@ -18,7 +18,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedkd.build import check
 from fedkd.config import Experiment
-from fedkd.rounds import Notify, Workspace, silent
+from fedkd.rounds import Notify, silent, workspace
 from fedkd.rundir import RunDirectory
 from simulations.client_app import make_client_app
 from simulations.job import run_job
@@ -123,5 +123,5 @@ def run_local(
     check(experiment)
     run = run or RunDirectory.new(experiment)
     grid = LocalGrid(client_app or make_client_app(), nodes or experiment.clients)
-    run_job(grid, run, Workspace(experiment), notify=notify)
+    run_job(grid, run, workspace(experiment.to_json()), notify=notify)
     return run

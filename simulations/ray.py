@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 
 from fedkd.build import check
 from fedkd.config import Experiment
-from fedkd.rounds import Notify, Workspace, silent
+from fedkd.rounds import Notify, silent, workspace
 from fedkd.rundir import RunDirectory
 from simulations.client_app import make_client_app
 from simulations.server_app import make_server_app
@@ -57,14 +57,14 @@ def run_ray(
     """
     os.environ.update(OFFLINE)
     check(experiment)
-    workspace = Workspace(experiment)
+    space = workspace(experiment.to_json())
     run = run or RunDirectory.new(experiment)
     resources = experiment.resources
     with _flower_logs_to(run), _ray_stopped_at_the_end():
         from flwr.simulation import run_simulation
 
         run_simulation(
-            server_app=make_server_app(run, workspace, notify),
+            server_app=make_server_app(run, space, notify),
             client_app=client_app or make_client_app(),
             num_supernodes=nodes or experiment.clients,
             backend_config={

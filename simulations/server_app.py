@@ -11,20 +11,20 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedkd.build import check
 from fedkd.config import load_experiment
-from fedkd.rounds import Notify, Workspace, silent
+from fedkd.rounds import Notify, Workspace, silent, workspace
 from fedkd.rundir import RunDirectory
 from simulations.job import run_job
 
 
 def make_server_app(
-    run: RunDirectory, workspace: Workspace, notify: Notify = silent, *, simulated: bool = True
+    run: RunDirectory, space: Workspace, notify: Notify = silent, *, simulated: bool = True
 ) -> ServerApp:
     """An app for a run that exists already (`fedkd run`, notebooks, tests)."""
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        run_job(grid, run, workspace, notify=notify, simulated=simulated)
+        run_job(grid, run, space, notify=notify, simulated=simulated)
 
     return app
 
@@ -44,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
         words = shlex.split(str(settings.get("overrides", "")))
         experiment = load_experiment(str(settings["config"]), words)
     check(experiment)
-    workspace = Workspace(experiment)
+    space = workspace(experiment.to_json())
     if not settings.get("resume"):
         run = RunDirectory.new(experiment, str(settings.get("output") or "") or None)
     log.info("run directory: %s", run.path)
@@ -55,7 +55,7 @@ def main(grid: Grid, context: Context) -> None:
             log.info("%s %s", event, shown)
 
     # On real nodes the run directory does not exist there and clients use their own folders.
-    summary = run_job(grid, run, workspace, notify=notify)
+    summary = run_job(grid, run, space, notify=notify)
     log.info("student %s, accuracy %.4f", summary["hash"], summary["student"]["accuracy"])
 
 

@@ -36,7 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("config", "data", "models"),
     ("knowledge", "optimization"),
     ("losses", "fusion", "evaluation", "rundir"),
-    ("objective", "teachers", "lessons"),
+    ("objective", "teachers", "lessons", "chains"),
     ("distillation", "build"),
     ("rounds", "export", "api"),
     ("insight", "summary"),

@@ -59,8 +59,9 @@ class KnowledgeStore:
         for client in self.clients():
             place = self._place(client)
             facts = json.loads((place / "teacher.json").read_text(encoding="utf-8"))
-            counts = facts.pop("class_counts")
-            teachers.append(Teacher(**facts, class_counts=None if counts is None else tuple(counts)))
+            counts = facts["class_counts"]
+            facts["class_counts"] = None if counts is None else tuple(counts)
+            teachers.append(Teacher(**facts))
             for kind in kinds:
                 arrays[kind].append(
                     np.load(place / f"{kind}.npy", mmap_mode="r", allow_pickle=False)

@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from fedkd.features import averaged
 from fedkd.knowledge.kinds import Kind, Stage
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
@@ -62,6 +63,8 @@ def negative_mean(maps: Tensor) -> Tensor:
 class OFDLoss(DistillationLoss):
     """Matches the maps of several stages where the teacher's neurons are active.
 
+    A teacher's larger map is averaged to the student's size.
+
     Args:
         stages: How many of the deepest stages; of L the i-th weighs 2^-(L - i - 1), the last 1.
         scale: Factor on the sum over all elements; 1e-3 as published on CIFAR.
@@ -93,13 +96,14 @@ class OFDLoss(DistillationLoss):
         ready.connectors = nn.ModuleList()
         for number, kind in enumerate(self.needs):
             ours, theirs = student[kind], teacher[kind]
-            if ours.shape[2:] != theirs.shape[2:]:
+            if ours.shape[2] > theirs.shape[2] or ours.shape[3] > theirs.shape[3]:
                 raise ValueError(
-                    f"loss 'ofd': {kind} is {tuple(ours.shape[2:])} of the student, "
-                    f"{tuple(theirs.shape[2:])} of the teacher"
+                    f"loss 'ofd': {kind} of the student is {tuple(ours.shape[2:])}, "
+                    f"larger than the teacher's {tuple(theirs.shape[2:])}"
                 )
             ready.connectors.append(connector(ours.shape[1], theirs.shape[1]))
-            ready.register_buffer(f"margin{number}", negative_mean(theirs.float()))
+            margin = negative_mean(_like(theirs, ours).float())
+            ready.register_buffer(f"margin{number}", margin)
         return ready
 
     def forward(
@@ -107,16 +111,18 @@ class OFDLoss(DistillationLoss):
     ) -> Tensor:
         """Losses (B,)."""
         assert len(self.connectors) == len(self.needs), "adapt it to student and teacher first"
-        total = torch.zeros(())
+        losses = []
         for number, (kind, connect) in enumerate(zip(self.needs, self.connectors)):
-            loss = ofd_loss(
-                connect(student[kind].float()),
-                teacher[kind],
-                self.get_buffer(f"margin{number}"),
-                scale=self.scale / 2 ** (len(self.needs) - number - 1),
+            margin = self.get_buffer(f"margin{number}")
+            losses.append(
+                ofd_loss(
+                    connect(student[kind].to(margin.dtype)),
+                    _like(teacher[kind], student[kind]),
+                    margin,
+                    scale=self.scale / 2 ** (len(self.needs) - number - 1),
+                )
             )
-            total = loss if number == 0 else total + loss
-        return total
+        return torch.stack(losses).sum(dim=0)
 
 
 def connector(student_width: int, teacher_width: int) -> nn.Sequential:
@@ -124,3 +130,8 @@ def connector(student_width: int, teacher_width: int) -> nn.Sequential:
     convolution = nn.Conv2d(student_width, teacher_width, 1, bias=False)
     nn.init.normal_(convolution.weight, std=math.sqrt(2 / teacher_width))
     return nn.Sequential(convolution, nn.BatchNorm2d(teacher_width))
+
+
+def _like(teacher_map: Tensor, student_map: Tensor) -> Tensor:
+    """The teacher's map averaged to the student's size."""
+    return averaged(teacher_map, (student_map.shape[2], student_map.shape[3]))

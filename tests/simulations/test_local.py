@@ -180,3 +180,19 @@ def test_feedback_reaches_the_clients(tiny: Tiny) -> None:
     ]
     assert down[1][2] > down[1][1]  # the student travels from round 2 on
     assert down[0][2] == pytest.approx(down[0][1], abs=8)
+
+
+@pytest.mark.parametrize("guidance", ["next", "dense"])
+def test_assistants_on_the_server_survive_a_restart(tiny: Tiny, guidance: str) -> None:
+    words = (
+        "distillation.assistants=[{name: cnn_tiny, width: 24}, {name: cnn_tiny, width: 20}]",
+        f"distillation.guidance={guidance}",
+        "distillation.losses=[dkd, fitnet]",
+        "teachers.models=[cnn_tiny]",
+    )
+    whole = run_local(tiny(*words))
+    assert {r["event"] for r in whole.metrics()} >= {"assistant_epoch", "epoch"}
+    first = run_local(tiny("rounds=1", *words))
+    longer = first.experiment.model_copy(update={"rounds": 2})
+    resumed = run_local(longer, run=RunDirectory(first.path, longer, first.identity))
+    assert resumed.metrics("round")[-1]["hash"] == whole.metrics("round")[-1]["hash"]
