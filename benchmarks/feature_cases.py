@@ -6,6 +6,7 @@ Both sides start from the maps of student and teacher and draw forward and backw
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ def published_cat(student: Tensor, teacher: Tensor, size: int, normalise: bool) 
     pooled = [F.adaptive_avg_pool2d(maps, (size, size)) for maps in (student, teacher)]
     if normalise:
         pooled = [F.normalize(maps, dim=(2, 3)) for maps in pooled]
-    return F.mse_loss(*pooled)
+    return F.mse_loss(pooled[0], pooled[1])
 
 
 def published_london(
@@ -54,7 +55,7 @@ def published_london(
             norm(torch.bmm(matrix(s[i], s[i + 1]), matrix(s[i], s[i + 1]).transpose(2, 1)))
             for s in (student, teacher)
         ]
-        total = total + F.mse_loss(*norms) / 2 ** (len(student) - i - 1)
+        total = total + F.mse_loss(norms[0], norms[1]) / 2 ** (len(student) - i - 1)
     return total
 
 
@@ -100,10 +101,10 @@ def feature_cases(size: int) -> list[tuple[str, Run, Run]]:
     with torch.no_grad():
         sent = spectral_norms(teacher)
 
-    def london(gradient: str, iterations: int) -> Callable[..., Tensor]:
+    def london(gradient: Literal["exact", "unrolled"], iterations: int) -> Callable[..., Tensor]:
         def loss(*leaves: Tensor) -> Tensor:
             with torch.no_grad():
-                theirs = spectral_norms(teacher, iterations=iterations)
+                theirs = spectral_norms(teacher, iterations=iterations, gradient=gradient)
             ours = spectral_norms(leaves, iterations=iterations, gradient=gradient)
             return london_loss(ours, theirs).mean()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,36 +30,21 @@ def check(experiment: Experiment) -> None:
     Raises:
         ConfigError: unknown name or option, named by its key in the config.
     """
-    _check(DATASETS, experiment.data.dataset, "data.dataset")
+    check_component(DATASETS, experiment.data.dataset, "data.dataset")
     if experiment.data.transfer.dataset is not None:
-        _check(DATASETS, experiment.data.transfer.dataset, "data.transfer.dataset")
-    _check(PARTITIONS, experiment.data.partition, "data.partition")
+        check_component(DATASETS, experiment.data.transfer.dataset, "data.transfer.dataset")
+    check_component(PARTITIONS, experiment.data.partition, "data.partition")
     for number, model in enumerate(experiment.teachers.models):
-        _check_model(model, f"teachers.models.{number}")
-    _check_model(experiment.student.model, "student.model")
+        check_model(model, f"teachers.models.{number}")
+    check_model(experiment.student.model, "student.model")
     for number, model in enumerate(experiment.distillation.assistants):
-        _check_model(model, f"distillation.assistants.{number}")
+        check_model(model, f"distillation.assistants.{number}")
     for number, rule in enumerate(experiment.fusion):
-        _check(FUSIONS, rule, f"fusion.{number}")
+        check_component(FUSIONS, rule, f"fusion.{number}")
         _attempt(f"fusion.{number}", partial(FUSIONS.create, rule.name, **rule.options))
-    for number, term in enumerate(experiment.distillation.losses):
-        _check(
-            LOSSES,
-            term,
-            f"distillation.losses.{number}",
-            extra=tuple(set(LossTerm.model_fields) - {"name"}),
-        )
-    _attempt("distillation.losses", partial(build_objective, experiment))
-    epochs = experiment.distillation.epochs
-    _attempt("distillation.losses", partial(build_objective(experiment).check, epochs))
-    from fedkd.data.views import AUGMENTATIONS
-
-    if experiment.teachers.augment not in AUGMENTATIONS:
-        raise ConfigError(
-            f"teachers.augment: unknown augmentation {experiment.teachers.augment!r}"
-            f"{nearest(experiment.teachers.augment, list(AUGMENTATIONS))} "
-            f"(known: {', '.join(AUGMENTATIONS)})"
-        )
+    distillation = experiment.distillation
+    check_losses(distillation.losses, distillation.epochs, "distillation.losses")
+    check_augmentation(experiment.teachers.augment, "teachers.augment")
     device_of(experiment)
 
 
@@ -122,7 +108,11 @@ def build_network(
 
 def build_objective(experiment: Experiment) -> Objective:
     """The student's objective. Raises `ValueError` for impossible options."""
-    terms = experiment.distillation.losses
+    return objective_of(experiment.distillation.losses)
+
+
+def objective_of(terms: Sequence[LossTerm]) -> Objective:
+    """The weighted sum of these terms. Raises `ValueError` for impossible options."""
     repeated = {t.name for t in terms if [u.name for u in terms].count(t.name) > 1}
     return Objective(
         [
@@ -147,7 +137,11 @@ def build_fusion(experiment: Experiment) -> list[Fusion]:
 
 def device_of(experiment: Experiment) -> torch.device:
     """The server's device. Raises `ConfigError` if it does not exist here."""
-    name = experiment.resources.device
+    return device_named(experiment.resources.device)
+
+
+def device_named(name: str) -> torch.device:
+    """The device `name`; `auto` takes a GPU if there is one. Raises `ConfigError`."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -159,9 +153,30 @@ def device_of(experiment: Experiment) -> torch.device:
     return device
 
 
-def _check(
+def check_losses(terms: Sequence[LossTerm], epochs: int, where: str) -> None:
+    """Check the terms of an objective. Raises `ConfigError` that names the key."""
+    for number, term in enumerate(terms):
+        extra = tuple(set(LossTerm.model_fields) - {"name"})
+        check_component(LOSSES, term, f"{where}.{number}", extra)
+    objective = _attempt(where, partial(objective_of, terms))
+    _attempt(where, partial(objective.check, epochs))
+
+
+def check_augmentation(name: str, where: str) -> None:
+    """Raise `ConfigError` if there is no such recipe."""
+    from fedkd.data.views import AUGMENTATIONS
+
+    if name not in AUGMENTATIONS:
+        raise ConfigError(
+            f"{where}: unknown augmentation {name!r}{nearest(name, list(AUGMENTATIONS))} "
+            f"(known: {', '.join(AUGMENTATIONS)})"
+        )
+
+
+def check_component(
     registry: Registry[Any], component: Component, where: str, extra: tuple[str, ...] = ()
 ) -> None:
+    """Check a component's name and options. Raises `ConfigError` that names the key."""
     try:
         registry.check(component.name, component.options)
     except ValueError as error:
@@ -172,7 +187,8 @@ def _check(
         raise ConfigError(f"{where}: {message}") from None
 
 
-def _check_model(model: Component, where: str) -> None:
+def check_model(model: Component, where: str) -> None:
+    """Likewise for a model, of ours or torchvision's."""
     if model.name.startswith("torchvision/"):
         from fedkd.models.build import model_names
 
@@ -181,7 +197,7 @@ def _check_model(model: Component, where: str) -> None:
                 f"{where}: unknown model {model.name!r}{nearest(model.name, model_names())}"
             )
         return
-    _check(MODELS, model, where)
+    check_component(MODELS, model, where)
 
 
 def _attempt(where: str, build: partial[Any]) -> Any:

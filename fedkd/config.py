@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -36,6 +36,14 @@ class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values are fixed once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def to_yaml(self) -> str:
+        """The resolved config, every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def to_json(self) -> str:
+        """Compact and canonical: what travels to the clients."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
 
 class Component(BaseModel):
@@ -171,12 +179,13 @@ def _terms(value: Any) -> Any:
     return [_component(item) for item in value] if isinstance(value, Sequence) else value
 
 
+Terms = Annotated[tuple[Term, ...], Field(min_length=1), BeforeValidator(_terms)]
+
+
 class Distillation(Section):
     """How the student learns from the fused teachers."""
 
-    losses: Annotated[tuple[Term, ...], BeforeValidator(_terms)] = Field(
-        default=(Term(name="dkd"), Term(name="vrm")), min_length=1
-    )
+    losses: Terms = (Term(name="dkd"), Term(name="vrm"))
     epochs: Positive = 20
     batch_size: Positive = 64
     optimizer: Optimizer = Optimizer()
@@ -252,14 +261,6 @@ class Experiment(Section):
             )
         return self
 
-    def to_yaml(self) -> str:
-        """The resolved config, every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-    def to_json(self) -> str:
-        """Compact and canonical: what travels to the clients."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML less two traps of YAML 1.1: `1e-4` is a number, a repeated key an error."""
@@ -297,6 +298,9 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{source}: {error}") from None
 
 
+Root = TypeVar("Root", bound=Section)
+
+
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read a config file and apply `key=value` overrides.
 
@@ -308,34 +312,81 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     Raises:
         ConfigError: one line on what is wrong, where, and what is allowed.
     """
-    file = _find(Path(path))
-    values = parse_yaml(file.read_text(encoding="utf-8"), str(path))
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys, got {type(values).__name__}")
-    values.setdefault("name", file.stem)
-    return make_experiment(values, overrides)
+    return load_config(Experiment, path, overrides)
 
 
 def make_experiment(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Experiment:
     """Plain values and overrides -> a checked experiment. Raises `ConfigError`."""
-    experiment = _validate(values)
+    return make_config(Experiment, values, overrides)
+
+
+def load_config(root: type[Root], path: str | Path, overrides: Sequence[str] = ()) -> Root:
+    """As `load_experiment`, for any outermost section.
+
+    The key `base` names another file, from this one's folder: its values hold where this file
+    says nothing. Mappings are merged key by key, all else is replaced.
+    """
+    file = _find(Path(path))
+    values = _read(file, str(path))
+    if "name" in root.model_fields:
+        values.setdefault("name", file.stem)
+    return make_config(root, values, overrides)
+
+
+def make_config(root: type[Root], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Root:
+    """As `make_experiment`, for any outermost section."""
+    config = _validate(root, values)
     if overrides:
-        merged = experiment.model_dump(mode="json")
+        merged = config.model_dump(mode="json")
         for word in overrides:
             key, separator, text = word.partition("=")
             if not separator or not key:
                 raise ConfigError(f"override {word!r}: expected key=value, for example rounds=5")
-            _assign(merged, key.strip().split("."), parse_yaml(text, key), key)
-        experiment = _validate(merged)
-    import_plugins(experiment.plugins)
-    return experiment
+            _assign(root, merged, key.strip().split("."), parse_yaml(text, key), key)
+        config = _validate(root, merged)
+    import_plugins(getattr(config, "plugins", ()))
+    return config
 
 
-def _validate(values: Mapping[str, Any]) -> Experiment:
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`old` with what `new` says; a component of another name keeps nothing of the old one."""
+    result = dict(old)
+    for key, value in new.items():
+        before = result.get(key)
+        inside = isinstance(before, Mapping) and isinstance(value, Mapping)
+        if inside and value.get("name", before.get("name")) == before.get("name"):
+            result[key] = merged(before, value)
+        else:
+            result[key] = value
+    return result
+
+
+def validate(root: type[Root], values: Mapping[str, Any], where: str) -> Root:
+    """Plain values -> the section `root` at the key `where`. Raises a one-line `ValueError`."""
     try:
-        return Experiment.model_validate(values)
+        return root.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
+        raise ValueError(f"{where}.{_one_line(root, error)}") from None
+
+
+def _validate(root: type[Root], values: Mapping[str, Any]) -> Root:
+    try:
+        return root.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_one_line(root, error)) from None
+
+
+def _read(file: Path, shown: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    values = parse_yaml(file.read_text(encoding="utf-8"), shown)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{shown}: expected a mapping of keys, got {type(values).__name__}")
+    if "base" not in values:
+        return values
+    base = file.parent / str(values.pop("base"))
+    if not base.is_file() or base in (file, *above):
+        problem = "is this file's own base" if base.is_file() else "does not exist"
+        raise ConfigError(f"{shown}: base: {base} {problem}")
+    return merged(_read(base, str(base), (file, *above)), values)
 
 
 def _find(path: Path) -> Path:
@@ -350,7 +401,9 @@ def _find(path: Path) -> Path:
     raise ConfigError(f"no config file {str(path)!r}{nearest(str(path), known)}")
 
 
-def _assign(values: dict[str, Any], keys: list[str], value: Any, whole: str) -> None:
+def _assign(
+    root: type[Section], values: dict[str, Any], keys: list[str], value: Any, whole: str
+) -> None:
     *parents, last = keys
     node: Any = values
     for depth, key in enumerate(parents):
@@ -367,7 +420,11 @@ def _assign(values: dict[str, Any], keys: list[str], value: Any, whole: str) -> 
     if isinstance(node, list):
         _item(node, last, whole)
         node[int(last)] = value
-    elif last == "name" and issubclass(_model_at(parents), Component) and node.get("name") != value:
+    elif (
+        last == "name"
+        and issubclass(_model_at(root, parents), Component)
+        and node.get("name") != value
+    ):
         node.clear()  # another component: the options of the old one do not apply to it
         node["name"] = value
     else:
@@ -394,13 +451,13 @@ def import_plugins(names: Sequence[str]) -> None:
             ) from None
 
 
-def _one_line(error: ValidationError) -> str:
+def _one_line(root: type[Section], error: ValidationError) -> str:
     """The first problem of a pydantic error, in our words."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     kind, given = first["type"], first["input"]
     if kind == "extra_forbidden":
-        allowed = _keys_at(first["loc"][:-1])
+        allowed = list(_model_at(root, first["loc"][:-1]).model_fields)
         return (
             f"{where}: unknown key{nearest(str(first['loc'][-1]), allowed)} "
             f"(allowed: {', '.join(allowed)})"
@@ -420,14 +477,9 @@ def _one_line(error: ValidationError) -> str:
     return f"{where}: {message}, got {given!r}"
 
 
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    """Field names of the section at `location`."""
-    return list(_model_at(location).model_fields)
-
-
-def _model_at(location: Sequence[int | str]) -> type[BaseModel]:
-    """The model that describes the section at `location`; list indices are passed over."""
-    model: type[BaseModel] = Experiment
+def _model_at(root: type[Section], location: Sequence[int | str]) -> type[BaseModel]:
+    """The model that describes the section at `location`; indices and free keys are passed over."""
+    model: type[BaseModel] = root
     for part in location:
         if isinstance(part, str) and part in model.model_fields:
             model = _section_in(model.model_fields[part].annotation) or model

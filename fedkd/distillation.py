@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -17,6 +19,9 @@ from fedkd.models.network import Network
 from fedkd.objective import Objective, Value
 from fedkd.optimization import make_optimizer
 from fedkd.randomness import seeded
+
+# Steps on an accelerator between looks at the loss.
+CHECK_EVERY = 50
 
 Precision = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype | None] = {
@@ -34,6 +39,7 @@ class EpochRecord:
         epoch: From 1.
         loss: Mean total loss.
         terms: Mean of each counting term, unweighted.
+        lr: Learning rate of the first step.
         gradients: Norm of each weighted term's gradient on the student's parameters in the
             epoch's first batch: who pulls how hard. Empty for a single term.
     """
@@ -41,6 +47,7 @@ class EpochRecord:
     epoch: int
     loss: float
     terms: dict[str, float]
+    lr: float
     gradients: dict[str, float] = field(default_factory=dict)
 
 
@@ -145,21 +152,24 @@ class _Loop:
         """Train one epoch."""
         self.student.train()
         self.objective.train()
-        sums: dict[str, Tensor] = {}
-        seen = 0
+        lr = float(self.schedule.get_last_lr()[0])
+        losses = _Losses(epoch, every=1 if self.device.type == "cpu" else CHECK_EVERY)
         gradients: dict[str, float] = {}
-        for lesson in self.lessons.epoch(epoch):
-            value = self._value(lesson, epoch)
-            if seen == 0 and len(value.terms) > 1:
-                gradients = self._gradients(value)
-            self._step(value, epoch)
-            count = len(lesson.images)
-            seen += count
-            for name, number in {"loss": value.total, **value.terms}.items():
-                part = number.detach().double() * count
-                sums[name] = sums[name] + part if name in sums else part
-        means = {name: float(total) / max(seen, 1) for name, total in sums.items()}
-        return EpochRecord(epoch, means.pop("loss"), means, gradients)
+        with warnings.catch_warnings():
+            # In float16 the first steps are skipped until the scale fits; the schedule goes on.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            for lesson in self.lessons.epoch(epoch):
+                try:
+                    value = self._value(lesson, epoch)
+                except RuntimeError:
+                    losses.check()  # if the loss was not finite before, that is the reason
+                    raise
+                losses.add(value, len(lesson.images))
+                if not gradients and len(value.terms) > 1:
+                    gradients = self._gradients(value)
+                self._step(value)
+        total, *means = losses.means()
+        return EpochRecord(epoch, total, dict(zip(losses.names, means)), lr, gradients)
 
     def _value(self, lesson: Lesson, epoch: int) -> Value:
         with self._autocast():
@@ -168,13 +178,7 @@ class _Loop:
         value: Value = self.objective(readings, lesson.ensemble, lesson.targets, epoch, self.epochs)
         return value
 
-    def _step(self, value: Value, epoch: int) -> None:
-        if not torch.isfinite(value.total):
-            terms = ", ".join(f"{name} {v.item():.4g}" for name, v in value.terms.items())
-            raise RuntimeError(
-                f"the student's loss is {value.total.item()} in epoch {epoch} ({terms}); "
-                "lower the learning rate or a loss's weight"
-            )
+    def _step(self, value: Value) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(value.total).backward()
         if self.options.max_grad_norm is not None:
@@ -193,8 +197,8 @@ class _Loop:
                 norms[name] = 0.0
                 continue
             parts = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
-            squares = [part.double().square().sum() for part in parts if part is not None]
-            norm = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+            lengths = [part.float().norm() for part in parts if part is not None]
+            norm = float(torch.stack(lengths).norm()) if lengths else 0.0
             norms[name] = value.weights[name] * norm
         return norms
 
@@ -255,6 +259,47 @@ class _Loop:
         if "cuda" in state["generators"] and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
         return int(state["epoch"]) + 1
+
+
+class _Losses:
+    """The losses of an epoch, left on the device: asking for a number makes a GPU wait."""
+
+    def __init__(self, epoch: int, every: int) -> None:
+        self.names: list[str] = []
+        self._epoch = epoch
+        self._every = every
+        self._waiting: list[Tensor] = []
+        self._rows: list[list[float]] = []
+        self._counts: list[int] = []
+
+    def add(self, value: Value, count: int) -> None:
+        """One step's value on `count` samples. Raises `RuntimeError` (some steps later)."""
+        self.names = list(value.terms)
+        numbers = [value.total, *value.terms.values()]
+        self._waiting.append(torch.stack([number.detach().float() for number in numbers]))
+        self._counts.append(count)
+        if len(self._waiting) >= self._every:
+            self.check()
+
+    def check(self) -> None:
+        """Fetch what is waiting. Raises `RuntimeError` that names the first bad step's terms."""
+        fetched: list[list[float]] = torch.stack(self._waiting).tolist() if self._waiting else []
+        self._waiting.clear()
+        for total, *parts in fetched:
+            if not math.isfinite(total):
+                shown = (f"{name} {part:.4g}" for name, part in zip(self.names, parts))
+                raise RuntimeError(
+                    f"the student's loss is {total} in epoch {self._epoch} ({', '.join(shown)}); "
+                    "lower the learning rate or a loss's weight"
+                )
+        self._rows += fetched
+
+    def means(self) -> list[float]:
+        """Mean of the total and of each term over the samples."""
+        self.check()
+        seen = max(sum(self._counts), 1)
+        weighted = ([n * part for part in row] for n, row in zip(self._counts, self._rows))
+        return [sum(column) / seen for column in zip(*weighted)] or [0.0]
 
 
 def _on_cpu(module: nn.Module) -> dict[str, Tensor]:

@@ -127,8 +127,12 @@ class LiveLessons:
         batch_size: Samples per step; a last batch of one sample is dropped (batch norm).
         seed: Seed of order and augmentation.
         device: Where lessons are put.
+        say: Weight of each teacher; default: all the same.
         autocast: Precision in which teachers compute, None for float32.
         memory_format: Layout of the images.
+
+    Raises:
+        ValueError: the images have no labels, or a teacher has nothing of a kind.
     """
 
     def __init__(
@@ -142,6 +146,7 @@ class LiveLessons:
         batch_size: int = 64,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        say: Sequence[float] | None = None,
         autocast: torch.dtype | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
@@ -162,6 +167,8 @@ class LiveLessons:
             Teacher(number, parameters=parameter_count(teacher))
             for number, teacher in enumerate(teachers)
         ) or (Teacher(0),)
+        shares = torch.tensor(say or [1.0] * len(self._who), device=self._device)
+        self._say = (shares / shares.sum())[:, None]
         with torch.no_grad():
             self._facts: dict[Kind, Tensor | Sequence[Tensor]] = {
                 kind: [kind.state(t, self._images, self._labels).to(device) for t in teachers]
@@ -176,16 +183,17 @@ class LiveLessons:
 
     def example(self) -> Lesson:
         """The first few images."""
-        return self._lesson(torch.arange(min(8, len(self._images))), 0, 0)
+        count = min(8, len(self._images))
+        return self._lesson(torch.arange(count, device=self._device), 0, 0)
 
     def epoch(self, number: int) -> Iterator[Lesson]:
         """All images in an order of its own, each batch augmented by its own stream."""
-        batches = _batches(len(self._images), self._batch_size, self._seed, number)
+        total = len(self._images)
+        batches = _batches(total, self._batch_size, self._seed, number, self._device)
         for step, index in enumerate(batches):
             yield self._lesson(index, number, step)
 
     def _lesson(self, index: Tensor, epoch: int, step: int) -> Lesson:
-        index = index.to(self._device)
         pixels, labels = self._images[index], self._labels[index]
         images = self._augmented(pixels, self._augment, "augment", epoch, step)
         cache: dict[int, Tensor] = {}
@@ -204,25 +212,32 @@ class LiveLessons:
 
     @torch.no_grad()
     def _ask(self, images: Tensor, virtual: Views) -> Ensemble:
-        count = len(self._who)
-        weights = torch.full((count, len(images)), 1.0 / count, device=self._device)
+        weights = self._say.expand(-1, len(images))
         tensors = dict(self._facts)
         readings = [Reading(teacher, images, virtual) for teacher in self._teachers]
         for kind in self._kinds if readings else ():
             with torch.autocast(
                 self._device.type, dtype=self._autocast, enabled=self._autocast is not None
             ):
-                parts = [kind.read(reading) for reading in readings]
+                parts = [kind.read(reading).float() for reading in readings]
             same = len({part.shape for part in parts}) == 1
-            tensors[kind] = torch.stack(parts).float() if same else [p.float() for p in parts]
+            if len(parts) == 1:
+                tensors[kind] = parts[0][None]  # without a copy
+            else:
+                tensors[kind] = torch.stack(parts) if same else parts
         return Ensemble(self._who, tensors, weights)
 
 
-def _batches(total: int, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
-    """Indices of the batches of an epoch; a batch of one is left out unless it is all there is."""
+def _batches(
+    total: int, batch_size: int, seed: int, epoch: int, device: torch.device | str = "cpu"
+) -> Iterator[Tensor]:
+    """Indices of the batches of an epoch; a batch of one is left out unless it is all there is.
+
+    The order moves to `device` at once: a copy in every step would make an accelerator wait.
+    """
     order = stream(seed, "order")
     for _ in range(epoch):  # the epochs before are drawn too, so that any epoch can be the first
         permutation = torch.randperm(total, generator=order)
-    for index in permutation.split(batch_size):
+    for index in permutation.to(device).split(batch_size):
         if len(index) > 1 or total == 1:
             yield index

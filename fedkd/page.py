@@ -1,20 +1,10 @@
-"""The report's page: HTML and style, with Jinja's blanks.
+"""The report's page: HTML and style, with Jinja's blanks. `STYLE` is shared by other pages.
 
 A Python string because a Flower app bundle carries no `.html` files (`flwr` allows .py, .md,
 .toml, .yaml and .json), and a server deployed with `flwr run` writes reports too.
 """
 
-PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<meta name="color-scheme" content="light dark">
-<title>{{ experiment.name }} · seed {{ experiment.seed }} · fedkd</title>
-<style>
+STYLE = """\
 :root {
   --page: #f5f6f8; --card: #fff; --ink: #1f2328; --soft: #59636e; --line: #e2e5ea; --track: #edeff2;
   --student: #0072b2; --ensemble: #e69f00; --teacher: #8a929a; --oracle: #009e73;
@@ -127,6 +117,23 @@ footer { margin-top: 40px; font-size: 13px; color: var(--soft); overflow-wrap: a
   nav { display: none; }
   .card { break-inside: avoid; box-shadow: none; }
 }
+"""
+
+PAGE = (
+    """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta name="color-scheme" content="light dark">
+<title>{{ experiment.name }} · seed {{ experiment.seed }} · fedkd</title>
+<style>
+"""
+    + STYLE
+    + """\
 </style>
 </head>
 <body>
@@ -310,3 +317,4 @@ footer { margin-top: 40px; font-size: 13px; color: var(--soft); overflow-wrap: a
 </body>
 </html>
 """
+)

@@ -102,7 +102,7 @@ def accuracy_picture(
         teachers: Client -> values per round: thin lines, or a band where there are many.
         levels: Horizontal lines `oracle` and `ceiling`.
     """
-    figure, axes = _figure(5.6, 3.5)
+    figure, axes = canvas(5.6, 3.5)
     _teacher_lines(axes, rounds, teachers)
     looks: dict[str, dict[str, Any]] = {
         "pseudo-labels": {"color": PSEUDO, "ls": "--", "marker": "s", "ms": 3.5, "lw": 1.4},
@@ -162,7 +162,7 @@ def loss_picture(
     names = list(terms)
     columns = 1 if len(names) <= 3 else 2
     rows = -(-len(names) // columns)
-    figure, first = _figure(
+    figure, first = canvas(
         5.6, max(2.6, (1.3 if columns == 1 else 1.75) * rows), grid=(rows, columns)
     )
     panels = np.atleast_1d(np.asarray(first, dtype=object)).ravel()
@@ -184,7 +184,8 @@ def loss_picture(
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     for axes in panels[len(names) :]:
         axes.set_axis_off()
-    figure.supxlabel("epoch (dotted: a new round begins)", fontsize=8.5, color=GREY)
+    label = "epoch" + (" (dotted: a new round begins)" if starts else "")
+    figure.supxlabel(label, fontsize=8.5, color=GREY)
     return figure
 
 
@@ -199,7 +200,7 @@ def pull_picture(pulls: Mapping[str, Sequence[float]], rounds: Sequence[int]) ->
     table = np.nan_to_num(np.asarray(list(pulls.values()), dtype=float))
     shares = 100 * table / np.maximum(table.sum(axis=0), 1e-30)
     epochs = np.arange(1, len(rounds) + 1)
-    figure, axes = _figure(5.6, 2.6)
+    figure, axes = canvas(5.6, 2.6)
     colors = [_TERMS[number % len(_TERMS)] for number in range(len(pulls))]
     axes.stackplot(epochs, shares, labels=list(pulls), colors=colors, lw=0)
     for start, (before, after) in enumerate(pairwise(rounds), start=1):
@@ -229,7 +230,7 @@ def class_picture(
     """
     if len(classes) > 20:
         return _class_heat(classes, scores)
-    figure, axes = _figure(5.6, 0.9 + 0.27 * len(classes))
+    figure, axes = canvas(5.6, 0.9 + 0.27 * len(classes))
     height = 0.72 / len(scores)
     place = np.arange(len(classes), dtype=float)
     colors = {"student": STUDENT, "ensemble": ENSEMBLE}
@@ -265,7 +266,7 @@ def _class_heat(classes: Sequence[str], scores: Mapping[str, Sequence[float]]) -
     across = 25 if named else 100
     blocks = [range(i, min(i + across, len(classes))) for i in range(0, len(classes), across)]
     tall = 0.3 * len(scores) + (0.75 if named else 0.1)
-    figure, first = _figure(11.0, 0.4 + tall * len(blocks), grid=(len(blocks), 1))
+    figure, first = canvas(11.0, 0.4 + tall * len(blocks), grid=(len(blocks), 1))
     panels = np.atleast_1d(np.asarray(first, dtype=object)).ravel()
     image: Any = None
     for axes, block in zip(panels, blocks):
@@ -305,7 +306,7 @@ def agreement_picture(names: Sequence[str], table: ArrayLike, apart: int = 0) ->
     values = np.asarray(table, dtype=float)
     count = len(names)
     size = float(np.clip(0.34 * count + 1.5, 3.9, 7.0))
-    figure, axes = _figure(size + 0.8, size)
+    figure, axes = canvas(size + 0.8, size)
     image = axes.imshow(values, cmap=_SHADES, vmin=0, vmax=1)
     step = max(1, -(-count // 30))
     marks = [*range(0, count - apart, step), *range(count - apart, count)]
@@ -344,7 +345,7 @@ def graph_picture(
         blocks: Runs of vertices that belong together: (name, how many).
         names: A name per vertex.
     """
-    figure, panels = _figure(11.0, 3.5, grid=(1, 3))
+    figure, panels = canvas(11.0, 3.5, grid=(1, 3))
     difference = student - teachers
     widest = max(0.1, float(np.nanmax(np.abs(difference), initial=0.0)))
     pictures = (
@@ -393,7 +394,7 @@ def calibration_picture(sets: Mapping[str, Mapping[str, Any]]) -> Figure:
     Args:
         sets: Name -> `confidence`, `accuracy`, `counts` per bin and `ece`.
     """
-    figure, panels = _figure(5.6, 3.5, grid=(2, max(1, len(sets))), height_ratios=(4, 1))
+    figure, panels = canvas(5.6, 3.5, grid=(2, max(1, len(sets))), height_ratios=(4, 1))
     panels = np.asarray(panels, dtype=object).reshape(2, -1)
     colors = {"student": STUDENT, "ensemble": ENSEMBLE}
     for column, (name, bins) in enumerate(sets.items()):
@@ -446,7 +447,7 @@ def traffic_picture(
     method = [phase for phase in up if phase not in measurement]
     groups = {"the method": method, "measurement": [p for p in up if p in measurement]}
     groups = {title: phases for title, phases in groups.items() if phases}
-    figure, panels = _figure(5.6, 3.5, grid=(1, len(groups)))
+    figure, panels = canvas(5.6, 3.5, grid=(1, len(groups)))
     for axes, (title, phases) in zip(np.atleast_1d(panels), groups.items()):
         stacks = [np.sum([way[phase] for phase in phases], axis=0) for way in (up, down)]
         unit, scale = byte_unit(max(1.0, *(float(stack.max()) for stack in stacks)))
@@ -482,7 +483,7 @@ def cost_picture(
         rounds: Round numbers, written beside the points.
         transfer: Bytes of shipping the transfer set once to every client, for scale.
     """
-    figure, axes = _figure(5.6, 3.5)
+    figure, axes = canvas(5.6, 3.5)
     unit, scale = byte_unit(max([*sent, 1.0]))
     across = np.asarray(sent, dtype=float) / scale
     axes.plot(across, accuracy, color=STUDENT, marker="o", ms=5, lw=2)
@@ -513,7 +514,7 @@ def cost_picture(
 
 def time_picture(bars: Mapping[str, Mapping[str, float]]) -> Figure:
     """Seconds per phase, one stacked bar per name."""
-    figure, axes = _figure(5.6, 1.2 + 0.3 * len(bars))
+    figure, axes = canvas(5.6, 1.2 + 0.3 * len(bars))
     names = list(bars)
     phases = list(dict.fromkeys(phase for spent in bars.values() for phase in spent))
     longest = max([*(sum(spent.values()) for spent in bars.values()), 1e-9])
@@ -560,7 +561,8 @@ def short(name: str, length: int = 16) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def _figure(width: float, height: float, grid: tuple[int, int] = (1, 1), **ratios: Any) -> Any:
+def canvas(width: float, height: float, grid: tuple[int, int] = (1, 1), **ratios: Any) -> Any:
+    """An empty figure and its axes (an array of them for a grid)."""
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(*grid, gridspec_kw=ratios or None)
     return figure, panels

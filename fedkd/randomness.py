@@ -26,6 +26,15 @@ def stream(seed: int, *names: object) -> torch.Generator:
     return torch.Generator().manual_seed(stream_seed(seed, *names))
 
 
+def beside(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """`generator` itself for the CPU; for another device a generator there, seeded by its next
+    draw, so that nothing drawn has to travel."""
+    if device.type == "cpu":
+        return generator
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator(device).manual_seed(seed)
+
+
 @contextmanager
 def seeded(seed: int, *names: object) -> Iterator[None]:
     """Run a block whose code draws from the *global* generators (weight init, dropout,

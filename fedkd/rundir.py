@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedkd.config import ConfigError, Experiment, load_experiment
+from fedkd.config import ConfigError, Experiment, Section, load_experiment
 from fedkd.knowledge.store import KnowledgeStore, write_atomically
 
 _PACKAGES = ("fedkd", "torch", "torchvision", "flwr", "ray", "flwr-datasets", "numpy", "opacus")
@@ -41,17 +41,9 @@ class RunDirectory:
     @classmethod
     def new(cls, experiment: Experiment, parent: str | Path | None = None) -> RunDirectory:
         """A fresh folder under `parent` (default: the config's `output`)."""
-        parent = Path(parent or experiment.output).expanduser().resolve()
-        identity = f"{experiment.name}-seed{experiment.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-        identity += f"-{secrets.token_hex(2)}"
-        run = cls(parent / identity, experiment, identity)
-        try:
-            run.path.mkdir(parents=True)
-        except OSError as error:
-            raise ConfigError(f"output: cannot create {run.path}: {error.strerror}") from None
-        write_atomically(run.path / "config.yaml", experiment.to_yaml().encode())
-        run.write_json("versions.json", versions())
-        return run
+        name = f"{experiment.name}-seed{experiment.seed}"
+        path = new_folder(parent or experiment.output, name, experiment)
+        return cls(path, experiment, path.name)
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
@@ -65,20 +57,20 @@ class RunDirectory:
 
     def metric(self, event: str, **facts: Any) -> None:
         """Append one event to metrics.jsonl."""
-        self._append("metrics.jsonl", {"event": event, **facts})
+        append_line(self.path / "metrics.jsonl", {"event": event, **facts})
 
     def ledger(self, **facts: Any) -> None:
         """Append one message's bytes to ledger.jsonl."""
-        self._append("ledger.jsonl", facts)
+        append_line(self.path / "ledger.jsonl", facts)
 
     def metrics(self, event: str | None = None) -> list[dict[str, Any]]:
         """All events, or those called `event`."""
-        records = list(_lines(self.path / "metrics.jsonl"))
+        records = list(read_lines(self.path / "metrics.jsonl"))
         return records if event is None else [r for r in records if r["event"] == event]
 
     def ledger_entries(self) -> list[dict[str, Any]]:
         """All ledger lines."""
-        return list(_lines(self.path / "ledger.jsonl"))
+        return list(read_lines(self.path / "ledger.jsonl"))
 
     def rewind(self, last_round: int) -> None:
         """Forget events after `last_round`: a resumed run does those rounds again.
@@ -91,12 +83,11 @@ class RunDirectory:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file atomically."""
-        write_atomically(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
+        write_json(self.path / name, value)
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file of this run, or None if it is not there (yet)."""
-        file = self.path / name
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return read_json(self.path / name)
 
     # -- state -----------------------------------------------------------------------------
 
@@ -130,9 +121,22 @@ class RunDirectory:
     def _checkpoint(self, round_number: int) -> Path:
         return self.path / "checkpoints" / f"round-{round_number:04d}.pt"
 
-    def _append(self, name: str, record: dict[str, Any]) -> None:
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+
+def new_folder(parent: str | Path, name: str, config: Section) -> Path:
+    """A fresh folder `NAME-DATE-TIME-xxxx` that holds config.yaml and versions.json.
+
+    Raises:
+        ConfigError: it cannot be created.
+    """
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    path = Path(parent).expanduser().resolve() / f"{name}-{stamp}"
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"output: cannot create {path}: {error.strerror}") from None
+    write_atomically(path / "config.yaml", config.to_yaml().encode())
+    write_json(path / "versions.json", versions())
+    return path
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -172,7 +176,23 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, or None if it is not there (yet)."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append a record to a JSON-lines file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Records of a JSON-lines file; a last line cut short by a crash is dropped."""
     if not path.is_file():
         return

@@ -19,7 +19,8 @@ import pytest
 from fedkd.data import DATASETS, PARTITIONS
 from fedkd.data.views import AUGMENTATIONS
 from fedkd.fusion import FUSIONS
-from fedkd.knowledge.kinds import Logits, VirtualLogits
+from fedkd.knowledge import kinds as kinds_module
+from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.losses import LOSSES
 from fedkd.models import MODELS
 from fedkd.models.network import parameter_count
@@ -95,6 +96,15 @@ def test_every_name_has_its_row_with_its_options(section: str, name: str) -> Non
 @pytest.mark.parametrize("section", REGISTRIES)
 def test_no_row_names_what_is_not_there(section: str) -> None:
     assert set(_rows(section)) - {"torchvision/<name>"} <= set(REGISTRIES[section].names())
+
+
+def test_every_kind_of_knowledge_has_its_row() -> None:
+    kinds = [k for k in vars(kinds_module).values() if inspect.isclass(k) and issubclass(k, Kind)]
+    final = {kind for kind in kinds if not inspect.isabstract(kind)}
+    rows = _rows("Knowledge")
+    assert {row.split("(")[0] for row in rows} == {kind.__name__ for kind in final}
+    for row in rows:
+        eval(row, vars(kinds_module))  # the options exist
 
 
 def test_augmentations_have_their_rows() -> None:

@@ -9,14 +9,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import fedkd.relations as relations
 from fedkd.losses.kd import standardised
-from fedkd.relations import class_relation_loss, edge_scores, sample_relation_loss
+from fedkd.relations import (
+    class_relation_loss,
+    edge_scores,
+    gram,
+    match,
+    matching,
+    reliable,
+    sample_graph,
+    sample_relation_loss,
+)
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/output_relational.json").read_text())
 INPUTS = GOLDEN["inputs"]
 RECONSTRUCTION = GOLDEN["not_official_vrm_reconstruction"]
 RULES = ["joint_entropy_indep", "joint_entropy_diag", "edge_discrepancy", "view_discrepancy"]
+
+
+def _as_on_gpu(monkeypatch):
+    """Gram matrices in the dtype of the logits, whatever they hold."""
+
+    def single(student, teacher, lefts, twins):
+        found = gram.Cosines(student, teacher, lefts, student.dtype, gram._NOISE)
+        if twins:
+            found.mend_twins()
+        return found
+
+    monkeypatch.setattr(matching, "cosines", single)
 
 
 # The oracle: the published formulas, every edge written out.
@@ -132,7 +152,7 @@ DISTANCES = [("cosine", 1.0), ("huber", 1.0), ("huber", 0.05)]
 @pytest.mark.parametrize(("distance", "delta"), DISTANCES)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_sample_graph_equals_the_literal_one(edges, distance, delta, weighted, monkeypatch):
-    monkeypatch.setattr(relations, "_BLOCK", 2 * 5 * 7)  # Huber in several row blocks
+    monkeypatch.setattr(matching, "_BLOCK", 2 * 5 * 7)  # Huber in several row blocks
     a, b, d, e = _draw()
     a.requires_grad_(), b.requires_grad_()
     weights = _rand(5) if weighted else None
@@ -149,7 +169,7 @@ def test_sample_graph_equals_the_literal_one(edges, distance, delta, weighted, m
 @pytest.mark.parametrize("weights", [None, _rand(10)])
 @pytest.mark.parametrize("class_weights", [None, _rand(7, seed=2)])
 def test_class_graph_equals_the_literal_one(distance, delta, weights, class_weights, monkeypatch):
-    monkeypatch.setattr(relations, "_BLOCK", 3 * 7 * 10)
+    monkeypatch.setattr(matching, "_BLOCK", 3 * 7 * 10)
     a, b, d, e = _draw()
     student, teacher = torch.cat([a, b]).requires_grad_(), torch.cat([d, e])
     ours = class_relation_loss(
@@ -239,9 +259,18 @@ def test_the_surest_edges_stay():
 def test_pruning_judges_the_logits_it_is_given():
     a, b, d, e = _draw(size=6)
     vertices = [standardised(z) for z in (a, b, d, e)]
-    value = sample_relation_loss(*vertices, pruning="joint_entropy_indep", rho=0.3, judged=(a, b))
+    student, teacher = torch.cat(vertices[:2]), torch.cat(vertices[2:])
+    keep = reliable(
+        student,
+        teacher,
+        (a, b),
+        rule="joint_entropy_indep",
+        rho=0.3,
+    )
     scores = _literal_scores(a, b, "joint_entropy_indep", "real_virtual")
-    keep = scores <= scores.flatten().sort().values[36 - 10 - 1] + 1e-12
+    expected = scores <= scores.flatten().sort().values[36 - 10 - 1] + 1e-12
+    assert (keep == expected).all()
+    value = match(student, sample_graph(teacher, keep=keep))
     torch.testing.assert_close(value, _literal_samples(*vertices, keep=keep))
 
 
@@ -284,7 +313,7 @@ def test_class_gradcheck(distance):
 def test_a_view_close_to_the_image_keeps_its_gradient(edges, perturbation, in_float32, monkeypatch):
     """Where the plain Gram form in float32 is off by a factor of 1000."""
     if in_float32:
-        monkeypatch.setattr(relations, "_compute_dtype", lambda tensor: tensor.dtype)
+        _as_on_gpu(monkeypatch)
     a, b, d, e = (
         standardised(z).float() for z in _draw(16, 100, seed=3, perturbation=perturbation)
     )
@@ -299,7 +328,7 @@ def test_a_view_close_to_the_image_keeps_its_gradient(edges, perturbation, in_fl
 @pytest.mark.parametrize("in_float32", [False, True], ids=["as_on_cpu", "as_on_gpu"])
 def test_a_shift_of_all_vertices_costs_no_precision(in_float32, monkeypatch):
     if in_float32:
-        monkeypatch.setattr(relations, "_compute_dtype", lambda tensor: tensor.dtype)
+        _as_on_gpu(monkeypatch)
     a, b, d, e = _draw(dtype=torch.float32)
     plain = sample_relation_loss(a, b, d, e)
     moved = sample_relation_loss(a + 1000, b + 1000, d, e)
@@ -311,7 +340,7 @@ def test_a_shift_of_all_vertices_costs_no_precision(in_float32, monkeypatch):
 @pytest.mark.parametrize("in_float32", [False, True])
 def test_edges_of_no_length_are_zero_and_have_no_gradient(distance, dtype, in_float32, monkeypatch):
     if in_float32:
-        monkeypatch.setattr(relations, "_compute_dtype", lambda tensor: tensor.dtype)
+        _as_on_gpu(monkeypatch)
     a, b, d, e = _draw(size=4, dtype=dtype)
     a[1], b[1], b[2] = a[0], a[0], a[2]
     a.requires_grad_(), b.requires_grad_()

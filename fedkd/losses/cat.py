@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fedkd.features import averaged
 from fedkd.knowledge.kinds import ClassMaps, Kind
@@ -54,15 +55,16 @@ def cat_loss(
     teacher = averaged(teacher_maps, (size, size)).flatten(2)
     if normalise:
         student, teacher = _unit(student), _unit(teacher)
-    squares = (student - teacher).square().mean(dim=2)
+    squares = F.mse_loss(student, teacher, reduction="none")
     if keep is None:
-        return squares.mean(dim=1)
+        return squares.sum(dim=(1, 2)) / (student.shape[1] * size**2)
+    squares = squares.mean(dim=2)
     assert teacher_logits is not None
     kept = _kept(teacher_logits.detach(), keep, keep_rule)
     # The published mean runs over all kept maps of the batch. If their number is no multiple of B,
     # the published code keeps all classes and says nothing; this happens with ties only.
     kept = kept | (kept.sum() % len(kept) != 0)
-    return (squares * kept).sum(dim=1) * (len(kept) / kept.sum().clamp(min=1))
+    return (squares * kept).sum(dim=1) * len(kept) / kept.sum().clamp(min=1)
 
 
 @LOSSES.register("cat")
@@ -133,7 +135,7 @@ class CATLoss(DistillationLoss):
 def _unit(maps: Tensor) -> Tensor:
     """Unit length over the last axis."""
     length = torch.linalg.vector_norm(maps, dim=-1, keepdim=True)
-    return torch.where(length > 1e-12, maps / length.clamp(min=1e-12), 0)
+    return maps * ((length > 1e-12) / length.clamp(min=1e-12))
 
 
 def _kept(logits: Tensor, keep: int, rule: KeepRule) -> Tensor:

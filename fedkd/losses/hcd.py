@@ -89,7 +89,11 @@ def hcd_loss(
 
 
 def sub_logits(
-    shared: Tensor, teacher_logits: Tensor, *, student_share: float = 1.0, teacher_share: float = 1.0
+    shared: Tensor,
+    teacher_logits: Tensor,
+    *,
+    student_share: float = 1.0,
+    teacher_share: float = 1.0,
 ) -> Tensor:
     """Shared logits rectified by the teacher's, (B, k, C) x (B, C) -> (B, k, C)."""
     teacher_logits = teacher_logits.detach().to(shared.dtype)
@@ -175,12 +179,10 @@ class HCDLoss(DistillationLoss):
         label_entry: float = 0.0,
     ) -> None:
         super().__init__()
-        if stages < 1:
-            raise ValueError(f"loss 'hcd': stages must be positive, got {stages}")
-        if sub_heads < 1:
-            raise ValueError(f"loss 'hcd': sub_heads must be positive, got {sub_heads}")
-        if temperature <= 0:
-            raise ValueError(f"loss 'hcd': temperature must be positive, got {temperature}")
+        positive = {"stages": stages, "sub_heads": sub_heads, "temperature": temperature}
+        for option, value in positive.items():
+            if value <= 0:
+                raise ValueError(f"loss 'hcd': {option} must be positive, got {value}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(
                 f"loss 'hcd': label_smoothing must be in [0, 1), got {label_smoothing}"

@@ -13,9 +13,7 @@ from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
 
 
-def london_loss(
-    student_norms: Tensor, teacher_norms: Tensor, *, relative: bool = False
-) -> Tensor:
+def london_loss(student_norms: Tensor, teacher_norms: Tensor, *, relative: bool = False) -> Tensor:
     """Weighted squared distance of spectral norms per sample, (B, L - 1) x (B, L - 1) -> (B,).
 
     Of L stages the pair (i, i + 1) weighs 2^-(L - i - 1): 1/4 and 1/2 of three stages. So later
@@ -50,7 +48,7 @@ class LONDONLoss(DistillationLoss):
         relative: Divide differences by the teacher's norm. Norms have no common scale, and grow
             with width; the published weights hold for the paper's networks only.
         gradient: Of the student: "exact", that of the singular value, or "unrolled", through all
-            iterations, as published, several times slower.
+            iterations, as published, which takes about twice the time.
 
     References:
         Shang et al., "Lipschitz Continuity Guided Knowledge Distillation", ICCV 2021,

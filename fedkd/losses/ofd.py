@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from fedkd.features import averaged
 from fedkd.knowledge.kinds import Kind, Stage
@@ -32,14 +33,13 @@ def ofd_loss(
     if student_map.dtype in (torch.float16, torch.bfloat16):
         student_map = student_map.float()
     teacher_map = teacher_map.detach().to(student_map.dtype)
-    target = torch.maximum(teacher_map, margin.to(teacher_map).view(1, -1, 1, 1))
-    difference = student_map - target
-    difference = torch.where(target > 0, difference, difference.clamp(min=0))
-    return scale * difference.square().flatten(1).sum(dim=1)
+    margin = margin.detach().to(teacher_map).view(1, -1, 1, 1)
+    distance: Tensor = _PartialDistance.apply(student_map, teacher_map, margin)
+    return scale * distance
 
 
 def ofd_margin(gamma: Tensor, beta: Tensor) -> Tensor:
-    """Mean of the negative values of N(beta, gamma^2), or -3 |gamma| if there are few, (D,) -> (D,).
+    """Mean of the negative values of N(beta, gamma^2), -3 |gamma| if there are few, (D,) -> (D,).
 
     Args:
         gamma: Weight of the batch norm before the teacher's ReLU, (D,).
@@ -123,6 +123,26 @@ class OFDLoss(DistillationLoss):
                 )
             )
         return torch.stack(losses).sum(dim=0)
+
+
+class _PartialDistance(torch.autograd.Function):
+    """Squares summed per sample; keeps one map for backward, where plain autograd keeps four."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
+        target = torch.maximum(teacher, margin)
+        difference = student - target
+        # One of the two is positive where the larger is.
+        difference.mul_(torch.maximum(target, difference).gt_(0))
+        ctx.save_for_backward(difference)
+        flat = difference.flatten(1)
+        return torch.linalg.vecdot(flat, flat)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (difference,) = ctx.saved_tensors
+        return difference * (2 * grad).view(-1, 1, 1, 1), None, None
 
 
 def connector(student_width: int, teacher_width: int) -> nn.Sequential:

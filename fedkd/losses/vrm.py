@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
-from fedkd.losses.kd import standardised
+from fedkd.losses.kd import comparable, standardised
 from fedkd.relations import (
     Distance,
     Edges,
     Pruning,
-    class_relation_loss,
-    sample_relation_loss,
+    Reduction,
+    both_views,
+    class_graph,
+    match,
+    reliable,
+    sample_graph,
 )
 
 
@@ -34,6 +37,7 @@ def vrm_loss(
     rho: float = 0.1,
     distance: Distance = "cosine",
     delta: float = 1.0,
+    reduction: Reduction = "edges",
 ) -> Tensor:
     """sample_weight * L_sample + class_weight * L_class, four times (B, C) -> scalar.
 
@@ -52,52 +56,53 @@ def vrm_loss(
         rho: See there.
         distance: See there.
         delta: See there.
+        reduction: See there.
     """
     # Without virtual vertices the class graph leaves them out too: the loss must not change
     # because another loss has asked for views.
-    views = [(student_real, teacher_real)]
-    if edges != "real":
-        if student_virtual is None or teacher_virtual is None:
-            raise ValueError(f"edges {edges!r} need a virtual view of student and teacher")
-        views.append((student_virtual, teacher_virtual))
-    student = [_float(s) for s, _ in views]
-    teacher = [_float(t.detach()).to(student[0].dtype) for _, t in views]
-    judged = (student[0], student[1] if len(views) > 1 else None)
+    student, teacher = comparable(
+        both_views(student_real, student_virtual, edges),
+        both_views(teacher_real, teacher_virtual, edges),
+    )
     if standardise:
-        student, teacher = [standardised(s) for s in student], [standardised(t) for t in teacher]
-    total = student[0].new_zeros(())
+        student, teacher = standardised(student), standardised(teacher)
+    graphs = []
     if sample_weight:
-        total = total + sample_weight * sample_relation_loss(
-            student[0],
-            student[1] if len(views) > 1 else None,
-            teacher[0],
-            teacher[1] if len(views) > 1 else None,
+        keep = None
+        if pruning is not None:
+            judged = student_real, None if edges == "real" else student_virtual
+            keep = reliable(student, teacher, judged, rule=pruning, rho=rho, edges=edges)
+        graph = sample_graph(
+            teacher,
             edges=edges,
-            pruning=pruning,
-            rho=rho,
             sample_weights=weights,
+            keep=keep,
             distance=distance,
             delta=delta,
-            judged=judged,
+            reduction=reduction,
         )
+        graphs.append(graph.weighted(sample_weight))
     if class_weight:
-        total = total + class_weight * class_relation_loss(
-            torch.cat(student),
-            torch.cat(teacher),
-            sample_weights=None if weights is None else weights.repeat(len(views)),
+        if weights is not None:
+            weights = weights.repeat(len(teacher) // len(weights))
+        graph = class_graph(
+            teacher,
+            sample_weights=weights,
             class_weights=class_weights,
             distance=distance,
             delta=delta,
+            reduction=reduction,
         )
-    return total
+        graphs.append(graph.weighted(class_weight))
+    return match(student, *graphs)
 
 
 @LOSSES.register("vrm")
 class VRMLoss(DistillationLoss):
     """Matches how samples and classes lie to each other over a real and a virtual view.
 
-    The official code could not be read. Edges follow the published formulas; reduction (sum over
-    the vector, mean over edges), both weights and the pruning rules are ours.
+    The official code could not be read. Edges follow the published formulas; the default
+    reduction, both weights and the pruning rules are ours.
 
     Args:
         sample_weight: Weight of the graph between samples (the paper's alpha; value ours).
@@ -107,9 +112,13 @@ class VRMLoss(DistillationLoss):
             uses none in the class graph either.
         pruning: Rule that drops unreliable sample edges anew each batch, or None.
         rho: Share of the edges to drop.
-        distance: "cosine" (cheap), or elementwise "huber" as published (equal unless elements of
-            edges differ by more than `delta`, which with many classes they do not).
+        distance: Between a student's and the teacher's edge. "cosine" is 1 - cos; "squared" is
+            twice that; "huber" is Huber of each element, as published (equal to "cosine" unless
+            elements differ by more than `delta`, which with many classes they do not); "masked"
+            leaves such elements out; "edge_huber" is Huber of the length of the difference.
         delta: Where Huber turns linear.
+        reduction: "edges" sums over the elements of an edge and averages over edges; "elements"
+            averages over both, which is C times less for samples and 2B times for classes.
 
     References:
         Zhang et al., "VRM: Knowledge Distillation via Virtual Relation Matching", ICCV 2025,
@@ -129,6 +138,7 @@ class VRMLoss(DistillationLoss):
         rho: float = 0.1,
         distance: Distance = "cosine",
         delta: float = 1.0,
+        reduction: Reduction = "edges",
     ) -> None:
         super().__init__()
         if not 0 <= rho < 1:
@@ -150,6 +160,7 @@ class VRMLoss(DistillationLoss):
         self.rho = rho
         self.distance: Distance = distance
         self.delta = delta
+        self.reduction: Reduction = reduction
 
     def forward(
         self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
@@ -171,8 +182,5 @@ class VRMLoss(DistillationLoss):
             rho=self.rho,
             distance=self.distance,
             delta=self.delta,
+            reduction=self.reduction,
         )
-
-
-def _float(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

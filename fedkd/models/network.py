@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,7 @@ class Network(nn.Module):
                     f"{type(body).__name__} has no submodule {name!r} to tap "
                     f"(it has: {', '.join(key for key in modules if key)})"
                 )
+        self._compiled: Callable[[Tensor], Outputs] | None = None
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, channels, h, w) or floats in [0, 1] -> normalised floats."""
@@ -97,8 +99,22 @@ class Network(nn.Module):
         head = self.body.get_submodule(self.head_name)
         return head if isinstance(head, nn.Linear) else None
 
+    def compile_reading(self, **options: Any) -> None:
+        """Compile `read`: the first batches of every shape and mode take long, later ones less.
+
+        The whole of it, taps included: hooks set on a module that has been compiled before are
+        not seen. A copy of this network must be compiled for itself.
+
+        Args:
+            **options: Options of `torch.compile`.
+        """
+        self._compiled = torch.compile(self._read, **options)
+
     def read(self, images: Tensor) -> Outputs:
         """Logits, stage features, pooled feature and its map, of one forward pass."""
+        return self._read(images) if self._compiled is None else self._compiled(images)
+
+    def _read(self, images: Tensor) -> Outputs:
         taken: dict[str, Tensor] = {}
 
         def output(name: str) -> Callable[[nn.Module, object, Tensor], None]:

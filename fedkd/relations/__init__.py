@@ -3,16 +3,30 @@
 A graph's vertices are logit vectors, its edges the unit vectors from one vertex to another.
 """
 
-from fedkd.relations.graphs import class_relation_loss, sample_relation_loss
-from fedkd.relations.matching import Distance, Reduction
+from fedkd.relations.graphs import (
+    Reduction,
+    both_views,
+    class_graph,
+    class_relation_loss,
+    reliable,
+    sample_graph,
+    sample_relation_loss,
+)
+from fedkd.relations.matching import Distance, Graph, match
 from fedkd.relations.pruning import Edges, Pruning, edge_scores
 
 __all__ = [
     "Distance",
     "Edges",
+    "Graph",
     "Pruning",
     "Reduction",
+    "both_views",
+    "class_graph",
     "class_relation_loss",
     "edge_scores",
+    "match",
+    "reliable",
+    "sample_graph",
     "sample_relation_loss",
 ]

@@ -6,9 +6,12 @@ number of vertices, where the literal tensor of edges is that times their length
 
 With S and T the differences of student and teacher, a to b and d to e:
 |S|^2 = |a|^2 + |b|^2 - 2 a.b and S.T = a.d + b.e - a.e - d.b. Both cancel where the ends are
-close. On a CPU float64 absorbs that; on a GPU, where float64 can be 64 times slower, float32 does
-all but the edges to partners (the same sample in its other view), which are taken from their
-differences here and in the gradient. TF32 (off by default in torch) would be too coarse.
+close. The edges that expect it (from a sample to its own other view) are taken from differences,
+here and in the gradient. For all others float32 does if they are not short; if one is, a CPU
+takes float64 instead, where a GPU, which can be 64 times slower at that, goes without the very
+shortest. TF32 (off by default in torch) would be too coarse.
+
+Small graphs cost as many calls as numbers, so student and teacher lie in one tensor.
 """
 
 from __future__ import annotations
@@ -18,151 +21,150 @@ from torch import Tensor
 
 # Shorter edges, relative to their ends, are rounding and not relation: they count as zero.
 SHORTEST = 1e-6
+# Squared lengths, relative to the ends', that float32 Gram matrices hold to five digits, and those
+# that rounding may have made.
+_PRECISE = 1e-2
+_NOISE = 32 * torch.finfo(torch.float32).eps
 
-Pair = tuple[Tensor | None, Tensor | None]
+
+def cosines(student: Tensor, teacher: Tensor, lefts: int, twins: bool) -> Cosines:
+    """Edges of two graphs, in the cheapest precision that holds them.
+
+    Args:
+        student: All its vertices, (N, d).
+        teacher: All of the teacher's, (N, d).
+        lefts: How many of them edges start from; edges end at the others, or, if there are no
+            others, at the same ones, and then no vertex has an edge to itself.
+        twins: Whether the second half of the vertices are other views of the first, and may lie
+            close to them.
+    """
+    if student.dtype != torch.float64:
+        on_cpu = student.device.type == "cpu"
+        edges = Cosines(student, teacher, lefts, torch.float32, _PRECISE if on_cpu else _NOISE)
+        if on_cpu and edges.complete():
+            return edges
+        if twins:
+            edges.mend_twins()
+        if not on_cpu or (twins and edges.complete()):
+            return edges
+    return Cosines(student, teacher, lefts, torch.float64, SHORTEST**2)
 
 
 class Cosines:
-    """Products and lengths of the student's edges (left to right) and the teacher's.
+    """Products and inverse lengths of the student's and the teacher's edges.
 
-    Args:
-        student: Its left and right vertices, (n, d) and (m, d); None on the right stands for
-            the left ones again.
-        teacher: Its vertices, (n, d') and (m, d').
-        partner: For each left vertex the right one that may lie very close to it, (n,), or None.
+    Edges of less squared length than `shortest`, relative to their ends, count as zero.
     """
 
     def __init__(
-        self,
-        student: tuple[Tensor, Tensor | None],
-        teacher: tuple[Tensor, Tensor | None],
-        partner: Tensor | None,
+        self, student: Tensor, teacher: Tensor, lefts: int, dtype: torch.dtype, shortest: float
     ) -> None:
-        dtype = compute_dtype(student[0])
-        self.own = student[1] is None
-        self.partner = None if dtype == torch.float64 else partner
-        self.a, self.b, origin_s = centred(*student, dtype)
-        self.d, self.e, origin_t = centred(*teacher, dtype)
-        a, b, d, e = self.a, self.b, self.d, self.e
-        self.products = torch.addmm((a * d).sum(dim=1)[:, None], a, e.T, alpha=-1)
+        self.own = lefts == len(student)
+        self.vertices, self.origin = vertices, origin = centred(student, teacher, dtype)
+        left = vertices[:, :lefts]
+        right = left if self.own else vertices[:, lefts:]
+        self.a, self.d = a, d = left.unbind()
+        self.b, self.e = b, e = right.unbind()
+        dots = (a * d).sum(dim=1) if self.own else (vertices[0] * vertices[1]).sum(dim=1)
+        self.norm = norm = (vertices * vertices).sum(dim=2)
+        least = torch.add(norm * shortest, origin[:, None], alpha=SHORTEST**2 / 2)
+        rest = norm - least
+        products = torch.addmm(dots[:lefts, None], a, e.T, alpha=-1)
+        # The shortest edge's square is left out and put back: a threshold at 0 costs a tenth of
+        # a mask.
+        square = torch.baddbmm(rest[:, :lefts, None], left, right.mT, alpha=-2)
         if self.own:
-            self.products = self.products + self.products.T
+            products = products + products.T
+            starts, ends = least[:, :, None], least[:, None]
+            square += rest[:, None]
         else:
-            self.products.addmm_(d, b.T, alpha=-1).add_((b * e).sum(dim=1))
-        pair_s, pair_t = self._pairs()
-        if pair_s is not None and pair_t is not None:
-            self.products[self._rows(), self.partner] = (pair_s * pair_t).sum(dim=1)
-        self.inverse_s = self._inverse_lengths(a, b, origin_s, pair_s)
-        self.inverse_t = self._inverse_lengths(d, e, origin_t, pair_t)
+            products.addmm_(d, b.T, alpha=-1).add_(dots[lefts:])
+            starts, ends = least[:, :lefts, None], least[:, None, lefts:]
+            square += rest[:, None, lefts:]
+        torch.threshold_(square, 0, torch.inf).add_(starts).add_(ends)
+        self.products = products
+        self.inverse = square.rsqrt_()  # 0 where an edge is zero
+        self.twins: Tensor | None = None
+
+    def complete(self) -> bool:
+        """Whether no edge counts as zero."""
+        every = self.inverse.numel() - (2 * len(self.a) if self.own else 0)
+        return int(self.inverse.count_nonzero()) == every
+
+    def mend_twins(self) -> None:
+        """Take the edges between the first and the second half from differences."""
+        half = self.vertices.shape[1] // 2
+        self.offsets = (half, -half) if self.own else (0,)
+        self.twins = twins = self.vertices[:, :half] - self.vertices[:, half:]
+        square = (twins * twins).sum(dim=2)
+        reach = self.norm[:, :half] + self.norm[:, half:] + self.origin[:, None]
+        inverse = square.rsqrt().masked_fill_(square <= SHORTEST**2 * reach, 0)
+        product = (twins[0] * twins[1]).sum(dim=1)
+        for offset in self.offsets:
+            self.inverse.diagonal(offset, dim1=1, dim2=2).copy_(inverse)
+            self.products.diagonal(offset).copy_(product)
 
     def distances(self) -> Tensor:
         """|e_S - e_T|^2 / 2, (n, m): 1 - cos, less a half for each edge that is zero."""
-        visible = self.inverse_s.sign().add_(self.inverse_t.sign())
-        return visible.mul_(0.5).sub_(self.products * self.inverse_s * self.inverse_t)
+        cos = self.products * self.inverse[0] * self.inverse[1]
+        return self.inverse.sign().sum(dim=0).mul_(0.5).sub_(cos)
 
-    def solve(self, share: Tensor | float, differentiate: bool) -> tuple[Tensor, Pair]:
-        """Sum of share * distances, and its gradients by the student's left and right vertices.
+    def solve(self, share: Tensor | float, differentiate: bool) -> tuple[Tensor, Tensor | None]:
+        """Sum of share * distances, and its gradient by the student's vertices, (N, d).
 
-        Consumes the matrices. In a graph on its own vertices a matrix `share` is symmetric.
+        Consumes the matrices.
         """
-        if isinstance(share, Tensor):
-            visible = (self.inverse_s.sign().add_(self.inverse_t.sign()).mul_(share)).sum()
+        if isinstance(share, Tensor) and share.ndim:
+            visible = self.inverse.sign().mul_(share).sum()
         else:
-            visible = (self.inverse_s.count_nonzero() + self.inverse_t.count_nonzero()) * share
-        pull = self.inverse_t.mul_(self.inverse_s).mul_(share)
+            visible = self.inverse.count_nonzero() * share
+        inverse = self.inverse[0]
+        pull = (inverse * self.inverse[1]).mul_(share)
         push = self.products.mul_(pull)
         value = visible / 2 - push.sum()
         if not differentiate:
-            return value, (None, None)
-        push.mul_(self.inverse_s).mul_(self.inverse_s)
+            return value, None
+        push.mul_(inverse).mul_(inverse)
+        at_twins: Tensor | None = None
+        if self.twins is not None:
+            pushes, pulls = push.diagonal(self.offsets[0]), pull.diagonal(self.offsets[0])
+            at_twins = pushes[:, None] * self.twins[0]
+            at_twins.addcmul_(pulls[:, None], self.twins[1], value=-1)
+            for offset in self.offsets:
+                push.diagonal(offset).zero_()
+                pull.diagonal(offset).zero_()
         a, b, d, e = self.a, self.b, self.d, self.e
-        at_pairs: Tensor | None = None
-        pair_s, pair_t = self._pairs()
-        if pair_s is not None and pair_t is not None:
-            rows = self._rows()
-            at_pairs = push[rows, self.partner, None] * pair_s
-            at_pairs -= pull[rows, self.partner, None] * pair_t
-            push[rows, self.partner] = 0
-            pull[rows, self.partner] = 0
         if self.own:
-            # The diagonals are empty: they take what belongs to the vertex itself.
+            # The diagonals are empty: they take what belongs to the vertex itself. Each edge comes
+            # twice, once from either end.
             push.diagonal().sub_(push.sum(dim=1))
             pull.diagonal().sub_(pull.sum(dim=1))
-            # Each edge comes twice, once from either end.
-            left = torch.addmm(pull @ d, push, a, alpha=-2, beta=2)
-            return value, (left if at_pairs is None else left.add_(at_pairs, alpha=2), None)
-        left, right = pull @ e, pull.T @ d
-        left.addmm_(push, b, alpha=-1)
-        right.addmm_(push.T, a, alpha=-1)
-        left.addcmul_(push.sum(dim=1)[:, None], a).addcmul_(pull.sum(dim=1)[:, None], d, value=-1)
-        right.addcmul_(push.sum(dim=0)[:, None], b).addcmul_(pull.sum(dim=0)[:, None], e, value=-1)
-        if at_pairs is not None and self.partner is not None:
-            left += at_pairs
-            right.index_add_(0, self.partner, at_pairs, alpha=-1)
-        return value, (left, right)
-
-    def _rows(self) -> Tensor:
-        return torch.arange(len(self.a), device=self.a.device)
-
-    def _pairs(self) -> Pair:
-        if self.partner is None:
-            return None, None
-        return self.a - self.b[self.partner], self.d - self.e[self.partner]
-
-    def _inverse_lengths(
-        self, a: Tensor, b: Tensor, origin: Tensor, pairs: Tensor | None
-    ) -> Tensor:
-        """1 / |edge|, (n, m), or 0 where the edge is zero."""
-        square = squares(a, None if self.own else b, origin)
-        if pairs is not None:
-            rows = self._rows()
-            exact = pairs.square().sum(dim=1)
-            reach = a.square().sum(dim=1) + b.square().sum(dim=1)[self.partner] + origin
-            square[rows, self.partner] = exact.masked_fill(exact <= SHORTEST**2 * reach, torch.inf)
-        return square.rsqrt_()
+            gradient = torch.addmm(pull @ d, push, a, alpha=-2, beta=2)
+        else:
+            gradient = torch.empty(len(a) + len(b), a.shape[1], dtype=a.dtype, device=a.device)
+            left, right = gradient[: len(a)], gradient[len(a) :]
+            torch.mm(pull, e, out=left).addmm_(push, b, alpha=-1)
+            torch.mm(pull.T, d, out=right).addmm_(push.T, a, alpha=-1)
+            left.addcmul_(push.sum(dim=1)[:, None], a)
+            left.addcmul_(pull.sum(dim=1)[:, None], d, value=-1)
+            right.addcmul_(push.sum(dim=0)[:, None], b)
+            right.addcmul_(pull.sum(dim=0)[:, None], e, value=-1)
+        if at_twins is not None:
+            half = len(at_twins)
+            gradient[:half].add_(at_twins, alpha=len(self.offsets))
+            gradient[half:].sub_(at_twins, alpha=len(self.offsets))
+        return value, gradient
 
 
-def squares(a: Tensor, b: Tensor | None, origin: Tensor) -> Tensor:
-    """Squared lengths of all edges between two sets of vertices, (n, m); inf where there is none.
+def centred(student: Tensor, teacher: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Vertices of both less their means, (2, N, d), and the means' squared lengths, (2,).
 
-    Args:
-        a: Centred vertices at which edges start, (n, d).
-        b: Where they end, (m, d); None if it is the same set.
-        origin: Squared length of what centring took away.
+    A shift that all vertices share is seen by no edge, but would drown the differences in
+    rounding.
     """
-    # In float32 rounding of the Gram matrix hides more than SHORTEST does.
-    shortest = max(SHORTEST**2, 32 * torch.finfo(a.dtype).eps)
-    norm_a = a.square().sum(dim=1)
-    norm_b = norm_a if b is None else b.square().sum(dim=1)
-    least_a = norm_a * shortest + origin * (SHORTEST**2 / 2)
-    least_b = least_a if b is None else norm_b * shortest + origin * (SHORTEST**2 / 2)
-    # What the shortest edge would have is left out and put back: a threshold at 0 costs a tenth
-    # of a mask.
-    square = torch.addmm((norm_a - least_a)[:, None], a, (a if b is None else b).T, alpha=-2)
-    torch.threshold_(square.add_(norm_b - least_b), 0, torch.inf)
-    return square.add_(least_a[:, None]).add_(least_b)
-
-
-def centred(
-    left: Tensor, right: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Both ends less their common mean, which no edge sees, and the mean's squared length.
-
-    A shift that all vertices share would drown the differences in rounding.
-    """
-    a = left.to(dtype)
-    mean = a.mean(dim=0)
-    if right is None:
-        a = a - mean
-        return a, a, mean.square().sum()
-    b = right.to(dtype)
-    mean = (mean + b.mean(dim=0)) / 2
-    return a - mean, b - mean, mean.square().sum()
-
-
-def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """float64 on a CPU; elsewhere the tensor's own, at least float32."""
-    return torch.float64 if tensor.device.type == "cpu" else wide(tensor).dtype
+    vertices = torch.stack([student.to(dtype), teacher.to(dtype)])
+    mean = vertices.mean(dim=1, keepdim=True)
+    return vertices.sub_(mean), (mean * mean).sum(dim=(1, 2))
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -2,11 +2,108 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from fedkd.relations.matching import Distance, Graph, Reduction
-from fedkd.relations.pruning import Edges, Pruning, check_views, edge_scores, ends, smallest
+from fedkd.relations.gram import cosines, wide
+from fedkd.relations.matching import Distance, Graph, match
+from fedkd.relations.pruning import Edges, Pruning, edge_scores, smallest
+
+Reduction = Literal["edges", "elements"]
+
+
+def sample_graph(
+    teacher: Tensor,
+    *,
+    edges: Edges = "real_virtual",
+    sample_weights: Tensor | None = None,
+    keep: Tensor | None = None,
+    distance: Distance = "cosine",
+    delta: float = 1.0,
+    reduction: Reduction = "edges",
+) -> Graph:
+    """The graph between samples, to be matched with the student's logits.
+
+    The edge from m to n is (z_m - z_n) / |z_m - z_n|, and 0 if both ends are the same. Each edge
+    counts sqrt(w_m * w_n), so one that the teacher does not know at both ends fades; the sum is
+    divided by the number of edges and not by their weight, so that over teachers whose weights
+    sum to one no edge counts more than once.
+
+    Args:
+        teacher: The teacher's vertices: (B, C) of the real view, then, unless `edges` is "real",
+            as many of the virtual view.
+        edges: From each real to each virtual vertex (m to m's own view included), between all
+            2B vertices, or between real vertices.
+        sample_weights: This teacher's weight on each sample, (B,); ones if None.
+        keep: Edges that count, booleans (n, m); all if None.
+        distance: Between two edges; see `Distance`.
+        delta: Where the Huber distances turn linear.
+        reduction: "edges" sums over the elements of an edge and averages over edges;
+            "elements" averages over both.
+    """
+    teacher = teacher.detach()
+    n = len(teacher) // 2 if edges == "real_virtual" else len(teacher)
+    count = n * n if edges == "real_virtual" else n * (n - 1)
+    if keep is not None:
+        count = int(keep.sum())
+    share = _share(count, teacher.shape[1], sample_weights, distance, reduction)
+    if edges == "full" and isinstance(share, Tensor):
+        share = share.repeat(2, 2)
+    return Graph(
+        teacher,
+        lefts=n,
+        twins=edges != "real",
+        metric=None,
+        columns=False,
+        share=share if keep is None else keep.to(teacher.dtype) * share,
+        distance=distance,
+        delta=delta,
+    )
+
+
+def class_graph(
+    teacher: Tensor,
+    *,
+    sample_weights: Tensor | None = None,
+    class_weights: Tensor | None = None,
+    distance: Distance = "cosine",
+    delta: float = 1.0,
+    reduction: Reduction = "edges",
+) -> Graph:
+    """The graph between classes, to be matched with the student's logits.
+
+    Class k's vertex is column k; edges join all pairs of classes.
+
+    Args:
+        teacher: Logits (N, C), real and virtual view one below the other.
+        sample_weights: This teacher's weight on each row, (N,): a metric on the sample axis
+            (coordinates times sqrt(w)), and the graph is multiplied by their mean.
+        class_weights: Trust in the teacher's view of each class, (C,); an edge counts
+            sqrt(c_k * c_l).
+        distance: As in `sample_graph`.
+        delta: Where the Huber distances turn linear.
+        reduction: As in `sample_graph`.
+    """
+    vertices = teacher.detach().T
+    n, length = vertices.shape
+    share = _share(n * (n - 1), length, class_weights, distance, reduction)
+    metric = None
+    if sample_weights is not None:
+        weights = sample_weights.detach().to(wide(vertices).dtype)
+        share, metric = share * weights.mean(), weights.sqrt()
+        vertices = vertices * metric
+    return Graph(
+        vertices,
+        lefts=n,
+        twins=False,
+        metric=metric,
+        columns=True,
+        share=share,
+        distance=distance,
+        delta=delta,
+    )
 
 
 def sample_relation_loss(
@@ -22,56 +119,38 @@ def sample_relation_loss(
     distance: Distance = "cosine",
     delta: float = 1.0,
     reduction: Reduction = "edges",
-    judged: tuple[Tensor, Tensor | None] | None = None,
 ) -> Tensor:
     """Mean distance between the edges of two sample graphs, four times (B, C) -> scalar.
-
-    The edge from m to n is (z_m - z_n) / |z_m - z_n|, and 0 if both ends are the same. Each edge
-    counts sqrt(w_m * w_n), so one that the teacher does not know at both ends fades; the sum is
-    divided by the number of edges and not by their weight, so that over teachers whose weights
-    sum to one no edge counts more than once.
 
     Args:
         student_real: Vertices of the real view; gradients flow to the student's alone.
         student_virtual: Vertices of the virtual view; may be None if `edges` is "real".
         teacher_real: The teacher's.
         teacher_virtual: The teacher's.
-        edges: From each real to each virtual vertex (m to m's own view included), between all
-            2B vertices, or between real vertices.
+        edges: As in `sample_graph`, like all that is not said here.
         pruning: Rule that calls edges unreliable, or None; see `edge_scores`.
-        rho: Share of the edges to prune; equal scores at the border all stay.
-        sample_weights: This teacher's weight on each sample, (B,); ones if None.
-        distance: Between two edges; see `Distance`.
-        delta: Where the Huber distances turn linear.
-        reduction: "edges" sums over the elements of an edge and averages over edges;
-            "elements" averages over both.
-        judged: Student logits of both views that `pruning` judges, where the vertices are
-            something else (standardised, say).
+        rho: Share of the edges to prune.
+        sample_weights: See there.
+        distance: See there.
+        delta: See there.
+        reduction: See there.
     """
-    own = edges != "real_virtual"
-    check_views(edges, student_virtual, teacher_virtual)
-    left, right = ends(student_real, student_virtual, edges)
-    teacher_left, teacher_right = ends(teacher_real, teacher_virtual, edges)
-    weights = None if sample_weights is None else sample_weights.detach()
-    if edges == "full" and weights is not None:
-        weights = torch.cat([weights, weights])
-    graph = Graph(
-        teacher_left.detach(),
-        None if own else teacher_right.detach(),
-        partner=_partner(left, edges),
+    student = both_views(student_real, student_virtual, edges)
+    teacher = both_views(teacher_real, teacher_virtual, edges)
+    keep = None
+    if pruning is not None:
+        judged = student_real, student_virtual
+        keep = reliable(student, teacher, judged, rule=pruning, rho=rho, edges=edges)
+    graph = sample_graph(
+        teacher,
+        edges=edges,
+        sample_weights=sample_weights,
+        keep=keep,
         distance=distance,
         delta=delta,
         reduction=reduction,
     )
-    keep = None
-    if pruning is not None:
-        with torch.no_grad():
-            if pruning == "edge_discrepancy":
-                scores = graph.discrepancies(left, None if own else right)
-            else:
-                scores = edge_scores(*(judged or (student_real, student_virtual)), pruning, edges)
-            keep = smallest(scores, rho, own=own)
-    return graph.match(left, None if own else right, weights, keep)
+    return match(student, graph)
 
 
 def class_relation_loss(
@@ -86,36 +165,74 @@ def class_relation_loss(
 ) -> Tensor:
     """Mean distance between the edges of two class graphs, (N, C) x (N, C) -> scalar.
 
-    Class k's vertex is column k; edges join all pairs of classes.
-
     Args:
         student: Logits, real and virtual view one below the other.
         teacher: The teacher's; detached.
-        sample_weights: This teacher's weight on each row, (N,): a metric on the sample axis
-            (coordinates times sqrt(w)), and the loss is multiplied by their mean.
-        class_weights: Trust in the teacher's view of each class, (C,); an edge counts
-            sqrt(c_k * c_l).
-        distance: As in `sample_relation_loss`.
-        delta: Where the Huber distances turn linear.
-        reduction: As in `sample_relation_loss`.
+        sample_weights: As in `class_graph`, like all that follow.
+        class_weights: See there.
+        distance: See there.
+        delta: See there.
+        reduction: See there.
     """
-    teacher = teacher.detach()
-    scale: Tensor | None = None
-    if sample_weights is not None:
-        metric = sample_weights.detach().to(student.dtype)
-        scale, root = metric.mean(), metric.sqrt()[:, None]
-        student, teacher = student * root, teacher * root
-    graph = Graph(
-        teacher.T, None, partner=None, distance=distance, delta=delta, reduction=reduction
+    graph = class_graph(
+        teacher,
+        sample_weights=sample_weights,
+        class_weights=class_weights,
+        distance=distance,
+        delta=delta,
+        reduction=reduction,
     )
-    weights = None if class_weights is None else class_weights.detach()
-    loss = graph.match(student.T, None, weights, None)
-    return loss if scale is None else scale * loss
+    return match(student, graph)
 
 
-def _partner(left: Tensor, edges: Edges) -> Tensor | None:
-    """Index of each vertex's other view among the right vertices."""
+@torch.no_grad()
+def reliable(
+    student: Tensor,
+    teacher: Tensor,
+    judged: tuple[Tensor, Tensor | None],
+    *,
+    rule: Pruning,
+    rho: float = 0.1,
+    edges: Edges = "real_virtual",
+) -> Tensor:
+    """Which edges of the sample graph stay when the least reliable go, (n, m) of booleans.
+
+    Args:
+        student: Its vertices, real before virtual.
+        teacher: The teacher's.
+        judged: The student's logits of both views, which the rule judges; the vertices may be
+            something else (standardised, say).
+        rule: See `edge_scores`.
+        rho: Share of the edges to prune; equal scores at the border all stay.
+        edges: As in `sample_graph`.
+    """
+    if rule == "edge_discrepancy":
+        graph = sample_graph(teacher, edges=edges)
+        with torch.autocast(student.device.type, enabled=False):
+            found = cosines(wide(student), graph.vertices, graph.lefts, graph.twins)
+        scores = found.distances()
+    else:
+        scores = edge_scores(*judged, rule, edges)
+    return smallest(scores, rho, own=edges != "real_virtual")
+
+
+def both_views(real: Tensor, virtual: Tensor | None, edges: Edges) -> Tensor:
+    """All vertices, (B, C) or (2B, C). Raises `ValueError` if `edges` lead to a missing view."""
     if edges == "real":
-        return None
-    own = torch.arange(len(left), device=left.device)
-    return own if edges == "real_virtual" else own.roll(len(left) // 2)
+        return real
+    if virtual is None:
+        raise ValueError(f"edges {edges!r} need a virtual view of student and teacher")
+    return torch.cat([real, virtual])
+
+
+def _share(
+    count: int, length: int, weights: Tensor | None, distance: Distance, reduction: Reduction
+) -> Tensor | float:
+    """How much each of `count` edges counts, by the weights at its ends."""
+    share = (2.0 if distance == "squared" else 1.0) / max(count, 1)
+    if reduction == "elements":
+        share /= length
+    if weights is None:
+        return share
+    root = wide(weights.detach()).sqrt()
+    return root[:, None] * (root * share)

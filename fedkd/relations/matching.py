@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fedkd.relations.gram import SHORTEST, Cosines, Pair, centred, compute_dtype, wide
+from fedkd.relations.gram import SHORTEST, centred, cosines, wide
 
+# Between two unit edges e and f, summed over their elements:
+# cosine      1 - cos = |e - f|^2 / 2.
+# squared     |e - f|^2 = 2 - 2 cos.
+# huber       Huber of each element: `cosine`, unless elements differ by more than delta.
+# edge_huber  Huber of the length |e - f|.
+# masked      Half the squares of the elements that differ by at most delta.
 Distance = Literal["cosine", "squared", "huber", "edge_huber", "masked"]
-"""Between two unit edges e and f, summed over their elements.
-
-- `cosine`: 1 - cos = |e - f|^2 / 2.
-- `squared`: |e - f|^2 = 2 - 2 cos.
-- `huber`: Huber of each element; equals `cosine` unless elements differ by more than `delta`.
-- `edge_huber`: Huber of the length |e - f|.
-- `masked`: half the squares of the elements that differ by at most `delta`; the others count 0.
-"""
-Reduction = Literal["edges", "elements"]
 
 # Elements of the edge tensor that are held at once where edges are written out: 1 MiB in
 # float32, which stays in cache.
@@ -32,48 +29,53 @@ class Graph:
     """The teacher's vertices, and how the student's edges are held against its edges.
 
     Attributes:
-        left: Where edges start, (n, d).
-        right: Where they end, (m, d); None if it is the same set, then no vertex has an edge to
-            itself.
-        partner: For each left vertex the right one that may lie very close to it, (n,), or None.
+        vertices: (N, d).
+        lefts: How many of them edges start from. They end at the others, or, if there are no
+            others, at the same ones, and then no vertex has an edge to itself.
+        twins: Whether the second half are other views of the first, and may lie close to them.
+        metric: What the student's coordinates are multiplied by, (d,), or None.
+        columns: Whether the vertices are columns of the student's logits, not rows.
+        share: How much each edge counts, (n, m), or one number for all; symmetric where edges go
+            both ways.
         distance: Between two edges.
         delta: Where the Huber distances turn linear.
-        reduction: What the sum over all elements is divided by.
     """
 
-    left: Tensor
-    right: Tensor | None
-    partner: Tensor | None
+    vertices: Tensor
+    lefts: int
+    twins: bool
+    metric: Tensor | None
+    columns: bool
+    share: Tensor | float
     distance: Distance
     delta: float
-    reduction: Reduction
 
-    def match(
-        self, left: Tensor, right: Tensor | None, weights: Tensor | None, keep: Tensor | None
-    ) -> Tensor:
-        """Sum of the kept edges' weighted distances over their number (times their length)."""
-        n, m = len(left), len(left if right is None else right)
-        count = n * m - (n if right is None else 0)
-        if keep is not None:
-            count = int(keep.sum())
-        if count == 0:
-            return left.sum() * 0.0
-        scale = (2.0 if self.distance == "squared" else 1.0) / count
-        if self.reduction == "elements":
-            scale /= left.shape[1]
-        share: Tensor | float = scale
-        if weights is not None:
-            root = weights.to(compute_dtype(left)).sqrt()
-            share = root[:, None] * (root * scale)
-        if keep is not None:
-            share = keep * share
-        loss: Tensor = _Match.apply(left, right, self, share)
-        return loss
+    def weighted(self, weight: float) -> Graph:
+        """The graph, counting `weight` times as much."""
+        return replace(self, share=self.share * weight)
 
-    def discrepancies(self, left: Tensor, right: Tensor | None) -> Tensor:
-        """1 - cos of every edge, (n, m)."""
-        with torch.autocast(left.device.type, enabled=False):
-            return Cosines((left, right), (self.left, self.right), self.partner).distances()
+    def of(self, student: Tensor) -> Tensor:
+        """The student's vertices, (N, d)."""
+        vertices = student.T if self.columns else student
+        return vertices if self.metric is None else vertices * self.metric
+
+    def solve(self, student: Tensor, differentiate: bool) -> tuple[Tensor, Tensor | None]:
+        """Value of the graph and its gradient by the student's logits."""
+        solve = _written_out if self.distance in ("huber", "masked") else _gram
+        value, gradient = solve(self.of(student), self, differentiate)
+        if gradient is not None:
+            if self.metric is not None:
+                gradient *= self.metric
+            gradient = gradient.T if self.columns else gradient
+        return value, gradient
+
+
+def match(student: Tensor, *graphs: Graph) -> Tensor:
+    """Sum of the distances of all edges of all graphs, (N, C) -> scalar."""
+    if not graphs:
+        return student.sum() * 0.0
+    loss: Tensor = _Match.apply(student, graphs)
+    return loss
 
 
 class _Match(torch.autograd.Function):
@@ -84,80 +86,75 @@ class _Match(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, left: Tensor, right: Tensor | None, graph: Graph, share: Tensor | float
-    ) -> Tensor:
-        solve = _written_out if graph.distance in ("huber", "masked") else _gram
+    def forward(ctx: Any, student: Tensor, graphs: tuple[Graph, ...]) -> Tensor:
+        differentiate = ctx.needs_input_grad[0]
         # Half-precision Gram matrices would be worthless, so autocast keeps out.
-        with torch.autocast(left.device.type, enabled=False):
-            value, gradients = solve(left, right, graph, share, any(ctx.needs_input_grad))
-        ctx.save_for_backward(*(None if g is None else g.to(left.dtype) for g in gradients))
-        return value.to(left.dtype)
+        with torch.autocast(student.device.type, enabled=False):
+            solved = [graph.solve(student, differentiate) for graph in graphs]
+        gradients = [gradient.to(student.dtype) for _, gradient in solved if gradient is not None]
+        if differentiate:
+            ctx.save_for_backward(sum(gradients[1:], gradients[0]))
+        return sum((value for value, _ in solved), student.new_zeros(())).to(student.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        left, right = (None if g is None else g * grad for g in ctx.saved_tensors)
-        return left, right, None, None
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad, None
 
 
-def _gram(
-    left: Tensor, right: Tensor | None, graph: Graph, share: Tensor | float, differentiate: bool
-) -> tuple[Tensor, Pair]:
-    """Sum of share * distance over edges; its gradients by both ends."""
-    edges = Cosines((left, right), (graph.left, graph.right), graph.partner)
+def _gram(student: Tensor, graph: Graph, differentiate: bool) -> tuple[Tensor, Tensor | None]:
+    """Sum of share * distance over edges, and its gradient by the vertices."""
+    edges = cosines(student, graph.vertices, graph.lefts, graph.twins)
     if graph.distance != "edge_huber":
-        return edges.solve(share, differentiate)
+        return edges.solve(graph.share, differentiate)
     # For r = sqrt(2 - 2 cos) beyond delta: delta * r - delta^2 / 2, whose slope by 1 - cos is
     # delta / r. So the edge counts that much less, and the value is put right afterwards.
     length = edges.distances().mul_(2).clamp_(min=0).sqrt_()
     slope = (graph.delta / length).clamp_(max=1)
-    bent = (length - graph.delta).clamp_(min=0).mul_(share).sum() * (graph.delta / 2)
-    value, gradients = edges.solve(slope.mul_(share), differentiate)
-    return value + bent, gradients
+    bent = (length - graph.delta).clamp_(min=0).mul_(graph.share).sum() * (graph.delta / 2)
+    value, gradient = edges.solve(slope.mul_(graph.share), differentiate)
+    return value + bent, gradient
 
 
 def _written_out(
-    left: Tensor, right: Tensor | None, graph: Graph, share: Tensor | float, differentiate: bool
-) -> tuple[Tensor, Pair]:
+    student: Tensor, graph: Graph, differentiate: bool
+) -> tuple[Tensor, Tensor | None]:
     """As `_gram`, for distances that look at single elements.
 
     The edges are written out, some rows at a time; their differences do not cancel as Gram
     matrices do, and float32 stays float32.
     """
-    dtype = wide(left).dtype
-    a, b, origin_s = centred(left, right, dtype)
-    d, e, origin_t = centred(graph.left, graph.right, dtype)
-    value = a.new_zeros(())
-    grad_left, grad_right = torch.zeros_like(a), torch.zeros_like(b)
-    step = max(1, _BLOCK // max(1, b.numel()))
-    for start in range(0, len(a), step):
-        rows = slice(start, start + step)
-        edge, inverse = _unit_edges(a[rows], b, origin_s)
-        gap = edge - _unit_edges(d[rows], e, origin_t)[0]
+    vertices, origin = centred(student, graph.vertices, wide(student).dtype)
+    n, own = graph.lefts, graph.lefts == len(student)
+    reach = torch.add((vertices * vertices).sum(dim=2), origin[:, None], alpha=0.5)
+    ends = slice(0, n) if own else slice(n, None)
+    right, right_reach = vertices[:, ends], reach[:, ends]
+    value = vertices.new_zeros(())
+    gradient = torch.zeros_like(vertices[0])
+    step = max(1, _BLOCK // max(1, right[0].numel()))
+    for start in range(0, n, step):
+        rows = slice(start, min(start + step, n))
+        difference = vertices[:, rows, None] - right[:, None]
+        square = (difference * difference).sum(dim=3)
+        short = square <= SHORTEST**2 * (reach[:, rows, None] + right_reach[:, None])
+        inverse = square.rsqrt_().masked_fill_(short, 0)
+        edge = difference.mul_(inverse[..., None])
+        gap = edge[0] - edge[1]
         if graph.distance == "masked":
-            gap = torch.where(gap.abs() <= graph.delta, gap, 0)
-            pull, beyond = gap, 0.0
+            pull = gap.masked_fill_(gap.abs() > graph.delta, 0)
+            height = (gap * gap).sum(dim=2)
         else:
             # Beyond delta a line: half of x^2, less half the square of what is beyond.
             pull = gap.clamp(-graph.delta, graph.delta)
-            beyond = (gap - pull).square_().sum(dim=-1)
-        part = share[rows] if isinstance(share, Tensor) else share
-        value += ((gap.square().sum(dim=-1) - beyond) * part).sum() / 2
+            height = (gap * gap).sum(dim=2) - gap.sub_(pull).square_().sum(dim=2)
+        share = graph.share
+        if isinstance(share, Tensor) and share.ndim:
+            share = share[rows]
+        value += height.mul_(share).sum() / 2
         if differentiate:
-            pull = pull - (pull * edge).sum(dim=-1, keepdim=True) * edge
-            pull *= (inverse * part)[..., None]
-            grad_left[rows] = pull.sum(dim=1)
-            grad_right -= pull.sum(dim=0)
-    if not differentiate:
-        return value, (None, None)
-    return value, (grad_left.mul_(2), None) if right is None else (grad_left, grad_right)
-
-
-def _unit_edges(a: Tensor, b: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
-    """Edges (n, m, d) and the inverse of their lengths (n, m), 0 where an edge is zero."""
-    difference = a[:, None] - b
-    square = difference.square().sum(dim=-1)
-    reach = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1) + origin
-    inverse = torch.where(square > SHORTEST**2 * reach, square.rsqrt(), 0)
-    return difference.mul_(inverse[..., None]), inverse
+            along = (pull * edge[0]).sum(dim=2, keepdim=True)
+            pull.addcmul_(along, edge[0], value=-1).mul_((inverse[0] * share)[..., None])
+            gradient[rows] += pull.sum(dim=1)
+            gradient[ends] -= pull.sum(dim=0)
+    return value, gradient if differentiate else None

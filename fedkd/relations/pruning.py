@@ -32,7 +32,8 @@ def edge_scores(
 
     The fourth rule, `edge_discrepancy`, is 1 - cos of the edge itself and needs the teacher.
     """
-    check_views(edges, student_virtual)
+    if edges != "real" and student_virtual is None:
+        raise ValueError(f"edges {edges!r} need a virtual view")
     real = torch.log_softmax(wide(student_real.detach()), dim=-1)
     virtual = student_virtual
     if virtual is not None:
@@ -43,7 +44,7 @@ def edge_scores(
         gap = ((real.exp() - virtual.exp()) * (real - virtual)).sum(dim=-1)
         gap = torch.cat([gap, gap]) if edges == "full" else gap
         return gap[:, None] + gap
-    log_p, log_q = ends(real, virtual, edges)
+    log_p, log_q = _ends(real, virtual, edges)
     p, q = log_p.exp(), log_q.exp()
     if rule == "joint_entropy_indep":
         return -(p * log_p).sum(dim=-1)[:, None] - (q * log_q).sum(dim=-1)
@@ -64,13 +65,7 @@ def smallest(scores: Tensor, rho: float, *, own: bool) -> Tensor:
     return keep.fill_diagonal_(False) if own else keep
 
 
-def check_views(edges: Edges, *virtual: Tensor | None) -> None:
-    """Raise `ValueError` if `edges` lead to a view that is not there."""
-    if edges != "real" and any(view is None for view in virtual):
-        raise ValueError(f"edges {edges!r} need a virtual view of student and teacher")
-
-
-def ends(real: Tensor, virtual: Tensor | None, edges: Edges) -> tuple[Tensor, Tensor]:
+def _ends(real: Tensor, virtual: Tensor | None, edges: Edges) -> tuple[Tensor, Tensor]:
     """Vertices at which edges start and end."""
     if edges == "real" or virtual is None:
         return real, real

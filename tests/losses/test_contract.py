@@ -119,6 +119,8 @@ def test_a_student_that_repeats_the_teacher_has_no_loss(name):
     if loss.reads != tuple(kind for kind in loss.needs if kind.per_sample):
         pytest.skip("projects first")
     _, teacher, targets, weights = _batch(loss)
+    if any(True for _ in _adapted(loss, teacher, teacher).parameters()):
+        pytest.skip("projects first")
     _, reduced, gradients = _run(loss, teacher, teacher, targets, weights)
     assert abs(reduced) < 1e-4
     assert all(gradient.abs().max() < 1e-4 for gradient in gradients.values())

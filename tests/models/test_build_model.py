@@ -160,3 +160,26 @@ def test_errors_name_the_model_what_was_expected_and_what_came(
 def test_network_is_not_wrapped_twice() -> None:
     with pytest.raises(ValueError, match="got a Network"):
         build(build("cnn_tiny"))
+
+
+@pytest.mark.parametrize(
+    "name", ["cnn_small", "mixer", "wrn_16_1", "mobilenetv2", "torchvision/resnet18"]
+)
+def test_the_pooled_feature_is_the_mean_of_the_final_map(name: str) -> None:
+    network = build_model(
+        name, num_classes=5, in_channels=3, image_size=32, mean=[0.5] * 3, std=[0.2] * 3
+    ).eval()
+    outputs = network.read(torch.rand(2, 3, 32, 32))
+    assert outputs.final is not None
+    assert outputs.pooled is not None
+    assert network.head is not None
+    torch.testing.assert_close(outputs.final.mean((2, 3)), outputs.pooled)
+    torch.testing.assert_close(network.head(outputs.pooled), outputs.logits)
+
+
+@pytest.mark.parametrize("name", ["mlp", "torchvision/vgg11"])
+def test_a_network_without_a_map_under_a_linear_classifier_says_so(name: str) -> None:
+    network = build_model(
+        name, num_classes=5, in_channels=3, image_size=32, mean=[0.5] * 3, std=[0.2] * 3
+    ).eval()
+    assert network.read(torch.rand(2, 3, 32, 32)).final is None

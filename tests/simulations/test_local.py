@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -196,3 +197,43 @@ def test_assistants_on_the_server_survive_a_restart(tiny: Tiny, guidance: str) -
     longer = first.experiment.model_copy(update={"rounds": 2})
     resumed = run_local(longer, run=RunDirectory(first.path, longer, first.identity))
     assert resumed.metrics("round")[-1]["hash"] == whole.metrics("round")[-1]["hash"]
+
+
+FEATURES = "distillation.losses=[dkd, cat, wkd_f, wkd_l, {name: fitnet, stage: 1}]"
+
+
+def test_features_of_different_networks_travel_and_teach(tiny: Tiny) -> None:
+    run = run_local(tiny(FEATURES, "teachers.models=[cnn_tiny, cnn_small]"))
+    assert not run.metrics("refused")
+    assert set(run.metrics("epoch")[-1]["terms"]) == {"dkd", "cat", "wkd_f", "wkd_l", "fitnet"}
+    sizes = {e["client"]: e["up"] for e in run.ledger_entries() if e["phase"] == "knowledge"}
+    # Half-precision numbers per image: logits, class maps, statistics, the map after stage 1; and
+    # once the class costs. cnn_tiny has 24 channels of 4x4 there, cnn_small 32, and 48 at the end.
+    for client, channels, last in ((0, 24, 24), (1, 32, 48)):
+        numbers = 48 * (4 + 4 * 4 + 2 * last + channels * 4 * 4) + 4 * 4
+        assert 2 * numbers < sizes[client] < 2 * numbers + 5000
+
+
+def test_a_network_that_cannot_share_what_a_loss_needs_is_refused_by_name(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"teachers\.models\.0: 'mlp': .*class_maps.*no feature map"):
+        run_local(tiny("distillation.losses=[dkd, cat]"))
+    with pytest.raises(ConfigError, match=r"student\.model: 'mlp': .*class_maps"):
+        run_local(
+            tiny(
+                "distillation.losses=[dkd, cat]",
+                "teachers.models=[cnn_tiny]",
+                "student.model=mlp",
+            )
+        )
+
+
+def test_a_payload_with_another_networks_shape_is_refused(tiny: Tiny) -> None:
+    def wider(arrays: dict[str, np.ndarray], _header: dict[str, object]) -> None:
+        name = next(name for name in arrays if name.startswith("feature_statistics"))
+        arrays[name] = np.repeat(arrays[name], 2, axis=2)
+
+    words = ("distillation.losses=[dkd, wkd_f]", "teachers.models=[cnn_tiny]")
+    run = run_local(tiny(*words), client_app=tampering({1: wider}))
+    reasons = [r["reason"] for r in run.metrics("refused")]
+    assert len(reasons) == 2
+    assert all("shape (48, 2, 48, 1, 1), expected (48, 2, 24, 1, 1)" in r for r in reasons)

@@ -1,0 +1,122 @@
+"""A study's folder: everything that happened, in files a person can open.
+
+config.yaml  results.json  report.html        the resolved config, the table, the page
+versions.json                                 what ran it
+teachers/N/                                   each teacher (teachers/seedS-N/ if trained per seed)
+methods/METHOD/seedS/                         each student; its assistants in assistantN/ below
+  metrics.jsonl  results.json                 one line per epoch; what came out
+  student.pt (teacher.pt, assistant.pt)       the weights after the last epoch
+  checkpoint.pt                               only while it is not finished
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedkd.central.config import Study, load_study
+from fedkd.config import ConfigError, parse_yaml
+from fedkd.knowledge.store import write_atomically
+from fedkd.rundir import append_line, load_state, new_folder, read_json, read_lines, write_json
+
+Record = dict[str, Any]
+
+
+class Place:
+    """The folder of one training."""
+
+    def __init__(self, path: Path, role: str) -> None:
+        self.path = path
+        self.role = role
+
+    @property
+    def weights(self) -> Path:
+        """The trained network."""
+        return self.path / f"{self.role}.pt"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state to go on from."""
+        return self.path / "checkpoint.pt"
+
+    def result(self) -> Record | None:
+        """What came out; None while it is not finished."""
+        return read_json(self.path / "results.json")
+
+    def finish(self, result: Record) -> None:
+        """Write down what came out."""
+        write_json(self.path / "results.json", result)
+        self.checkpoint.unlink(missing_ok=True)
+
+    def epochs(self) -> list[Record]:
+        """One record per finished epoch."""
+        return list(read_lines(self.path / "metrics.jsonl"))
+
+    def add_epoch(self, record: Record) -> None:
+        """Append an epoch's record."""
+        append_line(self.path / "metrics.jsonl", record)
+
+    def begin(self) -> Record | None:
+        """Make the folder, or read the checkpoint and forget the epochs that came after it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        state = None
+        if self.checkpoint.is_file():
+            try:
+                state = load_state(self.checkpoint)
+            except RuntimeError as error:
+                raise ConfigError(f"{error}; remove it to train this network anew") from None
+        last = 0 if state is None else state["epoch"]
+        kept = [record for record in self.epochs() if record["epoch"] <= last]
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        write_atomically(self.path / "metrics.jsonl", text.encode())
+        return state
+
+
+class StudyFolder:
+    """The folder of one study; create it with `new` or open it with `open`."""
+
+    def __init__(self, path: Path, study: Study) -> None:
+        self.path = path
+        self.study = study
+
+    @classmethod
+    def new(cls, study: Study, parent: str | Path | None = None) -> StudyFolder:
+        """A fresh folder under `parent` (default: the config's `output`)."""
+        return cls(new_folder(parent or study.output, study.name, study), study)
+
+    @classmethod
+    def open(cls, path: str | Path) -> StudyFolder:
+        """An existing one. Raises `ConfigError` if `path` is none."""
+        path = Path(path).expanduser().resolve()
+        if not cls.is_one(path):
+            raise ConfigError(
+                f"{path} is not the folder of a study (it has no config.yaml with methods)"
+            )
+        return cls(path, load_study(path / "config.yaml"))
+
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        """Whether `path` holds a study (and not a federation's run)."""
+        file = path / "config.yaml"
+        if not file.is_file():
+            return False
+        values = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+        return isinstance(values, dict) and "methods" in values
+
+    def teacher(self, number: int, seed: int) -> Place:
+        """The folder of a teacher."""
+        name = f"seed{seed}-{number}" if self.study.teachers_per_seed else str(number)
+        return Place(self.path / "teachers" / name, "teacher")
+
+    def student(self, method: str, seed: int) -> Place:
+        """The folder of a student."""
+        return Place(self.path / "methods" / method / f"seed{seed}", "student")
+
+    def assistant(self, method: str, seed: int, number: int) -> Place:
+        """The folder of an assistant, counted from 1."""
+        return Place(self.student(method, seed).path / f"assistant{number}", "assistant")
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of this study, or None if it is not there (yet)."""
+        return read_json(self.path / name)

@@ -1,0 +1,246 @@
+"""A study from end to end: teachers, then a student by every method and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from fedkd.build import (
+    check_augmentation,
+    check_component,
+    check_losses,
+    check_model,
+    device_named,
+    objective_of,
+)
+from fedkd.central.config import BASELINE, Study
+from fedkd.central.folder import Record, StudyFolder
+from fedkd.central.report import write_report
+from fedkd.central.results import results
+from fedkd.central.training import Images, Task, keep, train
+from fedkd.central.weights import load_weights
+from fedkd.config import Component, ConfigError, Term
+from fedkd.data import DATASETS
+from fedkd.models.network import Network, parameter_count
+from fedkd.randomness import seeded, stream_seed
+from fedkd.rounds import Notify, silent, threads
+from fedkd.rundir import load_state, network_hash, write_json
+
+
+def check_study(study: Study) -> None:
+    """Check names, options and files before anything is loaded. Raises `ConfigError`."""
+    check_component(DATASETS, study.data.dataset, "data.dataset")
+    for number, source in enumerate(study.teachers):
+        check_model(source.model, f"teachers.{number}.model")
+        file = source.checkpoint
+        if file is not None and not Path(file).expanduser().is_file():
+            raise ConfigError(f"teachers.{number}.checkpoint: there is no file {file}")
+        check_augmentation(study.teacher_recipe(number).augment, "recipe.augment")
+    check_model(study.student.model, "student.model")
+    for number, model in enumerate(study.assistants):
+        check_model(model, f"assistants.{number}")
+    for name, method in study.runs().items():
+        for number, model in enumerate(method.assistants or ()):
+            check_model(model, f"methods.{name}.assistants.{number}")
+        recipe = study.recipe_of(name)
+        check_losses(method.losses, recipe.epochs, f"methods.{name}.losses")
+        check_augmentation(recipe.augment, "recipe.augment")
+        check_augmentation(recipe.virtual, "recipe.virtual")
+    device_named(study.resources.device)
+
+
+def run_study(folder: StudyFolder, notify: Notify = silent, images: Images | None = None) -> Record:
+    """Run a study, or what is left of it, and write its results and its report.
+
+    Args:
+        folder: Where everything is written; what is finished there is not done again.
+        notify: Hears of progress. What it raises ends the study; the networks under way keep a
+            checkpoint.
+        images: Already loaded; default: loaded here.
+
+    Returns:
+        The results, as in `results.json`.
+
+    Raises:
+        ConfigError: something does not fit; said before anything is trained.
+        RuntimeError: a loss is no longer finite.
+    """
+    study = folder.study
+    with threads(study.resources.threads):
+        images = images or Images.load(study)
+        runner = _Runner(folder, images, notify)
+        runner.rehearse()
+        notify("plan", trainings=runner.trainings)
+        for seed in study.seeds:
+            for method in study.runs():
+                runner.teach(method, seed)
+                write_json(folder.path / "results.json", results(folder))
+        notify("report")
+        write_report(folder)
+    return results(folder)
+
+
+class _Runner:
+    """What lives as long as one run of a study."""
+
+    def __init__(self, folder: StudyFolder, images: Images, notify: Notify) -> None:
+        self.folder = folder
+        self.study = folder.study
+        self.images = images
+        self.notify = notify
+        self._teachers: dict[Path, Network] = {}
+
+    @property
+    def trainings(self) -> int:
+        """Networks to train, teachers included."""
+        study = self.study
+        each = sum(1 + len(study.assistants_of(name)) for name in study.runs())
+        own = len(study.seeds) if study.teachers_per_seed else 1
+        return len(study.seeds) * each + own * len(study.teachers)
+
+    # -- teachers --------------------------------------------------------------------------
+
+    def teachers(self, seed: int) -> list[Network]:
+        """The first teachers, trained or read on first use."""
+        return [self._teacher(number, seed) for number in range(len(self.study.teachers))]
+
+    def _teacher(self, number: int, seed: int) -> Network:
+        study, place = self.study, self.folder.teacher(number, seed)
+        key = place.path
+        if key not in self._teachers:
+            if number == 0:
+                self._teachers.clear()  # those of the seed before
+            root = stream_seed(seed if study.teachers_per_seed else 0, "teacher", number)
+            source = study.teachers[number]
+            task = Task(
+                label=_numbered("teacher", number, len(study.teachers)),
+                place=place,
+                model=source.model,
+                terms=(Term(name="ce"),),
+                recipe=study.teacher_recipe(number),
+                init=root,
+                seed=root,
+                facts={"role": "teacher", "source": source.checkpoint},
+            )
+            if source.checkpoint is None:
+                self._teachers[key] = train(task, self.images, self.notify)
+            else:
+                self._teachers[key] = self._loaded(task, Path(source.checkpoint).expanduser())
+        return self._teachers[key]
+
+    def _loaded(self, task: Task, file: Path) -> Network:
+        network = self.images.network(task.model, task.init)
+        self.notify("training", label=task.label, epochs=1)
+        if (result := task.place.result()) is not None:  # the file may have gone since
+            network.load_state_dict(load_state(task.place.weights)["weights"])
+        else:
+            remark = self._read(network, task.model, file, task.label)
+            if remark is not None:
+                self.notify("warning", text=remark)
+            task.place.begin()
+            keep(network, task, self.images)
+            accuracy = self.images.accuracy(network)
+            result = {
+                **task.facts,
+                "model": task.model.name,
+                "parameters": parameter_count(network),
+                "last": accuracy,
+                "best": accuracy,
+                "hash": network_hash(network),
+            }
+            task.place.finish(result)
+        self.notify("trained", label=task.label, **result)
+        return network.eval()
+
+    def _read(self, network: Network, model: Component, file: Path, where: str) -> str | None:
+        name = f"{model.name} for {len(self.images.train.classes)} classes"
+        try:
+            return load_weights(network, file, name)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+    # -- students --------------------------------------------------------------------------
+
+    def teach(self, method: str, seed: int) -> Network:
+        """Train the chain of a method, and at its end the student."""
+        ranks = [self.teachers(seed)]
+        for task in self._chain(method, seed, ranks):
+            ranks.append([train(task, self.images, self.notify)])
+        return ranks[-1][0]
+
+    def _chain(self, method: str, seed: int, ranks: list[list[Network]]) -> Iterator[Task]:
+        """The tasks of a method, each made when those before it are done."""
+        study = self.study
+        assistants = study.assistants_of(method)
+        for number, model in enumerate((*assistants, study.student.model), start=1):
+            last = number > len(assistants)
+            place = self.folder.assistant(method, seed, number)
+            chosen, say = _guides(ranks, study.guidance_of(method))
+            yield Task(
+                label=f"{method}, seed {seed}" + ("" if last else f", assistant {number}"),
+                place=self.folder.student(method, seed) if last else place,
+                model=model,
+                terms=study.runs()[method].losses,
+                recipe=study.recipe_of(method),
+                # The same for every method, so that methods are compared on the same draws.
+                init=stream_seed(seed, "student") if last else stream_seed(seed, "helper", number),
+                seed=stream_seed(seed, "learn", "student" if last else number),
+                teachers=() if method == BASELINE else chosen,
+                say=None if method == BASELINE else say,
+                facts={"role": "student" if last else "assistant", "method": method, "seed": seed},
+            )
+
+    # -- before ----------------------------------------------------------------------------
+
+    def rehearse(self) -> None:
+        """Fit every method to untrained networks on a few images; check teachers' files.
+
+        What would not fit after hours of training is said at once.
+
+        Raises:
+            ConfigError: a loss does not fit, or a checkpoint.
+        """
+        study, images = self.study, self.images
+        made: dict[str, Network] = {}
+
+        def network(model: Component) -> Network:
+            key = model.model_dump_json()
+            if key not in made:
+                made[key] = images.network(model, 0).eval()
+            return made[key]
+
+        few = images.train.subset(torch.arange(min(8, len(images.train))))
+        for number, source in enumerate(study.teachers):
+            teacher = network(source.model)
+            place = self.folder.teacher(number, study.seeds[0])
+            if source.checkpoint is not None and place.result() is None:
+                file = Path(source.checkpoint).expanduser()
+                self._read(teacher, source.model, file, f"teachers.{number}.checkpoint")
+        for method in study.runs():
+            ranks = [[network(source.model) for source in study.teachers]]
+            for task in self._chain(method, 0, ranks):
+                student = network(task.model)
+                objective = objective_of(task.terms).to(images.device)
+                try:
+                    example = task.lessons(images, objective, few).example()
+                    with torch.no_grad(), seeded(0, "rehearsal"):
+                        readings = example.read(student, objective.reads)
+                        objective.adapt(readings, example.ensemble, 0)
+                except ValueError as error:
+                    raise ConfigError(f"methods.{method}: {error}") from None
+                ranks.append([student])
+
+
+def _guides(ranks: Sequence[Sequence[Network]], guidance: str) -> tuple[list[Network], list[float]]:
+    """Whom the next network learns from, and each one's weight: every rank has the same say."""
+    chosen = ranks[-1:] if guidance == "next" else ranks
+    return (
+        [network for rank in chosen for network in rank],
+        [1 / len(rank) for rank in chosen for _ in rank],
+    )
+
+
+def _numbered(name: str, number: int, of: int) -> str:
+    return name if of == 1 else f"{name} {number}"

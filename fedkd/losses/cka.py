@@ -1,0 +1,85 @@
+"""Centred kernel alignment of embeddings."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from fedkd.knowledge.kinds import Pooled
+from fedkd.losses import LOSSES
+from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.similarity import linear_cka, rbf_cka, unbiased_cka
+
+Similarity = Literal["linear", "rbf", "unbiased"]
+
+
+def cka_loss(
+    student_features: Tensor,
+    teacher_features: Tensor,
+    *,
+    weights: Tensor | None = None,
+    similarity: Similarity = "linear",
+    sigma: float = 1.0,
+) -> Tensor:
+    """1 - CKA of the two embeddings of a batch, (B, D) x (B, E) -> scalar.
+
+    Half precision is computed in float32; the teacher is detached.
+
+    Args:
+        student_features: (B, D).
+        teacher_features: (B, E); the widths need not agree.
+        weights: This teacher's weight on each sample, (B,): CKA under them as a measure, times
+            their mean; ones if None.
+        similarity: As in `CKALoss`, like what follows.
+        sigma: See there.
+    """
+    teacher_features = teacher_features.detach().to(student_features)
+    if similarity == "linear":
+        alike = linear_cka(student_features, teacher_features, weights=weights)
+    elif similarity == "rbf":
+        alike = rbf_cka(student_features, teacher_features, sigma=sigma, weights=weights)
+    else:
+        alike = unbiased_cka(student_features, teacher_features, weights=weights)
+    return 1 - alike if weights is None else weights.to(alike).mean() * (1 - alike)
+
+
+@LOSSES.register("cka")
+class CKALoss(DistillationLoss):
+    """Makes the student's embeddings of a batch lie to each other as the teacher's do.
+
+    Widths, rotation and scale do not matter, so nothing is projected. The published measure taken
+    as a loss; there is no one code to repeat.
+
+    Args:
+        similarity: `linear`; `rbf` with Gaussian kernels; `unbiased` linear, which does not call
+            small batches of wide embeddings alike (four samples or more).
+        sigma: Width of the Gaussian kernels in roots of the median squared distance.
+
+    References:
+        Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019,
+            https://arxiv.org/abs/1905.00414
+        Zhou et al., "Rethinking Centered Kernel Alignment in Knowledge Distillation", IJCAI 2024,
+            https://arxiv.org/abs/2401.11824
+    """
+
+    needs = (Pooled(),)
+
+    def __init__(self, *, similarity: Similarity = "linear", sigma: float = 1.0) -> None:
+        super().__init__()
+        if sigma <= 0:
+            raise ValueError(f"loss 'cka': sigma must be positive, got {sigma}")
+        self.similarity: Similarity = similarity
+        self.sigma = sigma
+
+    def forward(
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+    ) -> Tensor:
+        """Scalar loss, `trust` applied."""
+        return cka_loss(
+            student[Pooled()],
+            teacher[Pooled()],
+            weights=trust.samples,
+            similarity=self.similarity,
+            sigma=self.sigma,
+        )

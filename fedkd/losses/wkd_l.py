@@ -1,0 +1,158 @@
+"""Wasserstein distillation of logits."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedkd.knowledge.kinds import ClassCosts, Kind, Logits
+from fedkd.losses import LOSSES
+from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.similarity import sharpened
+from fedkd.transport import transport_cost
+
+
+def wkd_l_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    targets: Tensor | None,
+    costs: Tensor,
+    *,
+    transport_weight: float = 200.0,
+    temperature: float = 8.0,
+    kappa: float = 1.0,
+    epsilon: float = 0.05,
+    iterations: int = 10,
+    separate_target: bool = True,
+    debiased: bool = False,
+) -> Tensor:
+    """-q[y] log p[y] + transport_weight * W(p', q') per sample, (B, C) x (B, C) -> (B,).
+
+    p and q are the student's and the teacher's probabilities; p' and q' those over the classes
+    other than y, at `temperature`. Half precision is computed in float32; the teacher is detached.
+
+    Args:
+        student_logits: (B, C).
+        teacher_logits: (B, C).
+        targets: Classes y, (B,); unused without `separate_target`.
+        costs: How unlike the classes are, (C, C), before `kappa`.
+        transport_weight: As in `WKDLogitLoss`, like all that follow.
+        temperature: See there.
+        kappa: See there.
+        epsilon: See there.
+        iterations: See there.
+        separate_target: See there.
+        debiased: See there.
+
+    Raises:
+        ValueError: the target is to be separated, but there are no targets.
+    """
+    if student_logits.dtype in (torch.float16, torch.bfloat16):
+        student_logits = student_logits.float()
+    teacher_logits = teacher_logits.detach().to(student_logits.dtype)
+    costs = sharpened(costs.to(student_logits.dtype), kappa)
+    ours, theirs = student_logits / temperature, teacher_logits / temperature
+    without = None
+    if separate_target:
+        if targets is None:
+            raise ValueError("loss 'wkd_l': separate_target needs targets")
+        without, target = targets, targets[:, None]
+        ours, theirs = (z.scatter(1, target, -torch.inf) for z in (ours, theirs))
+    transport = transport_weight * transport_cost(
+        ours.softmax(dim=1),
+        theirs.softmax(dim=1),
+        costs,
+        epsilon=epsilon,
+        iterations=iterations,
+        without=without,
+        debiased=debiased,
+    )
+    if not separate_target:
+        return transport
+    belief = teacher_logits.softmax(dim=1).gather(1, target)
+    found = F.log_softmax(student_logits, dim=1).gather(1, target)
+    return transport - (belief * found).squeeze(1)
+
+
+@LOSSES.register("wkd_l")
+class WKDLogitLoss(DistillationLoss):
+    """Moves the student's probabilities to the teacher's, less far between classes that are alike.
+
+    The transport is Sinkhorn's after a few steps, which are part of the published loss. It is no
+    divergence: a student that repeats the teacher still has some loss and gradient. A student that
+    is sure of something else gets no gradient from it. Needs labels for `separate_target`.
+
+    Args:
+        transport_weight: Weight of the transport against the target's part (lambda); as published
+            along with WKD-F. Alone the paper takes 600, and 25 to 200 for other pairs.
+        temperature: Softness of both distributions in the transport; 2 on ImageNet.
+        kappa: Costs are 1 - exp(-kappa D); 0 takes D itself.
+        epsilon: Strength of the entropy in the transport.
+        iterations: Sinkhorn steps.
+        separate_target: Transport among the classes other than the target, which gets a part of
+            its own; else transport among all.
+        debiased: Subtract half the transport of either side to itself, so that a student that
+            repeats the teacher has none (not in the paper).
+        cost: Where the teacher's D comes from: angles between its classifier's `classifier`
+            weights, or 1 - CKA of its `features` or `logits` (`ClassCosts`).
+
+    References:
+        Lv et al., "Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge
+            Distillation", NeurIPS 2024, https://arxiv.org/abs/2412.08139
+    """
+
+    needs: tuple[Kind, ...] = (Logits(), ClassCosts())
+
+    def __init__(
+        self,
+        *,
+        transport_weight: float = 200.0,
+        temperature: float = 8.0,
+        kappa: float = 1.0,
+        epsilon: float = 0.05,
+        iterations: int = 10,
+        separate_target: bool = True,
+        debiased: bool = False,
+        cost: Literal["classifier", "features", "logits"] = "classifier",
+    ) -> None:
+        super().__init__()
+        for name, value in [
+            ("temperature", temperature),
+            ("epsilon", epsilon),
+            ("iterations", iterations),
+        ]:
+            if value <= 0:
+                raise ValueError(f"loss 'wkd_l': {name} must be positive, got {value}")
+        if kappa < 0:
+            raise ValueError(f"loss 'wkd_l': kappa must not be negative, got {kappa}")
+        self.needs = (Logits(), ClassCosts(cost))
+        self.needs_targets = separate_target
+        self.transport_weight = transport_weight
+        self.temperature = temperature
+        self.kappa = kappa
+        self.epsilon = epsilon
+        self.iterations = iterations
+        self.separate_target = separate_target
+        self.debiased = debiased
+        self.cost = cost
+
+    def forward(
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+    ) -> Tensor:
+        """Losses (B,)."""
+        return wkd_l_loss(
+            student[Logits()],
+            teacher[Logits()],
+            targets,
+            teacher[ClassCosts(self.cost)],
+            transport_weight=self.transport_weight,
+            temperature=self.temperature,
+            kappa=self.kappa,
+            epsilon=self.epsilon,
+            iterations=self.iterations,
+            separate_target=self.separate_target,
+            debiased=self.debiased,
+        )
