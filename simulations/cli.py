@@ -69,6 +69,48 @@ def run(
     console.print(f"report  {directory.path / 'report.html'}", soft_wrap=True, highlight=False)
 
 
+@app.command()
+def distill(
+    config: Annotated[
+        str | None, typer.Argument(help="a YAML file, e.g. configs/distill/digits.yaml")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, e.g. only=[kd,dkd] recipe.epochs=5")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="go on with this study's folder")] = None,
+) -> None:
+    """Compare distillation methods in one place: teachers, a student per method and seed."""
+    from fedkd.central.config import load_study
+    from fedkd.central.folder import StudyFolder
+    from fedkd.central.study import prepare, run_study
+    from fedkd.central.training import Images
+    from simulations.live import Interrupted
+    from simulations.progress import StudyView
+    from simulations.tables import study_table
+
+    if resume is not None:
+        if config is not None:
+            raise ConfigError("--resume takes its config from the folder; give no config beside it")
+        folder = StudyFolder.open(resume)
+        images = Images.load(folder.study)
+    elif config is None:
+        raise ConfigError("give a config file, e.g. fedkd distill configs/distill/digits.yaml")
+    else:
+        study = load_study(config, overrides or [])
+        images = prepare(study)  # what is missing or does not fit is said before a folder exists
+        folder = StudyFolder.new(study)
+    console = Console()
+    try:
+        with StudyView(console) as view:
+            results = run_study(folder, images, view)
+    except Interrupted:
+        print(f"interrupted; go on with: fedkd distill --resume {folder.path}", file=sys.stderr)
+        sys.exit(130)
+    console.print(study_table(results))
+    console.print(f"study   {folder.path}", soft_wrap=True, highlight=False)
+    console.print(f"report  {folder.path / 'report.html'}", soft_wrap=True, highlight=False)
+
+
 def _run(directory: Any, runner: str) -> None:
     from simulations.live import LiveView, quiet_descriptors
 
@@ -177,17 +219,34 @@ def list_things(
 
 @app.command()
 def report(path: RunPath) -> None:
-    """Write the run's HTML report again and print its table."""
+    """Write the run's (or study's) HTML report again and print its table."""
+    from fedkd.central.folder import StudyFolder
     from fedkd.report import write_report
     from fedkd.rundir import RunDirectory
     from simulations.tables import summary_table
 
+    if StudyFolder.is_one(path):
+        _report_study(path)
+        return
     directory = RunDirectory.open(path)
     written = write_report(directory)
     console = Console()
     summary = directory.read_json("summary.json")
     if summary is not None:
         console.print(summary_table(summary))
+    console.print(f"report  {written}", soft_wrap=True, highlight=False)
+
+
+def _report_study(path: Path) -> None:
+    from fedkd.central.folder import StudyFolder
+    from fedkd.central.report import write_report
+    from fedkd.central.results import results
+    from simulations.tables import study_table
+
+    folder = StudyFolder.open(path)
+    written = write_report(folder)
+    console = Console()
+    console.print(study_table(results(folder)))
     console.print(f"report  {written}", soft_wrap=True, highlight=False)
 
 

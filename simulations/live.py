@@ -34,17 +34,49 @@ class Interrupted(Exception):
     """The user wants the run to stop."""
 
 
+class StopOnRequest:
+    """While it is entered, Ctrl-C is remembered, and `check` raises `Interrupted`.
+
+    So a run ends in good order, where it can be gone on with. A second Ctrl-C ends the process at
+    once.
+    """
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+
+    def __enter__(self) -> StopOnRequest:
+        self._before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _interrupt(self, *_: object) -> None:
+        if self._asked.is_set():
+            os._exit(130)
+        self._asked.set()
+
+    @property
+    def asked(self) -> bool:
+        """Whether Ctrl-C was pressed."""
+        return self._asked.is_set()
+
+    def check(self) -> None:
+        """Raise `Interrupted` if Ctrl-C was pressed."""
+        if self.asked:
+            raise Interrupted
+
+
 class LiveView:
     """A `Notify` that shows progress on a console; plain lines where it is not a terminal.
 
     While it is shown, Ctrl-C ends the run in good order: the next event raises `Interrupted`
-    in the server's thread, so that Flower and Ray shut down as after an error. A second Ctrl-C
-    ends the process at once.
+    in the server's thread, so that Flower and Ray shut down as after an error.
     """
 
     def __init__(self, experiment: Experiment, console: Console) -> None:
         self._experiment = experiment
-        self._stop = threading.Event()
+        self._stop = StopOnRequest()
         self._console = console
         self._table = rounds_table()
         self._progress = Progress(
@@ -59,26 +91,20 @@ class LiveView:
         self._live = Live(Group(self._table, self._progress), console=console, refresh_per_second=4)
 
     def __enter__(self) -> LiveView:
-        self._before = signal.signal(signal.SIGINT, self._interrupt)
+        self._stop.__enter__()
         if self._console.is_terminal:
             self._live.start()
         return self
 
-    def _interrupt(self, *_: object) -> None:
-        if self._stop.is_set():
-            os._exit(130)
-        self._stop.set()
-
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        self._stop.__exit__()
         if self._console.is_terminal:
             self._progress.remove_task(self._phase)
             self._live.stop()
 
     def __call__(self, event: str, **facts: Any) -> None:
         """One event; called from the server's thread. Raises `Interrupted` after Ctrl-C."""
-        if self._stop.is_set():
-            raise Interrupted
+        self._stop.check()
         if event == "round_start":
             self._progress.update(self._rounds, completed=facts["round"] - 1)
         elif event == "phase":

@@ -92,6 +92,50 @@ def summary_table(summary: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
+def study_table(results: dict[str, Any]) -> RenderableType:
+    """Teachers and methods of a study, best first."""
+    title = f"{results['name']} · {results['student']} on {results['dataset']}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("method")
+    table.add_column("losses", overflow="fold")
+    for name in ("last epoch", "best epoch", "seeds", "images/s"):
+        table.add_column(name, justify="right")
+    for row in results["teachers"]:
+        about = f"{row['model']}, {row['parameters'] or 0:,} parameters"
+        table.add_row("teacher", about, _spread(row["last"]), _spread(row["best"]), "", "")
+    table.add_section()
+    methods = sorted(
+        results["methods"].items(), key=lambda item: -(item[1]["last"] or {"mean": 0.0})["mean"]
+    )
+    for name, row in methods:
+        alone = name == "student"
+        losses = " + ".join(
+            term["name"] if term["weight"] == 1 else f"{term['weight']:g} × {term['name']}"
+            for term in row["losses"]
+        )
+        rate = row["images_per_second"]
+        table.add_row(
+            "student alone" if alone else f"[bold]{name}[/]",
+            losses + "".join(f" via {model}" for model in row["assistants"]),
+            _spread(row["last"]),
+            _spread(row["best"]),
+            str(len(row["seeds"])),
+            "–" if rate is None else f"{rate:,.0f}",
+            style="dim" if alone else None,
+        )
+    note = (
+        "mean ± sample deviation; the best epoch is chosen on the test set, as published tables do"
+    )
+    return Group(table, Text(note, "dim"))
+
+
+def _spread(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    mean = f"{100 * row['mean']:.2f}"
+    return f"{mean} %" if row["std"] is None else f"{mean} ± {100 * row['std']:.2f} %"
+
+
 def refused_table(refused: list[dict[str, Any]]) -> Table:
     """Who was left out of which round, and why."""
     table = Table(title="left out", title_justify="left")

@@ -143,7 +143,7 @@ def test_the_page_calls_each_loss_with_each_option(name: str) -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == function.__name__
     ]
-    assert expected in calls
+    assert any(expected <= call for call in calls), f"methods.md calls {function.__name__} nowhere"
 
 
 @pytest.mark.parametrize(

@@ -51,33 +51,72 @@ def check_study(study: Study) -> None:
     device_named(study.resources.device)
 
 
-def run_study(folder: StudyFolder, notify: Notify = silent, images: Images | None = None) -> Record:
+def prepare(study: Study) -> Images:
+    """Check a study, load its images, and fit every method to untrained networks on a few of them.
+
+    What would not fit after hours of training is said at once.
+
+    Raises:
+        ConfigError: a name, option, file or number is wrong, or a loss does not fit the networks.
+        FileNotFoundError: images are missing; the message says how to get them.
+    """
+    check_study(study)
+    images = Images.load(study)
+    few = images.train.subset(torch.arange(min(8, len(images.train))))
+    made: dict[str, Network] = {}
+
+    def network(model: Component) -> Network:
+        key = model.model_dump_json()
+        if key not in made:
+            made[key] = images.network(model, 0).eval()
+        return made[key]
+
+    teachers = [network(source.model) for source in study.teachers]
+    for number, source in enumerate(study.teachers):
+        if source.checkpoint is not None:
+            where = f"teachers.{number}.checkpoint"
+            _read(teachers[number], source.model, source.checkpoint, images, where)
+    for method in study.runs():
+        ranks = [teachers]
+        for task in _chain(StudyFolder(Path(), study), method, 0, ranks):
+            student = network(task.model)
+            objective = objective_of(task.terms).to(images.device)
+            try:
+                example = task.lessons(images, objective, few).example()
+                with seeded(0, "rehearsal"):
+                    readings = example.read(student, objective.reads)
+                    objective.adapt(readings, example.ensemble, 0)
+                    for epoch in {term.start for term in task.terms}:
+                        objective(readings, example.ensemble, example.targets, epoch, epoch)
+            except ValueError as error:
+                raise ConfigError(f"methods.{method}: {error}") from None
+            ranks.append([student])
+    return images
+
+
+def run_study(folder: StudyFolder, images: Images, notify: Notify = silent) -> Record:
     """Run a study, or what is left of it, and write its results and its report.
 
     Args:
         folder: Where everything is written; what is finished there is not done again.
-        notify: Hears of progress. What it raises ends the study; the networks under way keep a
+        images: From `prepare`; for a study that is gone on with, `Images.load` is enough.
+        notify: Hears of progress. What it raises ends the study; the network under way keeps a
             checkpoint.
-        images: Already loaded; default: loaded here.
 
     Returns:
         The results, as in `results.json`.
 
     Raises:
-        ConfigError: something does not fit; said before anything is trained.
         RuntimeError: a loss is no longer finite.
     """
     study = folder.study
     with threads(study.resources.threads):
-        images = images or Images.load(study)
         runner = _Runner(folder, images, notify)
-        runner.rehearse()
         notify("plan", trainings=runner.trainings)
         for seed in study.seeds:
             for method in study.runs():
                 runner.teach(method, seed)
                 write_json(folder.path / "results.json", results(folder))
-        notify("report")
         write_report(folder)
     return results(folder)
 
@@ -127,16 +166,16 @@ class _Runner:
             if source.checkpoint is None:
                 self._teachers[key] = train(task, self.images, self.notify)
             else:
-                self._teachers[key] = self._loaded(task, Path(source.checkpoint).expanduser())
+                self._teachers[key] = self._loaded(task, source.checkpoint)
         return self._teachers[key]
 
-    def _loaded(self, task: Task, file: Path) -> Network:
+    def _loaded(self, task: Task, file: str) -> Network:
         network = self.images.network(task.model, task.init)
         self.notify("training", label=task.label, epochs=1)
         if (result := task.place.result()) is not None:  # the file may have gone since
             network.load_state_dict(load_state(task.place.weights)["weights"])
         else:
-            remark = self._read(network, task.model, file, task.label)
+            remark = _read(network, task.model, file, self.images, task.label)
             if remark is not None:
                 self.notify("warning", text=remark)
             task.place.begin()
@@ -154,83 +193,41 @@ class _Runner:
         self.notify("trained", label=task.label, **result)
         return network.eval()
 
-    def _read(self, network: Network, model: Component, file: Path, where: str) -> str | None:
-        name = f"{model.name} for {len(self.images.train.classes)} classes"
-        try:
-            return load_weights(network, file, name)
-        except ValueError as error:
-            raise ConfigError(f"{where}: {error}") from None
-
     # -- students --------------------------------------------------------------------------
 
     def teach(self, method: str, seed: int) -> Network:
         """Train the chain of a method, and at its end the student."""
         ranks = [self.teachers(seed)]
-        for task in self._chain(method, seed, ranks):
+        for task in _chain(self.folder, method, seed, ranks):
             ranks.append([train(task, self.images, self.notify)])
         return ranks[-1][0]
 
-    def _chain(self, method: str, seed: int, ranks: list[list[Network]]) -> Iterator[Task]:
-        """The tasks of a method, each made when those before it are done."""
-        study = self.study
-        assistants = study.assistants_of(method)
-        for number, model in enumerate((*assistants, study.student.model), start=1):
-            last = number > len(assistants)
-            place = self.folder.assistant(method, seed, number)
-            chosen, say = _guides(ranks, study.guidance_of(method))
-            yield Task(
-                label=f"{method}, seed {seed}" + ("" if last else f", assistant {number}"),
-                place=self.folder.student(method, seed) if last else place,
-                model=model,
-                terms=study.runs()[method].losses,
-                recipe=study.recipe_of(method),
-                # The same for every method, so that methods are compared on the same draws.
-                init=stream_seed(seed, "student") if last else stream_seed(seed, "helper", number),
-                seed=stream_seed(seed, "learn", "student" if last else number),
-                teachers=() if method == BASELINE else chosen,
-                say=None if method == BASELINE else say,
-                facts={"role": "student" if last else "assistant", "method": method, "seed": seed},
-            )
 
-    # -- before ----------------------------------------------------------------------------
-
-    def rehearse(self) -> None:
-        """Fit every method to untrained networks on a few images; check teachers' files.
-
-        What would not fit after hours of training is said at once.
-
-        Raises:
-            ConfigError: a loss does not fit, or a checkpoint.
-        """
-        study, images = self.study, self.images
-        made: dict[str, Network] = {}
-
-        def network(model: Component) -> Network:
-            key = model.model_dump_json()
-            if key not in made:
-                made[key] = images.network(model, 0).eval()
-            return made[key]
-
-        few = images.train.subset(torch.arange(min(8, len(images.train))))
-        for number, source in enumerate(study.teachers):
-            teacher = network(source.model)
-            place = self.folder.teacher(number, study.seeds[0])
-            if source.checkpoint is not None and place.result() is None:
-                file = Path(source.checkpoint).expanduser()
-                self._read(teacher, source.model, file, f"teachers.{number}.checkpoint")
-        for method in study.runs():
-            ranks = [[network(source.model) for source in study.teachers]]
-            for task in self._chain(method, 0, ranks):
-                student = network(task.model)
-                objective = objective_of(task.terms).to(images.device)
-                try:
-                    example = task.lessons(images, objective, few).example()
-                    with torch.no_grad(), seeded(0, "rehearsal"):
-                        readings = example.read(student, objective.reads)
-                        objective.adapt(readings, example.ensemble, 0)
-                except ValueError as error:
-                    raise ConfigError(f"methods.{method}: {error}") from None
-                ranks.append([student])
+def _chain(
+    folder: StudyFolder, method: str, seed: int, ranks: list[list[Network]]
+) -> Iterator[Task]:
+    """The tasks of a method, each made when those before it have joined `ranks`."""
+    study = folder.study
+    assistants = study.assistants_of(method)
+    for number, model in enumerate((*assistants, study.student.model), start=1):
+        last = number > len(assistants)
+        role = "student" if last else f"assistant {number}"
+        teachers, say = (
+            ([], []) if method == BASELINE else _guides(ranks, study.guidance_of(method))
+        )
+        yield Task(
+            label=f"{method}, seed {seed}" + ("" if last else f", {role}"),
+            place=folder.student(method, seed) if last else folder.assistant(method, seed, number),
+            model=model,
+            terms=study.runs()[method].losses,
+            recipe=study.recipe_of(method),
+            # The same for every method, so that methods are compared on the same draws.
+            init=stream_seed(seed, role),
+            seed=stream_seed(seed, "learn", role),
+            teachers=teachers,
+            say=say,
+            facts={"role": role, "method": method, "seed": seed},
+        )
 
 
 def _guides(ranks: Sequence[Sequence[Network]], guidance: str) -> tuple[list[Network], list[float]]:
@@ -244,3 +241,11 @@ def _guides(ranks: Sequence[Sequence[Network]], guidance: str) -> tuple[list[Net
 
 def _numbered(name: str, number: int, of: int) -> str:
     return name if of == 1 else f"{name} {number}"
+
+
+def _read(network: Network, model: Component, file: str, images: Images, where: str) -> str | None:
+    name = f"{model.name} for {len(images.train.classes)} classes"
+    try:
+        return load_weights(network, Path(file).expanduser(), name)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None

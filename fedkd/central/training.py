@@ -241,13 +241,11 @@ class _Diary:
 
     def __call__(self, record: EpochRecord, snapshot: Callable[[], dict[str, Any]]) -> None:
         spent = time.perf_counter() - self._since
-        accuracy = self._images.accuracy(self._network)
-        rate = len(self._images.train) / spent
         facts = {
             **asdict(record),
-            "accuracy": accuracy,
+            "accuracy": self._images.accuracy(self._network),
             "seconds": spent,
-            "images_per_second": rate,
+            "images_per_second": len(self._images.train) / spent,
         }
         self._task.place.add_epoch(facts)
         recipe = self._task.recipe
