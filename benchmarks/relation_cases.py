@@ -9,6 +9,9 @@ from output_cases import z_scores
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedkd.losses.dist import dist_loss
+from fedkd.losses.rkd import rkd_loss
+from fedkd.losses.sp import sp_loss
 from fedkd.losses.vrm import vrm_loss
 from fedkd.relations import class_relation_loss, sample_relation_loss
 
@@ -16,7 +19,7 @@ Run = Callable[[], object]
 
 
 def relation_cases(size: int, classes: int) -> list[tuple[str, Run, Run]]:
-    """VRM, whole and in parts."""
+    """DIST, SP, RKD in its two parts, VRM whole and in its two parts."""
     a, b, d, e = torch.randn(4, size, classes, generator=torch.Generator().manual_seed(0)).unbind()
     b, e = a + 0.5 * b, d + 0.5 * e
     views = [z_scores(z) for z in (a, b, d, e)]
@@ -26,6 +29,26 @@ def relation_cases(size: int, classes: int) -> list[tuple[str, Run, Run]]:
         return lambda: loss(*(z.clone().requires_grad_() for z in students)).backward()
 
     return [
+        (
+            "DIST",
+            step(lambda x: dist_loss(x, d), a),
+            step(lambda x: published_dist(x, d), a),
+        ),
+        (
+            "SP",
+            step(lambda x: sp_loss(x, d), a),
+            step(lambda x: published_sp(x, d), a),
+        ),
+        (
+            "RKD, distances",
+            step(lambda x: rkd_loss(x, d, angle_weight=0), a),
+            step(lambda x: 25 * published_distances(x, d), a),
+        ),
+        (
+            "RKD, angles",
+            step(lambda x: rkd_loss(x, d, distance_weight=0), a),
+            step(lambda x: 50 * published_angles(x, d), a),
+        ),
         (
             "VRM",
             step(lambda x, y: vrm_loss(x, y, d, e, class_weight=1.0), a, b),
@@ -68,3 +91,44 @@ def written_out(a: Tensor, b: Tensor, d: Tensor, e: Tensor, diagonal: bool) -> T
     teacher = teacher / teacher.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     edges = len(a) * len(b) - (0 if diagonal else len(a))
     return F.huber_loss(student, teacher, reduction="sum") / edges
+
+
+def published_dist(student: Tensor, teacher: Tensor) -> Tensor:
+    """DIST as published: eps is added to the product of the norms."""
+
+    def relation(a: Tensor, b: Tensor) -> Tensor:
+        a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+        return 1 - ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)).mean()
+
+    p, q = (student / 4).softmax(1), (teacher / 4).softmax(1)
+    return 16 * relation(p, q) + 16 * relation(p.T, q.T)
+
+
+def published_sp(student: Tensor, teacher: Tensor) -> Tensor:
+    """SP as published."""
+    gap = F.normalize(teacher @ teacher.T) - F.normalize(student @ student.T)
+    return (gap * gap).sum() / len(student) ** 2
+
+
+def published_distances(student: Tensor, teacher: Tensor) -> Tensor:
+    """RKD's distances as published."""
+
+    def scaled(x: Tensor) -> Tensor:
+        square = x.pow(2).sum(dim=1)
+        lengths = (square[:, None] + square - 2 * x @ x.T).clamp(min=1e-12).sqrt().clone()
+        lengths[range(len(x)), range(len(x))] = 0
+        return lengths / lengths[lengths > 0].mean()
+
+    return F.smooth_l1_loss(scaled(student), scaled(teacher))
+
+
+def published_angles(student: Tensor, teacher: Tensor) -> Tensor:
+    """RKD's angles as published: edges written out, then all their products."""
+
+    def angles(x: Tensor) -> Tensor:
+        edges = F.normalize(x[None] - x[:, None], dim=2)
+        return torch.bmm(edges, edges.mT).flatten()
+
+    with torch.no_grad():
+        expected = angles(teacher)
+    return F.smooth_l1_loss(angles(student), expected)

@@ -44,7 +44,7 @@ class Lesson:
     def read(self, student: Network, kinds: Collection[Kind]) -> dict[Kind, Tensor]:
         """The student's side of it."""
         reading = Reading(student, self.images, self.virtual)
-        return {kind: kind.read(reading) for kind in kinds}
+        return {kind: _read(kind, reading, "the student") for kind in kinds}
 
 
 class Lessons(Protocol):
@@ -219,13 +219,23 @@ class LiveLessons:
             with torch.autocast(
                 self._device.type, dtype=self._autocast, enabled=self._autocast is not None
             ):
-                parts = [kind.read(reading).float() for reading in readings]
+                parts = [
+                    _read(kind, reading, f"teacher {number}").float()
+                    for number, reading in enumerate(readings)
+                ]
             same = len({part.shape for part in parts}) == 1
             if len(parts) == 1:
                 tensors[kind] = parts[0][None]  # without a copy
             else:
                 tensors[kind] = torch.stack(parts) if same else parts
         return Ensemble(self._who, tensors, weights)
+
+
+def _read(kind: Kind, reading: Reading, who: str) -> Tensor:
+    try:
+        return kind.read(reading)
+    except ValueError as error:
+        raise ValueError(f"{kind} cannot be read from {who}: {error}") from None
 
 
 def _batches(

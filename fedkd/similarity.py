@@ -36,8 +36,8 @@ def linear_cka(
     """
     shares = _shares(weights, x)
     x, y = (_scaled(z, shares, centred) * shares.sqrt()[:, None] for z in (x, y))
-    d, e = x.shape[1], y.shape[1]
-    if len(x) * (d + e) < d * d + d * e + e * e:
+    (n, d), e = x.shape, y.shape[1]
+    if n * (d + e) < d * d + d * e + e * e:
         a, b = x @ x.T, y @ y.T
         return _ratio((a * b).sum(), a.square().sum(), b.square().sum())
     products = (x.T @ y, x.T @ x, y.T @ y)
@@ -235,7 +235,7 @@ def _gaussian(z: Tensor, shares: Tensor, sigma: float) -> Tensor:
     distances = distances - torch.diag(distances.diagonal())
     heard = shares > 0
     if not heard.any():
-        return torch.zeros_like(gram)
+        return gram
     median = distances[heard][:, heard].median()
     # Less 1, which centring takes away again; a kernel of ones must not leave rounding errors.
     kernel = torch.expm1(distances / (-2 * sigma**2 * torch.where(median > 0, median, 1)))

@@ -96,12 +96,12 @@ def study_table(results: dict[str, Any]) -> RenderableType:
     """Teachers and methods of a study, best first."""
     title = f"{results['name']} · {results['student']} on {results['dataset']}"
     table = Table(title=title, title_justify="left")
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     table.add_column("losses", overflow="fold")
-    for name in ("last epoch", "best epoch", "seeds", "images/s"):
-        table.add_column(name, justify="right")
+    for name in ("last epoch, %", "best epoch, %", "seeds", "images/s"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in results["teachers"]:
-        about = f"{row['model']}, {row['parameters'] or 0:,} parameters"
+        about = row["model"]
         table.add_row("teacher", about, _spread(row["last"]), _spread(row["best"]), "", "")
     table.add_section()
     methods = sorted(
@@ -133,7 +133,7 @@ def _spread(row: dict[str, Any] | None) -> str:
     if row is None:
         return "–"
     mean = f"{100 * row['mean']:.2f}"
-    return f"{mean} %" if row["std"] is None else f"{mean} ± {100 * row['std']:.2f} %"
+    return mean if row["std"] is None else f"{mean} ± {100 * row['std']:.2f}"
 
 
 def refused_table(refused: list[dict[str, Any]]) -> Table:

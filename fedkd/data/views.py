@@ -95,6 +95,13 @@ def none(images: Tensor, generator: torch.Generator) -> Tensor:
     return images
 
 
+def flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the images mirrored: for photographs, not for digits."""
+    own = beside(generator, images.device)
+    mirrored = torch.rand(len(images), generator=own, device=images.device) < 0.5
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+
 def crop(images: Tensor, generator: torch.Generator) -> Tensor:
     """Shifted by up to an eighth in both directions, black where nothing is left.
 
@@ -113,11 +120,8 @@ def crop(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """`crop`, and half of the images mirrored: for photographs, not for digits."""
-    own = beside(generator, images.device)
-    mirrored = torch.rand(len(images), generator=own, device=images.device) < 0.5
-    images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    return crop(images, generator)
+    """`flip`, then `crop`."""
+    return crop(flip(images, generator), generator)
 
 
 def batch_randaugment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -153,6 +157,7 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     recipe.__name__: recipe
     for recipe in (
         none,
+        flip,
         crop,
         crop_flip,
         randaugment,

@@ -272,6 +272,24 @@ class ClassCosts(Fact):
         return alignment_costs(torch.cat(answers), labels, classes)
 
 
+@dataclass(frozen=True)
+class Classifier(Fact):
+    """Weights of the linear classifier and, in the last column, its bias, (C, D + 1).
+
+    Discloses the classifier; with `Pooled` or `Stage` it gives the teacher's logits, also for
+    features that are not its own.
+    """
+
+    def state(self, network: Network, images: Tensor, labels: Tensor | None) -> Tensor:
+        """(C, D + 1)."""
+        head = network.head
+        if head is None:
+            raise ValueError("it has no linear classifier")
+        weight = head.weight.detach()
+        bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach()
+        return torch.cat([weight, bias[:, None]], dim=1)
+
+
 def _stage(reading: Reading, index: int) -> Tensor:
     stages = reading.real.stages
     if not -len(stages) <= index < len(stages):

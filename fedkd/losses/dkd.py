@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from fedkd.closed_form import wanted, with_gradient
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
@@ -33,8 +31,11 @@ def dkd_loss(
     student_logits, teacher_logits = comparable(student_logits, teacher_logits)
     if standardise:
         student_logits, teacher_logits = standardised(student_logits), standardised(teacher_logits)
-    loss: Tensor = _DKD.apply(student_logits, teacher_logits, targets, alpha, beta, temperature)
-    return loss
+    differentiate = wanted(student_logits)
+    value, gradient = _solve(
+        student_logits.detach(), teacher_logits, targets, alpha, beta, temperature, differentiate
+    )
+    return with_gradient(student_logits, value, gradient)
 
 
 @LOSSES.register("dkd")
@@ -90,49 +91,41 @@ class DKDLoss(DistillationLoss):
         )
 
 
-class _DKD(torch.autograd.Function):
-    """The loss with its gradient in closed form: one (B, C) tensor is kept for backward.
+def _solve(
+    student: Tensor,
+    teacher: Tensor,
+    targets: Tensor,
+    alpha: float,
+    beta: float,
+    temperature: float,
+    differentiate: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Value (B,) and gradient (B, C).
 
     The official code hides the target behind -1000 and takes the log of summed probabilities,
     which is inf or NaN for sure predictions. Log-odds from a log-sum-exp over the other classes
-    say the same and hold for any finite logits. Student and teacher lie in one tensor, because
-    a small batch costs as many calls as numbers.
+    say the same and hold for any finite logits.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,
-        teacher: Tensor,
-        targets: Tensor,
-        alpha: float,
-        beta: float,
-        temperature: float,
-    ) -> Tensor:
-        logits = torch.stack([student, teacher]).div_(temperature)
-        target = targets[:, None]
-        both = target.expand(2, -1, 1)
-        at_target = logits.gather(2, both)
-        logits.scatter_(2, both, -torch.inf)
-        # Over the other classes; at the top of the distribution nothing cancels.
-        log_rest = F.log_softmax(logits, dim=2)
-        level = logits.amax(dim=2, keepdim=True) - log_rest.amax(dim=2, keepdim=True)
-        rest = torch.exp(log_rest, out=logits)
-        log_rest.scatter_(2, both, 0)  # and not -inf, for 0 * (-inf) would spoil the sums
-        (r, q), (log_r, log_q) = rest.unbind(), log_rest.unbind()
-        odds = at_target - level
-        odds = torch.cat([odds, -odds], dim=2)  # log-odds of (target, rest)
-        log_share, share = F.logsigmoid(odds), odds.sigmoid()
-        tckd = (share[1] * (log_share[1] - log_share[0])).sum(dim=1)
-        nckd = log_q.sub_(log_r).mul_(q).sum(dim=1)
-        if ctx.needs_input_grad[0]:
-            surplus = (share[0, :, :1] - share[1, :, :1]).mul_(alpha)
-            gradient = r.mul_((beta - surplus).mul_(temperature)).sub_(q, alpha=beta * temperature)
-            ctx.save_for_backward(gradient.scatter_(1, target, surplus.mul_(temperature)))
-        return tckd.mul_(alpha).add_(nckd, alpha=beta).mul_(temperature**2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad[:, None], None, None, None, None, None
+    size = len(student)
+    logits = torch.cat([student, teacher]).div_(temperature)
+    target = torch.cat([targets, targets])[:, None]
+    odds = logits.gather(1, target)
+    # Far below all others, yet finite: its share of the rest is 0, and 0 times it no NaN.
+    logits.scatter_(1, target, torch.finfo(logits.dtype).min / 4)
+    log_rest = F.log_softmax(logits, dim=1)
+    # Less the log-sum-exp of the others; at their top nothing cancels.
+    odds.add_(log_rest.amax(dim=1, keepdim=True)).sub_(logits.amax(dim=1, keepdim=True))
+    r, q = F.softmax(logits, dim=1).split(size)  # on a CPU faster than exp
+    log_r, log_q = log_rest.split(size)
+    nckd = log_q.sub_(log_r).mul_(q).sum(dim=1)
+    odds = torch.cat([odds, -odds], dim=1)  # of the target, and of the rest
+    log_s, log_t = F.logsigmoid(odds).split(size)
+    share_s, share_t = odds.sigmoid_().split(size)
+    tckd = log_t.sub_(log_s).mul_(share_t).sum(dim=1)
+    square = temperature**2
+    value = tckd.mul_(alpha * square).add_(nckd, alpha=beta * square)
+    if not differentiate:
+        return value, None
+    surplus = share_s.sub_(share_t).mul_(alpha * temperature)[:, :1]
+    gradient = r.mul_(beta * temperature - surplus).sub_(q, alpha=beta * temperature)
+    return value, gradient.scatter_(1, target[:size], surplus)

@@ -55,26 +55,25 @@ def wkd_l_loss(
     teacher_logits = teacher_logits.detach().to(student_logits.dtype)
     costs = sharpened(costs.to(student_logits.dtype), kappa)
     ours, theirs = student_logits / temperature, teacher_logits / temperature
-    without = None
-    if separate_target:
-        if targets is None:
-            raise ValueError("loss 'wkd_l': separate_target needs targets")
-        without, target = targets, targets[:, None]
-        ours, theirs = (z.scatter(1, target, -torch.inf) for z in (ours, theirs))
+    if not separate_target:
+        targets = None
+    elif targets is None:
+        raise ValueError("loss 'wkd_l': separate_target needs targets")
+    else:
+        ours, theirs = (z.scatter(1, targets[:, None], -torch.inf) for z in (ours, theirs))
     transport = transport_weight * transport_cost(
         ours.softmax(dim=1),
         theirs.softmax(dim=1),
         costs,
         epsilon=epsilon,
         iterations=iterations,
-        without=without,
+        without=targets,
         debiased=debiased,
     )
-    if not separate_target:
+    if targets is None:
         return transport
-    belief = teacher_logits.softmax(dim=1).gather(1, target)
-    found = F.log_softmax(student_logits, dim=1).gather(1, target)
-    return transport - (belief * found).squeeze(1)
+    belief = teacher_logits.softmax(dim=1).gather(1, targets[:, None]).squeeze(1)
+    return transport + belief * F.cross_entropy(student_logits, targets, reduction="none")
 
 
 @LOSSES.register("wkd_l")
@@ -94,8 +93,8 @@ class WKDLogitLoss(DistillationLoss):
         iterations: Sinkhorn steps.
         separate_target: Transport among the classes other than the target, which gets a part of
             its own; else transport among all.
-        debiased: Subtract half the transport of either side to itself, so that a student that
-            repeats the teacher has none (not in the paper).
+        debiased: Subtract half the transport of either side to itself, so that none is left to a
+            student that repeats the teacher (not in the paper).
         cost: Where the teacher's D comes from: angles between its classifier's `classifier`
             weights, or 1 - CKA of its `features` or `logits` (`ClassCosts`).
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fedkd.closed_form import wanted, with_gradient
 from fedkd.relations.gram import SHORTEST, centred, cosines, wide
 
 # Between two unit edges e and f, summed over their elements:
@@ -72,35 +72,23 @@ class Graph:
 
 def match(student: Tensor, *graphs: Graph) -> Tensor:
     """Sum of the distances of all edges of all graphs, (N, C) -> scalar."""
-    if not graphs:
-        return student.sum() * 0.0
-    loss: Tensor = _Match.apply(student, graphs)
-    return loss
+    value, gradient = _solve(student.detach(), graphs, wanted(student))
+    return with_gradient(student, value, gradient)
 
 
-class _Match(torch.autograd.Function):
-    """A scalar loss over edges.
-
-    Being a scalar, its gradient is finished in forward, and nothing of the size of the graph
-    lives until backward.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, student: Tensor, graphs: tuple[Graph, ...]) -> Tensor:
-        differentiate = ctx.needs_input_grad[0]
-        # Half-precision Gram matrices would be worthless, so autocast keeps out.
-        with torch.autocast(student.device.type, enabled=False):
-            solved = [graph.solve(student, differentiate) for graph in graphs]
-        gradients = [gradient.to(student.dtype) for _, gradient in solved if gradient is not None]
-        if differentiate:
-            ctx.save_for_backward(sum(gradients[1:], gradients[0]))
-        return sum((value for value, _ in solved), student.new_zeros(())).to(student.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad, None
+def _solve(
+    student: Tensor, graphs: tuple[Graph, ...], differentiate: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Value and gradient in the student's precision."""
+    value, gradient = student.new_zeros(()), torch.zeros_like(student) if differentiate else None
+    # Half-precision Gram matrices would be worthless, so autocast keeps out.
+    with torch.autocast(student.device.type, enabled=False):
+        for graph in graphs:
+            part, slope = graph.solve(student, differentiate)
+            value += part
+            if gradient is not None and slope is not None:
+                gradient += slope
+    return value, gradient
 
 
 def _gram(student: Tensor, graph: Graph, differentiate: bool) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,162 @@
+"""Several teachers, weighed so that their gradients do not pull against each other."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedkd.knowledge.kinds import Logits
+from fedkd.knowledge.payload import Ensemble
+from fedkd.losses import LOSSES
+from fedkd.losses.base import EnsembleLoss, Tensors
+from fedkd.losses.divergence import prior, reweighted, weighted_kl
+from fedkd.losses.kd import comparable
+from fedkd.losses.min_norm import by_pairs, shortest
+
+Solver = Literal["exact", "svm"]
+
+
+def aekd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    weights: Tensor | None = None,
+    temperature: float = 4.0,
+    nu: float | None = None,
+    normalise: bool = False,
+    solver: Solver = "exact",
+) -> Tensor:
+    """T^2 * mean of KL(teacher || student), weighted by `agreement_weights`, per sample -> (B,).
+
+    Half precision is computed in float32; teachers and weights are detached.
+
+    Args:
+        student_logits: (B, C).
+        teacher_logits: Of M teachers, (M, B, C).
+        weights: What else speaks for each teacher on each sample, (M, B); None: nothing.
+        temperature: As in `AEKDLoss`, like all that follow.
+        nu: See there.
+        normalise: See there.
+        solver: See there.
+    """
+    student_logits, teacher_logits = comparable(student_logits, teacher_logits)
+    say = agreement_weights(
+        student_logits,
+        teacher_logits,
+        weights=weights,
+        temperature=temperature,
+        nu=nu,
+        normalise=normalise,
+        solver=solver,
+    )
+    shares = reweighted(prior(weights, teacher_logits), say[:, None])
+    return weighted_kl(student_logits, teacher_logits, shares, temperature=temperature)
+
+
+@torch.no_grad()
+def agreement_weights(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    weights: Tensor | None = None,
+    temperature: float = 4.0,
+    nu: float | None = None,
+    normalise: bool = False,
+    solver: Solver = "exact",
+) -> Tensor:
+    """Weights, summing to one, that make the teachers' mean gradient shortest -> (M,).
+
+    A teacher's gradient by the student's logits is T * (student's less its probabilities), here
+    averaged over the batch, so one forward serves all teachers.
+
+    Args:
+        student_logits: (B, C).
+        teacher_logits: Of M teachers, (M, B, C).
+        weights: Weight of each sample in a teacher's mean gradient, (M, B); a teacher without any
+            gets none here. None: all the same.
+        temperature: As in `AEKDLoss`, like all that follow.
+        nu: See there.
+        normalise: See there.
+        solver: See there.
+    """
+    student_logits, teacher_logits = comparable(student_logits, teacher_logits)
+    weights = prior(weights, teacher_logits)
+    total = weights.sum(dim=1)
+    present = (total > 0).nonzero()[:, 0]
+    weights = weights[present] / total[present, None]
+    p = F.softmax(student_logits / temperature, dim=-1)
+    q = F.softmax(teacher_logits[present] / temperature, dim=-1)
+    gradients = weights @ p - torch.einsum("mb,mbc->mc", weights, q)
+    # Over B, as of a mean loss: to the exact solver it is all one, not to the other.
+    vectors = gradients.mul_(temperature / len(p)).double().cpu().numpy()
+    lengths = np.linalg.norm(vectors, axis=1)
+    if normalise:
+        vectors = vectors / np.maximum(lengths, 1e-30)[:, None]
+    count = len(vectors)
+    nu = 1 / count if nu is None else min(max(nu, 1 / count), 1.0)
+    gram = (vectors[:, None] * vectors).sum(axis=2)
+    say = shortest(gram, 1 / (nu * count)) if solver == "exact" else by_pairs(gram, nu)
+    if normalise and lengths.all():
+        say = say / lengths
+        say = say / say.sum()
+    result = total.new_zeros(len(total))
+    result[present] = torch.from_numpy(say).to(result)
+    return result
+
+
+@LOSSES.register("aekd")
+class AEKDLoss(EnsembleLoss):
+    """Matches all teachers with weights whose mean gradient is shortest: where all can agree.
+
+    It is a step that no teacher minds, and there is nothing to learn where teachers pull in
+    opposite directions. Weights hold for a whole batch.
+
+    Args:
+        temperature: Softness of all distributions.
+        nu: Share of the teachers that must have a say: no weight exceeds 1 / (nu * M). The
+            paper's tolerance C is nu = 1 / (C * M). None sets no limit.
+        normalise: Compare directions of the gradients and not their lengths.
+        solver: "svm" repeats the repository's one-class support vector machine, which ends
+            before the least; "exact" does not.
+
+    References:
+        Du et al., "Agree to Disagree: Adaptive Ensemble Knowledge Distillation in Gradient
+            Space", NeurIPS 2020,
+            https://proceedings.neurips.cc/paper/2020/hash/91c77393975889bd08f301c9e13a44b7-Abstract.html
+    """
+
+    needs = (Logits(),)
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 4.0,
+        nu: float | None = None,
+        normalise: bool = False,
+        solver: Solver = "exact",
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"loss 'aekd': temperature must be positive, got {temperature}")
+        if nu is not None and not 0 < nu <= 1:
+            raise ValueError(f"loss 'aekd': nu must lie in (0, 1], got {nu}")
+        self.temperature = temperature
+        self.nu = nu
+        self.normalise = normalise
+        self.solver: Solver = solver
+
+    def forward(self, student: Tensors, ensemble: Ensemble, targets: Tensor | None) -> Tensor:
+        """Losses (B,)."""
+        return aekd_loss(
+            student[Logits()],
+            ensemble.logits,
+            weights=ensemble.weights,
+            temperature=self.temperature,
+            nu=self.nu,
+            normalise=self.normalise,
+            solver=self.solver,
+        )

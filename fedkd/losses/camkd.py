@@ -1,0 +1,212 @@
+"""Several teachers, those more that are right."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedkd.knowledge.kinds import Classifier, Kind, Logits, Stage
+from fedkd.knowledge.payload import Ensemble
+from fedkd.losses import LOSSES
+from fedkd.losses.base import EnsembleLoss, Tensors
+from fedkd.losses.divergence import Scale, prior, reweighted, squared_distances, weighted_kl
+from fedkd.losses.kd import comparable
+from fedkd.projectors import embedding
+
+
+def camkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    targets: Tensor,
+    *,
+    weights: Tensor | None = None,
+    temperature: float = 4.0,
+    scale: Scale = "normalised",
+) -> Tensor:
+    """T^2 * mean of KL(teacher || student), weighted by `confidence_weights`, per sample -> (B,).
+
+    Half precision is computed in float32; the teachers are detached.
+
+    Args:
+        student_logits: (B, C).
+        teacher_logits: Of M teachers, (M, B, C).
+        targets: Class indices, (B,).
+        weights: What else speaks for each teacher on each sample, (M, B); None: nothing.
+        temperature: As in `CAMKDLoss`, like `scale`.
+        scale: See there.
+    """
+    student_logits, teacher_logits = comparable(student_logits, teacher_logits)
+    shares = confidence_weights(teacher_logits, targets, weights=weights)
+    if scale == "published":
+        shares = shares / len(teacher_logits)
+    return weighted_kl(student_logits, teacher_logits, shares, temperature=temperature)
+
+
+def camkd_feature_loss(
+    student_maps: Sequence[Tensor],
+    teacher_maps: Sequence[Tensor],
+    answers: Tensor,
+    targets: Tensor,
+    *,
+    weights: Tensor | None = None,
+    through_weights: bool = False,
+    scale: Scale = "normalised",
+) -> Tensor:
+    """Mean squared distance of maps, weighted by `confidence_weights`, per sample -> (B,).
+
+    Half precision is computed in float32; the teachers' maps are detached.
+
+    Args:
+        student_maps: The student's map as projected for each of M teachers, (B, D, h, w) each.
+        teacher_maps: The teachers' maps, of the same shapes.
+        answers: What each teacher's classifier makes of the student's projected map, (M, B, C).
+        targets: Class indices, (B,).
+        weights: What else speaks for each teacher on each sample, (M, B); None: nothing.
+        through_weights: As in `CAMKDLoss`, like `scale`.
+        scale: See there.
+    """
+    answers = answers.to(torch.promote_types(answers.dtype, torch.float32))
+    with torch.set_grad_enabled(through_weights and torch.is_grad_enabled()):
+        shares = confidence_weights(answers, targets, weights=weights)
+    loss = (shares * squared_distances(student_maps, teacher_maps)).sum(dim=0)
+    return loss / len(shares) if scale == "published" else loss
+
+
+def confidence_weights(
+    teacher_logits: Tensor, targets: Tensor, *, weights: Tensor | None = None
+) -> Tensor:
+    """(1 - softmax of cross entropies over teachers) / (M - 1), (M, B, C) x (B,) -> (M, B).
+
+    Weights of a sample sum to one, those of a single teacher are one (the published code divides
+    by zero).
+
+    Args:
+        teacher_logits: (M, B, C).
+        targets: Class indices, (B,).
+        weights: What fusion says, (M, B): multiplies the result; a teacher without weight counts
+            as absent.
+    """
+    weights = prior(weights, teacher_logits)
+    log_p = F.log_softmax(teacher_logits, dim=-1)
+    errors = -log_p.gather(2, targets.expand(len(log_p), -1)[..., None])[..., 0]
+    doubt = torch.softmax(errors.masked_fill(weights <= 0, -torch.inf), dim=0)
+    return reweighted(weights, 1 - doubt)
+
+
+@LOSSES.register("camkd")
+class CAMKDLoss(EnsembleLoss):
+    """Matches all teachers, on each sample those more that are right about it. Needs labels.
+
+    Args:
+        temperature: Softness of the distributions that are matched.
+        logit_weight: Weight of the logit part.
+        feature_weight: Weight of the feature part (the paper's 50): the student's deepest map,
+            projected for each teacher, against the teacher's. Asks for maps and classifiers.
+        relu: Whether the projections end in a ReLU, as published. "auto" leaves it out for a
+            teacher whose map has negative values.
+        convs: Three convolutions per projection instead of one.
+        factor: How many times narrower than the student's map these are in the middle.
+        through_weights: Let gradients flow through the weights of the feature part too, as
+            published: the student then also learns to look worse to teachers far from it.
+        scale: "normalised": weights of a sample sum to one. "published" divides both parts by
+            the number of teachers.
+
+    References:
+        Zhang et al., "Confidence-Aware Multi-Teacher Knowledge Distillation", ICASSP 2022,
+            https://arxiv.org/abs/2201.00007
+    """
+
+    needs: tuple[Kind, ...] = (Logits(),)
+    needs_targets = True
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 4.0,
+        logit_weight: float = 1.0,
+        feature_weight: float = 0.0,
+        relu: bool | Literal["auto"] = "auto",
+        convs: bool = False,
+        factor: int = 2,
+        through_weights: bool = False,
+        scale: Scale = "normalised",
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"loss 'camkd': temperature must be positive, got {temperature}")
+        if not logit_weight and not feature_weight:
+            raise ValueError("loss 'camkd': logit_weight and feature_weight are both 0")
+        if factor < 1:
+            raise ValueError(f"loss 'camkd': factor must be at least 1, got {factor}")
+        if feature_weight:
+            self.needs = (Logits(), Stage(-1), Classifier())
+        self.temperature = temperature
+        self.logit_weight = logit_weight
+        self.feature_weight = feature_weight
+        self.relu: bool | Literal["auto"] = relu
+        self.convs = convs
+        self.factor = factor
+        self.through_weights = through_weights
+        self.scale: Scale = scale
+        self.projectors = nn.ModuleList()
+
+    def adapted(self, student: Tensors, teachers: Sequence[Tensors]) -> Self:
+        """With a projection of the student's deepest map for each teacher."""
+        if not self.feature_weight:
+            return self
+        ready = copy.deepcopy(self)
+        ours = student[Stage(-1)].shape[1:]
+        for teacher in teachers:
+            theirs, width = teacher[Stage(-1)], teacher[Classifier()].shape[1] - 1
+            if theirs.shape[1] != width:
+                raise ValueError(
+                    f"loss 'camkd': a teacher's classifier takes {width} numbers, but its deepest "
+                    f"map has {theirs.shape[1]} channels"
+                )
+            relu = bool((theirs >= 0).all()) if self.relu == "auto" else self.relu
+            ready.projectors.append(
+                embedding(ours, theirs.shape[1:], relu=relu, convs=self.convs, factor=self.factor)
+            )
+        return ready
+
+    def forward(self, student: Tensors, ensemble: Ensemble, targets: Tensor | None) -> Tensor:
+        """Losses (B,)."""
+        assert targets is not None
+        parts = []
+        if self.logit_weight:
+            part = camkd_loss(
+                student[Logits()],
+                ensemble.logits,
+                targets,
+                weights=ensemble.weights,
+                temperature=self.temperature,
+                scale=self.scale,
+            )
+            parts.append(self.logit_weight * part)
+        if self.feature_weight:
+            part = self._feature_part(student[Stage(-1)], ensemble, targets)
+            parts.append(self.feature_weight * part)
+        return torch.stack(parts).sum(dim=0)
+
+    def _feature_part(self, maps: Tensor, ensemble: Ensemble, targets: Tensor) -> Tensor:
+        assert len(self.projectors) == len(ensemble), "adapt it to student and teachers first"
+        maps = maps.to(next(self.projectors.parameters()).dtype)
+        projected = [project(maps) for project in self.projectors]
+        answers = []
+        for ours, classifier in zip(projected, ensemble.tensors[Classifier()]):
+            classifier = classifier.to(ours.dtype)
+            answers.append(F.linear(ours.mean(dim=(2, 3)), classifier[:, :-1], classifier[:, -1]))
+        return camkd_feature_loss(
+            projected,
+            list(ensemble.tensors[Stage(-1)]),
+            torch.stack(answers),
+            targets,
+            weights=ensemble.weights,
+            through_weights=self.through_weights,
+            scale=self.scale,
+        )

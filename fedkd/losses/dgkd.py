@@ -1,0 +1,127 @@
+"""Densely guided distillation: a chain of assistants, each taught by all larger ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedkd.knowledge.kinds import Logits
+from fedkd.knowledge.payload import Ensemble
+from fedkd.losses import LOSSES
+from fedkd.losses.base import EnsembleLoss, Tensors
+from fedkd.losses.divergence import prior, weighted_kl
+from fedkd.losses.kd import comparable
+
+Reduction = Literal["batchmean", "elementwise"]
+
+
+def dgkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    weights: Tensor | None = None,
+    kept: Sequence[int] | Tensor | None = None,
+    temperature: float = 5.0,
+    reduction: Reduction = "batchmean",
+    combine: Literal["mean", "sum"] = "mean",
+) -> Tensor:
+    """T^2 * mean or sum of KL(teacher || student) over the kept teachers, per sample -> (B,).
+
+    Half precision is computed in float32; teachers and weights are detached.
+
+    Args:
+        student_logits: (B, C).
+        teacher_logits: Of M teachers, (M, B, C).
+        weights: Weight of each teacher on each sample, (M, B); None means 1 / M.
+        kept: Numbers of the teachers that have a say on this batch; None means all. Where none
+            has one the loss is zero.
+        temperature: As in `DGKDLoss`, like all that follow.
+        reduction: See there.
+        combine: See there.
+    """
+    student_logits, teacher_logits = comparable(student_logits, teacher_logits)
+    weights = prior(weights, teacher_logits)
+    count = len(teacher_logits)
+    if kept is not None:
+        kept = torch.as_tensor(kept, dtype=torch.long, device=weights.device)
+        weights, teacher_logits = weights[kept], teacher_logits[kept]
+    if combine == "sum":
+        weights = weights * count
+    elif kept is not None:
+        weights = weights / weights.sum(dim=0).clamp(min=1e-30)
+    if reduction == "elementwise":
+        weights = weights / student_logits.shape[1]
+    return weighted_kl(student_logits, teacher_logits, weights, temperature=temperature)
+
+
+@LOSSES.register("dgkd")
+class DGKDLoss(EnsembleLoss):
+    """Matches the teacher and all its assistants, of whom chance may drop some.
+
+    The paper's objective is `lambda` of this and `1 - lambda` of `ce`.
+
+    Args:
+        temperature: Softness of all distributions.
+        reduction: "elementwise" averages over classes as well, as the repository does: C times
+            less.
+        combine: "mean" over teachers, or their "sum" as published: M times as much.
+        drop: How many teachers, drawn anew for each batch, have no say (the repository's 1); at
+            least one is kept. Only while training.
+        survival: Chance of each teacher to have a say on a batch (the paper's 0.75); sometimes
+            none has. Only while training.
+
+    References:
+        Son et al., "Densely Guided Knowledge Distillation Using Multiple Teacher Assistants",
+            ICCV 2021, https://arxiv.org/abs/2009.08825
+    """
+
+    needs = (Logits(),)
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 5.0,
+        reduction: Reduction = "batchmean",
+        combine: Literal["mean", "sum"] = "mean",
+        drop: int = 0,
+        survival: float | None = None,
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"loss 'dgkd': temperature must be positive, got {temperature}")
+        if drop < 0:
+            raise ValueError(f"loss 'dgkd': drop must be at least 0, got {drop}")
+        if survival is not None and not 0 < survival <= 1:
+            raise ValueError(f"loss 'dgkd': survival must lie in (0, 1], got {survival}")
+        if drop and survival is not None:
+            raise ValueError("loss 'dgkd': drop and survival exclude each other")
+        self.temperature = temperature
+        self.reduction: Reduction = reduction
+        self.combine: Literal["mean", "sum"] = combine
+        self.drop = drop
+        self.survival = survival
+
+    def forward(self, student: Tensors, ensemble: Ensemble, targets: Tensor | None) -> Tensor:
+        """Losses (B,)."""
+        return dgkd_loss(
+            student[Logits()],
+            ensemble.logits,
+            weights=ensemble.weights,
+            kept=self._draw(len(ensemble)),
+            temperature=self.temperature,
+            reduction=self.reduction,
+            combine=self.combine,
+        )
+
+    def _draw(self, count: int) -> Tensor | None:
+        """Teachers that have a say on this batch."""
+        if not self.training:
+            return None
+        if self.survival is not None:
+            return (torch.rand(count) < self.survival).nonzero()[:, 0]
+        if self.drop:
+            return torch.randperm(count)[: max(1, count - self.drop)].sort().values
+        return None

@@ -1,0 +1,137 @@
+"""The shortest vector between some vectors, from their inner products alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def shortest(gram: Array, bound: float = 1.0) -> Array:
+    """Weights w of the shortest sum of w_k g_k with sum of w = 1 and 0 <= w_k <= bound, (K,).
+
+    Minimises w' G w by a primal-dual interior point method: some ten Newton steps on K numbers,
+    whatever the length of the vectors. Of many solutions it takes one in their middle, so the
+    order of the vectors does not matter even where they are more than dimensions.
+
+    Args:
+        gram: Inner products of the vectors, (K, K), computed in double precision.
+        bound: Largest weight; below 1 / K the weights are all 1 / K.
+
+    References:
+        Mehrotra, "On the Implementation of a Primal-Dual Interior Point Method", SIAM J. Optim.
+            1992, https://doi.org/10.1137/0802028
+    """
+    count = len(gram)
+    even = np.full(count, 1 / count)
+    size = gram.diagonal().max()
+    if count == 1 or not 0 < size < np.inf or bound * count <= 1 + 1e-9:
+        return even
+    # A little on the diagonal: rounding must not make it look as if squares were negative.
+    gram = gram / size + np.diag(np.full(count, 1e-13))
+    # What is left of each bound (the weight itself, and up to the largest), and its multiplier.
+    slack, signs = even[None], np.ones((1, 1))
+    if bound < 1:
+        slack, signs = np.stack([even, bound - even]), np.array([[1.0], [-1.0]])
+    dual = np.ones_like(slack)
+    price = 0.0
+    for _ in range(50):
+        product = slack * dual
+        gap = product.mean()
+        residual = _times(gram, slack[0]) - price - (signs * dual).sum(axis=0)
+        if gap < 1e-15 and np.abs(residual).max() < 1e-12:
+            break
+        inverse = _inverse(gram, (dual / slack).sum(axis=0))
+        # First where Newton would go without regard to the bounds, then there with a correction.
+        ds, dz, _price = _step(inverse, signs, slack, dual, residual, -product)
+        after = ((slack + _reach(slack, ds) * ds) * (dual + _reach(dual, dz) * dz)).mean()
+        centre = gap * (after / gap) ** 3
+        ds, dz, dp = _step(inverse, signs, slack, dual, residual, centre - product - ds * dz)
+        length = 0.995 * min(_reach(slack, ds), _reach(dual, dz))
+        slack, dual, price = slack + length * ds, dual + length * dz, price + length * dp
+    weights: Array = slack[0] / slack[0].sum()
+    return weights
+
+
+def _step(
+    inverse: Array, signs: Array, slack: Array, dual: Array, residual: Array, target: Array
+) -> tuple[Array, Array, float]:
+    """Newton's step that changes each slack * dual by `target`, at the same sum of weights."""
+    free = _times(inverse, (signs * target / slack).sum(axis=0) - residual)
+    toward = inverse.sum(axis=1)
+    price = float(-free.sum() / toward.sum())
+    ds = signs * (free + price * toward)
+    return ds, (target - dual * ds) / slack, price
+
+
+def _reach(value: Array, move: Array) -> float:
+    """How far one may go along `move`, at most 1, with all values at least zero."""
+    down = move < 0
+    return float((-value[down] / move[down]).min(initial=1.0))
+
+
+def _times(matrix: Array, vector: Array) -> Array:
+    """Matrix times vector, by hand: NumPy's BLAS has threads of its own, which cost more."""
+    product: Array = (matrix * vector).sum(axis=1)
+    return product
+
+
+def _inverse(gram: Array, diagonal: Array) -> Array:
+    """Inverse of gram + diagonal, on torch's threads."""
+    matrix = torch.from_numpy(gram + np.diag(diagonal))
+    return torch.cholesky_inverse(torch.linalg.cholesky(matrix)).numpy()
+
+
+def by_pairs(gram: Array, nu: float, *, tolerance: float = 1e-6) -> Array:
+    """As `shortest`, but as the dual of a one-class support vector machine, solved pair by pair.
+
+    Takes the steps of LIBSVM (without its shrinking), to the last bit, for pairs often promise
+    the same. They start from the first vectors alone and end when no pair's slopes differ by
+    `tolerance`. That is no share of the slopes, so short vectors stay near where they began.
+
+    Args:
+        gram: Inner products of the vectors, (K, K), of which single precision is used.
+        nu: The largest weight is 1 / (nu * K); at least 1 / K.
+        tolerance: See above.
+
+    References:
+        Fan et al., "Working Set Selection Using Second Order Information", JMLR 2005,
+            https://jmlr.org/papers/v6/fan05a.html
+    """
+    gram = gram.astype(np.float32).astype(np.float64)
+    count = len(gram)
+    squares = gram.diagonal()
+    weights = np.zeros(count)  # of LIBSVM: at most 1, in sum nu * K
+    left = float(sum([nu] * count))
+    slope = np.zeros(count)
+    for k in range(count):
+        if left > 0:
+            weights[k] = min(1.0, left)
+            left -= weights[k]
+            slope += weights[k] * gram[k]
+    for _ in range(100_000):
+        up = np.where(weights < 1, -slope, -np.inf)
+        i = count - 1 - int(up[::-1].argmax())
+        if up[i] + np.where(weights > 0, slope, -np.inf).max() < tolerance:
+            break
+        excess = up[i] + slope
+        curve = squares[i] + squares - 2 * gram[i]
+        curve[curve <= 0] = 1e-12
+        gain = np.where((weights > 0) & (excess > 0), -(excess * excess) / curve, np.inf)
+        j = count - 1 - int(gain[::-1].argmin())
+        if gain[j] == np.inf:
+            break
+        old, both = weights[[i, j]], weights[i] + weights[j]
+        delta = (slope[i] - slope[j]) / curve[j]
+        new = [old[0] - delta, old[1] + delta]
+        # No weight may leave [0, 1], and the sum of the two stays.
+        end = 1.0 if both > 1 else 0.0
+        for mine, other in [(0, 1), (1, 0)]:
+            if (new[mine] - end) * (2 * end - 1) > 0:
+                new[mine], new[other] = end, both - end
+        weights[[i, j]] = new
+        slope = slope + (gram[i] * (new[0] - old[0]) + gram[j] * (new[1] - old[1]))
+    shares: Array = weights / (count * nu)
+    return shares

@@ -1,0 +1,213 @@
+"""Relational knowledge distillation: distances between samples, and angles at them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedkd.closed_form import wanted, with_gradient
+from fedkd.knowledge.kinds import Kind, Logits, Pooled
+from fedkd.losses import LOSSES
+from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.kd import comparable
+
+Space = Literal["features", "logits"]
+
+# Elements of the (B, B, B) angles that are held at once: 256 KiB in float64, which stays in cache.
+_BLOCK = 2**15
+
+
+def rkd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    weights: Tensor | None = None,
+    distance_weight: float = 25.0,
+    angle_weight: float = 50.0,
+    squared: bool = False,
+    eps: float = 1e-12,
+) -> Tensor:
+    """distance_weight * L_distance + angle_weight * L_angle, a scalar.
+
+    Both are smooth L1 losses (linear beyond 1): over all pairs of samples, of their distance in
+    units of the mean distance; over all triples, of the cosine of the angle between the edges
+    from the first to the others. Means run over all B^2 pairs and B^3 triples, though a sample's
+    distance to itself is 0.
+
+    Args:
+        student: Vectors, (B, ...), flattened here; half precision is computed in float32.
+        teacher: (B, ...), detached; sizes beyond B may differ.
+        weights: This teacher's weight on each sample, (B,); ones if None. A pair or triple
+            counts the geometric mean of its samples' weights, in the mean distance as well.
+        distance_weight: As in `RKDLoss`, like all that follow.
+        angle_weight: See there.
+        squared: See there.
+        eps: See there.
+    """
+    student, teacher = comparable(student.flatten(1), teacher.flatten(1))
+    x, y = (_precise(z.detach()) for z in (student, teacher))
+    w = None if weights is None else weights.detach().to(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        of_student, of_teacher = _squares(x), _squares(y)
+        value, slope = x.new_zeros(()), torch.zeros_like(of_student)
+        if distance_weight:
+            value += distance_weight * _distances(
+                of_student, of_teacher, w, slope, squared, eps, distance_weight
+            )
+        if angle_weight:
+            value += angle_weight * _angles(of_student, of_teacher, w, slope, angle_weight)
+        if not wanted(student):
+            return value.to(student.dtype)
+        # From squared distances to their ends.
+        slope = slope + slope.T
+        gradient = torch.addmm(slope.sum(dim=1, keepdim=True) * x, slope, x, beta=2, alpha=-2)
+    return with_gradient(student, value.to(student.dtype), gradient.to(student.dtype))
+
+
+@LOSSES.register("rkd")
+class RKDLoss(DistillationLoss):
+    """Matches distances between samples and angles at them.
+
+    Args:
+        distance_weight: Weight of the distances. The paper's ratio is 1 to 2.
+        angle_weight: Weight of the angles, over all triples of a batch: their number grows
+            with its third power, so set it to 0 for very large batches.
+        squared: Compare squared distances.
+        eps: Smallest squared distance.
+        space: What samples are placed by: "features" (the pooled vector) or "logits".
+
+    References:
+        Park et al., "Relational Knowledge Distillation", CVPR 2019,
+            https://arxiv.org/abs/1904.05068
+    """
+
+    needs: tuple[Kind, ...] = (Pooled(),)
+
+    def __init__(
+        self,
+        *,
+        distance_weight: float = 25.0,
+        angle_weight: float = 50.0,
+        squared: bool = False,
+        eps: float = 1e-12,
+        space: Space = "features",
+    ) -> None:
+        super().__init__()
+        if eps <= 0:
+            raise ValueError(f"loss 'rkd': eps must be positive, got {eps}")
+        self.distance_weight = distance_weight
+        self.angle_weight = angle_weight
+        self.squared = squared
+        self.eps = eps
+        self.needs = (Pooled(),) if space == "features" else (Logits(),)
+
+    def forward(
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+    ) -> Tensor:
+        """Scalar loss, `trust` applied."""
+        (kind,) = self.needs
+        return rkd_loss(
+            student[kind],
+            teacher[kind],
+            weights=trust.samples,
+            distance_weight=self.distance_weight,
+            angle_weight=self.angle_weight,
+            squared=self.squared,
+            eps=self.eps,
+        )
+
+
+def _precise(vectors: Tensor) -> Tensor:
+    """In float64, where the device has it: what follows subtracts Gram matrices."""
+    return vectors if vectors.device.type == "mps" else vectors.double()
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Squared distances, (B, D) -> (B, B); 0 where rounding may have made them."""
+    x = x - x.mean(dim=0)
+    norm = (x * x).sum(dim=1)
+    reach = norm[:, None] + norm
+    square = torch.addmm(reach, x, x.T, alpha=-2)
+    return square.masked_fill_(square <= 1e-12 * reach, 0)
+
+
+def _distances(
+    student: Tensor,
+    teacher: Tensor,
+    weights: Tensor | None,
+    slope: Tensor,
+    squared: bool,
+    eps: float,
+    factor: float,
+) -> Tensor:
+    """L_distance; adds `factor` times its gradient by the student's squares to `slope`."""
+    size = len(student)
+    share = torch.ones_like(student) if weights is None else torch.outer(weights, weights).sqrt()
+    share.fill_diagonal_(0)
+    total = share.sum()
+    if total == 0:
+        return total
+
+    def scaled(squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        lengths = squares.clamp(min=eps)
+        lengths = lengths if squared else lengths.sqrt_()
+        mean = (share * lengths).sum() / total
+        return lengths, mean, (lengths / mean).fill_diagonal_(0)
+
+    lengths, mean, ours = scaled(student)
+    gap = ours - scaled(teacher)[2]
+    pull = gap.clamp(-1, 1)
+    value = (share * pull * gap.sub_(pull, alpha=0.5)).sum() / size**2
+    # The mean moves with every length.
+    pull = share * (pull - (share * pull * ours).sum() / total)
+    pull *= (student >= eps) * (factor / (size**2 * mean))
+    slope += pull if squared else pull.div_(lengths).mul_(0.5)
+    return value
+
+
+def _angles(
+    student: Tensor, teacher: Tensor, weights: Tensor | None, slope: Tensor, factor: float
+) -> Tensor:
+    """L_angle; adds `factor` times its gradient by the student's squares to `slope`.
+
+    By the law of cosines the cosine at i between j and k is
+    (q_ij + q_ik - q_jk) / (2 l_ij l_ik), for squares q and lengths l. So edges are not written
+    out, and triples only a few i at a time.
+    """
+    size = len(student)
+    ours, theirs = _lengths(student), _lengths(teacher)
+    value = student.new_zeros(())
+    root = None if weights is None else weights.pow(1 / 3)
+    opposite = torch.zeros_like(student)
+    step = max(1, _BLOCK // max(size**2, 1))
+    for start in range(0, size, step):
+        rows = slice(start, start + step)
+        cos = _cosines(student, *ours, rows)
+        gap = cos - _cosines(teacher, *theirs, rows)
+        pull = gap.clamp(-1, 1)
+        gap.sub_(pull, alpha=0.5)
+        if root is not None:
+            pull *= root[rows, None, None] * torch.outer(root, root)
+        value += torch.dot(pull.flatten(), gap.flatten())
+        inverse = ours[1][rows]
+        slope[rows] -= cos.mul_(pull).sum(dim=2) * inverse.square() * (factor / size**3)
+        pull.mul_(inverse[:, :, None]).mul_(inverse[:, None, :])
+        slope[rows] += pull.sum(dim=2) * (factor / size**3)
+        opposite += pull.sum(dim=0)
+    slope.sub_(opposite, alpha=0.5 * factor / size**3)
+    return value / size**3
+
+
+def _cosines(squares: Tensor, lengths: Tensor, inverse: Tensor, rows: slice) -> Tensor:
+    """Cosines at the vertices `rows` between all pairs of edges, (n, B, B); 0 for a zero edge."""
+    cos = squares[rows, :, None] - squares
+    torch.addcmul(lengths[rows, None], cos, inverse[rows, None], out=cos)
+    return cos.mul_(inverse[rows, :, None] / 2)
+
+
+def _lengths(squares: Tensor) -> tuple[Tensor, Tensor]:
+    """Lengths of edges and their inverses; both are 0 for a zero edge."""
+    inverse = squares.masked_fill(squares == 0, torch.inf).rsqrt_()
+    return squares * inverse, inverse

@@ -1,0 +1,85 @@
+"""Distillation step by step: each assistant learns from the next larger one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fedkd.knowledge.kinds import Logits
+from fedkd.knowledge.payload import Ensemble
+from fedkd.losses import LOSSES
+from fedkd.losses.base import EnsembleLoss, Tensors
+from fedkd.losses.dgkd import Reduction
+from fedkd.losses.divergence import prior, reweighted, weighted_kl
+from fedkd.losses.kd import comparable
+
+
+def takd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    sizes: Sequence[int | None] | None = None,
+    *,
+    weights: Tensor | None = None,
+    temperature: float = 5.0,
+    reduction: Reduction = "batchmean",
+) -> Tensor:
+    """T^2 * KL(smallest teacher || student) per sample -> (B,); the mean of it if several are.
+
+    Half precision is computed in float32; teachers and weights are detached.
+
+    Args:
+        student_logits: (B, C).
+        teacher_logits: Of M teachers, (M, B, C).
+        sizes: Each teacher's number of parameters; all count as equal if one is unknown.
+        weights: Weight of each teacher on each sample, (M, B); None means 1 / M. A sample for
+            which the smallest have none is taught by the others.
+        temperature: As in `TAKDLoss`, like `reduction`.
+        reduction: See there.
+    """
+    student_logits, teacher_logits = comparable(student_logits, teacher_logits)
+    weights = prior(weights, teacher_logits)
+    known = [size for size in sizes or [] if size is not None]
+    if sizes is not None and len(known) == len(teacher_logits):
+        smallest = [size == min(known) for size in known]
+        weights = reweighted(weights, weights.new_tensor(smallest)[:, None])
+    if reduction == "elementwise":
+        weights = weights / student_logits.shape[1]
+    return weighted_kl(student_logits, teacher_logits, weights, temperature=temperature)
+
+
+@LOSSES.register("takd")
+class TAKDLoss(EnsembleLoss):
+    """Matches the smallest of the teachers only, the last assistant of a chain.
+
+    The paper's objective is `lambda` of this and `1 - lambda` of `ce`.
+
+    Args:
+        temperature: Softness of both distributions; the paper tunes it from 1 to 20.
+        reduction: "elementwise" averages over classes as well, as the repository does: C times
+            less.
+
+    References:
+        Mirzadeh et al., "Improved Knowledge Distillation via Teacher Assistant", AAAI 2020,
+            https://arxiv.org/abs/1902.03393
+    """
+
+    needs = (Logits(),)
+
+    def __init__(self, *, temperature: float = 5.0, reduction: Reduction = "batchmean") -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"loss 'takd': temperature must be positive, got {temperature}")
+        self.temperature = temperature
+        self.reduction: Reduction = reduction
+
+    def forward(self, student: Tensors, ensemble: Ensemble, targets: Tensor | None) -> Tensor:
+        """Losses (B,)."""
+        return takd_loss(
+            student[Logits()],
+            ensemble.logits,
+            [teacher.parameters for teacher in ensemble.teachers],
+            weights=ensemble.weights,
+            temperature=self.temperature,
+            reduction=self.reduction,
+        )

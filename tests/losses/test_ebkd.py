@@ -1,0 +1,78 @@
+"""Weights by entropy: numbers of the published formula, sure teachers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedkd.losses import LOSSES
+from fedkd.losses.ebkd import ebkd_loss, entropy_weights
+from fedkd.losses.kd import kd_loss
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/multi_teacher.json").read_text())
+
+
+def _double(name):
+    return torch.tensor(GOLDEN["inputs"][name], dtype=torch.float64)
+
+
+def _teachers():
+    return torch.stack([_double(name) for name in ("logits_t", "logits_t2", "logits_t3")])
+
+
+def test_entropy_weights_are_the_published_ones_over_their_sum():
+    expected = torch.tensor(GOLDEN["derived"]["ebkd_normalised"], dtype=torch.float64)
+    torch.testing.assert_close(entropy_weights(_teachers()), expected, rtol=1e-12, atol=0)
+
+
+def test_the_published_scale_repeats_the_published_weights_and_divisors():
+    student, teachers = _double("logits_s").requires_grad_(), _teachers()
+    weights = torch.tensor(GOLDEN["derived"]["ebkd_code_weight"], dtype=torch.float64)
+    terms = torch.stack([kd_loss(student, teacher) for teacher in teachers])
+    expected = (weights * terms).sum() / (4 * 3)
+    value = ebkd_loss(student, teachers, scale="published").mean()
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+    gradients = [torch.autograd.grad(v, student)[0] for v in (value, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-14)
+    plain = ebkd_loss(student, teachers).mean()
+    torch.testing.assert_close(value, plain * 2 / 3)
+
+
+def test_fusion_weights_multiply_and_those_left_out_do_not_count():
+    teachers = _teachers()
+    weights = torch.tensor([[0.5, 1], [0.0, 0], [0.5, 0]]).repeat(1, 2).double()
+    found = entropy_weights(teachers, weights=weights)
+    alone = entropy_weights(teachers[[0, 2]])
+    torch.testing.assert_close(found[[0, 2], 0], alone[:, 0])
+    assert found[:, 1].tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_entropy_of_sure_teachers_is_zero_and_not_nan(dtype):
+    sure, unsure = torch.tensor([[200.0, 0, 0]]), torch.zeros(1, 3)
+    found = entropy_weights(torch.stack([sure, sure, unsure]).to(dtype))
+    torch.testing.assert_close(found[:, 0], torch.tensor([0.5, 0.5, 0.0], dtype=dtype))
+    all_sure = entropy_weights(torch.stack([sure, sure]).to(dtype))
+    assert all_sure[:, 0].tolist() == [0.5, 0.5]
+
+
+def test_a_high_entropy_temperature_makes_teachers_alike():
+    weights = entropy_weights(_teachers(), temperature=1e4)
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / 3), rtol=1e-5, atol=0)
+    student = _double("logits_s")
+    cold = ebkd_loss(student, _teachers(), entropy_temperature=0.5)
+    assert not torch.allclose(cold, ebkd_loss(student, _teachers()))
+
+
+def test_a_single_teacher_counts_nothing_at_the_published_scale():
+    student, teachers = _double("logits_s"), _teachers()[:1]
+    assert (ebkd_loss(student, teachers, scale="published") == 0).all()
+    torch.testing.assert_close(ebkd_loss(student, teachers), kd_loss(student, teachers[0]))
+
+
+def test_wrong_options_are_refused():
+    with pytest.raises(ValueError, match="entropy_temperature must be positive, got 0"):
+        LOSSES.create("ebkd", entropy_temperature=0)
+    with pytest.raises(ValueError, match="scale"):
+        LOSSES.create("ebkd", scale="published_")
