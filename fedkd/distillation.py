@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.config import Optimizer
-from fedkd.knowledge.kinds import Kind
+from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.lessons import Lesson, Lessons
+from fedkd.losses.base import EnsembleLoss
 from fedkd.models.network import Network
 from fedkd.objective import Objective, Value
 from fedkd.optimization import make_optimizer
@@ -155,12 +157,13 @@ class _Loop:
         lr = float(self.schedule.get_last_lr()[0])
         losses = _Losses(epoch, every=1 if self.device.type == "cpu" else CHECK_EVERY)
         gradients: dict[str, float] = {}
+        learners = self.objective.learners_in(epoch)
         with warnings.catch_warnings():
             # In float16 the first steps are skipped until the scale fits; the schedule goes on.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-            for lesson in self.lessons.epoch(epoch):
+            for step, lesson in enumerate(self.lessons.epoch(epoch), start=1):
                 try:
-                    value = self._value(lesson, epoch)
+                    value, readings = self._value(lesson, epoch)
                 except RuntimeError:
                     losses.check()  # if the loss was not finite before, that is the reason
                     raise
@@ -168,15 +171,18 @@ class _Loop:
                 if not gradients and len(value.terms) > 1:
                     gradients = self._gradients(value)
                 self._step(value)
+                for loss in learners:
+                    if step % loss.meta_every == 0:
+                        self._meta_step(loss, lesson, readings)
         total, *means = losses.means()
         return EpochRecord(epoch, total, dict(zip(losses.names, means)), lr, gradients)
 
-    def _value(self, lesson: Lesson, epoch: int) -> Value:
+    def _value(self, lesson: Lesson, epoch: int) -> tuple[Value, dict[Kind, Tensor]]:
         with self._autocast():
             readings = lesson.read(self.student, self.objective.reads_in(epoch))
         readings = {kind: tensor.float() for kind, tensor in readings.items()}
         value: Value = self.objective(readings, lesson.ensemble, lesson.targets, epoch, self.epochs)
-        return value
+        return value, readings
 
     def _step(self, value: Value) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -187,6 +193,27 @@ class _Loop:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
+
+    def _meta_step(self, loss: EnsembleLoss, lesson: Lesson, seen: dict[Kind, Tensor]) -> None:
+        """Let a loss learn from what the student got wrong in this batch."""
+        if lesson.targets is None:
+            return
+        wrong = (seen[Logits()].argmax(dim=1) != lesson.targets).nonzero()[:, 0]
+        part = lesson.rows(wrong) if len(wrong) > 1 else lesson
+        reader = _Reader(self.student)
+        own = {f"student.{name}": p for name, p in self.student.named_parameters()}
+        buffers = {f"student.{name}": buffer for name, buffer in self.student.named_buffers()}
+
+        def forward(parameters: dict[str, Tensor]) -> dict[Kind, Tensor]:
+            state = {**{name: b.clone() for name, b in buffers.items()}, **parameters}
+            read: dict[Kind, Tensor] = torch.func.functional_call(
+                reader, state, (part, loss.reads)
+            )
+            return {kind: tensor.float() for kind, tensor in read.items()}
+
+        assert part.targets is not None
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        loss.meta_step(forward, own, part.ensemble, part.targets, lr)
 
     def _gradients(self, value: Value) -> dict[str, float]:
         """Norm of each weighted term's gradient on the student."""
@@ -242,8 +269,8 @@ class _Loop:
             "epoch": epoch,
             "student": _on_cpu(self.student),
             "fitted": _on_cpu(self.objective.fitted),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": {"last_epoch": self.schedule.last_epoch},
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "generators": generators,
         }
@@ -253,7 +280,7 @@ class _Loop:
         self.student.load_state_dict(state["student"])
         self.objective.fitted.load_state_dict(state["fitted"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.last_epoch = state["schedule"]["last_epoch"]
+        self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["generators"]["cpu"])
         if "cuda" in state["generators"] and self.device.type == "cuda":
@@ -300,6 +327,18 @@ class _Losses:
         seen = max(sum(self._counts), 1)
         weighted = ([n * part for part in row] for n, row in zip(self._counts, self._rows))
         return [sum(column) / seen for column in zip(*weighted)] or [0.0]
+
+
+class _Reader(nn.Module):
+    """Reading a student as a call of a module, so that it can be made with other parameters."""
+
+    def __init__(self, student: Network) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, lesson: Lesson, kinds: tuple[Kind, ...]) -> dict[Kind, Tensor]:
+        """Kind -> tensor."""
+        return lesson.read(self.student, kinds)
 
 
 def _on_cpu(module: nn.Module) -> dict[str, Tensor]:

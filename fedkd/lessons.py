@@ -22,6 +22,9 @@ from fedkd.models.network import Network, parameter_count
 from fedkd.optimization import steps_per_epoch
 from fedkd.randomness import stream
 
+# Samples of an example: enough for what losses measure on them (signs, margins).
+EXAMPLE = 64
+
 Views = Callable[[int], Tensor]
 
 
@@ -40,6 +43,13 @@ class Lesson:
     virtual: Views | None
     ensemble: Ensemble
     targets: Tensor | None
+
+    def rows(self, index: Tensor) -> Lesson:
+        """Some of its samples."""
+        whole = self.virtual
+        virtual = None if whole is None else lambda number: whole(number)[index]
+        targets = None if self.targets is None else self.targets[index]
+        return Lesson(self.images[index], virtual, self.ensemble.rows(index), targets)
 
     def read(self, student: Network, kinds: Collection[Kind]) -> dict[Kind, Tensor]:
         """The student's side of it."""
@@ -98,7 +108,7 @@ class SharedLessons:
 
     def example(self) -> Lesson:
         """The first few transfer images."""
-        return self._lesson(torch.arange(min(8, len(self._images))))
+        return self._lesson(torch.arange(min(EXAMPLE, len(self._images))))
 
     def epoch(self, number: int) -> Iterator[Lesson]:
         """The transfer set in an order of its own."""
@@ -183,7 +193,7 @@ class LiveLessons:
 
     def example(self) -> Lesson:
         """The first few images."""
-        count = min(8, len(self._images))
+        count = min(EXAMPLE, len(self._images))
         return self._lesson(torch.arange(count, device=self._device), 0, 0)
 
     def epoch(self, number: int) -> Iterator[Lesson]:

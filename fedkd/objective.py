@@ -109,6 +109,15 @@ class Objective(nn.Module):
         """Kinds read from the student by the losses that count in `epoch`."""
         return _union(term.loss.reads for term in self.terms if term.counts_in(epoch))
 
+    def learners_in(self, epoch: int) -> list[EnsembleLoss]:
+        """Losses counting in `epoch` that learn by steps of their own."""
+        found = []
+        for number, term in enumerate(self.terms):
+            loss = self._fitted(f"{number}", term.loss)
+            if term.counts_in(epoch) and isinstance(loss, EnsembleLoss) and loss.meta_every:
+                found.append(loss)
+        return found
+
     def check(self, epochs: int) -> None:
         """Raise `ValueError` if there is an epoch in which no loss counts."""
         for epoch in range(1, epochs + 1):

@@ -232,11 +232,11 @@ def test_a_call_resumed_from_a_snapshot_ends_in_the_same_student(
     patterns: tuple[ImageSet, ImageSet],
 ) -> None:
     train, _ = patterns
-    teacher = fedkd.network("cnn_tiny", train, width=4)
+    teachers = [fedkd.network("cnn_tiny", train, seed=n, width=4) for n in (0, 1)]
 
     def call(**options: Any) -> tuple[str, dict[int, Any]]:
         student = fedkd.network("cnn_tiny", train, seed=3, norm="batch")
-        lessons = LiveLessons(train, [teacher], objective.needs, augment="crop", seed=5)
+        lessons = LiveLessons(train, teachers, objective.needs, augment="crop", seed=5)
         kept: dict[int, Any] = {}
 
         def keep(record: EpochRecord, snapshot: Snapshot) -> None:
@@ -246,7 +246,7 @@ def test_a_call_resumed_from_a_snapshot_ends_in_the_same_student(
         return network_hash(student), kept
 
     objective = Objective(
-        [Term(name, fedkd.LOSSES.create(name)) for name in ("ce", "kd", "fitnet")]
+        [Term(name, fedkd.LOSSES.create(name)) for name in ("ce", "kd", "cat", "mmkd")]
     )
     whole, kept = call()
     assert call(resume=kept[1])[0] == call(resume=kept[2])[0] == whole

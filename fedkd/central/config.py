@@ -72,6 +72,9 @@ class Source(Section):
 
     model: Named
     checkpoint: str | None = Field(default=None, description="weights; default: trained first")
+    train: Positive | None = Field(
+        default=None, description="training images it learns from; default: data.train"
+    )
     recipe: dict[str, Any] = Field(default={}, description="what differs from `recipe`")
 
 

@@ -73,6 +73,7 @@ def prepare(study: Study) -> Images:
 
     teachers = [network(source.model) for source in study.teachers]
     for number, source in enumerate(study.teachers):
+        images.first(source.train, f"teachers.{number}.train")
         if source.checkpoint is not None:
             where = f"teachers.{number}.checkpoint"
             _read(teachers[number], source.model, source.checkpoint, images, where)
@@ -161,6 +162,7 @@ class _Runner:
                 recipe=study.teacher_recipe(number),
                 init=root,
                 seed=root,
+                images=self.images.first(source.train, f"teachers.{number}.train"),
                 facts={"role": "teacher", "source": source.checkpoint},
             )
             if source.checkpoint is None:

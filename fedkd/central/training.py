@@ -32,13 +32,15 @@ class Images:
     """What a study trains and tests on.
 
     Attributes:
-        train: Training images, on the CPU.
+        everything: All training images, those in use first; on the CPU.
+        train: Training images in use.
         test: Test images, on the device.
         mean: Per-channel mean of the training pixels scaled to [0, 1].
         std: Likewise.
         device: Where networks are trained.
     """
 
+    everything: ImageSet
     train: ImageSet
     test: ImageSet
     mean: tuple[float, ...]
@@ -54,13 +56,19 @@ class Images:
             FileNotFoundError: images are missing; the message says how to get them.
         """
         data, device = study.data, device_named(study.resources.device)
-        train, test = load_dataset(data.dataset.name, data.root, **data.dataset.options)
-        train, test = _cut("train", train, data.train), _cut("test", test, data.test)
+        pair = load_dataset(data.dataset.name, data.root, **data.dataset.options)
+        everything, test = _shuffled(pair[0], "train"), _shuffled(pair[1], "test")
+        train = _first(everything, data.train, "data.train")
+        test = _first(test, data.test, "data.test")
         mean, std = train.statistics()
         if test.labels is None or train.labels is None:
             raise ConfigError("data.dataset: a study needs labelled images")
         test = ImageSet(test.images.to(device), test.labels.to(device), test.classes)
-        return cls(train, test, mean, std, device)
+        return cls(everything, train, test, mean, std, device)
+
+    def first(self, count: int | None, where: str) -> ImageSet:
+        """So many training images; None: those in use. Raises `ConfigError` if there are fewer."""
+        return self.train if count is None else _first(self.everything, count, where)
 
     def network(self, model: Component, seed: int) -> Network:
         """A fresh network on the device. Raises `ConfigError` if it cannot take the images."""
@@ -94,13 +102,17 @@ class Images:
         return int(right) / len(self.test)
 
 
-def _cut(name: str, images: ImageSet, count: int | None) -> ImageSet:
+def _shuffled(images: ImageSet, name: str) -> ImageSet:
+    """In an order that is the same for every seed."""
+    return images.subset(torch.randperm(len(images), generator=stream(0, "study", name)))
+
+
+def _first(images: ImageSet, count: int | None, where: str) -> ImageSet:
     if count is None:
         return images
     if count > len(images):
-        raise ConfigError(f"data.{name}: {count} images are asked for, there are {len(images)}")
-    order = torch.randperm(len(images), generator=stream(0, "study", name))
-    return images.subset(order[:count])
+        raise ConfigError(f"{where}: {count} images are asked for, there are {len(images)}")
+    return images.subset(torch.arange(count))
 
 
 @dataclass(frozen=True)
@@ -117,6 +129,7 @@ class Task:
         seed: Seed of order, augmentation and everything else.
         teachers: Whom it learns from, in evaluation mode on the device.
         say: Their weights; default: all the same.
+        images: What it learns from; default: the study's training images.
         facts: Written into its results.
     """
 
@@ -129,6 +142,7 @@ class Task:
     seed: int
     teachers: Sequence[Network] = ()
     say: Sequence[float] | None = None
+    images: ImageSet | None = None
     facts: Record = field(default_factory=dict)
 
     def lessons(self, images: Images, objective: Objective, some: ImageSet) -> LiveLessons:
@@ -175,7 +189,7 @@ def train(task: Task, images: Images, notify: Notify) -> Network:
     try:
         distill(
             network,
-            task.lessons(images, objective, images.train),
+            task.lessons(images, objective, task.images or images.train),
             objective,
             epochs=recipe.epochs,
             optimizer=recipe.optimizer,
@@ -237,6 +251,7 @@ class _Diary:
         self._images = images
         self._network = network
         self._notify = notify
+        self._count = len(task.images or images.train)
         self._since = time.perf_counter()
 
     def __call__(self, record: EpochRecord, snapshot: Callable[[], dict[str, Any]]) -> None:
@@ -245,7 +260,7 @@ class _Diary:
             **asdict(record),
             "accuracy": self._images.accuracy(self._network),
             "seconds": spent,
-            "images_per_second": len(self._images.train) / spent,
+            "images_per_second": self._count / spent,
         }
         self._task.place.add_epoch(facts)
         recipe = self._task.recipe

@@ -96,6 +96,15 @@ class Ensemble:
         probabilities = torch.softmax(self.logits.float() / temperature, dim=-1)
         return torch.einsum("mb,mbc->bc", self.weights, probabilities)
 
+    def rows(self, index: Tensor) -> Ensemble:
+        """The same teachers on some of the samples."""
+        tensors: dict[Kind, Tensor | Sequence[Tensor]] = {
+            kind: [part[index] for part in parts] if kind.per_sample else parts
+            for kind, parts in self.tensors.items()
+        }
+        tensors[Logits()] = self.logits[:, index]
+        return replace(self, tensors=tensors, weights=self.weights[:, index])
+
     def teacher(self, index: int) -> dict[Kind, Tensor]:
         """Tensors of one teacher, Kind -> (B, ...)."""
         return {kind: tensor[index] for kind, tensor in self.tensors.items()}

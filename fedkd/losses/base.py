@@ -8,7 +8,7 @@ because what it asks of one depends on the others.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -92,7 +92,13 @@ class DistillationLoss(Loss, ABC):
 
 
 class EnsembleLoss(Loss, ABC):
-    """One term of the objective: the student against all teachers on one batch."""
+    """One term of the objective: the student against all teachers on one batch.
+
+    Attributes:
+        meta_every: After how many steps of training `meta_step` is called; 0 means never.
+    """
+
+    meta_every: int = 0
 
     def adapted(self, student: Tensors, teachers: Sequence[Tensors]) -> Self:
         """As `DistillationLoss.adapted`, for all teachers in the ensemble's order."""
@@ -112,3 +118,25 @@ class EnsembleLoss(Loss, ABC):
         Returns:
             Per-sample losses (B,), which the objective averages, or a scalar.
         """
+
+    def meta_step(
+        self,
+        student_forward: Callable[[dict[str, Tensor]], Tensors],
+        parameters: Mapping[str, Tensor],
+        ensemble: Ensemble,
+        targets: Tensor,
+        lr: float,
+    ) -> Tensor:
+        """Learn how to weigh teachers; only called if `meta_every` is set.
+
+        Args:
+            student_forward: Parameters of the student -> what it would say of the batch with them.
+            parameters: Its parameters as they are.
+            ensemble: The teachers on a batch that the student gets wrong.
+            targets: Classes of the batch, (B,).
+            lr: The student's learning rate.
+
+        Returns:
+            What was minimised, a scalar.
+        """
+        raise NotImplementedError

@@ -161,7 +161,7 @@ def _distance(
     """
     student, teacher = both
     dot = (student * teacher).sum(dim=dim - 1, keepdim=True)
-    lengths = torch.linalg.vector_norm(both, dim=dim, keepdim=True)
+    lengths = (both * both).sum(dim=dim, keepdim=True).sqrt_()
     a, b = lengths
     if add is not None:
         inverse = (a * b + add).reciprocal_()
@@ -172,6 +172,5 @@ def _distance(
         along = torch.where(a > eps, dot / (a * a), 0)
     correlation, share = dot * inverse, share * torch.ones_like(dot)
     weight = share * inverse
-    return (share * (1 - correlation)).sum(), (student * (weight * along)).addcmul_(
-        teacher, weight, value=-1
-    )
+    slope = (student * (weight * along)).addcmul_(teacher, weight, value=-1)
+    return (share * (1 - correlation)).sum(), slope

@@ -49,7 +49,8 @@ class FitNetLoss(DistillationLoss):
     """Matches one feature map of the student, through a small regressor, to one of the teacher.
 
     Args:
-        stage: Which map of the student; 0 is the stem, -1 the deepest.
+        stage: Which map of the student; 0 is the stem, -1 the deepest. Published is 2, which is -2
+            in networks of a stem and three stages.
         teacher_stage: Which of the teacher; None takes the same.
         relu: Whether the regressor ends in a ReLU, as published. "auto" leaves it out if the
             teacher's map has negative values, which it could never meet.
@@ -61,12 +62,12 @@ class FitNetLoss(DistillationLoss):
             https://arxiv.org/abs/1412.6550
     """
 
-    needs: tuple[Kind, ...] = (Stage(2),)
+    needs: tuple[Kind, ...] = (Stage(-2),)
 
     def __init__(
         self,
         *,
-        stage: int = 2,
+        stage: int = -2,
         teacher_stage: int | None = None,
         relu: bool | Literal["auto"] = "auto",
         reduction: Reduction = "mean",

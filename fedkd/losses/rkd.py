@@ -12,11 +12,14 @@ from fedkd.knowledge.kinds import Kind, Logits, Pooled
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
 from fedkd.losses.kd import comparable
+from fedkd.relations.general import squares
 
 Space = Literal["features", "logits"]
 
-# Elements of the (B, B, B) angles that are held at once: 256 KiB in float64, which stays in cache.
-_BLOCK = 2**15
+# Elements of the (B, B, B) angles that are held at once, which stay in cache.
+_BLOCK = 2**16
+# Squared distances, relative to the largest, that float32 holds to five digits.
+_PRECISE = 1e-2
 
 
 def rkd_loss(
@@ -47,10 +50,14 @@ def rkd_loss(
         eps: See there.
     """
     student, teacher = comparable(student.flatten(1), teacher.flatten(1))
-    x, y = (_precise(z.detach()) for z in (student, teacher))
-    w = None if weights is None else weights.detach().to(x.dtype)
+    x = student.detach()
     with torch.autocast(x.device.type, enabled=False):
-        of_student, of_teacher = _squares(x), _squares(y)
+        of_student, of_teacher = squares(x, x), squares(teacher, teacher)
+        if not (_precise(of_student) and _precise(of_teacher)):
+            x = x.double()
+            teacher = teacher.double()
+            of_student, of_teacher = squares(x, x), squares(teacher, teacher)
+        w = None if weights is None else weights.detach().to(x.dtype)
         value, slope = x.new_zeros(()), torch.zeros_like(of_student)
         if distance_weight:
             value += distance_weight * _distances(
@@ -119,18 +126,12 @@ class RKDLoss(DistillationLoss):
         )
 
 
-def _precise(vectors: Tensor) -> Tensor:
-    """In float64, where the device has it: what follows subtracts Gram matrices."""
-    return vectors if vectors.device.type == "mps" else vectors.double()
-
-
-def _squares(x: Tensor) -> Tensor:
-    """Squared distances, (B, D) -> (B, B); 0 where rounding may have made them."""
-    x = x - x.mean(dim=0)
-    norm = (x * x).sum(dim=1)
-    reach = norm[:, None] + norm
-    square = torch.addmm(reach, x, x.T, alpha=-2)
-    return square.masked_fill_(square <= 1e-12 * reach, 0)
+def _precise(squares: Tensor) -> bool:
+    """Whether no two samples lie so close that float32 is not enough."""
+    if squares.dtype == torch.float64 or squares.device.type == "mps":  # which has no other
+        return True
+    short = (squares <= _PRECISE * squares.max()).sum()
+    return int(short) == len(squares)
 
 
 def _distances(

@@ -96,8 +96,8 @@ def test_half_precision_is_computed_in_full(dtype):
 )
 def test_the_adapted_loss_learns_to_meet_the_teacher(ours, theirs):
     torch.manual_seed(0)
-    student = {Stage(2): torch.randn(4, *ours)}
-    teacher = {Stage(2): torch.randn(4, *theirs).relu()}
+    student = {Stage(-2): torch.randn(4, *ours)}
+    teacher = {Stage(-2): torch.randn(4, *theirs).relu()}
     loss = FitNetLoss()
     ready = loss.adapted(student, teacher)
     assert list(loss.parameters()) == []
@@ -114,7 +114,7 @@ def test_the_adapted_loss_learns_to_meet_the_teacher(ours, theirs):
 
 def _ends_in_relu(loss, sign):
     hint = torch.full((4, 3, 4, 4), sign)
-    ready = loss.adapted({Stage(2): torch.randn(4, 2, 4, 4)}, {Stage(2): hint})
+    ready = loss.adapted({Stage(-2): torch.randn(4, 2, 4, 4)}, {Stage(-2): hint})
     return bool((ready.regressor(torch.randn(4, 2, 4, 4)) >= 0).all())
 
 
@@ -126,10 +126,10 @@ def test_the_regressor_has_no_relu_if_the_hint_is_signed():
 
 
 def test_copies_for_two_teachers_share_nothing():
-    student = {Stage(2): torch.randn(4, 2, 4, 4)}
+    student = {Stage(-2): torch.randn(4, 2, 4, 4)}
     loss = FitNetLoss()
-    one = loss.adapted(student, {Stage(2): torch.randn(4, 3, 4, 4)})
-    two = loss.adapted(student, {Stage(2): torch.randn(4, 5, 4, 4)})
+    one = loss.adapted(student, {Stage(-2): torch.randn(4, 3, 4, 4)})
+    two = loss.adapted(student, {Stage(-2): torch.randn(4, 5, 4, 4)})
     assert isinstance(one.regressor, nn.Module)
     assert not {id(p) for p in one.parameters()} & {id(p) for p in two.parameters()}
 
@@ -142,7 +142,7 @@ def test_stages_may_differ():
 def test_sizes_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"loss 'fitnet': .*2x2 .* 6x6"):
         FitNetLoss().adapted(
-            {Stage(2): torch.randn(2, 3, 2, 2)}, {Stage(2): torch.randn(2, 3, 6, 6)}
+            {Stage(-2): torch.randn(2, 3, 2, 2)}, {Stage(-2): torch.randn(2, 3, 6, 6)}
         )
     with pytest.raises(ValueError, match=r"\(2, 3, 2, 2\), the teacher's \(2, 4, 2, 2\)"):
         fitnet_loss(torch.zeros(2, 3, 2, 2), torch.zeros(2, 4, 2, 2))

@@ -1,0 +1,262 @@
+"""The general relation loss, of which RKD, SP, DIST and VRM are special cases.
+
+This is the formula spelt out, for trying new combinations: angles hold B^3 numbers and directions
+B^2 or C^2 vectors at once. Where a combination has a loss of its own, that one is many times
+faster.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedkd.knowledge.kinds import Kind, Logits, Pooled, VirtualLogits
+from fedkd.losses import LOSSES
+from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.kd import standardised
+from fedkd.relations.general import (
+    LENGTHS,
+    VECTORS,
+    Discrepancy,
+    Normalisation,
+    Psi,
+    Relations,
+    differences,
+)
+
+Vertices = Literal["samples", "classes", "samples_and_views", "classes_over_views"]
+Space = Literal["logits", "probabilities", "features"]
+Edges = Literal["all", "between_views"]
+Reduction = Literal["mean", "edges", "elements"]
+
+
+def relation_loss(
+    student: Tensor,
+    teacher: Tensor,
+    student_virtual: Tensor | None = None,
+    teacher_virtual: Tensor | None = None,
+    *,
+    weights: Tensor | None = None,
+    class_weights: Tensor | None = None,
+    vertices: Vertices = "samples",
+    space: Space = "logits",
+    temperature: float = 4.0,
+    standardise: bool = False,
+    relation: Psi = "distance",
+    edges: Edges = "all",
+    normalisation: Normalisation = "none",
+    distance: Discrepancy = "smooth_l1",
+    delta: float = 1.0,
+    eps: float = 1e-12,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Mean of d(psi(v_i, v_j), psi(t_i, t_j)) over relations of vertices, a scalar.
+
+    Computed in float64 where the device has it.
+
+    Args:
+        student: Logits (B, C), or features (B, ...), flattened here.
+        teacher: The teacher's, detached.
+        student_virtual: The same of the virtual view, if `vertices` are over views.
+        teacher_virtual: The teacher's.
+        weights: This teacher's weight on each sample, (B,); ones if None. A relation of samples
+            counts the geometric mean of their weights; for relations of classes the weights are
+            a metric on the sample axis, and the loss is multiplied by their mean.
+        class_weights: Trust in the teacher's view of each class, (C,); ones if None. A relation
+            of classes counts the geometric mean of theirs.
+        vertices: As in `RelationLoss`, like all that follow.
+        space: See there.
+        temperature: See there.
+        standardise: See there.
+        relation: See there.
+        edges: See there.
+        normalisation: See there.
+        distance: See there.
+        delta: See there.
+        eps: See there.
+        reduction: See there.
+    """
+    _check(vertices, space, standardise, relation, edges, normalisation, distance, reduction)
+    views, virtual = vertices.endswith("views"), (student_virtual, teacher_virtual)
+    if views and None in virtual:
+        raise ValueError(f"loss 'relation': vertices {vertices!r} need a virtual view")
+    ours = [student, student_virtual] if views else [student]
+    theirs = [teacher, teacher_virtual] if views else [teacher]
+    x, y = (
+        _placed([z for z in side if z is not None], space, temperature, standardise)
+        for side in (ours, [z.detach() for z in theirs if z is not None])
+    )
+    if relation in VECTORS and x.shape != y.shape:
+        raise ValueError(
+            f"loss 'relation': relation {relation!r} compares vectors of one length, "
+            f"got {x.shape[1]} and {y.shape[1]}"
+        )
+    w = x.new_ones(len(student)) if weights is None else weights.detach().to(x.dtype)
+    w = w.repeat(len(x) // len(w))
+    # What a constant vector looks like; it is not ones where coordinates are weighted.
+    constant, trust, scale = x.new_ones(x.shape[1]), w, x.new_ones(())
+    if vertices.startswith("classes"):
+        scale = w.mean()
+        constant = torch.where(scale > 0, w / scale, 1).sqrt()
+        x, y = (x * constant[:, None]).T, (y * constant[:, None]).T
+        trust = x.new_ones(len(x)) if class_weights is None else class_weights.detach().to(x.dtype)
+    graph = Relations(relation, normalisation, len(x) // 2 if edges != "all" else 0, eps)
+    share = graph.share(trust)
+    differences = differences(
+        graph.between(x, share), graph.between(y, share), distance, delta, constant
+    )
+    if relation in VECTORS and differences.ndim > share.ndim:
+        differences = differences.sum(dim=-1) / (x.shape[1] if reduction == "elements" else 1)
+    count = share.numel()
+    if relation != "identity" and reduction != "mean" and edges == "all":
+        share, count = share - share.diag().diag(), count - len(share)
+    return (scale * (share * differences).sum() / max(count, 1)).to(
+        torch.promote_types(student.dtype, torch.float32)
+    )
+
+
+@LOSSES.register("relation")
+class RelationLoss(DistillationLoss):
+    """Matches relations of your choice between vertices of your choice.
+
+    The general form of relation-based distillation; `rkd`, `sp`, `dist` and `vrm` are fast
+    special cases.
+
+    Args:
+        vertices: "samples" or "classes" (a class's vector holds its logit for each sample), alone
+            or with the samples' virtual views.
+        space: Where vertices lie: "logits", "probabilities" (softened) or "features" (the pooled
+            vector; of samples only).
+        temperature: Softness of probabilities.
+        standardise: Z-score each sample's logits.
+        relation: "distance", "squared_distance", "gram" (inner product), "direction" (unit vector
+            from one to the other) of two vertices; "angle" (cosine at one between two others); or
+            "identity", the vertex itself.
+        edges: "all" pairs, or those "between_views", from real samples to virtual ones.
+        normalisation: Divide distances by their "mean"; or each vertex's relations ("rows") by
+            their length.
+        distance: Of a student's relation from the teacher's: "smooth_l1", "huber" or "squared",
+            summed over the elements of a vector; for vectors also "cosine" or "pearson".
+        delta: Where smooth L1 and Huber turn linear.
+        eps: Smallest squared distance.
+        reduction: "mean" over all relations, of a vertex with itself too; "edges" without those;
+            "elements" averages over the elements of vectors as well.
+
+    References:
+        Yang et al., "Categories of Response-Based, Feature-Based, and Relation-Based Knowledge
+            Distillation", 2023, https://arxiv.org/abs/2306.10687
+    """
+
+    needs: tuple[Kind, ...] = (Logits(),)
+
+    def __init__(
+        self,
+        *,
+        vertices: Vertices = "samples",
+        space: Space = "logits",
+        temperature: float = 4.0,
+        standardise: bool = False,
+        relation: Psi = "distance",
+        edges: Edges = "all",
+        normalisation: Normalisation = "none",
+        distance: Discrepancy = "smooth_l1",
+        delta: float = 1.0,
+        eps: float = 1e-12,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        _check(vertices, space, standardise, relation, edges, normalisation, distance, reduction)
+        for name, value in (("temperature", temperature), ("delta", delta), ("eps", eps)):
+            if value <= 0:
+                raise ValueError(f"loss 'relation': {name} must be positive, got {value}")
+        if space == "features":
+            self.needs = (Pooled(),)
+        elif vertices.endswith("views"):
+            self.needs = (Logits(), VirtualLogits(0))
+        self.vertices: Vertices = vertices
+        self.space: Space = space
+        self.temperature = temperature
+        self.standardise = standardise
+        self.relation: Psi = relation
+        self.edges: Edges = edges
+        self.normalisation: Normalisation = normalisation
+        self.distance: Discrepancy = distance
+        self.delta = delta
+        self.eps = eps
+        self.reduction: Reduction = reduction
+
+    def forward(
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+    ) -> Tensor:
+        """Scalar loss, `trust` applied."""
+        kind, *virtual = self.needs
+        return relation_loss(
+            student[kind],
+            teacher[kind],
+            *(side[view] for view in virtual for side in (student, teacher)),
+            weights=trust.samples,
+            class_weights=trust.classes,
+            vertices=self.vertices,
+            space=self.space,
+            temperature=self.temperature,
+            standardise=self.standardise,
+            relation=self.relation,
+            edges=self.edges,
+            normalisation=self.normalisation,
+            distance=self.distance,
+            delta=self.delta,
+            eps=self.eps,
+            reduction=self.reduction,
+        )
+
+
+def _check(
+    vertices: Vertices,
+    space: Space,
+    standardise: bool,
+    relation: Psi,
+    edges: Edges,
+    normalisation: Normalisation,
+    distance: Discrepancy,
+    reduction: Reduction,
+) -> None:
+    """Raise `ValueError` for options that do not go together."""
+
+    def refuse(what: str, possible: str) -> None:
+        raise ValueError(f"loss 'relation': {what}; possible: {possible}")
+
+    if space == "features" and vertices != "samples":
+        refuse(f"space 'features' has no vertices {vertices!r}", "samples")
+    if standardise and space != "logits":
+        refuse(f"space {space!r} cannot be standardised", "space 'logits'")
+    if distance in ("cosine", "pearson") and relation not in VECTORS:
+        refuse(
+            f"distance {distance!r} compares vectors, relation {relation!r} is a number",
+            "distance smooth_l1, huber, squared, or relation identity, direction",
+        )
+    if normalisation == "mean" and relation not in LENGTHS:
+        refuse(f"normalisation 'mean' is for {LENGTHS}, not {relation!r}", "none")
+    if normalisation == "rows" and relation not in (*LENGTHS, "gram"):
+        refuse(f"relation {relation!r} has no rows of numbers", "normalisation none")
+    if edges == "between_views" and (
+        vertices != "samples_and_views" or relation in ("identity", "angle")
+    ):
+        refuse(
+            f"edges 'between_views' do not go with vertices {vertices!r} and {relation!r}",
+            "vertices samples_and_views, and a relation of two",
+        )
+    if reduction == "edges" and relation in ("identity", "angle"):
+        refuse(f"reduction 'edges' is for relations of two, not {relation!r}", "mean")
+    if reduction == "elements" and relation not in VECTORS:
+        refuse(f"relation {relation!r} has no elements", "mean, edges")
+
+
+def _placed(views: list[Tensor], space: Space, temperature: float, standardise: bool) -> Tensor:
+    """Where the samples lie, views one below the other, (N, D)."""
+    points = torch.cat([view.flatten(1) for view in views])
+    points = points.float() if points.device.type == "mps" else points.double()
+    if space == "probabilities":
+        return (points / temperature).softmax(dim=1)
+    return standardised(points) if standardise else points

@@ -1,0 +1,129 @@
+"""Relations between vectors, and how far two relations are apart, formula by formula.
+
+The general form of relation-based distillation is a sum of d(psi(v_i, v_j), psi(t_i, t_j)). Here
+are the psi and the d, differentiated by autograd.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Psi = Literal["identity", "distance", "squared_distance", "gram", "direction", "angle"]
+Discrepancy = Literal["smooth_l1", "huber", "squared", "cosine", "pearson"]
+Normalisation = Literal["none", "mean", "rows"]
+
+VECTORS = ("identity", "direction")
+LENGTHS = ("distance", "squared_distance")
+
+
+@dataclass(frozen=True)
+class Relations:
+    """psi: which relations there are between vertices.
+
+    Attributes:
+        relation: What it is; see `RelationLoss`.
+        normalisation: See there.
+        lefts: How many vertices edges start from, to end at the others; 0 joins all pairs.
+        eps: Smallest squared distance.
+    """
+
+    relation: Psi
+    normalisation: Normalisation
+    lefts: int
+    eps: float
+
+    def share(self, weights: Tensor) -> Tensor:
+        """How much each relation counts: the geometric mean of its vertices' weights."""
+        if self.relation == "identity":
+            return weights
+        if self.relation == "angle":
+            root = weights.pow(1 / 3)
+            return root[:, None, None] * torch.outer(root, root)
+        left, right = self._ends(weights)
+        return torch.outer(left, right).sqrt()
+
+    def between(self, points: Tensor, share: Tensor) -> Tensor:
+        """Relations (N, D), (n, m), (n, m, D) or (N, N, N)."""
+        if self.relation == "identity":
+            return points
+        left, right = self._ends(points)
+        if self.relation == "direction":
+            directions = _unit(left[:, None] - right)
+            return directions * (squares(left, right) > 0)[..., None]
+        if self.relation == "gram":
+            found = left @ right.T
+        elif self.relation == "angle":
+            return cosines(squares(points, points))
+        else:
+            found = squares(left, right).clamp(min=self.eps)
+            found = found if self.relation == "squared_distance" else found.sqrt()
+            found = found * self._different(found)
+        if self.normalisation == "mean":
+            share = share * self._different(found)
+            total = share.sum()
+            return found * torch.where(total > 0, total / (share * found).sum(), 0)
+        if self.normalisation == "rows":
+            total = share.mean(dim=1, keepdim=True)
+            metric = torch.where(total > 0, share / total, 1)
+            length = (metric * found * found).sum(dim=1, keepdim=True)
+            return found * length.clamp(min=1e-24).rsqrt()
+        return found
+
+    def _ends(self, of: Tensor) -> tuple[Tensor, Tensor]:
+        return (of[: self.lefts], of[self.lefts :]) if self.lefts else (of, of)
+
+    def _different(self, found: Tensor) -> Tensor:
+        """1 for two vertices, 0 for a vertex and itself."""
+        ones = torch.ones_like(found)
+        return ones if self.lefts else ones.fill_diagonal_(0)
+
+
+def differences(
+    student: Tensor, teacher: Tensor, distance: Discrepancy, delta: float, constant: Tensor
+) -> Tensor:
+    """d: of each element, or, by cosine or correlation, of each vector."""
+    if distance in ("cosine", "pearson"):
+        least = 0.0
+        if distance == "pearson":
+            along = constant / constant.square().sum()
+            student, teacher = (z - (z @ along)[..., None] * constant for z in (student, teacher))
+            least = 1e-8
+        student, teacher = _unit(student, least), _unit(teacher, least)
+        if distance == "pearson":
+            return 1 - (student * teacher).sum(dim=-1)
+        return (student - teacher).square().sum(dim=-1) / 2
+    gap = student - teacher
+    if distance == "squared":
+        return gap.square()
+    bent = gap.clamp(-delta, delta)
+    huber = bent * (gap - bent / 2)
+    return huber if distance == "huber" else huber / delta
+
+
+def _unit(vectors: Tensor, least: float = 0.0) -> Tensor:
+    """Vectors of length one; 0, without gradient, for those not longer than `least`."""
+    square = vectors.square().sum(dim=-1, keepdim=True)
+    long = square > least**2
+    return torch.where(long, vectors * torch.where(long, square, 1).rsqrt(), 0)
+
+
+def squares(left: Tensor, right: Tensor) -> Tensor:
+    """Squared distances, (n, d) x (m, d) -> (n, m); 0 where rounding may have made them."""
+    middle = left.mean(dim=0) if left is right else (left.mean(dim=0) + right.mean(dim=0)) / 2
+    left, right = left - middle, right - middle
+    reach = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1)
+    square = torch.addmm(reach, left, right.T, alpha=-2)
+    least = 1e-12 if square.dtype == torch.float64 else 32 * torch.finfo(square.dtype).eps
+    return torch.where(square > least * reach, square, 0)
+
+
+def cosines(square: Tensor) -> Tensor:
+    """Cosine at i between j and k, (N, N, N), by the law of cosines; 0 for a zero edge."""
+    apart = square > 0
+    inverse = torch.where(apart, torch.where(apart, square, 1).rsqrt(), 0)
+    sides = square[:, :, None] + square[:, None, :] - square
+    return sides * inverse[:, :, None] * inverse[:, None, :] / 2
