@@ -452,8 +452,12 @@ def import_plugins(names: Sequence[str]) -> None:
 
 
 def _one_line(root: type[Section], error: ValidationError) -> str:
-    """The first problem of a pydantic error, in our words."""
-    first = error.errors()[0]
+    """The first problem of a pydantic error, in our words.
+
+    A key that is missing may be one that is misspelt, so misspelt ones come first.
+    """
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    first = problems[0]
     where = ".".join(str(part) for part in first["loc"])
     kind, given = first["type"], first["input"]
     if kind == "extra_forbidden":

@@ -7,9 +7,10 @@ anew (`LiveLessons`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from fedkd.randomness import stream
 EXAMPLE = 64
 
 Views = Callable[[int], Tensor]
+Told = MutableMapping[Network, dict[Kind, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class LiveLessons:
         say: Weight of each teacher; default: all the same.
         autocast: Precision in which teachers compute, None for float32.
         memory_format: Layout of the images.
+        told: Facts that teachers have told before about the same images; new ones are added.
 
     Raises:
         ValueError: the images have no labels, or a teacher has nothing of a kind.
@@ -159,6 +162,7 @@ class LiveLessons:
         say: Sequence[float] | None = None,
         autocast: torch.dtype | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
+        told: Told | None = None,
     ) -> None:
         if images.labels is None:
             raise ValueError("central training needs labelled images, these have no labels")
@@ -179,12 +183,12 @@ class LiveLessons:
         ) or (Teacher(0),)
         shares = torch.tensor(say or [1.0] * len(self._who), device=self._device)
         self._say = (shares / shares.sum())[:, None]
-        with torch.no_grad():
-            self._facts: dict[Kind, Tensor | Sequence[Tensor]] = {
-                kind: [kind.state(t, self._images, self._labels).to(device) for t in teachers]
-                for kind in kinds
-                if isinstance(kind, Fact)
-            }
+        told = WeakKeyDictionary() if told is None else told
+        self._facts: dict[Kind, Tensor | Sequence[Tensor]] = {
+            kind: [self._fact(kind, teacher, told) for teacher in teachers]
+            for kind in kinds
+            if isinstance(kind, Fact)
+        }
 
     @property
     def steps(self) -> int:
@@ -202,6 +206,14 @@ class LiveLessons:
         batches = _batches(total, self._batch_size, self._seed, number, self._device)
         for step, index in enumerate(batches):
             yield self._lesson(index, number, step)
+
+    @torch.no_grad()
+    def _fact(self, kind: Fact, teacher: Network, told: Told) -> Tensor:
+        """A fact may be dear: some look at all images."""
+        known = told.setdefault(teacher, {})
+        if kind not in known:
+            known[kind] = kind.state(teacher, self._images, self._labels).to(self._device)
+        return known[kind]
 
     def _lesson(self, index: Tensor, epoch: int, step: int) -> Lesson:
         pixels, labels = self._images[index], self._labels[index]

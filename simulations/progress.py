@@ -29,6 +29,7 @@ class StudyView:
             disable=not console.is_terminal,
             transient=True,
         )
+        self._tested = ""
         self._networks = self._progress.add_task("networks", total=None, note="")
         self._epochs = self._progress.add_task("fitting losses", total=None, note="")
 
@@ -49,10 +50,12 @@ class StudyView:
             self._progress.reset(
                 self._epochs, total=facts["epochs"], description=facts["label"], note=""
             )
+            self._tested = ""
         elif event == "epoch":
-            note = f"loss {facts['loss']:.4g}, test {percent(facts['accuracy'])}"
-            if self._stop.asked:
-                note = "stopping"
+            note = f"loss {facts['loss']:.4g}"
+            if facts["accuracy"] is not None:
+                self._tested = f", test {percent(facts['accuracy'])}"
+            note = "stopping" if self._stop.asked else note + self._tested
             self._progress.update(self._epochs, completed=facts["epoch"], note=note)
         elif event == "trained":
             self._progress.advance(self._networks)

@@ -52,6 +52,9 @@ class Recipe(Section):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = Field(default=False, description="torch.compile: pays on a GPU")
     channels_last: bool = Field(default=False, description="memory layout: pays on a GPU")
+    test_every: Positive = Field(
+        default=1, description="epochs between looks at the test set; the last is always tested"
+    )
     checkpoint_every: Positive = Field(default=10, description="epochs between checkpoints")
 
 

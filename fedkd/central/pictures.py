@@ -61,12 +61,12 @@ def methods_picture(
 
 
 def curves_picture(
-    curves: Mapping[str, Sequence[Sequence[float]]], baseline: str, teacher: float | None
+    curves: Mapping[str, Sequence[Mapping[int, float]]], baseline: str, teacher: float | None
 ) -> Figure:
     """Test accuracy per epoch, one small panel per method before the student alone (grey).
 
     Args:
-        curves: Method -> accuracy per epoch, per seed; seeds under way may be shorter.
+        curves: Method -> epoch -> accuracy, per seed; seeds under way may be shorter.
         baseline: The method drawn in every panel.
         teacher: The best teacher's accuracy.
     """
@@ -75,7 +75,8 @@ def curves_picture(
     rows = -(-len(names) // columns)
     figure, grid = canvas(11.0, 0.5 + 1.75 * rows, grid=(rows, columns))
     panels = np.atleast_1d(np.asarray(grid, dtype=object)).ravel()
-    known = [v for seeds in curves.values() for seed in seeds for v in seed[len(seed) // 6 :]]
+    lines = [list(seed.values()) for seeds in curves.values() for seed in seeds]
+    known = [value for line in lines for value in line[len(line) // 6 :]]
     low, high = float(np.quantile(known, 0.02)), max([*known, teacher or 0.0])
     room = 0.06 * max(high - low, 0.02)
     for axes, name in zip(panels, names):
@@ -98,13 +99,12 @@ def curves_picture(
 
 
 def _bands(
-    seeds: Sequence[Sequence[float]],
+    seeds: Sequence[Mapping[int, float]],
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """(epochs, lowest, mean, highest) over the seeds, as far as the shortest goes."""
-    lines = [list(seed) for seed in seeds if seed]
-    if not lines:
+    common = sorted(set.intersection(*map(set, seeds))) if seeds else []
+    if not common:
         return []
-    shortest = min(map(len, lines))
-    table = np.asarray([line[:shortest] for line in lines], dtype=float)
-    epochs = np.arange(1, shortest + 1)
+    table = np.asarray([[seed[epoch] for epoch in common] for seed in seeds], dtype=float)
+    epochs = np.asarray(common)
     return [(epochs, table.min(axis=0), table.mean(axis=0), table.max(axis=0))]

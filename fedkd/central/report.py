@@ -212,7 +212,11 @@ def _curves(folder: StudyFolder, found: Record) -> Markup | None:
     curves = {}
     for name in found["methods"]:
         seeds = [folder.student(name, seed).epochs() for seed in folder.study.seeds]
-        lines = [[epoch["accuracy"] for epoch in epochs] for epochs in seeds if epochs]
+        lines = [
+            {epoch["epoch"]: epoch["accuracy"] for epoch in epochs if epoch["accuracy"] is not None}
+            for epochs in seeds
+        ]
+        lines = [line for line in lines if line]
         if lines:
             curves[name] = lines
     if not curves:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -23,6 +25,7 @@ from fedkd.central.training import Images, Task, keep, train
 from fedkd.central.weights import load_weights
 from fedkd.config import Component, ConfigError, Term
 from fedkd.data import DATASETS
+from fedkd.lessons import EXAMPLE, Told
 from fedkd.models.network import Network, parameter_count
 from fedkd.randomness import seeded, stream_seed
 from fedkd.rounds import Notify, silent, threads
@@ -62,7 +65,7 @@ def prepare(study: Study) -> Images:
     """
     check_study(study)
     images = Images.load(study)
-    few = images.train.subset(torch.arange(min(8, len(images.train))))
+    few = images.train.subset(torch.arange(min(EXAMPLE, len(images.train))))
     made: dict[str, Network] = {}
 
     def network(model: Component) -> Network:
@@ -131,6 +134,7 @@ class _Runner:
         self.images = images
         self.notify = notify
         self._teachers: dict[Path, Network] = {}
+        self._told: Told = WeakKeyDictionary()
 
     @property
     def trainings(self) -> int:
@@ -201,6 +205,7 @@ class _Runner:
         """Train the chain of a method, and at its end the student."""
         ranks = [self.teachers(seed)]
         for task in _chain(self.folder, method, seed, ranks):
+            task = replace(task, told=self._told)
             ranks.append([train(task, self.images, self.notify)])
         return ranks[-1][0]
 

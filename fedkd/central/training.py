@@ -18,7 +18,7 @@ from fedkd.config import Term as LossTerm
 from fedkd.data.datasets import load_dataset
 from fedkd.data.images import ImageSet
 from fedkd.distillation import DTYPES, EpochRecord, Snapshot, distill
-from fedkd.lessons import LiveLessons
+from fedkd.lessons import LiveLessons, Told
 from fedkd.models.build import build_model
 from fedkd.models.network import Network, parameter_count
 from fedkd.objective import Objective
@@ -131,6 +131,7 @@ class Task:
         say: Their weights; default: all the same.
         images: What it learns from; default: the study's training images.
         facts: Written into its results.
+        told: What teachers have told once and for all, kept from task to task.
     """
 
     label: str
@@ -144,6 +145,7 @@ class Task:
     say: Sequence[float] | None = None
     images: ImageSet | None = None
     facts: Record = field(default_factory=dict)
+    told: Told | None = None
 
     def lessons(self, images: Images, objective: Objective, some: ImageSet) -> LiveLessons:
         """Batches of `some` images with what the teachers say."""
@@ -160,6 +162,7 @@ class Task:
             say=self.say,
             autocast=DTYPES[recipe.precision],
             memory_format=_layout(recipe),
+            told=self.told,
         )
 
 
@@ -256,14 +259,15 @@ class _Diary:
 
     def __call__(self, record: EpochRecord, snapshot: Callable[[], dict[str, Any]]) -> None:
         spent = time.perf_counter() - self._since
+        recipe = self._task.recipe
+        tested = record.epoch % recipe.test_every == 0 or record.epoch == recipe.epochs
         facts = {
             **asdict(record),
-            "accuracy": self._images.accuracy(self._network),
+            "accuracy": self._images.accuracy(self._network) if tested else None,
             "seconds": spent,
             "images_per_second": self._count / spent,
         }
         self._task.place.add_epoch(facts)
-        recipe = self._task.recipe
         due = record.epoch % recipe.checkpoint_every == 0 and record.epoch < recipe.epochs
         if due:
             self._keep(snapshot)
@@ -281,7 +285,7 @@ class _Diary:
     def result(self) -> Record:
         """What came out, from the record of all epochs (also those before an interruption)."""
         epochs = self._task.place.epochs()
-        best = max(epochs, key=lambda e: e["accuracy"])
+        best = max((e for e in epochs if e["accuracy"] is not None), key=lambda e: e["accuracy"])
         return {
             **self._task.facts,
             "model": self._task.model.name,

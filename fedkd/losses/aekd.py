@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -92,20 +91,19 @@ def agreement_weights(
     q = F.softmax(teacher_logits[present] / temperature, dim=-1)
     gradients = weights @ p - torch.einsum("mb,mbc->mc", weights, q)
     # Over B, as of a mean loss: to the exact solver it is all one, not to the other.
-    vectors = gradients.mul_(temperature / len(p)).double().cpu().numpy()
-    lengths = np.linalg.norm(vectors, axis=1)
+    vectors = gradients.double().mul_(temperature / len(p))
+    lengths = vectors.norm(dim=1)
     if normalise:
-        vectors = vectors / np.maximum(lengths, 1e-30)[:, None]
-    count = len(vectors)
+        vectors = vectors / lengths.clamp(min=1e-30)[:, None]
+    gram = (vectors @ vectors.T).cpu().numpy()
+    count = len(gram)
     nu = 1 / count if nu is None else min(max(nu, 1 / count), 1.0)
-    gram = (vectors[:, None] * vectors).sum(axis=2)
-    say = shortest(gram, 1 / (nu * count)) if solver == "exact" else by_pairs(gram, nu)
+    found = shortest(gram, 1 / (nu * count)) if solver == "exact" else by_pairs(gram, nu)
+    say = torch.from_numpy(found).to(lengths.device)
     if normalise and lengths.all():
         say = say / lengths
         say = say / say.sum()
-    result = total.new_zeros(len(total))
-    result[present] = torch.from_numpy(say).to(result)
-    return result
+    return total.new_zeros(len(total)).index_copy_(0, present, say.to(total.dtype))
 
 
 @LOSSES.register("aekd")

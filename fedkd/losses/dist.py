@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,6 +16,9 @@ from fedkd.losses.base import DistillationLoss, Tensors, Trust
 from fedkd.losses.kd import comparable
 
 EpsMode = Literal["add", "clamp"]
+
+# Lengths of vectors less their mean, relative to those with it, that float32 holds to five digits.
+_PRECISE = 1e-2
 
 
 def dist_loss(
@@ -46,37 +50,24 @@ def dist_loss(
         eps: See there.
     """
     student, teacher = comparable(student_logits, teacher_logits)
-    size, classes = student.shape
-    scale = temperature**2 if tau_sq else 1.0
-    add = eps if eps_mode == "add" else None
-    both = F.softmax(torch.stack([student.detach(), teacher]).div_(temperature), dim=2)
-    # What rounding leaves of equal numbers, less their mean, has no direction.
-    noise = 16 * torch.finfo(both.dtype).eps
-    row_share: Tensor | float = beta * scale / size
-    column_share: Tensor | float = gamma * scale / classes
-    root: Tensor | None = None
-    if weights is None:
-        means = both.mean(dim=1, keepdim=True)
-        columns = both - means
-    else:
-        weights = weights.detach().to(both.dtype)
-        trust = weights.mean()
-        metric = torch.where(trust > 0, weights / trust, 1)[:, None]
-        root = metric.sqrt()
-        means = (metric * both).mean(dim=1, keepdim=True)
-        columns = (both - means).mul_(root)
-        row_share, column_share = row_share * weights[:, None], column_share * trust
-    if class_weights is not None:
-        column_share = column_share * class_weights.detach().to(both.dtype)
-    rows = both - 1 / classes
-    inter, row_slope = _distance(rows, 2, row_share, eps, add, noise / classes**0.5)
-    intra, column_slope = _distance(columns, 1, column_share, eps, add, means * (noise * size**0.5))
-    if not wanted(student):
-        return inter + intra
-    slope = row_slope.add_(column_slope if root is None else column_slope.mul_(root))
-    p = both[0]
-    gradient = slope.sub_((p * slope).sum(dim=1, keepdim=True)).mul_(p).div_(temperature)
-    return with_gradient(student, inter + intra, gradient)
+    problem = _Problem(
+        inter=beta * (temperature**2 if tau_sq else 1.0),
+        intra=gamma * (temperature**2 if tau_sq else 1.0),
+        temperature=temperature,
+        weights=None if weights is None else weights.detach(),
+        class_weights=None if class_weights is None else class_weights.detach(),
+        eps=eps,
+        add=eps_mode == "add",
+        noise=16 * torch.finfo(student.dtype).eps,
+    )
+    logits = torch.stack([student.detach(), teacher])
+    found = problem.solve(logits, wanted(student))
+    if found is None:
+        found = problem.solve(logits.double(), wanted(student))
+    assert found is not None
+    value, gradient = (None if z is None else z.to(student.dtype) for z in found)
+    assert value is not None
+    return with_gradient(student, value, gradient)
 
 
 @LOSSES.register("dist")
@@ -141,36 +132,90 @@ class DISTLoss(DistillationLoss):
         )
 
 
-def _distance(
-    both: Tensor,
-    dim: int,
-    share: Tensor | float,
-    eps: float,
-    add: float | None,
-    noise: Tensor | float,
-) -> tuple[Tensor, Tensor]:
-    """Sum of share * (1 - correlation), and its gradient by the student's vectors, (B, C).
+@dataclass(frozen=True)
+class _Problem:
+    """What `dist_loss` is asked, and its answer in closed form.
 
-    Args:
-        both: Student's and teacher's vectors less their means, (2, B, C).
-        dim: The axis that vectors lie along.
-        share: How much each correlation counts.
-        eps: The smallest length.
-        add: What is added to the product of lengths instead, or None.
-        noise: Vectors that are not longer are zero, unless something is added.
+    Attributes:
+        inter: Weight of the samples' part.
+        intra: Weight of the classes' part.
+        temperature: As in `DISTLoss`.
+        weights: As in `dist_loss`.
+        class_weights: See there.
+        eps: The smallest length, or what is added to their product.
+        add: Whether it is added.
+        noise: Vectors whose elements differ by less, relative to their size, are constant.
     """
-    student, teacher = both
-    dot = (student * teacher).sum(dim=dim - 1, keepdim=True)
-    lengths = (both * both).sum(dim=dim, keepdim=True).sqrt_()
-    a, b = lengths
-    if add is not None:
-        inverse = (a * b + add).reciprocal_()
-        along = torch.where(a > 0, dot * inverse * b / a, 0)
-    else:
-        lengths.masked_fill_(lengths <= noise, torch.inf)
-        inverse = 1 / (a.clamp(min=eps) * b.clamp(min=eps))
-        along = torch.where(a > eps, dot / (a * a), 0)
-    correlation, share = dot * inverse, share * torch.ones_like(dot)
-    weight = share * inverse
-    slope = (student * (weight * along)).addcmul_(teacher, weight, value=-1)
-    return (share * (1 - correlation)).sum(), slope
+
+    inter: float
+    intra: float
+    temperature: float
+    weights: Tensor | None
+    class_weights: Tensor | None
+    eps: float
+    add: bool
+    noise: float
+
+    def solve(self, logits: Tensor, differentiate: bool) -> tuple[Tensor, Tensor | None] | None:
+        """Value and gradient for student and teacher, (2, B, C); None if float32 is too coarse."""
+        _, size, classes = logits.shape
+        both = F.softmax(logits / self.temperature, dim=2)
+        row_share: Tensor | float = self.inter / size
+        column_share: Tensor | float = self.intra / classes
+        root: Tensor | None = None
+        if self.weights is None:
+            means = both.mean(dim=1, keepdim=True)
+            columns = both - means
+        else:
+            weights = self.weights.to(both.dtype)
+            trust = weights.mean()
+            metric = torch.where(trust > 0, weights / trust, 1)[:, None]
+            root = metric.sqrt()
+            means = (metric * both).mean(dim=1, keepdim=True)
+            columns = (both - means).mul_(root)
+            row_share, column_share = row_share * weights[:, None], column_share * trust
+        if self.class_weights is not None:
+            column_share = column_share * self.class_weights.to(both.dtype)
+        rows = self._distance(both - 1 / classes, 2, row_share, classes**-0.5)
+        if rows is None:
+            return None
+        found = self._distance(columns, 1, column_share, means * size**0.5)
+        if found is None:
+            return None
+        value, slope = rows[0] + found[0], rows[1]
+        if not differentiate:
+            return value, None
+        slope += found[1] if root is None else found[1].mul_(root)
+        p = both[0]
+        slope -= (p * slope).sum(dim=1, keepdim=True)
+        return value, slope.mul_(p).div_(self.temperature)
+
+    def _distance(
+        self, both: Tensor, dim: int, share: Tensor | float, size: Tensor | float
+    ) -> tuple[Tensor, Tensor] | None:
+        """Sum of share * (1 - correlation), and its gradient by the student's vectors, (B, C).
+
+        Args:
+            both: Student's and teacher's vectors less their means, (2, B, C).
+            dim: The axis that vectors lie along.
+            share: How much each correlation counts.
+            size: The vectors' length if they are nearly constant, with their means.
+        """
+        student, teacher = both
+        dot = (student * teacher).sum(dim=dim - 1, keepdim=True)
+        a, b = lengths = (both * both).sum(dim=dim, keepdim=True).sqrt_()
+        coarse = both.dtype == torch.float32 and both.device.type != "mps"
+        if coarse and bool((lengths < _PRECISE * size).any()):
+            return None
+        # What rounding leaves of equal numbers, less their mean, has no direction.
+        lengths.masked_fill_(lengths <= self.noise * size, torch.inf)
+        if self.add:
+            inverse = (a * b + self.eps).reciprocal_()
+            along = dot * inverse * (b / a).nan_to_num_(posinf=0)
+        else:
+            inverse = 1 / (a.clamp(min=self.eps) * b.clamp(min=self.eps))
+            along = torch.where(a > self.eps, dot / (a * a), 0)
+        share = share * torch.ones_like(dot)
+        weight = share * inverse
+        slope = (student * (weight * along)).addcmul_(teacher, weight, value=-1)
+        return (share * (1 - dot * inverse)).sum(), slope

@@ -8,13 +8,17 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+# Vectors for which it pays to guess first.
+FEW = 16
+
 
 def shortest(gram: Array, bound: float = 1.0) -> Array:
     """Weights w of the shortest sum of w_k g_k with sum of w = 1 and 0 <= w_k <= bound, (K,).
 
-    Minimises w' G w by a primal-dual interior point method: some ten Newton steps on K numbers,
-    whatever the length of the vectors. Of many solutions it takes one in their middle, so the
-    order of the vectors does not matter even where they are more than dimensions.
+    Minimises w' G w: for few vectors by a guess that is checked, else by a primal-dual interior
+    point method, some ten Newton steps on K numbers, whatever the length of the vectors. Of many
+    solutions it takes one in their middle, so the order of the vectors does not matter even where
+    they are more than dimensions.
 
     Args:
         gram: Inner products of the vectors, (K, K), computed in double precision.
@@ -31,6 +35,9 @@ def shortest(gram: Array, bound: float = 1.0) -> Array:
         return even
     # A little on the diagonal: rounding must not make it look as if squares were negative.
     gram = gram / size + np.diag(np.full(count, 1e-13))
+    guess = _by_dropping(gram) if count <= FEW else None
+    if guess is not None and guess.max() <= bound:
+        return guess
     # What is left of each bound (the weight itself, and up to the largest), and its multiplier.
     slack, signs = even[None], np.ones((1, 1))
     if bound < 1:
@@ -53,6 +60,22 @@ def shortest(gram: Array, bound: float = 1.0) -> Array:
         slack, dual, price = slack + length * ds, dual + length * dz, price + length * dp
     weights: Array = slack[0] / slack[0].sum()
     return weights
+
+
+def _by_dropping(gram: Array) -> Array | None:
+    """The weights, if dropping what would be negative leads there: a few times faster, but no rule.
+
+    None too if there may be other solutions.
+    """
+    if np.linalg.eigvalsh(gram)[0] < 1e-8:
+        return None
+    kept = np.arange(len(gram))
+    while (part := np.linalg.solve(gram[np.ix_(kept, kept)], np.ones(len(kept)))).min() < 0:
+        kept = np.delete(kept, part.argmin())
+    weights = np.zeros(len(gram))
+    weights[kept] = part / part.sum()
+    slope = gram @ weights
+    return weights if slope.min() >= slope[kept].min() - 1e-13 else None
 
 
 def _step(

@@ -79,22 +79,21 @@ def relation_loss(
         reduction: See there.
     """
     _check(vertices, space, standardise, relation, edges, normalisation, distance, reduction)
-    views, virtual = vertices.endswith("views"), (student_virtual, teacher_virtual)
-    if views and None in virtual:
-        raise ValueError(f"loss 'relation': vertices {vertices!r} need a virtual view")
-    ours = [student, student_virtual] if views else [student]
-    theirs = [teacher, teacher_virtual] if views else [teacher]
-    x, y = (
-        _placed([z for z in side if z is not None], space, temperature, standardise)
-        for side in (ours, [z.detach() for z in theirs if z is not None])
-    )
+    size = len(student)
+    if vertices.endswith("views"):
+        if student_virtual is None or teacher_virtual is None:
+            raise ValueError(f"loss 'relation': vertices {vertices!r} need a virtual view")
+        student = torch.cat([student, student_virtual])
+        teacher = torch.cat([teacher, teacher_virtual])
+    x = _placed(student, space, temperature, standardise)
+    y = _placed(teacher.detach(), space, temperature, standardise)
     if relation in VECTORS and x.shape != y.shape:
         raise ValueError(
             f"loss 'relation': relation {relation!r} compares vectors of one length, "
             f"got {x.shape[1]} and {y.shape[1]}"
         )
-    w = x.new_ones(len(student)) if weights is None else weights.detach().to(x.dtype)
-    w = w.repeat(len(x) // len(w))
+    w = x.new_ones(size) if weights is None else weights.detach().to(x.dtype)
+    w = w.repeat(len(x) // size)
     # What a constant vector looks like; it is not ones where coordinates are weighted.
     constant, trust, scale = x.new_ones(x.shape[1]), w, x.new_ones(())
     if vertices.startswith("classes"):
@@ -104,15 +103,15 @@ def relation_loss(
         trust = x.new_ones(len(x)) if class_weights is None else class_weights.detach().to(x.dtype)
     graph = Relations(relation, normalisation, len(x) // 2 if edges != "all" else 0, eps)
     share = graph.share(trust)
-    differences = differences(
-        graph.between(x, share), graph.between(y, share), distance, delta, constant
-    )
-    if relation in VECTORS and differences.ndim > share.ndim:
-        differences = differences.sum(dim=-1) / (x.shape[1] if reduction == "elements" else 1)
+    apart = differences(graph.between(x, share), graph.between(y, share), distance, delta, constant)
+    if apart.ndim > share.ndim:
+        apart = apart.sum(dim=-1)
+    if reduction == "elements":
+        apart = apart / x.shape[1]
     count = share.numel()
     if relation != "identity" and reduction != "mean" and edges == "all":
         share, count = share - share.diag().diag(), count - len(share)
-    return (scale * (share * differences).sum() / max(count, 1)).to(
+    return (scale * (share * apart).sum() / max(count, 1)).to(
         torch.promote_types(student.dtype, torch.float32)
     )
 
@@ -253,9 +252,9 @@ def _check(
         refuse(f"relation {relation!r} has no elements", "mean, edges")
 
 
-def _placed(views: list[Tensor], space: Space, temperature: float, standardise: bool) -> Tensor:
-    """Where the samples lie, views one below the other, (N, D)."""
-    points = torch.cat([view.flatten(1) for view in views])
+def _placed(views: Tensor, space: Space, temperature: float, standardise: bool) -> Tensor:
+    """Where the samples lie, (N, D)."""
+    points = views.flatten(1)
     points = points.float() if points.device.type == "mps" else points.double()
     if space == "probabilities":
         return (points / temperature).softmax(dim=1)

@@ -51,24 +51,23 @@ def rkd_loss(
     """
     student, teacher = comparable(student.flatten(1), teacher.flatten(1))
     x = student.detach()
+    # All that is cheap beside the angles is precise beside them.
+    of_student, of_teacher, x = _squares(x, teacher, precise=angle_weight != 0)
+    w = None if weights is None else weights.detach().to(x.dtype)
+    value, slope = x.new_zeros(()), torch.zeros_like(of_student)
+    if distance_weight:
+        value += distance_weight * _distances(
+            of_student, of_teacher, w, slope, squared, eps, distance_weight
+        )
+    if angle_weight:
+        if student.dtype == torch.float32 and _spread(of_student) and _spread(of_teacher):
+            of_student, of_teacher = of_student.float(), of_teacher.float()
+        value += angle_weight * _angles(of_student, of_teacher, w, slope, angle_weight)
+    if not wanted(student):
+        return value.to(student.dtype)
+    # From squared distances to their ends.
+    slope = slope + slope.T
     with torch.autocast(x.device.type, enabled=False):
-        of_student, of_teacher = squares(x, x), squares(teacher, teacher)
-        if not (_precise(of_student) and _precise(of_teacher)):
-            x = x.double()
-            teacher = teacher.double()
-            of_student, of_teacher = squares(x, x), squares(teacher, teacher)
-        w = None if weights is None else weights.detach().to(x.dtype)
-        value, slope = x.new_zeros(()), torch.zeros_like(of_student)
-        if distance_weight:
-            value += distance_weight * _distances(
-                of_student, of_teacher, w, slope, squared, eps, distance_weight
-            )
-        if angle_weight:
-            value += angle_weight * _angles(of_student, of_teacher, w, slope, angle_weight)
-        if not wanted(student):
-            return value.to(student.dtype)
-        # From squared distances to their ends.
-        slope = slope + slope.T
         gradient = torch.addmm(slope.sum(dim=1, keepdim=True) * x, slope, x, beta=2, alpha=-2)
     return with_gradient(student, value.to(student.dtype), gradient.to(student.dtype))
 
@@ -126,12 +125,20 @@ class RKDLoss(DistillationLoss):
         )
 
 
-def _precise(squares: Tensor) -> bool:
-    """Whether no two samples lie so close that float32 is not enough."""
-    if squares.dtype == torch.float64 or squares.device.type == "mps":  # which has no other
-        return True
-    short = (squares <= _PRECISE * squares.max()).sum()
-    return int(short) == len(squares)
+def _squares(x: Tensor, y: Tensor, precise: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared distances of both, (B, B), and `x` in their dtype, float64 where it is needed."""
+    with torch.autocast(x.device.type, enabled=False):
+        if not precise or x.device.type == "mps":  # which has no float64
+            of_x, of_y = squares(x, x), squares(y, y)
+            if x.device.type == "mps" or (_spread(of_x) and _spread(of_y)):
+                return of_x, of_y, x
+        x, y = x.double(), y.double()
+        return squares(x, x), squares(y, y), x
+
+
+def _spread(squares: Tensor) -> bool:
+    """Whether no two samples lie too close for float32."""
+    return int((squares <= _PRECISE * squares.max()).sum()) == len(squares)
 
 
 def _distances(
@@ -180,9 +187,9 @@ def _angles(
     size = len(student)
     ours, theirs = _lengths(student), _lengths(teacher)
     value = student.new_zeros(())
-    root = None if weights is None else weights.pow(1 / 3)
+    root = None if weights is None else weights.to(student.dtype).pow(1 / 3)
     opposite = torch.zeros_like(student)
-    step = max(1, _BLOCK // max(size**2, 1))
+    step = max(1, _BLOCK // size**2)
     for start in range(0, size, step):
         rows = slice(start, start + step)
         cos = _cosines(student, *ours, rows)

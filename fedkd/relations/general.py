@@ -92,10 +92,8 @@ def differences(
             along = constant / constant.square().sum()
             student, teacher = (z - (z @ along)[..., None] * constant for z in (student, teacher))
             least = 1e-8
-        student, teacher = _unit(student, least), _unit(teacher, least)
-        if distance == "pearson":
-            return 1 - (student * teacher).sum(dim=-1)
-        return (student - teacher).square().sum(dim=-1) / 2
+        # 1 - cos, but 0 where both are zero.
+        return (_unit(student, least) - _unit(teacher, least)).square().sum(dim=-1) / 2
     gap = student - teacher
     if distance == "squared":
         return gap.square()

@@ -8,6 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedkd.knowledge.kinds import Logits
+from fedkd.losses import LOSSES
+from fedkd.losses.base import Trust
 from fedkd.losses.ce import ce_loss
 from fedkd.losses.dkd import dkd_loss
 from fedkd.losses.kd import kd_loss
@@ -71,6 +74,26 @@ def test_half_logits_with_wide_margins(dtype):
     torch.testing.assert_close(value.detach().double(), exact, rtol=1e-5, atol=0)
     assert student.grad.dtype == dtype
     assert student.grad.isfinite().all()
+
+
+def test_standardised_dkd_is_dkd_of_z_scores():
+    """As in the published code for standardised logits."""
+    student, teacher = _double("logits_s").requires_grad_(), _double("logits_t")
+    targets = torch.tensor(INPUTS["targets"])
+    value = dkd_loss(student, teacher, targets, beta=2.0, standardise=True).sum()
+
+    def z_score(logits):
+        mean, std = logits.mean(dim=1, keepdim=True), logits.std(dim=1, keepdim=True)
+        return (logits - mean) / (1e-7 + std)
+
+    literal = dkd_loss(z_score(student), z_score(teacher), targets, beta=2.0).sum()
+    torch.testing.assert_close(value, literal, rtol=1e-12, atol=0)
+    gradients = [torch.autograd.grad(v, student)[0] for v in (value, literal)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-14)
+    options = LOSSES.create("dkd", beta=2.0, standardise=True)
+    logits = Logits()
+    loss = options({logits: student}, {logits: teacher}, targets, Trust(torch.ones(8)))
+    torch.testing.assert_close(loss.sum(), value)
 
 
 def test_two_classes_have_no_non_target_part():

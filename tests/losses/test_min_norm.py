@@ -67,6 +67,18 @@ def test_nothing_shorter_exists(count, dimensions, share):
     assert _short_of_best(gram, weights, bound) < 1e-10
 
 
+@pytest.mark.parametrize("bound", [1.0, 0.3])
+def test_a_guess_that_holds_is_the_solution(bound, monkeypatch):
+    generator = np.random.default_rng(0)
+    for count in range(2, 12):
+        vectors = generator.normal(size=(count, 20)) + 0.2
+        gram = vectors @ vectors.T
+        guessed = shortest(gram, bound)
+        with monkeypatch.context() as patch:
+            patch.setattr("fedkd.losses.min_norm.FEW", 0)
+            np.testing.assert_allclose(guessed, shortest(gram, bound), atol=1e-9)
+
+
 def test_vectors_of_very_different_lengths():
     vectors = np.random.default_rng(0).normal(size=(9, 20))
     vectors *= 10.0 ** np.arange(-4, 5)[:, None]

@@ -1,5 +1,8 @@
 """Virtual relation matching as a loss of the objective."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,6 +13,10 @@ from fedkd.losses.kd import standardised
 from fedkd.losses.vrm import VRMLoss, vrm_loss
 from fedkd.relations import class_relation_loss, sample_relation_loss
 
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/output_relational.json").read_text())
+INPUTS = GOLDEN["inputs"]
+RECONSTRUCTION = GOLDEN["not_official_vrm_reconstruction"]["cases"]
+
 
 def _views(size=5, classes=4, seed=0):
     generator = torch.Generator().manual_seed(seed)
@@ -18,6 +25,37 @@ def _views(size=5, classes=4, seed=0):
 
 def _kinds(real, virtual):
     return {Logits(): real, VirtualLogits(0): virtual}
+
+
+@pytest.mark.parametrize("case", RECONSTRUCTION, ids=lambda case: case["name"])
+def test_golden_reconstruction(case):
+    """Own literal reconstruction of the published formulas, not the authors' code."""
+    name = case["name"]
+    a, b, d, e = (
+        torch.tensor(INPUTS[key], dtype=torch.float64)
+        for key in ("logits_s", "logits_s_virtual", "logits_t", "logits_t_virtual")
+    )
+    a.requires_grad_(), b.requires_grad_()
+    value = vrm_loss(
+        a,
+        b,
+        d,
+        e,
+        sample_weight=float("_is_" in name),
+        class_weight=float("_ic_" in name),
+        standardise=name.endswith("zscore"),
+        edges="full" if "_full_" in name else "real" if "real_only" in name else "real_virtual",
+        distance="huber" if "huber" in name else "squared" if "_sq_" in name else "cosine",
+        reduction="elements" if "elemmean" in name else "edges",
+    )
+    gradients = torch.autograd.grad(value, (a, b), allow_unused=True)
+    assert value.item() == pytest.approx(case["value"], rel=1e-10)
+    for got, key in zip(gradients, ("grad_logits_s", "grad_logits_s_virtual"), strict=True):
+        if case[key] is None:
+            assert got is None
+        else:
+            expected = torch.tensor(case[key], dtype=torch.float64)
+            torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-14)
 
 
 def test_vrm_is_the_weighted_sum_of_both_graphs():
@@ -53,7 +91,7 @@ def test_one_graph_alone(options):
 
 
 @pytest.mark.parametrize("edges", ["real_virtual", "full", "real"])
-@pytest.mark.parametrize("distance", ["cosine", "huber"])
+@pytest.mark.parametrize("distance", ["cosine", "huber", "edge_huber", "masked"])
 @pytest.mark.parametrize(
     "pruning", [None, "joint_entropy_indep", "joint_entropy_diag", "edge_discrepancy"]
 )
@@ -67,6 +105,14 @@ def test_every_combination_of_options_trains(edges, distance, pruning, size):
     assert value.ndim == 0
     assert value.isfinite()
     assert a.grad.isfinite().all()
+
+
+def test_without_any_graph_there_is_no_loss():
+    a, b, d, e = _views()
+    value = vrm_loss(a.requires_grad_(), b, d, e, sample_weight=0.0, class_weight=0.0)
+    value.backward()
+    assert value == 0
+    assert (a.grad == 0).all()
 
 
 def test_view_discrepancy_prunes_the_edges_between_inconsistent_samples():
@@ -96,6 +142,7 @@ def test_gradcheck():
         ({"delta": 0.0}, "delta must be positive"),
         ({"edges": "real", "pruning": "view_discrepancy"}, "compares two views"),
         ({"edges": "virtual"}, "edges"),
+        ({"reduction": "sum"}, "reduction"),
     ],
 )
 def test_wrong_options_are_named(options, message):

@@ -1,0 +1,156 @@
+"""DIST: the authors' numbers, Pearson's correlation in NumPy, and the edges."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedkd.losses import LOSSES
+from fedkd.losses.dist import dist_loss
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/output_relational.json").read_text())
+INPUTS = GOLDEN["inputs"]
+CASES = [case for case in GOLDEN["official"] if case["name"].startswith("dist")]
+EDGES = {case["what"][:12]: case for case in GOLDEN["relational_edge_cases"]}
+
+
+def _double(name):
+    return torch.tensor(INPUTS[name], dtype=torch.float64)
+
+
+def _draw(size=6, classes=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, size, classes, generator=generator, dtype=torch.float64).unbind()
+
+
+def _weights(size, seed=1):
+    return torch.rand(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_dist_repeats_the_official_code(case):
+    options = case["hyperparameters"]
+    logits = _double("logits_s").requires_grad_()
+    value = dist_loss(
+        logits,
+        _double("logits_t"),
+        beta=options["beta_inter"],
+        gamma=options["gamma_intra"],
+        temperature=options["tau"],
+        eps_mode="add",
+        eps=options["eps"],
+    )
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert value.item() == pytest.approx(case["value"], rel=1e-10)
+    expected = torch.tensor(case["grad"], dtype=torch.float64)
+    torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-14)
+
+
+def test_one_sample_has_no_class_to_correlate():
+    case = EDGES["DIST b1 g1 t"]
+    student = torch.tensor(case["logits_s"], dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor(case["logits_t"], dtype=torch.float64)
+    for mode in ("add", "clamp"):
+        options = {"temperature": 1.0, "eps_mode": mode}
+        whole = dist_loss(student, teacher, **options)
+        intra = dist_loss(student, teacher, beta=0.0, **options)
+        inter = dist_loss(student, teacher, gamma=0.0, **options)
+        assert whole.item() == pytest.approx(case["official"], rel=1e-7)
+        assert inter.item() == pytest.approx(case["inter_only"], rel=1e-7)
+        assert intra.item() == case["intra_only"]
+        assert (torch.autograd.grad(intra, student)[0] == 0).all()
+
+
+def test_peaked_predictions_show_where_eps_stands():
+    case = EDGES["DIST with ve"]
+    student, teacher = (case["scale"] * _double(name) for name in ("logits_s", "logits_t"))
+
+    def value(**options):
+        return dist_loss(student, teacher, temperature=1.0, **options).item()
+
+    assert value(eps_mode="add") == pytest.approx(case["official_b1_g1"], rel=1e-10)
+    assert value(eps_mode="add", beta=0) == pytest.approx(case["official_intra"], rel=1e-10)
+    assert value(eps_mode="add", gamma=0) == pytest.approx(case["official_inter"], rel=1e-10)
+    assert value(beta=0) == pytest.approx(case["torchdistill_style_intra_clamped_eps"], rel=1e-10)
+    assert value(beta=0, eps=1e-30) == pytest.approx(case["exact_no_eps_intra"], rel=1e-10)
+
+
+@pytest.mark.parametrize("tau_sq", [True, False])
+def test_dist_is_one_minus_the_correlations_of_rows_and_columns(tau_sq):
+    student, teacher = _draw()
+    value = dist_loss(student, teacher, beta=0.3, gamma=2.0, temperature=2.0, tau_sq=tau_sq)
+    p, q = ((z / 2).softmax(1).numpy() for z in (student, teacher))
+    inter = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)])
+    intra = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T, strict=True)])
+    expected = (4 if tau_sq else 1) * (0.3 * inter + 2 * intra)
+    assert value.item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_weights_are_a_metric_on_samples_and_a_gate_on_classes():
+    student, teacher = _draw()
+    weights, gate = torch.tensor([1.0, 2, 0, 1, 3, 1]) / 3, _weights(5)
+    value = dist_loss(student, teacher, weights=weights, class_weights=gate, beta=0.0, tau_sq=False)
+    # A sample of weight 2 counts as two samples.
+    times = (3 * weights).round().long()
+    p, q = ((z / 4).softmax(1).repeat_interleave(times, 0).numpy() for z in (student, teacher))
+    each = [1 - np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T, strict=True)]
+    expected = weights.mean().item() * np.mean(gate.numpy() * each)
+    assert value.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["add", "clamp"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradcheck(mode, weighted):
+    student, teacher = _draw(4, 3)
+    options = {"weights": _weights(4), "class_weights": _weights(3)} if weighted else {}
+    assert torch.autograd.gradcheck(
+        lambda z: dist_loss(z, teacher, eps_mode=mode, temperature=2.0, beta=0.7, **options),
+        (student.requires_grad_(),),
+    )
+
+
+def test_a_positive_scale_of_the_probabilities_is_not_seen():
+    student, _ = _draw()
+    assert dist_loss(student, student).abs() < 1e-12
+    assert dist_loss(student, student, eps_mode="add") > 1e-9  # published is not zero
+
+
+def test_order_of_samples_and_classes_does_not_matter():
+    student, teacher = _draw()
+    rows, columns = torch.tensor([3, 1, 5, 0, 4, 2]), torch.tensor([2, 0, 4, 1, 3])
+    moved = dist_loss(student[rows][:, columns], teacher[rows][:, columns])
+    torch.testing.assert_close(moved, dist_loss(student, teacher))
+
+
+def test_nearly_even_predictions_keep_their_gradient_in_float32():
+    student, teacher = (1e-3 * z for z in _draw())
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        logits = student.float().to(dtype).requires_grad_()
+        value = dist_loss(logits, teacher.float().to(dtype))
+        (gradient,) = torch.autograd.grad(value, logits)
+        found.append((value.detach().double(), gradient.double()))
+    for single, double in zip(*found, strict=True):
+        torch.testing.assert_close(single, double, rtol=1e-5, atol=1e-5 * double.abs().max())
+
+
+@pytest.mark.parametrize("mode", ["add", "clamp"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [0.0, 1e4])
+def test_even_and_saturated_predictions_are_finite(mode, dtype, scale):
+    student, teacher = (z.sign().to(dtype) * scale for z in _draw(3, 2))
+    student.requires_grad_()
+    value = dist_loss(student, teacher, eps_mode=mode)
+    value.backward()
+    assert value.isfinite()
+    assert student.grad.isfinite().all()
+    if scale == 0:
+        assert (student.grad == 0).all()
+
+
+@pytest.mark.parametrize("option", ["temperature", "eps"])
+def test_wrong_options_are_named(option):
+    with pytest.raises(ValueError, match=f"loss 'dist': {option} must be positive, got 0"):
+        LOSSES.create("dist", **{option: 0.0})

@@ -1,0 +1,229 @@
+"""The general relation loss holds the special ones: same numbers, same gradients."""
+
+import pytest
+import torch
+
+from fedkd.knowledge.kinds import Logits, Pooled, VirtualLogits
+from fedkd.losses import LOSSES
+from fedkd.losses.base import Trust
+from fedkd.losses.dist import dist_loss
+from fedkd.losses.relation import relation_loss
+from fedkd.losses.rkd import rkd_loss
+from fedkd.losses.sp import sp_loss
+from fedkd.losses.vrm import vrm_loss
+
+
+def _views(size=6, classes=5, seed=0):
+    """Real and virtual logits of the student, then the teacher's."""
+    generator = torch.Generator().manual_seed(seed)
+    a, b, d, e = torch.randn(4, size, classes, generator=generator, dtype=torch.float64)
+    return a.requires_grad_(), b.requires_grad_(), d, e
+
+
+def _rand(size, seed=1):
+    return torch.rand(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _same(general, special, *tensors):
+    torch.testing.assert_close(general, special, rtol=1e-10, atol=1e-14)
+    found = [torch.autograd.grad(v, tensors, allow_unused=True) for v in (general, special)]
+    for got, expected in zip(*found, strict=True):
+        assert (got is None) == (expected is None)
+        if got is not None:
+            torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-13)
+
+
+WEIGHTS = pytest.mark.parametrize(
+    "weights", [{}, {"weights": _rand(6), "class_weights": _rand(5, seed=2)}], ids=["even", "own"]
+)
+SPECIAL = {
+    "rkd_distances": (
+        lambda a, d, w: rkd_loss(a, d, distance_weight=1, angle_weight=0, **w),
+        {"relation": "distance", "normalisation": "mean", "distance": "smooth_l1"},
+    ),
+    "rkd_squared_distances": (
+        lambda a, d, w: rkd_loss(a, d, distance_weight=1, angle_weight=0, squared=True, **w),
+        {"relation": "squared_distance", "normalisation": "mean", "distance": "smooth_l1"},
+    ),
+    "rkd_angles": (
+        lambda a, d, w: rkd_loss(a, d, distance_weight=0, angle_weight=1, **w),
+        {"relation": "angle", "distance": "smooth_l1"},
+    ),
+    "sp": (
+        lambda a, d, w: sp_loss(a, d, **w),
+        {"relation": "gram", "normalisation": "rows", "distance": "squared"},
+    ),
+    "dist_inter": (
+        lambda a, d, w: dist_loss(a, d, gamma=0, tau_sq=False, **w),
+        {"space": "probabilities", "relation": "identity", "distance": "pearson"},
+    ),
+}
+
+
+@WEIGHTS
+@pytest.mark.parametrize("name", SPECIAL)
+def test_relations_of_samples(name, weights):
+    a, _, d, _ = _views()
+    special, options = SPECIAL[name]
+    trust = {key: value for key, value in weights.items() if key == "weights"}
+    _same(relation_loss(a, d, **options, **trust), special(a, d, trust), a)
+
+
+@WEIGHTS
+def test_dist_between_classes(weights):
+    a, _, d, _ = _views()
+    general = relation_loss(
+        a,
+        d,
+        vertices="classes",
+        space="probabilities",
+        temperature=2.0,
+        relation="identity",
+        distance="pearson",
+        **weights,
+    )
+    _same(4 * general, dist_loss(a, d, beta=0, temperature=2.0, **weights), a)
+
+
+@WEIGHTS
+@pytest.mark.parametrize("reduction", ["edges", "elements"])
+@pytest.mark.parametrize(("distance", "delta"), [("cosine", 1.0), ("huber", 1.0), ("huber", 0.1)])
+@pytest.mark.parametrize("standardise", [True, False])
+def test_vrm(distance, delta, reduction, standardise, weights):
+    a, b, d, e = _views()
+    options = {
+        "distance": distance,
+        "delta": delta,
+        "reduction": reduction,
+        "standardise": standardise,
+    } | weights
+    direction = {"relation": "direction"} | options
+    for edges, general in [
+        (
+            "real_virtual",
+            relation_loss(
+                a, d, b, e, vertices="samples_and_views", edges="between_views", **direction
+            ),
+        ),
+        ("full", relation_loss(a, d, b, e, vertices="samples_and_views", **direction)),
+        ("real", relation_loss(a, d, vertices="samples", **direction)),
+    ]:
+        _same(general, vrm_loss(a, b, d, e, class_weight=0.0, edges=edges, **options), a, b)
+    classes = {"sample_weight": 0.0, "class_weight": 1.0} | options
+    general = relation_loss(a, d, b, e, vertices="classes_over_views", **direction)
+    _same(general, vrm_loss(a, b, d, e, **classes), a, b)
+    general = relation_loss(a, d, vertices="classes", **direction)
+    _same(general, vrm_loss(a, b, d, e, edges="real", **classes), a, b)
+
+
+def test_half_the_squared_directions_are_one_less_their_cosine():
+    a, _, d, _ = _views()
+    cosine = relation_loss(a, d, relation="direction", distance="cosine")
+    _same(relation_loss(a, d, relation="direction", distance="squared"), 2 * cosine, a)
+
+
+COMBINATIONS = [
+    {"relation": relation, "distance": distance, "normalisation": normalisation}
+    for relation, normalisations in {
+        "identity": ["none"],
+        "distance": ["none", "mean", "rows"],
+        "squared_distance": ["none", "mean", "rows"],
+        "gram": ["none", "rows"],
+        "direction": ["none"],
+        "angle": ["none"],
+    }.items()
+    for normalisation in normalisations
+    for distance in ("smooth_l1", "huber", "squared", "cosine", "pearson")
+    if distance not in ("cosine", "pearson") or relation in ("identity", "direction")
+]
+
+
+@pytest.mark.parametrize("options", COMBINATIONS, ids=lambda options: "-".join(options.values()))
+@pytest.mark.parametrize(
+    "vertices", ["samples", "classes", "samples_and_views", "classes_over_views"]
+)
+def test_every_combination_is_zero_at_identity_and_finite_at_the_edges(options, vertices):
+    views = vertices.endswith("views")
+    a, b, d, e = _views(4, 3)
+    same = relation_loss(a, a.detach(), *((b, b.detach()) if views else ()), vertices=vertices,
+                         delta=0.5, **options)  # fmt: skip
+    assert same.abs() < 1e-12
+    for size, scale in ((1, 1.0), (4, 0.0), (4, 1e4)):
+        student = [(scale * z[:size].detach().sign()).float().requires_grad_() for z in (a, b)]
+        teacher = [z[:size].float() for z in (d, e)]
+        weights, gate = torch.rand(size), torch.rand(3)
+        value = relation_loss(
+            student[0],
+            teacher[0],
+            *((student[1], teacher[1]) if views else ()),
+            weights=weights,
+            class_weights=gate,
+            vertices=vertices,
+            **options,
+        )
+        value.backward()
+        assert value.dtype == torch.float32
+        assert value.isfinite()
+        assert student[0].grad.isfinite().all()
+
+
+@pytest.mark.parametrize("vertices", ["samples", "classes"])
+@pytest.mark.parametrize("relation", ["distance", "gram", "direction", "angle"])
+def test_weights_of_a_teacher_without_a_say(vertices, relation):
+    a, _, d, _ = _views()
+    none = relation_loss(a, d, weights=torch.zeros(6), vertices=vertices, relation=relation)
+    assert none == 0
+    assert (torch.autograd.grad(none, a)[0] == 0).all()
+    whole = relation_loss(a, d, weights=_rand(6), vertices=vertices, relation=relation)
+    half = relation_loss(a, d, weights=_rand(6) / 2, vertices=vertices, relation=relation)
+    torch.testing.assert_close(half, whole / 2)
+
+
+def test_features_of_different_widths():
+    a, _, d, _ = _views()
+    for relation in ("distance", "gram", "angle"):
+        assert relation_loss(a, d[:, :3], relation=relation, space="features") > 0
+    with pytest.raises(ValueError, match="compares vectors of one length, got 5 and 3"):
+        relation_loss(a, d[:, :3], relation="direction", space="features")
+
+
+def test_needs_follow_from_space_and_vertices():
+    for options, needs in [
+        ({}, (Logits(),)),
+        ({"space": "features"}, (Pooled(),)),
+        ({"vertices": "classes_over_views"}, (Logits(), VirtualLogits(0))),
+    ]:
+        loss = LOSSES.create("relation", **options)
+        assert loss.needs == loss.reads == needs
+        a, b, d, e = _views()
+        student, teacher = dict(zip(needs, (a, b))), dict(zip(needs, (d, e)))
+        value = loss(student, teacher, None, Trust(torch.ones(6)))
+        pairs = (a, d, b, e) if len(needs) == 2 else (a, d)
+        torch.testing.assert_close(value, relation_loss(*pairs, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"distance": "cosine"}, "relation 'distance' is a number; possible: distance smooth_l1"),
+        ({"space": "features", "vertices": "classes"}, "no vertices 'classes'; possible: samples"),
+        ({"space": "probabilities", "standardise": True}, "possible: space 'logits'"),
+        ({"relation": "gram", "normalisation": "mean"}, "possible: none"),
+        ({"relation": "angle", "normalisation": "rows"}, "'angle' has no rows"),
+        ({"edges": "between_views"}, "possible: vertices samples_and_views"),
+        ({"relation": "identity", "reduction": "edges"}, "possible: mean"),
+        ({"reduction": "elements"}, "has no elements; possible: mean, edges"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"delta": -1.0}, "delta must be positive"),
+        ({"relation": "triangle"}, "relation"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        LOSSES.create("relation", **options)
+
+
+def test_a_missing_view_is_named():
+    a, _, d, _ = _views()
+    with pytest.raises(ValueError, match="vertices 'classes_over_views' need a virtual view"):
+        relation_loss(a, d, vertices="classes_over_views")

@@ -1,0 +1,169 @@
+"""RKD: the authors' numbers, both parts written out, and the edges."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import fedkd.losses.rkd as rkd
+from fedkd.knowledge.kinds import Logits, Pooled
+from fedkd.losses import LOSSES
+from fedkd.losses.base import Trust
+from fedkd.losses.rkd import rkd_loss
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/output_relational.json").read_text())
+INPUTS = GOLDEN["inputs"]
+CASES = [case for case in GOLDEN["official"] if case["name"].startswith("rkd")]
+EDGES = [case for case in GOLDEN["relational_edge_cases"] if case["what"].startswith("RKD")]
+
+
+def _double(name):
+    return torch.tensor(INPUTS[name], dtype=torch.float64)
+
+
+def _draw(size=6, width=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, size, width, generator=generator, dtype=torch.float64).unbind()
+
+
+def _weights(size, seed=1):
+    return torch.rand(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _literal(student, teacher, weights=None, *, distance_weight=25.0, angle_weight=50.0):
+    """Every distance and every angle written out."""
+    size = len(student)
+    weights = torch.ones(size, dtype=student.dtype) if weights is None else weights
+    pairs = torch.outer(weights, weights).sqrt().fill_diagonal_(0)
+    triples = torch.einsum("i,j,k->ijk", weights, weights, weights).pow(1 / 3)
+
+    def scaled(x):
+        lengths = (x[:, None] - x + 1e-30).norm(dim=-1)
+        return (1 - torch.eye(size)) * lengths / ((pairs * lengths).sum() / pairs.sum())
+
+    def angles(x):
+        edges = F.normalize(x[None] - x[:, None], dim=-1)
+        return edges @ edges.mT
+
+    each = F.smooth_l1_loss(scaled(student), scaled(teacher), reduction="none")
+    distance = (pairs * each).sum() / size**2
+    each = F.smooth_l1_loss(angles(student), angles(teacher), reduction="none")
+    return distance_weight * distance + angle_weight * (triples * each).sum() / size**3
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_rkd_repeats_the_official_code(case):
+    options = {"eps": 1e-12, "squared": False} | case["hyperparameters"]
+    if "distance_weight" not in options:
+        options["distance_weight"] = float("distance" in case["name"])
+        options["angle_weight"] = float("angle" in case["name"])
+    options.pop("p", None)
+    of = case["grad_wrt"]
+    features = _double(of).requires_grad_()
+    value = rkd_loss(features, _double(of.removesuffix("s") + "t"), **options)
+    (gradient,) = torch.autograd.grad(value, features)
+    assert value.item() == pytest.approx(case["value"], rel=1e-10)
+    expected = torch.tensor(case["grad"], dtype=torch.float64)
+    torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-14)
+
+
+@pytest.mark.parametrize("case", EDGES, ids=lambda case: case["what"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_edge_cases(case, dtype):
+    """One sample, where the official code is NaN, and two samples that are the same."""
+    features = torch.tensor(case.get("feat_s", [[1.0, 2]]), dtype=dtype, requires_grad=True)
+    teacher = torch.tensor(case.get("feat_t", [[2.0, 1]]), dtype=dtype)
+    distance, angle = (float(word in case["what"]) for word in ("distance", "angle"))
+    value = rkd_loss(features, teacher, distance_weight=distance, angle_weight=angle)
+    value.backward()
+    assert value.item() == float(case.get("sane", case["official"]))
+    assert (features.grad == 0).all()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("block", [1, 2**16])
+def test_rkd_equals_the_literal_one(weighted, block, monkeypatch):
+    monkeypatch.setattr(rkd, "_BLOCK", block)  # angles some vertices at a time
+    student, teacher = _draw()
+    student.requires_grad_()
+    weights = _weights(6) if weighted else None
+    for options in ({}, {"distance_weight": 0.0}, {"angle_weight": 0.0}):
+        ours = rkd_loss(student, teacher, weights=weights, **options)
+        literal = _literal(student, teacher, weights, **options)
+        torch.testing.assert_close(ours, literal, rtol=1e-10, atol=0)
+        got, expected = (torch.autograd.grad(v, student)[0] for v in (ours, literal))
+        torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_gradcheck(squared):
+    student, teacher = _draw(4, 3)
+    assert torch.autograd.gradcheck(
+        lambda z: rkd_loss(z, teacher, weights=_weights(4), squared=squared),
+        (student.requires_grad_(),),
+    )
+
+
+@pytest.mark.parametrize("apart", [1.0, 1e-3])
+def test_float32_holds_five_digits(apart):
+    student, teacher = _draw(16, 32)
+    student[1] = student[0] + apart * (student[1] - student[0])
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        features = student.float().to(dtype).requires_grad_()
+        value = rkd_loss(features, teacher.float().to(dtype))
+        (gradient,) = torch.autograd.grad(value, features)
+        found.append((value.detach().double(), gradient.double()))
+    for single, double in zip(*found, strict=True):
+        torch.testing.assert_close(single, double, rtol=1e-5, atol=1e-5 * double.abs().max())
+
+
+def test_neither_scale_nor_rotation_nor_shift_is_seen():
+    student, _ = _draw()
+    rotation = torch.linalg.qr(_draw(5, 5)[0]).Q
+    assert rkd_loss(3 * student @ rotation + 7, student) < 1e-12
+
+
+def test_a_sample_without_weight_drops_out():
+    student, teacher = _draw()
+    weights = torch.tensor([1.0, 1, 0, 1, 1, 1], dtype=torch.float64)
+    other = student.clone()
+    other[2] += 3
+    torch.testing.assert_close(
+        rkd_loss(other, teacher, weights=weights), rkd_loss(student, teacher, weights=weights)
+    )
+    assert rkd_loss(student, teacher, weights=0 * weights) == 0
+
+
+def test_maps_are_flattened_and_widths_may_differ():
+    student, teacher = _draw(6, 8)[0], _draw(6, 5)[1]
+    torch.testing.assert_close(
+        rkd_loss(student.view(6, 2, 2, 2), teacher), rkd_loss(student, teacher)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [0.0, 1e4])
+def test_constant_and_huge_features_are_finite(dtype, scale):
+    student, teacher = (z.sign().to(dtype) * scale for z in _draw(4, 2))
+    student.requires_grad_()
+    value = rkd_loss(student, teacher)
+    value.backward()
+    assert value.isfinite()
+    assert student.grad.isfinite().all()
+
+
+def test_space_chooses_what_is_shared():
+    student, teacher = _draw()
+    for space, kind in (("features", Pooled()), ("logits", Logits())):
+        loss = LOSSES.create("rkd", space=space)
+        assert loss.needs == loss.reads == (kind,)
+        value = loss({kind: student}, {kind: teacher}, None, Trust(torch.ones(6)))
+        torch.testing.assert_close(value, rkd_loss(student, teacher))
+
+
+def test_wrong_options_are_named():
+    with pytest.raises(ValueError, match="loss 'rkd': eps must be positive, got 0"):
+        LOSSES.create("rkd", eps=0.0)

@@ -1,0 +1,105 @@
+"""Similarity-preserving distillation against the formula in NumPy."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedkd.knowledge.kinds import Pooled, Stage
+from fedkd.losses import LOSSES
+from fedkd.losses.base import Trust
+from fedkd.losses.sp import sp_loss
+
+
+def _draw(size=6, width=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, size, width, generator=generator, dtype=torch.float64).unbind()
+
+
+def _weights(size, seed=1):
+    return torch.rand(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_by_hand():
+    # Rows of the Gram matrices: (1, 0), (0, 4) and (1, 1), (1, 1), each made of length one.
+    student, teacher = torch.tensor([[1.0, 0], [0, 2]]), torch.tensor([[3.0], [3.0]])
+    root = 0.5**0.5
+    assert sp_loss(student, teacher).item() == pytest.approx((2 * (1 - root) ** 2 + 2 * 0.5) / 4)
+
+
+def test_sp_is_the_published_formula():
+    student, teacher = _draw()
+    s, t = (z.numpy() @ z.numpy().T for z in (student, teacher))
+    s, t = (g / np.linalg.norm(g, axis=1, keepdims=True) for g in (s, t))
+    expected = ((s - t) ** 2).sum() / 36
+    assert sp_loss(student, teacher).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradcheck(weighted):
+    student, teacher = _draw(4, 3)
+    weights = _weights(4) if weighted else None
+    assert torch.autograd.gradcheck(
+        lambda z: sp_loss(z, teacher, weights=weights), (student.requires_grad_(),)
+    )
+
+
+def test_maps_are_flattened_and_widths_may_differ():
+    student, teacher = _draw(6, 8)[0], _draw(6, 5)[1]
+    torch.testing.assert_close(
+        sp_loss(student.view(6, 2, 2, 2), teacher), sp_loss(student, teacher)
+    )
+
+
+def test_neither_scale_nor_rotation_is_seen():
+    student, _ = _draw()
+    rotation = torch.linalg.qr(_draw(5, 5)[0]).Q
+    assert sp_loss(3 * student @ rotation, student) < 1e-12
+
+
+def test_a_sample_without_weight_drops_out():
+    student, teacher = _draw()
+    weights = torch.tensor([1.0, 1, 0, 1, 1, 1], dtype=torch.float64)
+    other = student.clone()
+    other[2] += 3
+    torch.testing.assert_close(
+        sp_loss(other, teacher, weights=weights), sp_loss(student, teacher, weights=weights)
+    )
+    assert sp_loss(student, teacher, weights=0 * weights) == 0
+
+
+def test_order_of_samples_does_not_matter():
+    student, teacher = _draw()
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    moved = sp_loss(student[order], teacher[order], weights=_weights(6)[order])
+    torch.testing.assert_close(moved, sp_loss(student, teacher, weights=_weights(6)))
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [0.0, 1e-12, 1e4])
+def test_constant_tiny_and_huge_features_are_finite(size, dtype, scale):
+    student, teacher = (z.to(dtype) * scale for z in _draw(size, 3))
+    student.requires_grad_()
+    value = sp_loss(student, teacher)
+    value.backward()
+    assert value.isfinite()
+    assert student.grad.isfinite().all()
+    if scale == 0:
+        assert (student.grad == 0).all()
+
+
+def test_autocast_keeps_out():
+    student, teacher = (z.float() for z in _draw())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = sp_loss(student, teacher)
+    assert inside == sp_loss(student, teacher)
+
+
+def test_space_chooses_what_is_shared():
+    student, teacher = _draw()
+    for space, kind in (("map", Stage(-1)), ("features", Pooled())):
+        loss = LOSSES.create("sp", space=space)
+        assert loss.needs == loss.reads == (kind,)
+        value = loss({kind: student}, {kind: teacher}, None, Trust(torch.ones(6)))
+        torch.testing.assert_close(value, sp_loss(student, teacher))
+    assert LOSSES.create("sp").needs == (Stage(-1),)
