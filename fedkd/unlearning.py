@@ -11,6 +11,7 @@ References:
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -93,9 +94,8 @@ def clean_probability(
 ) -> Tensor:
     """Chance that each label is clean: of the lower of two Gaussians over losses, -> (N,).
 
-    The same as scikit-learn's `GaussianMixture`, but it starts from the best split of the losses
-    into two, not from a random one. Labels are called clean above 0.5, with many wrong ones above
-    0.6. If all losses are equal all labels are clean.
+    Labels are called clean above 0.5, with many wrong ones above 0.6. If all losses are equal all
+    labels are clean.
 
     Args:
         losses: Loss of each sample after each epoch so far, `rescaled`, (epochs, N), or (N,).
@@ -107,21 +107,16 @@ def clean_probability(
     losses = torch.atleast_2d(losses)[-average:].double().mean(dim=0)
     if losses.amax() == losses.amin():
         return torch.ones_like(losses)
-    low = _lower_group(losses)
-    share = torch.stack([low, ~low]).double()
-    bound = -math.inf
-    for _ in range(iterations):
-        weight, mean, variance = _gaussians(losses, share, regularisation)
-        log_joint = _log_joint(losses, weight, mean, variance)
-        log_total = log_joint.logsumexp(dim=0)
-        share = (log_joint - log_total).exp()
-        previous, bound = bound, float(log_total.mean())
-        # As in scikit-learn, where the last maximisation counts also when it ends.
-        weight, mean, variance = _gaussians(losses, share, regularisation)
-        if abs(bound - previous) < tolerance:
-            break
-    log_joint = _log_joint(losses, weight, mean, variance)
-    return torch.softmax(log_joint, dim=0)[int(mean.argmin())]
+    from sklearn.mixture import GaussianMixture
+
+    mixture = GaussianMixture(
+        2, max_iter=iterations, tol=tolerance, reg_covar=regularisation, random_state=0
+    )
+    column = losses.cpu().numpy()[:, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ten steps need not converge, and were published
+        chances = mixture.fit(column).predict_proba(column)
+    return torch.from_numpy(chances[:, mixture.means_.argmin()]).to(losses)
 
 
 def sharpened(probabilities: Tensor, *, temperature: float = 0.5) -> Tensor:
@@ -199,28 +194,3 @@ def _full(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def _mean_probabilities(views: Sequence[Tensor]) -> Tensor:
     return torch.stack([torch.softmax(_full(logits), dim=1) for logits in views]).mean(dim=0)
-
-
-def _lower_group(values: Tensor) -> Tensor:
-    """Which values lie in the lower of the two groups with least variance within, (N,)."""
-    ordered = (values - values.mean()).sort().values
-    count = torch.arange(1, len(values), device=values.device)
-    below = ordered.cumsum(dim=0)[:-1]
-    # The sum of all is zero, so the variance between groups is below^2 (1 / n + 1 / (N - n)).
-    between = below**2 * (1 / count + 1 / (len(values) - count))
-    at = int(between.argmax())
-    return values - values.mean() <= ordered[at]
-
-
-def _gaussians(values: Tensor, share: Tensor, regularisation: float) -> tuple[Tensor, ...]:
-    """Weight, mean and variance of both components, (2,) each."""
-    count = share.sum(dim=1) + 10 * torch.finfo(values.dtype).eps
-    mean = (share @ values) / count
-    variance = (share * (values - mean[:, None]) ** 2).sum(dim=1) / count + regularisation
-    return count / count.sum(), mean, variance
-
-
-def _log_joint(values: Tensor, weight: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Log of each component's weight times its density, (2, N)."""
-    square = (values - mean[:, None]) ** 2 / variance[:, None]
-    return weight.log()[:, None] - 0.5 * (square + (2 * math.pi * variance).log()[:, None])

@@ -58,7 +58,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "ray": ("simulations/ray.py",),
     "flwr_datasets": ("fedkd/data/partitions.py",),
     "datasets": ("fedkd/data/partitions.py",),
-    "sklearn": ("fedkd/data/datasets.py",),
+    "sklearn": ("fedkd/data/datasets.py", "fedkd/losses/min_norm.py", "fedkd/unlearning.py"),
     "scipy": ("fedkd/data/datasets.py",),
     "onnx": ("fedkd/export.py",),
     "onnxruntime": ("fedkd/export.py",),

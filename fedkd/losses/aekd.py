@@ -14,7 +14,7 @@ from fedkd.losses import LOSSES
 from fedkd.losses.base import EnsembleLoss, Tensors
 from fedkd.losses.divergence import prior, reweighted, weighted_kl
 from fedkd.losses.kd import comparable
-from fedkd.losses.min_norm import by_pairs, shortest
+from fedkd.losses.min_norm import one_class, shortest
 
 Solver = Literal["exact", "svm"]
 
@@ -98,7 +98,7 @@ def agreement_weights(
     gram = (vectors @ vectors.T).cpu().numpy()
     count = len(gram)
     nu = 1 / count if nu is None else min(max(nu, 1 / count), 1.0)
-    found = shortest(gram, 1 / (nu * count)) if solver == "exact" else by_pairs(gram, nu)
+    found = shortest(gram, 1 / (nu * count)) if solver == "exact" else one_class(gram, nu)
     say = torch.from_numpy(found).to(lengths.device)
     if normalise and lengths.all():
         say = say / lengths
@@ -118,7 +118,7 @@ class AEKDLoss(EnsembleLoss):
         nu: Share of the teachers that must have a say: no weight exceeds 1 / (nu * M). The
             paper's tolerance C is nu = 1 / (C * M). None sets no limit.
         normalise: Compare directions of the gradients and not their lengths.
-        solver: "svm" repeats the repository's one-class support vector machine, which ends
+        solver: "svm" runs the repository's one-class support vector machine, which ends
             before the least; "exact" does not.
 
     References:

@@ -107,54 +107,21 @@ def _inverse(gram: Array, diagonal: Array) -> Array:
     return torch.cholesky_inverse(torch.linalg.cholesky(matrix)).numpy()
 
 
-def by_pairs(gram: Array, nu: float, *, tolerance: float = 1e-6) -> Array:
-    """As `shortest`, but as the dual of a one-class support vector machine, solved pair by pair.
+def one_class(gram: Array, nu: float, *, tolerance: float = 1e-6) -> Array:
+    """As `shortest`, but as the dual of a one-class support vector machine, as published.
 
-    Takes the steps of LIBSVM (without its shrinking), to the last bit, for pairs often promise
-    the same. They start from the first vectors alone and end when no pair's slopes differ by
-    `tolerance`. That is no share of the slopes, so short vectors stay near where they began.
+    It ends when no two weights would gain more than `tolerance`. That is a length and not a share:
+    vectors shorter than its root are left where they began.
 
     Args:
-        gram: Inner products of the vectors, (K, K), of which single precision is used.
-        nu: The largest weight is 1 / (nu * K); at least 1 / K.
+        gram: Inner products of the vectors, (K, K).
+        nu: Share of the vectors that must have a weight: none exceeds 1 / (nu * K).
         tolerance: See above.
-
-    References:
-        Fan et al., "Working Set Selection Using Second Order Information", JMLR 2005,
-            https://jmlr.org/papers/v6/fan05a.html
     """
-    gram = gram.astype(np.float32).astype(np.float64)
-    count = len(gram)
-    squares = gram.diagonal()
-    weights = np.zeros(count)  # of LIBSVM: at most 1, in sum nu * K
-    left = float(sum([nu] * count))
-    slope = np.zeros(count)
-    for k in range(count):
-        if left > 0:
-            weights[k] = min(1.0, left)
-            left -= weights[k]
-            slope += weights[k] * gram[k]
-    for _ in range(100_000):
-        up = np.where(weights < 1, -slope, -np.inf)
-        i = count - 1 - int(up[::-1].argmax())
-        if up[i] + np.where(weights > 0, slope, -np.inf).max() < tolerance:
-            break
-        excess = up[i] + slope
-        curve = squares[i] + squares - 2 * gram[i]
-        curve[curve <= 0] = 1e-12
-        gain = np.where((weights > 0) & (excess > 0), -(excess * excess) / curve, np.inf)
-        j = count - 1 - int(gain[::-1].argmin())
-        if gain[j] == np.inf:
-            break
-        old, both = weights[[i, j]], weights[i] + weights[j]
-        delta = (slope[i] - slope[j]) / curve[j]
-        new = [old[0] - delta, old[1] + delta]
-        # No weight may leave [0, 1], and the sum of the two stays.
-        end = 1.0 if both > 1 else 0.0
-        for mine, other in [(0, 1), (1, 0)]:
-            if (new[mine] - end) * (2 * end - 1) > 0:
-                new[mine], new[other] = end, both - end
-        weights[[i, j]] = new
-        slope = slope + (gram[i] * (new[0] - old[0]) + gram[j] * (new[1] - old[1]))
-    shares: Array = weights / (count * nu)
-    return shares
+    from sklearn.svm import OneClassSVM
+
+    machine = OneClassSVM(kernel="precomputed", nu=nu, tol=tolerance).fit(gram)
+    weights = np.zeros(len(gram))
+    weights[machine.support_] = machine.dual_coef_[0]
+    result: Array = weights / weights.sum()
+    return result

@@ -108,6 +108,10 @@ class Network(nn.Module):
         Args:
             **options: Options of `torch.compile`.
         """
+        import torch._functorch.config as functorch
+
+        # Each term's own gradient is asked for before the step, on the same graph.
+        functorch.donated_buffer = False
         self._compiled = torch.compile(self._read, **options)
 
     def read(self, images: Tensor) -> Outputs:

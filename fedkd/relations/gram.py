@@ -117,7 +117,7 @@ class Cosines:
         if isinstance(share, Tensor) and share.ndim:
             visible = self.inverse.sign().mul_(share).sum()
         else:
-            visible = self.inverse.count_nonzero() * share
+            visible = self.inverse.count_nonzero().to(self.inverse.dtype) * share
         inverse = self.inverse[0]
         pull = (inverse * self.inverse[1]).mul_(share)
         push = self.products.mul_(pull)
