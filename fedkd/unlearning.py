@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -116,7 +117,8 @@ def clean_probability(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ten steps need not converge, and were published
         chances = mixture.fit(column).predict_proba(column)
-    return torch.from_numpy(chances[:, mixture.means_.argmin()]).to(losses)
+    lower = int(np.argmin(np.asarray(mixture.means_)))
+    return torch.from_numpy(chances[:, lower]).to(losses)
 
 
 def sharpened(probabilities: Tensor, *, temperature: float = 0.5) -> Tensor:
