@@ -12,16 +12,25 @@ import time
 from collections.abc import Callable
 
 import torch
+from feature_cases import feature_cases
 from output_cases import output_cases
 from relation_cases import relation_cases
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
+from wkd_cases import wkd_cases
 
 Run = Callable[[], object]
 # Name, ours and the literal one; each draws forward and backward.
 Case = tuple[str, Run, Run]
-GROUPS: list[Callable[[int, int], list[Case]]] = [output_cases, relation_cases]
+
+
+def cases(size: int, classes: int) -> list[Case]:
+    """All of them; those on maps of fixed size come with the small batch alone."""
+    found = [*output_cases(size, classes), *relation_cases(size, classes)]
+    if size <= 64:
+        found += [*wkd_cases(size, classes), *feature_cases(size)]
+    return found
 
 
 def measure(ours: Run, literal: Run, seconds: float) -> tuple[list[float], list[float]]:
@@ -71,7 +80,7 @@ def main() -> None:
     for column in columns:
         table.add_column(column, justify="left" if column == "loss" else "right")
     for size, classes in [(64, 100), *([(256, 1000)] if arguments.large else [])]:
-        for name, ours, literal in (case for group in GROUPS for case in group(size, classes)):
+        for name, ours, literal in cases(size, classes):
             if not name.startswith(arguments.only):
                 continue
             ms, literal_ms = measure(ours, literal, arguments.seconds)

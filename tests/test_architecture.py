@@ -70,7 +70,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "fedkd/central/pictures.py",
     ),
     "jinja2": ("fedkd/report.py", "fedkd/central/report.py"),
-    "markupsafe": ("fedkd/report.py",),
+    "markupsafe": ("fedkd/report.py", "fedkd/central/report.py"),
     "PIL": ("fedkd/data/datasets.py", "fedkd/data/transfer.py", "fedkd/export.py"),
     "typer": ("simulations/cli.py",),
     "rich": (
