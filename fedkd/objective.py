@@ -113,7 +113,7 @@ class Objective(nn.Module):
         """Losses counting in `epoch` that learn by steps of their own."""
         found = []
         for number, term in enumerate(self.terms):
-            loss = self._fitted(f"{number}", term.loss)
+            loss = self._together(number, term.loss)
             if term.counts_in(epoch) and isinstance(loss, EnsembleLoss) and loss.meta_every:
                 found.append(loss)
         return found
@@ -142,8 +142,10 @@ class Objective(nn.Module):
         for number, term in enumerate(self.terms):
             loss = term.loss
             if isinstance(loss, EnsembleLoss):
+                # Named after its teachers: what it knows of these is wrong for others.
+                everyone = "_".join(str(who.client) for who in ensemble.teachers)
                 with seeded(seed, "adapt", term.name):
-                    self._keep(f"{number}", loss, loss.adapted(student, teachers))
+                    self._keep(f"{number}-all-{everyone}", loss, loss.adapted(student, teachers))
             elif loss.needs:
                 for who, teacher in zip(ensemble.teachers, teachers, strict=True):
                     with seeded(seed, "adapt", term.name, who.client):
@@ -183,7 +185,7 @@ class Objective(nn.Module):
     ) -> Tensor:
         loss = self.terms[number].loss
         if isinstance(loss, EnsembleLoss):
-            value: Tensor = self._fitted(f"{number}", loss)(student, ensemble, targets)
+            value: Tensor = self._together(number, loss)(student, ensemble, targets)
             return value.mean()
         if not loss.needs:
             everyone = ensemble.weights.sum(dim=0)
@@ -202,6 +204,11 @@ class Objective(nn.Module):
     def _keep(self, key: str, loss: nn.Module, copy: nn.Module) -> None:
         if copy is not loss:
             self.fitted[key] = copy
+
+    def _together(self, number: int, loss: nn.Module) -> nn.Module:
+        """The copy of a loss over all teachers."""
+        keys = (key for key in self.fitted if key.startswith(f"{number}-all-"))
+        return self._fitted(next(keys, ""), loss)
 
     def _fitted(self, key: str, loss: nn.Module) -> nn.Module:
         if key in self.fitted:

@@ -1,5 +1,6 @@
 """The student's loop, the objective and the notebook API."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -250,3 +251,16 @@ def test_a_call_resumed_from_a_snapshot_ends_in_the_same_student(
     )
     whole, kept = call()
     assert call(resume=kept[1])[0] == call(resume=kept[2])[0] == whole
+
+
+def test_what_was_learnt_about_some_teachers_is_not_believed_of_others() -> None:
+    objective = Objective([Term("mmkd", fedkd.LOSSES.create("mmkd"))])
+
+    def adapt(clients: list[int]) -> dict[str, Tensor]:
+        many = ensemble(len(clients))
+        who = tuple(Teacher(client) for client in clients)
+        objective.adapt({Logits(): torch.zeros(6, 4)}, replace(many, teachers=who), seed=0)
+        return {name: tensor.clone() for name, tensor in objective.fitted.state_dict().items()}
+
+    assert adapt([0, 1]).keys() == adapt([0, 1]).keys()
+    assert adapt([0, 1]).keys().isdisjoint(adapt([0, 2]).keys())

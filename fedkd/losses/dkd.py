@@ -10,7 +10,7 @@ from fedkd.closed_form import wanted, with_gradient
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
-from fedkd.losses.kd import comparable, standardised
+from fedkd.losses.kd import comparable, paired
 
 
 def dkd_loss(
@@ -28,14 +28,10 @@ def dkd_loss(
     TCKD compares target against rest, NCKD the distributions over the rest; with two classes
     NCKD is exactly zero. Half precision is computed in float32; the teacher is detached.
     """
-    student_logits, teacher_logits = comparable(student_logits, teacher_logits)
-    if standardise:
-        student_logits, teacher_logits = standardised(student_logits), standardised(teacher_logits)
-    differentiate = wanted(student_logits)
-    value, gradient = _solve(
-        student_logits.detach(), teacher_logits, targets, alpha, beta, temperature, differentiate
-    )
-    return with_gradient(student_logits, value, gradient)
+    student, teacher = comparable(student_logits, teacher_logits)
+    logits, back = paired(student, teacher, standardise, temperature)
+    value, gradient = _solve(logits.flatten(0, 1), targets, alpha, beta, temperature)
+    return with_gradient(student, value, back(gradient) if wanted(student) else None)
 
 
 @LOSSES.register("dkd")
@@ -92,26 +88,19 @@ class DKDLoss(DistillationLoss):
 
 
 def _solve(
-    student: Tensor,
-    teacher: Tensor,
-    targets: Tensor,
-    alpha: float,
-    beta: float,
-    temperature: float,
-    differentiate: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Value (B,) and gradient (B, C).
+    logits: Tensor, targets: Tensor, alpha: float, beta: float, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Value (B,) and gradient (B, C) for softened logits, the teacher's below the student's.
 
     The official code hides the target behind -1000 and takes the log of summed probabilities,
     which is inf or NaN for sure predictions. Log-odds from a log-sum-exp over the other classes
     say the same and hold for any finite logits.
     """
-    size = len(student)
-    logits = torch.cat([student, teacher]).div_(temperature)
+    size = len(targets)
     target = torch.cat([targets, targets])[:, None]
     odds = logits.gather(1, target)
     # Far below all others, yet finite: its share of the rest is 0, and 0 times it no NaN.
-    logits.scatter_(1, target, torch.finfo(logits.dtype).min / 4)
+    logits = logits.scatter(1, target, torch.finfo(logits.dtype).min / 4)
     log_rest = F.log_softmax(logits, dim=1)
     # Less the log-sum-exp of the others; at their top nothing cancels.
     odds.add_(log_rest.amax(dim=1, keepdim=True)).sub_(logits.amax(dim=1, keepdim=True))
@@ -124,8 +113,6 @@ def _solve(
     tckd = log_t.sub_(log_s).mul_(share_t).sum(dim=1)
     square = temperature**2
     value = tckd.mul_(alpha * square).add_(nckd, alpha=beta * square)
-    if not differentiate:
-        return value, None
     surplus = share_s.sub_(share_t).mul_(alpha * temperature)[:, :1]
     gradient = r.mul_(beta * temperature - surplus).sub_(q, alpha=beta * temperature)
     return value, gradient.scatter_(1, target[:size], surplus)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,12 +27,10 @@ def kd_loss(
 
     Half precision is computed in float32; the teacher is detached.
     """
-    student_logits, teacher_logits = comparable(student_logits, teacher_logits)
-    if standardise:
-        student_logits, teacher_logits = standardised(student_logits), standardised(teacher_logits)
-    differentiate = wanted(student_logits)
-    value, gradient = _solve(student_logits.detach(), teacher_logits, temperature, differentiate)
-    return with_gradient(student_logits, value, gradient)
+    student, teacher = comparable(student_logits, teacher_logits)
+    logits, back = paired(student, teacher, standardise, temperature)
+    value, gradient = _solve(logits, temperature)
+    return with_gradient(student, value, back(gradient) if wanted(student) else None)
 
 
 def comparable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,6 +38,22 @@ def comparable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     if student.dtype in (torch.float16, torch.bfloat16):
         student = student.float()
     return student, teacher.detach().to(student.dtype)
+
+
+def paired(
+    student: Tensor, teacher: Tensor, standardise: bool, temperature: float = 1.0
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Softened logits of both in one tensor, (2, B, C), and the way back.
+
+    The way back turns a gradient by the student's (standardised) logits into one by its logits.
+    A small batch costs as many calls as numbers, so both go through each call together.
+    """
+    logits = torch.stack([student.detach(), teacher])
+    if not standardise:
+        return logits if temperature == 1 else logits.div_(temperature), lambda gradient: gradient
+    scores, scale, std = _z_scores(logits)
+    softened = scores if temperature == 1 else scores / temperature
+    return softened, lambda gradient: _by_logits(gradient, scores[0], scale[0], std[0])
 
 
 def standardised(logits: Tensor) -> Tensor:
@@ -88,39 +103,46 @@ class KDLoss(DistillationLoss):
         )
 
 
-def _solve(
-    student: Tensor, teacher: Tensor, temperature: float, differentiate: bool
-) -> tuple[Tensor, Tensor | None]:
-    """T^2 * KL and its gradient, T * (student's less teacher's probabilities).
+def _solve(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """T^2 * KL of softened logits (2, B, C), and its gradient T * (student's less teacher's p).
 
     Without T^2 the gradient would fade as 1/T^2 against cross entropy.
     """
-    logits = torch.stack([student, teacher]).div_(temperature)
     log_s, log_t = F.log_softmax(logits, dim=-1)
     p, q = F.softmax(logits, dim=-1)  # on a CPU faster than exp
     value = log_t.sub_(log_s).mul_(q).sum(dim=-1).mul_(temperature**2)
-    return value, p.sub_(q).mul_(temperature) if differentiate else None
+    return value, p.sub_(q).mul_(temperature)
+
+
+def _z_scores(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Z-scores, what they are scaled by, and deviations; 0, 0 and inf for a constant row.
+
+    Without `Tensor.std`, which on a CPU takes longer than all the rest.
+    """
+    centred = logits - logits.mean(dim=-1, keepdim=True)
+    std = (centred * centred).sum(dim=-1, keepdim=True)
+    std.div_(max(logits.shape[-1] - 1, 1)).sqrt_()
+    torch.threshold_(std, 1e-7, torch.inf)
+    scale = (std + 1e-7).reciprocal_()
+    return centred.mul_(scale), scale, std
+
+
+def _by_logits(gradient: Tensor, scores: Tensor, scale: Tensor, std: Tensor) -> Tensor:
+    """From a gradient by z-scores to one by logits."""
+    freedom = max(scores.shape[-1] - 1, 1)
+    along = (gradient * scores).sum(dim=-1, keepdim=True).div_(std * freedom)
+    gradient = gradient - gradient.mean(dim=-1, keepdim=True)
+    return gradient.mul_(scale).addcmul_(scores, along, value=-1)
 
 
 class _Standardise(torch.autograd.Function):
-    """The z-score, without `Tensor.std`, which on a CPU takes longer than all the rest."""
-
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
-        centred = logits - logits.mean(dim=-1, keepdim=True)
-        freedom = max(logits.shape[-1] - 1, 1)
-        std = (centred * centred).sum(dim=-1, keepdim=True).div_(freedom).sqrt_()
-        torch.threshold_(std, 1e-7, torch.inf)
-        scale = (std + 1e-7).reciprocal_()
-        scores = centred.mul_(scale)
-        ctx.save_for_backward(scores, scale, std)
-        ctx.freedom = freedom
-        return scores
+        found = _z_scores(logits)
+        ctx.save_for_backward(*found)
+        return found[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        scores, scale, std = ctx.saved_tensors
-        grad = grad - grad.mean(dim=-1, keepdim=True)
-        along = (grad * scores).sum(dim=-1, keepdim=True).div_(std * ctx.freedom)
-        return grad.mul_(scale).addcmul_(scores, along, value=-1)
+        return _by_logits(grad, *ctx.saved_tensors)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fedkd.closed_form import wanted, with_gradient
 from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
-from fedkd.losses.kd import comparable, standardised
+from fedkd.losses.kd import comparable, paired
 from fedkd.relations import (
     Distance,
     Edges,
@@ -15,9 +16,9 @@ from fedkd.relations import (
     Reduction,
     both_views,
     class_graph,
-    match,
     reliable,
     sample_graph,
+    solve,
 )
 
 
@@ -60,12 +61,11 @@ def vrm_loss(
     """
     # Without virtual vertices the class graph leaves them out too: the loss must not change
     # because another loss has asked for views.
-    student, teacher = comparable(
+    logits, taught = comparable(
         both_views(student_real, student_virtual, edges),
         both_views(teacher_real, teacher_virtual, edges),
     )
-    if standardise:
-        student, teacher = standardised(student), standardised(teacher)
+    (student, teacher), back = paired(logits, taught, standardise)
     graphs = []
     if sample_weight:
         keep = None
@@ -94,7 +94,8 @@ def vrm_loss(
             reduction=reduction,
         )
         graphs.append(graph.weighted(class_weight))
-    return match(student, *graphs)
+    value, gradient = solve(student, graphs, wanted(logits))
+    return with_gradient(logits, value, None if gradient is None else back(gradient))
 
 
 @LOSSES.register("vrm")

@@ -12,7 +12,7 @@ from fedkd.relations.graphs import (
     sample_graph,
     sample_relation_loss,
 )
-from fedkd.relations.matching import Distance, Graph, match
+from fedkd.relations.matching import Distance, Graph, match, solve
 from fedkd.relations.pruning import Edges, Pruning, edge_scores
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "reliable",
     "sample_graph",
     "sample_relation_loss",
+    "solve",
 ]

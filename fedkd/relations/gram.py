@@ -85,11 +85,12 @@ class Cosines:
         self.products = products
         self.inverse = square.rsqrt_()  # 0 where an edge is zero
         self.twins: Tensor | None = None
+        self.visible: int | None = None  # how many edges there are, if it was counted
 
     def complete(self) -> bool:
         """Whether no edge counts as zero."""
-        every = self.inverse.numel() - (2 * len(self.a) if self.own else 0)
-        return int(self.inverse.count_nonzero()) == every
+        self.visible = int(self.inverse.count_nonzero())
+        return self.visible == self.inverse.numel() - (2 * len(self.a) if self.own else 0)
 
     def mend_twins(self) -> None:
         """Take the edges between the first and the second half from differences."""
@@ -114,10 +115,13 @@ class Cosines:
 
         Consumes the matrices.
         """
+        visible: Tensor | float
         if isinstance(share, Tensor) and share.ndim:
             visible = self.inverse.sign().mul_(share).sum()
-        else:
+        elif self.visible is None:
             visible = self.inverse.count_nonzero().to(self.inverse.dtype) * share
+        else:
+            visible = self.visible * share
         inverse = self.inverse[0]
         pull = (inverse * self.inverse[1]).mul_(share)
         push = self.products.mul_(pull)

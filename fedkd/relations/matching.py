@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -72,23 +73,25 @@ class Graph:
 
 def match(student: Tensor, *graphs: Graph) -> Tensor:
     """Sum of the distances of all edges of all graphs, (N, C) -> scalar."""
-    value, gradient = _solve(student.detach(), graphs, wanted(student))
+    value, gradient = solve(student.detach(), graphs, wanted(student))
     return with_gradient(student, value, gradient)
 
 
-def _solve(
-    student: Tensor, graphs: tuple[Graph, ...], differentiate: bool
+def solve(
+    student: Tensor, graphs: Sequence[Graph], differentiate: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Value and gradient in the student's precision."""
-    value, gradient = student.new_zeros(()), torch.zeros_like(student) if differentiate else None
+    """Value of all graphs and its gradient by the student's logits, in their precision."""
     # Half-precision Gram matrices would be worthless, so autocast keeps out.
     with torch.autocast(student.device.type, enabled=False):
-        for graph in graphs:
-            part, slope = graph.solve(student, differentiate)
-            value += part
-            if gradient is not None and slope is not None:
-                gradient += slope
-    return value, gradient
+        found = [graph.solve(student, differentiate) for graph in graphs]
+    value = torch.stack([part for part, _ in found]).sum() if found else student.new_zeros(())
+    if not differentiate:
+        return value.to(student.dtype), None
+    slopes = [slope for _, slope in found if slope is not None]
+    gradient = slopes[0] if slopes else torch.zeros_like(student)
+    for slope in slopes[1:]:
+        gradient = gradient + slope
+    return value.to(student.dtype), gradient.to(student.dtype)
 
 
 def _gram(student: Tensor, graph: Graph, differentiate: bool) -> tuple[Tensor, Tensor | None]:
