@@ -353,11 +353,11 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(old)
     for key, value in new.items():
         before = result.get(key)
-        inside = isinstance(before, Mapping) and isinstance(value, Mapping)
-        if inside and value.get("name", before.get("name")) == before.get("name"):
-            result[key] = merged(before, value)
-        else:
-            result[key] = value
+        result[key] = value
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            name = before.get("name")
+            if value.get("name", name) == name:
+                result[key] = merged(before, value)
     return result
 
 

@@ -206,9 +206,7 @@ class _Loop:
 
         def forward(parameters: dict[str, Tensor]) -> dict[Kind, Tensor]:
             state = {**{name: b.clone() for name, b in buffers.items()}, **parameters}
-            read: dict[Kind, Tensor] = torch.func.functional_call(
-                reader, state, (part, loss.reads)
-            )
+            read: dict[Kind, Tensor] = torch.func.functional_call(reader, state, (part, loss.reads))
             return {kind: tensor.float() for kind, tensor in read.items()}
 
         assert part.targets is not None

@@ -1,4 +1,4 @@
-"""The shortest vector in a hull: small cases by hand, conditions of optimality, the published machine."""
+"""The shortest vector in a hull: cases by hand, conditions of optimality, the published machine."""
 
 import json
 from pathlib import Path

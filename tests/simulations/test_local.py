@@ -215,7 +215,9 @@ def test_features_of_different_networks_travel_and_teach(tiny: Tiny) -> None:
 
 
 def test_a_network_that_cannot_share_what_a_loss_needs_is_refused_by_name(tiny: Tiny) -> None:
-    with pytest.raises(ConfigError, match=r"teachers\.models\.0: 'mlp': .*class_maps.*no feature map"):
+    with pytest.raises(
+        ConfigError, match=r"teachers\.models\.0: 'mlp': .*class_maps.*no feature map"
+    ):
         run_local(tiny("distillation.losses=[dkd, cat]"))
     with pytest.raises(ConfigError, match=r"student\.model: 'mlp': .*class_maps"):
         run_local(
