@@ -24,8 +24,8 @@ RULES = ["joint_entropy_indep", "joint_entropy_diag", "edge_discrepancy", "view_
 def _as_on_gpu(monkeypatch):
     """Gram matrices in the dtype of the logits, whatever they hold."""
 
-    def single(student, teacher, lefts, twins):
-        found = gram.Cosines(student, teacher, lefts, student.dtype, gram._NOISE)
+    def single(vertices, lefts, twins):
+        found = gram.Cosines(vertices, lefts, gram._NOISE)
         if twins:
             found.mend_twins()
         return found
@@ -248,7 +248,7 @@ def test_pruning_judges_the_logits_it_is_given():
     scores = _literal_scores(a, b, "joint_entropy_indep", "real_virtual")
     expected = scores <= scores.flatten().sort().values[36 - 10 - 1] + 1e-12
     assert (keep == expected).all()
-    value = match(student, sample_graph(teacher, keep=keep))
+    value = match(student, teacher, sample_graph(keep=keep))
     torch.testing.assert_close(value, _literal_samples(*vertices, keep=keep))
 
 

@@ -84,6 +84,9 @@ def prepare(study: Study) -> Images:
         ranks = [teachers]
         for task in _chain(StudyFolder(Path(), study), method, 0, ranks):
             student = network(task.model)
+            # Half precision is no matter of fit, and some CPUs are very slow at it.
+            whole = task.recipe.model_copy(update={"precision": "float32"})
+            task = replace(task, recipe=whole)
             objective = objective_of(task.terms).to(images.device)
             try:
                 example = task.lessons(images, objective, few).example()

@@ -92,6 +92,8 @@ def _solve(
 ) -> tuple[Tensor, Tensor]:
     """Value (B,) and gradient (B, C) for softened logits, the teacher's below the student's.
 
+    Consumes the logits.
+
     The official code hides the target behind -1000 and takes the log of summed probabilities,
     which is inf or NaN for sure predictions. Log-odds from a log-sum-exp over the other classes
     say the same and hold for any finite logits.
@@ -100,7 +102,7 @@ def _solve(
     target = torch.cat([targets, targets])[:, None]
     odds = logits.gather(1, target)
     # Far below all others, yet finite: its share of the rest is 0, and 0 times it no NaN.
-    logits = logits.scatter(1, target, torch.finfo(logits.dtype).min / 4)
+    logits.scatter_(1, target, torch.finfo(logits.dtype).min / 4)
     log_rest = F.log_softmax(logits, dim=1)
     # Less the log-sum-exp of the others; at their top nothing cancels.
     odds.add_(log_rest.amax(dim=1, keepdim=True)).sub_(logits.amax(dim=1, keepdim=True))

@@ -41,19 +41,25 @@ def comparable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def paired(
-    student: Tensor, teacher: Tensor, standardise: bool, temperature: float = 1.0
+    student: Tensor, teacher: Tensor, standardise: bool, temperature: float | None = None
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Softened logits of both in one tensor, (2, B, C), and the way back.
+    """Logits of both in one tensor, (2, B, C), and the way back.
 
     The way back turns a gradient by the student's (standardised) logits into one by its logits.
     A small batch costs as many calls as numbers, so both go through each call together.
+
+    Args:
+        student: (B, C).
+        teacher: (B, C).
+        standardise: Whether to take z-scores.
+        temperature: Divides them, and then the result may be overwritten.
     """
     logits = torch.stack([student.detach(), teacher])
     if not standardise:
-        return logits if temperature == 1 else logits.div_(temperature), lambda gradient: gradient
+        return logits if temperature is None else logits.div_(temperature), lambda slope: slope
     scores, scale, std = _z_scores(logits)
-    softened = scores if temperature == 1 else scores / temperature
-    return softened, lambda gradient: _by_logits(gradient, scores[0], scale[0], std[0])
+    softened = scores if temperature is None else scores / temperature
+    return softened, lambda slope: _by_logits(slope, scores[0], scale[0], std[0])
 
 
 def standardised(logits: Tensor) -> Tensor:

@@ -65,36 +65,37 @@ def vrm_loss(
         both_views(student_real, student_virtual, edges),
         both_views(teacher_real, teacher_virtual, edges),
     )
-    (student, teacher), back = paired(logits, taught, standardise)
+    both, back = paired(logits, taught, standardise)
     graphs = []
     if sample_weight:
         keep = None
         if pruning is not None:
             judged = student_real, None if edges == "real" else student_virtual
-            keep = reliable(student, teacher, judged, rule=pruning, rho=rho, edges=edges)
-        graph = sample_graph(
-            teacher,
-            edges=edges,
-            sample_weights=weights,
-            keep=keep,
-            distance=distance,
-            delta=delta,
-            reduction=reduction,
+            keep = reliable(both[0], both[1], judged, rule=pruning, rho=rho, edges=edges)
+        graphs.append(
+            sample_graph(
+                edges=edges,
+                sample_weights=weights,
+                keep=keep,
+                distance=distance,
+                delta=delta,
+                reduction=reduction,
+                weight=sample_weight,
+            )
         )
-        graphs.append(graph.weighted(sample_weight))
     if class_weight:
-        if weights is not None:
-            weights = weights.repeat(len(teacher) // len(weights))
-        graph = class_graph(
-            teacher,
-            sample_weights=weights,
-            class_weights=class_weights,
-            distance=distance,
-            delta=delta,
-            reduction=reduction,
+        views = len(logits) // len(student_real)
+        graphs.append(
+            class_graph(
+                sample_weights=None if weights is None else weights.repeat(views),
+                class_weights=class_weights,
+                distance=distance,
+                delta=delta,
+                reduction=reduction,
+                weight=class_weight,
+            )
         )
-        graphs.append(graph.weighted(class_weight))
-    value, gradient = solve(student, graphs, wanted(logits))
+    value, gradient = solve(both, graphs, wanted(logits))
     return with_gradient(logits, value, None if gradient is None else back(gradient))
 
 

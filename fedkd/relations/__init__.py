@@ -4,7 +4,6 @@ A graph's vertices are logit vectors, its edges the unit vectors from one vertex
 """
 
 from fedkd.relations.graphs import (
-    Reduction,
     both_views,
     class_graph,
     class_relation_loss,
@@ -12,8 +11,8 @@ from fedkd.relations.graphs import (
     sample_graph,
     sample_relation_loss,
 )
-from fedkd.relations.matching import Distance, Graph, match, solve
-from fedkd.relations.pruning import Edges, Pruning, edge_scores
+from fedkd.relations.matching import Distance, Edges, Graph, Reduction, match, solve
+from fedkd.relations.pruning import Pruning, edge_scores
 
 __all__ = [
     "Distance",

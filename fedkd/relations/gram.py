@@ -27,40 +27,38 @@ _PRECISE = 1e-2
 _NOISE = 32 * torch.finfo(torch.float32).eps
 
 
-def cosines(student: Tensor, teacher: Tensor, lefts: int, twins: bool) -> Cosines:
+def cosines(vertices: Tensor, lefts: int, twins: bool) -> Cosines:
     """Edges of two graphs, in the cheapest precision that holds them.
 
     Args:
-        student: All its vertices, (N, d).
-        teacher: All of the teacher's, (N, d).
+        vertices: The student's and the teacher's, (2, N, d).
         lefts: How many of them edges start from; edges end at the others, or, if there are no
             others, at the same ones, and then no vertex has an edge to itself.
         twins: Whether the second half of the vertices are other views of the first, and may lie
             close to them.
     """
-    if student.dtype != torch.float64:
-        on_cpu = student.device.type == "cpu"
-        edges = Cosines(student, teacher, lefts, torch.float32, _PRECISE if on_cpu else _NOISE)
+    if vertices.dtype != torch.float64:
+        on_cpu = vertices.device.type == "cpu"
+        edges = Cosines(vertices, lefts, _PRECISE if on_cpu else _NOISE)
         if on_cpu and edges.complete():
             return edges
         if twins:
             edges.mend_twins()
         if not on_cpu or (twins and edges.complete()):
             return edges
-    return Cosines(student, teacher, lefts, torch.float64, SHORTEST**2)
+    return Cosines(vertices.double(), lefts, SHORTEST**2)
 
 
 class Cosines:
-    """Products and inverse lengths of the student's and the teacher's edges.
+    """Products and inverse lengths of the student's edges and the teacher's.
 
     Edges of less squared length than `shortest`, relative to their ends, count as zero.
     """
 
-    def __init__(
-        self, student: Tensor, teacher: Tensor, lefts: int, dtype: torch.dtype, shortest: float
-    ) -> None:
-        self.own = lefts == len(student)
-        self.vertices, self.origin = vertices, origin = centred(student, teacher, dtype)
+    def __init__(self, vertices: Tensor, lefts: int, shortest: float) -> None:
+        self.own = lefts == vertices.shape[1]
+        vertices, origin = centred(vertices)
+        self.vertices, self.origin = vertices, origin
         left = vertices[:, :lefts]
         right = left if self.own else vertices[:, lefts:]
         self.a, self.d = a, d = left.unbind()
@@ -160,15 +158,14 @@ class Cosines:
         return value, gradient
 
 
-def centred(student: Tensor, teacher: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Vertices of both less their means, (2, N, d), and the means' squared lengths, (2,).
+def centred(vertices: Tensor) -> tuple[Tensor, Tensor]:
+    """Vertices (2, N, d) less their means, and the means' squared lengths, (2,).
 
     A shift that all vertices share is seen by no edge, but would drown the differences in
     rounding.
     """
-    vertices = torch.stack([student.to(dtype), teacher.to(dtype)])
     mean = vertices.mean(dim=1, keepdim=True)
-    return vertices.sub_(mean), (mean * mean).sum(dim=(1, 2))
+    return vertices - mean, (mean * mean).sum(dim=(1, 2))
 
 
 def wide(tensor: Tensor) -> Tensor:

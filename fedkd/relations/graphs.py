@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from fedkd.relations.gram import cosines, wide
-from fedkd.relations.matching import Distance, Graph, match
-from fedkd.relations.pruning import Edges, Pruning, edge_scores, smallest
-
-Reduction = Literal["edges", "elements"]
+from fedkd.relations.matching import Distance, Edges, Graph, Reduction, match
+from fedkd.relations.pruning import Pruning, edge_scores, smallest
 
 
 def sample_graph(
-    teacher: Tensor,
     *,
     edges: Edges = "real_virtual",
     sample_weights: Tensor | None = None,
@@ -23,8 +18,9 @@ def sample_graph(
     distance: Distance = "cosine",
     delta: float = 1.0,
     reduction: Reduction = "edges",
+    weight: float = 1.0,
 ) -> Graph:
-    """The graph between samples, to be matched with the student's logits.
+    """The graph between samples, to be matched on logits of the real, then the virtual view.
 
     The edge from m to n is (z_m - z_n) / |z_m - z_n|, and 0 if both ends are the same. Each edge
     counts sqrt(w_m * w_n), so one that the teacher does not know at both ends fades; the sum is
@@ -32,77 +28,63 @@ def sample_graph(
     sum to one no edge counts more than once.
 
     Args:
-        teacher: The teacher's vertices: (B, C) of the real view, then, unless `edges` is "real",
-            as many of the virtual view.
         edges: From each real to each virtual vertex (m to m's own view included), between all
-            2B vertices, or between real vertices.
+            2B vertices, or between real vertices; then there is no virtual view.
         sample_weights: This teacher's weight on each sample, (B,); ones if None.
         keep: Edges that count, booleans (n, m); all if None.
         distance: Between two edges; see `Distance`.
         delta: Where the Huber distances turn linear.
         reduction: "edges" sums over the elements of an edge and averages over edges;
             "elements" averages over both.
+        weight: How much the graph counts.
     """
-    teacher = teacher.detach()
-    n = len(teacher) // 2 if edges == "real_virtual" else len(teacher)
-    count = n * n if edges == "real_virtual" else n * (n - 1)
-    if keep is not None:
-        count = int(keep.sum())
-    share = _share(count, teacher.shape[1], sample_weights, distance, reduction)
-    if edges == "full" and isinstance(share, Tensor):
-        share = share.repeat(2, 2)
+    weights = None if sample_weights is None else sample_weights.detach()
+    if weights is not None and edges != "real":
+        weights = weights.repeat(2)
     return Graph(
-        teacher,
-        lefts=n,
-        twins=edges != "real",
-        metric=None,
         columns=False,
-        share=share if keep is None else keep.to(teacher.dtype) * share,
+        edges=edges,
+        weights=weights,
+        keep=keep,
         distance=distance,
         delta=delta,
+        reduction=reduction,
+        weight=weight,
     )
 
 
 def class_graph(
-    teacher: Tensor,
     *,
     sample_weights: Tensor | None = None,
     class_weights: Tensor | None = None,
     distance: Distance = "cosine",
     delta: float = 1.0,
     reduction: Reduction = "edges",
+    weight: float = 1.0,
 ) -> Graph:
-    """The graph between classes, to be matched with the student's logits.
+    """The graph between classes, to be matched on logits (N, C), views one below the other.
 
     Class k's vertex is column k; edges join all pairs of classes.
 
     Args:
-        teacher: Logits (N, C), real and virtual view one below the other.
         sample_weights: This teacher's weight on each row, (N,): a metric on the sample axis
             (coordinates times sqrt(w)), and the graph is multiplied by their mean.
         class_weights: Trust in the teacher's view of each class, (C,); an edge counts
             sqrt(c_k * c_l).
-        distance: As in `sample_graph`.
-        delta: Where the Huber distances turn linear.
-        reduction: As in `sample_graph`.
+        distance: As in `sample_graph`, like all that follow.
+        delta: See there.
+        reduction: See there.
+        weight: See there.
     """
-    vertices = teacher.detach().T
-    n, length = vertices.shape
-    share = _share(n * (n - 1), length, class_weights, distance, reduction)
-    metric = None
-    if sample_weights is not None:
-        weights = sample_weights.detach().to(wide(vertices).dtype)
-        share, metric = share * weights.mean(), weights.sqrt()
-        vertices = vertices * metric
     return Graph(
-        vertices,
-        lefts=n,
-        twins=False,
-        metric=metric,
         columns=True,
-        share=share,
+        edges="real",
+        weights=None if class_weights is None else class_weights.detach(),
+        metric=None if sample_weights is None else sample_weights.detach(),
         distance=distance,
         delta=delta,
+        reduction=reduction,
+        weight=weight,
     )
 
 
@@ -142,7 +124,6 @@ def sample_relation_loss(
         judged = student_real, student_virtual
         keep = reliable(student, teacher, judged, rule=pruning, rho=rho, edges=edges)
     graph = sample_graph(
-        teacher,
         edges=edges,
         sample_weights=sample_weights,
         keep=keep,
@@ -150,7 +131,7 @@ def sample_relation_loss(
         delta=delta,
         reduction=reduction,
     )
-    return match(student, graph)
+    return match(student, teacher, graph)
 
 
 def class_relation_loss(
@@ -175,14 +156,13 @@ def class_relation_loss(
         reduction: See there.
     """
     graph = class_graph(
-        teacher,
         sample_weights=sample_weights,
         class_weights=class_weights,
         distance=distance,
         delta=delta,
         reduction=reduction,
     )
-    return match(student, graph)
+    return match(student, teacher, graph)
 
 
 @torch.no_grad()
@@ -207,10 +187,10 @@ def reliable(
         edges: As in `sample_graph`.
     """
     if rule == "edge_discrepancy":
-        graph = sample_graph(teacher, edges=edges)
+        both = wide(torch.stack([student, teacher.to(student.dtype)]))
+        graph = sample_graph(edges=edges)
         with torch.autocast(student.device.type, enabled=False):
-            found = cosines(wide(student), graph.vertices, graph.lefts, graph.twins)
-        scores = found.distances()
+            scores = cosines(both, graph.lefts(both), graph.twins).distances()
     else:
         scores = edge_scores(*judged, rule, edges)
     return smallest(scores, rho, own=edges != "real_virtual")
@@ -223,16 +203,3 @@ def both_views(real: Tensor, virtual: Tensor | None, edges: Edges) -> Tensor:
     if virtual is None:
         raise ValueError(f"edges {edges!r} need a virtual view of student and teacher")
     return torch.cat([real, virtual])
-
-
-def _share(
-    count: int, length: int, weights: Tensor | None, distance: Distance, reduction: Reduction
-) -> Tensor | float:
-    """How much each of `count` edges counts, by the weights at its ends."""
-    share = (2.0 if distance == "squared" else 1.0) / max(count, 1)
-    if reduction == "elements":
-        share /= length
-    if weights is None:
-        return share
-    root = wide(weights.detach()).sqrt()
-    return root[:, None] * (root * share)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from fedkd.closed_form import wanted, with_gradient
 from fedkd.relations.gram import SHORTEST, centred, cosines, wide
 
+Edges = Literal["real_virtual", "full", "real"]
 # Between two unit edges e and f, summed over their elements:
 # cosine      1 - cos = |e - f|^2 / 2.
 # squared     |e - f|^2 = 2 - 2 cos.
@@ -19,107 +20,135 @@ from fedkd.relations.gram import SHORTEST, centred, cosines, wide
 # edge_huber  Huber of the length |e - f|.
 # masked      Half the squares of the elements that differ by at most delta.
 Distance = Literal["cosine", "squared", "huber", "edge_huber", "masked"]
+Reduction = Literal["edges", "elements"]
 
 # Elements of the edge tensor that are held at once where edges are written out: 1 MiB in
 # float32, which stays in cache.
 _BLOCK = 2**18
 
+Found = tuple[Tensor, Tensor | None]
+
 
 @dataclass(frozen=True)
 class Graph:
-    """The teacher's vertices, and how the student's edges are held against its edges.
+    """Which edges there are between rows (or columns) of the logits, and how they are compared.
 
     Attributes:
-        vertices: (N, d).
-        lefts: How many of them edges start from. They end at the others, or, if there are no
-            others, at the same ones, and then no vertex has an edge to itself.
-        twins: Whether the second half are other views of the first, and may lie close to them.
-        metric: What the student's coordinates are multiplied by, (d,), or None.
-        columns: Whether the vertices are columns of the student's logits, not rows.
-        share: How much each edge counts, (n, m), or one number for all; symmetric where edges go
-            both ways.
+        columns: Whether the vertices are columns, not rows.
+        edges: "real" joins all vertices; "full" as well, and knows that the second half are
+            other views of the first; "real_virtual" joins each of the first half to each of the
+            second. No vertex has an edge to itself.
+        weights: Of each vertex, (N,); an edge counts the root of their product.
+        metric: Weights of the vertices' coordinates, (d,); the graph counts their mean.
+        keep: Edges that count, booleans (n, m); all if None.
         distance: Between two edges.
         delta: Where the Huber distances turn linear.
+        reduction: Whether to average over edges, or over all elements of edges.
+        weight: How much the graph counts.
     """
 
-    vertices: Tensor
-    lefts: int
-    twins: bool
-    metric: Tensor | None
     columns: bool
-    share: Tensor | float
-    distance: Distance
-    delta: float
+    edges: Edges
+    weights: Tensor | None = None
+    metric: Tensor | None = None
+    keep: Tensor | None = None
+    distance: Distance = "cosine"
+    delta: float = 1.0
+    reduction: Reduction = "edges"
+    weight: float = 1.0
 
-    def weighted(self, weight: float) -> Graph:
-        """The graph, counting `weight` times as much."""
-        return replace(self, share=self.share * weight)
+    @property
+    def twins(self) -> bool:
+        """Whether some edges join two views of the same thing, which may lie close."""
+        return self.edges != "real"
 
-    def of(self, student: Tensor) -> Tensor:
-        """The student's vertices, (N, d)."""
-        vertices = student.T if self.columns else student
-        return vertices if self.metric is None else vertices * self.metric
+    def lefts(self, vertices: Tensor) -> int:
+        """How many of the vertices (2, N, d) edges start from."""
+        return vertices.shape[1] // (2 if self.edges == "real_virtual" else 1)
 
-    def solve(self, student: Tensor, differentiate: bool) -> tuple[Tensor, Tensor | None]:
-        """Value of the graph and its gradient by the student's logits."""
+    def vertices(self, both: Tensor) -> Tensor:
+        """Of student and teacher, (2, N, C) -> (2, N, d)."""
+        vertices = both.mT if self.columns else both
+        return vertices if self.metric is None else vertices * self.metric.to(both.dtype).sqrt()
+
+    def share(self, vertices: Tensor) -> Tensor | float:
+        """How much each edge counts, (n, m), or one number for all."""
+        _, size, length = vertices.shape
+        n = self.lefts(vertices)
+        count = n * (n - 1) if n == size else n * (size - n)
+        if self.keep is not None:
+            count = int(self.keep.sum())
+        scale = self.weight * (2 if self.distance == "squared" else 1) / max(count, 1)
+        share: Tensor | float = scale / length if self.reduction == "elements" else scale
+        if self.metric is not None:
+            share = share * self.metric.to(vertices.dtype).mean()
+        if self.weights is not None:
+            root = self.weights.to(vertices.dtype).sqrt()
+            share = root[:n, None] * (root if n == size else root[n:]) * share
+        return share if self.keep is None else self.keep.to(vertices.dtype) * share
+
+    def solve(self, both: Tensor, differentiate: bool) -> Found:
+        """Value, and gradient by the student's logits (N, C), for both, (2, N, C)."""
+        vertices = self.vertices(both)
         solve = _written_out if self.distance in ("huber", "masked") else _gram
-        value, gradient = solve(self.of(student), self, differentiate)
+        value, gradient = solve(vertices, self, self.share(vertices), differentiate)
         if gradient is not None:
             if self.metric is not None:
-                gradient *= self.metric
+                gradient *= self.metric.to(both.dtype).sqrt()
             gradient = gradient.T if self.columns else gradient
         return value, gradient
 
 
-def match(student: Tensor, *graphs: Graph) -> Tensor:
-    """Sum of the distances of all edges of all graphs, (N, C) -> scalar."""
-    value, gradient = solve(student.detach(), graphs, wanted(student))
-    return with_gradient(student, value, gradient)
+def match(student: Tensor, teacher: Tensor, *graphs: Graph) -> Tensor:
+    """Sum of the distances of all edges of all graphs, (N, C) x (N, C) -> scalar."""
+    student = wide(student)
+    both = torch.stack([student.detach(), teacher.detach().to(student.dtype)])
+    return with_gradient(student, *solve(both, graphs, wanted(student)))
 
 
-def solve(
-    student: Tensor, graphs: Sequence[Graph], differentiate: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Value of all graphs and its gradient by the student's logits, in their precision."""
+def solve(both: Tensor, graphs: Sequence[Graph], differentiate: bool) -> Found:
+    """As `match`, for student and teacher in one tensor (2, N, C), with its gradient (N, C)."""
     # Half-precision Gram matrices would be worthless, so autocast keeps out.
-    with torch.autocast(student.device.type, enabled=False):
-        found = [graph.solve(student, differentiate) for graph in graphs]
-    value = torch.stack([part for part, _ in found]).sum() if found else student.new_zeros(())
+    with torch.autocast(both.device.type, enabled=False):
+        found = [graph.solve(both, differentiate) for graph in graphs]
+    value = both.new_zeros(())
+    for part, _ in found:
+        value = value + part.to(both.dtype)
     if not differentiate:
-        return value.to(student.dtype), None
-    slopes = [slope for _, slope in found if slope is not None]
-    gradient = slopes[0] if slopes else torch.zeros_like(student)
+        return value, None
+    slopes = [slope.to(both.dtype) for _, slope in found if slope is not None]
+    gradient = slopes[0] if slopes else torch.zeros_like(both[0])
     for slope in slopes[1:]:
         gradient = gradient + slope
-    return value.to(student.dtype), gradient.to(student.dtype)
+    return value, gradient
 
 
-def _gram(student: Tensor, graph: Graph, differentiate: bool) -> tuple[Tensor, Tensor | None]:
-    """Sum of share * distance over edges, and its gradient by the vertices."""
-    edges = cosines(student, graph.vertices, graph.lefts, graph.twins)
+def _gram(vertices: Tensor, graph: Graph, share: Tensor | float, differentiate: bool) -> Found:
+    """Sum of share * distance over edges, and its gradient by the student's vertices."""
+    edges = cosines(vertices, graph.lefts(vertices), graph.twins)
     if graph.distance != "edge_huber":
-        return edges.solve(graph.share, differentiate)
+        return edges.solve(share, differentiate)
     # For r = sqrt(2 - 2 cos) beyond delta: delta * r - delta^2 / 2, whose slope by 1 - cos is
     # delta / r. So the edge counts that much less, and the value is put right afterwards.
     length = edges.distances().mul_(2).clamp_(min=0).sqrt_()
     slope = (graph.delta / length).clamp_(max=1)
-    bent = (length - graph.delta).clamp_(min=0).mul_(graph.share).sum() * (graph.delta / 2)
-    value, gradient = edges.solve(slope.mul_(graph.share), differentiate)
+    bent = (length - graph.delta).clamp_(min=0).mul_(share).sum() * (graph.delta / 2)
+    value, gradient = edges.solve(slope.mul_(share), differentiate)
     return value + bent, gradient
 
 
 def _written_out(
-    student: Tensor, graph: Graph, differentiate: bool
-) -> tuple[Tensor, Tensor | None]:
+    vertices: Tensor, graph: Graph, share: Tensor | float, differentiate: bool
+) -> Found:
     """As `_gram`, for distances that look at single elements.
 
     The edges are written out, some rows at a time; their differences do not cancel as Gram
     matrices do, and float32 stays float32.
     """
-    vertices, origin = centred(student, graph.vertices, wide(student).dtype)
-    n, own = graph.lefts, graph.lefts == len(student)
+    vertices, origin = centred(vertices)
+    n, size = graph.lefts(vertices), vertices.shape[1]
     reach = torch.add((vertices * vertices).sum(dim=2), origin[:, None], alpha=0.5)
-    ends = slice(0, n) if own else slice(n, None)
+    ends = slice(0, n) if n == size else slice(n, None)
     right, right_reach = vertices[:, ends], reach[:, ends]
     value = vertices.new_zeros(())
     gradient = torch.zeros_like(vertices[0])
@@ -139,13 +168,11 @@ def _written_out(
             # Beyond delta a line: half of x^2, less half the square of what is beyond.
             pull = gap.clamp(-graph.delta, graph.delta)
             height = (gap * gap).sum(dim=2) - gap.sub_(pull).square_().sum(dim=2)
-        share = graph.share
-        if isinstance(share, Tensor) and share.ndim:
-            share = share[rows]
-        value += height.mul_(share).sum() / 2
+        part = share[rows] if isinstance(share, Tensor) and share.ndim else share
+        value += height.mul_(part).sum() / 2
         if differentiate:
             along = (pull * edge[0]).sum(dim=2, keepdim=True)
-            pull.addcmul_(along, edge[0], value=-1).mul_((inverse[0] * share)[..., None])
+            pull.addcmul_(along, edge[0], value=-1).mul_((inverse[0] * part)[..., None])
             gradient[rows] += pull.sum(dim=1)
             gradient[ends] -= pull.sum(dim=0)
     return value, gradient if differentiate else None

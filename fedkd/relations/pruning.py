@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fedkd.relations.gram import wide
+from fedkd.relations.matching import Edges
 
-Edges = Literal["real_virtual", "full", "real"]
 Pruning = Literal[
     "joint_entropy_indep", "joint_entropy_diag", "edge_discrepancy", "view_discrepancy"
 ]
