@@ -34,6 +34,17 @@ def with_gradient(inputs: Tensor, value: Tensor, gradient: Tensor | None) -> Ten
     return known
 
 
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    (gradient,) = ctx.saved_tensors
+    while grad.ndim not in (0, gradient.ndim):
+        grad = grad[..., None]
+    return gradient * grad, None
+
+
+# It stops a second derivative, which would be wrong; where none is prepared for, it only costs.
+_once = once_differentiable(_backward)
+
+
 class _Known(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, found: tuple[Tensor, Tensor]) -> Tensor:
@@ -42,9 +53,5 @@ class _Known(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        while grad.ndim not in (0, gradient.ndim):
-            grad = grad[..., None]
-        return gradient * grad, None
+        return _once(ctx, grad) if torch.is_grad_enabled() else _backward(ctx, grad)

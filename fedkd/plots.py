@@ -19,7 +19,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
 STUDENT, ENSEMBLE, ORACLE, CEILING = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
@@ -179,6 +179,8 @@ def loss_picture(
         known = values[np.isfinite(values)]
         if len(known) and known.min() > 0 and known.max() > 20 * known.min():
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # its own is a formula
+            axes.yaxis.set_minor_formatter(NullFormatter())
         weight = f"  \N{MULTIPLICATION SIGN} {weights[name]:g}" if name in weights else ""
         axes.set_title(f"{name}{weight}")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

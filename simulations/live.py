@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,14 @@ class StopOnRequest:
 
     So a run ends in good order, where it can be gone on with. A second Ctrl-C ends the process at
     once.
+
+    Args:
+        heard: Called at the first Ctrl-C.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, heard: Callable[[], None] = lambda: None) -> None:
         self._asked = threading.Event()
+        self._heard = heard
 
     def __enter__(self) -> StopOnRequest:
         self._before = signal.signal(signal.SIGINT, self._interrupt)
@@ -55,6 +59,7 @@ class StopOnRequest:
         if self._asked.is_set():
             os._exit(130)
         self._asked.set()
+        self._heard()
 
     @property
     def asked(self) -> bool:

@@ -18,7 +18,7 @@ class StudyView:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._stop = StopOnRequest()
+        self._stop = StopOnRequest(self._say_so)
         self._progress = Progress(
             TextColumn("{task.description:>28}"),
             BarColumn(bar_width=28),
@@ -42,6 +42,9 @@ class StudyView:
         self._stop.__exit__()
         self._progress.stop()
 
+    def _say_so(self) -> None:
+        self._progress.update(self._epochs, note="stops after this epoch (again: at once)")
+
     def __call__(self, event: str, **facts: Any) -> None:
         """One event. Raises `Interrupted` after Ctrl-C."""
         if event == "plan":
@@ -55,8 +58,7 @@ class StudyView:
             note = f"loss {facts['loss']:.4g}"
             if facts["accuracy"] is not None:
                 self._tested = f", test {percent(facts['accuracy'])}"
-            note = "stopping" if self._stop.asked else note + self._tested
-            self._progress.update(self._epochs, completed=facts["epoch"], note=note)
+            self._progress.update(self._epochs, completed=facts["epoch"], note=note + self._tested)
         elif event == "trained":
             self._progress.advance(self._networks)
             self._console.print(_line(facts), highlight=False, soft_wrap=True)

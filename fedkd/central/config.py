@@ -120,7 +120,10 @@ class Study(Section):
     """Everything one comparison of methods needs."""
 
     name: str = Field(default="study", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...],
+        BeforeValidator(lambda value: [value] if isinstance(value, int) else value),
+    ] = Field(default=(0,), min_length=1)
     plugins: tuple[str, ...] = Field(
         default=(), description="modules to import: they register themselves"
     )
