@@ -20,6 +20,7 @@ PAGE = (
 tr.baseline td { color: var(--soft); }
 td small { display: block; color: var(--soft); font-weight: 400; }
 .lead { font-weight: 700; }
+.methods td:first-child { min-width: 18ch; }
 </style>
 </head>
 <body>
@@ -54,7 +55,7 @@ td small { display: block; color: var(--soft); font-weight: 400; }
 
 <h2 id="results">Results</h2>
 <div class="card scroll">
-  <table>
+  <table class="methods">
     <thead><tr><th>method</th><th class="n">last epoch</th><th class="n">over student</th>
       <th class="n">share of the gap</th><th class="n">best epoch</th><th class="n">seeds</th>
       <th class="n">images/s</th><th class="n">training</th></tr></thead>

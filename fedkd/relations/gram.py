@@ -57,15 +57,15 @@ class Cosines:
 
     def __init__(self, vertices: Tensor, lefts: int, shortest: float) -> None:
         self.own = lefts == vertices.shape[1]
-        vertices, origin = centred(vertices)
-        self.vertices, self.origin = vertices, origin
+        self.vertices = vertices
+        vertices, self.origin = centred(vertices)
         left = vertices[:, :lefts]
         right = left if self.own else vertices[:, lefts:]
         self.a, self.d = a, d = left.unbind()
         self.b, self.e = b, e = right.unbind()
         dots = (a * d).sum(dim=1) if self.own else (vertices[0] * vertices[1]).sum(dim=1)
         self.norm = norm = (vertices * vertices).sum(dim=2)
-        least = torch.add(norm * shortest, origin[:, None], alpha=SHORTEST**2 / 2)
+        least = torch.add(norm * shortest, self.origin[:, None], alpha=SHORTEST**2 / 2)
         rest = norm - least
         products = torch.addmm(dots[:lefts, None], a, e.T, alpha=-1)
         # The shortest edge's square is left out and put back: a threshold at 0 costs a tenth of
@@ -92,6 +92,7 @@ class Cosines:
 
     def mend_twins(self) -> None:
         """Take the edges between the first and the second half from differences."""
+        # Not of the centred ones, which have been rounded.
         half = self.vertices.shape[1] // 2
         self.offsets = (half, -half) if self.own else (0,)
         self.twins = twins = self.vertices[:, :half] - self.vertices[:, half:]
