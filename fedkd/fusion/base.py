@@ -3,23 +3,113 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
 
-from fedkd.knowledge.payload import Ensemble
+import torch
+from torch import Tensor
+
+from fedkd.knowledge.kinds import Kind
+from fedkd.knowledge.payload import Bank, Ensemble
+
+# Samples that `Evidence.batches` hands over at once.
+BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a rule may look at before it judges single samples.
+
+    Attributes:
+        bank: What all teachers say of the whole transfer set.
+        before: The rules that come first in the chain, fitted.
+        labels: True classes (N,) of a labelled transfer set, or None.
+        validation: What the teachers say of the server's own labelled images, or None.
+        validation_labels: Their classes.
+        student: Logits of the student as it was before this round, (N, C), or None.
+        memory: What the rule itself remembered in the last round; empty in the first.
+        seed: Of everything the rule draws.
+    """
+
+    bank: Bank
+    before: tuple[Fusion, ...] = ()
+    labels: Tensor | None = None
+    validation: Bank | None = None
+    validation_labels: Tensor | None = None
+    student: Tensor | None = None
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    seed: int = 0
+
+    def batches(self) -> Iterator[tuple[Tensor, Ensemble]]:
+        """Indices and what the rules before left of those samples, the whole set in order."""
+        yield from self._walk(self.bank)
+
+    def validation_batches(self) -> Iterator[tuple[Tensor, Ensemble]]:
+        """The same for the server's labelled images; nothing if there are none."""
+        if self.validation is not None:
+            yield from self._walk(self.validation)
+
+    def _walk(self, bank: Bank) -> Iterator[tuple[Tensor, Ensemble]]:
+        kinds = bank.fusible
+        for start in range(0, bank.num_samples, BATCH):
+            index = torch.arange(start, min(start + BATCH, bank.num_samples))
+            ensemble = bank.rows(index, kinds=kinds)
+            for rule in self.before:
+                ensemble = rule(ensemble)
+            yield index, ensemble
 
 
 class Fusion(ABC):
     """One rule that decides what many teachers say together: `Ensemble -> Ensemble`.
 
-    Rules chain: each sees what the one before it left. A rule sees every sample on its own (its
-    result must not depend on which other samples are in the ensemble) and keeps the columns of
-    `weights` summing to one.
+    Rules chain: each sees what the one before it left. Called, a rule sees every sample on its own
+    (its result must not depend on which other samples are in the ensemble) and keeps the columns
+    of `weights` summing to one. What it has to know of the whole set, of labelled images or of
+    earlier rounds it learns in `fitted`.
 
     Attributes:
         discloses: Metadata the rule needs from clients: `num_examples`, `class_counts`.
+        needs: Kinds of knowledge the rule reads beside the logits.
+        needs_validation: Whether teachers must answer the server's labelled images too.
     """
 
     discloses: tuple[str, ...] = ()
+    needs: tuple[Kind, ...] = ()
+    needs_validation: bool = False
+
+    def fitted(self, evidence: Evidence) -> Self:
+        """This rule made ready for a round; itself if it judges samples by themselves.
+
+        Raises:
+            ValueError: the evidence lacks what the rule needs; the message says how to give it.
+        """
+        return self
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """What this fitted rule wants to know again in the next round, as plain tensors."""
+        return {}
 
     @abstractmethod
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """Reweight or merge the teachers."""
+
+
+def fit_rules(
+    rules: Sequence[Fusion], evidence: Evidence, memories: Sequence[Mapping[str, Tensor]] = ()
+) -> list[Fusion]:
+    """Fit a chain, each rule to what those before it leave.
+
+    Args:
+        rules: In order. Any `Ensemble -> Ensemble` callable is passed through.
+        evidence: Without `before` and `memory`, which are set here.
+        memories: What each rule remembered in the last round; empty for a first round.
+    """
+    ready: list[Fusion] = []
+    for number, rule in enumerate(rules):
+        if isinstance(rule, Fusion):
+            memory = memories[number] if number < len(memories) else {}
+            rule = rule.fitted(replace(evidence, before=tuple(ready), memory=memory))
+        ready.append(rule)
+    return ready

@@ -60,9 +60,11 @@ class Kind(ABC):
 
     Attributes:
         per_sample: Whether the first axis is the sample; else the kind is a `Fact`.
+        fusible: Whether fusion rules see it: the same small shape from every teacher.
     """
 
     per_sample: ClassVar[bool] = True
+    fusible: ClassVar[bool] = False
 
     @abstractmethod
     def read(self, reading: Reading) -> Tensor:
@@ -107,6 +109,8 @@ class Logits(Kind):
     real view (inter-sample, inter-class) are functions of it, so they cost no extra bytes.
     """
 
+    fusible: ClassVar[bool] = True
+
     def read(self, reading: Reading) -> Tensor:
         """(B, C)."""
         return reading.real.logits
@@ -119,6 +123,8 @@ class VirtualLogits(Kind):
     Discloses the prediction on an augmented copy that every machine makes for itself from run
     seed, sample index and view. With `Logits` it determines the virtual relation graphs.
     """
+
+    fusible: ClassVar[bool] = True
 
     view: int = 0
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
+from fedkd.knowledge.kinds import Kind, Logits
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,15 @@ class Bank:
         """N."""
         return next(len(arrays[0]) for kind, arrays in self.arrays.items() if kind.per_sample)
 
+    @property
+    def fusible(self) -> tuple[Kind, ...]:
+        """Kinds that fusion rules see: one entry per sample, of the same shape for every teacher.
+
+        Feature maps would fill the memory for nothing, and those of different networks cannot
+        be averaged.
+        """
+        return tuple(kind for kind in self.arrays if kind.fusible)
+
     def rows(
         self,
         index: Tensor,
@@ -214,8 +223,7 @@ def fuse(
     """Apply fusion rules to a whole bank, some samples at a time.
 
     Rules see each sample on its own, so the result does not depend on how samples are grouped.
-    They see predictions and nothing else: feature maps would fill the memory for nothing, and
-    those of different networks cannot be averaged.
+    They see predictions and what else is `Bank.fusible`.
 
     Args:
         bank: Every teacher's knowledge.
@@ -226,7 +234,7 @@ def fuse(
     """
     allocate = store or (lambda _name, shape: np.zeros(shape, dtype=np.float32))
     total = bank.num_samples
-    visible = [kind for kind in bank.arrays if isinstance(kind, Logits | VirtualLogits)]
+    visible = bank.fusible
     per_sample = sum(
         4 * len(bank.arrays[kind]) * int(np.prod(bank.arrays[kind][0].shape[1:]))
         for kind in visible
