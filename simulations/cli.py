@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fedkd import __version__
 from fedkd.config import ConfigError, Experiment, load_experiment
+from simulations.commands.arguments import Config, Overrides, RunPath
 
 app = typer.Typer(
     help="Distil many private teachers into one small student.",
@@ -21,12 +22,6 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at configs.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-
-Config = Annotated[str, typer.Argument(help="a YAML file, e.g. configs/quickstart.yaml")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="key=value, e.g. rounds=5 student.model=resnet20")
-]
-RunPath = Annotated[Path, typer.Argument(help="a run directory")]
 
 
 @app.command()

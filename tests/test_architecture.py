@@ -72,7 +72,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "jinja2": ("fedkd/report.py", "fedkd/central/report.py"),
     "markupsafe": ("fedkd/report.py", "fedkd/central/report.py"),
     "PIL": ("fedkd/data/datasets.py", "fedkd/data/transfer.py", "fedkd/export.py"),
-    "typer": ("simulations/cli.py",),
+    "typer": ("simulations/cli.py", "simulations/commands/"),
     "rich": (
         "simulations/cli.py",
         "simulations/live.py",

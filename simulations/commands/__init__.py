@@ -1,0 +1,1 @@
+"""The commands of `fedkd`, one module each; `simulations.cli` puts them together."""

@@ -1,0 +1,14 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Config = Annotated[str, typer.Argument(help="a YAML file, e.g. configs/quickstart.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, e.g. rounds=5 student.model=resnet20")
+]
+RunPath = Annotated[Path, typer.Argument(help="a run directory")]
