@@ -15,6 +15,7 @@ from fedkd.data.images import ImageSet
 from fedkd.data.views import Strength, virtual_view
 from fedkd.distillation import EpochRecord, distill
 from fedkd.fusion import FUSIONS
+from fedkd.fusion.base import Evidence, Fusion, fit_rules
 from fedkd.knowledge.extract import extract
 from fedkd.knowledge.payload import Bank, Knowledge, Rule, Teacher, fuse
 from fedkd.lessons import SharedLessons
@@ -95,7 +96,8 @@ def train_student(
         transfer: Common images; its labels are used if it has any, else the teachers' own.
         losses: Names, losses of yours, or `Term`s with a weight and a warm-up.
         fusion: Names or rules of yours, applied in order.
-        shards: Each teacher's private images, for rules that ask for counts.
+        shards: Each teacher's private images, for rules that ask for counts or compare them
+            with the transfer set.
         epochs: Passes over the transfer set.
         batch_size: Samples per step.
         optimizer: Optimiser and schedule.
@@ -125,15 +127,20 @@ def train_student(
             )
         return cache[number]
 
+    wanted = [kind for rule in rules if isinstance(rule, Fusion) for kind in rule.needs]
+    kinds = tuple(dict.fromkeys((*objective.needs, *wanted)))
     knowledge = []
     for number, teacher in enumerate(teachers):
         tapped = network(teacher, transfer)
         counts = tuple(shards[number].class_counts().tolist()) if shards else None
         total = sum(counts) if counts else None
         who = Teacher(number, total, counts, parameter_count(tapped))
-        tensors = extract(tapped, transfer.images, objective.needs, views=views)
+        own = shards[number].images if shards else None
+        tensors = extract(tapped, transfer.images, kinds, views=views, own=own)
         knowledge.append(Knowledge(who, tensors))
-    fused = fuse(Bank.of(knowledge), rules, labels=transfer.labels)
+    bank = Bank.of(knowledge)
+    rules = fit_rules(rules, Evidence(bank, labels=transfer.labels, seed=seed))
+    fused = fuse(bank, rules, labels=transfer.labels)
     learner = network(student, transfer, seed=stream_seed(seed, "student"))
     lessons = SharedLessons(
         transfer.images,

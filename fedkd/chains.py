@@ -36,7 +36,8 @@ def with_assistant(fused: Fused, assistant: Knowledge, guidance: Guidance, rank:
         # The targets stay: they are what the first teachers (or the labels) say.
         return Fused(Bank((assistant.teacher,), arrays), own, fused.targets)
     bank = fused.bank
-    together = {kind: [*bank.arrays[kind], *arrays[kind]] for kind in bank.arrays}
+    # What only fusion rules read (an assistant has no images of its own) has done its part.
+    together = {kind: [*bank.arrays[kind], *array] for kind, array in arrays.items()}
     share = 1 / (rank + 1)
     count, samples = len(bank.teachers), bank.num_samples
     before = np.full((count, samples), 1 / count) if bank.weights is None else bank.weights

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.build import build_fusion
 from fedkd.data.splits import FederatedData
 from fedkd.evaluation import agreement, predict
 from fedkd.export import load_student
 from fedkd.knowledge.kinds import Logits
-from fedkd.knowledge.payload import Bank, fuse
+from fedkd.knowledge.payload import Bank
 from fedkd.rundir import RunDirectory
 
 SAMPLES = 2000  # of the transfer set, evenly spaced
@@ -94,13 +93,13 @@ def relations(run: RunDirectory, data: FederatedData | None, rounds: list[int]) 
             break
     else:
         return None
-    bank = run.knowledge(number).bank((Logits(),))
+    store = run.knowledge(number)
+    bank = store.bank((Logits(),))
     total = bank.num_samples
     rows = _spread(total, min(SAMPLES, max(1, _FLOATS // _floats_per_sample(bank))))
     # A memory map is read row by row: only these rows ever leave the disk.
     logits = [np.asarray(array[rows], dtype=np.float32) for array in bank.arrays[Logits()]]
-    part = Bank(bank.teachers, {Logits(): logits})
-    together = fuse(part, build_fusion(run.experiment)).probabilities
+    together = torch.from_numpy(store.fused("probabilities")[rows])
     # Saturated teachers give probability 0; the floor keeps one such class from drowning the rest.
     fused = together.clamp(min=1e-6).log()
 

@@ -33,6 +33,7 @@ from fedkd.data.splits import FederatedData
 from fedkd.data.views import virtual_view
 from fedkd.distillation import EpochRecord, Snapshot, distill
 from fedkd.evaluation import accuracy, calibration, evaluate, per_class_accuracy, predict
+from fedkd.fusion.base import Evidence, Fusion, fit_rules
 from fedkd.knowledge.extract import extract, shapes
 from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.knowledge.payload import Fused, Knowledge, Teacher, fuse
@@ -78,11 +79,15 @@ class Workspace:
         self.data: FederatedData = build_data(experiment, root)
         self.objective = build_objective(experiment)
         self.fusion = build_fusion(experiment)
-        self.kinds = self.objective.needs
+        #: What clients are asked: for the losses, and for the fusion rules.
+        fusion_needs = [kind for rule in self.fusion for kind in rule.needs]
+        self.kinds = tuple(dict.fromkeys((*self.objective.needs, *fusion_needs)))
+        #: What they are asked about images on which only predictions matter.
+        self.prediction_kinds = tuple(dict.fromkeys((Logits(), *fusion_needs)))
         self.class_map = class_map(self.data.classes)
         self._test_fingerprint: str | None = None
         self._views: dict[tuple[int, int], Tensor] = {}
-        self._models = _describe(experiment, self.data, self.objective)
+        self._models = _describe(experiment, self.data, self.objective, self.kinds)
 
     def order(self, run: str, round_number: int, client: int) -> Expected:
         """What a client is asked to say about the transfer set in this round."""
@@ -95,7 +100,7 @@ class Workspace:
         if self._test_fingerprint is None:
             self._test_fingerprint = self.data.test.fingerprint()
         fingerprint, images = self._test_fingerprint, len(self.data.test)
-        return self._expect(run, round_number, client, (Logits(),), fingerprint, images)
+        return self._expect(run, round_number, client, self.prediction_kinds, fingerprint, images)
 
     def views(self, round_number: int) -> Callable[[int], Tensor]:
         """View number -> the transfer images under this round's virtual view."""
@@ -153,7 +158,7 @@ class _Model:
 
 
 def _describe(
-    experiment: Experiment, data: FederatedData, objective: Objective
+    experiment: Experiment, data: FederatedData, objective: Objective, asked: tuple[Kind, ...]
 ) -> dict[Component, _Model]:
     """Every teacher model, tried once; the student's too, so that a misfit is said at once."""
 
@@ -170,7 +175,7 @@ def _describe(
         tried(assistant, both, "distillation.assistants")
     tried(experiment.student.model, objective.reads, "student.model")
     return {
-        model: tried(model, objective.needs, f"teachers.models.{number}")
+        model: tried(model, asked, f"teachers.models.{number}")
         for number, model in enumerate(experiment.teachers.models)
     }
 
@@ -264,7 +269,7 @@ class Client:
         data = self.workspace.data
         if test:
             expected = self.workspace.test_order(self.run, round_number, self.number)
-            tensors = extract(teacher, data.test.images, expected.kinds)
+            tensors = extract(teacher, data.test.images, expected.kinds, own=self.shard.images)
         else:
             expected = self.workspace.order(self.run, round_number, self.number)
             tensors = extract(
@@ -272,6 +277,7 @@ class Client:
                 data.transfer.images.images,
                 expected.kinds,
                 views=self.workspace.views(round_number),
+                own=self.shard.images,
             )
         shard = self.shard
         who = Teacher(self.number, len(shard), tuple(shard.class_counts().tolist()))
@@ -329,6 +335,9 @@ class Server:
         self.run = run
         self.notify = notify
         self._chain = self._fresh_chain()
+        #: The fusion rules as fitted to the last round, and what they remember of it.
+        self._rules: list[Fusion] = list(workspace.fusion)
+        self._memories: list[dict[str, Tensor]] = []
         self.round = 0
         checkpoint = run.load_checkpoint()
         if checkpoint is not None:
@@ -338,6 +347,7 @@ class Server:
                 learner.network.load_state_dict(state)
             for learner, learnt in zip(self._chain, checkpoint["learnt"], strict=True):
                 learner.learnt = learnt
+            self._memories = checkpoint["rules"]
 
     @property
     def student(self) -> Network:
@@ -378,12 +388,17 @@ class Server:
         """What the round's teachers say together."""
         store = self._store(round_number)
         transfer = self.workspace.data.transfer
-        return fuse(
-            store.bank(self.workspace.kinds),
-            self.workspace.fusion,
-            labels=transfer.images.labels if transfer.labelled else None,
-            store=store.allocate,
+        labels = transfer.images.labels if transfer.labelled else None
+        bank = store.bank(self.workspace.kinds)
+        looks = any(rule.needs_student for rule in self.workspace.fusion)
+        evidence = Evidence(
+            bank,
+            labels=labels,
+            student=predict(self.student, transfer.images.images) if looks else None,
+            seed=stream_seed(self.experiment.seed, "fuse", round_number),
         )
+        self._rules = fit_rules(self.workspace.fusion, evidence, self._memories)
+        return fuse(bank, self._rules, labels=labels, store=store.allocate)
 
     def learn(self, round_number: int, fused: Fused) -> list[EpochRecord]:
         """Distil the fused teachers into the student."""
@@ -402,7 +417,7 @@ class Server:
             network = assistant.network
             self._teach(assistant, fused, round_number, "assist", rank)
             who = Teacher(self.experiment.clients + rank - 1, parameters=parameter_count(network))
-            told = extract(network, images, self.workspace.kinds, views=views)
+            told = extract(network, images, self.workspace.objective.needs, views=views)
             fused = with_assistant(fused, Knowledge(who, told), options.guidance, rank)
         return self._teach(self._chain[-1], fused, round_number, "learn")
 
@@ -453,12 +468,12 @@ class Server:
             facts["validation"] = evaluate(self.student, data.validation)
         store = self._store(round_number, test=True)
         if store.clients():
-            bank = store.bank((Logits(),))
+            bank = store.bank(self.workspace.prediction_kinds)
             facts["teachers"] = {
                 teacher.client: accuracy(torch.from_numpy(np.asarray(array, np.float32)), labels)
                 for teacher, array in zip(bank.teachers, bank.arrays[Logits()], strict=True)
             }
-            together = fuse(bank, self.workspace.fusion, store=store.allocate).probabilities
+            together = fuse(bank, self._rules, store=store.allocate).probabilities
             facts["ensemble"] = _scores(together.clamp(min=1e-12).log(), labels)
         hidden = data.transfer.true_labels
         if fused is not None and hidden is not None:
@@ -468,6 +483,7 @@ class Server:
     def finish_round(self, round_number: int, **facts: Any) -> None:
         """Write the round down and keep the student: the point a resumed run goes on from."""
         self.round = round_number
+        self._memories = [rule.memory for rule in self._rules]
         student = network_hash(self.student)
         self.run.metric("round", round=round_number, hash=student, **facts)
         states = [
@@ -480,6 +496,7 @@ class Server:
                 "student": states[-1],
                 "assistants": states[:-1],
                 "learnt": [learner.learnt for learner in self._chain],
+                "rules": self._memories,
             },
         )
         self.notify("round", round=round_number, **facts)

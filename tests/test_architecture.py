@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "randomness",
         "vision",
         "closed_form",
+        "density",
         "features",
         "projectors",
         "similarity",

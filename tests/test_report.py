@@ -12,7 +12,7 @@ from fedkd.build import build_data, build_network
 from fedkd.config import make_experiment
 from fedkd.insight import graphs, likeness
 from fedkd.knowledge.kinds import Logits
-from fedkd.knowledge.payload import Knowledge, Teacher
+from fedkd.knowledge.payload import Knowledge, Teacher, fuse
 from fedkd.page import PAGE
 from fedkd.report import human_bytes, percent, write_report
 from fedkd.rundir import RunDirectory
@@ -57,6 +57,8 @@ def _run(tmp_path, *, clients=3, rounds=2, finished=2, summary=True, root=None, 
             run.knowledge(number).put(Knowledge(who, {Logits(): logits.half()}))
             for phase, up in (("train", 300), ("knowledge", 9000), ("evaluate", 4000)):
                 run.ledger(round=number, phase=phase, client=client, down=700, up=up)
+        store = run.knowledge(number)
+        fuse(store.bank((Logits(),)), [], store=store.allocate)
         for epoch in (1, 2, 3):
             terms = {"dkd": 2.0 / epoch, "vrm": 40.0 / epoch}
             run.metric("epoch", round=number, epoch=epoch, loss=6.0 / epoch, terms=terms)

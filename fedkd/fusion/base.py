@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from fedkd.knowledge.kinds import Kind
-from fedkd.knowledge.payload import Bank, Ensemble
+from fedkd.knowledge.payload import Bank, Ensemble, Rule
 
 # Samples that `Evidence.batches` hands over at once.
 BATCH = 1024
@@ -33,7 +33,7 @@ class Evidence:
     """
 
     bank: Bank
-    before: tuple[Fusion, ...] = ()
+    before: tuple[Rule, ...] = ()
     labels: Tensor | None = None
     validation: Bank | None = None
     validation_labels: Tensor | None = None
@@ -72,11 +72,13 @@ class Fusion(ABC):
         discloses: Metadata the rule needs from clients: `num_examples`, `class_counts`.
         needs: Kinds of knowledge the rule reads beside the logits.
         needs_validation: Whether teachers must answer the server's labelled images too.
+        needs_student: Whether the rule looks at what the student says.
     """
 
     discloses: tuple[str, ...] = ()
     needs: tuple[Kind, ...] = ()
     needs_validation: bool = False
+    needs_student: bool = False
 
     def fitted(self, evidence: Evidence) -> Self:
         """This rule made ready for a round; itself if it judges samples by themselves.
@@ -96,9 +98,12 @@ class Fusion(ABC):
         """Reweight or merge the teachers."""
 
 
+AnyRule = TypeVar("AnyRule", bound=Rule)
+
+
 def fit_rules(
-    rules: Sequence[Fusion], evidence: Evidence, memories: Sequence[Mapping[str, Tensor]] = ()
-) -> list[Fusion]:
+    rules: Sequence[AnyRule], evidence: Evidence, memories: Sequence[Mapping[str, Tensor]] = ()
+) -> list[AnyRule]:
     """Fit a chain, each rule to what those before it leave.
 
     Args:
@@ -106,7 +111,7 @@ def fit_rules(
         evidence: Without `before` and `memory`, which are set here.
         memories: What each rule remembered in the last round; empty for a first round.
     """
-    ready: list[Fusion] = []
+    ready: list[AnyRule] = []
     for number, rule in enumerate(rules):
         if isinstance(rule, Fusion):
             memory = memories[number] if number < len(memories) else {}

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Fusion
-from fedkd.knowledge.payload import Ensemble
+from fedkd.knowledge.payload import Ensemble, Teacher
+
+
+def believed_sizes(teachers: Sequence[Teacher], cap: float) -> Tensor:
+    """The teachers' claimed numbers of examples, (M,), none above `cap` times the median."""
+    counts = torch.tensor([float(teacher.num_examples or 0) for teacher in teachers])
+    return counts.clamp(max=cap * float(counts.median().clamp(min=1)))
 
 
 @FUSIONS.register("sample_count")
@@ -28,6 +37,5 @@ class SampleCount(Fusion):
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """Weights proportional to the capped counts."""
-        counts = torch.tensor([float(t.num_examples or 0) for t in ensemble.teachers])
-        believed = counts.clamp(max=self.cap * float(counts.median().clamp(min=1)))
+        believed = believed_sizes(ensemble.teachers, self.cap)
         return ensemble.weighted(believed[:, None].to(ensemble.weights).expand_as(ensemble.weights))

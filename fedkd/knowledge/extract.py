@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from fedkd.knowledge.kinds import Fact, Kind, Reading
+from fedkd.knowledge.kinds import Comparison, Fact, Kind, Reading
 from fedkd.models.network import Network
 
 
@@ -18,6 +18,7 @@ def extract(
     kinds: Iterable[Kind],
     *,
     views: Callable[[int], Tensor] | None = None,
+    own: Tensor | None = None,
     batch_size: int = 256,
 ) -> dict[Kind, Tensor]:
     """Read `kinds` from a network in evaluation mode, batch by batch.
@@ -27,6 +28,7 @@ def extract(
         images: uint8 (N, channels, h, w).
         kinds: What to read; each costs the forwards it needs and no more.
         views: View number -> all images under that virtual view, uint8 (N, channels, h, w).
+        own: The client's private images, for kinds that are computed from them.
         batch_size: Images per forward.
 
     Returns:
@@ -39,7 +41,9 @@ def extract(
     device = network.mean.device
     mode = network.training
     network.eval()
-    parts: dict[Kind, list[Tensor]] = {kind: [] for kind in kinds if kind.per_sample}
+    parts: dict[Kind, list[Tensor]] = {
+        kind: [] for kind in kinds if kind.per_sample and not isinstance(kind, Comparison)
+    }
     try:
         for start in range(0, len(images), batch_size) if parts else ():
             rows = slice(start, start + batch_size)
@@ -48,6 +52,12 @@ def extract(
                 taken.append(_named(kind, kind.read, reading).float().cpu())
         told = {kind: torch.cat(taken) for kind, taken in parts.items()}
         for kind in kinds:
+            if isinstance(kind, Comparison):
+                if own is None:
+                    raise ValueError(
+                        f"{kind} is computed from a client's own images; there are none"
+                    )
+                told[kind] = kind.compare(images, own)
             if isinstance(kind, Fact):
                 told[kind] = _named(kind, kind.state, network, images, None).float().cpu()
     finally:
@@ -69,7 +79,7 @@ def shapes(
         ValueError: the network has no such thing; the message names the kind.
     """
     black = torch.zeros(2, *image, dtype=torch.uint8)
-    told = extract(network, black, kinds, views=lambda _number: black)
+    told = extract(network, black, kinds, views=lambda _number: black, own=black)
     return {
         kind: tuple(tensor.shape[1:] if kind.per_sample else tensor.shape)
         for kind, tensor in told.items()

@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fedkd.density import density_ratio
 from fedkd.features import cell_statistics, class_maps, spatial_moments, spectral_norms
 from fedkd.models.network import Network, Outputs
 from fedkd.similarity import alignment_costs, angle_costs
@@ -99,6 +100,22 @@ class Fact(Kind, ABC):
             images: uint8 (N, channels, h, w): the transfer set, or a central training set.
             labels: Their classes (N,); None takes the network's own predictions.
         """
+
+
+@dataclass(frozen=True)
+class Comparison(Kind, ABC):
+    """Something of each transfer image that a client finds by looking at its own images.
+
+    Training its network privately does not protect it.
+    """
+
+    def read(self, reading: Reading) -> Tensor:
+        """A comparison is not read from a network."""
+        raise RuntimeError(f"{self} is about a client's images, not about its network")
+
+    @abstractmethod
+    def compare(self, images: Tensor, own: Tensor) -> Tensor:
+        """(N, ...) for `images` uint8 (N, channels, h, w), given the client's `own` (P, ...)."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +259,29 @@ class SpectralNorms(Kind):
         """(B, stages - 1)."""
         maps = [_stage(reading, index) for index in range(-self.stages, 0)]
         return spectral_norms(maps, iterations=self.iterations)
+
+
+@dataclass(frozen=True)
+class Familiarity(Comparison):
+    """How much likelier the image is among the client's own images than in the transfer set, (B,).
+
+    Discloses one number per transfer image about the client's images themselves: which public
+    images its data resemble, hence roughly which classes it holds. It says nothing of how well
+    the teacher has learnt, and stays the same as long as the client's images do.
+
+    Attributes:
+        components: Principal components of the transfer images in which likeness is measured.
+        bandwidth: Of the kernel, in medians of the transfer images' distances.
+    """
+
+    fusible: ClassVar[bool] = True
+
+    components: int = 50
+    bandwidth: float = 0.35
+
+    def compare(self, images: Tensor, own: Tensor) -> Tensor:
+        """(N,): the density ratio at `images` (N, ...), from the client's `own` (P, ...)."""
+        return density_ratio(images, own, components=self.components, bandwidth=self.bandwidth)
 
 
 @dataclass(frozen=True)

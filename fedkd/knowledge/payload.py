@@ -242,7 +242,8 @@ def fuse(
     step = max(1, min(total, FUSION_BUDGET // max(per_sample, 1)))
     weights: np.ndarray | None = None
     merged: dict[Kind, np.ndarray] = {}
-    probabilities: list[Tensor] = []
+    classes = bank.arrays[Logits()][0].shape[1]
+    together = torch.from_numpy(allocate("probabilities", (total, classes)))
     teachers, class_weights = bank.teachers, bank.class_weights
     for start in range(0, total, step):
         index = torch.arange(start, min(start + step, total))
@@ -265,8 +266,7 @@ def fuse(
         weights[:, index.numpy()] = after.weights.numpy()
         for kind, tensor in changed.items():
             merged[kind][:, index.numpy()] = tensor.numpy()
-        probabilities.append(after.mean_probabilities())
+        together[index] = after.mean_probabilities()
     arrays = {kind: list(merged[kind]) if kind in merged else a for kind, a in bank.arrays.items()}
-    together = torch.cat(probabilities)
     targets = together.argmax(dim=1) if labels is None else labels
     return Fused(Bank(teachers, arrays, weights, class_weights), together, targets)

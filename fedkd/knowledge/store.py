@@ -68,6 +68,13 @@ class KnowledgeStore:
                 )
         return Bank(tuple(teachers), arrays)
 
+    def fused(self, name: str) -> np.ndarray:
+        """What `allocate` gave under this name, as `fuse` filled it."""
+        array: np.ndarray = np.load(
+            self.folder / "fused" / f"{name}.npy", mmap_mode="r", allow_pickle=False
+        )
+        return array
+
     def allocate(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """A float32 array of the fused round on disk, filled by `fuse`."""
         folder = self.folder / "fused"

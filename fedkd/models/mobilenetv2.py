@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fedkd.models import MODELS
-from fedkd.models.staged import StagedClassifier, conv_bn, initialise
+from fedkd.models.staged import Norm, StagedClassifier, conv_bn, initialise, with_norm
 
 # Per tap: groups of (expands, full-width channels, blocks, stride of the first block).
 _STAGES = (
@@ -50,6 +50,7 @@ def mobilenetv2(
     *,
     width: float = 0.5,
     expansion: int = 6,
+    norm: Norm = "batch",
 ) -> nn.Module:
     """MobileNetV2 for small images, half as wide as the paper's by default.
 
@@ -59,6 +60,7 @@ def mobilenetv2(
         image_size: Side of the images.
         width: Multiplier of all channels but the last 1280.
         expansion: Widening inside a block (T in the benchmarks' tables).
+        norm: What normalises the features after each convolution.
     """
     inputs = int(32 * width)
     stages: list[nn.Module] = [nn.Sequential(conv_bn(in_channels, inputs, stride=2), nn.ReLU())]
@@ -77,4 +79,4 @@ def mobilenetv2(
     features = int(1280 * max(width, 1.0))
     neck = nn.Sequential(conv_bn(inputs, features, 1), nn.ReLU())
     body = StagedClassifier(stages, features, num_classes, neck=neck)
-    return initialise(body, linear_std=0.01)
+    return with_norm(initialise(body, linear_std=0.01), norm)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd.models import MODELS
-from fedkd.models.staged import StagedClassifier, conv_bn
+from fedkd.models.staged import Norm, StagedClassifier, conv_bn, with_norm
 
 _STEM = 24
 
@@ -111,18 +111,22 @@ def _stem(in_channels: int) -> nn.Module:
 
 
 @MODELS.register("shufflenetv1")
-def shufflenetv1(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+def shufflenetv1(
+    num_classes: int, in_channels: int, image_size: int, *, norm: Norm = "batch"
+) -> nn.Module:
     """ShuffleNet V1 with three groups: 240, 480 and 960 channels."""
     stages, inputs = [_stem(in_channels)], _STEM
     for outputs, count in ((240, 4), (480, 8), (960, 4)):
         rest = (GroupedUnit(outputs, outputs, 1, groups=3) for _ in range(count - 1))
         stages.append(nn.Sequential(GroupedUnit(inputs, outputs, 2, groups=3), *rest))
         inputs = outputs
-    return StagedClassifier(stages, inputs, num_classes)
+    return with_norm(StagedClassifier(stages, inputs, num_classes), norm)
 
 
 @MODELS.register("shufflenetv2")
-def shufflenetv2(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+def shufflenetv2(
+    num_classes: int, in_channels: int, image_size: int, *, norm: Norm = "batch"
+) -> nn.Module:
     """ShuffleNet V2 at width 1: 116, 232 and 464 channels, 1024 before the head."""
     stages, inputs = [_stem(in_channels)], _STEM
     for outputs, count in ((116, 4), (232, 8), (464, 4)):
@@ -130,4 +134,4 @@ def shufflenetv2(num_classes: int, in_channels: int, image_size: int) -> nn.Modu
         stages.append(nn.Sequential(DownUnit(inputs, outputs), *rest))
         inputs = outputs
     neck = nn.Sequential(conv_bn(inputs, 1024, 1), nn.ReLU())
-    return StagedClassifier(stages, 1024, num_classes, neck=neck)
+    return with_norm(StagedClassifier(stages, 1024, num_classes, neck=neck), norm)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
@@ -10,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from fedkd.models import MODELS
-from fedkd.models.staged import StagedClassifier
+from fedkd.models.staged import StagedClassifier, group_norm
 
 Norm = Literal["none", "batch", "group"]
 """`group` and `none` never mix the samples of a batch, as DP-SGD requires."""
@@ -20,7 +19,7 @@ def _norm(norm: Norm, channels: int) -> list[nn.Module]:
     if norm == "batch":
         return [nn.BatchNorm2d(channels)]
     if norm == "group":
-        return [nn.GroupNorm(math.gcd(8, channels), channels)]
+        return [group_norm(channels)]
     return []
 
 

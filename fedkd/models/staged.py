@@ -6,11 +6,16 @@ later in-place ReLU would silently rewrite the feature a hook has kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
 from fedkd.models import MODELS
+
+Norm = Literal["batch", "group"]
+"""`group` never mixes the samples of a batch, as DP-SGD requires."""
 
 
 class StagedClassifier(nn.Module):
@@ -67,6 +72,24 @@ def conv_bn(
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
 
 
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Eight groups, or as many of 4, 2 and 1 as divide the channels."""
+    return nn.GroupNorm(math.gcd(8, channels), channels)
+
+
+def with_norm(body: nn.Module, norm: Norm) -> nn.Module:
+    """`body`, in place, with group norm for batch norm if `norm` says so.
+
+    Neither draws its initial weights, so the other layers start from the same numbers.
+    """
+    if norm == "group":
+        for name, module in list(body.named_modules()):
+            if isinstance(module, nn.BatchNorm2d):
+                parent, _, attribute = name.rpartition(".")
+                setattr(body.get_submodule(parent), attribute, group_norm(module.num_features))
+    return body
+
+
 def initialise(body: nn.Module, *, linear_std: float | None = None) -> nn.Module:
     """Normal convolutions with the ReLU gain over fan-out, zero biases; returns `body`.
 
@@ -87,7 +110,7 @@ def initialise(body: nn.Module, *, linear_std: float | None = None) -> nn.Module
 
 
 def register(name: str, summary: str, build: Callable[[int, int, int], nn.Module]) -> None:
-    """Register a family member that has no options of its own.
+    """Register a family member whose one option is its norm.
 
     Args:
         name: Name in configs.
@@ -95,8 +118,10 @@ def register(name: str, summary: str, build: Callable[[int, int, int], nn.Module
         build: `(num_classes, in_channels, image_size) -> nn.Module`.
     """
 
-    def member(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-        return build(num_classes, in_channels, image_size)
+    def member(
+        num_classes: int, in_channels: int, image_size: int, *, norm: Norm = "batch"
+    ) -> nn.Module:
+        return with_norm(build(num_classes, in_channels, image_size), norm)
 
     member.__name__ = member.__qualname__ = name
     member.__doc__ = summary

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedkd.fusion import FUSIONS
-from fedkd.knowledge.kinds import Logits
+from fedkd.knowledge.kinds import Familiarity, Logits
 from fedkd.knowledge.payload import Ensemble, Teacher
 
 
@@ -15,7 +15,9 @@ def ensemble(samples: int = 7, classes: int = 4, scale: float = 3.0) -> Ensemble
         for client, counts in enumerate([(50, 0, 0, 1), (0, 40, 3, 0), (5, 5, 5, 5)])
     )
     logits = scale * torch.randn(3, samples, classes, generator=generator)
-    return Ensemble(teachers, {Logits(): logits}, torch.full((3, samples), 1 / 3))
+    familiarity = torch.rand(3, samples, generator=generator)
+    tensors = {Logits(): logits, Familiarity(): familiarity}
+    return Ensemble(teachers, tensors, torch.full((3, samples), 1 / 3))
 
 
 def reorder(item: Ensemble, order: list[int]) -> Ensemble:

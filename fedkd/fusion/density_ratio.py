@@ -1,0 +1,88 @@
+"""Teachers count where the transfer images are like their own."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Self, cast
+
+import torch
+from torch import Tensor
+
+from fedkd.fusion import FUSIONS
+from fedkd.fusion.base import Evidence, Fusion
+from fedkd.fusion.sample_count import believed_sizes
+from fedkd.knowledge.kinds import Familiarity
+from fedkd.knowledge.payload import Ensemble
+
+
+@FUSIONS.register("density_ratio")
+class DensityRatio(Fusion):
+    """A teacher has a say on an image in so far as the image could be one of its own.
+
+    The teachers as a mixture of experts: `p(y|x) = sum_m p(m|x) p_m(y|x)` is exact when each
+    teacher knows its own distribution, and by Bayes `p(m|x)` is the client's share of all images
+    times the density ratio of its images to the transfer set at x. The ratio is estimated on the
+    client (KuLSIF, as in Selective-FD: Shao, Wu, Zhang, "Selective knowledge sharing for
+    privacy-preserving federated distillation without a good teacher", Nature Communications
+    2024), which selects samples with it; here it weighs the teachers.
+
+    Discloses one number per transfer image about the client's own images (`Familiarity`) and, with
+    `by_size`, how many they are.
+
+    Args:
+        by_size: Weigh by the number of examples too, as Bayes' rule asks.
+        cap: Largest believed number of examples, in multiples of the median.
+        components: See `Familiarity`.
+        bandwidth: See `Familiarity`.
+    """
+
+    def __init__(
+        self,
+        *,
+        by_size: bool = True,
+        cap: float = 10.0,
+        components: int = 50,
+        bandwidth: float = 0.35,
+    ) -> None:
+        if components < 1 or bandwidth <= 0 or cap <= 0:
+            raise ValueError(
+                "fusion 'density_ratio': components must be at least 1, bandwidth and cap positive"
+            )
+        self.discloses = ("num_examples",) if by_size else ()
+        self.kind = Familiarity(components, bandwidth)
+        self.needs = (self.kind,)
+        self.by_size = by_size
+        self.cap = cap
+        self.scale: Tensor | None = None
+
+    def fitted(self, evidence: Evidence) -> Self:
+        """Ratios scaled to a mean of one over the transfer set, and sizes believed up to `cap`.
+
+        A ratio of densities has mean one; so nobody gains by claiming to know everything.
+        """
+        total = sum(
+            cast(Tensor, rows.tensors[self.kind]).clamp(min=0).sum(dim=1)
+            for _, rows in evidence.batches()
+        )
+        assert isinstance(total, Tensor)
+        scale = evidence.bank.num_samples / total.clamp(min=1e-30)
+        ready = copy(self)
+        ready.scale = torch.where(total > 0, scale, 0.0)
+        return ready
+
+    def __call__(self, ensemble: Ensemble) -> Ensemble:
+        """Weights by familiarity; a sample that is familiar to nobody keeps the weights it had."""
+        scores = ensemble.tensors[self.kind]
+        assert isinstance(scores, Tensor)
+        scores = scores.clamp(min=0)
+        if self.scale is not None:
+            scores = scores * self.scale[:, None].to(scores)
+        if self.by_size:
+            for teacher in ensemble.teachers:
+                if teacher.num_examples is None:
+                    raise ValueError(
+                        f"fusion 'density_ratio' needs the number of examples of client "
+                        f"{teacher.client}; with by_size: false it does without"
+                    )
+            scores = scores * believed_sizes(ensemble.teachers, self.cap).to(scores)[:, None]
+        return ensemble.weighted(scores)
