@@ -1,4 +1,4 @@
-"""Assistants between large teachers and a small student."""
+"""Networks of the server that teach beside the clients' teachers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Fused, Knowledge
@@ -15,7 +16,7 @@ Guidance = Literal["next", "dense"]
 
 
 def with_assistant(fused: Fused, assistant: Knowledge, guidance: Guidance, rank: int) -> Fused:
-    """What the next network of a chain learns from, after one more assistant has been trained.
+    """Let an assistant teach: what the next network of a chain learns from, after one more assistant has been trained.
 
     Args:
         fused: What that assistant itself learnt from.
@@ -30,15 +31,44 @@ def with_assistant(fused: Fused, assistant: Knowledge, guidance: Guidance, rank:
         Son et al., "Densely Guided Knowledge Distillation using Multiple Teacher Assistants",
             ICCV 2021, https://arxiv.org/abs/2009.08825
     """
-    own = torch.softmax(assistant.tensors[Logits()].float(), dim=-1)
-    arrays = {kind: [tensor.numpy()] for kind, tensor in assistant.tensors.items()}
     if guidance == "next":
+        arrays = {kind: [tensor.numpy()] for kind, tensor in assistant.tensors.items()}
         # The targets stay: they are what the first teachers (or the labels) say.
-        return Fused(Bank((assistant.teacher,), arrays), own, fused.targets)
+        return Fused(Bank((assistant.teacher,), arrays), _probabilities(assistant), fused.targets)
+    return _beside(fused, assistant, 1 / (rank + 1))
+
+
+def with_memory(fused: Fused, student: Knowledge, share: float) -> Fused:
+    """Let the student of the round before teach too: targets averaged over rounds.
+
+    Each round's targets are then a running mean of what the teachers said in all rounds, in so far
+    as the student has learnt it (temporal ensembling with the student as the memory).
+
+    Args:
+        fused: What the teachers say in this round.
+        student: What the student said before this round.
+        share: Its say, in [0, 1).
+
+    References:
+        Laine and Aila, "Temporal Ensembling for Semi-Supervised Learning", ICLR 2017,
+            https://arxiv.org/abs/1610.02242
+    """
+    told = _beside(fused, student, share)
+    learnt = torch.equal(fused.targets, fused.probabilities.argmax(dim=1))
+    return replace(told, targets=told.probabilities.argmax(dim=1)) if learnt else told
+
+
+def _probabilities(knowledge: Knowledge) -> Tensor:
+    return torch.softmax(knowledge.tensors[Logits()].float(), dim=-1)
+
+
+def _beside(fused: Fused, teacher: Knowledge, share: float) -> Fused:
+    """One more teacher with a share of the say; all others keep their proportions."""
     bank = fused.bank
-    # What only fusion rules read (an assistant has no images of its own) has done its part.
-    together = {kind: [*bank.arrays[kind], *array] for kind, array in arrays.items()}
-    share = 1 / (rank + 1)
+    # What only fusion rules read (the server has no private images) has done its part.
+    together = {
+        kind: [*bank.arrays[kind], tensor.numpy()] for kind, tensor in teacher.tensors.items()
+    }
     count, samples = len(bank.teachers), bank.num_samples
     before = np.full((count, samples), 1 / count) if bank.weights is None else bank.weights
     weights = np.concatenate([before * (1 - share), np.full((1, samples), share)])
@@ -47,8 +77,6 @@ def with_assistant(fused: Fused, assistant: Knowledge, guidance: Guidance, rank:
         classes = torch.cat([classes, torch.ones(1, classes.shape[1])])
     return replace(
         fused,
-        bank=Bank(
-            (*bank.teachers, assistant.teacher), together, weights.astype(np.float32), classes
-        ),
-        probabilities=fused.probabilities * (1 - share) + own * share,
+        bank=Bank((*bank.teachers, teacher.teacher), together, weights.astype(np.float32), classes),
+        probabilities=fused.probabilities * (1 - share) + _probabilities(teacher) * share,
     )

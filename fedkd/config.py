@@ -129,11 +129,17 @@ class Data(Section):
 
 
 class Feedback(Section):
-    """What the clients get back from the server's student."""
+    """What the clients get back from the server's student.
 
-    use: Literal["none", "init", "regulariser"] = "none"
-    weight: float = Field(default=1.0, ge=0)
+    `init`: its weights, where the network is the same. `regulariser`: teachers are held to its
+    predictions on their private images. `align`: before they train, teachers learn its predictions
+    on the transfer set (FedMD's digest).
+    """
+
+    use: Literal["none", "init", "regulariser", "align"] = "none"
+    weight: float = Field(default=1.0, ge=0, description="`regulariser`")
     temperature: float = Field(default=2.0, gt=0)
+    epochs: Positive = Field(default=1, description="`align`: passes over the transfer set")
 
 
 class Teachers(Section):
@@ -153,10 +159,20 @@ class Teachers(Section):
         return self.models[client % len(self.models)]
 
 
+class Pretraining(Section):
+    """Self-supervised learning on the transfer images before the first round (SimCLR)."""
+
+    epochs: int = Field(default=0, ge=0, description="0 is without")
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    augment: str = "randaugment"
+    optimizer: Optimizer = Optimizer(name="adamw", lr=0.003, weight_decay=0.01)
+
+
 class Student(Section):
     """The one network that comes out."""
 
     model: Named = Component(name="cnn_small")
+    pretraining: Pretraining = Pretraining()
 
 
 class Term(Component):
@@ -190,6 +206,15 @@ class Distillation(Section):
     batch_size: Positive = 64
     optimizer: Optimizer = Optimizer()
     warm_start: bool = Field(default=True, description="the student goes on from the last round")
+    memory: float = Field(
+        default=0.0, ge=0, lt=1, description="say of the student's own predictions of last round"
+    )
+    curriculum: int = Field(
+        default=0, ge=0, description="epochs until samples that teachers are unsure of are shown"
+    )
+    ema: float = Field(
+        default=0.0, ge=0, lt=1, description="decay per step of a running mean of the weights"
+    )
     assistants: Annotated[tuple[Named, ...], BeforeValidator(_components)] = Field(
         default=(), description="networks trained in between on the server, large to small"
     )

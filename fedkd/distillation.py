@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fedkd.config import Optimizer
 from fedkd.knowledge.kinds import Kind, Logits
@@ -68,6 +69,7 @@ def distill(
     fitted: Mapping[str, Tensor] | None = None,
     resume: dict[str, Any] | None = None,
     precision: Precision = "float32",
+    ema: float = 0.0,
     seed: int = 0,
     on_epoch: Callable[[EpochRecord, Snapshot], None] | None = None,
 ) -> tuple[list[EpochRecord], dict[str, Any]]:
@@ -86,6 +88,8 @@ def distill(
         resume: A snapshot of an interrupted call with the same arguments, to go on from; the
             result is the same as if it had not been interrupted.
         precision: In which networks compute; losses always compute in float32.
+        ema: Decay per step of a running mean of the student's weights, which is what comes out
+            in the end; 0 is without. (Mean teachers: Tarvainen and Valpola, NeurIPS 2017.)
         seed: Seed of dropout and of the objective's own parameters.
         on_epoch: Called after every epoch with its record and a maker of snapshots.
 
@@ -98,7 +102,7 @@ def distill(
     """
     options = optimizer or Optimizer()
     objective.check(epochs)
-    loop = _Loop(student, lessons, objective, epochs, options, precision, seed)
+    loop = _Loop(student, lessons, objective, epochs, options, precision, ema, seed)
     if fitted is not None:
         loop.take_over(fitted)
     if moments is not None:
@@ -111,6 +115,7 @@ def distill(
             history.append(record)
             if on_epoch is not None:
                 on_epoch(record, lambda epoch=epoch: loop.snapshot(epoch))  # type: ignore[misc]
+    loop.finish()
     student.eval()
     return history, {
         "moments": loop.optimizer.state_dict(),
@@ -129,6 +134,7 @@ class _Loop:
         epochs: int,
         options: Optimizer,
         precision: Precision,
+        ema: float,
         seed: int,
     ) -> None:
         self.student = student
@@ -145,6 +151,11 @@ class _Loop:
         ]
         steps = max(1, lessons.steps) * epochs
         self.optimizer, self.schedule = make_optimizer(self.parameters, options, steps)
+        self.average = (
+            AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
+            if ema > 0
+            else None
+        )
         # float16 gradients of small losses vanish unless scaled; bfloat16 has float32's range.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
 
@@ -193,6 +204,8 @@ class _Loop:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.student)
 
     def _meta_step(self, loss: EnsembleLoss, lesson: Lesson, seen: dict[Kind, Tensor]) -> None:
         """Let a loss learn from what the student got wrong in this batch."""
@@ -271,7 +284,13 @@ class _Loop:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "generators": generators,
+            "average": None if self.average is None else _on_cpu(self.average),
         }
+
+    def finish(self) -> None:
+        """Give the student the weights that count."""
+        if self.average is not None:
+            self.student.load_state_dict(self.average.module.state_dict())
 
     def restore(self, state: dict[str, Any]) -> int:
         """Take up a snapshot; returns the epoch that comes next."""
@@ -280,6 +299,8 @@ class _Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         torch.set_rng_state(state["generators"]["cpu"])
         if "cuda" in state["generators"] and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)

@@ -7,6 +7,7 @@ anew (`LiveLessons`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -81,6 +82,9 @@ class SharedLessons:
         fused: What the teachers say about them.
         views: View number -> all transfer images under that virtual view.
         batch_size: Samples per step; a last batch of one sample is dropped (batch norm).
+        curriculum: Epochs until all samples are shown: the first is about the half of which the
+            teachers are surest, then more and more of the rest. 0 shows all at once. An epoch has
+            the same number of steps throughout.
         seed: Seed of the order of samples.
         device: Where lessons are put.
     """
@@ -92,6 +96,7 @@ class SharedLessons:
         *,
         views: Views | None = None,
         batch_size: int = 64,
+        curriculum: int = 0,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -102,6 +107,8 @@ class SharedLessons:
         self._seed = seed
         self._device = torch.device(device)
         self._targets = fused.targets.to(self._device)
+        self._curriculum = curriculum
+        self._surest = fused.probabilities.amax(dim=1).argsort(descending=True, stable=True)
 
     @property
     def steps(self) -> int:
@@ -114,8 +121,13 @@ class SharedLessons:
 
     def epoch(self, number: int) -> Iterator[Lesson]:
         """The transfer set in an order of its own."""
-        for index in _batches(len(self._images), self._batch_size, self._seed, number):
-            yield self._lesson(index)
+        total = len(self._images)
+        known = self._surest
+        if number <= self._curriculum:
+            known = known[: math.ceil(total * (0.5 + 0.5 * (number - 1) / self._curriculum))]
+        for index in _batches(total, self._batch_size, self._seed, number):
+            # A sample that is not shown yet lends its place to one that is.
+            yield self._lesson(known[index % len(known)] if len(known) < total else index)
 
     def _lesson(self, index: Tensor) -> Lesson:
         views, device = self._views, self._device

@@ -26,7 +26,7 @@ from fedkd.build import (
     build_objective,
     device_of,
 )
-from fedkd.chains import with_assistant
+from fedkd.chains import with_assistant, with_memory
 from fedkd.config import Component, ConfigError, Experiment, make_experiment, parse_yaml
 from fedkd.data.images import ImageSet, class_map
 from fedkd.data.splits import FederatedData
@@ -35,15 +35,16 @@ from fedkd.distillation import EpochRecord, Snapshot, distill
 from fedkd.evaluation import accuracy, calibration, evaluate, per_class_accuracy, predict
 from fedkd.fusion.base import Evidence, Fusion, fit_rules
 from fedkd.knowledge.extract import extract, shapes
-from fedkd.knowledge.kinds import Kind, Logits
+from fedkd.knowledge.kinds import Kind, Logits, Pooled
 from fedkd.knowledge.payload import Fused, Knowledge, Teacher, fuse
 from fedkd.knowledge.wire import Expected, Header, HeaderValue, pack, unpack
 from fedkd.lessons import SharedLessons
 from fedkd.models.network import Network, parameter_count
 from fedkd.objective import Objective
+from fedkd.pretraining import pretrain
 from fedkd.randomness import stream_seed
 from fedkd.rundir import RunDirectory, load_state, network_hash, save_state
-from fedkd.teachers.sgd import Fit, fit
+from fedkd.teachers.sgd import Fit, align, fit
 
 # Below this many steps in a whole run no student has learnt much; said, since it looks like a bug.
 FEW_STEPS = 100
@@ -173,7 +174,8 @@ def _describe(
     for assistant in experiment.distillation.assistants:
         both = tuple({*objective.needs, *objective.reads})
         tried(assistant, both, "distillation.assistants")
-    tried(experiment.student.model, objective.reads, "student.model")
+    looks = (Pooled(),) if experiment.student.pretraining.epochs > 0 else ()
+    tried(experiment.student.model, (*objective.reads, *looks), "student.model")
     return {
         model: tried(model, asked, f"teachers.models.{number}")
         for number, model in enumerate(experiment.teachers.models)
@@ -244,6 +246,14 @@ class Client:
         elif student is not None and feedback.use == "regulariser":
             regulariser = self._student(student)
         teacher.to(self._device)
+        if student is not None and feedback.use == "align":
+            align(
+                teacher,
+                self._student(student),
+                self.workspace.data.transfer.images.images,
+                self.experiment.teachers,
+                seed=stream_seed(self.experiment.seed, "align", self.number, round_number),
+            )
         result = fit(
             teacher,
             self.shard,
@@ -409,17 +419,40 @@ class Server:
                 f"the student takes only {steps} steps per round: raise distillation.epochs or "
                 "lower distillation.batch_size"
             )
-        if not options.warm_start and round_number > 1:
-            self._chain = self._fresh_chain()
         views = self.workspace.views(round_number)
         images = self.workspace.data.transfer.images.images
+        needs = self.workspace.objective.needs
+        if options.memory > 0 and round_number > 1:
+            who = Teacher(self.experiment.clients, parameters=parameter_count(self.student))
+            told = extract(self.student, images, needs, views=views)
+            fused = with_memory(fused, Knowledge(who, told), options.memory)
+        if not options.warm_start and round_number > 1:
+            self._chain = self._fresh_chain()
+        if self.experiment.student.pretraining.epochs > 0 and (
+            round_number == 1 or not options.warm_start
+        ):
+            self._pretrain(round_number)
         for rank, assistant in enumerate(self._chain[:-1], start=1):
             network = assistant.network
             self._teach(assistant, fused, round_number, "assist", rank)
-            who = Teacher(self.experiment.clients + rank - 1, parameters=parameter_count(network))
-            told = extract(network, images, self.workspace.objective.needs, views=views)
+            who = Teacher(self.experiment.clients + rank, parameters=parameter_count(network))
+            told = extract(network, images, needs, views=views)
             fused = with_assistant(fused, Knowledge(who, told), options.guidance, rank)
         return self._teach(self._chain[-1], fused, round_number, "learn")
+
+    def _pretrain(self, round_number: int) -> None:
+        """Let a fresh student look at the transfer images before it is taught."""
+        options = self.experiment.student.pretraining
+        losses = pretrain(
+            self.student,
+            self.workspace.data.transfer.images.images,
+            epochs=options.epochs,
+            augment=options.augment,
+            batch_size=options.batch_size,
+            optimizer=options.optimizer,
+            seed=stream_seed(self.experiment.seed, "pretrain"),
+        )
+        self.run.metric("pretraining", round=round_number, losses=losses)
 
     def _teach(
         self, learner: _Learner, fused: Fused, round_number: int, *names: object
@@ -440,6 +473,7 @@ class Server:
             fused,
             views=self.workspace.views(round_number),
             batch_size=options.batch_size,
+            curriculum=options.curriculum,
             seed=seed,
             device=learner.network.mean.device,
         )
@@ -449,6 +483,7 @@ class Server:
             self.workspace.objective,
             epochs=options.epochs,
             optimizer=options.optimizer,
+            ema=options.ema,
             seed=seed,
             on_epoch=on_epoch,
             **learner.learnt,

@@ -37,11 +37,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("config", "data", "models", "relations"),
     ("knowledge", "optimization"),
     ("losses", "fusion", "evaluation", "rundir"),
-    ("objective", "teachers", "lessons", "chains"),
+    ("objective", "teachers", "lessons", "chains", "pretraining", "leaflet"),
     ("distillation", "build"),
     ("rounds", "export", "api"),
-    ("insight", "summary", "central"),
-    ("report", "strategies"),
+    ("insight", "summary", "central", "removal"),
+    ("report", "strategies", "contribution"),
     ("simulations",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, start=1) for room in rooms}
@@ -70,14 +70,16 @@ DOORS: dict[str, tuple[str, ...]] = {
         "fedkd/report.py",
         "fedkd/central/pictures.py",
     ),
-    "jinja2": ("fedkd/report.py", "fedkd/central/report.py"),
-    "markupsafe": ("fedkd/report.py", "fedkd/central/report.py"),
+    "jinja2": ("fedkd/report.py", "fedkd/central/report.py", "fedkd/leaflet.py"),
+    "markupsafe": ("fedkd/report.py", "fedkd/central/report.py", "fedkd/leaflet.py"),
     "PIL": ("fedkd/data/datasets.py", "fedkd/data/transfer.py", "fedkd/export.py"),
     "typer": ("simulations/cli.py", "simulations/commands/"),
     "rich": (
         "simulations/cli.py",
+        "simulations/commands/",
         "simulations/live.py",
         "simulations/progress.py",
+        "simulations/steps.py",
         "simulations/tables.py",
     ),
 }

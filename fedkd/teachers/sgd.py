@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fedkd.config import Teachers
 from fedkd.data.images import ImageSet
 from fedkd.data.views import augment_batch
+from fedkd.evaluation import predict
 from fedkd.losses.kd import kd_loss
 from fedkd.models.network import Network
 from fedkd.optimization import make_optimizer, steps_per_epoch
@@ -23,6 +24,44 @@ class Fit:
 
     loss: float
     accuracy: float
+
+
+def align(
+    teacher: Network, student: Network, images: Tensor, options: Teachers, *, seed: int
+) -> None:
+    """Let `teacher` (in place) learn what the student says of the transfer images.
+
+    FedMD's digest: Li and Wang, "FedMD: Heterogenous Federated Learning via Model Distillation",
+    2019, https://arxiv.org/abs/1910.03581. No private image is looked at.
+
+    Args:
+        teacher: Any network over the same classes.
+        student: The server's student, on the same device.
+        images: Transfer images, uint8 (N, channels, h, w).
+        options: Batch size, optimiser, and in `feedback` epochs and temperature.
+        seed: Of the order of samples and dropout.
+    """
+    feedback = options.feedback
+    device = teacher.mean.device
+    told = predict(student, images)
+    batch = min(options.batch_size, len(images))
+    steps = steps_per_epoch(len(images), batch) * feedback.epochs
+    optimizer, schedule = make_optimizer(teacher.parameters(), options.optimizer, steps)
+    order = stream(seed, "order")
+    teacher.train()
+    with seeded(seed, "align"):
+        for _ in range(feedback.epochs):
+            for index in torch.randperm(len(images), generator=order).split(batch):
+                if len(index) == 1 and len(images) > 1:
+                    continue
+                logits = teacher(images[index].to(device))
+                wanted = told[index].to(device)
+                loss = kd_loss(logits, wanted, temperature=feedback.temperature).mean()
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    teacher.eval()
 
 
 def fit(
