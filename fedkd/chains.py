@@ -16,7 +16,7 @@ Guidance = Literal["next", "dense"]
 
 
 def with_assistant(fused: Fused, assistant: Knowledge, guidance: Guidance, rank: int) -> Fused:
-    """Let an assistant teach: what the next network of a chain learns from, after one more assistant has been trained.
+    """What the next network of a chain learns from, after one more assistant has been trained.
 
     Args:
         fused: What that assistant itself learnt from.

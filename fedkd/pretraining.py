@@ -89,15 +89,14 @@ def pretrain(
             for step, index in enumerate(torch.randperm(len(images), generator=order).split(batch)):
                 if len(index) == 1:
                     continue
-                views = [
-                    augment_batch(
-                        images[index].to(device), augment, seed, "view", view, epoch, step
+                here = images[index].to(device)
+                first, second = (
+                    project(
+                        network.read(augment_batch(here, augment, seed, view, epoch, step)).pooled
                     )
-                    for view in (0, 1)
-                ]
-                pooled = [network.read(view).pooled for view in views]
-                assert pooled[0] is not None and pooled[1] is not None
-                loss = contrastive_loss(project(pooled[0]), project(pooled[1]))
+                    for view in ("first", "second")
+                )
+                loss = contrastive_loss(first, second)
                 update.zero_grad(set_to_none=True)
                 loss.backward()
                 update.step()
