@@ -16,12 +16,15 @@ from fedkd.data.datasets import load_dataset
 from fedkd.data.splits import FederatedData, federate
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Fusion
+from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
 from fedkd.models import MODELS
 from fedkd.models.build import build_model
 from fedkd.models.network import Network
 from fedkd.objective import Objective, Term
 from fedkd.registry import Registry, nearest
+from fedkd.release import RELEASES
+from fedkd.release.base import Release
 
 
 def check(experiment: Experiment) -> None:
@@ -42,6 +45,11 @@ def check(experiment: Experiment) -> None:
     for number, rule in enumerate(experiment.fusion):
         check_component(FUSIONS, rule, f"fusion.{number}")
         _attempt(f"fusion.{number}", partial(FUSIONS.create, rule.name, **rule.options))
+    if experiment.release is not None:
+        release = experiment.release
+        check_component(RELEASES, release, "release")
+        _attempt("release", partial(RELEASES.create, release.name, **release.options))
+        build_release(experiment)
     distillation = experiment.distillation
     check_losses(distillation.losses, distillation.epochs, "distillation.losses")
     check_augmentation(experiment.teachers.augment, "teachers.augment")
@@ -133,6 +141,19 @@ def objective_of(terms: Sequence[LossTerm]) -> Objective:
 def build_fusion(experiment: Experiment) -> list[Fusion]:
     """The chain of fusion rules."""
     return [FUSIONS.create(rule.name, **rule.options) for rule in experiment.fusion]
+
+
+def build_release(experiment: Experiment) -> Release | None:
+    """The mechanism at the aggregator, if there is one. Raises `ConfigError`."""
+    if experiment.release is None:
+        return None
+    needs = [str(kind) for kind in build_objective(experiment).needs if kind != Logits()]
+    if needs:
+        raise ConfigError(
+            f"distillation.losses: a release lets out labels or probabilities, the losses need "
+            f"{', '.join(needs)}; use ce, kd or dkd"
+        )
+    return RELEASES.create(experiment.release.name, **experiment.release.options)
 
 
 def device_of(experiment: Experiment) -> torch.device:

@@ -271,6 +271,10 @@ class Experiment(Section):
     teachers: Teachers = Teachers()
     student: Student = Student()
     fusion: NamedList = (Component(name="uniform"),)
+    release: Annotated[
+        Named | None,
+        Field(description="mechanism between the fused teachers and the student; default: none"),
+    ] = None
     distillation: Distillation = Distillation()
     federation: Federation = Federation()
     evaluation: Evaluation = Evaluation()
@@ -284,7 +288,24 @@ class Experiment(Section):
                 f"{self.student.model.name!r} (teachers.models: "
                 f"{', '.join(m.name for m in self.teachers.models)})"
             )
+        if self.release is not None:
+            self._releasable(self.release.name)
         return self
+
+    def _releasable(self, name: str) -> None:
+        """Refuse what would let something out beside the mechanism."""
+        wrong: list[tuple[str, bool, str]] = [
+            ("fusion", [rule.name for rule in self.fusion] != ["uniform"], "[uniform]"),
+            ("evaluation.teachers", self.evaluation.teachers, "false"),
+            ("evaluation.clients", self.evaluation.clients, "false"),
+            ("teachers.feedback.use", self.teachers.feedback.use == "regulariser", "none"),
+        ]
+        for key, broken, wanted in wrong:
+            if broken:
+                raise ValueError(
+                    f"{key}: must be {wanted} with release {name!r}: everything else that is "
+                    "computed from the teachers' answers would leave the server without noise"
+                )
 
 
 class _Loader(yaml.SafeLoader):

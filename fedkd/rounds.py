@@ -24,6 +24,7 @@ from fedkd.build import (
     build_fusion,
     build_network,
     build_objective,
+    build_release,
     device_of,
 )
 from fedkd.chains import with_assistant, with_memory
@@ -36,13 +37,15 @@ from fedkd.evaluation import accuracy, calibration, evaluate, per_class_accuracy
 from fedkd.fusion.base import Evidence, Fusion, fit_rules
 from fedkd.knowledge.extract import extract, shapes
 from fedkd.knowledge.kinds import Kind, Logits, Pooled
-from fedkd.knowledge.payload import Fused, Knowledge, Teacher, fuse
+from fedkd.knowledge.payload import Bank, Fused, Knowledge, Teacher, fuse
 from fedkd.knowledge.wire import Expected, Header, HeaderValue, pack, unpack
 from fedkd.lessons import SharedLessons
 from fedkd.models.network import Network, parameter_count
 from fedkd.objective import Objective
 from fedkd.pretraining import pretrain
-from fedkd.randomness import stream_seed
+from fedkd.randomness import stream, stream_seed
+from fedkd.release.base import Release, Released, system_noise
+from fedkd.release.gaussian import epsilon_of
 from fedkd.rundir import RunDirectory, load_state, network_hash, save_state
 from fedkd.teachers.sgd import Fit, align, fit
 
@@ -80,6 +83,7 @@ class Workspace:
         self.data: FederatedData = build_data(experiment, root)
         self.objective = build_objective(experiment)
         self.fusion = build_fusion(experiment)
+        self.release = build_release(experiment)
         #: What clients are asked: for the losses, and for the fusion rules.
         fusion_needs = [kind for rule in self.fusion for kind in rule.needs]
         self.kinds = tuple(dict.fromkeys((*self.objective.needs, *fusion_needs)))
@@ -408,7 +412,42 @@ class Server:
             seed=stream_seed(self.experiment.seed, "fuse", round_number),
         )
         self._rules = fit_rules(self.workspace.fusion, evidence, self._memories)
+        if self.workspace.release is not None:
+            return self._release(round_number, self.workspace.release, bank, labels)
         return fuse(bank, self._rules, labels=labels, store=store.allocate)
+
+    def _release(
+        self, round_number: int, release: Release, bank: Bank, labels: Tensor | None
+    ) -> Fused:
+        """What the mechanism lets out; drawn once, however often the round is taken up again."""
+        place = self._store(round_number).folder / "released.pt"
+        if not place.is_file():
+            generator = stream(self.experiment.seed, "queries", round_number)
+            index = release.asked(bank.num_samples, generator)
+            probabilities = torch.softmax(bank.rows(index, kinds=(Logits(),)).logits, dim=-1)
+            out = release(probabilities, index, self.experiment.rounds, system_noise())
+            save_state(place, {"scores": out.scores, "index": out.index, "mu": out.mu})
+        out = Released(**load_state(place))
+        self.run.metric(
+            "release",
+            round=round_number,
+            mechanism=self.experiment.release.name if self.experiment.release else "",
+            answered=len(out.index),
+            mu=out.mu,
+            epsilon=epsilon_of(out.mu, release.delta),
+            delta=release.delta,
+            unit=release.unit,
+        )
+        if len(out.index) < 2:
+            raise RuntimeError(
+                f"round {round_number}: the release answered {len(out.index)} of the transfer "
+                "images; raise its epsilon, lower its threshold, or take more clients"
+            )
+        crowd = Teacher(self.experiment.clients)
+        logits = out.scores.clamp(min=1e-4).log().numpy()
+        targets = out.scores.argmax(dim=1) if labels is None else labels[out.index]
+        together = Bank((crowd,), {Logits(): [logits]})
+        return Fused(together, out.scores, targets, out.index)
 
     def learn(self, round_number: int, fused: Fused) -> list[EpochRecord]:
         """Distil the fused teachers into the student."""
@@ -419,8 +458,7 @@ class Server:
                 f"the student takes only {steps} steps per round: raise distillation.epochs or "
                 "lower distillation.batch_size"
             )
-        views = self.workspace.views(round_number)
-        images = self.workspace.data.transfer.images.images
+        images, views = self._shown(round_number, fused)
         needs = self.workspace.objective.needs
         if options.memory > 0 and round_number > 1:
             who = Teacher(self.experiment.clients, parameters=parameter_count(self.student))
@@ -439,6 +477,14 @@ class Server:
             told = extract(network, images, needs, views=views)
             fused = with_assistant(fused, Knowledge(who, told), options.guidance, rank)
         return self._teach(self._chain[-1], fused, round_number, "learn")
+
+    def _shown(self, round_number: int, fused: Fused) -> tuple[Tensor, Callable[[int], Tensor]]:
+        """The transfer images that `fused` is about, and their virtual views."""
+        images = self.workspace.data.transfer.images.images
+        views, index = self.workspace.views(round_number), fused.index
+        if index is None:
+            return images, views
+        return images[index], lambda number: views(number)[index]
 
     def _pretrain(self, round_number: int) -> None:
         """Let a fresh student look at the transfer images before it is taught."""
@@ -468,10 +514,11 @@ class Server:
                 self.notify("epoch", round=round_number, epoch=record.epoch, loss=record.loss)
 
         seed = stream_seed(self.experiment.seed, *names, round_number)
+        images, views = self._shown(round_number, fused)
         lessons = SharedLessons(
-            self.workspace.data.transfer.images.images,
+            images,
             fused,
-            views=self.workspace.views(round_number),
+            views=views,
             batch_size=options.batch_size,
             curriculum=options.curriculum,
             seed=seed,
@@ -512,7 +559,8 @@ class Server:
             facts["ensemble"] = _scores(together.clamp(min=1e-12).log(), labels)
         hidden = data.transfer.true_labels
         if fused is not None and hidden is not None:
-            facts["pseudo_labels"] = accuracy(fused.probabilities, hidden)
+            shown = hidden if fused.index is None else hidden[fused.index]
+            facts["pseudo_labels"] = accuracy(fused.probabilities, shown)
         return facts
 
     def finish_round(self, round_number: int, **facts: Any) -> None:

@@ -200,11 +200,13 @@ class Fused:
         probabilities: Weighted mean of the teachers' probabilities, (N, C) float32.
         targets: Labels the student learns from, (N,): the true ones of a labelled transfer set,
             else the argmax of `probabilities`.
+        index: Transfer images that all this is about, (N,); None is the whole set.
     """
 
     bank: Bank
     probabilities: Tensor
     targets: Tensor
+    index: Tensor | None = None
 
 
 Rule = Callable[[Ensemble], Ensemble]

@@ -1,0 +1,67 @@
+"""The sum of the teachers' probabilities, under noise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd.release import RELEASES
+from fedkd.release.base import Release, Released, Unit, normal
+
+
+@RELEASES.register("prob_sum")
+class ProbSum(Release):
+    """Soft labels: probability vectors summed, noised, and turned into probabilities again.
+
+    A probability vector has length at most one, so nothing is clipped. Raw noisy sums have
+    negative entries on which a student memorises noise; the softmax of `sharpness` times their
+    mean does not (post-processing, free).
+
+    Args:
+        epsilon: See `Release`; so are `delta`, `queries` and `unit`.
+        sharpness: Inverse temperature of that softmax.
+        min_clients: Fewer teachers are refused: the noise does not shrink with them.
+
+    References:
+        Example-level: the noisy sum of Papernot et al. 2018 with soft votes. Client-level: the
+            aggregation of DS-FL (Itahara et al., https://arxiv.org/abs/2008.06180) under noise.
+    """
+
+    def __init__(
+        self,
+        *,
+        epsilon: float,
+        delta: float = 1e-5,
+        queries: int | None = None,
+        unit: Unit = "example",
+        sharpness: float = 8.0,
+        min_clients: int = 50,
+    ) -> None:
+        super().__init__(epsilon=epsilon, delta=delta, queries=queries, unit=unit)
+        if sharpness <= 0:
+            raise ValueError("release 'prob_sum': sharpness must be positive")
+        self.sharpness = sharpness
+        self.min_clients = min_clients
+
+    def deviation(self, queries: int, rounds: int) -> float:
+        """Standard deviation of the noise on an entry of the sum."""
+        return self.sensitivity * math.sqrt(queries * rounds) / self.budget()
+
+    def __call__(
+        self, probabilities: Tensor, index: Tensor, rounds: int, noise: np.random.Generator
+    ) -> Released:
+        """Probabilities. Raises `ValueError` for too few teachers."""
+        teachers = len(probabilities)
+        if teachers < self.min_clients:
+            raise ValueError(
+                f"release: {teachers} teachers answered, at least {self.min_clients} are needed "
+                "for a sum that is worth its noise (release.min_clients)"
+            )
+        total = probabilities.double().sum(dim=0)
+        sigma = self.deviation(len(index), rounds)
+        noisy = total + normal(tuple(total.shape), sigma, noise)
+        scores = torch.softmax(self.sharpness * noisy / teachers, dim=1).float()
+        return Released(scores, index, self.sensitivity * math.sqrt(len(index)) / sigma)
