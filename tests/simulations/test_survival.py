@@ -1,0 +1,83 @@
+"""kill -9 at random moments: a student in the end, the very one, and nothing accepted is lost."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedkd.rundir import RunDirectory
+from tests.conftest import TINY
+
+KILLS = 20
+
+
+def start(*words: str, folder: Path) -> subprocess.Popen[bytes]:
+    """The `fedkd` command in a process group of its own, all on one thread."""
+    code = "from simulations.cli import main; main()"
+    log = (folder / "log.txt").open("ab")
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        stdout=log, stderr=log, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def kept(run: Path) -> set[str]:
+    """Knowledge that the server has accepted and still holds."""
+    return {str(p.relative_to(run)) for p in run.glob("knowledge/round-*/*/client-*/logits.npy")}
+
+
+def runs_in(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("runs/*/config.yaml"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("runner", ["local", "ray"])
+def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path, runner: str) -> None:
+    """With Ray the whole tree is killed: server, raylet and the clients' actors."""
+    config = tmp_path / "tiny.yaml"
+    values = {**TINY, "rounds": 4, "output": str(tmp_path / "runs")}
+    config.write_text(yaml.safe_dump(values), encoding="utf-8")
+    began = time.monotonic()
+    assert start("run", str(config), "--runner", runner, folder=tmp_path).wait() == 0
+    whole = time.monotonic() - began
+    [reference] = runs_in(tmp_path)
+    expected = RunDirectory.open(reference).read_json("summary.json")["hash"]
+
+    draw = random.Random(0)
+    kills, finished = 0, 0
+    current: Path | None = None
+    for _ in range(10 * KILLS):
+        words = ["--resume", str(current)] if current else [str(config)]
+        process = start("run", *words, "--runner", runner, folder=tmp_path)
+        before = kept(current) if current else set()
+        moment = time.monotonic() + draw.uniform(0, 1.1 * whole)
+        while process.poll() is None and time.monotonic() < moment:
+            time.sleep(0.02)
+        ended = process.poll()
+        if ended is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+        fresh = [run for run in runs_in(tmp_path) if run != reference]
+        current = fresh[-1] if fresh else None
+        if current is not None and not (current / "summary.json").is_file():
+            assert before <= kept(current), "accepted knowledge was lost"
+        if ended is not None:
+            assert ended == 0, (tmp_path / "log.txt").read_text(encoding="utf-8")[-2000:]
+            assert current is not None
+            assert RunDirectory.open(current).read_json("summary.json")["hash"] == expected
+            finished += 1
+            current.rename(tmp_path / f"done-{finished}")
+            current = None
+            if kills >= KILLS:
+                break
+    assert kills >= KILLS
+    assert finished >= 1
