@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 
 import torch
 
+from fedkd.codecs import CODECS
+from fedkd.codecs.base import Codec
 from fedkd.config import Component, ConfigError, Experiment
 from fedkd.config import Term as LossTerm
 from fedkd.data import DATASETS, PARTITIONS
 from fedkd.data.datasets import load_dataset
+from fedkd.data.own import Own, read_own
 from fedkd.data.splits import FederatedData, federate
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Fusion
@@ -45,6 +49,9 @@ def check(experiment: Experiment) -> None:
     for number, rule in enumerate(experiment.fusion):
         check_component(FUSIONS, rule, f"fusion.{number}")
         _attempt(f"fusion.{number}", partial(FUSIONS.create, rule.name, **rule.options))
+    codec = experiment.federation.codec
+    check_component(CODECS, codec, "federation.codec")
+    _attempt("federation.codec", partial(build_codec, experiment))
     if experiment.release is not None:
         release = experiment.release
         check_component(RELEASES, release, "release")
@@ -56,12 +63,15 @@ def check(experiment: Experiment) -> None:
     device_of(experiment)
 
 
-def build_data(experiment: Experiment, root: str | Path | None = None) -> FederatedData:
+def build_data(
+    experiment: Experiment, root: str | Path | None = None, own: Own | None = None
+) -> FederatedData:
     """The split of this experiment: the same on every machine with the same images.
 
     Args:
         experiment: The experiment.
         root: Folder of local data; overrides `data.root`.
+        own: The images of the one client that lives on this machine, where it has no others.
 
     Raises:
         ConfigError: the images cannot be split this way.
@@ -70,6 +80,24 @@ def build_data(experiment: Experiment, root: str | Path | None = None) -> Federa
     data = experiment.data
     chosen = root or data.root
     place = Path(chosen).expanduser() if chosen else None
+    public = own.public if own is not None and own.public is not None else _public(experiment, place)
+    if public is not None:
+        try:
+            return read_own(
+                public,
+                own,
+                clients=experiment.clients,
+                transfer_labelled=data.transfer.labelled,
+                holdout=data.holdout,
+                seed=experiment.seed,
+            )
+        except ValueError as error:
+            raise ConfigError(f"data: {error}") from None
+    if own is not None:
+        raise ConfigError(
+            "this node brings its own images, but the experiment deals those of a data set: set "
+            "data.public in its config, or take `data` out of the node config"
+        )
     train, test = load_dataset(data.dataset.name, place, **data.dataset.options)
     other = data.transfer.dataset
     transfer_images = None if other is None else load_dataset(other.name, place, **other.options)[0]
@@ -91,6 +119,13 @@ def build_data(experiment: Experiment, root: str | Path | None = None) -> Federa
         )
     except ValueError as error:
         raise ConfigError(f"data: {error}") from None
+
+
+def _public(experiment: Experiment, place: Path | None) -> Path | None:
+    if experiment.data.public is None:
+        return None
+    root = place or Path(os.environ.get("FEDKD_DATA") or "")
+    return root.expanduser() / experiment.data.public
 
 
 def build_network(
@@ -141,6 +176,12 @@ def objective_of(terms: Sequence[LossTerm]) -> Objective:
 def build_fusion(experiment: Experiment) -> list[Fusion]:
     """The chain of fusion rules."""
     return [FUSIONS.create(rule.name, **rule.options) for rule in experiment.fusion]
+
+
+def build_codec(experiment: Experiment) -> Codec:
+    """How knowledge is written for the wire. Raises `ValueError` for impossible options."""
+    codec = experiment.federation.codec
+    return CODECS.create(codec.name, **codec.options)
 
 
 def build_release(experiment: Experiment) -> Release | None:

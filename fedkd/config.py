@@ -8,9 +8,11 @@ nearest valid name.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -42,8 +44,19 @@ class Section(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def to_json(self) -> str:
-        """Compact and canonical: what travels to the clients."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """Compact and canonical: what differs from the defaults."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+    def to_bytes(self) -> bytes:
+        """What travels to the clients: `to_json`, compressed, after a hash of all values.
+
+        Versions with other defaults would mean something else by the same differences.
+        """
+        return self._hash() + zlib.compress(self.to_json().encode(), 9)
+
+    def _hash(self) -> bytes:
+        return hashlib.sha256(self.to_yaml().encode()).digest()[:8]
 
 
 class Component(BaseModel):
@@ -115,6 +128,10 @@ class Data(Section):
 
     dataset: Named = Component(name="digits")
     root: str | None = Field(default=None, description="folder of local data; default: FEDKD_DATA")
+    public: str | None = Field(
+        default=None,
+        description="file below root with transfer and test images; clients bring their own",
+    )
     partition: Named = Component(name="dirichlet", alpha=0.3)  # type: ignore[call-arg]
     private: Positive | None = Field(
         default=None, description="images over all clients; default: the rest"
@@ -223,6 +240,17 @@ class Distillation(Section):
     )
 
 
+class Quarantine(Section):
+    """When a client is left out for the rest of the run."""
+
+    after: Positive | None = Field(
+        default=None, description="refused payloads, or rounds without trust; null: never"
+    )
+    trust: Fraction = Field(
+        default=0.001, description="mean weight, in equal says, below which a round is one without"
+    )
+
+
 class Federation(Section):
     """How the round is run."""
 
@@ -230,11 +258,15 @@ class Federation(Section):
         default=0.5, description="share of clients whose knowledge a round needs"
     )
     deadline: float = Field(default=600.0, gt=0, description="seconds a client has per phase")
+    wait: float = Field(
+        default=0.0, ge=0, description="seconds to wait at the start for clients still absent"
+    )
     max_abs_logit: float = Field(default=1e4, gt=0, description="larger values are refused")
     max_payload_mb: float = Field(default=256.0, gt=0, description="larger replies are refused")
-    dtype: Literal["float16", "float32"] = Field(
-        default="float16", description="knowledge on the wire"
+    codec: Named = Field(
+        default=Component(name="float16"), description="how knowledge is written for the wire"
     )
+    quarantine: Quarantine = Quarantine()
 
 
 class Evaluation(Section):
@@ -290,6 +322,16 @@ class Experiment(Section):
             )
         if self.release is not None:
             self._releasable(self.release.name)
+        if self.data.public is not None:
+            if "ceiling" in self.evaluation.baselines:
+                raise ValueError(
+                    "evaluation.baselines: 'ceiling' trains on all private images, which "
+                    "data.public leaves with the clients; set evaluation.baselines=[oracle]"
+                )
+            if self.data.validation:
+                raise ValueError(
+                    "data.validation: data.public has no validation images; set it to 0"
+                )
         return self
 
     def _releasable(self, name: str) -> None:
@@ -346,6 +388,9 @@ def parse_yaml(text: str, source: str) -> Any:
 
 Root = TypeVar("Root", bound=Section)
 
+# Bytes of a config that a server may send; a larger one is cut, and then no valid config.
+_LONGEST_CONFIG = 2**20
+
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read a config file and apply `key=value` overrides.
@@ -364,6 +409,26 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 def make_experiment(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Experiment:
     """Plain values and overrides -> a checked experiment. Raises `ConfigError`."""
     return make_config(Experiment, values, overrides)
+
+
+def read_experiment(sent: bytes) -> Experiment:
+    """What `to_bytes` gave on another machine.
+
+    Raises:
+        ConfigError: damaged, or this version of fedkd means something else by it.
+    """
+    try:
+        unpacker = zlib.decompressobj()
+        text = unpacker.decompress(sent[8:], _LONGEST_CONFIG).decode()
+    except (zlib.error, UnicodeDecodeError) as error:
+        raise ConfigError(f"the server's config cannot be read ({error})") from None
+    experiment = make_experiment(parse_yaml(text, "the server's config"))
+    if experiment._hash() != sent[:8]:
+        raise ConfigError(
+            "the server's config means something else to this version of fedkd: install the "
+            "server's version here"
+        )
+    return experiment
 
 
 def load_config(root: type[Root], path: str | Path, overrides: Sequence[str] = ()) -> Root:

@@ -6,11 +6,12 @@ where the two ends live.
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fedkd.build import (
+    build_codec,
     build_data,
     build_fusion,
     build_network,
@@ -30,6 +32,7 @@ from fedkd.build import (
 from fedkd.chains import with_assistant, with_memory
 from fedkd.config import Component, ConfigError, Experiment, make_experiment, parse_yaml
 from fedkd.data.images import ImageSet, class_map
+from fedkd.data.own import Own
 from fedkd.data.splits import FederatedData
 from fedkd.data.views import virtual_view
 from fedkd.distillation import EpochRecord, Snapshot, distill
@@ -38,6 +41,7 @@ from fedkd.fusion.base import Evidence, Fusion, fit_rules
 from fedkd.knowledge.extract import extract, shapes
 from fedkd.knowledge.kinds import Kind, Logits, Pooled
 from fedkd.knowledge.payload import Bank, Fused, Knowledge, Teacher, fuse
+from fedkd.knowledge.store import write_atomically
 from fedkd.knowledge.wire import Expected, Header, HeaderValue, pack, unpack
 from fedkd.lessons import SharedLessons
 from fedkd.models.network import Network, parameter_count
@@ -78,10 +82,13 @@ def threads(count: int) -> Iterator[None]:
 class Workspace:
     """What both ends derive from the config alone: split, orders, virtual views."""
 
-    def __init__(self, experiment: Experiment, root: str | Path | None = None) -> None:
+    def __init__(
+        self, experiment: Experiment, root: str | Path | None = None, own: Own | None = None
+    ) -> None:
         self.experiment = experiment
-        self.data: FederatedData = build_data(experiment, root)
+        self.data: FederatedData = build_data(experiment, root, own)
         self.objective = build_objective(experiment)
+        self.codec = build_codec(experiment)
         self.fusion = build_fusion(experiment)
         self.release = build_release(experiment)
         #: What clients are asked: for the losses, and for the fusion rules.
@@ -94,11 +101,17 @@ class Workspace:
         self._views: dict[tuple[int, int], Tensor] = {}
         self._models = _describe(experiment, self.data, self.objective, self.kinds)
 
-    def order(self, run: str, round_number: int, client: int) -> Expected:
-        """What a client is asked to say about the transfer set in this round."""
+    def order(self, run: str, round_number: int, client: int, base: int = 0) -> Expected:
+        """What a client is asked to say about the transfer set in this round.
+
+        The server holds its answers of round `base` already, if that is not 0.
+        """
         transfer = self.data.transfer
         images = len(transfer.images)
-        return self._expect(run, round_number, client, self.kinds, transfer.fingerprint, images)
+        expected = self._expect(
+            run, round_number, client, self.kinds, transfer.fingerprint, images
+        )
+        return replace(expected, base=base)
 
     def test_order(self, run: str, round_number: int, client: int) -> Expected:
         """What a client is asked to say about the test images (for evaluation only)."""
@@ -147,7 +160,7 @@ class Workspace:
             num_samples=samples,
             num_classes=len(self.data.classes),
             shapes={kind: model.shapes[kind] for kind in kinds},
-            dtype=self.experiment.federation.dtype,
+            codec=self.codec,
             max_abs=self.experiment.federation.max_abs_logit,
             disclose=tuple(sorted(disclose)),
             parameters=model.parameters,
@@ -187,9 +200,9 @@ def _describe(
 
 
 @lru_cache(maxsize=2)
-def workspace(config: str, root: str | None = None) -> Workspace:
-    """The workspace of a config (JSON text), kept: a process answers many messages."""
-    return Workspace(make_experiment(parse_yaml(config, "the run's config")), root)
+def workspace(config: str, root: str | None = None, own: Own | None = None) -> Workspace:
+    """The workspace of a config (`to_json`), kept: a process answers many messages."""
+    return Workspace(make_experiment(parse_yaml(config, "the run's config")), root, own)
 
 
 class Client:
@@ -272,9 +285,14 @@ class Client:
         return result
 
     def answer(
-        self, round_number: int, *, test: bool = False
+        self, round_number: int, *, base: int = 0, test: bool = False
     ) -> tuple[dict[str, np.ndarray], dict[str, HeaderValue]]:
         """What the teacher says about the transfer (or test) images, packed for the wire.
+
+        Args:
+            round_number: From 1.
+            base: The round whose answers the server holds from this client; 0 for none.
+            test: About the test images.
 
         Raises:
             RuntimeError: the client has no teacher yet.
@@ -285,7 +303,7 @@ class Client:
             expected = self.workspace.test_order(self.run, round_number, self.number)
             tensors = extract(teacher, data.test.images, expected.kinds, own=self.shard.images)
         else:
-            expected = self.workspace.order(self.run, round_number, self.number)
+            expected = self.workspace.order(self.run, round_number, self.number, base)
             tensors = extract(
                 teacher,
                 data.transfer.images.images,
@@ -295,7 +313,30 @@ class Client:
             )
         shard = self.shard
         who = Teacher(self.number, len(shard), tuple(shard.class_counts().tolist()))
-        return pack(Knowledge(who, tensors), expected)
+        if test or not expected.codec.remembers:
+            return pack(Knowledge(who, tensors), expected)
+        before = self._said(base, expected.kinds)
+        arrays, header = pack(Knowledge(who, tensors), expected, before)
+        # Kept as the server will decode it, so that both mean the same by a change.
+        told = unpack(arrays, header, expected, self.number, before)
+        self._remember(round_number, told)
+        return arrays, header
+
+    def _said(self, base: int, kinds: tuple[Kind, ...]) -> dict[Kind, np.ndarray] | None:
+        """What this client said in round `base`; None if it does not know any more."""
+        place = self.folder / f"said-{base:04d}.npz"
+        if base == 0 or not place.is_file():
+            return None
+        with np.load(place, allow_pickle=False) as saved:
+            return {kind: saved[str(kind)] for kind in kinds if str(kind) in saved}
+
+    def _remember(self, round_number: int, told: Knowledge) -> None:
+        place = self.folder / f"said-{round_number:04d}.npz"
+        buffer = io.BytesIO()
+        np.savez(buffer, **{str(kind): tensor.numpy() for kind, tensor in told.tensors.items()})
+        write_atomically(place, buffer.getvalue())
+        for old in sorted(self.folder.glob("said-*.npz"))[:-3]:
+            old.unlink()
 
     def judge(self, student: Mapping[str, Tensor]) -> tuple[int, int]:
         """(right, total) of the student on this client's held-out private images."""
@@ -380,10 +421,26 @@ class Server:
         test: bool = False,
     ) -> None:
         """Check a client's knowledge and keep it on disk. Raises `Refused`."""
-        orders = self.workspace.test_order if test else self.workspace.order
-        expected = orders(self.run.identity, round_number, client)
-        knowledge = unpack(arrays, header, expected, client)
+        before = None
+        if test:
+            expected = self.workspace.test_order(self.run.identity, round_number, client)
+        else:
+            base = self.held(client, round_number)
+            expected = self.workspace.order(self.run.identity, round_number, client, base)
+            if base > 0:
+                before = self._store(base).answers(client, expected.kinds)
+        knowledge = unpack(arrays, header, expected, client, before)
         self._store(round_number, test).put(knowledge)
+
+    def held(self, client: int, round_number: int) -> int:
+        """The last round before this one whose answer is held from a client; 0 for none.
+
+        Only asked for by codecs that send changes.
+        """
+        if not self.workspace.codec.remembers:
+            return 0
+        earlier = range(round_number - 1, 0, -1)
+        return next((n for n in earlier if client in self.answered(n)), 0)
 
     def answered(self, round_number: int, *, test: bool = False) -> list[int]:
         """Clients whose knowledge of this round is held already (also from before a restart)."""

@@ -12,7 +12,15 @@ from rich.table import Table
 
 from fedkd import __version__
 from fedkd.config import ConfigError, Experiment, load_experiment
+from simulations.commands.ablate import ablate
 from simulations.commands.arguments import Config, Overrides, RunPath
+from simulations.commands.attack import attack
+from simulations.commands.compare import compare, report_again
+from simulations.commands.contribution import contribution
+from simulations.commands.deploy import app as deploy_app
+from simulations.commands.quarantine import quarantine
+from simulations.commands.status import status
+from simulations.commands.unlearn import unlearn
 
 app = typer.Typer(
     help="Distil many private teachers into one small student.",
@@ -22,6 +30,14 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at configs.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(deploy_app, name="deploy")
+app.command()(attack)
+app.command()(ablate)
+app.command()(compare)
+app.command()(contribution)
+app.command()(quarantine)
+app.command()(status)
+app.command()(unlearn)
 
 
 @app.command()
@@ -214,12 +230,14 @@ def list_things(
 
 @app.command()
 def report(path: RunPath) -> None:
-    """Write the run's (or study's) HTML report again and print its table."""
+    """Write the HTML report of a run, study, comparison or ablation again; print its table."""
     from fedkd.central.folder import StudyFolder
     from fedkd.report import write_report
     from fedkd.rundir import RunDirectory
     from simulations.tables import summary_table
 
+    if report_again(path):
+        return
     if StudyFolder.is_one(path):
         _report_study(path)
         return

@@ -12,7 +12,9 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedkd import __version__
-from fedkd.rounds import Client, threads, workspace
+from fedkd.config import read_experiment
+from fedkd.data.own import Own, write_private, write_public
+from fedkd.rounds import Client, Workspace, threads, workspace
 from strategies.records import HEADER, JOB, KNOWLEDGE, METRICS, STUDENT, knowledge_records
 
 # `query.describe`, `train`, `query.knowledge`, `evaluate`: the four things a client is asked.
@@ -49,7 +51,8 @@ def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
     def knowledge(message: Message, context: Context) -> Message:
         client, round_number = _client(message, context)
         with threads(client.experiment.resources.client_cpus):
-            arrays, header = client.answer(round_number)
+            base = int(message.content.config_records[JOB].get("held", 0))  # type: ignore[arg-type]
+            arrays, header = client.answer(round_number, base=base)
         return Message(knowledge_records(arrays, header), reply_to=message)
 
     @app.evaluate()
@@ -81,21 +84,59 @@ def _client(message: Message, context: Context) -> tuple[Client, int]:
         )
     number, run = int(node["partition-id"]), str(job["run"])
     root = node.get("data-root") or os.environ.get("FEDKD_DATA") or None
-    space = workspace(str(job["config"]), str(root) if root else None)
+    folder = _state_dir(node, job) / f"client-{number:04d}"
+    space = _space(job, str(root) if root else None, number, node, folder)
     ours, theirs = space.data.transfer.fingerprint, job["fingerprint"]
     # Asked who it is, a node answers all the same: the server then names it and its reason.
     if ours != theirs and message.metadata.message_type != "query.describe":
         raise RuntimeError(f"client {number} has transfer set {ours!r}, the server {theirs!r}")
-    return Client(space, number, run, _state_dir(node, job) / f"client-{number:04d}"), int(
-        job["round"]  # type: ignore[arg-type]
+    return Client(space, number, run, folder), int(job["round"])  # type: ignore[arg-type]
+
+
+def _space(job: ConfigRecord, root: str | None, number: int, node: Any, folder: Path) -> Workspace:
+    """What the config means on this node.
+
+    A real node starts a process for every message. It keeps its part of the split beside its
+    teachers, so that only the first message of a run reads and deals the data set.
+    """
+    sent = job["config"]
+    if not isinstance(sent, bytes):
+        raise RuntimeError("the server speaks an older protocol: install its version of fedkd here")
+    config = read_experiment(sent).to_json()
+    kept = Own(number, folder / "private.npz", folder / "public.npz")
+    if kept.public is not None and kept.public.is_file():
+        return workspace(config, root, kept)
+    data = node.get("data")
+    own = Own(number, Path(str(data)).expanduser()) if data else None
+    space = workspace(config, root, own)
+    if space.experiment.data.public is not None and own is None:
+        raise RuntimeError(
+            f"client {number} has no images of its own, and the experiment deals none: start the "
+            "node with --node-config 'data=\"/path/of/its/images\"'"
+        )
+    fits = space.data.transfer.fingerprint == job["fingerprint"] and number in range(
+        space.experiment.clients
     )
+    if kept.public is not None and _own_state(node) and fits:
+        write_private(space.data, number, kept.private)
+        write_public(space.data, kept.public)
+    return space
+
+
+def _own_state(node: Any) -> str | None:
+    return node.get("state-dir") or os.environ.get("FEDKD_STATE") or None
 
 
 def _state_dir(node: Any, job: ConfigRecord) -> Path:
-    """Where this node keeps its teachers: its own choice, else the simulation's run directory."""
-    own = node.get("state-dir") or os.environ.get("FEDKD_STATE")
+    """Where this node keeps its teachers: its own choice, else the simulation's run directory.
+
+    The server chooses neither.
+    """
+    own, run = _own_state(node), str(job["run"])
+    if Path(run).name != run:
+        raise RuntimeError(f"the server's run has the name {run!r}: expected a plain one")
     if own:
-        return Path(str(own)).expanduser() / str(job["run"])
+        return Path(own).expanduser() / run
     given = Path(str(job["state"])) if job["state"] else None
     # A server elsewhere must not choose a folder on this machine: it has to be here already.
     if given is None or not given.is_dir():

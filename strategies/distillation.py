@@ -20,6 +20,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedkd.config import ConfigError
 from fedkd.knowledge.wire import Refused
+from fedkd.quarantine import distrusted, quarantined, strike
 from fedkd.rounds import Server, Stopwatch
 from strategies.exchange import Reply, exchange
 from strategies.records import (
@@ -64,6 +65,7 @@ class FederatedDistillation(Strategy):
     def __init__(self, server: Server, *, state_dir: str | None = None) -> None:
         self.server = server
         self.experiment = server.experiment
+        self.config = server.experiment.to_bytes()
         self.run = server.run
         self.notify = server.notify
         self.state_dir = state_dir
@@ -117,6 +119,9 @@ class FederatedDistillation(Strategy):
             self.notify("phase", round=number, phase="distil")
             with watch.measure("fuse"):
                 fused = self.server.fuse(number)
+            if (limit := self.experiment.federation.quarantine).after is not None:
+                for client in distrusted(fused, limit.trust):
+                    strike(self.run, number, client, "the fusion rules gave it no say")
             with watch.measure("distil"):
                 self.server.learn(number, fused)
         with watch.measure("evaluate"):
@@ -159,8 +164,9 @@ class FederatedDistillation(Strategy):
                 return
             if found != count:
                 count, changed = found, now
-            settled = found > 0 and now - changed > SETTLE_SECONDS
-            if settled or now - started > MEET_SECONDS:
+            patience = self.experiment.federation.wait
+            settled = found > 0 and now - changed > max(SETTLE_SECONDS, patience)
+            if settled or now - started > max(MEET_SECONDS, patience):
                 raise ConfigError(
                     f"the experiment has {wanted} clients, the federation has {found} nodes: set "
                     f"clients={found} in the config, or start {wanted} nodes "
@@ -227,11 +233,15 @@ class FederatedDistillation(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask every known client to train; the student goes along if clients use it."""
+        """Ask who is not in quarantine to train; the student goes along if clients use it."""
         content = RecordDict()
         if self.experiment.teachers.feedback.use != "none" and server_round > 1:
             content[STUDENT] = self._student()
-        return self._messages(server_round, TRAIN, content, self.nodes)
+        out = quarantined(self.run, self.experiment.federation.quarantine)
+        for client, reason in out.items():
+            self._refuse(server_round, TRAIN, client, reason)
+        asked = {client: node for client, node in self.nodes.items() if client not in out}
+        return self._messages(server_round, TRAIN, content, asked)
 
     def aggregate_train(  # type: ignore[override]
         self, server_round: int, replies: Iterable[Reply]
@@ -304,25 +314,35 @@ class FederatedDistillation(Strategy):
 
     def _messages(
         self, number: int, phase: Phase, content: RecordDict, nodes: dict[int, int]
-    ) -> list[Message]:
+    ) -> Iterable[Message]:
         """One message per client; kept by client in `_letters`, since Flower's are anonymous."""
         self._letters: dict[int, Callable[[], Message]] = {
-            client: partial(self._letter, node, number, phase, content)
+            client: partial(self._letter, node, number, phase, content, client)
             for client, node in sorted(nodes.items())
         }
-        return [make() for make in self._letters.values()]
+        return (make() for make in self._letters.values())
 
-    def _letter(self, node: int, number: int, phase: Phase, content: RecordDict) -> Message:
+    def _letter(
+        self,
+        node: int,
+        number: int,
+        phase: Phase,
+        content: RecordDict,
+        client: int | None = None,
+    ) -> Message:
         filled = RecordDict(dict(content))
-        filled[JOB] = ConfigRecord(
-            {
-                "config": self.experiment.to_json(),
-                "run": self.run.identity,
-                "round": number,
-                "state": self.state_dir or "",
-                "fingerprint": self.server.workspace.data.transfer.fingerprint,
-            }
-        )
+        job: dict[str, Any] = {
+            "config": self.config,
+            "run": self.run.identity,
+            "round": number,
+            "state": self.state_dir or "",
+            "fingerprint": self.server.workspace.data.transfer.fingerprint,
+        }
+        if phase is KNOWLEDGE and client is not None:
+            held = self.server.held(client, number)
+            if held > 0:
+                job["held"] = held
+        filled[JOB] = ConfigRecord(job)
         return Message(
             filled,
             dst_node_id=node,
@@ -340,29 +360,31 @@ class FederatedDistillation(Strategy):
         arrays: ArrayRecord,
         config: ConfigRecord,
     ) -> Iterable[Reply]:
-        """Send a phase's messages; yield replies as they arrive, lost actors asked once more."""
-        messages = list(configure(number, arrays, config, grid))
-        if not messages:
+        """Send a phase's messages; yield replies as they arrive, lost workers asked once more."""
+        first = next(iter(configure(number, arrays, config, grid)), None)
+        if first is None:
             return
         letters = dict(self._letters)
         self.notify("phase", round=number, phase=phase.name, total=len(letters))
-        down = wire_bytes(messages[0])  # a phase says the same to everybody
+        down = wire_bytes(first)  # a phase says the same to everybody
         lost: list[Reply] = []
         for reply in self._exchange(grid, letters):
             self._count(number, phase, down, reply)
-            if _actor_died(reply.message):
+            if _worker_lost(reply.message):
                 lost.append(reply)
                 continue
             self.notify("reply", round=number, phase=phase.name, client=reply.client)
             yield reply
-        if len(lost) > 1 and len(lost) >= len(letters):
+        dead = sum(_actor_died(reply.message) for reply in lost)
+        if dead > 1 and dead >= len(letters):
             raise RuntimeError(
                 f"every worker process died in round {number} ({phase.name}); out of memory? "
                 f"Lower the number of clients at once (resources.client_cpus), then go on with: "
                 f"fedkd run --resume {self.run.path}"
             )
         if lost:
-            # The worker was killed (out of memory, usually), not the client's fault: once more.
+            # The worker or its machine went down (out of memory, usually), not the client's fault:
+            # once more. What it finished before is in its files and not done again.
             again = {reply.client: letters[reply.client] for reply in lost}
             for reply in self._exchange(grid, again):
                 self._count(number, phase, down, reply)
@@ -381,7 +403,10 @@ class FederatedDistillation(Strategy):
 
     def _count(self, number: int, phase: Phase, down: int, reply: Reply) -> None:
         up = wire_bytes(reply.message) if reply.message is not None else 0
-        self.run.ledger(round=number, phase=phase.name, client=reply.client, down=down, up=up)
+        self.run.ledger(
+            round=number, phase=phase.name, client=reply.client, down=down, up=up,
+            seconds=round(reply.seconds, 3), time=round(time.time(), 1),
+        )  # fmt: skip
 
     def _content(
         self, reply: Reply, number: int, phase: Phase, who: str | None = None
@@ -410,6 +435,8 @@ class FederatedDistillation(Strategy):
             self.server.accept(reply.client, number, arrays, header, test=test)
         except Refused as refusal:
             self._refuse(number, phase, reply.client, str(refusal))
+            if not test and self.experiment.federation.quarantine.after is not None:
+                strike(self.run, number, reply.client, str(refusal))
             return None
         return content
 
@@ -422,6 +449,16 @@ class FederatedDistillation(Strategy):
             name: tensor.cpu() for name, tensor in self.server.student.state_dict().items()
         }
         return ArrayRecord(weights)
+
+
+# flwr.common.constant.ErrorCode, which is not public.
+NODE_UNAVAILABLE, CLIENT_APP_CRASHED = 5, 8
+
+
+def _worker_lost(message: Message | None) -> bool:
+    if message is None or not message.has_error():
+        return False
+    return _actor_died(message) or message.error.code in (NODE_UNAVAILABLE, CLIENT_APP_CRASHED)
 
 
 def _actor_died(message: Message | None) -> bool:

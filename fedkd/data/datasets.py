@@ -145,7 +145,7 @@ def npz(root: Path | None, *, path: str) -> Pair:
             f"data set 'npz' misses {file}; write it with numpy.savez("
             "path, x_train=..., y_train=..., x_test=..., y_test=...)"
         )
-    arrays = _read_npz(file)
+    arrays = read_npz(file)
     if {"x_train", "y_train", "x_test", "y_test"} <= set(arrays):
         parts = ["_train", "_test"]
     elif {"x", "y"} <= set(arrays):
@@ -162,7 +162,7 @@ def npz(root: Path | None, *, path: str) -> Pair:
         last = max((int(y.max()) for y in labels if len(y)), default=-1)
         classes = tuple(str(number) for number in range(last + 1))
     sets = [
-        _image_set(f"{file}: x{part}", arrays[f"x{part}"], y, classes)
+        image_set(f"{file}: x{part}", arrays[f"x{part}"], y, classes)
         for part, y in zip(parts, labels, strict=True)
     ]
     if len(sets) == 1:
@@ -198,14 +198,14 @@ def image_folder(root: Path | None, *, path: str = ".", size: int = 32, grey: bo
         )
     has = [(folder / part).is_dir() for part in ("train", "test")]
     if not any(has):
-        return _split(_read_folder(folder, size, grey))
+        return _split(read_folder(folder, size, grey))
     if not all(has):
         there, absent = ("train", "test") if has[0] else ("test", "train")
         raise ValueError(
             f"{folder} has {there}/ but no {absent}/; add it, or point path to {there}/ "
             "to have a fifth of it split off"
         )
-    train, test = (_read_folder(folder / part, size, grey) for part in ("train", "test"))
+    train, test = (read_folder(folder / part, size, grey) for part in ("train", "test"))
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise ValueError(f"{folder}: train/ and test/ differ in their classes: {', '.join(odd)}")
@@ -312,12 +312,12 @@ def _cifar(
     get = f"from fedkd.vision import datasets; datasets.{torch_name}({{root!r}}, download=True)"
     if root is None or not (root / folder).is_dir():
         (file,) = _files(root, name, [f"{name}.npz"], [folder, f"{name}.npz"], get)
-        arrays = _read_npz(file)
+        arrays = read_npz(file)
         absent = [k for k in ("x_train", "y_train", "x_test", "y_test") if k not in arrays]
         if absent:
             raise ValueError(f"{file}: misses {', '.join(absent)}")
         train, test = (
-            _image_set(
+            image_set(
                 f"{file}: x_{part}",
                 arrays[f"x_{part}"],
                 _labels(arrays[f"y_{part}"], f"{file}: y_{part}"),
@@ -344,7 +344,7 @@ def _cifar(
     return train, test
 
 
-def _read_npz(file: Path) -> Mapping[str, np.ndarray]:
+def read_npz(file: Path) -> Mapping[str, np.ndarray]:
     """The arrays of an .npz file; object arrays (pickles) are refused."""
     try:
         with np.load(file, allow_pickle=False) as content:
@@ -355,9 +355,10 @@ def _read_npz(file: Path) -> Mapping[str, np.ndarray]:
         raise ValueError(f"{file}: not an .npz file ({error})") from None
 
 
-def _image_set(
-    what: str, images: np.ndarray, labels: torch.Tensor, classes: tuple[str, ...]
+def image_set(
+    what: str, images: np.ndarray, labels: torch.Tensor | None, classes: tuple[str, ...]
 ) -> ImageSet:
+    """Arrays as an image set; `what` names them in errors. Raises `ValueError`."""
     if images.dtype != np.uint8:
         mend = (
             "; convert them, e.g. (x * 255).round().astype('uint8') if they run from 0 to 1"
@@ -377,7 +378,7 @@ def _image_set(
         raise ValueError(f"{what}: {error}") from None
 
 
-def _read_folder(folder: Path, size: int, grey: bool) -> ImageSet:
+def read_folder(folder: Path, size: int, grey: bool) -> ImageSet:
     """One class per subfolder, in the order of their names."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 

@@ -167,7 +167,7 @@ def federate(
     )
     shards, holdouts = [], []
     for client, part in enumerate(parts):
-        kept, held = _hold_out(len(part), holdout, seed, client)
+        kept, held = hold_out(len(part), holdout, seed, client)
         shards.append(private.numpy()[part[kept]])
         holdouts.append(private.numpy()[part[held]])
     _check_disjoint([torch.from_numpy(part) for part in (*shards, *holdouts)])
@@ -222,8 +222,8 @@ def _draw(name: str, images: ImageSet, count: int, seed: int) -> ImageSet:
     return images.subset(order[:count])
 
 
-def _hold_out(total: int, share: float, seed: int, client: int) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, held out) positions in a shard of `total` images."""
+def hold_out(total: int, share: float, seed: int, client: int) -> tuple[np.ndarray, np.ndarray]:
+    """(kept, held out) sorted positions in a client's `total` images."""
     count = min(max(1, round(share * total)), total - 1) if share > 0 else 0
     order = torch.randperm(total, generator=stream(seed, "split", "holdout", client)).numpy()
     return np.sort(order[count:]), np.sort(order[:count])

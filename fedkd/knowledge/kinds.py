@@ -62,10 +62,12 @@ class Kind(ABC):
     Attributes:
         per_sample: Whether the first axis is the sample; else the kind is a `Fact`.
         fusible: Whether fusion rules see it: the same small shape from every teacher.
+        logits: Whether its last axis are logits, of which only differences mean anything.
     """
 
     per_sample: ClassVar[bool] = True
     fusible: ClassVar[bool] = False
+    logits: ClassVar[bool] = False
 
     @abstractmethod
     def read(self, reading: Reading) -> Tensor:
@@ -127,6 +129,7 @@ class Logits(Kind):
     """
 
     fusible: ClassVar[bool] = True
+    logits: ClassVar[bool] = True
 
     def read(self, reading: Reading) -> Tensor:
         """(B, C)."""
@@ -142,6 +145,7 @@ class VirtualLogits(Kind):
     """
 
     fusible: ClassVar[bool] = True
+    logits: ClassVar[bool] = True
 
     view: int = 0
 

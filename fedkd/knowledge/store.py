@@ -68,6 +68,14 @@ class KnowledgeStore:
                 )
         return Bank(tuple(teachers), arrays)
 
+    def answers(self, client: int, kinds: Sequence[Kind]) -> dict[Kind, np.ndarray]:
+        """What one client has said of each kind, as memory maps."""
+        place = self._place(client)
+        return {
+            kind: np.load(place / f"{kind}.npy", mmap_mode="r", allow_pickle=False)
+            for kind in kinds
+        }
+
     def fused(self, name: str) -> np.ndarray:
         """What `allocate` gave under this name, as `fuse` filled it."""
         array: np.ndarray = np.load(

@@ -7,11 +7,13 @@ cast; numbers must be finite and bounded; run, round, transfer set and class map
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from fedkd.codecs.base import Codec
+from fedkd.codecs.float16 import Float16
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Knowledge, Teacher
 
@@ -38,10 +40,12 @@ class Expected:
         num_classes: C.
         shapes: Kinds that were ordered, each with the shape of a sample's entry (of a fact: of
             the whole) from this client's network.
-        dtype: numpy name of the dtype on the wire.
+        codec: How numbers are written.
         max_abs: Largest magnitude believed.
         disclose: Metadata that was asked for: `num_examples`, `class_counts`.
         parameters: Size of this client's network.
+        base: The last round before this one whose answer the server holds from this client (0 if
+            there is none): a codec that sends changes sends those since then.
     """
 
     run: str
@@ -51,10 +55,11 @@ class Expected:
     num_samples: int
     num_classes: int
     shapes: Mapping[Kind, tuple[int, ...]]
-    dtype: str = "float16"
+    codec: Codec = field(default_factory=Float16)
     max_abs: float = 1e4
     disclose: tuple[str, ...] = ()
     parameters: int | None = None
+    base: int = 0
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -62,16 +67,30 @@ class Expected:
         return tuple(self.shapes)
 
 
+Answers = Mapping[Kind, np.ndarray]
+"""What a client has said of every kind, as the server decoded it."""
+
+
 def pack(
-    knowledge: Knowledge, expected: Expected
+    knowledge: Knowledge, expected: Expected, before: Answers | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, HeaderValue]]:
-    """Arrays by kind name and the header, ready to be put into any transport's records."""
+    """Arrays by kind name and the header, ready to be put into any transport's records.
+
+    Args:
+        knowledge: What the teacher says.
+        expected: This round's order.
+        before: The client's answers of round `expected.base`, as the server decoded them; without
+            them everything is sent.
+    """
     teacher = knowledge.teacher
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as that
-        arrays = {
-            str(kind): knowledge.tensors[kind].cpu().numpy().astype(expected.dtype)
-            for kind in expected.kinds
-        }
+    arrays = {
+        str(kind): expected.codec.encode(
+            knowledge.tensors[kind].cpu().numpy().astype(np.float32),
+            logits=kind.logits,
+            before=None if before is None else before.get(kind),
+        )
+        for kind in expected.kinds
+    }
     header: dict[str, HeaderValue] = {
         "protocol": PROTOCOL,
         "run": expected.run,
@@ -80,6 +99,8 @@ def pack(
         "fingerprint": expected.fingerprint,
         "class_map": expected.class_map,
     }
+    if before is not None:
+        header["base"] = expected.base
     if "num_examples" in expected.disclose and teacher.num_examples is not None:
         header["num_examples"] = teacher.num_examples
     if "class_counts" in expected.disclose and teacher.class_counts is not None:
@@ -88,7 +109,11 @@ def pack(
 
 
 def unpack(
-    arrays: Mapping[str, np.ndarray], header: Header, expected: Expected, client: int
+    arrays: Mapping[str, np.ndarray],
+    header: Header,
+    expected: Expected,
+    client: int,
+    before: Answers | None = None,
 ) -> Knowledge:
     """Check a payload against what was ordered and return it as knowledge.
 
@@ -97,6 +122,7 @@ def unpack(
         header: As sent.
         expected: This round's order.
         client: Who sent it, as the server knows it.
+        before: What the server holds of this client's answers of round `expected.base`.
 
     Raises:
         Refused: with the first reason found.
@@ -106,9 +132,11 @@ def unpack(
     if set(arrays) != set(names):
         missing, extra = sorted(set(names) - set(arrays)), sorted(set(arrays) - set(names))
         raise Refused(f"kinds differ from the order: missing {missing}, unasked {extra}")
+    held = before if header.get("base") else None
     tensors = {}
     for name, kind in names.items():
-        tensors[kind] = _check_array(name, kind, arrays[name], expected)
+        last = None if held is None else held.get(kind)
+        tensors[kind] = _check_array(name, kind, arrays[name], expected, last)
     return Knowledge(_check_teacher(header, expected, client), tensors)
 
 
@@ -125,19 +153,31 @@ def _check_header(header: Header, expected: Expected, client: int) -> None:
         got = header.get(key)
         if got != want:
             raise Refused(message.format(got=got, want=want))
+    base = header.get("base", 0)
+    if base not in (0, expected.base):
+        raise Refused(
+            f"sends changes since round {base}, the server holds its answers of round "
+            f"{expected.base}"
+        )
 
 
-def _check_array(name: str, kind: Kind, array: np.ndarray, expected: Expected) -> torch.Tensor:
-    if array.dtype != np.dtype(expected.dtype):
-        raise Refused(f"{name}: dtype {array.dtype}, expected {expected.dtype}")
+def _check_array(
+    name: str, kind: Kind, sent: np.ndarray, expected: Expected, before: np.ndarray | None
+) -> torch.Tensor:
     shape = expected.shapes[kind]
     if kind.per_sample:
         shape = (expected.num_samples, *shape)
-    if array.shape != shape:
-        counts_classes = kind.per_sample and shape[1] == expected.num_classes
-        if counts_classes and array.ndim == len(shape) and array.shape[0] == shape[0]:
-            raise Refused(f"{name}: {array.shape[1]} classes per sample, expected {shape[1]}")
-        raise Refused(f"{name}: shape {tuple(array.shape)}, expected {shape}")
+    if kind.logits and sent.ndim == len(shape) and sent.shape[0] == shape[0]:
+        if sent.shape[1] != shape[1]:
+            raise Refused(f"{name}: {sent.shape[1]} classes per sample, expected {shape[1]}")
+    try:
+        array = expected.codec.decode(sent, shape, logits=kind.logits, before=before)
+    except ValueError as error:
+        if sent.shape != shape or not np.issubdtype(sent.dtype, np.floating):
+            raise Refused(f"{name}: {error}") from None
+        if np.isfinite(sent).all():
+            raise Refused(f"{name}: {error}") from None
+        array = sent  # a codec of bytes shows what is no number as it is
     finite = np.isfinite(array)
     if not finite.all():
         what = "NaN" if np.isnan(array).any() else "infinity"

@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from fedkd.codecs.delta import Delta
+from fedkd.codecs.float16 import Float16
+from fedkd.codecs.float32 import Float32
+from fedkd.codecs.int import Int
 from fedkd.knowledge.kinds import Logits, VirtualLogits
 from fedkd.knowledge.payload import Knowledge, Teacher
 from fedkd.knowledge.wire import Expected, Refused, pack, unpack
@@ -89,12 +93,61 @@ def test_a_bad_payload_is_refused_with_its_reason(tamper: Callable[..., Any], re
 
 
 def test_1e30_is_refused_where_it_can_be_written() -> None:
-    wide = replace(EXPECTED, dtype="float32", shapes={Logits(): (4,)}, disclose=())
+    wide = replace(EXPECTED, codec=Float32(), shapes={Logits(): (4,)}, disclose=())
     tensors = {Logits(): torch.full((6, 4), 1e30)}
     arrays, header = pack(Knowledge(Teacher(3), tensors), wide)
     with pytest.raises(Refused, match="magnitude 1e\\+30"):
         unpack(arrays, header, wide, 3)
-    half = replace(wide, dtype="float16")
+    half = replace(wide, codec=Float16())
     arrays, header = pack(Knowledge(Teacher(3), tensors), half)
     with pytest.raises(Refused, match="infinity"):
         unpack(arrays, header, half, 3)
+
+
+DELTA = replace(EXPECTED, codec=Delta(inner="float16"), base=1, disclose=())
+
+
+def _told(seed: int) -> Knowledge:
+    drawn = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(seed))
+    return Knowledge(Teacher(3), dict(zip(EXPECTED.kinds, drawn)))
+
+
+def test_changes_are_added_to_what_the_server_holds() -> None:
+    first = _told(0)
+    before = {kind: tensor.numpy() for kind, tensor in first.tensors.items()}
+    changed = {kind: tensor.clone() for kind, tensor in first.tensors.items()}
+    changed[Logits()][2] += torch.tensor([3.0, 0, 0, 0])
+    arrays, header = pack(Knowledge(Teacher(3), changed), DELTA, before)
+    assert header["base"] == 1
+    told = unpack(arrays, header, DELTA, 3, before)
+    for kind in EXPECTED.kinds:
+        assert torch.allclose(told.tensors[kind], changed[kind], atol=2e-3)
+
+
+def test_changes_since_another_round_are_refused_and_everything_is_always_welcome() -> None:
+    before = {kind: tensor.numpy() for kind, tensor in _told(0).tensors.items()}
+    arrays, header = pack(_told(1), DELTA, before)
+    with pytest.raises(Refused, match=r"changes since round 1, .* round 2"):
+        unpack(arrays, header, replace(DELTA, base=2), 3, before)
+    arrays, header = pack(_told(1), DELTA)
+    assert "base" not in header
+    told = unpack(arrays, header, replace(DELTA, base=2), 3, before)
+    assert torch.allclose(told.tensors[Logits()], _told(1).tensors[Logits()], atol=2e-3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_codecs_of_bytes_name_what_is_no_number(value: float) -> None:
+    small = replace(EXPECTED, codec=Int(), disclose=())
+    bad = _told(0)
+    bad.tensors[Logits()][1, 2] = value
+    arrays, header = pack(bad, small)
+    with pytest.raises(Refused, match=r"logits: (NaN|infinity) in 1 of 24"):
+        unpack(arrays, header, small, 3)
+
+
+def test_numbers_of_another_shape_or_codec_are_refused() -> None:
+    small = replace(EXPECTED, codec=Int(), disclose=())
+    arrays, header = pack(_told(0), small)
+    for wrong in (arrays["logits"][:-3], np.zeros((6, 4), np.float32), np.zeros((6, 9), np.int64)):
+        with pytest.raises(Refused, match="logits"):
+            unpack({**arrays, "logits": wrong}, header, small, 3)

@@ -95,7 +95,7 @@ def test_state_files_hold_no_code(tiny: Tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", BAD_PAYLOADS)
 def test_a_bad_payload_costs_its_client_the_round_and_nobody_else(tiny: Tiny, name: str) -> None:
     tamper, reason = BAD_PAYLOADS[name]
-    run = run_local(tiny("federation.dtype=float32"), client_app=tampering({1: tamper}))
+    run = run_local(tiny("federation.codec=float32"), client_app=tampering({1: tamper}))
     refused = run.metrics("refused")
     assert [(r["round"], r["client"], r["phase"]) for r in refused] == [
         (1, 1, "knowledge"),

@@ -61,7 +61,7 @@ def test_every_bad_payload_in_one_real_run(tiny: Tiny) -> None:
     clients = len(tampers) + 2
     run = run_ray(
         tiny(
-            f"clients={clients}", "federation.dtype=float32", "federation.quorum=0.25",
+            f"clients={clients}", "federation.codec=float32", "federation.quorum=0.25",
             "data.partition=iid",
         ),
         client_app=tampering(tampers),

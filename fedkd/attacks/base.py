@@ -1,0 +1,79 @@
+"""What an attack sees and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedkd.knowledge.wire import HeaderValue
+
+# The logit that stands for probability one, and fits half precision.
+CERTAIN = 20.0
+
+
+@dataclass(frozen=True)
+class Payload:
+    """One message of knowledge, as it travels: arrays by kind name, and the header."""
+
+    arrays: Mapping[str, np.ndarray]
+    header: Mapping[str, HeaderValue]
+
+    def saying(self, logits: Callable[[np.ndarray], np.ndarray], names: tuple[str, ...]) -> Payload:
+        """The same message with the arrays `names` replaced; each keeps its dtype."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            changed = {
+                name: logits(self.arrays[name].astype(np.float32)).astype(self.arrays[name].dtype)
+                for name in names
+            }
+        return replace(self, arrays={**self.arrays, **changed})
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What an attacker knows, which is a lot: it hears what the honest clients send.
+
+    Attributes:
+        round: From 1.
+        client: Who attacks.
+        attackers: All who do, this one too.
+        honest: What the others send in this round, by client.
+        predictions: Names of the arrays that hold logits, (N, C).
+        previous: What this client would have sent, being honest, a round before; None in round 1.
+        mislabelled: What a teacher of this client says that was trained on wrong labels; None
+            unless the study has such an attack.
+        student: What the student of the last round says, by array name; None in round 1.
+        max_abs: Largest magnitude that the server believes.
+        rng: Of this attacker in this round.
+        shared: The same for all attackers in all rounds: for what they agree on.
+    """
+
+    round: int
+    client: int
+    attackers: tuple[int, ...]
+    honest: Mapping[int, Payload]
+    predictions: tuple[str, ...]
+    previous: Payload | None
+    mislabelled: Payload | None
+    student: Mapping[str, np.ndarray] | None
+    max_abs: float
+    rng: np.random.Generator
+    shared: np.random.Generator
+
+    def honest_mean(self, name: str) -> np.ndarray:
+        """Mean probabilities of the honest clients, (N, C)."""
+        return np.mean(
+            [softmax(p.arrays[name].astype(np.float32)) for p in self.honest.values()], 0
+        )
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities, along the last axis."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def certain(classes: np.ndarray, count: int) -> np.ndarray:
+    """Logits that are sure of `classes` (N,), -> (N, count)."""
+    return np.float32(CERTAIN) * np.eye(count, dtype=np.float32)[classes]

@@ -1,0 +1,149 @@
+"""Well-formed lies about the transfer set.
+
+References:
+    Roux, Zimmer, Pokutta, "On the Byzantine-Resilience of Distillation-Based Federated Learning",
+        ICLR 2025, https://arxiv.org/abs/2402.12265 (LMA, CPA).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fedkd.attacks import ATTACKS
+from fedkd.attacks.base import Payload, Scene, certain
+
+
+@ATTACKS.register("loud")
+def loud(sent: Payload, scene: Scene) -> Payload:
+    """Random numbers as large as the server believes: garbage that passes every check."""
+    limit = 0.99 * scene.max_abs
+    return sent.saying(lambda old: scene.rng.uniform(-limit, limit, old.shape), scene.predictions)
+
+
+@ATTACKS.register("permuted")
+def permuted(sent: Payload, scene: Scene) -> Payload:
+    """The classes are in a random order, another one for each attacker and round."""
+    order = scene.rng.permutation(sent.arrays[scene.predictions[0]].shape[1])
+    return sent.saying(lambda old: old[:, order], scene.predictions)
+
+
+@ATTACKS.register("shift")
+def shift(sent: Payload, scene: Scene, *, amount: float = 10.0) -> Payload:
+    """Something is added to the logit of one class, each attacker's own.
+
+    Args:
+        sent: The honest message.
+        scene: What the attacker knows.
+        amount: How much.
+    """
+    count = sent.arrays[scene.predictions[0]].shape[1]
+    change = np.zeros(count, dtype=np.float32)
+    change[scene.client % count] = amount
+    return sent.saying(lambda old: old + change, scene.predictions)
+
+
+@ATTACKS.register("scale")
+def scale(sent: Payload, scene: Scene, *, factor: float = 20.0) -> Payload:
+    """Honest opinions with far too much confidence.
+
+    Args:
+        sent: The honest message.
+        scene: What the attacker knows.
+        factor: Of all logits.
+    """
+    return sent.saying(
+        lambda old: np.clip(factor * old, -scene.max_abs, scene.max_abs), scene.predictions
+    )
+
+
+@ATTACKS.register("sign_flip")
+def sign_flip(sent: Payload, scene: Scene) -> Payload:
+    """The least likely class becomes the most likely one."""
+    return sent.saying(np.negative, scene.predictions)
+
+
+@ATTACKS.register("top_k")
+def top_k(sent: Payload, scene: Scene, *, k: int = 3) -> Payload:
+    """The k largest logits of each image in reverse: hard to see, and wrong where it matters.
+
+    Args:
+        sent: The honest message.
+        scene: What the attacker knows.
+        k: How many.
+    """
+
+    def reverse(logits: np.ndarray) -> np.ndarray:
+        best = np.argsort(-logits, axis=1)[:, :k]
+        values = np.take_along_axis(logits, best, axis=1)
+        np.put_along_axis(logits, best, values[:, ::-1], axis=1)
+        return logits
+
+    return sent.saying(reverse, scene.predictions)
+
+
+@ATTACKS.register("lma")
+def lma(sent: Payload, scene: Scene) -> Payload:
+    """Loss maximisation: sure of the class that the honest clients find least likely."""
+    said = {
+        name: certain((mean := scene.honest_mean(name)).argmin(axis=1), mean.shape[1])
+        for name in scene.predictions
+    }
+    return _telling(sent, said)
+
+
+@ATTACKS.register("cpa")
+def cpa(sent: Payload, scene: Scene) -> Payload:
+    """Class prior attack: sure of the class least like the one the honest clients name.
+
+    Likeness is the covariance of the honest mean probabilities over the transfer set.
+    """
+    said = {}
+    for name in scene.predictions:
+        mean = scene.honest_mean(name)
+        opposite = np.cov(mean, rowvar=False).argmin(axis=1)
+        said[name] = certain(opposite[mean.argmax(axis=1)], mean.shape[1])
+    return _telling(sent, said)
+
+
+@ATTACKS.register("collude")
+def collude(sent: Payload, scene: Scene) -> Payload:
+    """All attackers are sure that every image shows the same class."""
+    return _agreed(sent, scene)
+
+
+@ATTACKS.register("inflate")
+def inflate(sent: Payload, scene: Scene, *, factor: int = 1000) -> Payload:
+    """As `collude`, and they claim to have seen far more images, of every class.
+
+    Args:
+        sent: The honest message.
+        scene: What the attacker knows.
+        factor: Of the number of images; at least so many are claimed of each class.
+    """
+    header = dict(sent.header)
+    examples, counts = header.get("num_examples"), header.get("class_counts")
+    if isinstance(examples, int):
+        header["num_examples"] = factor * max(examples, 1)
+    if isinstance(counts, list):
+        header["class_counts"] = [factor * max(count, 1) for count in counts]
+    return replace(_agreed(sent, scene), header=header)
+
+
+@ATTACKS.register("label_noise")
+def label_noise(sent: Payload, scene: Scene) -> Payload:
+    """The teacher was trained on wrong labels: each class is called by the name of the next."""
+    assert scene.mislabelled is not None
+    return scene.mislabelled
+
+
+def _agreed(sent: Payload, scene: Scene) -> Payload:
+    count = sent.arrays[scene.predictions[0]].shape[1]
+    target = int(scene.shared.integers(count))
+    return sent.saying(lambda old: certain(np.full(len(old), target), count), scene.predictions)
+
+
+def _telling(sent: Payload, said: dict[str, np.ndarray]) -> Payload:
+    typed = {name: value.astype(sent.arrays[name].dtype) for name, value in said.items()}
+    return replace(sent, arrays={**sent.arrays, **typed})

@@ -1,0 +1,180 @@
+"""A machine that holds one client's images and no others.
+
+The split of a data set comes apart into two files: the public part (transfer and test images),
+which every machine has, and the private part, which its owner alone has. A machine with both
+derives what one with the whole data set derives, bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedkd.data.datasets import image_set, read_folder, read_npz
+from fedkd.data.images import ImageSet
+from fedkd.data.splits import FederatedData, hold_out
+from fedkd.data.transfer import TransferSet
+
+
+@dataclass(frozen=True)
+class Own:
+    """Where this machine's images are.
+
+    Attributes:
+        client: Whose images they are.
+        private: An .npz file with `x` and `y`, or a folder of pictures with a subfolder per class.
+        public: File of the public part; None: the one that the config names.
+    """
+
+    client: int
+    private: Path
+    public: Path | None = None
+
+
+def write_public(data: FederatedData, path: Path) -> None:
+    """Write transfer and test images, with labels where they are known, to one .npz file."""
+    transfer, labels = data.transfer.images, data.transfer.true_labels
+    if labels is None:
+        labels = transfer.labels
+    assert data.test.labels is not None
+    known = {} if labels is None else {"y_transfer": labels.numpy()}
+    _write(
+        path,
+        x_transfer=_channels_last(transfer),
+        x_test=_channels_last(data.test),
+        y_test=data.test.labels.numpy(),
+        classes=np.array(data.classes),
+        **known,
+    )
+
+
+def write_private(data: FederatedData, client: int, path: Path) -> None:
+    """Write what `client` holds, its held-out images too, to one .npz file."""
+    rows = np.sort(np.concatenate([data.shard_rows[client], data.holdout_rows[client]]))
+    images = data.source.subset(rows)
+    assert images.labels is not None
+    _write(
+        path, x=_channels_last(images), y=images.labels.numpy(), classes=np.array(images.classes)
+    )
+
+
+def read_own(
+    public: Path,
+    own: Own | None,
+    *,
+    clients: int,
+    transfer_labelled: bool,
+    holdout: float,
+    seed: int,
+) -> FederatedData:
+    """The split as seen from a machine with the public images and those of one client, or none.
+
+    Args:
+        public: What `write_public` wrote.
+        own: The client that lives here; None on the server.
+        clients: Number of clients; those that live elsewhere have empty shards.
+        transfer_labelled: Whether the student may use the labels of the transfer set.
+        holdout: Share that the client keeps for validation.
+        seed: The run's seed.
+
+    Raises:
+        ValueError: files that are not what they should be, or do not fit together.
+        FileNotFoundError: there is no such file.
+    """
+    if not public.is_file():
+        raise FileNotFoundError(
+            f"the public images are missing: {public}; copy the public.npz that "
+            "`fedkd deploy init --own-data` wrote"
+        )
+    arrays = read_npz(public)
+    absent = {"x_transfer", "x_test", "y_test", "classes"} - set(arrays)
+    if absent:
+        raise ValueError(f"{public}: misses {', '.join(sorted(absent))}")
+    classes = tuple(str(name) for name in arrays["classes"].tolist())
+    test = image_set(
+        f"{public}: x_test", arrays["x_test"], torch.from_numpy(arrays["y_test"]), classes
+    )
+    labels = torch.from_numpy(arrays["y_transfer"]) if "y_transfer" in arrays else None
+    if labels is None and transfer_labelled:
+        raise ValueError(f"{public}: the transfer images have no labels (y_transfer)")
+    shown = image_set(f"{public}: x_transfer", arrays["x_transfer"], labels, classes)
+    chosen = shown if transfer_labelled else shown.unlabelled()
+    mean, std = chosen.statistics()
+    nothing = np.empty(0, np.int64)
+    shards, holdouts = [nothing] * clients, [nothing] * clients
+    source = test.subset(nothing)
+    if own is not None:
+        source = _read_private(own.private, test)
+        if 0 <= own.client < clients:
+            kept = hold_out(len(source), holdout, seed, own.client)
+            shards[own.client], holdouts[own.client] = kept
+    return FederatedData(
+        source=source,
+        shard_rows=tuple(shards),
+        holdout_rows=tuple(holdouts),
+        transfer=TransferSet(chosen, labels, chosen.fingerprint()),
+        validation=test.subset(nothing),
+        test=test,
+        mean=mean,
+        std=std,
+    )
+
+
+def _read_private(path: Path, like: ImageSet) -> ImageSet:
+    """A client's images, with the classes of `like` and in its shape; classes go by name."""
+    if path.is_dir():
+        found = read_folder(path, like.side, like.shape[0] == 1)
+    elif path.is_file():
+        found = _from_arrays(path, read_npz(path), like.classes)
+    else:
+        raise FileNotFoundError(
+            f"this node's private images are missing: {path}; expected an .npz file with x and y, "
+            "or a folder with a subfolder of pictures per class"
+        )
+    strange = sorted(set(found.classes) - set(like.classes))
+    if strange:
+        raise ValueError(
+            f"{path}: unknown classes {', '.join(strange)}; the experiment has "
+            f"{', '.join(like.classes)}"
+        )
+    if found.shape != like.shape:
+        raise ValueError(f"{path}: images are {found.shape}, the public ones {like.shape}")
+    if len(found) == 0:
+        raise ValueError(f"{path}: no images")
+    assert found.labels is not None
+    number = torch.tensor([like.classes.index(name) for name in found.classes])
+    return replace(found, labels=number[found.labels], classes=like.classes)
+
+
+def _from_arrays(
+    path: Path, arrays: Mapping[str, np.ndarray], classes: tuple[str, ...]
+) -> ImageSet:
+    if not {"x", "y"} <= set(arrays):
+        raise ValueError(f"{path}: expected arrays x and y, found {', '.join(sorted(arrays))}")
+    if "classes" in arrays:
+        classes = tuple(str(name) for name in arrays["classes"].tolist())
+    if not np.issubdtype(arrays["y"].dtype, np.integer):
+        raise ValueError(f"{path}: y: expected whole numbers, got {arrays['y'].dtype}")
+    labels = torch.from_numpy(arrays["y"].astype(np.int64))
+    return image_set(f"{path}: x", arrays["x"], labels, classes)
+
+
+def _channels_last(images: ImageSet) -> np.ndarray:
+    return images.images.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _write(path: Path, **arrays: Any) -> None:
+    """Write arrays so that a crash leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

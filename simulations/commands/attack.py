@@ -1,0 +1,73 @@
+"""`fedkd attack`: every attack on every fusion rule."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedkd.config import ConfigError
+from simulations.commands.arguments import Overrides
+
+
+def attack(
+    config: Annotated[
+        str | None, typer.Argument(help="a YAML file, e.g. configs/attack/quickstart.yaml")
+    ] = None,
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="go on with this study's folder")] = None,
+) -> None:
+    """Try attacks on the knowledge against fusion rules: what does each cost the student?"""
+    from rich.console import Console
+
+    from fedkd.attacks.config import AttackStudy, check_study, resolved
+    from fedkd.attacks.matrix import run_matrix
+    from fedkd.attacks.report import table, write
+    from fedkd.config import load_config
+    from fedkd.rundir import new_folder
+    from simulations.live import Interrupted
+    from simulations.steps import StepView
+
+    if resume is not None:
+        if config is not None:
+            raise ConfigError("--resume takes its config from the folder; give no config beside it")
+        folder = resume.expanduser().resolve()
+        study = load_config(AttackStudy, folder / "config.yaml")
+    elif config is None:
+        raise ConfigError("give a config file, e.g. fedkd attack configs/attack/quickstart.yaml")
+    else:
+        study = load_config(AttackStudy, config, overrides or [])
+        check_study(study)
+        study = resolved(study)
+        folder = new_folder(study.output, study.name, study)
+    console = Console()
+    try:
+        with StepView(console, f"study   {folder}") as view:
+            results = run_matrix(study, folder, view)
+    except Interrupted:
+        print(f"interrupted; go on with: fedkd attack --resume {folder}", file=sys.stderr)
+        sys.exit(130)
+    page = write(study, results, folder)
+    console.print(_table(table(study, results)))
+    console.print(f"report  {page}", soft_wrap=True, highlight=False)
+
+
+def _table(facts: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    shown = Table(
+        title=f"{facts['name']}: test accuracy clean (%), then points lost to each attack",
+        title_justify="left",
+    )
+    shown.add_column("attack", no_wrap=True)
+    for rule in facts["worst"]:
+        shown.add_column(rule, justify="right", overflow="fold")
+    for number, (threat, row) in enumerate(facts["rows"].items()):
+        cells = [row[rule] for rule in facts["worst"]]
+        key, factor = ("accuracy", 100) if number == 0 else ("cost", 1)
+        shown.add_row(threat, *("–" if c is None else f"{factor * c[key]:.1f}" for c in cells))
+        if number < 2:
+            shown.add_section()
+    return shown

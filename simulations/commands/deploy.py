@@ -1,0 +1,84 @@
+"""`fedkd deploy`: keys and scripts for real nodes, and a look at whether a node is ready."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedkd.config import load_experiment
+from simulations.commands.arguments import Overrides
+
+app = typer.Typer(help="Run on real machines: TLS, node keys, scripts.", no_args_is_help=True)
+
+
+@app.command("init")
+def init(
+    folder: Annotated[Path, typer.Argument(help="a folder that does not exist yet")],
+    nodes: Annotated[int, typer.Option(help="number of SuperNodes, one per client")],
+    host: Annotated[
+        list[str],
+        typer.Option(help="name or IP of the SuperLink (may be repeated; nodes use the first)"),
+    ],
+    config: Annotated[str, typer.Option(help="what to run")] = "configs/quickstart.yaml",
+    overrides: Overrides = None,
+    port: Annotated[int, typer.Option(help="port of the SuperLink")] = 8443,
+    own_data: Annotated[
+        bool, typer.Option("--own-data", help="nodes bring their own images")
+    ] = False,
+    deal: Annotated[
+        bool, typer.Option("--deal", help="with --own-data: deal them the data set, to try it out")
+    ] = False,
+    data: Annotated[str | None, typer.Option(help="folder of local data on the nodes")] = None,
+    days: Annotated[int, typer.Option(help="how long certificates are valid", min=1)] = 365,
+) -> None:
+    """Write certificates, node keys, start scripts and a README, one folder per machine."""
+    from rich.console import Console
+
+    from fedkd.build import check
+    from fedkd.rounds import workspace
+    from simulations.deploy.folder import Plan, deployable, write_folder
+
+    plan = Plan(nodes, tuple(host), port, own_data, deal, data, days=days)
+    base = [*(overrides or []), f"clients={nodes}"]
+    before = load_experiment(config, base)
+    check(before)
+    experiment = load_experiment(config, [*base, *deployable(before, plan)])
+    write_folder(folder, plan, experiment, workspace(before.to_json()))
+    console = Console()
+    console.print(f"wrote {folder}: superlink, {nodes} nodes, ca (move ca/ca.key offline)")
+    console.print(f"next: {folder / 'README.md'}", soft_wrap=True, highlight=False)
+
+
+@app.command("check")
+def check_(
+    node: Annotated[Path, typer.Argument(help="the node's folder, e.g. node-0")],
+    show: Annotated[
+        bool, typer.Option("--print", help="print this machine's fingerprint.json instead")
+    ] = False,
+) -> None:
+    """Look whether a node is ready; exit code 1 if something has to be mended."""
+    from rich.console import Console
+
+    from simulations.deploy.check import check_node, node_workspace
+    from simulations.deploy.fingerprint import fingerprint_of
+
+    folder = node.expanduser().resolve()
+    if show:
+        print(json.dumps(fingerprint_of(node_workspace(folder)), indent=2))
+        return
+    console = Console(soft_wrap=True, highlight=False)
+    marks = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "failed": "[red]failed [/]"}
+    failed = 0
+    for finding in check_node(folder):
+        failed += finding.state == "failed"
+        console.print(f"{marks[finding.state]} {finding.what:13}", end="")
+        console.print(finding.found, markup=False)
+        if finding.mend:
+            console.print(f"{'':22}-> {finding.mend}", markup=False)
+    if failed:
+        print(f"{failed} to mend", file=sys.stderr)
+        raise typer.Exit(1)

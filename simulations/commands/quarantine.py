@@ -1,0 +1,44 @@
+"""`fedkd quarantine`: who was left out for good, and letting them in again."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fedkd.config import ConfigError
+from simulations.commands.arguments import RunPath
+
+
+def quarantine(
+    path: RunPath,
+    lift: Annotated[
+        list[int] | None, typer.Option(help="let this client take part again (may be repeated)")
+    ] = None,
+) -> None:
+    """Show strikes against clients and who is in quarantine; lift it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from fedkd import quarantine as room
+    from fedkd.rundir import RunDirectory
+
+    run = RunDirectory.open(path)
+    console = Console()
+    for client in lift or []:
+        if not 0 <= client < run.experiment.clients:
+            raise ConfigError(
+                f"--lift {client}: this run's clients are 0 to {run.experiment.clients - 1}"
+            )
+        console.print(f"client {client}: {room.lift(run, client)} strikes forgotten")
+    options = run.experiment.federation.quarantine
+    out = room.quarantined(run, options)
+    limit = "never (federation.quarantine.after)" if options.after is None else str(options.after)
+    table = Table(title=f"strikes; quarantine after: {limit}", title_justify="left")
+    for name in ("client", "strikes", "quarantine"):
+        table.add_column(name, justify="right")
+    table.add_column("reasons", overflow="fold")
+    for client, reasons in sorted(room.strikes(run).items()):
+        where = "yes" if client in out else "no"
+        table.add_row(str(client), str(len(reasons)), where, "\n".join(reasons[-5:]))
+    console.print(table if table.row_count else "no strikes")

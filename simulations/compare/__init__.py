@@ -1,0 +1,1 @@
+"""Methods side by side on one split (`fedkd compare`), and grids of options (`fedkd ablate`)."""

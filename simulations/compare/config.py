@@ -1,0 +1,136 @@
+"""A comparison as a typed, validated object: an experiment, seeds, methods."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from fedkd.config import Component, ConfigError, Experiment, Section
+from fedkd.registry import nearest
+from simulations.baselines import BASELINES
+from simulations.compare.entries import Entry, changed, label, measured
+
+OURS = "fedkd"
+
+# What makes a comparison fair. Views are made on every machine alike and train no teacher.
+_SHARED = ("seed", "clients", "data")
+_FREE = ("data.views",)
+
+Seeds = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...],
+    BeforeValidator(lambda value: [value] if isinstance(value, int) else value),
+]
+MethodName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+
+
+class Method(Section):
+    """One row of the comparison: fedkd with changes, or a baseline with options."""
+
+    name: MethodName
+    fedkd: dict[str, Any] | None = Field(default=None, description="dotted key -> value")
+    baseline: Component | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Method:
+        if (self.fedkd is None) == (self.baseline is None):
+            raise ValueError(f"{self.name!r} is either fedkd or a baseline, not both")
+        return self
+
+
+def _method(value: Any) -> Any:
+    """`fedavg`, `{name: fedprox, mu: 0.1}`, `{name: mine, baseline: fedprox, mu: 0.1}`."""
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping) or "name" not in value:
+        return value
+    named = value["name"]
+    if "fedkd" in value and value["fedkd"] is not None:
+        return value
+    options = {key: item for key, item in value.items() if key not in ("name", "fedkd")}
+    if named == OURS and "baseline" not in options:
+        if options:
+            key = next(iter(options))
+            raise ValueError(f"{OURS!r}: what it changes belongs below `fedkd:` (got {key!r})")
+        return {"name": named, "fedkd": {}}
+    baseline = options.pop("baseline", named)
+    if isinstance(baseline, str):
+        baseline = {"name": baseline, **options}
+    return {"name": named, "baseline": baseline}
+
+
+def _methods(value: Any) -> Any:
+    return [_method(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+# Not final, against the house rule: a comparison *is* an experiment and two keys more, so `base:`
+# and overrides mean in it what they mean in `fedkd run`.
+class Comparison(Experiment):
+    """Everything one comparison needs. `seeds` stands in for the experiment's `seed`."""
+
+    seeds: Seeds = Field(default=(0,), min_length=1)
+    methods: Annotated[tuple[Method, ...], BeforeValidator(_methods)] = Field(min_length=1)
+    only: Annotated[
+        tuple[str, ...] | None, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
+    ] = Field(default=None, description="methods to run; default: all")
+
+    @model_validator(mode="after")
+    def _no_name_twice(self) -> Comparison:
+        distinct(self.seeds, "seeds")
+        names = [method.name for method in self.methods]
+        distinct(names, "methods")
+        for name in self.only or ():
+            if name not in names:
+                raise ValueError(
+                    f"only: there is no method {name!r}{nearest(name, names)} "
+                    f"(methods: {', '.join(names)})"
+                )
+        return self
+
+    def entries(self) -> list[Entry]:
+        """The rows, in order. Raises `ConfigError` for what does not exist."""
+        chosen = self.only or tuple(method.name for method in self.methods)
+        base = base_experiment(self)
+        return [_entry(base, method) for method in self.methods if method.name in chosen]
+
+
+def distinct(values: Sequence[object], where: str) -> None:
+    """Raises `ValueError` if a value is listed twice."""
+    for value, times in Counter(values).items():
+        if times > 1:
+            raise ValueError(f"{where}: {value!r} is listed twice")
+
+
+def base_experiment(config: Experiment) -> Experiment:
+    """The experiment in a comparison or an ablation, evaluated as all methods are."""
+    known = {name: getattr(config, name) for name in Experiment.model_fields}
+    return measured(Experiment(**known))
+
+
+def _entry(base: Experiment, method: Method) -> Entry:
+    if method.baseline is not None:
+        baseline = method.baseline
+        try:
+            BASELINES.check(baseline.name, baseline.options)
+        except ValueError as error:
+            raise ConfigError(f"methods.{method.name}: {error}") from None
+        about = label(baseline.options)
+        if method.name != baseline.name:
+            about = f"{baseline.name} {about}".strip()
+        return Entry(method.name, base, baseline, about)
+    changes = method.fedkd or {}
+    for key in changes:
+        if _within(key, _SHARED) and not _within(key, _FREE):
+            raise ConfigError(
+                f"methods.{method.name}.fedkd: {key} is the same for all methods; set it for the "
+                "whole comparison"
+            )
+    experiment = changed(base, changes, f"methods.{method.name}.fedkd")
+    about = ", ".join(f"{key}: {label(value)}" for key, value in changes.items())
+    return Entry(method.name, measured(experiment), None, about)
+
+
+def _within(key: str, sections: Sequence[str]) -> bool:
+    return any(key == section or key.startswith(f"{section}.") for section in sections)

@@ -1,0 +1,276 @@
+"""A comparison as one HTML page that needs nothing else; also of one that is under way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from fedkd import plots
+from fedkd.knowledge.store import write_atomically
+from simulations.compare import pictures
+from simulations.compare.effects import main_effects, two_way
+from simulations.compare.folder import CompareFolder, Record
+from simulations.compare.grid import EXPERIMENT, Ablation
+from simulations.compare.page import PAGE
+from simulations.tables import human_bytes
+
+DASH = "\N{EN DASH}"
+
+# Key of a result, title, whether a high number is a good one (None: neither).
+_COLUMNS: tuple[tuple[str, str, bool | None], ...] = (
+    ("final", "last round", True),
+    ("best", "best round", None),
+    ("worst_client", "worst client", True),
+    ("ece", "ECE", False),
+    ("up", "bytes up", None),
+    ("down", "bytes down", None),
+    ("transfer", "transfer set", None),
+    ("seconds", "seconds", None),
+)
+
+
+def write_report(folder: CompareFolder, found: Record) -> Path:
+    """Write `report.html` and return its path."""
+    path = folder.path / "report.html"
+    write_atomically(path, render(folder, found).encode("utf-8"))
+    return path
+
+
+def render(folder: CompareFolder, found: Record) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    with plots.style():
+        sections = _ablation(folder, found) if found["factors"] else _comparison(found)
+    # What sends nothing is a bound, not a federated method.
+    best = [name for name in ranked(found) if found["rows"][name]["up"]["mean"] > 0][:1]
+    state = {"kind": "complete", "text": "complete"} if found["finished"] else {
+        "kind": "partial", "text": _progress(found),
+    }  # fmt: skip
+    seeds = found["seeds"]
+    return environment.from_string(PAGE).render(
+        name=found["name"],
+        identity=folder.path.name,
+        date=time.strftime("%Y-%m-%d %H:%M", time.localtime(_written(folder))),
+        state=state,
+        seeds=f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds",
+        sentence=_sentence(folder, found),
+        best=None
+        if not best or found["factors"]
+        else {"name": best[0], "value": f"{100 * found['rows'][best[0]]['final']['mean']:.1f} %"},
+        failures=[
+            f"{name}, seed {seed} failed: {error}"
+            for name, row in found["rows"].items()
+            for seed, error in row["errors"].items()
+        ],
+        sections=sections,
+        config=(folder.path / "config.yaml").read_text(encoding="utf-8"),
+        versions=folder.read_json("versions.json") or {},
+    )
+
+
+# -- words and numbers -----------------------------------------------------------------------------
+
+
+def ranked(found: Record) -> list[str]:
+    """Names of rows with a result, best first."""
+    known = {name: row for name, row in found["rows"].items() if row["final"] is not None}
+    return sorted(known, key=lambda name: -known[name]["final"]["mean"])
+
+
+def shown(key: str, value: Mapping[str, Any] | None) -> str:
+    """A mean and its deviation as the tables write it; a dash for what is not known."""
+    if value is None:
+        return DASH
+    mean, std = value["mean"], value["std"]
+    if key in ("up", "down", "transfer"):
+        return human_bytes(mean) if mean else "0"
+    if key == "seconds":
+        return f"{mean:.1f}" if mean < 100 else f"{mean:,.0f}"
+    digits = 1 if key == "worst_client" else 2
+    text = f"{100 * mean:.{digits}f}"
+    return text if std is None else f"{text} ± {100 * std:.{digits}f}"
+
+
+def _progress(found: Record) -> str:
+    total = len(found["seeds"]) * len(found["rows"])
+    done = sum(len(row["seeds"]) for row in found["rows"].values())
+    return f"not complete · {done} of {total} results"
+
+
+def _sentence(folder: CompareFolder, found: Record) -> str:
+    config = folder.config
+    data = config.data
+    what = (
+        f"{len(found['rows'])} cells of {' × '.join(f for f in found['factors'])}"
+        if isinstance(config, Ablation)
+        else f"{len(found['rows'])} methods"
+    )
+    names = list(config.experiments) if isinstance(config, Ablation) else []
+    where = ", ".join(names) if names else (
+        f"{data.dataset.name}, {config.clients} clients, {data.partition.name} partition"
+        + (f" (alpha {data.partition.options['alpha']})" if "alpha" in data.partition.options
+           else "")
+        + f", {data.transfer.size:,} transfer images, {config.rounds} rounds"
+    )  # fmt: skip
+    shared = (
+        "All cells of a seed share what the grid does not change."
+        if isinstance(config, Ablation)
+        else "The same split, seed, initial networks and local training for all."
+    )
+    return f"{what} on {where}. {shared}"
+
+
+def _written(folder: CompareFolder) -> float:
+    return (folder.path / "versions.json").stat().st_mtime
+
+
+def _table(found: Record, names: Iterable[str], factors: Sequence[str]) -> Record:
+    """The table's card; the best mean of a column stands out."""
+    rows = {name: found["rows"][name] for name in names}
+    tops = {}
+    for key, _, high in _COLUMNS:
+        known = [row[key]["mean"] for row in rows.values() if row[key] is not None]
+        if high is not None and known:
+            tops[key] = max(known) if high else min(known)
+    body = []
+    for name, row in rows.items():
+        numbers = [
+            {
+                "text": shown(key, row[key]),
+                "top": key == "final"
+                or (row[key] is not None and row[key]["mean"] == tops.get(key)),
+            }
+            for key, _, _ in _COLUMNS
+        ]
+        failed = f" · failed for {len(row['errors'])} of {len(found['seeds'])} seeds"
+        about = row["about"] + (failed if row["errors"] else "")
+        if not row["has_student"]:
+            about = f"{about} · the clients' own models, on average".strip(" ·")
+        body.append({
+            "ours": row["kind"] == "fedkd" and not factors,
+            "key": not factors,
+            "words": [row["choices"][f] for f in factors] if factors else [name],
+            "about": about.strip(" ·"),
+            "numbers": [*numbers, {"text": str(len(row["seeds"])), "top": False}],
+        })  # fmt: skip
+    titles = [(factor, False) for factor in factors] or [("method", False)]
+    header = [*titles, *((title, True) for _, title, _ in _COLUMNS), ("seeds", True)]
+    return {
+        "title": "", "picture": None, "header": header, "rows": body,
+        "caption": "Test accuracy in percent, mean ± sample standard deviation over seeds. The "
+        "last round involves no choice; the best round is chosen on the test set and flatters. "
+        "Worst client: the final model on the client's held-out private images where it does "
+        "worst. ECE: expected calibration error in percent, lower is better. Bytes: messages as "
+        "Flower serialises them, summed over clients and rounds, without those that only measure. "
+        "Transfer set: its images as uint8, sent to each client once, if clients do not have "
+        "them; not in the other columns. Seconds: all of it one after the other in one process; "
+        "teachers that several rows share count for each.",
+    }  # fmt: skip
+
+
+# -- sections --------------------------------------------------------------------------------------
+
+
+def _comparison(found: Record) -> list[Record]:
+    names = ranked(found)
+    missing = [name for name in found["rows"] if name not in names]
+    sections = [_section("results", "Results", _table(found, [*names, *missing], ()))]
+    if not names:
+        return sections
+    looks = pictures.looks({name: row["kind"] for name, row in found["rows"].items()})
+    records = {name: list(found["rows"][name]["seeds"].values()) for name in names}
+    curves = {
+        name: [[each["accuracy"] for each in record["rounds"]] for record in seeds]
+        for name, seeds in records.items()
+    }
+    sections.append(_section("rounds", "Accuracy per round", _picture(
+        pictures.curves_picture(curves, looks), "curves",
+        "Mean over seeds; the band goes from the lowest to the highest seed. fedkd's rows are "
+        "solid and wide. A method of one round is a single point.",
+    )))  # fmt: skip
+    traffic = {name: _traffic(seeds) for name, seeds in records.items()}
+    sections.append(_section("bytes", "Accuracy per megabyte", _picture(
+        pictures.traffic_picture(traffic, looks), "traffic",
+        "Bytes sent so far, up and down, over all clients, on a logarithmic scale; a point per "
+        "round. A hollow marker is where the method ends if the transfer set has to be shipped "
+        "as well. What sends no messages is a level through the picture.",
+    )))  # fmt: skip
+    sections.append(_section("classes", "Accuracy per class", _picture(
+        pictures.heat_picture(
+            names, found["classes"], [found["rows"][name]["per_class"] for name in names],
+            full=True,
+        ), "classes",
+        "Test accuracy within each class after the last round, in percent, mean over seeds.",
+    )))  # fmt: skip
+    return sections
+
+
+def _traffic(seeds: Sequence[Record]) -> tuple[list[float], list[float], float]:
+    """Means over seeds of bytes so far and accuracy after each round; of shipping, in the end."""
+    length = min(len(record["rounds"]) for record in seeds)
+    rounds = [record["rounds"][:length] for record in seeds]
+    sizes = [list(accumulate(each["up"] + each["down"] for each in line)) for line in rounds]
+    accuracy = [[each["accuracy"] for each in line] for line in rounds]
+    transfer = float(np.mean([record["transfer"] for record in seeds]))
+    return np.mean(sizes, axis=0).tolist(), np.mean(accuracy, axis=0).tolist(), transfer
+
+
+def _ablation(folder: CompareFolder, found: Record) -> list[Record]:
+    config = folder.config
+    assert isinstance(config, Ablation)
+    factors = [factor for factor in found["factors"] if factor != EXPERIMENT]
+    ranking = ranked(found)
+    names = [*ranking, *(name for name in found["rows"] if name not in ranking)]
+    settings: list[str | None] = [*config.experiments] or [None]
+    sections = []
+    for number, setting in enumerate(settings):
+        own = [
+            name
+            for name in names
+            if setting is None or found["rows"][name]["choices"][EXPERIMENT] == setting
+        ]
+        cards = [_table(found, own, factors)]
+        finals = {
+            name: (found["rows"][name]["choices"], found["rows"][name]["final"]["mean"])
+            for name in own
+            if found["rows"][name]["final"] is not None
+        }
+        if finals:
+            order = {f: [choice.label for choice in cs] for f, cs in config.factors().items()}
+            effects = main_effects(finals.values(), order, each=config.mode == "each")
+            cards.append(_picture(
+                pictures.effects_picture(effects), f"effects-{number}",
+                "A dot is a cell's final accuracy (mean over seeds), a bar the mean of all cells "
+                "with that choice." if config.mode == "grid" else
+                "Each choice with all other factors at their first choice.",
+                "Main effects",
+            ))  # fmt: skip
+            if len(factors) == 2 and config.mode == "grid":
+                rows, columns = (order[factor] for factor in factors)
+                cards.append(_picture(
+                    pictures.heat_picture(
+                        rows, columns, two_way(finals.values(), order),
+                        labels=(factors[1], factors[0]),
+                    ), f"heat-{number}",
+                    "Final test accuracy of each cell in percent, mean over seeds.", "Both factors",
+                ))  # fmt: skip
+        sections.append(_section(f"s{number}", setting or "Results", *cards))
+    return sections
+
+
+def _section(key: str, title: str, *cards: Record) -> Record:
+    return {"key": key, "title": title, "cards": cards}
+
+
+def _picture(figure: Any, name: str, caption: str, title: str = "") -> Record:
+    drawn = Markup(plots.svg(figure, name))
+    return {"title": title, "picture": drawn, "header": (), "rows": (), "caption": caption}

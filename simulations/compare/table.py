@@ -1,0 +1,41 @@
+"""The table that a comparison ends with on the console."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+
+from simulations.compare.folder import Record
+from simulations.compare.report import ranked, shown
+
+_COLUMNS = {
+    "final": "last round, %", "best": "best, %", "worst_client": "worst client, %", "ece": "ECE, %",
+    "up": "up", "down": "down", "transfer": "transfer set", "seconds": "s",
+}  # fmt: skip
+
+
+def result_table(found: Record) -> Table:
+    """Rows with their means over seeds, best first; failures with their first error."""
+    table = Table(title=f"{found['name']} · {len(found['seeds'])} seeds", title_justify="left")
+    for factor in found["factors"] or ["method"]:
+        table.add_column(factor, overflow="fold")
+    for title in _COLUMNS.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    names = ranked(found)
+    for name in names:
+        row = found["rows"][name]
+        start = [row["choices"][factor] for factor in found["factors"]] or [name]
+        bold = row["kind"] == "fedkd" and not found["factors"]
+        table.add_row(
+            *(f"[bold]{escape(word)}[/]" if bold else escape(word) for word in start),
+            *(shown(key, row[key]) for key in _COLUMNS),
+        )
+    failures = [
+        f"{name}, seed {seed}: {error}"
+        for name, row in found["rows"].items()
+        for seed, error in row["errors"].items()
+    ]
+    if failures:
+        table.caption = escape("failed: " + "; ".join(failures))
+        table.caption_justify = "left"
+    return table

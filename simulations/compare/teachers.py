@@ -1,0 +1,91 @@
+"""Teachers trained once for all of fedkd's rows that would train the same ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, Message
+
+from fedkd.config import Experiment
+from fedkd.rundir import read_json, write_json
+from strategies.records import JOB
+
+Call = Callable[[Message, Context], Message]
+
+
+def teachers_key(experiment: Experiment) -> str | None:
+    """Equal for two experiments whose teachers are bit-identical in every round; None if not known.
+
+    A teacher is a function of its images, its network, its training and the seed. The transfer
+    set belongs to the data, since pixel statistics come from it; its virtual views do not.
+    With feedback a teacher depends on the student.
+    """
+    if experiment.teachers.feedback.use != "none":
+        return None
+    values = experiment.model_dump(mode="json")
+    del values["data"]["views"]
+    resources = experiment.resources
+    known = [
+        values["seed"], values["clients"], values["data"], values["teachers"],
+        resources.client_cpus, resources.client_gpus, values["plugins"],
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class TeacherCache:
+    """A Flower mod that puts a teacher known already where the client looks for its own.
+
+    A client that finds the teacher of a round trains nothing, as after a restart; all else goes
+    its usual way, so nothing but the time changes.
+
+    Args:
+        folder: Where teachers are kept; those of one `teachers_key`.
+
+    Attributes:
+        saved: Round -> seconds of training that were not spent again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.saved: dict[int, float] = {}
+
+    def __call__(self, message: Message, context: Context, call_next: Call) -> Message:
+        """Before and after a client trains."""
+        if message.metadata.message_type != "train":
+            return call_next(message, context)
+        job = message.content.config_records[JOB]
+        round_number = int(job["round"])  # type: ignore[arg-type]
+        client = f"client-{int(context.node_config['partition-id']):04d}"
+        name = f"teacher-{round_number:04d}.pt"
+        place, kept = Path(str(job["state"])) / client / name, self.folder / client / name
+        note = kept.with_suffix(".json")
+        if kept.is_file() and note.is_file() and not place.is_file():
+            _link(kept, place)
+            self.saved[round_number] = (
+                self.saved.get(round_number, 0.0) + read_json(note)["seconds"]
+            )
+            return call_next(message, context)
+        started = time.perf_counter()
+        reply = call_next(message, context)
+        if place.is_file() and not kept.is_file():
+            _link(place, kept)
+            write_json(note, {"seconds": time.perf_counter() - started})
+        return reply
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name: teachers are replaced, never written into."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        draft = target.with_suffix(".draft")
+        shutil.copyfile(source, draft)
+        draft.replace(target)

@@ -1,0 +1,169 @@
+"""Is this node ready? One finding per thing that has to be right, each with what to do."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fedkd.config import ConfigError, Experiment, load_experiment
+from fedkd.data.own import Own
+from fedkd.rounds import Workspace
+from fedkd.rundir import versions
+from simulations.deploy.fingerprint import fingerprint_of
+from simulations.deploy.folder import read_settings
+
+TIMEOUT = 10.0
+# Other versions of these refuse each other, or speak another language.
+_SAME = ("fedkd", "flwr")
+# Other versions of these may round the last bits differently.
+_SIMILAR = ("python", "torch", "numpy")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at, how it is, and what to do about it (empty if it is fine)."""
+
+    what: str
+    state: Literal["ok", "warning", "failed"]
+    found: str
+    mend: str = ""
+
+
+def node_workspace(folder: Path) -> Workspace:
+    """What the node's config means with the node's data.
+
+    Raises:
+        ConfigError, FileNotFoundError: the data do not fit the config, or are missing.
+    """
+    experiment = load_experiment(folder / "experiment.yaml")
+    settings = read_settings(folder / "settings.env")
+    number = int(settings.get("PARTITION_ID") or 0)
+    root = settings.get("DATA_ROOT")
+    data = settings.get("DATA")
+    own = Own(number, folder / Path(data).expanduser()) if data else None
+    if experiment.data.public is not None and own is None:
+        raise ConfigError("the node has no images of its own: set DATA in settings.env")
+    return Workspace(experiment, folder / Path(root).expanduser() if root else None, own)
+
+
+def check_node(folder: Path) -> Iterator[Finding]:
+    """Findings one after the other; the data come first, the network last.
+
+    Raises:
+        ConfigError: `folder` is not the folder of a node.
+    """
+    settings = read_settings(folder / "settings.env")
+    experiment = load_experiment(folder / "experiment.yaml")
+    file = folder / "fingerprint.json"
+    if not file.is_file():
+        raise ConfigError(
+            f"{file} is missing: copy it from the machine of `fedkd deploy init`, or write it "
+            "there with `fedkd deploy check NODE --print`"
+        )
+    expected = json.loads(file.read_text(encoding="utf-8"))
+    yield from _check_data(folder, settings, expected)
+    yield from _check_versions(expected["versions"])
+    yield _guard("key", lambda: _check_key(folder / "node.key"))
+    yield _guard("SuperLink", lambda: _check_superlink(settings["SUPERLINK"], folder / "ca.crt"))
+    yield _check_gpu(experiment)
+
+
+def _check_data(
+    folder: Path, settings: dict[str, str], expected: dict[str, Any]
+) -> Iterator[Finding]:
+    where = "check DATA and DATA_ROOT in settings.env"
+    try:
+        space = node_workspace(folder)
+        number = int(settings["PARTITION_ID"])
+        shard = space.data.shard(number)
+    except (ValueError, OSError, KeyError) as error:
+        yield Finding("data", "failed", str(error), where)
+        return
+    ours = fingerprint_of(space)
+    present = int((shard.class_counts() > 0).sum())
+    yield Finding(
+        "data", "ok",
+        f"client {number} of {space.experiment.clients}: {len(shard)} images of {present} of "
+        f"{len(space.data.classes)} classes to train on, {len(space.data.holdout(number))} held out",
+    )  # fmt: skip
+    for key, what, mend in (
+        ("class_map", "class map", f"the classes differ from the server's; {where}"),
+        ("transfer", "transfer set", f"the public images differ from the server's; {where}"),
+    ):
+        right = ours[key] == expected[key]
+        found = ours[key] if right else f"{ours[key]}, expected {expected[key]}"
+        yield Finding(what, "ok" if right else "failed", found, "" if right else mend)
+
+
+def _check_versions(theirs: dict[str, str]) -> Iterator[Finding]:
+    ours = versions()
+    for package in (*_SAME, *_SIMILAR):
+        here, there = ours.get(package), theirs.get(package)
+        minor = [str(v).split(".")[:2] for v in (here, there)]
+        if here == there:
+            yield Finding(package, "ok", str(here))
+        elif package in _SAME and (minor[0] != minor[1] or package == "fedkd"):
+            mend = f"pip install '{package}=={there}'"
+            if package == "fedkd":
+                mend = "install the server's checkout of fedkd"
+            yield Finding(package, "failed", f"{here}, the server has {there}", mend)
+        else:
+            yield Finding(
+                package, "warning", f"{here}, the server has {there}",
+                "works; the student may differ in the last bits from a simulation",
+            )  # fmt: skip
+
+
+def _check_key(key: Path) -> Finding:
+    if not key.is_file():
+        return Finding("key", "failed", f"{key} is missing", "copy it from `fedkd deploy init`")
+    if key.stat().st_mode & 0o077:
+        return Finding("key", "failed", "others can read it", f"chmod 600 {key}")
+    return Finding("key", "ok", "only its owner can read it")
+
+
+def _check_superlink(address: str, ca: Path) -> Finding:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    context = ssl.create_default_context(cafile=str(ca))
+    with (
+        socket.create_connection((host, int(port)), timeout=TIMEOUT) as plain,
+        context.wrap_socket(plain, server_hostname=host) as channel,
+    ):
+        return Finding("SuperLink", "ok", f"{address} answers, {channel.version()}")
+
+
+def _guard(what: str, look: Callable[[], Finding]) -> Finding:
+    """The finding, or what a network or file that fails comes to."""
+    try:
+        return look()
+    except ssl.SSLCertVerificationError as error:
+        mend = "take ca.crt from the same `fedkd deploy init`; SUPERLINK has to be one of its --host"
+        return Finding(what, "failed", f"certificate refused: {error.verify_message}", mend)
+    except (OSError, ValueError, KeyError) as error:
+        mend = "is it started, is SUPERLINK in settings.env right, does a firewall stand between?"
+        return Finding(what, "failed", str(error) or type(error).__name__, mend)
+
+
+def _check_gpu(experiment: Experiment) -> Finding:
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        if experiment.resources.client_gpus > 0:
+            return Finding("GPU", "ok", name)
+        return Finding(
+            "GPU", "warning", f"{name}, not used",
+            "set resources.client_gpus above 0 to train on it",
+        )  # fmt: skip
+    if experiment.resources.client_gpus > 0:
+        return Finding(
+            "GPU", "warning", "none seen, though resources.client_gpus asks for one",
+            "it will train on the CPU; check the driver and that torch is built for CUDA",
+        )  # fmt: skip
+    return Finding("GPU", "ok", "none, and none is asked for")

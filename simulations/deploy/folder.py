@@ -1,0 +1,172 @@
+"""The folder that `fedkd deploy init` writes: one subfolder per machine, ready to be copied there."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedkd.config import ConfigError, Experiment
+from fedkd.data.own import write_private, write_public
+from fedkd.rounds import Workspace
+from simulations.deploy import scripts
+from simulations.deploy.fingerprint import fingerprint_of
+from simulations.deploy.keys import certificates, node_pair
+
+SECRET, SCRIPT, PLAIN = 0o600, 0o700, 0o644
+PUBLIC = "public.npz"
+PRIVATE = "private.npz"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a federation looks like.
+
+    Attributes:
+        nodes: Number of SuperNodes, which is the number of clients.
+        hosts: Names and addresses of the SuperLink; nodes use the first.
+        port: Port of the SuperLink.
+        own_data: Nodes bring their own images; else each has the whole data set.
+        deal: With `own_data`: also give each node its part of the data set, to try things out.
+        data: Folder of local data on the nodes; None: to be filled in.
+        source: The fedkd checkout that `flwr run` bundles.
+        days: How long the certificates are valid.
+    """
+
+    nodes: int
+    hosts: tuple[str, ...]
+    port: int = 8443
+    own_data: bool = False
+    deal: bool = False
+    data: str | None = None
+    source: Path = Path(__file__).resolve().parents[2]
+    days: int = 365
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1:
+            raise ConfigError(f"--nodes: expected at least 1, got {self.nodes}")
+        if not self.hosts:
+            raise ConfigError("--host: give the name or IP address under which nodes reach it")
+        for host in self.hosts:
+            if not _is_host(host):
+                raise ConfigError(
+                    f"--host: expected a DNS name or an IP address without a port, got {host!r}"
+                )
+        if self.deal and not self.own_data:
+            raise ConfigError("--deal goes with --own-data")
+
+    @property
+    def address(self) -> str:
+        """Where nodes reach the SuperLink."""
+        host = self.hosts[0]
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+def write_folder(path: Path, plan: Plan, experiment: Experiment, space: Workspace) -> None:
+    """Write keys, scripts, the config and a README below `path`.
+
+    Args:
+        path: A folder that does not exist or is empty.
+        plan: What the federation looks like.
+        experiment: What will run; it has `plan.nodes` clients.
+        space: What its config means here: the source of the fingerprint and of the public images.
+
+    Raises:
+        ConfigError: `path` holds something, or cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} exists already: choose another folder (its keys would be lost)")
+    try:
+        _write_all(path, plan, experiment, space)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _write_all(path: Path, plan: Plan, experiment: Experiment, space: Workspace) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)
+    ca, server = certificates(plan.hosts, days=plan.days)
+    config = experiment.to_yaml()
+    fingerprint = json.dumps(fingerprint_of(space), indent=2) + "\n"
+    address = plan.address
+
+    _put(path / "ca" / "ca.key", ca.private, SECRET)
+    _put(path / "ca" / "ca.crt", ca.public, PLAIN)
+
+    link = path / "superlink"
+    _put(link / "ca.crt", ca.public, PLAIN)
+    _put(link / "server.key", server.private, SECRET)
+    _put(link / "server.crt", server.public, PLAIN)
+    _put(link / "experiment.yaml", config, PLAIN)
+    _put(link / "settings.env", scripts.server_settings(plan), SECRET)
+    _put(link / "superlink.sh", scripts.SUPERLINK, SCRIPT)
+    _put(link / "register.sh", scripts.REGISTER, SCRIPT)
+    _put(link / "run.sh", scripts.RUN, SCRIPT)
+    _put(link / "flwr.sh", scripts.FLWR, SCRIPT)
+    _put(link / "fedkd-superlink.service", scripts.unit("superlink", "superlink.sh"), PLAIN)
+    if plan.own_data:
+        write_public(space.data, link / PUBLIC)
+
+    for number in range(plan.nodes):
+        node = path / f"node-{number}"
+        pair = node_pair(f"node-{number}")
+        _put(node / "node.key", pair.private, SECRET)
+        _put(node / "node.pub", pair.public, PLAIN)
+        _put(link / "nodes" / f"node-{number}.pub", pair.public, PLAIN)
+        _put(node / "ca.crt", ca.public, PLAIN)
+        _put(node / "experiment.yaml", config, PLAIN)
+        _put(node / "fingerprint.json", fingerprint, PLAIN)
+        _put(node / "settings.env", scripts.node_settings(plan, number), SECRET)
+        _put(node / "supernode.sh", scripts.SUPERNODE, SCRIPT)
+        service = f"fedkd-supernode-{number}"
+        _put(node / f"{service}.service", scripts.unit(f"supernode {number}", "supernode.sh"), PLAIN)
+        if plan.own_data:
+            shutil.copyfile(link / PUBLIC, node / PUBLIC)
+        if plan.deal:
+            write_private(space.data, number, node / PRIVATE)
+            (node / PRIVATE).chmod(SECRET)
+
+    _put(path / "compose.yaml", scripts.compose(plan), PLAIN)
+    _put(path / "fingerprint.json", fingerprint, PLAIN)
+    _put(path / "README.md", scripts.readme(plan, experiment.name, address), PLAIN)
+    for folder in (path, *(p for p in path.rglob("*") if p.is_dir())):
+        folder.chmod(0o700)
+
+
+def read_settings(path: Path) -> dict[str, str]:
+    """The `KEY=value` lines of a settings.env."""
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing: expected a folder that `fedkd deploy init` wrote")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
+    return {key.strip(): value.strip().strip("\"'") for key, _, value in pairs}
+
+
+def _put(path: Path, content: str | bytes, mode: int) -> None:
+    """Write a new file with this mode from the first byte on."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.touch(mode=mode, exist_ok=False)
+    path.chmod(mode)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _is_host(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        label = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+        return bool(re.fullmatch(rf"{label}(\.{label})*", host)) and len(host) < 254
+    return True
+
+
+def deployable(experiment: Experiment, plan: Plan) -> list[str]:
+    """Overrides that make an experiment fit for real nodes."""
+    # Nodes come up over minutes, and come back so after a restart of the SuperLink.
+    changes = [f"federation.wait={max(experiment.federation.wait, 600.0)}"]
+    if plan.own_data:
+        kept = [name for name in experiment.evaluation.baselines if name != "ceiling"]
+        changes += [f"evaluation.baselines=[{', '.join(kept)}]", f"data.public={PUBLIC}"]
+    return changes

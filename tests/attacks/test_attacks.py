@@ -1,0 +1,141 @@
+"""What each attack does to a message, in small numbers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fedkd.attacks import ATTACKS
+from fedkd.attacks.base import Payload, Scene, certain, softmax
+from fedkd.knowledge.kinds import Logits
+from fedkd.knowledge.wire import Expected, Refused, unpack
+
+LOGITS = np.array([[3, 1, 0, -1], [0, 2, 1, -2], [1, 0, -3, 4]], dtype=np.float16)
+HEADER = {
+    "protocol": 1, "run": "r", "round": 2, "client": 1, "fingerprint": "f", "class_map": "c",
+    "num_examples": 7, "class_counts": [7, 0, 0, 0],
+}  # fmt: skip
+EXPECTED = Expected(
+    run="r", round=2, fingerprint="f", class_map="c", num_samples=3, num_classes=4,
+    shapes={Logits(): (4,)}, disclose=("class_counts", "num_examples"),
+)  # fmt: skip
+
+
+def message(logits: np.ndarray = LOGITS, **header: object) -> Payload:
+    return Payload({"logits": logits}, {**HEADER, **header})  # type: ignore[dict-item]
+
+
+def scene() -> Scene:
+    return Scene(
+        round=2, client=1, attackers=(1, 3),
+        honest={0: message(client=0), 2: message(client=2)},
+        predictions=("logits",),
+        previous=message((LOGITS * 2).astype(np.float16), round=1),
+        mislabelled=message((-LOGITS).astype(np.float16)),
+        student={"logits": np.ones((3, 4), dtype=np.float32)},
+        max_abs=1e4,
+        rng=np.random.default_rng(0), shared=np.random.default_rng(1),
+    )  # fmt: skip
+
+
+def attacked(name: str, **options: object) -> Payload:
+    said = ATTACKS.get(name)(message(), scene(), **options)
+    assert said is not None
+    return said
+
+
+def logits(name: str, **options: object) -> np.ndarray:
+    return attacked(name, **options).arrays["logits"].astype(np.float32)
+
+
+def receive(payload: Payload) -> torch.Tensor:
+    return unpack(payload.arrays, payload.header, EXPECTED, 1).tensors[Logits()]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nan", "NaN in 1 of 12"),
+        ("infinity", "infinity in 1 of 12"),
+        ("huge", "infinity in 1 of 12"),
+        ("wrong_shape", "3 classes per sample, expected 4"),
+        ("replay", "answers round 1"),
+        ("duplicate", "claims to be client 0, registered as client 1"),
+    ],
+)
+def test_broken_messages_are_refused_with_their_reason(name: str, reason: str) -> None:
+    with pytest.raises(Refused, match=reason):
+        receive(attacked(name))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n in ATTACKS.names() if n not in
+     ("absent", "nan", "infinity", "huge", "wrong_shape", "replay", "duplicate")],
+)  # fmt: skip
+def test_lies_pass_every_check(name: str) -> None:
+    assert receive(attacked(name)).shape == (3, 4)
+
+
+def test_the_honest_message_is_left_alone() -> None:
+    before = LOGITS.copy()
+    for name in ATTACKS.names():
+        ATTACKS.get(name)(message(), scene())
+    np.testing.assert_array_equal(LOGITS, before)
+
+
+def test_silence() -> None:
+    assert ATTACKS.get("absent")(message(), scene()) is None
+
+
+def test_lma_is_sure_of_the_least_likely_class() -> None:
+    assert logits("lma").argmax(1).tolist() == [3, 3, 2]
+    assert (softmax(logits("lma")).max(1) > 0.999).all()
+
+
+def test_cpa_is_sure_of_the_class_least_like_the_one_named() -> None:
+    mean = softmax(LOGITS.astype(np.float32))
+    deviation = mean - mean.mean(0)
+    likeness = deviation.T @ deviation / 2
+    expected = [int(likeness[winner].argmin()) for winner in mean.argmax(1)]
+    assert logits("cpa").argmax(1).tolist() == expected
+    assert all(a != b for a, b in zip(expected, mean.argmax(1), strict=True))
+
+
+def test_top_k_reverses_the_largest() -> None:
+    np.testing.assert_array_equal(logits("top_k", k=2)[0], [1, 3, 0, -1])
+    np.testing.assert_array_equal(logits("top_k")[0], [0, 1, 3, -1])
+
+
+def test_shift_scale_and_sign() -> None:
+    np.testing.assert_array_equal(logits("shift", amount=5)[0], [3, 6, 0, -1])
+    np.testing.assert_array_equal(logits("scale", factor=2)[0], [6, 2, 0, -2])
+    np.testing.assert_array_equal(logits("sign_flip"), -LOGITS)
+
+
+def test_colluders_agree_and_inflation_lies_about_sizes() -> None:
+    one = logits("collude").argmax(1)
+    other = ATTACKS.get("collude")(message(), replace(scene(), client=3))
+    assert other is not None
+    assert len(set(one)) == 1
+    np.testing.assert_array_equal(one, other.arrays["logits"].argmax(1))
+    header = attacked("inflate", factor=10).header
+    assert header["num_examples"] == 70
+    assert header["class_counts"] == [70, 10, 10, 10]
+
+
+def test_riders() -> None:
+    assert (logits("uniform_rider") == 0).all()
+    assert logits("constant_rider").argmax(1).tolist() == [1, 1, 1]
+    assert (logits("copycat") == 1).all()
+    first = ATTACKS.get("copycat")(message(), replace(scene(), student=None))
+    assert first is not None
+    assert (first.arrays["logits"] == 0).all()
+    assert logits("stale")[0].tolist() == [6, 2, 0, -2]
+    assert attacked("stale").header["round"] == 2
+
+
+def test_certainty_in_half_precision() -> None:
+    said = certain(np.array([2]), 4).astype(np.float16).astype(np.float32)
+    assert softmax(said)[0, 2] == pytest.approx(1, abs=1e-6)

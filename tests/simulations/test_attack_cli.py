@@ -1,0 +1,97 @@
+"""`fedkd attack` and `fedkd quarantine` as a user meets them."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fedkd.attacks.config import AttackStudy
+from fedkd.attacks.matrix import CLEAN, Cell, run_matrix
+from fedkd.config import load_config
+from fedkd.quarantine import strike
+from fedkd.rundir import RunDirectory
+from simulations.cli import main
+
+
+@pytest.fixture
+def fedkd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """`fedkd("attack", ...)`: exit code, stdout and stderr, in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedkd", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+def test_a_study_ends_with_table_and_page_and_can_be_resumed(fedkd, tiny, tmp_path: Path) -> None:
+    experiment = tiny("teachers.models=[mlp]", "student.model=mlp", "rounds=1", "fusion=[uniform]")
+    values: dict[str, Any] = {
+        "experiment": experiment.model_dump(mode="json"),
+        "rules": ["uniform"],
+        "attacks": ["nan", "collude"],
+    }
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(values))
+    code, out, err = fedkd("attack", file)
+    assert (code, err) == (0, "")
+    for word in ("clean", "absent", "collude", "uniform"):
+        assert word in out
+    folder = Path(re.search(r"^study +(\S+)$", out, re.M)[1])  # type: ignore[index]
+    assert (folder / "report.html").is_file()
+    (folder / "report.html").unlink()
+    code, out, err = fedkd("attack", "--resume", folder)
+    assert (code, err) == (0, "")
+    assert (folder / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["attack"], "give a config file"),
+        (["attack", "configs/attack/quickstart.yaml", "attacks=[nam]"], "did you mean 'nan'"),
+        (["attack", "configs/attack/quickstart.yaml", "shares=1"], "shares: unknown key"),
+        (["attack", "x.yaml", "--resume", "."], "--resume takes its config from the folder"),
+    ],
+)
+def test_mistakes_are_one_line(fedkd, words: list[str], expected: str) -> None:
+    code, _, err = fedkd(*words)
+    assert code == 2
+    assert expected in err
+    assert err.count("\n") == 1
+
+
+def test_quarantine_is_shown_and_lifted(fedkd, tiny) -> None:
+    run = RunDirectory.new(tiny("federation.quarantine.after=1"))
+    code, out, _ = fedkd("quarantine", run.path)
+    assert (code, out.strip()) == (0, "no strikes")
+    strike(run, 2, 1, "NaN in 1 of 9 numbers")
+    code, out, _ = fedkd("quarantine", run.path)
+    assert "yes" in out
+    assert "round 2: NaN in 1 of 9 numbers" in out
+    code, out, _ = fedkd("quarantine", run.path, "--lift", 1)
+    assert "client 1: 1 strikes forgotten" in out
+    assert "no strikes" in out
+    code, _, err = fedkd("quarantine", run.path, "--lift", 7)
+    assert (code, err.strip()) == (2, "fedkd: --lift 7: this run's clients are 0 to 2")
+
+
+@pytest.mark.slow
+def test_garbage_costs_at_most_a_point(tmp_path: Path) -> None:
+    """Goal: broken senders, three of ten clients, cost the student at most one point."""
+    study = load_config(
+        AttackStudy, "configs/attack/quickstart.yaml",
+        ["attacks=[nan,infinity,huge,wrong_shape,duplicate]", "rules=[uniform]"],
+    )  # fmt: skip
+    results = run_matrix(study, tmp_path)
+    for cell, result in results.items():
+        clean = results[Cell(cell.seed, cell.rule, CLEAN)]["accuracy"]
+        assert result["accuracy"] >= clean - 0.01
