@@ -266,6 +266,9 @@ class Federation(Section):
     codec: Named = Field(
         default=Component(name="float16"), description="how knowledge is written for the wire"
     )
+    subset: float = Field(
+        default=1.0, gt=0, le=1, description="share of the transfer set asked about after round 1"
+    )
     quarantine: Quarantine = Quarantine()
 
 
@@ -387,6 +390,9 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 Root = TypeVar("Root", bound=Section)
+
+# Keys of earlier versions, and what to write today.
+_RENAMED = {"federation.dtype": "federation.codec (float16, float32 or another codec)"}
 
 # Bytes of a config that a server may send; a larger one is cut, and then no valid config.
 _LONGEST_CONFIG = 2**20
@@ -572,6 +578,8 @@ def _one_line(root: type[Section], error: ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"])
     kind, given = first["type"], first["input"]
     if kind == "extra_forbidden":
+        if where in _RENAMED:
+            return f"{where}: is called {_RENAMED[where]} now"
         allowed = list(_model_at(root, first["loc"][:-1]).model_fields)
         return (
             f"{where}: unknown key{nearest(str(first['loc'][-1]), allowed)} "

@@ -271,7 +271,7 @@ def erasable(run: RunDirectory, without: Collection[int]) -> list[Path]:
 def tainted(run: RunDirectory, without: Collection[int]) -> list[RunDirectory]:
     """Runs beside this one that were made from it and still hold something of these clients.
 
-    Those that only lack others hold their knowledge; quick ones go on from a student that knew them.
+    Those that only lack others hold their knowledge; quick ones went on from a student of theirs.
     """
     found = []
     for file in sorted(run.path.parent.glob(f"*/{LINEAGE}")):

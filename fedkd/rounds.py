@@ -39,7 +39,7 @@ from fedkd.distillation import EpochRecord, Snapshot, distill
 from fedkd.evaluation import accuracy, calibration, evaluate, per_class_accuracy, predict
 from fedkd.fusion.base import Evidence, Fusion, fit_rules
 from fedkd.knowledge.extract import extract, shapes
-from fedkd.knowledge.kinds import Kind, Logits, Pooled
+from fedkd.knowledge.kinds import Kind, Logits, Pooled, VirtualLogits
 from fedkd.knowledge.payload import Bank, Fused, Knowledge, Teacher, fuse
 from fedkd.knowledge.store import write_atomically
 from fedkd.knowledge.wire import Expected, Header, HeaderValue, pack, unpack
@@ -96,6 +96,12 @@ class Workspace:
         self.kinds = tuple(dict.fromkeys((*self.objective.needs, *fusion_needs)))
         #: What they are asked about images on which only predictions matter.
         self.prediction_kinds = tuple(dict.fromkeys((Logits(), *fusion_needs)))
+        views = any(isinstance(kind, VirtualLogits) for kind in self.kinds)
+        if experiment.federation.subset < 1 and experiment.data.views.refresh and views:
+            raise ConfigError(
+                "federation.subset: answers kept from earlier rounds are about that round's "
+                "virtual views: set data.views.refresh=false"
+            )
         self.class_map = class_map(self.data.classes)
         self._test_fingerprint: str | None = None
         self._views: dict[tuple[int, int], Tensor] = {}
@@ -111,7 +117,19 @@ class Workspace:
         expected = self._expect(
             run, round_number, client, self.kinds, transfer.fingerprint, images
         )
-        return replace(expected, base=base)
+        index = self.asked(round_number) if base > 0 else None
+        return replace(expected, base=base, index=index)
+
+    def asked(self, round_number: int) -> np.ndarray | None:
+        """Samples that clients already known are asked about in a round, sorted; None for all."""
+        share, total = self.experiment.federation.subset, len(self.data.transfer.images)
+        if share == 1:
+            return None
+        drawn = torch.randperm(
+            total, generator=stream(self.experiment.seed, "subset", round_number)
+        )
+        index: np.ndarray = drawn[: max(1, round(share * total))].sort().values.numpy()
+        return index
 
     def test_order(self, run: str, round_number: int, client: int) -> Expected:
         """What a client is asked to say about the test images (for evaluation only)."""
@@ -318,8 +336,9 @@ class Client:
         before = self._said(base, expected.kinds)
         arrays, header = pack(Knowledge(who, tensors), expected, before)
         # Kept as the server will decode it, so that both mean the same by a change.
-        told = unpack(arrays, header, expected, self.number, before)
-        self._remember(round_number, told)
+        if before is not None or expected.index is None:
+            told = unpack(arrays, header, expected, self.number, before)
+            self._remember(round_number, told)
         return arrays, header
 
     def _said(self, base: int, kinds: tuple[Kind, ...]) -> dict[Kind, np.ndarray] | None:
@@ -435,9 +454,9 @@ class Server:
     def held(self, client: int, round_number: int) -> int:
         """The last round before this one whose answer is held from a client; 0 for none.
 
-        Only asked for by codecs that send changes.
+        Only asked for by codecs that send changes, and where a part of the samples is asked about.
         """
-        if not self.workspace.codec.remembers:
+        if not self.workspace.codec.remembers and self.experiment.federation.subset == 1:
             return 0
         earlier = range(round_number - 1, 0, -1)
         return next((n for n in earlier if client in self.answered(n)), 0)

@@ -15,6 +15,7 @@ from fedkd.config import ConfigError, Experiment, load_experiment
 from simulations.commands.ablate import ablate
 from simulations.commands.arguments import Config, Overrides, RunPath
 from simulations.commands.attack import attack
+from simulations.commands.audit import audit
 from simulations.commands.compare import compare, report_again
 from simulations.commands.contribution import contribution
 from simulations.commands.deploy import app as deploy_app
@@ -33,6 +34,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(deploy_app, name="deploy")
 app.command()(attack)
 app.command()(ablate)
+app.command()(audit)
 app.command()(compare)
 app.command()(contribution)
 app.command()(quarantine)

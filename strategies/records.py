@@ -6,6 +6,8 @@ decoded.
 
 from __future__ import annotations
 
+import io
+import math
 import re
 from collections.abc import Mapping
 
@@ -41,6 +43,7 @@ def read_knowledge(
     arrays = {}
     for name, array in records[KNOWLEDGE].items():
         try:
+            _check_size(array.data)
             arrays[name] = array.numpy()
         except Exception as error:  # whatever a damaged buffer makes the decoder raise
             raise Refused(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from None
@@ -51,6 +54,21 @@ def read_knowledge(
         ):
             header[key] = value  # type: ignore[assignment]
     return arrays, header
+
+
+def _check_size(data: bytes) -> None:
+    """Raise `ValueError` unless as much follows as the `.npy` header says.
+
+    numpy makes room for what the header says before it looks at the data.
+    """
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    if version != (1, 0):
+        raise ValueError(f".npy version {version}, expected (1, 0)")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    size, rest = math.prod(shape) * dtype.itemsize, len(data) - stream.tell()
+    if size != rest:
+        raise ValueError(f"{size:,} bytes announced, {rest:,} there")
 
 
 def metrics_of(content: RecordDict) -> dict[str, float | int]:

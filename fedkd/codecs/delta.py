@@ -48,6 +48,8 @@ class Delta(Codec):
         """A bit per sample, then the samples that changed."""
         if not np.isfinite(values).all():
             return values.astype(np.float32)
+        values = np.atleast_1d(values)  # a fact may be a single number
+        before = None if before is None else np.atleast_1d(before)
         changed = np.ones(len(values), bool)
         if before is not None and before.shape == values.shape:
             whole = self.inner.encode(values, logits=logits)
@@ -67,6 +69,9 @@ class Delta(Codec):
         before: np.ndarray | None = None,
     ) -> np.ndarray:
         """Raises `ValueError` for damaged bytes, or if something is missing from last time."""
+        if not shape:
+            last = None if before is None else np.atleast_1d(before)
+            return self.decode(sent, (1,), before=last).reshape(())
         if sent.dtype != np.uint8 or sent.ndim != 1 or len(sent) < _LENGTH.size:
             raise ValueError(f"expected a row of bytes, got {sent.dtype} of shape {sent.shape}")
         data = sent.tobytes()

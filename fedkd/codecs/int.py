@@ -66,7 +66,7 @@ class Int(Codec):
         step = np.float32((high - low) / self.levels)
         values = np.float32(low) + codes.astype(np.float32) * step
         columns = values.reshape(shape[::-1]).T
-        return np.ascontiguousarray(columns, dtype=np.float32)
+        return np.ascontiguousarray(columns, dtype=np.float32).reshape(shape)
 
     def error(self, values: np.ndarray, *, logits: bool = False) -> float:
         """Half a step; for logits below `depth`, what was cut."""

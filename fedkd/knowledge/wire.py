@@ -46,6 +46,8 @@ class Expected:
         parameters: Size of this client's network.
         base: The last round before this one whose answer the server holds from this client (0 if
             there is none): a codec that sends changes sends those since then.
+        index: Samples that are asked about, sorted; None for all. Of the others the server keeps
+            what it holds of round `base`.
     """
 
     run: str
@@ -60,11 +62,16 @@ class Expected:
     disclose: tuple[str, ...] = ()
     parameters: int | None = None
     base: int = 0
+    index: np.ndarray | None = field(default=None, compare=False)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """Kinds that were ordered."""
         return tuple(self.shapes)
+
+    def asked(self, kind: Kind, values: np.ndarray) -> np.ndarray:
+        """Of what is said of a kind, the part that travels."""
+        return values if self.index is None or not kind.per_sample else values[self.index]
 
 
 Answers = Mapping[Kind, np.ndarray]
@@ -85,9 +92,9 @@ def pack(
     teacher = knowledge.teacher
     arrays = {
         str(kind): expected.codec.encode(
-            knowledge.tensors[kind].cpu().numpy().astype(np.float32),
+            expected.asked(kind, knowledge.tensors[kind].cpu().numpy().astype(np.float32)),
             logits=kind.logits,
-            before=None if before is None else before.get(kind),
+            before=None if before is None else expected.asked(kind, before[kind]),
         )
         for kind in expected.kinds
     }
@@ -135,8 +142,15 @@ def unpack(
     held = before if header.get("base") else None
     tensors = {}
     for name, kind in names.items():
-        last = None if held is None else held.get(kind)
-        tensors[kind] = _check_array(name, kind, arrays[name], expected, last)
+        last = None if held is None else expected.asked(kind, held[kind])
+        told = _check_array(name, kind, arrays[name], expected, last)
+        if expected.index is not None and kind.per_sample:
+            if before is None:
+                raise Refused(f"{name}: a part of the samples, but nothing is held of the rest")
+            whole = np.array(before[kind])
+            whole[expected.index] = told
+            told = whole
+        tensors[kind] = torch.from_numpy(told)
     return Knowledge(_check_teacher(header, expected, client), tensors)
 
 
@@ -163,13 +177,14 @@ def _check_header(header: Header, expected: Expected, client: int) -> None:
 
 def _check_array(
     name: str, kind: Kind, sent: np.ndarray, expected: Expected, before: np.ndarray | None
-) -> torch.Tensor:
+) -> np.ndarray:
     shape = expected.shapes[kind]
     if kind.per_sample:
-        shape = (expected.num_samples, *shape)
-    if kind.logits and sent.ndim == len(shape) and sent.shape[0] == shape[0]:
-        if sent.shape[1] != shape[1]:
-            raise Refused(f"{name}: {sent.shape[1]} classes per sample, expected {shape[1]}")
+        rows = expected.num_samples if expected.index is None else len(expected.index)
+        shape = (rows, *shape)
+    same_samples = kind.logits and sent.ndim == len(shape) and sent.shape[0] == shape[0]
+    if same_samples and sent.shape[1] != shape[1]:
+        raise Refused(f"{name}: {sent.shape[1]} classes per sample, expected {shape[1]}")
     try:
         array = expected.codec.decode(sent, shape, logits=kind.logits, before=before)
     except ValueError as error:
@@ -185,7 +200,7 @@ def _check_array(
     largest = float(np.abs(array).max(initial=0))
     if largest > expected.max_abs:
         raise Refused(f"{name}: magnitude {largest:.3g}, at most {expected.max_abs:g} is believed")
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return np.ascontiguousarray(array).reshape(shape)
 
 
 def _check_teacher(header: Header, expected: Expected, client: int) -> Teacher:

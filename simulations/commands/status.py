@@ -160,7 +160,7 @@ def status(
     console.print(f"last written {_ago(now - found.changed)} ago")
     table = Table(box=None, padding=(0, 2))
     table.add_column("client")
-    for name in ("last round", "last seen", "train", "knowledge", "evaluate", "sent", "refused"):
+    for name in ("round", "seen", "train", "answer", "judge", "sent", "lost"):
         table.add_column(name, justify="right")
     for number, health in found.clients.items():
         seen = "never" if not health.last_round else "-"
@@ -170,7 +170,7 @@ def status(
             f"{health.seconds[phase]:.1f} s" if phase in health.seconds else "-"
             for phase in ("train", "knowledge", "evaluate")
         ]
-        row = (str(health.last_round or "-"), seen, *times, _size(health.up), str(health.refusals))
+        row = [str(health.last_round or "-"), seen, *times, _size(health.up), str(health.refusals)]
         table.add_row(str(number), *row)
     console.print(table)
     for number, health in found.clients.items():

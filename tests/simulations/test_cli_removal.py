@@ -11,7 +11,14 @@ __all__ = ["fedkd"]
 
 
 def test_contribution_and_unlearning_of_a_run(fedkd, tiny) -> None:
-    run = run_local(tiny("evaluation.baselines=[oracle]", "teachers.models=[mlp]", "rounds=1"))
+    run = run_local(
+        tiny(
+            "evaluation.baselines=[oracle]",
+            "teachers.models=[mlp]",
+            "student.model=mlp",
+            "rounds=1",
+        )
+    )
     code, out, err = fedkd("contribution", run.path)
     assert (code, err) == (0, "")
     assert "nothing distilled again" in out

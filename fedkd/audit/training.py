@@ -1,0 +1,99 @@
+"""Training a client's teacher once more, on other images: shadows and canaries."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fedkd.build import build_network
+from fedkd.data.images import ImageSet
+from fedkd.models.network import Network
+from fedkd.randomness import stream, stream_seed
+from fedkd.rounds import Workspace
+from fedkd.teachers.dp_sgd import Mechanism, fit_private
+from fedkd.teachers.sgd import fit
+
+
+def train_again(
+    workspace: Workspace,
+    client: int,
+    images: ImageSet,
+    mechanism: Mechanism | None,
+    *names: object,
+) -> Network:
+    """A fresh teacher of this client's kind, trained on `images` for all rounds as in the run.
+
+    The student's feedback is not repeated.
+
+    Args:
+        workspace: Of the run.
+        client: Whose model is taken.
+        images: Labelled images.
+        mechanism: How a round is trained privately; None for plain training.
+        *names: Of the random streams.
+    """
+    experiment = workspace.experiment
+    model = experiment.teachers.model_of(client)
+    teacher = build_network(experiment, model, workspace.data, "audit", *names)
+    for number in range(experiment.rounds if experiment.teachers.warm_start else 1):
+        if mechanism is not None:
+            fit_private(teacher, images, experiment.teachers, mechanism)
+        else:
+            seed = stream_seed(experiment.seed, "audit", *names, number)
+            fit(teacher, images, experiment.teachers, seed=seed)
+    return teacher.eval()
+
+
+def mislabelled(pool: ImageSet, count: int, seed: int) -> ImageSet:
+    """Canaries: `count` images of `pool` under a wrong label each; nobody learns them by chance.
+
+    Raises:
+        ValueError: the pool is too small.
+    """
+    if count > len(pool):
+        raise ValueError(
+            f"canaries: {count} are asked for, but only {len(pool)} labelled images were "
+            "trained on by nobody"
+        )
+    generator = stream(seed, "audit", "canaries")
+    chosen = pool.subset(torch.randperm(len(pool), generator=generator)[:count])
+    assert chosen.labels is not None
+    classes = len(chosen.classes)
+    shift = torch.randint(1, classes, (count,), generator=generator)
+    return replace(chosen, labels=(chosen.labels + shift) % classes)
+
+
+def tossed(count: int, seed: int) -> np.ndarray:
+    """An independent even coin for each canary, bool (count,)."""
+    draws = torch.rand(count, generator=stream(seed, "audit", "coins"), dtype=torch.double)
+    return draws.numpy() < 0.5
+
+
+def joined(first: ImageSet, second: ImageSet) -> ImageSet:
+    """Both sets, one after the other."""
+    assert first.labels is not None and second.labels is not None
+    return replace(
+        first,
+        images=torch.cat([first.images, second.images]),
+        labels=torch.cat([first.labels, second.labels]),
+    )
+
+
+def matched(members: ImageSet, others: ImageSet, most: int, seed: int) -> tuple[ImageSet, ImageSet]:
+    """As many members as others of every class, at most `most` of each in all.
+
+    A client's labels are skewed: without this, an attack that knows no more than the label would
+    look like one on membership.
+    """
+    assert members.labels is not None and others.labels is not None
+    generator = stream(seed, "audit", "matched")
+    rows: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    for label in range(len(members.classes)):
+        found = [(s.labels == label).nonzero().flatten() for s in (members, others)]  # type: ignore[union-attr]
+        count = min(map(len, found))
+        for chosen, index in zip(rows, found):
+            chosen.append(index[torch.randperm(len(index), generator=generator)[:count]])
+    keep = torch.randperm(sum(map(len, rows[0])), generator=generator)[:most]
+    return members.subset(torch.cat(rows[0])[keep]), others.subset(torch.cat(rows[1])[keep])

@@ -1,0 +1,97 @@
+"""One class per transfer image in both directions, coded as changes and compressed."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd.evaluation import predict
+from fedkd.models.network import Network
+from fedkd.rounds import Workspace
+from simulations.baselines import BASELINES
+from simulations.baselines.base import Baseline, OnRound, Outcome
+from simulations.baselines.fedavg import at_least_one
+from simulations.baselines.loop import (
+    Journal,
+    digest,
+    fresh_student,
+    fresh_teachers,
+    log_of,
+    model,
+    one_hot,
+    teach_student,
+    visit,
+)
+from simulations.baselines.traffic import Arrays, Mail
+
+
+@BASELINES.register("cfd")
+class CFD(Baseline):
+    """Distils one-bit labels: the clients' into the server, the server's own into the clients.
+
+    Args:
+        digest_epochs: A client's passes over the transfer set per round; default:
+            `teachers.epochs`.
+
+    References:
+        Sattler et al., "CFD: Communication-Efficient Federated Distillation via Soft-Label
+            Quantization and Delta Coding", IEEE TNSE 2022, https://arxiv.org/abs/2012.00632
+    """
+
+    def __init__(self, *, digest_epochs: int | None = None) -> None:
+        self.digest_epochs = at_least_one("cfd", "digest_epochs", digest_epochs)
+
+    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+        """All rounds."""
+        journal = Journal(workspace, on_round)
+        networks, student = fresh_teachers(workspace), fresh_student(workspace)
+        images = workspace.data.transfer.images.images
+        classes = len(workspace.data.classes)
+        zeros = np.zeros(len(images), np.int64)
+        # What each end knows of the last round. Both start from class 0 everywhere.
+        said, heard_before = [zeros] * len(networks), [zeros] * len(networks)
+        server_before, news = zeros, None
+        for number in range(1, workspace.experiment.rounds + 1):
+            mail = Mail(number)
+
+            def learn(client: int, network: Network, heard: Arrays, number: int = number) -> None:
+                labels = decoded(heard["labels"], heard_before[client], classes)
+                heard_before[client] = labels
+                logits = log_of(one_hot(torch.from_numpy(labels), classes))
+                digest(workspace, network, client, number, logits, epochs=self.digest_epochs)
+
+            def say(client: int, network: Network) -> Arrays:
+                return {"labels": coded(_winners(network, images), said[client], classes)}
+
+            answers = visit(workspace, networks, mail, [news] * len(networks), learn, say)
+            said = [
+                decoded(answer["labels"].numpy(), before, classes)
+                for answer, before in zip(answers, said, strict=True)
+            ]
+            hard = [one_hot(torch.from_numpy(labels), classes) for labels in said]
+            teach_student(workspace, student, log_of(torch.stack(hard).mean(dim=0)), number)
+            told = _winners(student, images)
+            news = {"labels": coded(told, server_before, classes)}
+            server_before = told
+            journal.end_round([model(student)], mail)
+        return journal.outcome([model(student)], uses_transfer=True)
+
+
+def coded(labels: np.ndarray, before: np.ndarray, classes: int) -> np.ndarray:
+    """Classes (N,) as zlib's bytes of their change since `before`, modulo C, uint8 (bytes,)."""
+    change = ((labels - before) % classes).astype("<u1" if classes <= 256 else "<u2")
+    return np.frombuffer(zlib.compress(change.tobytes(), 9), np.uint8)
+
+
+def decoded(code: np.ndarray, before: np.ndarray, classes: int) -> np.ndarray:
+    """The inverse of `coded`, int64 (N,)."""
+    change = np.frombuffer(zlib.decompress(code.tobytes()), "<u1" if classes <= 256 else "<u2")
+    return (before + change.astype(np.int64)) % classes
+
+
+def _winners(network: Network, images: Tensor) -> np.ndarray:
+    winners: np.ndarray = predict(network, images).argmax(dim=1).numpy()
+    return winners

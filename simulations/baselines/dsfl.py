@@ -1,0 +1,87 @@
+"""Probabilities of the transfer images go up, their sharpened mean comes down."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedkd.evaluation import predict
+from fedkd.models.network import Network
+from fedkd.rounds import Workspace
+from simulations.baselines import BASELINES
+from simulations.baselines.base import Baseline, OnRound, Outcome
+from simulations.baselines.fedavg import at_least_one
+from simulations.baselines.loop import (
+    Journal,
+    digest,
+    fresh_student,
+    fresh_teachers,
+    log_of,
+    model,
+    teach_student,
+    visit,
+)
+from simulations.baselines.traffic import Arrays, Mail
+
+
+@BASELINES.register("dsfl")
+class DSFL(Baseline):
+    """Distils the mean of the clients' probabilities into clients and server, sharpened or not.
+
+    Args:
+        aggregation: `era` sharpens the mean (entropy reduction), `sa` leaves it.
+        temperature: Of `era`.
+        digest_epochs: A client's passes over the transfer set per round; default:
+            `teachers.epochs`.
+
+    References:
+        Itahara et al., "Distillation-Based Semi-Supervised Federated Learning for
+            Communication-Efficient Collaborative Training with Non-IID Private Data", IEEE TMC
+            2021, https://arxiv.org/abs/2008.06180
+    """
+
+    def __init__(
+        self,
+        *,
+        aggregation: Literal["era", "sa"] = "era",
+        temperature: float = 0.1,
+        digest_epochs: int | None = None,
+    ) -> None:
+        if temperature <= 0:
+            raise ValueError(f"baseline 'dsfl': temperature must be positive, got {temperature}")
+        self.aggregation = aggregation
+        self.temperature = temperature
+        self.digest_epochs = at_least_one("dsfl", "digest_epochs", digest_epochs)
+
+    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+        """All rounds."""
+        journal = Journal(workspace, on_round)
+        networks, student = fresh_teachers(workspace), fresh_student(workspace)
+        images = workspace.data.transfer.images.images
+        shared: Arrays | None = None
+        for number in range(1, workspace.experiment.rounds + 1):
+            mail = Mail(number)
+
+            def learn(client: int, network: Network, heard: Arrays, number: int = number) -> None:
+                logits = log_of(torch.tensor(heard["probabilities"]))
+                digest(workspace, network, client, number, logits, epochs=self.digest_epochs)
+
+            def say(_client: int, network: Network) -> Arrays:
+                return {"probabilities": predict(network, images).softmax(dim=1).numpy()}
+
+            news = [shared] * len(networks)
+            answers = visit(workspace, networks, mail, news, learn, say)
+            together = torch.stack([answer["probabilities"] for answer in answers]).mean(dim=0)
+            if self.aggregation == "era":
+                together = sharpened(together, self.temperature)
+            shared = {"probabilities": together.numpy()}
+            teach_student(workspace, student, log_of(together), number)
+            journal.end_round([model(student)], mail)
+        return journal.outcome([model(student)], uses_transfer=True)
+
+
+def sharpened(probabilities: Tensor, temperature: float) -> Tensor:
+    """Entropy reduction: softmax(p / T) of mean probabilities p (N, C) -> (N, C)."""
+    return torch.softmax(probabilities / temperature, dim=1)

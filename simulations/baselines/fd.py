@@ -1,0 +1,174 @@
+"""Mean logits per class instead of a transfer set."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedkd.config import Teachers
+from fedkd.data.images import ImageSet
+from fedkd.data.views import augment_batch
+from fedkd.evaluation import predict
+from fedkd.losses.kd import kd_loss
+from fedkd.models.network import Network
+from fedkd.optimization import make_optimizer, steps_per_epoch
+from fedkd.randomness import seeded, stream, stream_seed
+from fedkd.rounds import Workspace, threads
+from simulations.baselines import BASELINES
+from simulations.baselines.base import Baseline, OnRound, Outcome
+from simulations.baselines.loop import Journal, fresh_teachers, model, tensors
+from simulations.baselines.traffic import Mail, read
+
+
+@BASELINES.register("fd")
+class FD(Baseline):
+    """Holds each client to the other clients' mean logits of the class of each private image.
+
+    Discloses to the server which classes a client has.
+
+    Args:
+        gamma: Weight of that term in the local loss.
+
+    References:
+        Jeong et al., "Communication-Efficient On-Device Machine Learning: Federated Distillation
+            and Augmentation under Non-IID Private Data", 2018, https://arxiv.org/abs/1811.11479
+    """
+
+    has_student = False
+
+    def __init__(self, *, gamma: float = 1.0) -> None:
+        if gamma < 0:
+            raise ValueError(f"baseline 'fd': gamma must not be negative, got {gamma}")
+        self.gamma = gamma
+
+    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+        """All rounds."""
+        journal = Journal(workspace, on_round)
+        experiment, data = workspace.experiment, workspace.data
+        networks = fresh_teachers(workspace)
+        models = [model(network) for network in networks]
+        classes = len(data.classes)
+        told = torch.zeros(len(networks), classes, classes)
+        known = torch.zeros(len(networks), classes, dtype=torch.bool)
+        for number in range(1, experiment.rounds + 1):
+            mail, answers = Mail(number), []
+            for client, network in enumerate(networks):
+                means, there = of_the_others(told, known, client)
+                news = {"means": means.numpy(), "known": there.numpy()} if number > 1 else None
+                request = mail.ask(client, news)
+                heard, shard = tensors(read(request)), data.shard(client)
+                with threads(experiment.resources.client_cpus):
+                    train_towards(
+                        network,
+                        shard,
+                        experiment.teachers,
+                        means=heard.get("means", means),
+                        known=heard.get("known", there),
+                        gamma=self.gamma,
+                        seed=stream_seed(experiment.seed, "teach", client, number),
+                    )
+                    own, has = class_means(network, shard)
+                reply = mail.answer(request, {"means": own.numpy(), "known": has.numpy()})
+                answers.append(tensors(read(reply)))
+            told = torch.stack([answer["means"] for answer in answers])
+            known = torch.stack([answer["known"] for answer in answers])
+            journal.end_round(models, mail)
+        return journal.outcome(models, uses_transfer=False)
+
+
+def class_means(network: Network, shard: ImageSet) -> tuple[Tensor, Tensor]:
+    """Mean logits per label, (C, C), zeros where there is no image; which labels occur, (C,)."""
+    classes = len(shard.classes)
+    sums, counts = torch.zeros(classes, classes), torch.zeros(classes)
+    if len(shard) > 0:
+        assert shard.labels is not None
+        sums.index_add_(0, shard.labels, predict(network, shard.images))
+        counts = shard.class_counts().float()
+    return sums / counts.clamp(min=1)[:, None], counts > 0
+
+
+def of_the_others(told: Tensor, known: Tensor, client: int) -> tuple[Tensor, Tensor]:
+    """Mean over the other clients that have a class.
+
+    Args:
+        told: Every client's means, (M, C, C).
+        known: Which classes each has, bool (M, C).
+        client: Left out.
+
+    Returns:
+        (C, C), and which classes any of the others has, (C,).
+    """
+    others = known.clone()
+    others[client] = False
+    counts = others.sum(dim=0)
+    sums = (told * others[:, :, None]).sum(dim=0)
+    return sums / counts.clamp(min=1)[:, None], counts > 0
+
+
+def train_towards(
+    network: Network,
+    shard: ImageSet,
+    options: Teachers,
+    *,
+    means: Tensor,
+    known: Tensor,
+    gamma: float,
+    seed: int,
+) -> None:
+    """Local training with gamma * KL(softmax(means[label]) || softmax(logits)) in the loss.
+
+    `fedkd.teachers.sgd.fit` has no term that sees labels; without the term this is the same, draw
+    by draw, and a test holds the two together.
+
+    Args:
+        network: Trained in place.
+        shard: Labelled private images; an empty shard trains nothing.
+        options: Epochs, batch size, optimiser, augmentation.
+        means: Logits per label, (C, C).
+        known: Labels that have them, bool (C,).
+        gamma: Weight of the term.
+        seed: As in `fit`.
+
+    Raises:
+        RuntimeError: the loss is no longer finite.
+    """
+    total = len(shard)
+    if total == 0:
+        return
+    assert shard.labels is not None
+    batch = min(options.batch_size, total)
+    steps = steps_per_epoch(total, batch) * options.epochs
+    optimizer, schedule = make_optimizer(network.parameters(), options.optimizer, steps)
+    device = network.mean.device
+    means, known = means.to(device), known.to(device)
+    order = stream(seed, "order")
+    network.train(total > 1)
+    with seeded(seed, "teacher"):
+        for epoch in range(options.epochs):
+            for step, index in enumerate(torch.randperm(total, generator=order).split(batch)):
+                if len(index) == 1 and total > 1:
+                    continue
+                images = augment_batch(
+                    shard.images[index], options.augment, seed, "augment", epoch, step
+                ).to(device)
+                labels = shard.labels[index].to(device)
+                logits = network(images)
+                loss = functional.cross_entropy(
+                    logits, labels, label_smoothing=options.label_smoothing
+                )
+                if gamma > 0 and bool(known.any()):
+                    pull = kd_loss(logits, means[labels], temperature=1.0)
+                    loss = loss + gamma * (pull * known[labels]).mean()
+                if not torch.isfinite(loss):
+                    raise RuntimeError(
+                        f"the loss is {loss.item()} in epoch {epoch + 1}; lower "
+                        "teachers.optimizer.lr or gamma"
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if options.optimizer.max_grad_norm is not None:
+                    nn.utils.clip_grad_norm_(network.parameters(), options.optimizer.max_grad_norm)
+                optimizer.step()
+                schedule.step()
+    network.eval()

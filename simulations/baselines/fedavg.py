@@ -1,0 +1,139 @@
+"""Averaging of weights, by Flower's own code."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+from flwr.app import Message
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+
+from fedkd.config import ConfigError
+from fedkd.models.network import Network
+from fedkd.rounds import Workspace
+from simulations.baselines import BASELINES
+from simulations.baselines.base import Baseline, OnRound, Outcome
+from simulations.baselines.loop import Journal, fresh_student, model, train
+from simulations.baselines.traffic import Mail, load, read, weights
+
+Refine = Callable[[Network, Sequence[Message], int], None]
+"""(averaged network, the clients' replies, round): improves the network in place."""
+
+
+@BASELINES.register("fedavg")
+class FedAvg(Baseline):
+    """Averages the clients' weights by their number of examples; all clients in every round.
+
+    Args:
+        epochs: Local epochs; default: `teachers.epochs`.
+
+    References:
+        McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized
+            Data", AISTATS 2017, https://arxiv.org/abs/1602.05629
+    """
+
+    def __init__(self, *, epochs: int | None = None) -> None:
+        self.epochs = at_least_one("fedavg", "epochs", epochs)
+
+    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+        """All rounds. Raises `ConfigError` if clients have other networks than the student's."""
+        refuse_other_networks(workspace, "fedavg")
+        return average(workspace, on_round, FlowerFedAvg(), epochs=self.epochs)
+
+
+def average(
+    workspace: Workspace,
+    on_round: OnRound,
+    strategy: FlowerFedAvg,
+    *,
+    epochs: int | None,
+    mu: float = 0.0,
+    refine: Refine | None = None,
+) -> Outcome:
+    """Rounds of averaging; each client trains the student's network as it trains its teacher.
+
+    Args:
+        workspace: The experiment.
+        on_round: Hears of rounds.
+        strategy: Averages the replies.
+        epochs: Local epochs; None: `teachers.epochs`.
+        mu: Weight of the proximal term.
+        refine: What the server does after averaging.
+    """
+    journal = Journal(workspace, on_round)
+    student, local = fresh_student(workspace), fresh_student(workspace)
+    if workspace.experiment.resources.client_gpus == 0:
+        local.cpu()
+    config = {"proximal-mu": mu} if mu > 0 else {}
+    for number in range(1, workspace.experiment.rounds + 1):
+        mail, replies = Mail(number), []
+        for client in range(workspace.experiment.clients):
+            request = mail.ask(client, weights(student), **config)
+            load(local, read(request))
+            with held(local, mu) if mu > 0 else nullcontext():
+                train(workspace, local, client, number, epochs)
+            examples = len(workspace.data.shard(client))
+            replies.append(mail.answer(request, weights(local), examples))
+        with _quiet():
+            arrays, _ = strategy.aggregate_train(number, replies)
+        assert arrays is not None
+        load(student, arrays)
+        if refine is not None:
+            refine(student, replies, number)
+        journal.end_round([model(student)], mail)
+    return journal.outcome([model(student)], uses_transfer=False)
+
+
+@contextmanager
+def held(network: Network, mu: float) -> Iterator[None]:
+    """Pull a network to where it is now while it trains: a term mu/2 |w - w0|^2 in its loss.
+
+    Its gradient, mu (w - w0), is added as backward arrives at each parameter, so that local
+    training itself need not know of it.
+    """
+    hooks = []
+    for parameter in network.parameters():
+        start = parameter.detach().clone()
+        hooks.append(
+            parameter.register_hook(
+                lambda gradient, now=parameter, start=start: gradient + mu * (now.detach() - start)
+            )
+        )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def refuse_other_networks(workspace: Workspace, name: str) -> None:
+    """Raise `ConfigError` unless every client's network is the student's."""
+    experiment = workspace.experiment
+    wanted = experiment.student.model
+    others = sorted({m.name for m in experiment.teachers.models if m != wanted})
+    if others:
+        raise ConfigError(
+            f"teachers.models: {name!r} averages weights, so all clients need the student's model "
+            f"{wanted.name!r} with the same options, not {', '.join(others)}; set "
+            f"teachers.models=[{wanted.name}] or leave {name!r} out"
+        )
+
+
+def at_least_one(name: str, key: str, value: int | None) -> int | None:
+    """The value. Raises `ValueError` if it is less than 1."""
+    if value is not None and value < 1:
+        raise ValueError(f"baseline {name!r}: {key} must be at least 1, got {value}")
+    return value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the lines that Flower logs for every aggregation."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

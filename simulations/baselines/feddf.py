@@ -1,0 +1,51 @@
+"""FedAvg, then distillation of the clients' ensemble on the server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from flwr.app import Message
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+
+from fedkd.evaluation import predict
+from fedkd.models.network import Network
+from fedkd.rounds import Workspace
+from simulations.baselines import BASELINES
+from simulations.baselines.base import Baseline, OnRound, Outcome
+from simulations.baselines.fedavg import at_least_one, average, refuse_other_networks
+from simulations.baselines.loop import fresh_student, teach_student
+from simulations.baselines.traffic import load, read
+
+
+@BASELINES.register("feddf")
+class FedDF(Baseline):
+    """Averages weights, then matches the softmax of the clients' mean logits on the transfer set.
+
+    Only the server needs the transfer set: clients send their weights.
+
+    Args:
+        epochs: Local epochs; default: `teachers.epochs`.
+
+    References:
+        Lin et al., "Ensemble Distillation for Robust Model Fusion in Federated Learning",
+            NeurIPS 2020, https://arxiv.org/abs/2006.07242
+    """
+
+    def __init__(self, *, epochs: int | None = None) -> None:
+        self.epochs = at_least_one("feddf", "epochs", epochs)
+
+    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+        """All rounds. Raises `ConfigError` if clients have other networks than the student's."""
+        refuse_other_networks(workspace, "feddf")
+        images = workspace.data.transfer.images.images
+        teacher = fresh_student(workspace)
+
+        def refine(student: Network, replies: Sequence[Message], number: int) -> None:
+            told = []
+            for reply in replies:
+                load(teacher, read(reply))
+                told.append(predict(teacher, images))
+            teach_student(workspace, student, torch.stack(told).mean(dim=0), number)
+
+        return average(workspace, on_round, FlowerFedAvg(), epochs=self.epochs, refine=refine)

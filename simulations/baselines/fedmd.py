@@ -1,0 +1,73 @@
+"""Clients agree on the transfer set and keep their networks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedkd.evaluation import predict
+from fedkd.knowledge.kinds import Logits
+from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.models.network import Network
+from fedkd.rounds import Workspace
+from simulations.baselines import BASELINES
+from simulations.baselines.base import Baseline, OnRound, Outcome
+from simulations.baselines.fedavg import at_least_one
+from simulations.baselines.loop import Journal, digest, fresh_teachers, model, visit
+from simulations.baselines.traffic import Arrays, Mail
+
+
+@BASELINES.register("fedmd")
+class FedMD(Baseline):
+    """Each client digests the mean logits of all, then revisits its own images.
+
+    Args:
+        digest_epochs: Passes over the transfer set per round.
+
+    References:
+        Li and Wang, "FedMD: Heterogenous Federated Learning via Model Distillation", 2019,
+            https://arxiv.org/abs/1910.03581
+    """
+
+    has_student = False
+
+    def __init__(self, *, digest_epochs: int = 1) -> None:
+        at_least_one("fedmd", "digest_epochs", digest_epochs)
+        self.digest_epochs = digest_epochs
+
+    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+        """All rounds."""
+        journal = Journal(workspace, on_round)
+        networks = fresh_teachers(workspace)
+        models = [model(network) for network in networks]
+        images = workspace.data.transfer.images.images
+        consensus: Arrays | None = None
+        for number in range(1, workspace.experiment.rounds + 1):
+            mail = Mail(number)
+
+            def learn(client: int, network: Network, heard: Arrays, number: int = number) -> None:
+                logits = torch.tensor(heard["logits"])
+                epochs = self.digest_epochs
+                digest(workspace, network, client, number, logits, epochs=epochs, loss=_Distance())
+
+            def say(_client: int, network: Network) -> Arrays:
+                return {"logits": predict(network, images).numpy()}
+
+            news = [consensus] * len(networks)
+            answers = visit(workspace, networks, mail, news, learn, say)
+            together = torch.stack([answer["logits"] for answer in answers]).mean(dim=0)
+            consensus = {"logits": together.numpy()}
+            journal.end_round(models, mail)
+        return journal.outcome(models, uses_transfer=True)
+
+
+class _Distance(DistillationLoss):
+    """Mean absolute difference of logits, the loss of the published code."""
+
+    needs = (Logits(),)
+
+    def forward(
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+    ) -> Tensor:
+        """Losses (B,)."""
+        return (student[Logits()] - teacher[Logits()]).abs().mean(dim=1)

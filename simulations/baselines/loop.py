@@ -1,0 +1,284 @@
+"""What the baselines share: fresh networks, local training, distillation, and the judge."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fedkd.build import build_network, device_of
+from fedkd.config import ConfigError, Optimizer
+from fedkd.data.images import ImageSet
+from fedkd.distillation import distill
+from fedkd.evaluation import accuracy, calibration, per_class_accuracy, predict
+from fedkd.knowledge.kinds import Logits
+from fedkd.knowledge.payload import Bank, Fused, Teacher
+from fedkd.lessons import SharedLessons
+from fedkd.losses.base import DistillationLoss
+from fedkd.losses.kd import KDLoss
+from fedkd.models.network import Network
+from fedkd.objective import Objective, Term
+from fedkd.randomness import stream_seed
+from fedkd.rounds import Workspace, threads
+from fedkd.teachers.sgd import fit
+from simulations.baselines.base import OnRound, Outcome, RoundResult
+from simulations.baselines.traffic import Arrays, Mail, read
+
+Model = Callable[[Tensor], Tensor]
+"""Images, uint8 (N, channels, h, w), to logits (N, C)."""
+
+
+class Journal:
+    """Times the rounds, judges what they leave behind, and tells who listens.
+
+    Models are the server's only one, or one for each client. Judging takes none of the method's
+    time.
+    """
+
+    def __init__(self, workspace: Workspace, on_round: OnRound) -> None:
+        if workspace.experiment.data.public is not None:
+            raise ConfigError(
+                "data.public: a baseline trains all clients in one place, but their images are "
+                "not here; compare on a data set that fedkd deals"
+            )
+        self._data = workspace.data
+        self._on_round = on_round
+        self._rounds: list[RoundResult] = []
+        self._started = time.perf_counter()
+
+    def end_round(self, models: Sequence[Model], mail: Mail | None = None) -> None:
+        """Write a round down; scores are means over the models."""
+        seconds = time.perf_counter() - self._started
+        test, labels = self._data.test, self._data.test.labels
+        assert labels is not None
+        told = [model(test.images) for model in models]
+        per_class = torch.tensor([per_class_accuracy(logits, labels) for logits in told]).mean(0)
+        result = RoundResult(
+            round=len(self._rounds) + 1,
+            accuracy=_mean([accuracy(logits, labels) for logits in told]),
+            per_class=[None if math.isnan(share) else share for share in per_class.tolist()],
+            ece=_mean([calibration(logits, labels).ece for logits in told]),
+            up=0 if mail is None else mail.up,
+            down=0 if mail is None else mail.down,
+            seconds=seconds,
+        )
+        self._rounds.append(result)
+        self._on_round(result)
+        self._started = time.perf_counter()
+
+    def outcome(self, models: Sequence[Model], *, uses_transfer: bool) -> Outcome:
+        """All rounds, and the final models on the clients' held-out images."""
+        clients = range(self._data.num_clients)
+        single = models[0] if len(models) == 1 else None
+        return Outcome(
+            rounds=tuple(self._rounds),
+            holdouts=tuple(_share(single or models[n], self._data.holdout(n)) for n in clients),
+            predictions=None if single is None else single(self._data.test.images),
+            uses_transfer=uses_transfer,
+        )
+
+
+def model(network: Network) -> Model:
+    """A network as the judge sees it."""
+    return partial(predict, network)
+
+
+def fresh_student(workspace: Workspace) -> Network:
+    """The server's untrained network, on the server's device; in every method the same."""
+    experiment = workspace.experiment
+    network = build_network(experiment, experiment.student.model, workspace.data, "student")
+    return network.to(device_of(experiment))
+
+
+def fresh_teachers(workspace: Workspace) -> list[Network]:
+    """The clients' untrained networks, on the clients' device: those fedkd's clients start from."""
+    experiment = workspace.experiment
+    granted = experiment.resources.client_gpus > 0 and torch.cuda.is_available()
+    networks = [
+        build_network(
+            experiment, experiment.teachers.model_of(client), workspace.data, "teacher", client
+        )
+        for client in range(experiment.clients)
+    ]
+    return [network.to("cuda" if granted else "cpu") for network in networks]
+
+
+def train(
+    workspace: Workspace,
+    network: Network,
+    client: int,
+    round_number: int,
+    epochs: int | None = None,
+) -> None:
+    """A client's local training in a round, in place: what fedkd's clients do, same draws.
+
+    Args:
+        workspace: The experiment.
+        network: What is trained.
+        client: Whose images.
+        round_number: From 1.
+        epochs: Instead of `teachers.epochs`.
+    """
+    experiment = workspace.experiment
+    options = experiment.teachers
+    if epochs is not None:
+        options = options.model_copy(update={"epochs": epochs})
+    with threads(experiment.resources.client_cpus):
+        fit(
+            network,
+            workspace.data.shard(client),
+            options,
+            seed=stream_seed(experiment.seed, "teach", client, round_number),
+        )
+
+
+def visit(
+    workspace: Workspace,
+    networks: Sequence[Network],
+    mail: Mail,
+    news: Sequence[Arrays | None],
+    learn: Callable[[int, Network, Arrays], None],
+    say: Callable[[int, Network], Arrays],
+) -> list[dict[str, Tensor]]:
+    """A round at the clients: each learns from the news, trains on its own images, and answers.
+
+    Args:
+        workspace: The experiment.
+        networks: The clients'.
+        mail: Carries it.
+        news: What each client hears; None is nothing.
+        learn: (client, its network, what it heard), changes the network.
+        say: (client, its network) -> its answer.
+
+    Returns:
+        The answers as they arrived, in client order.
+    """
+    answers = []
+    for client, network in enumerate(networks):
+        request = mail.ask(client, news[client])
+        heard = read(request)
+        if heard:
+            learn(client, network, heard)
+        train(workspace, network, client, mail.round)
+        answers.append(tensors(read(mail.answer(request, say(client, network)))))
+    return answers
+
+
+def no_news(_client: int, _network: Network, _heard: Arrays) -> None:
+    """`learn` of a method that tells its clients nothing."""
+
+
+def digest(
+    workspace: Workspace,
+    network: Network,
+    client: int,
+    round_number: int,
+    logits: Tensor,
+    *,
+    epochs: int | None,
+    loss: DistillationLoss | None = None,
+) -> None:
+    """Distil what the server said of the transfer images into a client's network, in place.
+
+    Args:
+        workspace: The experiment.
+        network: The client's.
+        client: Its number.
+        round_number: From 1.
+        logits: What the network learns, (N, C).
+        epochs: Passes over the transfer set; None: `teachers.epochs`.
+        loss: Default: KL to their softmax.
+    """
+    experiment = workspace.experiment
+    options = experiment.teachers
+    with threads(experiment.resources.client_cpus):
+        _distil(
+            workspace,
+            network,
+            logits,
+            epochs=options.epochs if epochs is None else epochs,
+            batch_size=options.batch_size,
+            optimizer=options.optimizer,
+            seed=stream_seed(experiment.seed, "digest", client, round_number),
+            loss=loss,
+        )
+
+
+def teach_student(
+    workspace: Workspace, student: Network, logits: Tensor, round_number: int, times: int = 1
+) -> None:
+    """Distil logits (N, C) about the transfer set into the server's network, in place.
+
+    KL to their softmax at temperature 1, with epochs, batches and optimiser of `distillation`.
+
+    Args:
+        workspace: The experiment.
+        student: The server's network.
+        logits: What it learns, (N, C).
+        round_number: From 1.
+        times: Factor of the epochs.
+    """
+    options = workspace.experiment.distillation
+    _distil(
+        workspace,
+        student,
+        logits,
+        epochs=options.epochs * times,
+        batch_size=options.batch_size,
+        optimizer=options.optimizer,
+        seed=stream_seed(workspace.experiment.seed, "learn", round_number),
+    )
+
+
+def log_of(probabilities: Tensor) -> Tensor:
+    """Logits whose softmax they are; also of hard labels."""
+    return probabilities.clamp(min=1e-12).log()
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Labels (N,) as probabilities (N, C), float32."""
+    return torch.nn.functional.one_hot(labels, classes).float()
+
+
+def tensors(arrays: Arrays) -> dict[str, Tensor]:
+    """Arrays as tensors of their own."""
+    return {name: torch.tensor(array) for name, array in arrays.items()}
+
+
+def _distil(
+    workspace: Workspace,
+    network: Network,
+    logits: Tensor,
+    *,
+    epochs: int,
+    batch_size: int,
+    optimizer: Optimizer,
+    seed: int,
+    loss: DistillationLoss | None = None,
+) -> None:
+    probabilities = torch.softmax(logits, dim=1)
+    bank = Bank((Teacher(workspace.experiment.clients),), {Logits(): [logits.numpy()]})
+    lessons = SharedLessons(
+        workspace.data.transfer.images.images,
+        Fused(bank, probabilities, probabilities.argmax(dim=1)),
+        batch_size=batch_size,
+        seed=seed,
+        device=network.mean.device,
+    )
+    objective = Objective([Term("kd", loss or KDLoss(temperature=1.0))])
+    distill(network, lessons, objective, epochs=epochs, optimizer=optimizer, seed=seed)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _share(judged: Model, images: ImageSet) -> float | None:
+    """Accuracy; None without images."""
+    if len(images) == 0 or images.labels is None:
+        return None
+    return accuracy(judged(images.images), images.labels)

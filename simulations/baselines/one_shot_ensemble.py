@@ -1,0 +1,38 @@
+"""All clients' networks side by side on the server."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedkd.evaluation import predict
+from fedkd.rounds import Workspace
+from simulations.baselines import BASELINES
+from simulations.baselines.base import Baseline, OnRound, Outcome
+from simulations.baselines.local_only import trained_alone
+from simulations.baselines.loop import Journal
+from simulations.baselines.traffic import Mail, load, read, weights
+
+
+@BASELINES.register("one_shot_ensemble")
+class OneShotEnsemble(Baseline):
+    """Mean logits of networks that were trained alone; each is sent once.
+
+    Local training takes all rounds' epochs before the one message.
+
+    References:
+        Guha et al., "One-Shot Federated Learning", 2019, https://arxiv.org/abs/1902.11175
+    """
+
+    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+        """One round."""
+        journal = Journal(workspace, on_round)
+        networks, mail = trained_alone(workspace), Mail(1)
+        for client, network in enumerate(networks):
+            load(network, read(mail.answer(mail.ask(client), weights(network))))
+
+        def together(images: Tensor) -> Tensor:
+            return torch.stack([predict(network, images) for network in networks]).mean(dim=0)
+
+        journal.end_round([together], mail)
+        return journal.outcome([together], uses_transfer=False)

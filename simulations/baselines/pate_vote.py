@@ -1,0 +1,74 @@
+"""One round of majority votes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd.evaluation import predict
+from fedkd.randomness import stream
+from fedkd.rounds import Workspace
+from simulations.baselines import BASELINES
+from simulations.baselines.base import Baseline, OnRound, Outcome
+from simulations.baselines.local_only import trained_alone
+from simulations.baselines.loop import (
+    Journal,
+    fresh_student,
+    log_of,
+    model,
+    one_hot,
+    teach_student,
+    tensors,
+)
+from simulations.baselines.traffic import Mail, read
+
+
+@BASELINES.register("pate_vote")
+class PateVote(Baseline):
+    """A student of the class that most clients name for each transfer image, sent once.
+
+    Clients and student take all rounds' epochs at once. The noise is drawn from the run's seed:
+    it shows what noise costs, and protects nobody (`release: gnmax` does).
+
+    Args:
+        sigma: Standard deviation of Gaussian noise on the counts of votes; 0 is without.
+
+    References:
+        Papernot et al., "Scalable Private Learning with PATE", ICLR 2018,
+            https://arxiv.org/abs/1802.08908
+        Li et al., "Practical One-Shot Federated Learning for Cross-Silo Setting" (FedKT), IJCAI
+            2021, https://arxiv.org/abs/2010.01017
+    """
+
+    def __init__(self, *, sigma: float = 0.0) -> None:
+        if sigma < 0:
+            raise ValueError(f"baseline 'pate_vote': sigma must not be negative, got {sigma}")
+        self.sigma = sigma
+
+    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+        """One round."""
+        journal = Journal(workspace, on_round)
+        images, mail = workspace.data.transfer.images.images, Mail(1)
+        classes = len(workspace.data.classes)
+        votes = []
+        for client, network in enumerate(trained_alone(workspace)):
+            names = predict(network, images).argmax(dim=1).numpy()
+            names = names.astype(np.uint8 if classes <= 256 else np.uint16)
+            reply = mail.answer(mail.ask(client), {"votes": names})
+            votes.append(tensors(read(reply))["votes"].long())
+        generator = stream(workspace.experiment.seed, "vote")
+        winning = winners(torch.stack(votes), classes, self.sigma, generator)
+        student = fresh_student(workspace)
+        hard = log_of(one_hot(winning, classes))
+        teach_student(workspace, student, hard, 1, times=workspace.experiment.rounds)
+        journal.end_round([model(student)], mail)
+        return journal.outcome([model(student)], uses_transfer=True)
+
+
+def winners(votes: Tensor, classes: int, sigma: float, generator: torch.Generator) -> Tensor:
+    """The class with most votes after noise, (M, N) -> (N,); the lowest class wins a draw."""
+    counts = torch.nn.functional.one_hot(votes, classes).sum(dim=0).float()
+    if sigma > 0:
+        counts = counts + sigma * torch.randn(counts.shape, generator=generator)
+    return counts.argmax(dim=1)
