@@ -36,7 +36,8 @@ sent = experiment.to_bytes() if hasattr(experiment, "to_bytes") else config  # o
 job = {"config": sent, "run": "cost", "round": 1, "state": "", "fingerprint": fingerprint}
 node = {"partition-id": 0, "num-partitions": json.loads(config)["clients"], "state-dir": state}
 context = Context(run_id=1, node_id=2, node_config=node, state=RecordDict(), run_config={})
-letter = Message(RecordDict({"job": ConfigRecord(job)}), dst_node_id=2, message_type="query.describe")
+content = RecordDict({"job": ConfigRecord(job)})
+letter = Message(content, dst_node_id=2, message_type="query.describe")
 letter.metadata.__dict__["_message_id"] = "1"
 print("FINGERPRINT", app(letter, context).content["describe"]["fingerprint"])
 """
@@ -94,7 +95,9 @@ def main() -> None:
     # Each checkout resolves the config itself: older ones know fewer keys.
     now = measure(HERE, options.config, options.overrides, options.repeat)
     other = options.against
-    before = measure(other.resolve(), options.config, options.overrides, options.repeat) if other else {}
+    before = (
+        measure(other.resolve(), options.config, options.overrides, options.repeat) if other else {}
+    )
     print(f"{'CPU seconds':26}{'before':>9}{'now':>9}{'ratio':>9}")
     for name, seconds in now.items():
         then = before.get(name)

@@ -80,7 +80,7 @@ def build_data(
     data = experiment.data
     chosen = root or data.root
     place = Path(chosen).expanduser() if chosen else None
-    public = own.public if own is not None and own.public is not None else _public(experiment, place)
+    public = own.public if own is not None and own.public else _public(experiment, place)
     if public is not None:
         try:
             return read_own(

@@ -56,7 +56,9 @@ class Section(BaseModel):
         return self._hash() + zlib.compress(self.to_json().encode(), 9)
 
     def _hash(self) -> bytes:
-        return hashlib.sha256(self.to_yaml().encode()).digest()[:8]
+        # Sorted, since the order of a component's options is lost on the way.
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).digest()[:8]
 
 
 class Component(BaseModel):

@@ -42,7 +42,7 @@ from fedkd.knowledge.extract import extract, shapes
 from fedkd.knowledge.kinds import Kind, Logits, Pooled, VirtualLogits
 from fedkd.knowledge.payload import Bank, Fused, Knowledge, Teacher, fuse
 from fedkd.knowledge.store import write_atomically
-from fedkd.knowledge.wire import Expected, Header, HeaderValue, pack, unpack
+from fedkd.knowledge.wire import Expected, Header, HeaderValue, Refused, pack, unpack
 from fedkd.lessons import SharedLessons
 from fedkd.models.network import Network, parameter_count
 from fedkd.objective import Objective
@@ -55,6 +55,10 @@ from fedkd.teachers.sgd import Fit, align, fit
 
 # Below this many steps in a whole run no student has learnt much; said, since it looks like a bug.
 FEW_STEPS = 100
+
+
+# In a reply, before the names of answers about the server's labelled images.
+_VALIDATION = "validation:"
 
 
 class Notify(Protocol):
@@ -114,9 +118,7 @@ class Workspace:
         """
         transfer = self.data.transfer
         images = len(transfer.images)
-        expected = self._expect(
-            run, round_number, client, self.kinds, transfer.fingerprint, images
-        )
+        expected = self._expect(run, round_number, client, self.kinds, transfer.fingerprint, images)
         index = self.asked(round_number) if base > 0 else None
         return replace(expected, base=base, index=index)
 
@@ -137,6 +139,14 @@ class Workspace:
             self._test_fingerprint = self.data.test.fingerprint()
         fingerprint, images = self._test_fingerprint, len(self.data.test)
         return self._expect(run, round_number, client, self.prediction_kinds, fingerprint, images)
+
+    def validation_order(self, run: str, round_number: int, client: int) -> Expected | None:
+        """What a client is asked to say about the server's labelled images, if a rule needs it."""
+        images = self.data.validation
+        if not any(rule.needs_validation for rule in self.fusion) or len(images) == 0:
+            return None
+        kinds, fingerprint = self.prediction_kinds, images.fingerprint()
+        return self._expect(run, round_number, client, kinds, fingerprint, len(images))
 
     def views(self, round_number: int) -> Callable[[int], Tensor]:
         """View number -> the transfer images under this round's virtual view."""
@@ -331,10 +341,25 @@ class Client:
             )
         shard = self.shard
         who = Teacher(self.number, len(shard), tuple(shard.class_counts().tolist()))
-        if test or not expected.codec.remembers:
+        if test:
             return pack(Knowledge(who, tensors), expected)
-        before = self._said(base, expected.kinds)
-        arrays, header = pack(Knowledge(who, tensors), expected, before)
+        more: dict[str, np.ndarray] = {}
+        asked = self.workspace.validation_order(self.run, round_number, self.number)
+        if asked is not None:
+            told = extract(teacher, data.validation.images, asked.kinds, own=self.shard.images)
+            arrays, _ = pack(Knowledge(who, told), asked)
+            more = {_VALIDATION + name: array for name, array in arrays.items()}
+        arrays, header = self._pack(round_number, Knowledge(who, tensors), expected)
+        return {**arrays, **more}, header
+
+    def _pack(
+        self, round_number: int, knowledge: Knowledge, expected: Expected
+    ) -> tuple[dict[str, np.ndarray], dict[str, HeaderValue]]:
+        """For the wire; what was said is kept if the next answer will be a change of it."""
+        if not expected.codec.remembers:
+            return pack(knowledge, expected)
+        before = self._said(expected.base, expected.kinds)
+        arrays, header = pack(knowledge, expected, before)
         # Kept as the server will decode it, so that both mean the same by a change.
         if before is not None or expected.index is None:
             told = unpack(arrays, header, expected, self.number, before)
@@ -352,7 +377,8 @@ class Client:
     def _remember(self, round_number: int, told: Knowledge) -> None:
         place = self.folder / f"said-{round_number:04d}.npz"
         buffer = io.BytesIO()
-        np.savez(buffer, **{str(kind): tensor.numpy() for kind, tensor in told.tensors.items()})
+        arrays = {str(kind): tensor.numpy() for kind, tensor in told.tensors.items()}
+        np.savez(buffer, allow_pickle=False, **arrays)
         write_atomically(place, buffer.getvalue())
         for old in sorted(self.folder.glob("said-*.npz"))[:-3]:
             old.unlink()
@@ -440,7 +466,8 @@ class Server:
         test: bool = False,
     ) -> None:
         """Check a client's knowledge and keep it on disk. Raises `Refused`."""
-        before = None
+        before = checked = None
+        told = {k: a for k, a in arrays.items() if not k.startswith(_VALIDATION)}
         if test:
             expected = self.workspace.test_order(self.run.identity, round_number, client)
         else:
@@ -448,7 +475,17 @@ class Server:
             expected = self.workspace.order(self.run.identity, round_number, client, base)
             if base > 0:
                 before = self._store(base).answers(client, expected.kinds)
-        knowledge = unpack(arrays, header, expected, client, before)
+            asked = self.workspace.validation_order(self.run.identity, round_number, client)
+            more = {k.removeprefix(_VALIDATION): a for k, a in arrays.items() if k not in told}
+            if asked is not None:
+                same = {**header, "fingerprint": asked.fingerprint, "base": 0}
+                checked = unpack(more, same, asked, client)
+            elif more:
+                raise Refused(f"answers that nobody asked for: {sorted(more)}")
+        knowledge = unpack(told, header, expected, client, before)
+        # The transfer set's answers come last: with them the client counts as heard.
+        if checked is not None:
+            self.run.knowledge(round_number, "validation").put(checked)
         self._store(round_number, test).put(knowledge)
 
     def held(self, client: int, round_number: int) -> int:
@@ -481,9 +518,16 @@ class Server:
         labels = transfer.images.labels if transfer.labelled else None
         bank = store.bank(self.workspace.kinds)
         looks = any(rule.needs_student for rule in self.workspace.fusion)
+        validation = None
+        if any(rule.needs_validation for rule in self.workspace.fusion):
+            checks = self.run.knowledge(round_number, "validation")
+            if checks.clients():
+                validation = checks.bank(self.workspace.prediction_kinds)
         evidence = Evidence(
             bank,
             labels=labels,
+            validation=validation,
+            validation_labels=self.workspace.data.validation.labels,
             student=predict(self.student, transfer.images.images) if looks else None,
             seed=stream_seed(self.experiment.seed, "fuse", round_number),
         )

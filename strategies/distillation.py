@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 # The federation's size is believed once it has not changed for this long.
 SETTLE_SECONDS = 5.0
 MEET_SECONDS = 60.0
+# A real node that was killed and started again is let in when its heartbeat has been missed.
+REJOIN_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -385,11 +387,19 @@ class FederatedDistillation(Strategy):
         if lost:
             # The worker or its machine went down (out of memory, usually), not the client's fault:
             # once more. What it finished before is in its files and not done again.
+            self._await(grid, {self.nodes[reply.client] for reply in lost})
             again = {reply.client: letters[reply.client] for reply in lost}
             for reply in self._exchange(grid, again):
                 self._count(number, phase, down, reply)
                 self.notify("reply", round=number, phase=phase.name, client=reply.client)
                 yield reply
+
+    def _await(self, grid: Grid, nodes: set[int]) -> None:
+        """Give real nodes that went down (`federation.wait`) the time to come back."""
+        limit = time.monotonic() + min(self.experiment.federation.wait, REJOIN_SECONDS)
+        while time.monotonic() < limit and not nodes <= set(grid.get_node_ids()):
+            self.notify("waiting")
+            time.sleep(0.5)
 
     def _exchange(
         self, grid: Grid, letters: Mapping[int, Callable[[], Message]]

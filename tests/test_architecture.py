@@ -91,6 +91,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "simulations/compare/report.py",
     ),
     "PIL": ("fedkd/data/datasets.py", "fedkd/data/transfer.py", "fedkd/export.py"),
+    "cryptography": ("simulations/deploy/keys.py",),
     "typer": ("simulations/cli.py", "simulations/commands/"),
     "rich": (
         "simulations/cli.py",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import beta, norm
+from scipy.stats import beta, norm  # type: ignore[import-untyped]
 from torch import Tensor
 
 FALSE_ALARMS = 0.01
@@ -60,7 +60,9 @@ def confidence(logits: Tensor, labels: Tensor) -> np.ndarray:
     return (own - rest).numpy()
 
 
-def membership(members: np.ndarray, others: np.ndarray, generator: np.random.Generator) -> Membership:
+def membership(
+    members: np.ndarray, others: np.ndarray, generator: np.random.Generator
+) -> Membership:
     """How well a threshold on a score tells members, who score high, from others.
 
     Args:
@@ -78,7 +80,7 @@ def membership(members: np.ndarray, others: np.ndarray, generator: np.random.Gen
     first = _resampled(len(members), generator)
     second = _resampled(len(others), generator)
     resampled = ((first @ wins) * second).sum(1)
-    low, high = np.quantile(resampled, (0.025, 0.975))
+    low, high = np.quantile(resampled, (0.025, 0.975)).clip(0, 1)
     allowed = int(FALSE_ALARMS * len(others))
     found = int((members > np.sort(others)[-1 - allowed]).sum())
     return Membership(

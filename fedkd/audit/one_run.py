@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom
+from scipy.stats import binom  # type: ignore[import-untyped]
 
 SHARES = (1.0, 0.5, 0.25, 0.1)
 """Shares of the canaries that are guessed at, the surest; each try costs confidence."""
@@ -64,7 +64,7 @@ def epsilon_bound(
     if p_value(canaries, guesses, right, 0.0, delta) > alpha:
         return 0.0
     low, high = 0.0, _LARGEST
-    for _ in range(60):
+    for _ in range(40):
         middle = (low + high) / 2
         if p_value(canaries, guesses, right, middle, delta) <= alpha:
             low = middle
@@ -101,9 +101,7 @@ def audit_scores(
     epsilon, guesses, right = max(tries, key=lambda found: found[0])
     return Bound(
         epsilon=epsilon,
-        largest=max(
-            epsilon_bound(total, count, count, delta, alpha=each) for _, count, _ in tries
-        ),
+        largest=max(epsilon_bound(total, count, count, delta, alpha=each) for _, count, _ in tries),
         delta=delta,
         confidence=1 - alpha,
         canaries=total,

@@ -44,7 +44,8 @@ def write(facts: Mapping[str, Any], folder: Path) -> Path:
             leaflet.Card(
                 "Who took part in the training?",
                 "Area under the ROC curve of each attack with its 95 % interval; at 0.5 the "
-                "attacker guesses. Intervals that reach the line show no leak.",
+                "attacker guesses. Intervals that reach the line show no leak; by chance alone one "
+                "in forty lies above it.",
                 picture=plots.svg(auc_picture(attacks), "auc"),
             )
         ]
@@ -137,7 +138,12 @@ def epsilon_picture(facts: Mapping[str, Any]) -> Any:
     label = f"shown: at least {shown:.2f}"
     axes.annotate(label, (shown, 0.33), ha="left", va="bottom", fontsize=8, color="#D55E00")
     axes.annotate(
-        f"visible up to {largest:.2f}", (largest, -0.33), ha="right", va="top", fontsize=8
+        f"visible up to {largest:.2f}",
+        (largest, -0.33),
+        ha="right",
+        va="top",
+        fontsize=8,
+        color=plots.INK,
     )
     if claim is not None:
         axes.axvline(claim["epsilon"], color="#0072B2", lw=2)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from fedkd.build import build_network
+from fedkd.config import ConfigError
 from fedkd.data.images import ImageSet
 from fedkd.models.network import Network
 from fedkd.randomness import stream, stream_seed
@@ -33,13 +34,19 @@ def train_again(
         images: Labelled images.
         mechanism: How a round is trained privately; None for plain training.
         *names: Of the random streams.
+
+    Raises:
+        ConfigError: this model or its training cannot be private.
     """
     experiment = workspace.experiment
     model = experiment.teachers.model_of(client)
     teacher = build_network(experiment, model, workspace.data, "audit", *names)
     for number in range(experiment.rounds if experiment.teachers.warm_start else 1):
         if mechanism is not None:
-            fit_private(teacher, images, experiment.teachers, mechanism)
+            try:
+                fit_private(teacher, images, experiment.teachers, mechanism)
+            except ValueError as error:
+                raise ConfigError(f"client {client}, model {model.name!r}: {error}") from None
         else:
             seed = stream_seed(experiment.seed, "audit", *names, number)
             fit(teacher, images, experiment.teachers, seed=seed)
@@ -73,7 +80,8 @@ def tossed(count: int, seed: int) -> np.ndarray:
 
 def joined(first: ImageSet, second: ImageSet) -> ImageSet:
     """Both sets, one after the other."""
-    assert first.labels is not None and second.labels is not None
+    assert first.labels is not None
+    assert second.labels is not None
     return replace(
         first,
         images=torch.cat([first.images, second.images]),
@@ -87,7 +95,8 @@ def matched(members: ImageSet, others: ImageSet, most: int, seed: int) -> tuple[
     A client's labels are skewed: without this, an attack that knows no more than the label would
     look like one on membership.
     """
-    assert members.labels is not None and others.labels is not None
+    assert members.labels is not None
+    assert others.labels is not None
     generator = stream(seed, "audit", "matched")
     rows: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
     for label in range(len(members.classes)):

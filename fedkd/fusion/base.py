@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self, TypeVar
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedkd.knowledge.kinds import Kind
-from fedkd.knowledge.payload import Bank, Ensemble, Rule
+from fedkd.knowledge.payload import Bank, Ensemble, Rule, Teacher
 
 # Samples that `Evidence.batches` hands over at once.
 BATCH = 1024
@@ -97,6 +97,26 @@ class Fusion(ABC):
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """Reweight or merge the teachers."""
 
+
+Combine = Callable[[Tensor, Tensor], Tensor]
+"""Probabilities (M, B, C) and weights (M, B), whose columns sum to one, to probabilities (B, C)."""
+
+
+def merged(ensemble: Ensemble, combine: Combine) -> Ensemble:
+    """One teacher that says what `combine` makes of all of them, in every view.
+
+    Its logits are log-probabilities. What is not logits cannot be combined and is dropped.
+    """
+    tensors: dict[Kind, Tensor | Sequence[Tensor]] = {}
+    for kind, logits in ensemble.tensors.items():
+        if kind.logits and isinstance(logits, Tensor):
+            together = combine(torch.softmax(logits.float(), dim=-1), ensemble.weights)
+            tensors[kind] = together.clamp(min=1e-12).log()[None]
+    return Ensemble((CROWD,), tensors, torch.ones_like(ensemble.weights[:1]))
+
+
+# Whom a merged teacher stands for: nobody in particular.
+CROWD = Teacher(client=-1)
 
 AnyRule = TypeVar("AnyRule", bound=Rule)
 

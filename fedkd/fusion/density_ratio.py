@@ -40,7 +40,7 @@ class DensityRatio(Fusion):
         self,
         *,
         by_size: bool = True,
-        cap: float = 10.0,
+        cap: float = 3.0,
         components: int = 50,
         bandwidth: float = 0.35,
     ) -> None:

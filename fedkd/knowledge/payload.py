@@ -269,6 +269,8 @@ def fuse(
         for kind, tensor in changed.items():
             merged[kind][:, index.numpy()] = tensor.numpy()
         together[index] = after.mean_probabilities()
-    arrays = {kind: list(merged[kind]) if kind in merged else a for kind, a in bank.arrays.items()}
+    # Teachers that were merged have nothing in common but what was merged with them.
+    kept = bank.arrays if len(teachers) == len(bank.teachers) else {}
+    arrays = {**kept, **{kind: list(array) for kind, array in merged.items()}}
     targets = together.argmax(dim=1) if labels is None else labels
     return Fused(Bank(teachers, arrays, weights, class_weights), together, targets)

@@ -131,7 +131,9 @@ class ClippedSteps:
         self._optimizer.zero_grad(set_to_none=True)
         self._backward(images, targets)
         return {
-            name: p.grad_sample for name, p in self._network.named_parameters() if p.requires_grad
+            name: p.__dict__["grad_sample"]
+            for name, p in self._network.named_parameters()
+            if p.requires_grad
         }
 
     def _backward(self, images: Tensor, targets: Sequence[Tensor]) -> None:

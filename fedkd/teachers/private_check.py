@@ -201,7 +201,9 @@ def _gradient_problems(
     if clipping == "hooks":
         with _steps(network, criterion, "hooks", 1.0) as steps:
             read = steps.per_example(images, labels)
-        off = {name: float((read[name] - single[name]).flatten(1).norm(dim=1).max()) for name in names}
+        off = {
+            name: float((read[name] - single[name]).flatten(1).norm(dim=1).max()) for name in names
+        }
         worst = max(off, key=lambda name: off[name])
         if not off[worst] <= TOLERANCE * largest:
             yield (
@@ -238,9 +240,7 @@ def _alone(
     return dict(zip(trainable, torch.autograd.grad(loss, list(trainable.values()))))
 
 
-def _unused(
-    network: nn.Module, criterion: Criterion, images: Tensor, labels: Tensor
-) -> str | None:
+def _unused(network: nn.Module, criterion: Criterion, images: Tensor, labels: Tensor) -> str | None:
     """The first trainable parameter that the loss does not depend on."""
     trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
     loss = criterion(network(images), labels).sum()

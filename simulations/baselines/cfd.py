@@ -54,20 +54,20 @@ class CFD(Baseline):
         # What each end knows of the last round. Both start from class 0 everywhere.
         said, heard_before = [zeros] * len(networks), [zeros] * len(networks)
         server_before, news = zeros, None
+
+        def learn(number: int, client: int, network: Network, heard: Arrays) -> None:
+            labels = decoded(heard["labels"], heard_before[client], classes)
+            heard_before[client] = labels
+            logits = log_of(one_hot(torch.from_numpy(labels), classes))
+            digest(workspace, network, client, number, logits, epochs=self.digest_epochs)
+
+        def say(client: int, network: Network) -> Arrays:
+            return {"labels": coded(_winners(network, images), said[client], classes)}
+
         for number in range(1, workspace.experiment.rounds + 1):
             mail = Mail(number)
-
-            def learn(client: int, network: Network, heard: Arrays, number: int = number) -> None:
-                labels = decoded(heard["labels"], heard_before[client], classes)
-                heard_before[client] = labels
-                logits = log_of(one_hot(torch.from_numpy(labels), classes))
-                digest(workspace, network, client, number, logits, epochs=self.digest_epochs)
-
-            def say(client: int, network: Network) -> Arrays:
-                return {"labels": coded(_winners(network, images), said[client], classes)}
-
             answers = visit(workspace, networks, mail, [news] * len(networks), learn, say)
-            said = [
+            said[:] = [
                 decoded(answer["labels"].numpy(), before, classes)
                 for answer, before in zip(answers, said, strict=True)
             ]

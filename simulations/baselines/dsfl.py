@@ -61,16 +61,16 @@ class DSFL(Baseline):
         networks, student = fresh_teachers(workspace), fresh_student(workspace)
         images = workspace.data.transfer.images.images
         shared: Arrays | None = None
+
+        def learn(number: int, client: int, network: Network, heard: Arrays) -> None:
+            logits = log_of(torch.tensor(heard["probabilities"]))
+            digest(workspace, network, client, number, logits, epochs=self.digest_epochs)
+
+        def say(_client: int, network: Network) -> Arrays:
+            return {"probabilities": predict(network, images).softmax(dim=1).numpy()}
+
         for number in range(1, workspace.experiment.rounds + 1):
             mail = Mail(number)
-
-            def learn(client: int, network: Network, heard: Arrays, number: int = number) -> None:
-                logits = log_of(torch.tensor(heard["probabilities"]))
-                digest(workspace, network, client, number, logits, epochs=self.digest_epochs)
-
-            def say(_client: int, network: Network) -> Arrays:
-                return {"probabilities": predict(network, images).softmax(dim=1).numpy()}
-
             news = [shared] * len(networks)
             answers = visit(workspace, networks, mail, news, learn, say)
             together = torch.stack([answer["probabilities"] for answer in answers]).mean(dim=0)

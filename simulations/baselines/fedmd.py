@@ -42,17 +42,17 @@ class FedMD(Baseline):
         models = [model(network) for network in networks]
         images = workspace.data.transfer.images.images
         consensus: Arrays | None = None
+
+        def learn(number: int, client: int, network: Network, heard: Arrays) -> None:
+            logits = torch.tensor(heard["logits"])
+            epochs = self.digest_epochs
+            digest(workspace, network, client, number, logits, epochs=epochs, loss=_Distance())
+
+        def say(_client: int, network: Network) -> Arrays:
+            return {"logits": predict(network, images).numpy()}
+
         for number in range(1, workspace.experiment.rounds + 1):
             mail = Mail(number)
-
-            def learn(client: int, network: Network, heard: Arrays, number: int = number) -> None:
-                logits = torch.tensor(heard["logits"])
-                epochs = self.digest_epochs
-                digest(workspace, network, client, number, logits, epochs=epochs, loss=_Distance())
-
-            def say(_client: int, network: Network) -> Arrays:
-                return {"logits": predict(network, images).numpy()}
-
             news = [consensus] * len(networks)
             answers = visit(workspace, networks, mail, news, learn, say)
             together = torch.stack([answer["logits"] for answer in answers]).mean(dim=0)

@@ -31,6 +31,12 @@ from simulations.baselines.traffic import Arrays, Mail, read
 Model = Callable[[Tensor], Tensor]
 """Images, uint8 (N, channels, h, w), to logits (N, C)."""
 
+Learn = Callable[[int, int, Network, Arrays], None]
+"""(round, client, its network, what it heard)."""
+
+Say = Callable[[int, Network], Arrays]
+"""(client, its network) -> its answer."""
+
 
 class Journal:
     """Times the rounds, judges what they leave behind, and tells who listens.
@@ -141,8 +147,8 @@ def visit(
     networks: Sequence[Network],
     mail: Mail,
     news: Sequence[Arrays | None],
-    learn: Callable[[int, Network, Arrays], None],
-    say: Callable[[int, Network], Arrays],
+    learn: Learn,
+    say: Say,
 ) -> list[dict[str, Tensor]]:
     """A round at the clients: each learns from the news, trains on its own images, and answers.
 
@@ -151,8 +157,8 @@ def visit(
         networks: The clients'.
         mail: Carries it.
         news: What each client hears; None is nothing.
-        learn: (client, its network, what it heard), changes the network.
-        say: (client, its network) -> its answer.
+        learn: Changes a client's network by what it heard.
+        say: A client's answer.
 
     Returns:
         The answers as they arrived, in client order.
@@ -162,14 +168,10 @@ def visit(
         request = mail.ask(client, news[client])
         heard = read(request)
         if heard:
-            learn(client, network, heard)
+            learn(mail.round, client, network, heard)
         train(workspace, network, client, mail.round)
         answers.append(tensors(read(mail.answer(request, say(client, network)))))
     return answers
-
-
-def no_news(_client: int, _network: Network, _heard: Arrays) -> None:
-    """`learn` of a method that tells its clients nothing."""
 
 
 def digest(

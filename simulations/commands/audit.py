@@ -66,9 +66,7 @@ def audit(
     console = Console()
     try:
         with StepView(console, f"audit   {run.path}") as view:
-            facts = audit_run(
-                run, space, options, mechanism=mechanism, claim=claim, notify=view
-            )
+            facts = audit_run(run, space, options, mechanism=mechanism, claim=claim, notify=view)
     except Interrupted:
         print("interrupted; nothing was written", file=sys.stderr)
         sys.exit(130)

@@ -40,7 +40,8 @@ def init(
 
     from fedkd.build import check
     from fedkd.rounds import workspace
-    from simulations.deploy.folder import Plan, deployable, write_folder
+    from simulations.deploy.folder import deployable, write_folder
+    from simulations.deploy.plan import Plan
 
     plan = Plan(nodes, tuple(host), port, own_data, deal, data, days=days)
     base = [*(overrides or []), f"clients={nodes}"]
@@ -71,11 +72,12 @@ def check_(
         print(json.dumps(fingerprint_of(node_workspace(folder)), indent=2))
         return
     console = Console(soft_wrap=True, highlight=False)
-    marks = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "failed": "[red]failed [/]"}
+    colours = {"ok": "green", "warning": "yellow", "failed": "red"}
     failed = 0
     for finding in check_node(folder):
         failed += finding.state == "failed"
-        console.print(f"{marks[finding.state]} {finding.what:13}", end="")
+        console.print(f"{finding.state:8}", style=colours[finding.state], end="")
+        console.print(f"{finding.what:13}", end="")
         console.print(finding.found, markup=False)
         if finding.mend:
             console.print(f"{'':22}-> {finding.mend}", markup=False)

@@ -91,7 +91,8 @@ def _check_data(
     yield Finding(
         "data", "ok",
         f"client {number} of {space.experiment.clients}: {len(shard)} images of {present} of "
-        f"{len(space.data.classes)} classes to train on, {len(space.data.holdout(number))} held out",
+        f"{len(space.data.classes)} classes to train on, "
+        f"{len(space.data.holdout(number))} held out",
     )  # fmt: skip
     for key, what, mend in (
         ("class_map", "class map", f"the classes differ from the server's; {where}"),
@@ -145,7 +146,9 @@ def _guard(what: str, look: Callable[[], Finding]) -> Finding:
     try:
         return look()
     except ssl.SSLCertVerificationError as error:
-        mend = "take ca.crt from the same `fedkd deploy init`; SUPERLINK has to be one of its --host"
+        mend = (
+            "take ca.crt from the same `fedkd deploy init`; SUPERLINK has to be one of its --host"
+        )
         return Finding(what, "failed", f"certificate refused: {error.verify_message}", mend)
     except (OSError, ValueError, KeyError) as error:
         mend = "is it started, is SUPERLINK in settings.env right, does a firewall stand between?"

@@ -1,12 +1,9 @@
-"""The folder that `fedkd deploy init` writes: one subfolder per machine, ready to be copied there."""
+"""The folder that `fedkd deploy init` writes: one subfolder per machine, to be copied there."""
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from fedkd.config import ConfigError, Experiment
@@ -15,54 +12,11 @@ from fedkd.rounds import Workspace
 from simulations.deploy import scripts
 from simulations.deploy.fingerprint import fingerprint_of
 from simulations.deploy.keys import certificates, node_pair
+from simulations.deploy.plan import Plan
 
 SECRET, SCRIPT, PLAIN = 0o600, 0o700, 0o644
 PUBLIC = "public.npz"
 PRIVATE = "private.npz"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a federation looks like.
-
-    Attributes:
-        nodes: Number of SuperNodes, which is the number of clients.
-        hosts: Names and addresses of the SuperLink; nodes use the first.
-        port: Port of the SuperLink.
-        own_data: Nodes bring their own images; else each has the whole data set.
-        deal: With `own_data`: also give each node its part of the data set, to try things out.
-        data: Folder of local data on the nodes; None: to be filled in.
-        source: The fedkd checkout that `flwr run` bundles.
-        days: How long the certificates are valid.
-    """
-
-    nodes: int
-    hosts: tuple[str, ...]
-    port: int = 8443
-    own_data: bool = False
-    deal: bool = False
-    data: str | None = None
-    source: Path = Path(__file__).resolve().parents[2]
-    days: int = 365
-
-    def __post_init__(self) -> None:
-        if self.nodes < 1:
-            raise ConfigError(f"--nodes: expected at least 1, got {self.nodes}")
-        if not self.hosts:
-            raise ConfigError("--host: give the name or IP address under which nodes reach it")
-        for host in self.hosts:
-            if not _is_host(host):
-                raise ConfigError(
-                    f"--host: expected a DNS name or an IP address without a port, got {host!r}"
-                )
-        if self.deal and not self.own_data:
-            raise ConfigError("--deal goes with --own-data")
-
-    @property
-    def address(self) -> str:
-        """Where nodes reach the SuperLink."""
-        host = self.hosts[0]
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
 
 def write_folder(path: Path, plan: Plan, experiment: Experiment, space: Workspace) -> None:
@@ -88,7 +42,10 @@ def write_folder(path: Path, plan: Plan, experiment: Experiment, space: Workspac
 def _write_all(path: Path, plan: Plan, experiment: Experiment, space: Workspace) -> None:
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o700)
-    ca, server = certificates(plan.hosts, days=plan.days)
+    # The SuperLink's own helper process reaches it by loopback; without these names in the
+    # certificate it ends silently and every run stays pending.
+    hosts = dict.fromkeys((*plan.hosts, "localhost", "127.0.0.1"))
+    ca, server = certificates(list(hosts), days=plan.days)
     config = experiment.to_yaml()
     fingerprint = json.dumps(fingerprint_of(space), indent=2) + "\n"
     address = plan.address
@@ -122,7 +79,9 @@ def _write_all(path: Path, plan: Plan, experiment: Experiment, space: Workspace)
         _put(node / "settings.env", scripts.node_settings(plan, number), SECRET)
         _put(node / "supernode.sh", scripts.SUPERNODE, SCRIPT)
         service = f"fedkd-supernode-{number}"
-        _put(node / f"{service}.service", scripts.unit(f"supernode {number}", "supernode.sh"), PLAIN)
+        _put(
+            node / f"{service}.service", scripts.unit(f"supernode {number}", "supernode.sh"), PLAIN
+        )
         if plan.own_data:
             shutil.copyfile(link / PUBLIC, node / PUBLIC)
         if plan.deal:
@@ -151,15 +110,6 @@ def _put(path: Path, content: str | bytes, mode: int) -> None:
     path.touch(mode=mode, exist_ok=False)
     path.chmod(mode)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def _is_host(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        label = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-        return bool(re.fullmatch(rf"{label}(\.{label})*", host)) and len(host) < 254
-    return True
 
 
 def deployable(experiment: Experiment, plan: Plan) -> list[str]:

@@ -1,11 +1,8 @@
-"""The texts of a deployment folder: start scripts, settings, service units, compose file, README."""
+"""The texts of a deployment folder: scripts, settings, service units, compose file, README."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from simulations.deploy.folder import Plan
+from simulations.deploy.plan import Plan
 
 _START = """\
 #!/bin/sh
@@ -70,11 +67,13 @@ RUN = """\
 # Start a run and follow it: ./run.sh [key=value ...], or ./run.sh --resume runs/NAME
 # Exit code 0 only if the run was completed (`flwr run --stream` exits with 0 in any case).
 set -eu
+resume=
+if [ "${1:-}" = --resume ]; then resume=$(realpath "$2"); fi
 cd "$(dirname "$0")"
 . ./settings.env
 PATH="${FEDKD_BIN:+$FEDKD_BIN:}$PATH"
-if [ "${1:-}" = --resume ]; then
-  settings="resume='$(realpath "$2")'"
+if [ -n "$resume" ]; then
+  settings="resume='$resume'"
 else
   settings="config='$PWD/experiment.yaml' output='$PWD/runs' overrides='$*'"
 fi
@@ -104,8 +103,19 @@ config="partition-id=$PARTITION_ID num-partitions=$NUM_PARTITIONS"
 config="$config state-dir=\\"$(absolute "$STATE")\\""
 if [ -n "$DATA" ]; then config="$config data=\\"$(absolute "$DATA")\\""; fi
 if [ -n "$DATA_ROOT" ]; then config="$config data-root=\\"$(absolute "$DATA_ROOT")\\""; fi
-exec flower-supernode --superlink "$SUPERLINK" --root-certificates ca.crt \\
-  --auth-supernode-private-key node.key --port "$RUNTIME_PORT" --node-config "$config"
+child=
+trap 'trap - TERM INT; [ -z "$child" ] || kill "$child"; wait; exit 0' TERM INT
+while :; do
+  flower-supernode --superlink "$SUPERLINK" --root-certificates ca.crt \\
+    --auth-supernode-private-key node.key --port "$RUNTIME_PORT" --node-config "$config" &
+  child=$!
+  wait "$child" && exit 0
+  # Not registered yet; or it was killed, and the SuperLink takes it for alive until it has
+  # missed the heartbeat (up to a minute) and lets nobody in with the same key.
+  echo "the SuperNode ended; once more in 5 seconds" >&2
+  sleep 5 &
+  wait $!
+done
 """
 )  # fmt: skip
 

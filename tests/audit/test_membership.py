@@ -44,10 +44,12 @@ def test_one_of_a_hundred_others_may_be_accused() -> None:
 
 def test_perfect_and_hopeless_attacks() -> None:
     low, high = np.zeros(50), np.ones(50)
-    assert membership(high, low, generator()).auc_interval == (1.0, 1.0)
+    assert membership(high, low, generator()).auc_interval == pytest.approx((1.0, 1.0))
     assert membership(high, low, generator()).leaks
     same = membership(low, low, generator())
-    assert same.auc == 0.5 and same.tpr == 0.0 and not same.leaks
+    assert same.auc == 0.5
+    assert same.tpr == 0.0
+    assert not same.leaks
     with pytest.raises(ValueError, match="images of both kinds"):
         membership(low, low[:0], generator())
 
@@ -68,7 +70,8 @@ def test_clopper_pearson_at_its_ends_and_in_a_table() -> None:
 
 def test_every_image_is_in_half_of_the_shadows() -> None:
     inside = halves(6, 40, generator())
-    assert inside.shape == (6, 40) and (inside.sum(0) == 3).all()
+    assert inside.shape == (6, 40)
+    assert (inside.sum(0) == 3).all()
     with pytest.raises(ValueError, match="even number from 2, got 3"):
         halves(3, 10, generator())
 

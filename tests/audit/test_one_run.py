@@ -42,7 +42,8 @@ def test_perfect_scores_reach_the_largest_bound_and_useless_ones_nothing() -> No
     assert perfect.epsilon == perfect.largest > 2
     assert perfect.right == perfect.guesses
     useless = audit_scores(np.random.default_rng(0).random(100), included, 1e-5)
-    assert useless.epsilon == 0.0 and useless.largest == perfect.largest
+    assert useless.epsilon == 0.0
+    assert useless.largest == perfect.largest
     with pytest.raises(ValueError, match="not finite"):
         audit_scores(np.full(100, np.nan), included, 1e-5)
 
@@ -50,8 +51,8 @@ def test_perfect_scores_reach_the_largest_bound_and_useless_ones_nothing() -> No
 def test_the_bound_of_a_private_mechanism_stays_below_its_epsilon() -> None:
     # Randomised response tells each coin rightly with probability e / (1 + e): epsilon is 1.
     draws, wrong = np.random.default_rng(0), 0
-    for _ in range(100):
+    for _ in range(20):
         included = draws.random(200) < 0.5
         told = np.where(draws.random(200) < math.e / (1 + math.e), included, ~included)
         wrong += audit_scores(told + 1e-3 * draws.random(200), included, 0.0).epsilon > 1
-    assert wrong <= 5
+    assert wrong <= 1

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from opacus.accountants import create_accountant
+from typer.testing import CliRunner
 
 from fedkd.audit.membership import confidence, membership
 from fedkd.audit.one_run import Bound
@@ -30,6 +32,7 @@ from fedkd.evaluation import predict
 from fedkd.rounds import Workspace, workspace
 from fedkd.rundir import RunDirectory
 from fedkd.teachers.dp_sgd import Mechanism
+from simulations.cli import app
 from simulations.local import run_local
 
 OVERFITTED: dict[str, Any] = {
@@ -86,7 +89,8 @@ def test_an_overfitted_run_is_caught_and_the_page_says_so(
     assert len(seen) == 6
     assert run.read_json("audit.json")["bound"] == facts["bound"]
     page = write(facts, tmp_path).read_text(encoding="utf-8")
-    assert "refuted" in page and "promised: at most 0.5" in page
+    assert "refuted" in page
+    assert "promised: at most 0.5" in page
 
 
 def test_large_noise_shows_nothing_and_its_claim_stands(space: Workspace) -> None:
@@ -94,6 +98,29 @@ def test_large_noise_shows_nothing_and_its_claim_stands(space: Workspace) -> Non
     bound = epsilon_of_training(space, 0, unseen(space), 150, 1e-5, mechanism)
     assert bound.epsilon == 0.0
     assert verdict(Claim(0.5, 1e-5), bound) == "consistent"
+
+
+def test_a_private_training_does_not_contradict_its_accountant(space: Workspace) -> None:
+    mechanism = Mechanism.of(80, 32, 10, 1.0)
+    accountant = create_accountant("rdp")
+    accountant.history = [(1.0, mechanism.sample_rate, mechanism.steps)]
+    claim = Claim(accountant.get_epsilon(1e-5), 1e-5)
+    bound = epsilon_of_training(space, 0, unseen(space), 150, claim.delta, mechanism)
+    assert bound.epsilon <= claim.epsilon
+    assert verdict(claim, bound) != "refuted"
+
+
+def test_the_command_fails_on_a_refuted_claim_alone(run: RunDirectory) -> None:
+    words = ["audit", str(run.path), "--shadows", "0", "--canaries", "150"]
+    kept = CliRunner().invoke(app, words)
+    assert kept.exit_code == 0
+    assert "Canaries show that epsilon is at least" in " ".join(kept.stdout.split())
+    assert (run.path / "audit.html").is_file()
+    refuted = CliRunner().invoke(app, [*words, "--epsilon", "0.5"])
+    assert refuted.exit_code == 1
+    wrong = CliRunner().invoke(app, [*words, "--noise-multiplier", "-1"])
+    assert isinstance(wrong.exception, ConfigError)
+    assert str(wrong.exception).startswith("--noise-multiplier: expected at least 0, got -1")
 
 
 def test_a_teacher_trained_on_nothing_is_not_accused(space: Workspace) -> None:

@@ -1,11 +1,17 @@
 """Every fusion rule: what all must keep, and what each is for."""
 
+import math
+from typing import Any
+
 import pytest
 import torch
 
 from fedkd.fusion import FUSIONS
+from fedkd.fusion.base import Evidence, Fusion, fit_rules
+from fedkd.fusion.median import weighted_median
+from fedkd.fusion.trimmed_mean import trimmed
 from fedkd.knowledge.kinds import Familiarity, Logits
-from fedkd.knowledge.payload import Ensemble, Teacher
+from fedkd.knowledge.payload import Bank, Ensemble, Knowledge, Teacher, fuse
 
 
 def ensemble(samples: int = 7, classes: int = 4, scale: float = 3.0) -> Ensemble:
@@ -28,39 +34,261 @@ def reorder(item: Ensemble, order: list[int]) -> Ensemble:
     )
 
 
+def ready(rule: Fusion, item: Ensemble) -> Fusion:
+    """The rule as the server would have it, with true classes of every sample."""
+    bank = Bank(item.teachers, {k: list(t.numpy()) for k, t in item.tensors.items()})
+    labels = item.logits.sum(0).argmax(-1)
+    student = item.logits.mean(0)
+    return fit_rules([rule], Evidence(bank, labels=labels, student=student, seed=3))[0]
+
+
 @pytest.fixture(params=FUSIONS.names())
-def rule(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
+def rule(request: pytest.FixtureRequest) -> Fusion:
     return FUSIONS.create(request.param)
 
 
-def test_weights_sum_to_one(rule) -> None:  # type: ignore[no-untyped-def]
+def test_weights_sum_to_one(rule: Fusion) -> None:
     for scale in (0.0, 3.0, 1e4):
-        weights = rule(ensemble(scale=scale)).weights
-        assert torch.isfinite(weights).all()
-        assert (weights >= 0).all()
-        assert torch.allclose(weights.sum(0), torch.ones(7), atol=1e-5)
+        item = ensemble(scale=scale)
+        after = ready(rule, item)(item)
+        assert torch.isfinite(after.weights).all()
+        assert (after.weights >= 0).all()
+        assert torch.allclose(after.weights.sum(0), torch.ones(7), atol=1e-5)
+        together = after.mean_probabilities()
+        assert torch.allclose(together.sum(1), torch.ones(7), atol=1e-4)
+        assert len(after) == len(after.logits) == len(after.weights)
 
 
-def test_order_of_teachers_does_not_matter(rule) -> None:  # type: ignore[no-untyped-def]
+def test_order_of_teachers_does_not_matter(rule: Fusion) -> None:
+    if type(rule).__name__ == "LearnedGate":
+        pytest.skip("its network is drawn for an order")
     order = [2, 0, 1]
-    one = rule(ensemble()).mean_probabilities()
-    two = rule(reorder(ensemble(), order)).mean_probabilities()
-    assert torch.allclose(one, two, atol=1e-6)
+    one, two = ensemble(), reorder(ensemble(), order)
+    assert torch.allclose(
+        ready(rule, one)(one).mean_probabilities(),
+        ready(rule, two)(two).mean_probabilities(),
+        atol=1e-5,
+    )
 
 
-def test_each_sample_stands_alone(rule) -> None:  # type: ignore[no-untyped-def]
+def test_each_sample_stands_alone(rule: Fusion) -> None:
     whole = ensemble()
     part = Ensemble(
         whole.teachers, {k: t[:, 2:4] for k, t in whole.tensors.items()}, whole.weights[:, 2:4]
     )
-    assert torch.allclose(rule(whole).weights[:, 2:4], rule(part).weights, atol=1e-6)
+    fitted = ready(rule, whole)
+    assert torch.allclose(
+        fitted(whole).mean_probabilities()[2:4], fitted(part).mean_probabilities(), atol=1e-5
+    )
 
 
-def test_silent_teachers_stay_silent(rule) -> None:  # type: ignore[no-untyped-def]
+def test_silent_teachers_stay_silent(rule: Fusion) -> None:
+    """A teacher without a say changes nothing, whatever it says."""
     some = ensemble()
     weights = torch.tensor([[0.0], [0.5], [0.5]]).expand(3, 7)
-    after = rule(Ensemble(some.teachers, some.tensors, weights))
-    assert (after.weights[0] == 0).all()
+    fitted = ready(rule, some)
+    loud = {kind: tensor.clone() for kind, tensor in some.tensors.items()}
+    loud[Logits()][0] = 50 * torch.eye(4)[torch.arange(7) % 4]
+    before = fitted(Ensemble(some.teachers, some.tensors, weights)).mean_probabilities()
+    if type(rule).__name__ == "LearnedGate":
+        after = fitted(Ensemble(some.teachers, some.tensors, weights))
+        assert (after.weights[0] == 0).all()
+        return
+    after = fitted(Ensemble(some.teachers, loud, weights)).mean_probabilities()
+    assert torch.allclose(before, after, atol=1e-5)
+
+
+def test_one_teacher_alone_is_believed(rule: Fusion) -> None:
+    item = ensemble()
+    alone = Ensemble(
+        item.teachers[2:], {k: t[2:] for k, t in item.tensors.items()}, torch.ones(1, 7)
+    )
+    after = ready(rule, alone)(alone)
+    own = torch.softmax(alone.logits[0], -1)
+    assert torch.equal(after.mean_probabilities().argmax(1), own.argmax(1))
+
+
+def test_two_classes_and_saturated_logits_give_numbers(rule: Fusion) -> None:
+    tensors = {
+        Logits(): 1e4 * torch.tensor([[[1.0, -1.0]], [[-1.0, 1.0]], [[1.0, -1.0]]]).expand(3, 5, 2),
+        Familiarity(): torch.ones(3, 5),
+    }
+    teachers = tuple(Teacher(m, 10, (5, 5)) for m in range(3))
+    item = Ensemble(teachers, tensors, torch.full((3, 5), 1 / 3))
+    together = ready(rule, item)(item).mean_probabilities()
+    assert torch.isfinite(together).all()
+    if type(rule).__name__ != "LearnedGate":
+        assert (together.argmax(1) == 0).all()
+
+
+def crowd(bad: str, teachers: int = 10, samples: int = 200, classes: int = 5) -> Bank:
+    """Honest teachers are right nine times out of ten; the first three do as `bad` says."""
+    generator = torch.Generator().manual_seed(1)
+    truth = torch.arange(samples) % classes
+    wrong = torch.rand(teachers, samples, generator=generator) < 0.1
+    named = torch.where(
+        wrong, torch.randint(classes, (teachers, samples), generator=generator), truth
+    )
+    logits = 4 * torch.nn.functional.one_hot(named, classes).float()
+    logits += 0.5 * torch.randn(logits.shape, generator=generator)
+    if bad == "collude":  # all name the class after the true one, very surely
+        logits[:3] = 30 * torch.nn.functional.one_hot((truth + 1) % classes, classes).float()
+    elif bad == "permute":
+        logits[:3] = logits[:3].roll(2, dims=-1)
+    elif bad == "constant":
+        logits[:3] = torch.tensor([50.0, 0, 0, 0, 0])
+    return Bank.of([Knowledge(Teacher(m), {Logits(): logits[m]}) for m in range(teachers)])
+
+
+@pytest.mark.parametrize("bad", ["collude", "permute", "constant"])
+@pytest.mark.parametrize(
+    "name", ["median", "trimmed_mean", "geometric_median", "cronus", "consensus", "history"]
+)
+def test_robust_rules_bear_thirty_percent_of_attackers(name: str, bad: str) -> None:
+    bank = crowd(bad)
+    fused = fuse(bank, fit_rules([FUSIONS.create(name)], Evidence(bank)))
+    assert float((fused.targets == torch.arange(200) % 5).double().mean()) > 0.97
+    # What they would learn from is right, not only its winner.
+    sure = fused.probabilities[torch.arange(200), torch.arange(200) % 5].mean()
+    plain = fuse(bank, []).probabilities[torch.arange(200), torch.arange(200) % 5].mean()
+    assert sure > plain + 0.1
+
+
+def test_history_remembers_who_attacked_before() -> None:
+    """Attackers who behave in the second round are still trusted less than the others."""
+    rule = FUSIONS.create("history")
+    first = crowd("collude")
+    [after] = fit_rules([rule], Evidence(first))
+    second = crowd("none")
+    [now] = fit_rules([rule], Evidence(second), [after.memory])
+    weights = now(second.rows(torch.arange(5))).weights
+    assert weights[:3].max() < 0.5 * weights[3:].min()
+    late = Bank(tuple(Teacher(t.client + 5) for t in second.teachers), second.arrays)
+    [later] = fit_rules([rule], Evidence(late), [after.memory])
+    assert later(late.rows(torch.arange(5))).weights[-1, 0] > 0
+
+
+def test_era_and_its_successor_by_hand() -> None:
+    logits = torch.tensor([[[0.8, 0.2]], [[0.4, 0.6]]]).log()
+    pair = Ensemble((Teacher(0), Teacher(1)), {Logits(): logits}, torch.full((2, 1), 0.5))
+    era = FUSIONS.create("era", temperature=0.1)(pair).mean_probabilities()
+    assert era[0, 0].item() == pytest.approx(1 / (1 + math.exp(-2)))
+    better = FUSIONS.create("enhanced_era", beta=2.0)(pair).mean_probabilities()
+    assert better[0, 0].item() == pytest.approx(0.36 / 0.52)
+    same = FUSIONS.create("merge")(pair).mean_probabilities()
+    assert same[0].tolist() == pytest.approx([0.6, 0.4])
+
+
+def test_weighted_median_and_trimmed_mean_by_hand() -> None:
+    values = torch.tensor([1.0, 2.0, 10.0, 4.0])[:, None, None]
+    even = torch.full((4, 1), 0.25)
+    assert weighted_median(values, even).item() == 3.0
+    heavy = torch.tensor([0.1, 0.1, 0.6, 0.2])[:, None]
+    assert weighted_median(values, heavy).item() == 10.0
+    assert trimmed(values, even, 0.25).item() == pytest.approx(3.0)
+    assert trimmed(values, even, 0.0).item() == pytest.approx(4.25)
+    assert trimmed(values, even, 0.125).item() == pytest.approx((0.5 + 2 + 4 + 5) / 3)
+
+
+def test_the_knowledge_vote_hears_the_sure_and_believes_the_majority() -> None:
+    sure, unsure = 0.95, 0.5
+    first = torch.tensor([sure, sure, sure, unsure])
+    named = torch.tensor([0, 1, 1, 0])
+    p = torch.full((4, 1, 2), 0.0)
+    p[torch.arange(4), 0, named] = first
+    p[torch.arange(4), 0, 1 - named] = 1 - first
+    item = Ensemble(tuple(map(Teacher, range(4))), {Logits(): p.log()}, torch.full((4, 1), 0.25))
+    weights = FUSIONS.create("knowledge_vote", confidence=0.9)(item).weights
+    assert weights[:, 0].tolist() == [0.0, 0.5, 0.5, 0.0]
+
+
+def test_coverage_needs_no_counts_to_find_who_never_saw_a_class() -> None:
+    """Teacher 0 knows classes 0 and 1, teacher 1 the rest; each is sure of nonsense elsewhere."""
+    truth = torch.arange(40) % 4
+    own = torch.stack([truth % 2, 2 + truth % 2])
+    logits = 6 * torch.nn.functional.one_hot(own, 4).float()
+    logits[0, truth >= 2] *= 0.3
+    logits[1, truth < 2] *= 0.3
+    bank = Bank.of([Knowledge(Teacher(m), {Logits(): logits[m]}) for m in (0, 1)])
+    [rule] = fit_rules([FUSIONS.create("coverage")], Evidence(bank))
+    after = rule(bank.rows(torch.arange(40)))
+    assert after.class_weights is not None
+    assert (after.class_weights[0, 2:] == 0).all()
+    assert (after.mean_probabilities().argmax(1) == truth).all()
+
+
+@pytest.mark.parametrize(("name", "least"), [("validation_accuracy", 0.6), ("learned_gate", 0.7)])
+def test_labelled_images_show_who_is_right(name: str, least: float) -> None:
+    bank = crowd("collude")
+    truth = torch.arange(200) % 5
+    known = Bank(bank.teachers, {Logits(): [a[:100] for a in bank.arrays[Logits()]]})
+    evidence = Evidence(bank, validation=known, validation_labels=truth[:100])
+    [rule] = fit_rules([FUSIONS.create(name)], evidence)
+    weights = rule(bank.rows(torch.arange(100, 200))).weights
+    assert weights[3:].sum(0).mean() > least
+    fused = fuse(bank, [rule])
+    assert float((fused.targets == truth).double().mean()) > 0.97
+    with pytest.raises(ValueError, match=r"data\.validation"):
+        fit_rules([FUSIONS.create(name)], Evidence(bank))
+
+
+def test_per_class_accuracy_sends_each_class_to_who_knows_it() -> None:
+    truth = torch.arange(60) % 2
+    logits = torch.zeros(2, 60, 2)
+    logits[0, :, 0] = 3.0  # always says class 0, the other always class 1
+    logits[1, :, 1] = 2.9
+    logits[0, truth == 1, 0] = 0.5
+    bank = Bank.of([Knowledge(Teacher(m), {Logits(): logits[m]}) for m in (0, 1)])
+    rule = FUSIONS.create("validation_accuracy", per_class=True)
+    [fitted] = fit_rules([rule], Evidence(bank, labels=truth))
+    weights = fitted(bank.rows(torch.arange(60))).weights
+    assert weights[0, truth == 0].mean() > 0.5 > weights[0, truth == 1].mean()
+
+
+def test_aligned_teachers_outweigh_a_random_one_even_under_other_names() -> None:
+    bank = crowd("permute")
+    noise = torch.randn(200, 5, generator=torch.Generator().manual_seed(5))
+    strangers = Bank.of(
+        [
+            *(Knowledge(t, {Logits(): torch.from_numpy(bank.arrays[Logits()][m])})
+              for m, t in enumerate(bank.teachers)),
+            Knowledge(Teacher(10), {Logits(): noise}),
+        ]
+    )  # fmt: skip
+    [rule] = fit_rules([FUSIONS.create("cka_alignment")], Evidence(strangers))
+    weights = rule(strangers.rows(torch.arange(3))).weights[:, 0]
+    assert weights[10] < 0.1 * weights[:10].min()
+    truth = 5.0 * torch.nn.functional.one_hot(torch.arange(200) % 5, 5).float()
+    [rule] = fit_rules(
+        [FUSIONS.create("cka_alignment", to="student")], Evidence(strangers, student=truth)
+    )
+    assert rule(strangers.rows(torch.arange(3))).weights[10, 0] < 0.02
+
+
+def test_clusters_find_the_colluders_and_keep_everybodys_say() -> None:
+    bank = crowd("collude")
+    [rule] = fit_rules([FUSIONS.create("clusters", count=2)], Evidence(bank))
+    after = rule(bank.rows(torch.arange(200)))
+    assert len(after) == 2
+    assert sorted(after.weights[:, 0].tolist()) == pytest.approx([0.3, 0.7])
+    plain = fuse(bank, []).probabilities
+    assert torch.allclose(after.mean_probabilities(), plain, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("era", {"temperature": 0}), ("enhanced_era", {"beta": 0}), ("energy", {"temperature": -1}),
+        ("knowledge_vote", {"confidence": 1.5}), ("trimmed_mean", {"share": 0.5}),
+        ("cronus", {"share": 0.5}), ("geometric_median", {"iterations": 0}),
+        ("consensus", {"tolerance": 0}), ("history", {"rate": 0}), ("clusters", {"count": 0}),
+        ("coverage", {"least": -1}), ("learned_gate", {"steps": 0}),
+        ("validation_accuracy", {"power": -1}), ("cka_alignment", {"to": "me"}),
+    ],
+)  # fmt: skip
+def test_impossible_options_are_named(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"'{name}'.*{next(iter(options))}"):
+        FUSIONS.create(name, **options)
 
 
 def test_sample_count_is_proportional_and_capped() -> None:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
 
-from fedkd.config import ConfigError, Experiment
+from fedkd.config import ConfigError, Experiment, load_experiment, read_experiment
+from fedkd.knowledge.kinds import Logits
+from fedkd.rounds import Workspace
 from fedkd.rundir import RunDirectory
+from simulations.client_app import make_client_app
 from simulations.local import run_local
+from strategies.records import JOB
 from tests.simulations.faults import tampering
 
 Tiny = Callable[..., Experiment]
 DELTA = "federation.codec={name: delta, inner: float32}"
+SUBSET = ("federation.subset=0.25", "data.views.refresh=false", "rounds=3")
 
 
 def _hash(run: RunDirectory) -> str:
@@ -60,3 +69,63 @@ def test_a_typo_in_the_codec_is_named(tiny: Tiny) -> None:
         run_local(tiny("federation.codec=flaot16"))
     with pytest.raises(ConfigError, match="bits"):
         run_local(tiny("federation.codec={name: int, bits: 3}"))
+
+
+def test_a_part_of_the_samples_is_asked_and_the_rest_is_kept(tiny: Tiny) -> None:
+    run = run_local(tiny(*SUBSET))
+    one, two = (run.knowledge(n, "transfer").bank((Logits(),)).arrays[Logits()] for n in (1, 2))
+    for before, after in zip(one, two, strict=True):
+        changed = (np.asarray(before) != np.asarray(after)).any(axis=1)
+        assert before.shape == after.shape == (48, 4)
+        assert 0 < changed.sum() <= 12
+        assert set(np.flatnonzero(changed)) <= set(Workspace(run.experiment).asked(2))
+    assert _up(run) < 0.9 * _up(run_local(tiny("data.views.refresh=false", "rounds=3")))
+
+
+def _late(arrays: dict[str, Any], header: dict[str, Any]) -> None:
+    if header["round"] == 2:
+        header["round"] = 1
+
+
+@pytest.mark.parametrize("client_app", [None, tampering({1: _late})])
+def test_changes_of_a_part_give_the_same_student_as_the_part(
+    tiny: Tiny, client_app: ClientApp | None
+) -> None:
+    plain = run_local(tiny("federation.codec=float32", *SUBSET), client_app=client_app)
+    assert _hash(run_local(tiny(DELTA, *SUBSET), client_app=client_app)) == _hash(plain)
+
+
+def test_a_client_that_forgot_what_it_said_answers_without_it(tiny: Tiny) -> None:
+    """A node that comes back without its files is not out of step."""
+
+    def forget(message: Message, context: Context, call_next: Any) -> Message:
+        state = message.content.config_records[JOB]["state"]
+        for said in Path(str(state)).glob("client-0001/said-*.npz"):
+            said.unlink()
+        return call_next(message, context)  # type: ignore[no-any-return]
+
+    runs = [
+        run_local(tiny(codec, *part), client_app=make_client_app([forget]))
+        for part in (("rounds=3",), SUBSET)
+        for codec in (DELTA, "federation.codec=float32")
+    ]
+    assert not any(run.metrics("refused") for run in runs)
+    assert _hash(runs[0]) == _hash(runs[1])
+    assert _hash(runs[2]) == _hash(runs[3])
+
+
+def test_a_part_and_new_views_in_every_round_do_not_fit(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"federation\.subset: .*data\.views\.refresh=false"):
+        run_local(tiny("federation.subset=0.5"))
+
+
+def test_the_old_key_names_its_successor(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"federation\.dtype: is called federation\.codec"):
+        tiny("federation.dtype=float16")
+
+
+def test_the_job_travels_small() -> None:
+    codec = "federation.codec={tolerance: 0.1, name: delta, inner: {name: int, bits: 4}}"
+    experiment = load_experiment("configs/fashion_mnist.yaml", [codec])
+    assert len(experiment.to_bytes()) < 600
+    assert read_experiment(experiment.to_bytes()) == experiment

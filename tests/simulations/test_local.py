@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedkd.config import ConfigError, Experiment
+from fedkd.knowledge.kinds import Logits
 from fedkd.rundir import RunDirectory, load_state
 from simulations.local import run_local
 from tests.simulations.faults import BAD_PAYLOADS, crashing, tampering
@@ -239,3 +240,12 @@ def test_a_payload_with_another_networks_shape_is_refused(tiny: Tiny) -> None:
     reasons = [r["reason"] for r in run.metrics("refused")]
     assert len(reasons) == 2
     assert all("shape (48, 2, 48, 1, 1), expected (48, 2, 24, 1, 1)" in r for r in reasons)
+
+
+@pytest.mark.parametrize("rule", ["validation_accuracy", "learned_gate"])
+def test_teachers_answer_the_servers_labelled_images_if_a_rule_asks(tiny: Tiny, rule: str) -> None:
+    run = run_local(tiny(f"fusion=[{rule}]", "data.validation=30", "rounds=1"))
+    assert run.knowledge(1, "validation").clients() == [0, 1, 2]
+    bank = run.knowledge(1, "validation").bank((Logits(),))
+    assert bank.num_samples == 30
+    assert run.metrics("refused") == []

@@ -273,7 +273,9 @@ def test_a_loss_over_pairs_is_refused(mixing: Callable[[Tensor, Tensor], Tensor]
 
 
 def test_a_loss_without_a_value_for_each_example_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"gives \(\) for 5 examples instead of one value for each"):
+    with pytest.raises(
+        ValueError, match=r"gives \(\) for 5 examples instead of one value for each"
+    ):
         check_private(named("mlp"), SHAPE, CLASSES, criterion=functional.cross_entropy)
 
 

@@ -1,0 +1,45 @@
+"""Teachers count where they support the class that most sure teachers support."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import one_hot
+
+from fedkd.fusion import FUSIONS
+from fedkd.fusion.base import Fusion
+from fedkd.knowledge.payload import Ensemble
+
+
+@FUSIONS.register("knowledge_vote")
+class KnowledgeVote(Fusion):
+    """KD3A's knowledge vote: only teachers who are sure vote, and only the winners' voters count.
+
+    Where nobody is sure, all vote.
+
+    Args:
+        confidence: Least probability of a teacher's first class.
+
+    References:
+        Feng et al., "KD3A: Unsupervised Multi-Source Decentralized Domain Adaptation via
+            Knowledge Distillation", ICML 2021, https://arxiv.org/abs/2011.09757, Eq. 4
+    """
+
+    def __init__(self, *, confidence: float = 0.9) -> None:
+        if not 0 <= confidence <= 1:
+            raise ValueError(
+                f"fusion 'knowledge_vote': confidence lies between 0 and 1, got {confidence}"
+            )
+        self.confidence = confidence
+
+    def __call__(self, ensemble: Ensemble) -> Ensemble:
+        """Weights of the supporters of the winning class."""
+        probabilities = torch.softmax(ensemble.logits.float(), dim=-1)
+        surest, named = probabilities.max(dim=-1)  # (M, B)
+        votes = (surest >= self.confidence) & (ensemble.weights > 0)
+        votes = torch.where(votes.any(dim=0), votes, ensemble.weights > 0)
+        heard = (ensemble.weights * votes)[..., None]
+        support = (heard * one_hot(named, probabilities.shape[-1])).sum(dim=0)
+        # The mass behind a class decides a draw.
+        support = support + 1e-6 * (heard * probabilities).sum(dim=0)
+        winner = support.argmax(dim=-1)
+        return ensemble.weighted((votes & (named == winner)).to(ensemble.weights))

@@ -1,0 +1,463 @@
+"""The baselines: they learn, repeat themselves, count their bytes and do what their papers say."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedkd.config import ConfigError, make_experiment
+from fedkd.data.images import ImageSet
+from fedkd.evaluation import evaluate, predict
+from fedkd.knowledge.kinds import Logits
+from fedkd.losses.base import Trust
+from fedkd.models.network import Network, parameter_count
+from fedkd.randomness import stream
+from fedkd.rounds import Workspace
+from fedkd.teachers.sgd import fit
+from simulations.baselines import BASELINES
+from simulations.baselines.base import Outcome, RoundResult
+from simulations.baselines.cfd import coded, decoded
+from simulations.baselines.dsfl import sharpened
+from simulations.baselines.fd import class_means, of_the_others, train_towards
+from simulations.baselines.fedavg import held
+from simulations.baselines.fedmd import _Distance
+from simulations.baselines.local_only import trained_alone
+from simulations.baselines.loop import digest, fresh_student, fresh_teachers, model, train
+from simulations.baselines.pate_vote import winners
+from simulations.baselines.traffic import Mail, load, read, weights
+
+CLIENTS, TRANSFER, CLASSES = 3, 400, 10
+ONE_ROUND = ("one_shot", "one_shot_ensemble", "pate_vote")
+BY_WEIGHTS = ("fedavg", "fedprox", "feddf")
+SILENT = ("local_only", "centralised")
+
+DIGITS: dict[str, Any] = {
+    "name": "digits",
+    "rounds": 2,
+    "clients": CLIENTS,
+    "data": {
+        "dataset": "digits",
+        "partition": {"name": "dirichlet", "alpha": 1.0, "min_size": 10},
+        "private": 300,
+        "transfer": {"size": TRANSFER},
+        "test": 200,
+    },
+    "teachers": {
+        "models": ["mlp"],
+        "epochs": 3,
+        "batch_size": 16,
+        "optimizer": {"name": "adamw", "lr": 0.005},
+    },
+    "student": {"model": "mlp"},
+    "distillation": {
+        "epochs": 3,
+        "batch_size": 32,
+        "optimizer": {"name": "adamw", "lr": 0.005},
+    },
+}
+
+
+@lru_cache
+def workspace(*overrides: str) -> Workspace:
+    return Workspace(make_experiment(DIGITS, overrides))
+
+
+def run(name: str, *overrides: str, **options: Any) -> Outcome:
+    heard: list[RoundResult] = []
+    outcome = BASELINES.create(name, **options).run(workspace(*overrides), heard.append)
+    assert tuple(heard) == outcome.rounds
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, Outcome]:
+    """Every baseline, run once."""
+    return {name: run(name) for name in BASELINES.names()}
+
+
+def last(outcome: Outcome) -> float:
+    return outcome.rounds[-1].accuracy
+
+
+def facts(outcome: Outcome) -> list[Any]:
+    """All but the seconds."""
+    rounds = [(r.round, r.accuracy, r.per_class, r.ece, r.up, r.down) for r in outcome.rounds]
+    return [rounds, outcome.holdouts, outcome.uses_transfer]
+
+
+def same(one: Network, other: Network) -> bool:
+    states = one.state_dict(), other.state_dict()
+    return all(torch.equal(states[0][key], states[1][key]) for key in states[1])
+
+
+# -- all of them ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BASELINES.names())
+def test_it_learns_and_reports_every_round(name: str, outcomes: dict[str, Outcome]) -> None:
+    outcome = outcomes[name]
+    assert [r.round for r in outcome.rounds] == ([1] if name in ONE_ROUND else [1, 2])
+    assert last(outcome) > 0.3  # chance is 0.1
+    assert len(outcome.holdouts) == CLIENTS
+    assert all(share is not None and 0 <= share <= 1 for share in outcome.holdouts)
+    for result in outcome.rounds:
+        assert len(result.per_class) == CLASSES
+        assert 0 <= result.ece <= 1
+        assert result.seconds > 0
+        assert (result.up > 0) == (result.down > 0) == (name not in SILENT)
+    if BASELINES.create(name).has_student:
+        assert outcome.predictions is not None
+        labels = workspace().data.test.labels
+        assert float((outcome.predictions.argmax(1) == labels).double().mean()) == last(outcome)
+    else:
+        assert outcome.predictions is None
+
+
+@pytest.mark.parametrize("name", BASELINES.names())
+def test_the_same_seed_gives_the_same_result(name: str, outcomes: dict[str, Outcome]) -> None:
+    torch.manual_seed(12345)  # global generators are nobody's business
+    assert facts(run(name)) == facts(outcomes[name])
+
+
+def test_another_seed_gives_another_result(outcomes: dict[str, Outcome]) -> None:
+    assert facts(run("fedavg", "seed=1")) != facts(outcomes["fedavg"])
+
+
+@pytest.mark.parametrize("name", sorted({*BASELINES.names()} - {*BY_WEIGHTS}))
+def test_clients_may_have_networks_of_their_own(name: str) -> None:
+    mixed = ("teachers.models=[mlp,cnn_tiny]", "rounds=1", "teachers.epochs=1")
+    assert len(run(name, *mixed, "distillation.epochs=1").rounds) == 1
+
+
+@pytest.mark.parametrize("name", BY_WEIGHTS)
+def test_averaging_refuses_other_networks_than_the_students(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}.*'mlp'.*not cnn_tiny; set teachers.models"):
+        run(name, "teachers.models=[mlp,cnn_tiny]")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("fedavg", {"epochs": 0}),
+        ("fedprox", {"mu": -1.0}),
+        ("fedmd", {"digest_epochs": 0}),
+        ("fd", {"gamma": -0.1}),
+        ("dsfl", {"temperature": 0.0}),
+        ("pate_vote", {"sigma": -1.0}),
+    ],
+)
+def test_impossible_options_are_named(name: str, options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"baseline {name!r}: {next(iter(options))} must"):
+        BASELINES.create(name, **options)
+
+
+def test_clients_on_other_machines_cannot_be_trained_here() -> None:
+    space = Workspace(make_experiment(DIGITS))
+    data = space.experiment.data.model_copy(update={"public": "public.npz"})
+    space.experiment = space.experiment.model_copy(update={"data": data})
+    with pytest.raises(ConfigError, match=r"data\.public: a baseline trains all clients"):
+        BASELINES.create("local_only").run(space, lambda _: None)
+
+
+# -- what is shared ------------------------------------------------------------------------
+
+
+def test_mean_accuracy_of_clients_who_are_alone(outcomes: dict[str, Outcome]) -> None:
+    space = workspace()
+    networks = trained_alone(space)
+    shares = [evaluate(network, space.data.test) for network in networks]
+    assert last(outcomes["local_only"]) == sum(shares) / CLIENTS
+    own = [evaluate(n, space.data.holdout(c)) for c, n in enumerate(networks)]
+    assert list(outcomes["local_only"].holdouts) == own
+
+
+def test_the_ceiling_sees_all_private_images(outcomes: dict[str, Outcome]) -> None:
+    assert last(outcomes["centralised"]) == max(map(last, outcomes.values()))
+    assert not outcomes["centralised"].uses_transfer
+
+
+def test_the_transfer_set_is_counted_where_clients_need_it(outcomes: dict[str, Outcome]) -> None:
+    needed = {name for name, outcome in outcomes.items() if outcome.uses_transfer}
+    assert needed == {"fedmd", "dsfl", "cfd", "one_shot", "pate_vote"}
+
+
+def test_what_is_read_is_what_was_sent() -> None:
+    mail = Mail(3)
+    request = mail.ask(0, {"a": np.arange(6, dtype=np.float32).reshape(2, 3)})
+    assert read(request)["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert read(mail.ask(1)) == {}
+    reply = mail.answer(request, {"b": np.ones(4, np.uint8)}, num_examples=7)
+    assert read(reply)["b"].dtype == np.uint8
+    assert 0 < mail.up < mail.down
+
+
+def test_weights_travel_with_the_buffers_of_batch_norm() -> None:
+    space = workspace("student.model={name: cnn_tiny, norm: batch}")
+    sent, received = fresh_student(space), fresh_student(space)
+    fit(sent, space.data.shard(0), space.experiment.teachers, seed=0)
+    load(received, read(Mail(1).ask(0, weights(sent))))
+    assert same(received, sent)
+
+
+# -- averaging -----------------------------------------------------------------------------
+
+
+def test_fedavg_of_one_client_is_local_training() -> None:
+    alone = ("clients=1", "rounds=1", "data.partition=iid")
+    space = workspace(*alone)
+    network = fresh_student(space)
+    train(space, network, 0, 1)
+    predictions = run("fedavg", *alone).predictions
+    assert predictions is not None
+    assert torch.equal(predictions, predict(network, space.data.test.images))
+
+
+def test_fedavg_weighs_clients_by_their_examples() -> None:
+    space = workspace("rounds=1")
+    states, sizes = [], []
+    for client in range(CLIENTS):
+        network = fresh_student(space)
+        train(space, network, client, 1)
+        states.append(weights(network))
+        sizes.append(len(space.data.shard(client)))
+    mean = {
+        key: sum(n * state[key] for n, state in zip(sizes, states, strict=True)) / sum(sizes)
+        for key in states[0]
+    }
+    load(network, {key: np.asarray(value, np.float32) for key, value in mean.items()})
+    predictions = run("fedavg", "rounds=1").predictions
+    assert predictions is not None
+    assert torch.allclose(predictions, predict(network, space.data.test.images), atol=1e-4)
+
+
+def test_fedavg_takes_other_local_epochs() -> None:
+    short = run("fedavg", "rounds=1", "teachers.epochs=1")
+    assert facts(run("fedavg", "rounds=1", epochs=1)) == facts(short)
+
+
+def test_fedprox_without_its_term_is_fedavg(outcomes: dict[str, Outcome]) -> None:
+    assert facts(run("fedprox", mu=0.0)) == facts(outcomes["fedavg"])
+    assert facts(outcomes["fedprox"])[0] != facts(outcomes["fedavg"])[0]
+
+
+def test_the_proximal_gradient_is_that_of_its_loss() -> None:
+    space = workspace()
+    network, twin = fresh_student(space), fresh_student(space)
+    shard = space.data.shard(0)
+    start = [p.detach().clone() for p in twin.parameters()]
+    mu, images, labels = 0.5, shard.images[:8], shard.labels
+    assert labels is not None
+    with held(network, mu):
+        for each in (network, twin):
+            with torch.no_grad():
+                for p in each.parameters():
+                    p.add_(0.25)
+        torch.nn.functional.cross_entropy(network(images), labels[:8]).backward()
+    loss = torch.nn.functional.cross_entropy(twin(images), labels[:8])
+    pull = sum(((p - s) ** 2).sum() for p, s in zip(twin.parameters(), start, strict=True))
+    (loss + mu / 2 * pull).backward()
+    for one, other in zip(network.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, atol=1e-6)  # type: ignore[arg-type]
+
+
+def test_a_strong_proximal_term_keeps_clients_near_the_server() -> None:
+    space = workspace("teachers.optimizer={name: sgd, lr: 0.01, weight_decay: 0.0}")
+    moved = []
+    for mu in (0.0, 10.0):
+        network = fresh_student(space)
+        before = torch.cat([p.detach().flatten().clone() for p in network.parameters()])
+        with held(network, mu):
+            train(space, network, 0, 1)
+        after = torch.cat([p.detach().flatten() for p in network.parameters()])
+        moved.append(float((after - before).norm()))
+    assert moved[1] < moved[0] / 2
+    hooks = [p._backward_hooks for p in network.parameters()]
+    assert not any(hooks)
+
+
+@pytest.mark.parametrize("name", BY_WEIGHTS)
+def test_weights_cost_their_bytes_both_ways(name: str, outcomes: dict[str, Outcome]) -> None:
+    size = CLIENTS * 4 * parameter_count(fresh_student(workspace()))
+    for result in outcomes[name].rounds:
+        assert size < result.up < size + CLIENTS * 5000
+        assert size < result.down < size + CLIENTS * 5000
+
+
+# -- predictions ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dsfl", "fedmd"])
+def test_soft_labels_cost_four_bytes_a_number(name: str, outcomes: dict[str, Outcome]) -> None:
+    size = CLIENTS * TRANSFER * CLASSES * 4
+    first, second = outcomes[name].rounds
+    # A message with one array costs less than 1 kB beside it.
+    assert size < first.up == second.up < size + CLIENTS * 1000
+    assert size < second.down < size + CLIENTS * 1000
+    assert first.down < CLIENTS * 500  # nothing is known yet
+
+
+def test_cfd_sends_less_than_a_tenth_of_dsfl(outcomes: dict[str, Outcome]) -> None:
+    for ours, theirs in zip(outcomes["cfd"].rounds, outcomes["dsfl"].rounds, strict=True):
+        assert ours.up < theirs.up / 10
+    assert outcomes["cfd"].rounds[1].down < outcomes["dsfl"].rounds[1].down / 10
+
+
+@pytest.mark.parametrize("classes", [10, 300])
+def test_changes_of_labels_come_back_from_their_code(classes: int) -> None:
+    generator = np.random.default_rng(0)
+    before = generator.integers(0, classes, 500)
+    now = before.copy()
+    now[::50] = generator.integers(0, classes, 10)
+    code = coded(now, before, classes)
+    assert (decoded(code, before, classes) == now).all()
+    assert code.dtype == np.uint8
+    assert len(code) < 100  # ten of five hundred have changed
+    assert len(coded(now, np.zeros(500, np.int64), classes)) > 200
+
+
+def test_era_sharpens_the_mean_of_probabilities() -> None:
+    mean = torch.tensor([[0.5, 0.3, 0.2]])
+    # softmax([5, 3, 2])
+    expected = torch.tensor([[0.843795, 0.114195, 0.042010]])
+    assert torch.allclose(sharpened(mean, 0.1), expected, atol=1e-6)
+    assert torch.allclose(sharpened(mean, 1e6), torch.full((1, 3), 1 / 3), atol=1e-5)
+
+
+def test_simple_averaging_is_not_era(outcomes: dict[str, Outcome]) -> None:
+    simple = run("dsfl", "rounds=1", aggregation="sa").rounds[0]
+    assert simple.accuracy > 0.3
+    assert simple.ece != outcomes["dsfl"].rounds[0].ece
+
+
+def test_fedmds_digest_brings_a_client_nearer_to_the_consensus() -> None:
+    space = workspace()
+    network = fresh_teachers(space)[0]
+    images = space.data.transfer.images.images
+    consensus = 3 * torch.randn(TRANSFER, 1, generator=stream(0, "test")) * torch.ones(CLASSES)
+    before = predict(network, images)
+    digest(space, network, 0, 1, consensus, epochs=1, loss=_Distance())
+    after = predict(network, images)
+    assert float((after - consensus).abs().mean()) < float((before - consensus).abs().mean())
+
+
+def test_the_distance_of_fedmd_is_the_mean_over_classes() -> None:
+    student, teacher = torch.tensor([[1.0, -2.0], [0.0, 4.0]]), torch.tensor([[0.0, 1.0], [0, 4]])
+    trust = Trust(torch.ones(2))
+    loss = _Distance()({Logits(): student}, {Logits(): teacher}, None, trust)
+    assert loss.tolist() == [2.0, 0.0]
+
+
+# -- one shot ------------------------------------------------------------------------------
+
+
+def test_the_ensemble_is_the_mean_of_the_clients_logits(outcomes: dict[str, Outcome]) -> None:
+    space = workspace()
+    told = [model(network)(space.data.test.images) for network in trained_alone(space)]
+    predictions = outcomes["one_shot_ensemble"].predictions
+    assert predictions is not None
+    assert torch.equal(predictions, torch.stack(told).mean(dim=0))
+
+
+def test_votes_cost_a_byte_each_and_the_ensemble_its_weights(outcomes: dict[str, Outcome]) -> None:
+    size = CLIENTS * 4 * parameter_count(fresh_student(workspace()))
+    assert size < outcomes["one_shot_ensemble"].rounds[0].up < size + CLIENTS * 5000
+    votes = CLIENTS * TRANSFER
+    assert votes < outcomes["pate_vote"].rounds[0].up < votes + CLIENTS * 1000
+
+
+def test_the_majority_wins() -> None:
+    votes = torch.tensor([[0, 1, 2, 3], [0, 1, 1, 0], [2, 1, 1, 2]])
+    assert winners(votes, 4, 0.0, stream(0, "vote")).tolist() == [0, 1, 1, 0]
+    alone = votes[:1]
+    assert winners(alone, 4, 0.0, stream(0, "vote")).tolist() == alone[0].tolist()
+
+
+def test_noise_on_the_votes_changes_winners_and_comes_from_the_seed() -> None:
+    votes = torch.randint(10, (5, 300), generator=stream(0, "test"))
+    clear = winners(votes, 10, 0.0, stream(0, "vote"))
+    noisy = winners(votes, 10, 3.0, stream(0, "vote"))
+    assert float((clear == noisy).double().mean()) < 0.5
+    assert torch.equal(noisy, winners(votes, 10, 3.0, stream(0, "vote")))
+    assert not torch.equal(noisy, winners(votes, 10, 3.0, stream(1, "vote")))
+
+
+def test_one_shot_spends_all_rounds_at_once() -> None:
+    space = workspace("clients=1", "data.partition=iid", "rounds=2")
+    network = fresh_teachers(space)[0]
+    train(space, network, 0, 1)
+    train(space, network, 0, 2)
+    assert same(trained_alone(space)[0], network)
+
+
+# -- mean logits per class -----------------------------------------------------------------
+
+
+class _Constant(torch.nn.Module):
+    """Logits (mean pixel, 1, 0) for every image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(1, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean = images.mean(dim=(1, 2, 3))
+        return torch.stack([mean, torch.ones_like(mean), torch.zeros_like(mean)], dim=1)
+
+
+def test_means_are_taken_per_label() -> None:
+    network = Network(_Constant(), mean=[0.0], std=[1.0])
+    pixels = torch.tensor([0, 51, 255, 102], dtype=torch.uint8)[:, None, None, None]
+    shard = ImageSet(pixels.expand(4, 1, 2, 2), torch.tensor([0, 0, 2, 0]), ("a", "b", "c"))
+    means, known = class_means(network, shard)
+    assert torch.allclose(means, torch.tensor([[0.2, 1, 0], [0, 0, 0], [1, 1, 0]]), atol=1e-6)
+    assert known.tolist() == [True, False, True]
+
+
+def test_a_client_hears_the_mean_of_the_others_that_have_the_class() -> None:
+    told = torch.tensor([1.0, 3.0, 5.0])[:, None, None].expand(3, 2, 2)
+    known = torch.tensor([[True, True], [True, False], [True, False]])
+    means, there = of_the_others(told, known, 0)
+    assert means.tolist() == [[4, 4], [0, 0]]
+    assert there.tolist() == [True, False]
+    means, there = of_the_others(told, known, 1)
+    assert means.tolist() == [[3, 3], [1, 1]]
+    assert there.tolist() == [True, True]
+
+
+@pytest.mark.parametrize("extra", [(), ("teachers.optimizer.max_grad_norm=0.1",)])
+def test_without_its_term_fd_trains_as_everybody_does(extra: tuple[str, ...]) -> None:
+    space = workspace("teachers.augment=crop_flip", "teachers.label_smoothing=0.1", *extra)
+    one, other = fresh_teachers(space)[0], fresh_teachers(space)[0]
+    shard, options = space.data.shard(0), space.experiment.teachers
+    fit(one, shard, options, seed=5)
+    means, known = torch.randn(CLASSES, CLASSES), torch.ones(CLASSES, dtype=torch.bool)
+    train_towards(other, shard, options, means=means, known=known, gamma=0.0, seed=5)
+    assert same(one, other)
+    # Nor does it where nobody else has the classes.
+    other = fresh_teachers(space)[0]
+    train_towards(other, shard, options, means=means, known=~known, gamma=1.0, seed=5)
+    assert same(one, other)
+
+
+def test_the_term_of_fd_pulls_towards_the_means() -> None:
+    space = workspace()
+    network = fresh_teachers(space)[0]
+    shard = space.data.shard(0)
+    assert shard.labels is not None
+    wrong = 10 * torch.eye(CLASSES).roll(1, dims=1)  # of label y, class y + 1
+    known = torch.ones(CLASSES, dtype=torch.bool)
+    options = space.experiment.teachers.model_copy(update={"epochs": 20})
+    train_towards(network, shard, options, means=wrong, known=known, gamma=10.0, seed=0)
+    told = predict(network, shard.images).argmax(dim=1)
+    assert float((told == (shard.labels + 1) % CLASSES).double().mean()) > 0.8
+
+
+def test_fd_sends_a_matrix_and_never_predictions(outcomes: dict[str, Outcome]) -> None:
+    size = CLIENTS * CLASSES * (CLASSES * 4 + 1)
+    for result in outcomes["fd"].rounds:
+        assert size < result.up < size + CLIENTS * 1500
