@@ -132,7 +132,7 @@ class Data(Section):
     root: str | None = Field(default=None, description="folder of local data; default: FEDKD_DATA")
     public: str | None = Field(
         default=None,
-        description="file below root with transfer and test images; clients bring their own",
+        description="file below root with the public images; clients bring their own",
     )
     partition: Named = Component(name="dirichlet", alpha=0.3)  # type: ignore[call-arg]
     private: Positive | None = Field(
@@ -161,6 +161,43 @@ class Feedback(Section):
     epochs: Positive = Field(default=1, description="`align`: passes over the transfer set")
 
 
+class Privacy(Section):
+    """What is promised about the clients' images, and how it is kept; all of it is public.
+
+    `dp_sgd` protects single examples against everybody, the server included. `label_dp` protects
+    labels only: each is drawn anew once, and may be a lie.
+    """
+
+    mechanism: Literal["dp_sgd", "label_dp"] = "dp_sgd"
+    epsilon: float | None = Field(default=None, gt=0, description="of the whole run, per client")
+    noise_multiplier: float | None = Field(
+        default=None, gt=0, description="instead of epsilon, or to overrule its calibration"
+    )
+    delta: float | None = Field(
+        default=None, gt=0, lt=1, description="default: at most 0.1 / nominal_size"
+    )
+    nominal_size: Positive | None = Field(
+        default=None, description="public size of a shard, from which rates and steps follow"
+    )
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    clipping: Literal["hooks", "ghost"] = "hooks"
+    accountant: Literal["rdp", "prv"] = "rdp"
+
+    @model_validator(mode="after")
+    def _complete(self) -> Privacy:
+        if self.mechanism == "label_dp":
+            if self.epsilon is None or self.noise_multiplier is not None:
+                raise ValueError("mechanism 'label_dp' needs epsilon and nothing else")
+            return self
+        if self.epsilon is None and self.noise_multiplier is None:
+            raise ValueError("mechanism 'dp_sgd' needs epsilon or noise_multiplier")
+        if self.nominal_size is None:
+            raise ValueError(
+                "mechanism 'dp_sgd' needs nominal_size: the true size of a shard is private"
+            )
+        return self
+
+
 class Teachers(Section):
     """The clients' private networks and their local training."""
 
@@ -172,6 +209,7 @@ class Teachers(Section):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     warm_start: bool = Field(default=True, description="go on from the last round's weights")
     feedback: Feedback = Feedback()
+    privacy: Privacy | None = None
 
     def model_of(self, client: int) -> Component:
         """Models are dealt to clients in turn."""
@@ -327,16 +365,11 @@ class Experiment(Section):
             )
         if self.release is not None:
             self._releasable(self.release.name)
-        if self.data.public is not None:
-            if "ceiling" in self.evaluation.baselines:
-                raise ValueError(
-                    "evaluation.baselines: 'ceiling' trains on all private images, which "
-                    "data.public leaves with the clients; set evaluation.baselines=[oracle]"
-                )
-            if self.data.validation:
-                raise ValueError(
-                    "data.validation: data.public has no validation images; set it to 0"
-                )
+        if self.data.public is not None and "ceiling" in self.evaluation.baselines:
+            raise ValueError(
+                "evaluation.baselines: 'ceiling' trains on all private images, which "
+                "data.public leaves with the clients; set evaluation.baselines=[oracle]"
+            )
         return self
 
     def _releasable(self, name: str) -> None:

@@ -6,6 +6,7 @@ where the two ends live.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import time
@@ -47,10 +48,16 @@ from fedkd.lessons import SharedLessons
 from fedkd.models.network import Network, parameter_count
 from fedkd.objective import Objective
 from fedkd.pretraining import pretrain
+from fedkd.privacy.label_dp import randomised
+from fedkd.privacy.leaks import check_leaks
+from fedkd.privacy.ledger import Account, BudgetSpent, Ledger
+from fedkd.privacy.plan import Plan, plan
 from fedkd.randomness import stream, stream_seed
 from fedkd.release.base import Release, Released, system_noise
 from fedkd.release.gaussian import epsilon_of
 from fedkd.rundir import RunDirectory, load_state, network_hash, save_state
+from fedkd.teachers.dp_sgd import fit_private
+from fedkd.teachers.private_check import check_private
 from fedkd.teachers.sgd import Fit, align, fit
 
 # Below this many steps in a whole run no student has learnt much; said, since it looks like a bug.
@@ -109,6 +116,8 @@ class Workspace:
         self.class_map = class_map(self.data.classes)
         self._test_fingerprint: str | None = None
         self._views: dict[tuple[int, int], Tensor] = {}
+        check_leaks(experiment, self.fusion, self.kinds)
+        self.plan = plan(experiment)
         self._models = _describe(experiment, self.data, self.objective, self.kinds)
 
     def order(self, run: str, round_number: int, client: int, base: int = 0) -> Expected:
@@ -208,9 +217,18 @@ def _describe(
 ) -> dict[Component, _Model]:
     """Every teacher model, tried once; the student's too, so that a misfit is said at once."""
 
-    def tried(model: Component, kinds: tuple[Kind, ...], where: str) -> _Model:
+    privacy = experiment.teachers.privacy
+    looks_private = privacy is not None and privacy.mechanism == "dp_sgd"
+
+    def tried(
+        model: Component, kinds: tuple[Kind, ...], where: str, private: bool = False
+    ) -> _Model:
         network = build_network(experiment, model, data, "shapes")
         try:
+            if private:
+                assert privacy is not None
+                classes, shape = len(data.classes), data.test.shape
+                check_private(network, shape, classes, name=model.name, clipping=privacy.clipping)
             told = shapes(network, kinds, data.test.shape)
         except ValueError as error:
             raise ConfigError(f"{where}: {model.name!r}: {error}") from None
@@ -222,7 +240,7 @@ def _describe(
     looks = (Pooled(),) if experiment.student.pretraining.epochs > 0 else ()
     tried(experiment.student.model, (*objective.reads, *looks), "student.model")
     return {
-        model: tried(model, asked, f"teachers.models.{number}")
+        model: tried(model, asked, f"teachers.models.{number}", looks_private)
         for number, model in enumerate(experiment.teachers.models)
     }
 
@@ -275,6 +293,15 @@ class Client:
         if place.is_file():
             saved = load_state(place)
             return Fit(saved["loss"], saved["accuracy"])
+        if self.workspace.plan is not None and not self._afford(round_number, self.workspace.plan):
+            # The teacher stays as it is; answering about public images costs nothing.
+            frozen = self._latest(round_number - 1)
+            state = (
+                self._network().state_dict() if frozen is None else load_state(frozen)["weights"]
+            )
+            weights = {name: tensor.cpu() for name, tensor in state.items()}
+            save_state(place, {"weights": weights, **asdict(Fit(math.nan, math.nan))})
+            return Fit(math.nan, math.nan)
         feedback = self.experiment.teachers.feedback
         model = self.experiment.teachers.model_of(self.number)
         teacher = self._network()
@@ -299,18 +326,68 @@ class Client:
                 self.experiment.teachers,
                 seed=stream_seed(self.experiment.seed, "align", self.number, round_number),
             )
-        result = fit(
-            teacher,
-            self.shard,
-            self.experiment.teachers,
-            seed=stream_seed(self.experiment.seed, "teach", self.number, round_number),
-            student=regulariser,
-        )
+        if self.workspace.plan is None:
+            result = fit(
+                teacher,
+                self._lessons(),
+                self.experiment.teachers,
+                seed=stream_seed(self.experiment.seed, "teach", self.number, round_number),
+                student=regulariser,
+            )
+        else:
+            options, mechanism = self.experiment.teachers, self.workspace.plan.mechanism
+            fit_private(teacher, self.shard, options, mechanism, student=regulariser)
+            result = Fit(math.nan, math.nan)  # no noise would cover them
         weights = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
         save_state(place, {"weights": weights, **asdict(result)})
+        if self.workspace.plan is not None:
+            self._ledger(self.workspace.plan).settle(round_number)
         for old in sorted(self.folder.glob("teacher-*.pt"))[:-2]:
             old.unlink()
         return result
+
+    @property
+    def spent(self) -> float | None:
+        """Epsilon that this client has spent; None if it trains without a promise.
+
+        Public: it follows from the number of rounds, not from any image.
+        """
+        privacy = self.experiment.teachers.privacy
+        if privacy is not None and privacy.mechanism == "label_dp":
+            return privacy.epsilon
+        return None if self.workspace.plan is None else self._ledger(self.workspace.plan).spent
+
+    def _ledger(self, plan: Plan) -> Ledger:
+        privacy = self.experiment.teachers.privacy
+        assert privacy is not None
+        shard = self.shard
+        data = hashlib.sha256(shard.fingerprint().encode())
+        if shard.labels is not None:
+            data.update(shard.labels.numpy().tobytes())
+        account = Account(
+            self.number, data.hexdigest(), plan.epsilon, plan.delta, privacy.accountant
+        )
+        return Ledger(self.folder / "privacy.jsonl", account)
+
+    def _afford(self, round_number: int, plan: Plan) -> bool:
+        """Reserve what this round's training costs, before an image is looked at."""
+        try:
+            self._ledger(plan).reserve(round_number, plan.steps)
+        except BudgetSpent:
+            return False
+        return True
+
+    def _lessons(self) -> ImageSet:
+        """The private images, with labels that may be lies if only labels are protected."""
+        privacy, shard = self.experiment.teachers.privacy, self.shard
+        if privacy is None or privacy.mechanism != "label_dp" or shard.labels is None:
+            return shard
+        assert privacy.epsilon is not None
+        place = self.folder / "labels.pt"
+        if not place.is_file():  # drawn once: a second draw would be a second release
+            labels = randomised(shard.labels, len(shard.classes), privacy.epsilon)
+            save_state(place, {"labels": labels})
+        return replace(shard, labels=load_state(place)["labels"])
 
     def answer(
         self, round_number: int, *, base: int = 0, test: bool = False

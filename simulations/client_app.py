@@ -43,8 +43,13 @@ def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
         client, round_number = _client(message, context)
         with threads(client.experiment.resources.client_cpus):
             fit = client.train(round_number, _student(message))
-        # Measured on private images, and disclosed to the server like everything in a reply.
+        # Measured on private images, and disclosed to the server like everything in a reply: so
+        # only where nothing is promised about them.
         metrics = MetricRecord({"loss": fit.loss, "accuracy": fit.accuracy})
+        if client.spent is not None:
+            metrics = MetricRecord({"epsilon": client.spent})
+        elif client.experiment.release is not None:
+            metrics = MetricRecord({})
         return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
     @app.query("knowledge")
@@ -119,7 +124,7 @@ def _space(job: ConfigRecord, root: str | None, number: int, node: Any, folder: 
     )
     if kept.public is not None and _own_state(node) and fits:
         write_private(space.data, number, kept.private)
-        write_public(space.data, kept.public)
+        write_public(space.data, kept.public, answers=False)
     return space
 
 

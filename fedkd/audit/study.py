@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fedkd.audit.membership import (
     calibrated,
@@ -19,7 +18,7 @@ from fedkd.audit.membership import (
     membership,
 )
 from fedkd.audit.one_run import Bound, audit_scores
-from fedkd.audit.training import joined, matched, mislabelled, tossed, train_again
+from fedkd.audit.training import joined, matched, mislabelled, proxy, tossed, train_again
 from fedkd.build import build_network
 from fedkd.config import ConfigError
 from fedkd.data.images import ImageSet
@@ -27,8 +26,7 @@ from fedkd.evaluation import predict
 from fedkd.export import load_student
 from fedkd.knowledge.kinds import Logits
 from fedkd.models.network import Network
-from fedkd.optimization import make_optimizer
-from fedkd.randomness import seeded, stream, stream_seed
+from fedkd.randomness import stream_seed
 from fedkd.rounds import Notify, Workspace, silent
 from fedkd.rundir import RunDirectory, load_state
 from fedkd.teachers.dp_sgd import Mechanism
@@ -215,37 +213,6 @@ def epsilon_of_training(
     assert planted.labels is not None
     scores = confidence(predict(network, planted.images), planted.labels)
     return audit_scores(scores, included, delta)
-
-
-def proxy(workspace: Workspace, told: Tensor) -> Network:
-    """What a reader of a client's answers can rebuild: a student of that client alone.
-
-    Args:
-        workspace: Of the run: the transfer images are known to the reader.
-        told: The client's logits on them, (N, C).
-    """
-    experiment = workspace.experiment
-    options, seed = experiment.distillation, experiment.seed
-    images = workspace.data.transfer.images.images
-    network = build_network(experiment, experiment.student.model, workspace.data, "proxy")
-    batch = min(options.batch_size, len(images))
-    epochs = options.epochs * experiment.rounds
-    steps = epochs * -(-len(images) // batch)
-    optimizer, schedule = make_optimizer(network.parameters(), options.optimizer, steps)
-    order = stream(seed, "audit", "proxy")
-    wanted = told.softmax(1)
-    network.train()
-    with seeded(stream_seed(seed, "audit", "proxy"), "dropout"):
-        for _ in range(epochs):
-            for index in torch.randperm(len(images), generator=order).split(batch):
-                if len(index) == 1 and len(images) > 1:
-                    continue
-                loss = functional.cross_entropy(network(images[index]), wanted[index])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-    return network.eval()
 
 
 class _Target:

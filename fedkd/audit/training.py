@@ -1,4 +1,4 @@
-"""Training a client's teacher once more, on other images: shadows and canaries."""
+"""What an audit trains: a client's teacher once more on other images, and a proxy of it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from fedkd.build import build_network
 from fedkd.config import ConfigError
 from fedkd.data.images import ImageSet
 from fedkd.models.network import Network
-from fedkd.randomness import stream, stream_seed
+from fedkd.optimization import make_optimizer
+from fedkd.randomness import seeded, stream, stream_seed
 from fedkd.rounds import Workspace
 from fedkd.teachers.dp_sgd import Mechanism, fit_private
 from fedkd.teachers.sgd import fit
@@ -51,6 +54,37 @@ def train_again(
             seed = stream_seed(experiment.seed, "audit", *names, number)
             fit(teacher, images, experiment.teachers, seed=seed)
     return teacher.eval()
+
+
+def proxy(workspace: Workspace, told: Tensor) -> Network:
+    """What a reader of a client's answers can rebuild: a student of that client alone.
+
+    Args:
+        workspace: Of the run: the transfer images are known to the reader.
+        told: The client's logits on them, (N, C).
+    """
+    experiment = workspace.experiment
+    options, seed = experiment.distillation, experiment.seed
+    images = workspace.data.transfer.images.images
+    network = build_network(experiment, experiment.student.model, workspace.data, "proxy")
+    batch = min(options.batch_size, len(images))
+    epochs = options.epochs * experiment.rounds
+    steps = epochs * -(-len(images) // batch)
+    optimizer, schedule = make_optimizer(network.parameters(), options.optimizer, steps)
+    order = stream(seed, "audit", "proxy")
+    wanted = told.softmax(1)
+    network.train()
+    with seeded(stream_seed(seed, "audit", "proxy"), "dropout"):
+        for _ in range(epochs):
+            for index in torch.randperm(len(images), generator=order).split(batch):
+                if len(index) == 1 and len(images) > 1:
+                    continue
+                loss = functional.cross_entropy(network(images[index]), wanted[index])
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    return network.eval()
 
 
 def mislabelled(pool: ImageSet, count: int, seed: int) -> ImageSet:

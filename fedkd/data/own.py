@@ -37,20 +37,28 @@ class Own:
     public: Path | None = None
 
 
-def write_public(data: FederatedData, path: Path) -> None:
-    """Write transfer and test images, with labels where they are known, to one .npz file."""
-    transfer, labels = data.transfer.images, data.transfer.true_labels
-    if labels is None:
-        labels = transfer.labels
-    assert data.test.labels is not None
-    known = {} if labels is None else {"y_transfer": labels.numpy()}
+def write_public(data: FederatedData, path: Path, *, answers: bool) -> None:
+    """Write transfer, test and validation images to one .npz file.
+
+    Args:
+        data: The split.
+        path: The file.
+        answers: Also all labels that are known, for the server. Nodes need none but those of a
+            labelled transfer set.
+    """
+    transfer = data.transfer.images
+    labels = {
+        "y_transfer": data.transfer.true_labels if answers else transfer.labels,
+        "y_test": data.test.labels if answers else None,
+        "y_validation": data.validation.labels if answers else None,
+    }
     _write(
         path,
         x_transfer=_channels_last(transfer),
         x_test=_channels_last(data.test),
-        y_test=data.test.labels.numpy(),
+        x_validation=_channels_last(data.validation),
         classes=np.array(data.classes),
-        **known,
+        **{name: known.numpy() for name, known in labels.items() if known is not None},
     )
 
 
@@ -93,22 +101,24 @@ def read_own(
             "`fedkd deploy init --own-data` wrote"
         )
     arrays = read_npz(public)
-    absent = {"x_transfer", "x_test", "y_test", "classes"} - set(arrays)
+    absent = {"x_transfer", "x_test", "x_validation", "classes"} - set(arrays)
     if absent:
         raise ValueError(f"{public}: misses {', '.join(sorted(absent))}")
     classes = tuple(str(name) for name in arrays["classes"].tolist())
-    test = image_set(
-        f"{public}: x_test", arrays["x_test"], torch.from_numpy(arrays["y_test"]), classes
-    )
-    labels = torch.from_numpy(arrays["y_transfer"]) if "y_transfer" in arrays else None
-    if labels is None and transfer_labelled:
+
+    def images(name: str) -> ImageSet:
+        labels = arrays.get(f"y_{name}")
+        known = None if labels is None else torch.from_numpy(labels)
+        return image_set(f"{public}: x_{name}", arrays[f"x_{name}"], known, classes)
+
+    test, shown = images("test"), images("transfer")
+    if shown.labels is None and transfer_labelled:
         raise ValueError(f"{public}: the transfer images have no labels (y_transfer)")
-    shown = image_set(f"{public}: x_transfer", arrays["x_transfer"], labels, classes)
     chosen = shown if transfer_labelled else shown.unlabelled()
     mean, std = chosen.statistics()
     nothing = np.empty(0, np.int64)
     shards, holdouts = [nothing] * clients, [nothing] * clients
-    source = test.subset(nothing)
+    source = replace(test.subset(nothing), labels=torch.empty(0, dtype=torch.int64))
     if own is not None:
         source = _read_private(own.private, test)
         if 0 <= own.client < clients:
@@ -118,8 +128,8 @@ def read_own(
         source=source,
         shard_rows=tuple(shards),
         holdout_rows=tuple(holdouts),
-        transfer=TransferSet(chosen, labels, chosen.fingerprint()),
-        validation=test.subset(nothing),
+        transfer=TransferSet(chosen, shown.labels, chosen.fingerprint()),
+        validation=images("validation"),
         test=test,
         mean=mean,
         std=std,

@@ -171,15 +171,13 @@ class ClippedSteps:
 
 @lru_cache(maxsize=1)
 def _opacus() -> SimpleNamespace:
-    """What is used of Opacus, imported on first use: it is an extra, and takes a second."""
+    """What is used of Opacus, imported on first use: that takes seconds."""
     root = logging.getLogger()
     handlers = list(root.handlers)
     try:
         from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
         from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
         from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
-    except ImportError as error:
-        raise ImportError("DP-SGD needs Opacus: pip install 'fedkd[privacy]'") from error
     finally:
         # Importing Opacus sets up the program's logging, which is not a library's business.
         root.handlers[:] = handlers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from fedkd.config import ConfigError, Experiment
@@ -65,7 +64,7 @@ def _write_all(path: Path, plan: Plan, experiment: Experiment, space: Workspace)
     _put(link / "flwr.sh", scripts.FLWR, SCRIPT)
     _put(link / "fedkd-superlink.service", scripts.unit("superlink", "superlink.sh"), PLAIN)
     if plan.own_data:
-        write_public(space.data, link / PUBLIC)
+        write_public(space.data, link / PUBLIC, answers=True)
 
     for number in range(plan.nodes):
         node = path / f"node-{number}"
@@ -83,7 +82,7 @@ def _write_all(path: Path, plan: Plan, experiment: Experiment, space: Workspace)
             node / f"{service}.service", scripts.unit(f"supernode {number}", "supernode.sh"), PLAIN
         )
         if plan.own_data:
-            shutil.copyfile(link / PUBLIC, node / PUBLIC)
+            write_public(space.data, node / PUBLIC, answers=False)
         if plan.deal:
             write_private(space.data, number, node / PRIVATE)
             (node / PRIVATE).chmod(SECRET)

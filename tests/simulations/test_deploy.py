@@ -299,15 +299,16 @@ def test_a_node_reads_the_data_set_once_per_run(tmp_path: Path, tiny: Tiny) -> N
 
 
 def test_the_two_files_are_the_split(tmp_path: Path, tiny: Tiny) -> None:
-    experiment = tiny("data.transfer.labelled=true", "data.holdout=0.2")
+    experiment = tiny("data.transfer.labelled=true", "data.holdout=0.2", "data.validation=20")
     whole = build_data(experiment)
-    write_public(whole, tmp_path / "public.npz")
+    write_public(whole, tmp_path / "public.npz", answers=True)
     write_private(whole, 1, tmp_path / "private.npz")
     part = build_data(experiment, own=Own(1, tmp_path / "private.npz", tmp_path / "public.npz"))
     for mine, theirs in (
         (part.shard(1), whole.shard(1)),
         (part.holdout(1), whole.holdout(1)),
         (part.test, whole.test),
+        (part.validation, whole.validation),
         (part.transfer.images, whole.transfer.images),
     ):
         assert mine.fingerprint() == theirs.fingerprint()
@@ -317,9 +318,17 @@ def test_the_two_files_are_the_split(tmp_path: Path, tiny: Tiny) -> None:
     assert len(part.shard(0)) == len(part.shard(2)) == 0
 
 
+def test_nodes_get_no_labels_that_are_the_servers(tmp_path: Path, tiny: Tiny) -> None:
+    folder = make(tmp_path / "dep", tiny("data.validation=20"), "--own-data")
+    with np.load(folder / "node-0" / "public.npz") as nodes:
+        assert sorted(nodes.files) == ["classes", "x_test", "x_transfer", "x_validation"]
+    with np.load(folder / "superlink" / "public.npz") as servers:
+        assert {"y_test", "y_transfer", "y_validation"} < set(servers.files)
+
+
 def test_pictures_in_class_folders_go_by_name(tmp_path: Path, tiny: Tiny) -> None:
     experiment = tiny("data.holdout=0")
-    write_public(build_data(experiment), tmp_path / "public.npz")
+    write_public(build_data(experiment), tmp_path / "public.npz", answers=False)
     for name, shade in (("pattern 3", 200), ("pattern 1", 100)):
         (tmp_path / "mine" / name).mkdir(parents=True)
         Image.new("L", (20, 20), shade).save(tmp_path / "mine" / name / "a.png")
@@ -332,7 +341,7 @@ def test_pictures_in_class_folders_go_by_name(tmp_path: Path, tiny: Tiny) -> Non
 
 
 def test_private_images_have_to_fit_the_public_ones(tmp_path: Path, tiny: Tiny) -> None:
-    write_public(build_data(tiny()), tmp_path / "public.npz")
+    write_public(build_data(tiny()), tmp_path / "public.npz", answers=False)
     np.savez(tmp_path / "mine.npz", x=np.zeros((2, 5, 5), np.uint8), y=np.array([0, 1]))
     with pytest.raises(ConfigError, match=re.escape("images are (1, 5, 5), the public ones")):
         build_data(tiny(), own=Own(0, tmp_path / "mine.npz", tmp_path / "public.npz"))

@@ -24,7 +24,7 @@ from simulations.deploy.keys import node_pair
 from simulations.deploy.plan import Plan
 from simulations.local import run_local
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
 BIN = Path(sys.executable).parent
@@ -108,7 +108,7 @@ def test_a_federation_of_processes_gives_the_student_of_the_simulation(
     for number in range(3):
         start(folder / f"node-{number}" / "supernode.sh", f"node-{number}.log")
     run = start(link / "run.sh", "run.log")
-    wait("the run", lambda: run.poll() is not None, 280)
+    wait("the run", lambda: run.poll() is not None, 600)
     said = (tmp_path / "run.log").read_text()
     assert run.returncode == 0, said
     (path,) = (link / "runs").iterdir()

@@ -1,0 +1,125 @@
+"""What releases cost together: a few mechanisms, Opacus' accountants, one epsilon."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+Accountant = Literal["rdp", "prv"]
+
+# Beyond this epsilon the PRV accountant's grid fills the memory, and nobody needs its precision.
+_PRV_UP_TO = 100.0
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Some steps of the Poisson-subsampled Gaussian mechanism (DP-SGD).
+
+    Attributes:
+        sample_rate: Probability with which an example takes part; 1 is the plain Gaussian.
+        noise_multiplier: Noise in units of what one example may change.
+        count: How many.
+    """
+
+    sample_rate: float
+    noise_multiplier: float
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sample_rate <= 1:
+            raise ValueError(f"sample_rate: expected more than 0 and at most 1: {self.sample_rate}")
+        if not (self.noise_multiplier > 0 and math.isfinite(self.noise_multiplier)):
+            raise ValueError(f"noise_multiplier: expected more than 0: {self.noise_multiplier}")
+        if self.count < 0:
+            raise ValueError(f"count: expected at least 0: {self.count}")
+
+
+def epsilon(releases: Iterable[Steps], delta: float, accountant: Accountant = "rdp") -> float:
+    """Epsilon of all releases about the same example, in any order.
+
+    Args:
+        releases: May differ in rate and noise.
+        delta: Of the whole.
+        accountant: `rdp` (Renyi; milliseconds, an upper bound some percents too high) or `prv`
+            (numerical; seconds, tight; beyond an epsilon of 100 it is `rdp` all the same).
+
+    Raises:
+        ValueError: another accountant: the Gaussian-limit one (`gdp`) underestimates.
+
+    References:
+        Mironov, "Renyi Differential Privacy", 2017, https://arxiv.org/abs/1702.07476
+        Gopi et al., "Numerical Composition of Differential Privacy", NeurIPS 2021,
+            https://arxiv.org/abs/2106.02848
+    """
+    if accountant not in ("rdp", "prv"):
+        raise ValueError(f"accountant: expected rdp or prv, got {accountant!r}")
+    if not 0 < delta < 1:
+        raise ValueError(f"delta: expected between 0 and 1, got {delta}")
+    grouped: dict[tuple[float, float], int] = {}
+    for steps in releases:
+        key = (steps.sample_rate, steps.noise_multiplier)
+        grouped[key] = grouped.get(key, 0) + steps.count
+    history = tuple(sorted((*key, count) for key, count in grouped.items() if count > 0))
+    return _epsilon(history, delta, accountant) if history else 0.0
+
+
+@lru_cache(maxsize=4096)
+def _epsilon(
+    history: tuple[tuple[float, float, int], ...], delta: float, accountant: Accountant
+) -> float:
+    from opacus.accountants import PRVAccountant, RDPAccountant
+
+    def of(counter: RDPAccountant | PRVAccountant) -> float:
+        counter.history = [(noise, rate, count) for rate, noise, count in history]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of alphas at the end of their range
+            return float(counter.get_epsilon(delta=delta))
+
+    bound = of(RDPAccountant())
+    if accountant == "rdp" or not bound <= _PRV_UP_TO:
+        return bound
+    return min(bound, of(PRVAccountant()))
+
+
+def noise_for(
+    target: float,
+    delta: float,
+    sample_rate: float,
+    count: int,
+    accountant: Accountant = "rdp",
+) -> float:
+    """Smallest noise multiplier (to a thousandth) with which `count` steps stay within `target`.
+
+    Raises:
+        ValueError: no noise below 10,000 does.
+    """
+    if not (target > 0 and math.isfinite(target)):
+        raise ValueError(f"epsilon: expected more than 0 and finite, got {target}")
+
+    def cost(noise: float) -> float:
+        return epsilon([Steps(sample_rate, noise, count)], delta, accountant)
+
+    low, high = 0.05, 1.0
+    while cost(high) > target:
+        low, high = high, high * 2
+        if high > 1e4:
+            raise ValueError(
+                f"epsilon {target} at delta {delta} is out of reach with {count} steps at rate "
+                f"{sample_rate:.3g}: take fewer steps, or a larger delta"
+            )
+    while high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if cost(middle) <= target else (middle, high)
+    return high  # of the two the one whose cost was seen to be within the target
+
+
+def together(history: Sequence[Steps]) -> str:
+    """For people: `200 steps at rate 0.1, noise 1.2`."""
+    return "; ".join(
+        f"{s.count} steps at rate {s.sample_rate:.4g}, noise {s.noise_multiplier:.4g}"
+        for s in history
+    )

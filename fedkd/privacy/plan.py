@@ -1,0 +1,89 @@
+"""What every client does about its privacy, worked out from the public config alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fedkd.config import ConfigError, Experiment, Privacy
+from fedkd.privacy.accounting import Steps, epsilon, noise_for
+from fedkd.teachers.dp_sgd import Mechanism
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The same for all clients and all rounds.
+
+    Attributes:
+        mechanism: Of one round.
+        rounds: How many rounds the budget was divided over.
+        epsilon: Promise for the whole run.
+        delta: Likewise.
+    """
+
+    mechanism: Mechanism
+    rounds: int
+    epsilon: float
+    delta: float
+
+    @property
+    def steps(self) -> Steps:
+        """What one round costs."""
+        m = self.mechanism
+        return Steps(m.sample_rate, m.noise_multiplier, m.steps)
+
+
+def plan(experiment: Experiment) -> Plan | None:
+    """The plan of an experiment with DP-SGD teachers, None for any other.
+
+    The noise is set once, for all rounds that the run will take.
+
+    Raises:
+        ConfigError: the promise cannot be kept, or is none.
+    """
+    privacy = experiment.teachers.privacy
+    if privacy is None or privacy.mechanism != "dp_sgd":
+        return None
+    assert privacy.nominal_size is not None
+    delta = delta_of(privacy)
+    teachers = experiment.teachers
+    mechanism = Mechanism.of(
+        privacy.nominal_size,
+        teachers.batch_size,
+        teachers.epochs,
+        privacy.noise_multiplier or 1.0,
+        max_grad_norm=privacy.max_grad_norm,
+        clipping=privacy.clipping,
+    )
+    count = mechanism.steps * experiment.rounds
+    try:
+        if privacy.noise_multiplier is None:
+            assert privacy.epsilon is not None
+            noise = noise_for(
+                privacy.epsilon, delta, mechanism.sample_rate, count, privacy.accountant
+            )
+            mechanism = Mechanism(**{**vars(mechanism), "noise_multiplier": noise})
+        promised = privacy.epsilon
+        if promised is None:
+            steps = Steps(mechanism.sample_rate, mechanism.noise_multiplier, count)
+            promised = epsilon([steps], delta, privacy.accountant)
+    except ValueError as error:
+        raise ConfigError(f"teachers.privacy: {error}") from None
+    return Plan(mechanism, experiment.rounds, promised, delta)
+
+
+def delta_of(privacy: Privacy) -> float:
+    """The config's delta; by default a power of ten, at most a tenth of one over the shard's size.
+
+    Raises:
+        ConfigError: a delta with which a whole image might be published.
+    """
+    size = privacy.nominal_size or 1
+    if privacy.delta is None:
+        return float(10.0 ** math.floor(math.log10(0.1 / size)))
+    if privacy.delta >= 1 / size:
+        raise ConfigError(
+            f"teachers.privacy.delta: {privacy.delta:g} is not below 1 / nominal_size "
+            f"({1 / size:.3g}): it would allow to publish an image now and then"
+        )
+    return privacy.delta
