@@ -372,12 +372,18 @@ class Experiment(Section):
             )
         return self
 
+    @property
+    def promises(self) -> bool:
+        """Whether something is promised about private images: facts about them then stay inside."""
+        return self.teachers.privacy is not None or self.release is not None
+
     def _releasable(self, name: str) -> None:
         """Refuse what would let something out beside the mechanism."""
         wrong: list[tuple[str, bool, str]] = [
             ("fusion", [rule.name for rule in self.fusion] != ["uniform"], "[uniform]"),
             ("evaluation.teachers", self.evaluation.teachers, "false"),
             ("evaluation.clients", self.evaluation.clients, "false"),
+            ("evaluation.baselines", "ceiling" in self.evaluation.baselines, "[oracle] or []"),
             ("teachers.feedback.use", self.teachers.feedback.use == "regulariser", "none"),
         ]
         for key, broken, wanted in wrong:

@@ -167,6 +167,7 @@ PAGE = (
 <nav aria-label="Sections">
   <a href="#results">Results</a>
   {% for key, title, cards in sections %}<a href="#{{ key }}">{{ title }}</a>{% endfor %}
+  {% if privacy %}<a href="#privacy">Privacy</a>{% endif %}
   <a href="#left-out">Left out</a>
   <a href="#config">Config</a>
 </nav>
@@ -279,6 +280,32 @@ PAGE = (
   {% endif %}
 </div>
 {% endfor %}
+
+{% if privacy %}
+<h2 id="privacy">Privacy</h2>
+<div class="card scroll">
+  <table>
+    <tr><th>protected</th><td>{{ privacy.protects }}</td></tr>
+    <tr><th>against</th><td>{{ privacy.against }}</td></tr>
+    <tr><th>assumed</th><td>{{ privacy.assumes }}</td></tr>
+    <tr><th>promised</th><td>epsilon {{ "%.4g"|format(privacy.budget) }} per client for the whole
+      run{% if privacy.delta %}, delta {{ "%.0e"|format(privacy.delta) }}{% endif %}</td></tr>
+    <tr><th>how</th><td>{{ privacy.mechanism }}: {{ privacy.how }}</td></tr>
+  </table>
+  <table>
+    <thead><tr><th>clients</th><th class="n">epsilon spent</th><th class="n">of the budget</th>
+      <th>rounds without training: budget spent</th></tr></thead>
+    <tbody>
+    {% for row in privacy.rows %}
+    <tr><td>{{ row.clients }}</td><td class="n">{{ row.epsilon }}</td>
+      <td class="n">{{ row.share|percent }}</td><td>{{ row.frozen or "none" }}</td></tr>
+    {% endfor %}
+    </tbody>
+  </table>
+  <p class="caption">Not protected: that a client takes part, and what else it sends about itself.
+    Accuracy on the public test set costs nothing.</p>
+</div>
+{% endif %}
 
 <h2 id="left-out">Left out</h2>
 <div class="card scroll">

@@ -27,6 +27,7 @@ from fedkd.data.splits import FederatedData
 from fedkd.insight import Relations, likeness, relations
 from fedkd.knowledge.store import write_atomically
 from fedkd.page import PAGE
+from fedkd.privacy.statement import statement
 from fedkd.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,9 @@ class _Run:
 
     @property
     def class_counts(self) -> np.ndarray | None:
-        """Private images per client and class."""
+        """Private images per client and class; None where they are unknown, or protected."""
+        if self.run.experiment.promises:
+            return None
         if self.data is not None:
             return self.data.class_counts().numpy()
         counts = self.summary.get("class_counts")
@@ -187,6 +190,7 @@ def render(run: RunDirectory) -> str:
             (key, title, _pair(cards, more=key == "costs" and bool(found.ledger)))
             for key, title, cards in sections
         ],
+        privacy=_privacy(found),
         traffic=_traffic_tables(found),
         refused=found.refused[:_REFUSED_SHOWN],
         refused_more=max(0, len(found.refused) - _REFUSED_SHOWN),
@@ -454,7 +458,11 @@ def _calibration(found: _Run) -> Card | None:
 def _partition(found: _Run) -> Card:
     title, counts = "Private images per client and class", found.class_counts
     if counts is None:
-        return Card(title, f"Not shown: {found.data_problem}")
+        protected = "how many images of which class a client has is private in this run."
+        return Card(
+            title,
+            f"Not shown: {protected if found.run.experiment.promises else found.data_problem}",
+        )
     caption = (
         "Each column is a client, the area of a dot (or the shade of a cell) its images of a "
         "class. Gaps are classes that its teacher has never seen; the bars on top are the sizes "
@@ -466,6 +474,8 @@ def _partition(found: _Run) -> Card:
 
 def _relations(found: _Run) -> list[Card]:
     title = "Agreement"
+    if found.run.experiment.release is not None:
+        return [Card(title, "Not shown: answers of single teachers are not released in this run.")]
     try:
         seen = relations(found.run, found.data, [r["round"] for r in found.rounds])
     except _TROUBLE as error:
@@ -612,6 +622,26 @@ def _time(found: _Run) -> Card | None:
 
 
 # -- tables --------------------------------------------------------------------------------------
+
+
+def _privacy(found: _Run) -> Record | None:
+    """The statement, with clients of the same fate in one row."""
+    facts = statement(found.run)
+    if facts is None:
+        return None
+    fates: dict[tuple[float, tuple[int, ...]], list[str]] = {}
+    for client, mine in facts["clients"].items():
+        fates.setdefault((mine["epsilon"], tuple(mine["frozen_in"])), []).append(client)
+    rows = [
+        {
+            "clients": ", ".join(who) if len(who) < len(facts["clients"]) else f"all {len(who)}",
+            "epsilon": f"{epsilon:.4g}",
+            "share": epsilon / facts["budget"],
+            "frozen": ", ".join(map(str, frozen)),
+        }
+        for (epsilon, frozen), who in fates.items()
+    ]
+    return {**facts, "rows": rows}
 
 
 def _traffic_tables(found: _Run) -> Record:

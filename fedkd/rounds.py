@@ -357,6 +357,11 @@ class Client:
             return privacy.epsilon
         return None if self.workspace.plan is None else self._ledger(self.workspace.plan).spent
 
+    def paid(self, round_number: int) -> bool:
+        """Whether the budget allowed this round's training; True without a budget."""
+        space = self.workspace
+        return space.plan is None or self._ledger(space.plan).paid(round_number)
+
     def _ledger(self, plan: Plan) -> Ledger:
         privacy = self.experiment.teachers.privacy
         assert privacy is not None
@@ -651,7 +656,7 @@ class Server:
         options = self.experiment.distillation
         steps = options.epochs * math.ceil(len(self.workspace.data.transfer) / options.batch_size)
         if round_number == 1 and steps * self.experiment.rounds < FEW_STEPS:
-            self._warn(
+            self.warn(
                 f"the student takes only {steps} steps per round: raise distillation.epochs or "
                 "lower distillation.batch_size"
             )
@@ -781,7 +786,8 @@ class Server:
         )
         self.notify("round", round=round_number, **facts)
 
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
+        """Say something that people should know, now and in the report."""
         self.run.metric("warning", text=text)
         self.notify("warning", text=text)
 

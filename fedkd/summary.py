@@ -10,6 +10,7 @@ from fedkd.build import build_network
 from fedkd.data.images import ImageSet
 from fedkd.evaluation import evaluate
 from fedkd.models.network import Network, parameter_count
+from fedkd.privacy.statement import statement, write_statement
 from fedkd.randomness import stream_seed
 from fedkd.rounds import Server
 from fedkd.rundir import network_hash
@@ -35,7 +36,7 @@ def summarise(server: Server, *, seconds: float) -> dict[str, Any]:
         "rounds": len(rounds),
         "hash": network_hash(server.student),
         "classes": list(data.classes),
-        "class_counts": counts.tolist(),
+        **({} if experiment.promises else {"class_counts": counts.tolist()}),
         "transfer": {
             "size": len(data.transfer.images),
             "labelled": data.transfer.labelled,
@@ -53,7 +54,7 @@ def summarise(server: Server, *, seconds: float) -> dict[str, Any]:
             {
                 "client": client,
                 "model": experiment.teachers.model_of(client).name,
-                "examples": int(counts[client].sum()),
+                "examples": None if experiment.promises else int(counts[client].sum()),
                 "accuracy": last.get("teachers", {}).get(str(client)),
                 "student_on_holdout": holdouts.get(client),
             }
@@ -65,6 +66,10 @@ def summarise(server: Server, *, seconds: float) -> dict[str, Any]:
         "degraded_rounds": [r["round"] for r in rounds if r["status"] != "ok"],
         "refused": run.metrics("refused"),
     }
+    privacy = statement(run)
+    if privacy is not None:
+        summary["privacy"] = privacy
+        write_statement(run)
     for name in experiment.evaluation.baselines:
         server.notify("phase", round=None, phase=name)
         summary[name] = _baseline(server, name)

@@ -47,7 +47,8 @@ def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
         # only where nothing is promised about them.
         metrics = MetricRecord({"loss": fit.loss, "accuracy": fit.accuracy})
         if client.spent is not None:
-            metrics = MetricRecord({"epsilon": client.spent})
+            trained = float(client.paid(round_number))
+            metrics = MetricRecord({"epsilon": client.spent, "trained": trained})
         elif client.experiment.release is not None:
             metrics = MetricRecord({})
         return Message(RecordDict({METRICS: metrics}), reply_to=message)

@@ -34,7 +34,9 @@ def summary_table(summary: dict[str, Any]) -> RenderableType:
         results.add_row(
             f"teacher {teacher['client']}",
             teacher["model"],
-            f"{teacher['examples']:,} private images",
+            "private images"
+            if teacher["examples"] is None
+            else f"{teacher['examples']:,} private images",
             percent(teacher["accuracy"]),
         )
     known = [t["accuracy"] for t in teachers if t["accuracy"] is not None]
@@ -61,6 +63,13 @@ def summary_table(summary: dict[str, Any]) -> RenderableType:
         results.add_row(
             "worst client", "", "student on a client's own images", percent(summary["worst_client"])
         )
+
+    privacy = summary.get("privacy")
+    if privacy is not None:
+        budget = f"epsilon {privacy['worst']:.3g} of {privacy['budget']:.3g}"
+        note = f"at most, delta {privacy['delta']:.0e}: {privacy['protects']}"
+        results.add_section()
+        results.add_row("privacy", privacy["mechanism"], note, budget)
 
     traffic = Table(title="bytes, all clients and rounds", title_justify="left")
     for title, side in (("phase", "left"), ("to clients", "right"), ("from clients", "right")):

@@ -20,6 +20,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedkd.config import ConfigError
 from fedkd.knowledge.wire import Refused
+from fedkd.privacy.statement import write_statement
 from fedkd.quarantine import distrusted, quarantined, strike
 from fedkd.rounds import Server, Stopwatch
 from strategies.exchange import Reply, exchange
@@ -260,6 +261,12 @@ class FederatedDistillation(Strategy):
                 "client", round=server_round, client=reply.client, phase="train",
                 seconds=round(reply.seconds, 3), **facts,
             )  # fmt: skip
+            if facts.get("trained") == 0:
+                self.server.warn(
+                    f"round {server_round}: the privacy budget of client {reply.client} is spent; "
+                    "its teacher stays as it is and goes on answering"
+                )
+        write_statement(self.run)
         return None, MetricRecord({"clients": len(self._trained)})
 
     def configure_query(

@@ -78,6 +78,10 @@ class Ledger:
         """Epsilon so far."""
         return epsilon(self.releases, self.account.delta, self.account.accountant)
 
+    def paid(self, round_number: int) -> bool:
+        """Whether something was reserved for that round."""
+        return any(line.get("round") == round_number and "reserve" in line for line in self._lines)
+
     def reserve(self, round_number: int, steps: Steps) -> None:
         """Take budget for a round's training; on disk when this returns.
 

@@ -126,7 +126,12 @@ def test_impossible_budgets_are_named(options: dict[str, object], words: str) ->
         GNMax(**options)  # type: ignore[arg-type]
 
 
-QUIET = ("evaluation.teachers=false", "evaluation.clients=false", "fusion=[uniform]")
+QUIET = (
+    "evaluation.teachers=false",
+    "evaluation.clients=false",
+    "fusion=[uniform]",
+    "evaluation.baselines=[oracle]",
+)
 LOSSES = ("distillation.losses=[ce]",)
 GNMAX = "release={name: gnmax, epsilon: 50.0, min_votes: 3, queries: 24}"
 
@@ -135,7 +140,8 @@ GNMAX = "release={name: gnmax, epsilon: 50.0, min_votes: 3, queries: 24}"
     ("overrides", "words"),
     [
         ((GNMAX, *LOSSES, *QUIET[1:]), "evaluation.teachers"),
-        ((GNMAX, *LOSSES, QUIET[0], QUIET[2]), "evaluation.clients"),
+        ((GNMAX, *LOSSES, QUIET[0], *QUIET[2:]), "evaluation.clients"),
+        ((GNMAX, *LOSSES, *QUIET[:3]), "evaluation.baselines"),
         ((GNMAX, *LOSSES, *QUIET[:2], "fusion=[class_gated]"), "fusion"),
         ((GNMAX, *QUIET, "distillation.losses=[dkd, vrm]"), "distillation.losses"),
         (("release={name: gnmix, epsilon: 1.0}", *LOSSES, *QUIET), "gnmax"),

@@ -1,0 +1,245 @@
+"""Whole runs under a budget: what is spent, what is said, and what stays inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedkd.build import check
+from fedkd.config import ConfigError, Experiment
+from fedkd.data.splits import FederatedData
+from fedkd.privacy.accounting import Steps, epsilon
+from fedkd.privacy.label_dp import keep_probability, randomised
+from fedkd.privacy.ledger import LedgerBroken
+from fedkd.privacy.plan import delta_of, plan
+from fedkd.report import render
+from fedkd.rounds import Client, Workspace
+from fedkd.rundir import RunDirectory, load_state
+from simulations.local import run_local
+
+Tiny = Callable[..., Experiment]
+
+# What the tiny experiment says about private images beside its teachers' answers.
+QUIET = (
+    "teachers.models=[mlp]",
+    "fusion=[entropy]",
+    "evaluation.clients=false",
+    "evaluation.baselines=[oracle]",
+)
+DP = "teachers.privacy={epsilon: 4.0, delta: 0.001, nominal_size: 40}"
+
+
+def ledger_lines(run: RunDirectory, client: int) -> list[dict[str, object]]:
+    path = run.clients / f"client-{client:04d}" / "privacy.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_private_run_spends_its_budget_over_all_rounds_and_says_so(tiny: Tiny) -> None:
+    experiment = tiny(DP, *QUIET, "rounds=3")
+    run = run_local(experiment)
+    facts = run.read_json("privacy.json")
+    assert facts["budget"] == 4.0
+    assert 3.95 < facts["worst"] <= 4.0
+    planned = plan(experiment)
+    assert planned is not None
+    for client in range(3):
+        mine = facts["clients"][str(client)]
+        assert mine == {"epsilon": facts["worst"], "frozen_in": []}
+        reserved = [
+            Steps(**line["reserve"]) for line in ledger_lines(run, client) if "reserve" in line
+        ]  # type: ignore[arg-type]
+        assert reserved == [planned.steps] * 3
+        assert epsilon(reserved, 0.001) == mine["epsilon"]
+    assert run.read_json("summary.json")["privacy"] == facts
+
+
+def test_when_the_budget_ends_the_teacher_freezes_and_the_run_goes_on(tiny: Tiny) -> None:
+    # Noise that the user set himself: too little of it for three rounds.
+    two = tiny(DP, *QUIET, "rounds=2")
+    planned = plan(two)
+    assert planned is not None
+    noise = planned.mechanism.noise_multiplier
+    run = run_local(tiny(DP, *QUIET, "rounds=3", f"teachers.privacy.noise_multiplier={noise}"))
+    facts = run.read_json("privacy.json")
+    assert facts["worst"] <= 4.0
+    assert [facts["clients"][str(c)]["frozen_in"] for c in range(3)] == [[3]] * 3
+    for client in range(3):
+        folder = run.clients / f"client-{client:04d}"
+        before, after = (load_state(folder / f"teacher-{n:04d}.pt")["weights"] for n in (2, 3))
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert sum("reserve" in line for line in ledger_lines(run, client)) == 2
+    # It went on answering, the student went on learning, and everybody is told.
+    assert [r["status"] for r in run.metrics("round")] == ["ok"] * 3
+    warned = [w["text"] for w in run.metrics("warning")]
+    assert sum("budget of client" in text and "round 3" in text for text in warned) == 3
+    page = render(run)
+    assert "rounds without training" in page
+    assert "all 3" in page
+
+
+def test_a_budget_for_not_even_one_round_leaves_untrained_teachers(tiny: Tiny) -> None:
+    few = "teachers.privacy={epsilon: 0.01, noise_multiplier: 0.5, delta: 0.001, nominal_size: 40}"
+    run = run_local(tiny(few, *QUIET, "rounds=1"))
+    facts = run.read_json("privacy.json")
+    assert facts["worst"] == 0
+    assert facts["clients"]["0"]["frozen_in"] == [1]
+
+
+def test_killed_in_training_the_client_pays_twice_and_stops_earlier(tiny: Tiny) -> None:
+    experiment = tiny(DP, *QUIET, "rounds=3")
+    run = RunDirectory.new(experiment)
+    space = Workspace(experiment)
+    folder = run.clients / "client-0000"
+
+    def client() -> Client:  # every time as a new process finds it
+        return Client(space, 0, run.identity, folder)
+
+    client().train(1)
+    assert space.plan is not None
+    client()._ledger(space.plan).reserve(2, space.plan.steps)  # killed right after
+    client().train(2)
+    client().train(3)
+    assert [client().paid(n) for n in (1, 2, 3)] == [True, True, False]
+    spent = client().spent
+    assert spent is not None
+    assert spent <= 4.0
+    assert spent == epsilon([replace(space.plan.steps, count=3 * space.plan.steps.count)], 0.001)
+
+
+def test_a_round_that_is_asked_for_again_costs_nothing_more(tiny: Tiny) -> None:
+    experiment = tiny(DP, *QUIET)
+    run = RunDirectory.new(experiment)
+    client = Client(Workspace(experiment), 1, run.identity, run.clients / "client-0001")
+    client.train(1)
+    once = client.spent
+    client.train(1)
+    client.answer(1)
+    client.answer(1)
+    assert client.spent == once
+
+
+def test_a_ledger_does_not_serve_other_images(tiny: Tiny) -> None:
+    experiment = tiny(DP, *QUIET)
+    run = RunDirectory.new(experiment)
+    folder = run.clients / "client-0000"
+    Client(Workspace(experiment), 0, run.identity, folder).train(1)
+    with pytest.raises(LedgerBroken, match="was opened for"):
+        Client(Workspace(experiment), 1, run.identity, folder).train(2)
+
+
+def test_nothing_about_private_images_reaches_server_or_report(tiny: Tiny) -> None:
+    run = run_local(tiny(DP, *QUIET))
+    trained = [e for e in run.metrics("client") if e["phase"] == "train"]
+    assert {key for e in trained for key in e} == {
+        "event", "round", "client", "phase", "seconds", "epsilon", "trained",
+    }  # fmt: skip
+    summary = run.read_json("summary.json")
+    assert "class_counts" not in summary
+    assert {t["examples"] for t in summary["teachers"]} == {None}
+    assert "how many images of which class a client has is private" in render(run)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("fusion=[class_gated]", "fusion: 'class_gated' discloses"),
+        ("fusion=[sample_count]", "fusion: 'sample_count' discloses"),
+        ("fusion=[density_ratio]", "fusion"),
+        ("evaluation.clients=true", "evaluation.clients"),
+        ("evaluation.baselines=[ceiling]", "'ceiling'"),
+        ("teachers.models=[{name: cnn_tiny, norm: batch}]", "norm"),
+        ("teachers.privacy.delta=0.5", "teachers.privacy.delta"),
+        ("teachers.privacy.epsilon=1e-12", "teachers.privacy: epsilon"),
+    ],
+)
+def test_what_would_break_the_promise_is_refused_by_its_key(
+    tiny: Tiny, override: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        experiment = tiny(DP, *QUIET, override)
+        check(experiment)
+        Workspace(experiment)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "words"),
+    [
+        ("{nominal_size: 40}", "needs epsilon or noise_multiplier"),
+        ("{epsilon: 1.0}", "needs nominal_size"),
+        ("{mechanism: label_dp, nominal_size: 40}", "needs epsilon and nothing else"),
+        ("{epsilon: 1.0, nominal_size: 40, accountant: gdp}", "accountant"),
+        ("{epsilon: 1.0, nominal_size: 40, mechanism: noisy_logits}", "mechanism"),
+    ],
+)
+def test_an_incomplete_promise_is_refused(tiny: Tiny, privacy: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        tiny(f"teachers.privacy={privacy}")
+
+
+def test_the_default_delta_is_far_below_one_over_the_size(tiny: Tiny) -> None:
+    for size in (1, 40, 999, 1000, 5000):
+        experiment = tiny(f"teachers.privacy={{epsilon: 1.0, nominal_size: {size}}}")
+        assert experiment.teachers.privacy is not None
+        assert 0.01 / size < delta_of(experiment.teachers.privacy) <= 0.1 / size * (1 + 1e-9)
+
+
+def test_the_mechanism_is_the_same_whatever_a_client_holds(tiny: Tiny) -> None:
+    experiment = tiny(DP, *QUIET)
+    data: FederatedData = Workspace(experiment).data
+    assert len({len(data.shard(c)) for c in range(3)}) > 1
+    run = run_local(experiment)
+    lines = [[line for line in ledger_lines(run, c) if "reserve" in line] for c in range(3)]
+    assert [[e["reserve"] for e in mine] for mine in lines] == [
+        [e["reserve"] for e in lines[0]]
+    ] * 3
+
+
+def test_randomised_labels_keep_as_many_as_they_should() -> None:
+    labels = torch.arange(10).repeat(4000)
+    told = randomised(labels, 10, 2.0)
+    keep = keep_probability(2.0, 10)
+    assert (told == labels).double().mean().item() == pytest.approx(keep, abs=0.012)
+    lies = torch.bincount(told[(labels == 3) & (told != 3)], minlength=10)
+    assert lies[3] == 0
+    assert (lies[[0, 1, 2, 4, 5, 6, 7, 8, 9]] > 100).all()
+    # The likelihood ratio of any answer is at most e^epsilon: keep against one certain other.
+    assert keep / ((1 - keep) / 9) == pytest.approx(torch.tensor(2.0).exp().item())
+
+
+def test_label_dp_draws_once_and_trains_on_what_it_drew(tiny: Tiny, tmp_path: Path) -> None:
+    experiment = tiny("teachers.privacy={mechanism: label_dp, epsilon: 1.0}", *QUIET)
+    client = Client(Workspace(experiment), 0, "run", tmp_path / "client-0000")
+    first, again = client._lessons(), client._lessons()
+    assert first.labels is not None
+    assert again.labels is not None
+    assert torch.equal(first.labels, again.labels)
+    assert client.shard.labels is not None
+    assert not torch.equal(first.labels, client.shard.labels)
+    run = run_local(experiment)
+    facts = run.read_json("privacy.json")
+    assert facts["worst"] == facts["budget"] == 1.0
+    assert facts["delta"] == 0
+    assert "not the image" in facts["protects"]
+
+
+def test_a_release_has_its_statement_and_shows_no_single_teacher(tiny: Tiny) -> None:
+    run = run_local(
+        tiny(
+            "release={name: gnmax, epsilon: 50.0, min_votes: 3, queries: 24}",
+            "distillation.losses=[ce]",
+            "evaluation.teachers=false",
+            *QUIET,
+            "fusion=[uniform]",
+        )
+    )
+    facts = run.read_json("privacy.json")
+    assert facts["worst"] == pytest.approx(50.0, rel=1e-6)
+    assert "the server is trusted" in facts["assumes"]
+    trained = [e for e in run.metrics("client") if e["phase"] == "train"]
+    assert not any("loss" in e or "accuracy" in e for e in trained)
+    assert "answers of single teachers are not released" in render(run)
