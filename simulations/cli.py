@@ -19,6 +19,7 @@ from simulations.commands.audit import audit
 from simulations.commands.compare import compare, report_again
 from simulations.commands.contribution import contribution
 from simulations.commands.deploy import app as deploy_app
+from simulations.commands.privacy import app as privacy_app
 from simulations.commands.quarantine import quarantine
 from simulations.commands.status import status
 from simulations.commands.unlearn import unlearn
@@ -32,6 +33,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at configs.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(deploy_app, name="deploy")
+app.add_typer(privacy_app, name="privacy")
 app.command()(attack)
 app.command()(ablate)
 app.command()(audit)

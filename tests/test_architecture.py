@@ -59,6 +59,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "fedkd/registry.py",
         "simulations/compare/config.py",
         "simulations/compare/grid.py",
+        "simulations/compare/sweep.py",
     ),
     "torchvision": ("fedkd/vision.py",),
     "flwr": ("strategies/", "simulations/"),

@@ -49,12 +49,16 @@ class Outcome:
         predictions: Final logits on the public test set, (N, C), or None if there is no single
             model.
         uses_transfer: Whether clients need the transfer set.
+        teachers: Mean test accuracy of the clients' networks in the last round, if it was measured.
+        epsilon: What the run spent at most per client, if it promised anything.
     """
 
     rounds: tuple[RoundResult, ...]
     holdouts: tuple[float | None, ...]
     predictions: Tensor | None = None
     uses_transfer: bool = True
+    teachers: float | None = None
+    epsilon: float | None = None
 
 
 class Baseline(ABC):

@@ -15,6 +15,12 @@ Resume = Annotated[
     typer.Option(help="go on in this folder; with a config beside it, only what it changes is run"),
 ]
 
+_EXAMPLES = {
+    "compare": "compare/quickstart.yaml",
+    "ablate": "ablate/fusion.yaml",
+    "privacy sweep": "privacy/digits.yaml",
+}
+
 
 def compare(
     config: Annotated[
@@ -45,10 +51,7 @@ def side_by_side(
     from simulations.live import Interrupted
 
     if config is None and resume is None:
-        raise ConfigError(
-            f"give a config file, e.g. fedkd {command} configs/{command}/"
-            f"{'quickstart' if command == 'compare' else 'fusion'}.yaml"
-        )
+        raise ConfigError(f"give a config file, e.g. fedkd {command} configs/{_EXAMPLES[command]}")
     given: Any = None if config is None else load_config(sort, config, overrides)
     if given is not None:
         prepare(given)  # what is missing or does not fit is said before a folder exists

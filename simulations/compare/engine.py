@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import statistics
 import time
 import traceback
 from collections.abc import Sequence
@@ -131,6 +132,8 @@ def _facts(outcome: Outcome, data: FederatedData, clients: int, has_student: boo
         "best_round": best.round,
         "ece": last.ece,
         "worst_client": min(known, default=None),
+        "teachers": outcome.teachers,
+        "epsilon": outcome.epsilon,
         "up": sum(result.up for result in outcome.rounds),
         "down": sum(result.down for result in outcome.rounds),
         "transfer": shipped,
@@ -236,7 +239,14 @@ def read_run(run: RunDirectory) -> Outcome:
         told[client]["holdout_right"] / told[client]["holdout_total"] if client in told else None
         for client in range(run.experiment.clients)
     )
-    return Outcome(tuple(rounds), holdouts)
+    known = list(records[-1].get("teachers", {}).values())
+    spent = (run.read_json("privacy.json") or {}).get("worst")
+    return Outcome(
+        tuple(rounds),
+        holdouts,
+        teachers=statistics.fmean(known) if known else None,
+        epsilon=spent,
+    )
 
 
 def _traffic(ledger: Sequence[Record], clients: int) -> dict[int, tuple[int, int]]:

@@ -19,9 +19,10 @@ from fedkd.rundir import new_folder, read_json, versions, write_json
 from simulations.compare.config import Comparison
 from simulations.compare.entries import Entry
 from simulations.compare.grid import Ablation
+from simulations.compare.sweep import Sweep
 
 Record = dict[str, Any]
-Config = Comparison | Ablation
+Config = Comparison | Ablation | Sweep
 
 
 class CompareFolder:
@@ -48,8 +49,8 @@ class CompareFolder:
         sort = cls.sort_of(path)
         if sort is None:
             raise ConfigError(
-                f"{path} is not the folder of a comparison or an ablation (it has no config.yaml "
-                "with seeds and methods, or seeds and grid)"
+                f"{path} is not the folder of a comparison, an ablation or a sweep (it has no "
+                "config.yaml with seeds and methods, grid or mechanisms)"
             )
         if config is None:
             return cls(path, load_config(sort, path / "config.yaml"))
@@ -61,7 +62,7 @@ class CompareFolder:
         return folder
 
     @staticmethod
-    def sort_of(path: Path) -> type[Comparison] | type[Ablation] | None:
+    def sort_of(path: Path) -> type[Comparison] | type[Ablation] | type[Sweep] | None:
         """What `path` holds; None if it is neither."""
         file = path / "config.yaml"
         if not file.is_file():
@@ -69,7 +70,9 @@ class CompareFolder:
         values = parse_yaml(file.read_text(encoding="utf-8"), str(file))
         if not isinstance(values, Mapping) or "fusion" not in values:  # a study has methods too
             return None
-        return Comparison if "methods" in values else Ablation if "grid" in values else None
+        if "methods" in values:
+            return Comparison
+        return Ablation if "grid" in values else Sweep if "mechanisms" in values else None
 
     def run_path(self, entry: Entry, seed: int) -> Path:
         """fedkd's run directory of a row and seed."""

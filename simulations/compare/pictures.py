@@ -106,6 +106,39 @@ def traffic_picture(
     return figure
 
 
+def budget_picture(
+    order: Sequence[str],
+    students: Mapping[str, Mapping[str, Sequence[float]]],
+    teachers: Mapping[str, Mapping[str, Sequence[float]]],
+) -> Figure:
+    """Accuracy for epsilon: a line per mechanism, students solid, teachers dashed.
+
+    Args:
+        order: Budgets as the axis shows them, smallest first.
+        students: Mechanism -> budget -> final accuracy of each seed.
+        teachers: Likewise, of the mean teacher, for mechanisms that tell.
+    """
+    figure, axes = canvas(9.0, 4.6)
+    for number, (name, line) in enumerate(students.items()):
+        color = _COLORS[number % len(_COLORS)]
+        for values, dashes, what in ((line, "-", ""), (teachers.get(name, {}), "--", ", teachers")):
+            places = [place for place, budget in enumerate(order) if budget in values]
+            if not places:
+                continue
+            cells = [np.asarray(values[order[place]]) for place in places]
+            means = [float(cell.mean()) for cell in cells]
+            if not what:
+                lows, highs = [c.min() for c in cells], [c.max() for c in cells]
+                axes.fill_between(places, lows, highs, color=color, alpha=0.12, lw=0)
+            axes.plot(
+                places, means, color=color, ls=dashes, marker=_MARKERS[number % len(_MARKERS)],
+                ms=5 if not what else 3, lw=2.0 if not what else 1.1, label=name + what,
+            )  # fmt: skip
+    axes.set_xticks(range(len(order)), order)
+    _finish(figure, axes, "epsilon")
+    return figure
+
+
 def _finish(figure: Figure, axes: Any, xlabel: str) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlabel(xlabel)

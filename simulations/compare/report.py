@@ -15,10 +15,12 @@ from markupsafe import Markup
 from fedkd import plots
 from fedkd.knowledge.store import write_atomically
 from simulations.compare import pictures
+from simulations.compare.config import Comparison
 from simulations.compare.effects import main_effects, two_way
 from simulations.compare.folder import CompareFolder, Record
 from simulations.compare.grid import EXPERIMENT, Ablation
 from simulations.compare.page import PAGE
+from simulations.compare.sweep import Sweep, budget
 from simulations.tables import human_bytes
 
 DASH = "\N{EN DASH}"
@@ -34,6 +36,8 @@ _COLUMNS: tuple[tuple[str, str, bool | None], ...] = (
     ("transfer", "transfer set", None),
     ("seconds", "seconds", None),
 )
+_SWEPT = (*_COLUMNS[:1], ("teachers", "teachers", None), ("epsilon", "epsilon spent", None),
+          *(column for column in _COLUMNS[3:] if column[0] != "transfer"))  # fmt: skip
 
 
 def write_report(folder: CompareFolder, found: Record) -> Path:
@@ -49,7 +53,10 @@ def render(folder: CompareFolder, found: Record) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     with plots.style():
-        sections = _ablation(folder, found) if found["factors"] else _comparison(found)
+        if isinstance(folder.config, Sweep):
+            sections = _sweep(folder.config, found)
+        else:
+            sections = _ablation(folder, found) if found["factors"] else _comparison(found)
     # What sends nothing is a bound, not a federated method.
     best = [name for name in ranked(found) if found["rows"][name]["up"]["mean"] > 0][:1]
     state = {"kind": "complete", "text": "complete"} if found["finished"] else {
@@ -93,6 +100,8 @@ def shown(key: str, value: Mapping[str, Any] | None) -> str:
     mean, std = value["mean"], value["std"]
     if key in ("up", "down", "transfer"):
         return human_bytes(mean) if mean else "0"
+    if key == "epsilon":
+        return f"{mean:.3g}"
     if key == "seconds":
         return f"{mean:.1f}" if mean < 100 else f"{mean:,.0f}"
     digits = 1 if key == "worst_client" else 2
@@ -110,9 +119,9 @@ def _sentence(folder: CompareFolder, found: Record) -> str:
     config = folder.config
     data = config.data
     what = (
-        f"{len(found['rows'])} cells of {' × '.join(f for f in found['factors'])}"
-        if isinstance(config, Ablation)
-        else f"{len(found['rows'])} methods"
+        f"{len(found['rows'])} methods"
+        if isinstance(config, Comparison)
+        else f"{len(found['rows'])} cells of {' × '.join(f for f in found['factors'])}"
     )
     names = list(config.experiments) if isinstance(config, Ablation) else []
     where = ", ".join(names) if names else (
@@ -122,8 +131,8 @@ def _sentence(folder: CompareFolder, found: Record) -> str:
         + f", {data.transfer.size:,} transfer images, {config.rounds} rounds"
     )  # fmt: skip
     shared = (
-        "All cells of a seed share what the grid does not change."
-        if isinstance(config, Ablation)
+        "All cells of a seed share what is not changed."
+        if not isinstance(config, Comparison)
         else "The same split, seed, initial networks and local training for all."
     )
     return f"{what} on {where}. {shared}"
@@ -133,11 +142,17 @@ def _written(folder: CompareFolder) -> float:
     return (folder.path / "versions.json").stat().st_mtime
 
 
-def _table(found: Record, names: Iterable[str], factors: Sequence[str]) -> Record:
+def _table(
+    found: Record,
+    names: Iterable[str],
+    factors: Sequence[str],
+    columns: Sequence[tuple[str, str, bool | None]] = _COLUMNS,
+    caption: str = "",
+) -> Record:
     """The table's card; the best mean of a column stands out."""
     rows = {name: found["rows"][name] for name in names}
     tops = {}
-    for key, _, high in _COLUMNS:
+    for key, _, high in columns:
         known = [row[key]["mean"] for row in rows.values() if row[key] is not None]
         if high is not None and known:
             tops[key] = max(known) if high else min(known)
@@ -149,7 +164,7 @@ def _table(found: Record, names: Iterable[str], factors: Sequence[str]) -> Recor
                 "top": key == "final"
                 or (row[key] is not None and row[key]["mean"] == tops.get(key)),
             }
-            for key, _, _ in _COLUMNS
+            for key, _, _ in columns
         ]
         failed = f" · failed for {len(row['errors'])} of {len(found['seeds'])} seeds"
         about = row["about"] + (failed if row["errors"] else "")
@@ -163,11 +178,11 @@ def _table(found: Record, names: Iterable[str], factors: Sequence[str]) -> Recor
             "numbers": [*numbers, {"text": str(len(row["seeds"])), "top": False}],
         })  # fmt: skip
     titles = [(factor, False) for factor in factors] or [("method", False)]
-    header = [*titles, *((title, True) for _, title, _ in _COLUMNS), ("seeds", True)]
+    header = [*titles, *((title, True) for _, title, _ in columns), ("seeds", True)]
     return {
         "title": "", "picture": None, "header": header, "rows": body,
-        "caption": "Test accuracy in percent, mean ± sample standard deviation over seeds. The "
-        "last round involves no choice; the best round is chosen on the test set and flatters. "
+        "caption": caption or
+        "Test accuracy in percent, mean ± sample standard deviation over seeds. The last round involves no choice; the best round is chosen on the test set and flatters. "
         "Worst client: the final model on the client's held-out private images where it does "
         "worst. ECE: expected calibration error in percent, lower is better. Bytes: messages as "
         "Flower serialises them, summed over clients and rounds, without those that only measure. "
@@ -265,6 +280,34 @@ def _ablation(folder: CompareFolder, found: Record) -> list[Record]:
                 ))  # fmt: skip
         sections.append(_section(f"s{number}", setting or "Results", *cards))
     return sections
+
+
+def _sweep(config: Sweep, found: Record) -> list[Record]:
+    cards = [_table(
+        found, found["rows"], found["factors"], _SWEPT,
+        "Test accuracy in percent, mean ± sample standard deviation over seeds, after the last "
+        "round. Teachers: mean over clients, where their answers about test images are covered by "
+        "the promise. Epsilon spent: of the worst client, by the run's ledger; nothing is promised "
+        "at inf. Seconds: one process, all clients one after the other.",
+    )]  # fmt: skip
+    if ranked(found):
+        curves: dict[str, dict[str, list[float]]] = {}
+        teachers: dict[str, dict[str, list[float]]] = {}
+        for row in found["rows"].values():
+            name, epsilon = row["choices"]["mechanism"], row["choices"]["epsilon"]
+            for record in row["seeds"].values():
+                curves.setdefault(name, {}).setdefault(epsilon, []).append(record["final"])
+                if record["teachers"] is not None:
+                    told = teachers.setdefault(name, {}).setdefault(epsilon, [])
+                    told.append(record["teachers"])
+        order = [budget(epsilon) for epsilon in sorted(config.epsilons)]
+        cards.append(_picture(
+            pictures.budget_picture(order, curves, teachers), "budget",
+            "Solid: the student; dashed: its teachers, on average. Mean over seeds, and from the "
+            "lowest to the highest. Stronger privacy is to the left; at inf nothing is promised.",
+            "Accuracy for epsilon",
+        ))  # fmt: skip
+    return [_section("results", "Results", *cards)]
 
 
 def _section(key: str, title: str, *cards: Record) -> Record:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from fedkd.knowledge.store import write_atomically
 from simulations.compare.entries import Entry
 from simulations.compare.folder import CompareFolder, Record
-from simulations.compare.grid import Ablation
 
-NUMBERS = ("final", "best", "worst_client", "ece", "up", "down", "transfer", "seconds")
+NUMBERS = ("final", "best", "worst_client", "ece", "up", "down", "transfer", "seconds", "teachers",
+           "epsilon")  # fmt: skip
 _COLUMNS = ("final", "best", "best_round", "worst_client", "ece", "up", "down", "transfer",
-            "seconds")  # fmt: skip
+            "seconds", "teachers", "epsilon")  # fmt: skip
 _ROUND = ("accuracy", "ece", "up", "down", "seconds")
 
 
@@ -26,7 +26,7 @@ def results(folder: CompareFolder) -> Record:
     done = [record for row in rows.values() for record in row["seeds"].values()]
     return {
         "name": config.name,
-        "sort": "ablation" if isinstance(config, Ablation) else "comparison",
+        "sort": type(config).__name__.lower(),
         "factors": list(folder.entries[0].choices),
         "seeds": list(config.seeds),
         "classes": done[0]["classes"] if done else [],
@@ -44,7 +44,7 @@ def _row(folder: CompareFolder, entry: Entry) -> Record:
         "about": entry.about,
         "choices": dict(entry.choices),
         "has_student": all(record["has_student"] for record in done.values()),
-        **{key: spread([record[key] for record in done.values()]) for key in NUMBERS},
+        **{key: spread([record.get(key) for record in done.values()]) for key in NUMBERS},
         "per_class": [_mean(column) for column in zip(*tables, strict=True)],
         "seeds": {str(seed): record for seed, record in done.items()},
         "errors": {

@@ -12,23 +12,33 @@ _COLUMNS = {
     "final": "last round, %", "best": "best, %", "worst_client": "worst client, %", "ece": "ECE, %",
     "up": "up", "down": "down", "transfer": "transfer set", "seconds": "s",
 }  # fmt: skip
+_SWEPT = {
+    "final": "student, %", "teachers": "teachers, %", "epsilon": "epsilon spent", "up": "up",
+    "down": "down", "seconds": "s",
+}  # fmt: skip
 
 
 def result_table(found: Record) -> Table:
     """Rows with their means over seeds, best first; failures with their first error."""
     table = Table(title=f"{found['name']} · {len(found['seeds'])} seeds", title_justify="left")
     for factor in found["factors"] or ["method"]:
-        table.add_column(factor, overflow="fold")
-    for title in _COLUMNS.values():
+        words = [row["choices"].get(factor, name) for name, row in found["rows"].items()]
+        # On a narrow console the numbers' columns must not leave the names one letter each.
+        table.add_column(factor, overflow="fold", min_width=min(12, max(map(len, words))))
+    swept = found["sort"] == "sweep"
+    columns = _SWEPT if swept else _COLUMNS
+    for title in columns.values():
         table.add_column(title, justify="right", no_wrap=True)
     names = ranked(found)
+    if swept:  # as they were asked for: the budgets in order
+        names = [name for name in found["rows"] if name in names]
     for name in names:
         row = found["rows"][name]
         start = [row["choices"][factor] for factor in found["factors"]] or [name]
         bold = row["kind"] == "fedkd" and not found["factors"]
         table.add_row(
             *(f"[bold]{escape(word)}[/]" if bold else escape(word) for word in start),
-            *(shown(key, row[key]) for key in _COLUMNS),
+            *(shown(key, row[key]) for key in columns),
         )
     failures = [
         f"{name}, seed {seed}: {error}"

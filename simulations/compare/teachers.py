@@ -24,9 +24,10 @@ def teachers_key(experiment: Experiment) -> str | None:
 
     A teacher is a function of its images, its network, its training and the seed. The transfer
     set belongs to the data, since pixel statistics come from it; its virtual views do not.
-    With feedback a teacher depends on the student.
+    With feedback a teacher depends on the student; what is drawn for privacy is drawn once for
+    each run, and paid for by it.
     """
-    if experiment.teachers.feedback.use != "none":
+    if experiment.teachers.feedback.use != "none" or experiment.teachers.privacy is not None:
         return None
     values = experiment.model_dump(mode="json")
     del values["data"]["views"]

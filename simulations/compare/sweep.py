@@ -1,0 +1,84 @@
+"""A privacy sweep as a typed, validated object: an experiment, seeds, budgets, mechanisms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from fedkd.config import Experiment
+from simulations.compare.config import MethodName, Seeds, distinct
+from simulations.compare.entries import Entry, changed, label
+
+# Where a mechanism lives in the config, and so where its epsilon goes.
+PLACES = ("teachers.privacy", "release")
+
+
+def _epsilons(value: Any) -> Any:
+    values = value if isinstance(value, list | tuple) else [value]
+    return [math.inf if item == "inf" else item for item in values]
+
+
+class Sweep(Experiment):  # as `Comparison`: an experiment and a few keys more
+    """Utility against budget. `seeds` stands in for the experiment's `seed`.
+
+    A mechanism is a set of changes, dotted key -> value, among them `teachers.privacy` or `release`
+    without its epsilon. At epsilon `inf` that one key is taken out and all others stay: the
+    non-private path of the same federation.
+    """
+
+    seeds: Seeds = Field(default=(0,), min_length=1)
+    epsilons: Annotated[
+        tuple[Annotated[float, Field(gt=0, allow_inf_nan=True)], ...], BeforeValidator(_epsilons)
+    ] = Field(default=(math.inf, 10.0, 5.0, 2.0, 1.0), min_length=1)
+    mechanisms: dict[MethodName, dict[str, Any]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _each_is_one(self) -> Sweep:
+        distinct(self.seeds, "seeds")
+        distinct(self.epsilons, "epsilons")
+        for name, changes in self.mechanisms.items():
+            places = [place for place in PLACES if place in changes]
+            if len(places) != 1 or not isinstance(changes[places[0]], Mapping):
+                raise ValueError(
+                    f"mechanisms.{name}: needs exactly one of {' and '.join(PLACES)}, as a mapping"
+                )
+            if "epsilon" in changes[places[0]]:
+                raise ValueError(
+                    f"mechanisms.{name}.{places[0]}: leave epsilon out, `epsilons` lists them"
+                )
+        return self
+
+    def entries(self) -> list[Entry]:
+        """The rows: mechanisms outside, budgets inside. Raises `ConfigError`."""
+        base = Experiment(**{name: getattr(self, name) for name in Experiment.model_fields})
+        quiet = base.evaluation.model_copy(
+            update={"teachers": False, "clients": False, "baselines": ()}
+        )
+        base = base.model_copy(update={"evaluation": quiet})
+        return [
+            _entry(base, name, changes, epsilon)
+            for name, changes in self.mechanisms.items()
+            for epsilon in self.epsilons
+        ]
+
+
+def _entry(base: Experiment, name: str, changes: Mapping[str, Any], epsilon: float) -> Entry:
+    (place,) = (place for place in PLACES if place in changes)
+    private = None if math.isinf(epsilon) else {**changes[place], "epsilon": epsilon}
+    word = budget(epsilon)
+    # What leaves the server besides must be settled before a release is set.
+    ordered = {**{key: v for key, v in changes.items() if key != place}, place: private}
+    experiment = changed(base, ordered, f"mechanisms.{name} at epsilon {word}")
+    if place == "teachers.privacy":  # what a teacher says about test images is covered, and told
+        seen = experiment.evaluation.model_copy(update={"teachers": True})
+        experiment = experiment.model_copy(update={"evaluation": seen})
+    about = label(changes[place])
+    return Entry(f"{name}-{word}", experiment, None, about, {"mechanism": name, "epsilon": word})
+
+
+def budget(epsilon: float) -> str:
+    """`2`, `0.5`, `inf`."""
+    return f"{epsilon:g}"
