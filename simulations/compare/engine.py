@@ -133,7 +133,7 @@ def _facts(outcome: Outcome, data: FederatedData, clients: int, has_student: boo
         "ece": last.ece,
         "worst_client": min(known, default=None),
         "teachers": outcome.teachers,
-        "epsilon": outcome.epsilon,
+        "spent": outcome.epsilon,
         "up": sum(result.up for result in outcome.rounds),
         "down": sum(result.down for result in outcome.rounds),
         "transfer": shipped,

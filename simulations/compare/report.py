@@ -36,7 +36,7 @@ _COLUMNS: tuple[tuple[str, str, bool | None], ...] = (
     ("transfer", "transfer set", None),
     ("seconds", "seconds", None),
 )
-_SWEPT = (*_COLUMNS[:1], ("teachers", "teachers", None), ("epsilon", "epsilon spent", None),
+_SWEPT = (*_COLUMNS[:1], ("teachers", "teachers", None), ("spent", "epsilon spent", None),
           *(column for column in _COLUMNS[3:] if column[0] != "transfer"))  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def shown(key: str, value: Mapping[str, Any] | None) -> str:
     mean, std = value["mean"], value["std"]
     if key in ("up", "down", "transfer"):
         return human_bytes(mean) if mean else "0"
-    if key == "epsilon":
+    if key == "spent":
         return f"{mean:.3g}"
     if key == "seconds":
         return f"{mean:.1f}" if mean < 100 else f"{mean:,.0f}"

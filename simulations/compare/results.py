@@ -12,9 +12,9 @@ from simulations.compare.entries import Entry
 from simulations.compare.folder import CompareFolder, Record
 
 NUMBERS = ("final", "best", "worst_client", "ece", "up", "down", "transfer", "seconds", "teachers",
-           "epsilon")  # fmt: skip
+           "spent")  # fmt: skip
 _COLUMNS = ("final", "best", "best_round", "worst_client", "ece", "up", "down", "transfer",
-            "seconds", "teachers", "epsilon")  # fmt: skip
+            "seconds", "teachers", "spent")  # fmt: skip
 _ROUND = ("accuracy", "ece", "up", "down", "seconds")
 
 

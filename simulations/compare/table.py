@@ -13,7 +13,7 @@ _COLUMNS = {
     "up": "up", "down": "down", "transfer": "transfer set", "seconds": "s",
 }  # fmt: skip
 _SWEPT = {
-    "final": "student, %", "teachers": "teachers, %", "epsilon": "epsilon spent", "up": "up",
+    "final": "student, %", "teachers": "teachers, %", "spent": "epsilon spent", "up": "up",
     "down": "down", "seconds": "s",
 }  # fmt: skip
 

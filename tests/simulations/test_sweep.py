@@ -1,0 +1,133 @@
+"""Privacy sweeps: what each row promises, and that no promise is the plain path."""
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedkd.config import ConfigError, Experiment, load_config, make_config
+from fedkd.rundir import RunDirectory
+from simulations.compare.engine import prepare, run_all
+from simulations.compare.folder import CompareFolder
+from simulations.compare.sweep import Sweep
+from simulations.compare.table import result_table
+from simulations.compare.teachers import teachers_key
+from simulations.local import run_local
+from tests.conftest import TINY
+
+Tiny = Callable[..., Experiment]
+Make = Callable[..., Sweep]
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+DP: dict[str, Any] = {
+    "teachers.privacy": {"nominal_size": 40, "delta": 1e-3},
+    "teachers.models": ["mlp"],
+    "fusion": ["entropy"],
+}
+VOTES: dict[str, Any] = {
+    "release": {"name": "gnmax", "min_votes": 3, "queries": 24},
+    "distillation.losses": ["ce"],
+    "fusion": ["uniform"],
+}
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Make:
+    def make(**more: Any) -> Sweep:
+        values = TINY | {"output": str(tmp_path), "rounds": 1, "epsilons": ["inf", 5]}
+        return make_config(Sweep, values | {"mechanisms": {"dp_sgd": DP, "votes": VOTES}} | more)
+
+    return make
+
+
+def test_every_mechanism_meets_every_budget(sweep: Make) -> None:
+    rows = {entry.name: entry.experiment for entry in sweep().entries()}
+    assert list(rows) == ["dp_sgd-inf", "dp_sgd-5", "votes-inf", "votes-5"]
+    private = rows["dp_sgd-5"].teachers.privacy
+    assert private is not None
+    assert (private.epsilon, private.nominal_size) == (5.0, 40)
+    assert rows["votes-5"].release is not None
+    assert rows["votes-5"].release.options["epsilon"] == 5.0
+    assert not rows["dp_sgd-inf"].promises
+    assert not rows["votes-inf"].promises
+    # All else is the same at every budget.
+    for one, other in (("dp_sgd-inf", "dp_sgd-5"), ("votes-inf", "votes-5")):
+        a, b = (rows[name].model_dump(mode="json") for name in (one, other))
+        for values in (a, b):
+            del values["release"], values["teachers"]["privacy"]
+        assert a == b
+
+
+@pytest.mark.parametrize(
+    ("mechanisms", "words"),
+    [
+        ({"none": {"fusion": ["uniform"]}}, "mechanisms.none: needs exactly one of"),
+        ({"both": DP | VOTES}, "mechanisms.both: needs exactly one of"),
+        ({"x": {"release": {"name": "gnmax", "epsilon": 3}}}, "x.release: leave epsilon out"),
+        ({}, "mechanisms"),
+    ],
+)
+def test_what_is_no_mechanism_is_refused(
+    sweep: Make, mechanisms: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        sweep(mechanisms=mechanisms)
+
+
+def test_a_leak_is_refused_before_anything_runs(sweep: Make) -> None:
+    leaky = DP | {"fusion": ["class_gated"]}
+    with pytest.raises(ConfigError, match=r"dp_sgd-5: fusion: 'class_gated' discloses"):
+        prepare(sweep(mechanisms={"dp_sgd": leaky}))
+
+
+@pytest.mark.parametrize("epsilons", [[0], [-1.0], [math.nan], [2, 2]])
+def test_impossible_budgets_are_refused(sweep: Make, epsilons: list[float]) -> None:
+    with pytest.raises(ConfigError, match="epsilons"):
+        sweep(epsilons=epsilons)
+
+
+def test_teachers_under_a_budget_are_never_shared(sweep: Make) -> None:
+    keys = {entry.name: teachers_key(entry.experiment) for entry in sweep().entries()}
+    assert keys["dp_sgd-5"] is None
+    assert keys["dp_sgd-inf"] is not None
+
+
+def test_a_sweep_ends_with_table_and_picture_and_inf_is_the_plain_path(
+    sweep: Make, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulations.job.write_report", lambda run: None)
+    config = sweep()
+    folder = CompareFolder.new(config)
+    found = run_all(folder)
+    assert found["finished"]
+    rows = found["rows"]
+    assert rows["dp_sgd-inf"]["spent"] is None
+    assert 4.9 < rows["dp_sgd-5"]["spent"]["mean"] <= 5.0
+    assert rows["votes-5"]["spent"]["mean"] == pytest.approx(5.0, rel=1e-6)
+    assert rows["dp_sgd-5"]["teachers"]["mean"] > 0
+    assert rows["votes-5"]["teachers"] is None  # not covered, so not told
+    page = (folder.path / "report.html").read_text(encoding="utf-8")
+    assert "Accuracy for epsilon" in page
+    with (folder.path / "results.csv").open(encoding="utf-8") as file:
+        assert [line["epsilon"] for line in csv.DictReader(file)] == ["inf", "5", "inf", "5"]
+    assert result_table(found).row_count == 4
+
+    plain = run_local(tiny("rounds=1", "teachers.models=[mlp]", "fusion=[entropy]"))
+    swept = RunDirectory.open(folder.run_path(folder.entries[0], 0))
+    assert swept.read_json("summary.json")["hash"] == plain.read_json("summary.json")["hash"]
+
+    again = CompareFolder.open(folder.path)
+    assert isinstance(again.config, Sweep)
+    assert again.config.epsilons == (math.inf, 5.0)
+    assert all(again.is_finished(entry, 0) for entry in again.entries)
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
+def test_the_ready_configs_hold_together(name: str) -> None:
+    config = load_config(Sweep, CONFIGS / "privacy" / f"{name}.yaml")
+    assert len(config.entries()) == 15
+    if name == "digits":
+        prepare(config)
