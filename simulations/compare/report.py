@@ -39,6 +39,17 @@ _COLUMNS: tuple[tuple[str, str, bool | None], ...] = (
 _SWEPT = (*_COLUMNS[:1], ("teachers", "teachers", None), ("spent", "epsilon spent", None),
           *(column for column in _COLUMNS[3:] if column[0] != "transfer"))  # fmt: skip
 
+_CAPTION = (
+    "Test accuracy in percent, mean ± sample standard deviation over seeds. The last round "
+    "involves no choice; the best round is chosen on the test set and flatters. Worst client: the "
+    "final model on the client's held-out private images where it does worst. ECE: expected "
+    "calibration error in percent, lower is better. Bytes: messages as Flower serialises them, "
+    "summed over clients and rounds, without those that only measure. Transfer set: its images as "
+    "uint8, sent to each client once, if clients do not have them; not in the other columns. "
+    "Seconds: all of it one after the other in one process; teachers that several rows share "
+    "count for each."
+)
+
 
 def write_report(folder: CompareFolder, found: Record) -> Path:
     """Write `report.html` and return its path."""
@@ -181,14 +192,7 @@ def _table(
     header = [*titles, *((title, True) for _, title, _ in columns), ("seeds", True)]
     return {
         "title": "", "picture": None, "header": header, "rows": body,
-        "caption": caption or
-        "Test accuracy in percent, mean ± sample standard deviation over seeds. The last round involves no choice; the best round is chosen on the test set and flatters. "
-        "Worst client: the final model on the client's held-out private images where it does "
-        "worst. ECE: expected calibration error in percent, lower is better. Bytes: messages as "
-        "Flower serialises them, summed over clients and rounds, without those that only measure. "
-        "Transfer set: its images as uint8, sent to each client once, if clients do not have "
-        "them; not in the other columns. Seconds: all of it one after the other in one process; "
-        "teachers that several rows share count for each.",
+        "caption": caption or _CAPTION,
     }  # fmt: skip
 
 

@@ -122,10 +122,11 @@ def test_csv_has_a_line_per_seed_and_one_per_round(comparison: Make) -> None:
     lines = list(csv.reader((folder.path / "results.csv").read_text().splitlines()))
     assert lines[0] == [
         "name", "kind", "seed", "final", "best", "best_round", "worst_client", "ece", "up", "down",
-        "transfer", "seconds", "error",
+        "transfer", "seconds", "teachers", "spent", "error",
     ]  # fmt: skip
     assert lines[1] == [
-        "fake", "fake", "0", "0.4", "0.5", "1", "0.25", "0.125", "2000", "1000", "9216", "1.0", "",
+        "fake", "fake", "0", "0.4", "0.5", "1", "0.25", "0.125", "2000", "1000", "9216", "1.0", "", "",
+        "",
     ]  # fmt: skip
     assert [line[:3] for line in lines[2:]] == [
         ["fake", "fake", "1"], ["odd", "fake", "0"], ["odd", "fake", "1"],
