@@ -125,13 +125,13 @@ def test_csv_has_a_line_per_seed_and_one_per_round(comparison: Make) -> None:
         "transfer", "seconds", "teachers", "spent", "error",
     ]  # fmt: skip
     assert lines[1] == [
-        "fake", "fake", "0", "0.4", "0.5", "1", "0.25", "0.125", "2000", "1000", "9216", "1.0", "", "",
-        "",
+        "fake", "fake", "0", "0.4", "0.5", "1", "0.25", "0.125", "2000", "1000", "9216", "1.0",
+        "", "", "",
     ]  # fmt: skip
     assert [line[:3] for line in lines[2:]] == [
         ["fake", "fake", "1"], ["odd", "fake", "0"], ["odd", "fake", "1"],
     ]  # fmt: skip
-    assert lines[4][3:] == [""] * 9 + ["RuntimeError: no such luck"]
+    assert lines[4][3:] == [""] * 11 + ["RuntimeError: no such luck"]
     rounds = list(csv.reader((folder.path / "rounds.csv").read_text().splitlines()))
     assert rounds[0][3:] == ["round", "accuracy", "ece", "up", "down", "seconds"]
     assert len(rounds) == 1 + 3 * 2
