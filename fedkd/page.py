@@ -302,7 +302,8 @@ PAGE = (
     {% endfor %}
     </tbody>
   </table>
-  <p class="caption">Not protected: that a client takes part, and what else it sends about itself.
+  <p class="caption">How many images of which class a client has stays with the client, and out of
+    this page. Not protected: that a client takes part, and what else it sends about itself.
     Accuracy on the public test set costs nothing.</p>
 </div>
 {% endif %}

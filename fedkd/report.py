@@ -455,14 +455,12 @@ def _calibration(found: _Run) -> Card | None:
     )
 
 
-def _partition(found: _Run) -> Card:
+def _partition(found: _Run) -> Card | None:
     title, counts = "Private images per client and class", found.class_counts
+    if found.run.experiment.promises:
+        return None
     if counts is None:
-        protected = "how many images of which class a client has is private in this run."
-        return Card(
-            title,
-            f"Not shown: {protected if found.run.experiment.promises else found.data_problem}",
-        )
+        return Card(title, f"Not shown: {found.data_problem}")
     caption = (
         "Each column is a client, the area of a dot (or the shade of a cell) its images of a "
         "class. Gaps are classes that its teacher has never seen; the bars on top are the sizes "

@@ -67,7 +67,7 @@ def summary_table(summary: dict[str, Any]) -> RenderableType:
     privacy = summary.get("privacy")
     if privacy is not None:
         budget = f"epsilon {privacy['worst']:.3g} of {privacy['budget']:.3g}"
-        note = f"at most, delta {privacy['delta']:.0e}: {privacy['protects']}"
+        note = f"delta {privacy['delta']:.0e}, worst client; what it covers: report"
         results.add_section()
         results.add_row("privacy", privacy["mechanism"], note, budget)
 

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedkd.config import ConfigError
+
+
+def checkout() -> Path:
+    """The checkout of fedkd: the one in use, or where one stands.
+
+    What `pip install` copied lacks the `pyproject.toml` that Flower needs to bundle it.
+
+    Raises:
+        ConfigError: neither is one.
+    """
+    for place in (Path(__file__).resolve().parents[2], Path.cwd()):
+        if (place / "pyproject.toml").is_file() and (place / "simulations").is_dir():
+            return place
+    raise ConfigError(
+        f"{Path.cwd()} is no checkout of fedkd: start `fedkd deploy init` in one, since the server "
+        "bundles it for the nodes"
+    )
 
 
 @dataclass(frozen=True)
@@ -31,7 +48,7 @@ class Plan:
     own_data: bool = False
     deal: bool = False
     data: str | None = None
-    source: Path = Path(__file__).resolve().parents[2]
+    source: Path = field(default_factory=checkout)
     days: int = 365
 
     def __post_init__(self) -> None:

@@ -72,6 +72,10 @@ if [ "${1:-}" = --resume ]; then resume=$(realpath "$2"); fi
 cd "$(dirname "$0")"
 . ./settings.env
 PATH="${FEDKD_BIN:+$FEDKD_BIN:}$PATH"
+if [ ! -f "$FEDKD_SOURCE/pyproject.toml" ]; then
+  echo "FEDKD_SOURCE in settings.env: expected a checkout of fedkd, got '$FEDKD_SOURCE'" >&2
+  exit 2
+fi
 if [ -n "$resume" ]; then
   settings="resume='$resume'"
 else

@@ -141,7 +141,9 @@ def test_nothing_about_private_images_reaches_server_or_report(tiny: Tiny) -> No
     summary = run.read_json("summary.json")
     assert "class_counts" not in summary
     assert {t["examples"] for t in summary["teachers"]} == {None}
-    assert "how many images of which class a client has is private" in render(run)
+    page = render(run)
+    assert "Private images per client and class" not in page
+    assert "stays with the client" in page
 
 
 @pytest.mark.parametrize(
