@@ -65,6 +65,11 @@ def run(
         if config is not None:
             raise ConfigError("--resume takes its config from the run; give no config beside it")
         directory = RunDirectory.open(resume)
+        if directory.metrics("erased"):
+            raise ConfigError(
+                f"{directory.path}: clients were erased from this run, so it cannot go on; go on "
+                "with the run that fedkd unlearn made in its place"
+            )
     elif config is None:
         raise ConfigError("give a config file, e.g. fedkd run configs/quickstart.yaml")
     else:
@@ -197,21 +202,29 @@ def partition(
 
 @app.command("list")
 def list_things(
-    what: Annotated[str, typer.Argument(help="models, losses, fusions, datasets or partitions")],
+    what: Annotated[str, typer.Argument(help="models, losses, fusions, releases, codecs, …")],
     plugin: Annotated[list[str] | None, typer.Option(help="import this module first")] = None,
 ) -> None:
     """List what there is, one line each."""
+    from fedkd.attacks import ATTACKS
+    from fedkd.codecs import CODECS
     from fedkd.config import import_plugins
     from fedkd.data import DATASETS, PARTITIONS
     from fedkd.fusion import FUSIONS
     from fedkd.losses import LOSSES
     from fedkd.models import MODELS
     from fedkd.registry import Registry, nearest
+    from fedkd.release import RELEASES
+    from simulations.baselines import BASELINES
 
     families: dict[str, Registry[Any]] = {
         "models": MODELS,
         "losses": LOSSES,
         "fusions": FUSIONS,
+        "releases": RELEASES,
+        "codecs": CODECS,
+        "baselines": BASELINES,
+        "attacks": ATTACKS,
         "datasets": DATASETS,
         "partitions": PARTITIONS,
     }

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from fedkd.codecs import CODECS
 from fedkd.data import DATASETS, PARTITIONS
 from fedkd.data.views import AUGMENTATIONS
 from fedkd.fusion import FUSIONS
@@ -25,6 +26,7 @@ from fedkd.losses import LOSSES
 from fedkd.models import MODELS
 from fedkd.models.network import parameter_count
 from fedkd.registry import Registry
+from fedkd.release import RELEASES
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -32,6 +34,8 @@ METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 REGISTRIES: dict[str, Registry[Any]] = {
     "Losses": LOSSES,
     "Fusion rules": FUSIONS,
+    "Releases": RELEASES,
+    "Codecs": CODECS,
     "Models": MODELS,
     "Data sets": DATASETS,
     "Partitions": PARTITIONS,

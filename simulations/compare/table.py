@@ -13,8 +13,7 @@ _COLUMNS = {
     "up": "up", "down": "down", "transfer": "transfer set", "seconds": "s",
 }  # fmt: skip
 _SWEPT = {
-    "final": "student, %", "teachers": "teachers, %", "spent": "epsilon spent", "up": "up",
-    "down": "down", "seconds": "s",
+    "final": "student, %", "teachers": "teachers, %", "spent": "epsilon spent", "seconds": "s",
 }  # fmt: skip
 
 
@@ -22,9 +21,7 @@ def result_table(found: Record) -> Table:
     """Rows with their means over seeds, best first; failures with their first error."""
     table = Table(title=f"{found['name']} · {len(found['seeds'])} seeds", title_justify="left")
     for factor in found["factors"] or ["method"]:
-        words = [row["choices"].get(factor, name) for name, row in found["rows"].items()]
-        # On a narrow console the numbers' columns must not leave the names one letter each.
-        table.add_column(factor, overflow="fold", min_width=min(12, max(map(len, words))))
+        table.add_column(factor, overflow="fold", min_width=min(12, len(factor)))
     swept = found["sort"] == "sweep"
     columns = _SWEPT if swept else _COLUMNS
     for title in columns.values():

@@ -43,6 +43,9 @@ def test_contribution_and_unlearning_of_a_run(fedkd, tiny) -> None:
     assert not list(run.path.rglob("client-0001"))
     assert run.load_checkpoint() is None
     assert new.load_checkpoint() is not None
+    code, _, err = fedkd("run", "--resume", run.path)
+    assert code == 2
+    assert "clients were erased from this run" in err
 
 
 def test_mistakes_are_one_line(fedkd, tiny) -> None:
