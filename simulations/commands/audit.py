@@ -19,33 +19,57 @@ def audit(
     shadows: Annotated[int, typer.Option(help="shadow models, an even number; 0: none")] = 8,
     canaries: Annotated[int, typer.Option(help="for the bound on epsilon; 0: none")] = 200,
     epsilon: Annotated[
-        float | None, typer.Option(help="what the run promises its clients, if anything")
+        float | None, typer.Option(help="what if this were promised? for runs without a promise")
     ] = None,
-    delta: Annotated[float, typer.Option(help="of the promise and the bound")] = 1e-5,
+    delta: Annotated[
+        float | None,
+        typer.Option(help="of the claim and the bound; default: the run's promise, else 1e-5"),
+    ] = None,
     noise_multiplier: Annotated[
-        float | None, typer.Option(help="train again with DP-SGD, in units of the clipping norm")
+        float | None,
+        typer.Option(help="what if teachers were trained with DP-SGD and this noise? likewise"),
     ] = None,
-    max_grad_norm: Annotated[float, typer.Option(help="with DP-SGD: the clipping norm")] = 1.0,
+    max_grad_norm: Annotated[
+        float | None, typer.Option(help="with --noise-multiplier: the clipping norm  [default: 1]")
+    ] = None,
     nominal_size: Annotated[
-        int | None, typer.Option(help="with DP-SGD: public size of a shard; default: the client's")
+        int | None,
+        typer.Option(help="with --noise-multiplier: size of a shard; default: the client's"),
     ] = None,
 ) -> None:
     """Attack a finished run: who was trained on, and how large must epsilon be at least?"""
     from rich.console import Console
 
+    from fedkd.audit.promise import Claim
     from fedkd.audit.report import sentence, write
-    from fedkd.audit.study import Claim, Options, audit_run, chosen
+    from fedkd.audit.study import Options, audit_run, chosen
     from fedkd.rounds import workspace
     from fedkd.rundir import RunDirectory
     from fedkd.teachers.dp_sgd import Mechanism
     from simulations.live import Interrupted
     from simulations.steps import StepView
 
+    run = RunDirectory.open(path)
+    what_if = {
+        "--epsilon": epsilon,
+        "--delta": delta,
+        "--noise-multiplier": noise_multiplier,
+        "--max-grad-norm": max_grad_norm,
+        "--nominal-size": nominal_size,
+    }
+    given = [name for name, value in what_if.items() if value is not None]
+    if given and run.experiment.promises:
+        raise ConfigError(
+            f"{given[0]}: this run promises privacy itself, in its config, and that is what is "
+            "audited; leave the option out"
+        )
+    if noise_multiplier is None and (max_grad_norm or nominal_size):
+        raise ConfigError(f"{given[-1]}: is of DP-SGD, and needs --noise-multiplier")
+    delta = 1e-5 if delta is None else delta
     if epsilon is not None and epsilon <= 0:
         raise ConfigError(f"--epsilon: expected more than 0, got {epsilon}")
     if not 0 < delta < 1:
         raise ConfigError(f"--delta: expected more than 0 and less than 1, got {delta}")
-    run = RunDirectory.open(path)
     options = Options(client=client, shadows=shadows, canaries=canaries, delta=delta)
     space = workspace(run.experiment.to_json())
     mechanism = None
@@ -58,7 +82,7 @@ def audit(
                 teachers.batch_size,
                 teachers.epochs,
                 noise_multiplier,
-                max_grad_norm=max_grad_norm,
+                max_grad_norm=1.0 if max_grad_norm is None else max_grad_norm,
             )
         except ValueError as error:
             raise ConfigError(f"--{str(error).replace('_', '-', 2)}") from None
@@ -82,17 +106,16 @@ def _table(facts: dict[str, Any]) -> Any:
     from rich.table import Table
 
     table = Table(title="membership: members against others, 95 % intervals", title_justify="left")
-    for name in ("target", "attack", "client"):
-        table.add_column(name)
-    for name in ("AUC", "interval", "TPR at 1 % FPR", "interval"):
-        table.add_column(name, justify="right")
+    for name in ("target", "attack"):
+        table.add_column(name, no_wrap=True)
+    for name in ("AUC", "interval", "TPR at 1 %", "interval"):
+        table.add_column(name, justify="right", no_wrap=True)
     for attack in facts["attacks"]:
         low, high = attack["auc_interval"]
         least, most = attack["tpr_interval"]
         table.add_row(
-            attack["target"],
+            f"{attack['target']} {'' if attack['client'] is None else attack['client']}",
             attack["attack"],
-            "all" if attack["client"] is None else str(attack["client"]),
             f"{attack['auc']:.3f}",
             f"{low:.2f} to {high:.2f}",
             f"{100 * attack['tpr']:.1f} %",

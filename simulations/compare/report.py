@@ -134,12 +134,15 @@ def _sentence(folder: CompareFolder, found: Record) -> str:
         if isinstance(config, Comparison)
         else f"{len(found['rows'])} cells of {' × '.join(f for f in found['factors'])}"
     )
+    counts = sorted({entry.experiment.clients for entry in folder.entries})
+    clients = " or ".join(map(str, counts))
     names = list(config.experiments) if isinstance(config, Ablation) else []
     where = ", ".join(names) if names else (
-        f"{data.dataset.name}, {config.clients} clients, {data.partition.name} partition"
+        f"{data.dataset.name}, {clients} clients, {data.partition.name} partition"
         + (f" (alpha {data.partition.options['alpha']})" if "alpha" in data.partition.options
            else "")
-        + f", {data.transfer.size:,} transfer images, {config.rounds} rounds"
+        + f", {data.transfer.size:,} transfer images, {config.rounds} "
+        + ("round" if config.rounds == 1 else "rounds")
     )  # fmt: skip
     shared = (
         "All cells of a seed share what is not changed."

@@ -57,7 +57,14 @@ REGISTER = """\
 set -eu
 cd "$(dirname "$0")"
 for key in nodes/*.pub; do
-  ./flwr.sh supernode register "$key" remote --name "$(basename "$key" .pub)"
+  name=$(basename "$key" .pub)
+  if ! said=$(COLUMNS=200 ./flwr.sh supernode register "$key" remote --name "$name" 2>&1); then
+    case "$said" in
+      *"already in use"*) said="$name is registered already" ;;
+      *) echo "$said" >&2; exit 1 ;;
+    esac
+  fi
+  echo "$said"
 done
 ./flwr.sh supernode list remote
 """
