@@ -15,7 +15,7 @@ from fedkd import __version__
 from fedkd.config import read_experiment
 from fedkd.data.own import Own, write_private, write_public
 from fedkd.rounds import Client, Workspace, threads, workspace
-from strategies.records import HEADER, JOB, KNOWLEDGE, METRICS, STUDENT, knowledge_records
+from strategies.records import JOB, METRICS, STUDENT, knowledge_records
 
 # `query.describe`, `train`, `query.knowledge`, `evaluate`: the four things a client is asked.
 
@@ -67,8 +67,7 @@ def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
         content = RecordDict()
         with threads(client.experiment.resources.client_cpus):
             if client.experiment.evaluation.teachers:
-                records = knowledge_records(*client.answer(round_number, test=True))
-                content[KNOWLEDGE], content[HEADER] = records[KNOWLEDGE], records[HEADER]
+                content.update(knowledge_records(*client.answer(round_number, test=True)))
             student = _student(message)
             if student is not None:
                 right, total = client.judge(student)

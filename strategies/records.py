@@ -21,13 +21,21 @@ KNOWLEDGE, HEADER, JOB, STUDENT, METRICS = "knowledge", "header", "job", "studen
 
 
 def knowledge_records(arrays: Mapping[str, np.ndarray], header: Header) -> RecordDict:
-    """A payload as the content of a reply."""
-    return RecordDict(
-        {
-            KNOWLEDGE: ArrayRecord({name: Array(array) for name, array in arrays.items()}),
-            HEADER: ConfigRecord(dict(header)),
-        }
-    )
+    """A payload as the content of a reply.
+
+    Numbers travel as arrays, a codec's bytes beside the header: Flower wraps every array in some
+    700 bytes, which may be more than a coded payload has.
+    """
+    coded = {name: array.tobytes() for name, array in arrays.items() if _is_coded(array)}
+    plain = {name: Array(array) for name, array in arrays.items() if name not in coded}
+    content = RecordDict({HEADER: ConfigRecord({**header, **coded})})
+    if plain or not coded:
+        content[KNOWLEDGE] = ArrayRecord(plain)
+    return content
+
+
+def _is_coded(array: np.ndarray) -> bool:
+    return array.dtype == np.uint8 and array.ndim == 1
 
 
 def read_knowledge(
@@ -35,20 +43,25 @@ def read_knowledge(
 ) -> tuple[dict[str, np.ndarray], dict[str, HeaderValue]]:
     """The payload in a reply. Raises `Refused` if it is none, too large or damaged."""
     records, headers = content.array_records, content.config_records
-    if KNOWLEDGE not in records or HEADER not in headers:
+    told = headers.get(HEADER, ConfigRecord())
+    coded = {name: value for name, value in told.items() if isinstance(value, bytes)}
+    plain = records.get(KNOWLEDGE, ArrayRecord())
+    if HEADER not in headers or (KNOWLEDGE not in records and not coded):
         raise Refused(f"no knowledge in the reply (it has {sorted(content.keys())})")
-    size = sum(len(array.data) for array in records[KNOWLEDGE].values())
+    size = sum(len(array.data) for array in plain.values()) + sum(map(len, coded.values()))
     if size > max_bytes:
         raise Refused(f"payload of {size:,} bytes, at most {int(max_bytes):,} are accepted")
-    arrays = {}
-    for name, array in records[KNOWLEDGE].items():
+    arrays = {name: np.frombuffer(data, np.uint8) for name, data in coded.items()}
+    for name, array in plain.items():
+        if name in arrays:
+            raise Refused(f"{name}: is there twice, as an array and as bytes")
         try:
             _check_size(array.data)
             arrays[name] = array.numpy()
         except Exception as error:  # whatever a damaged buffer makes the decoder raise
             raise Refused(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from None
     header: dict[str, HeaderValue] = {}
-    for key, value in headers[HEADER].items():
+    for key, value in told.items():
         if isinstance(value, int | str) or (
             isinstance(value, list) and all(isinstance(n, int) for n in value)
         ):

@@ -26,13 +26,13 @@ ATTACKERS = {
 """(target, attack) -> what the attacker has."""
 
 VERDICTS = {
-    "refuted": "The bound is above the promise: it does not hold. Look for images that reach the "
+    "refuted": "The bound is above the claim: it does not hold. Look for images that reach the "
     "teacher beside the private training, and at the parameters in the claim.",
-    "consistent": "The bound does not contradict the promise. That is no proof of it: an audit "
+    "consistent": "The bound does not contradict the claim. That is no proof of it: an audit "
     "finds what its attack can see.",
-    "no power": "Perfect guessing could not have contradicted this promise: take more canaries, "
+    "no power": "Perfect guessing could not have contradicted this claim: take more canaries, "
     "or a smaller delta.",
-    "no claim": "Nothing was promised, so the bound stands alone.",
+    "no claim": "Nothing was claimed that canaries could test, so the bound stands alone.",
 }
 
 
@@ -44,16 +44,17 @@ def write(facts: Mapping[str, Any], folder: Path) -> Path:
             leaflet.Card(
                 "Who took part in the training?",
                 "Area under the ROC curve of each attack with its 95 % interval; at 0.5 the "
-                "attacker guesses. Intervals that reach the line show no leak; by chance alone one "
-                "in forty lies above it.",
+                "attacker guesses. Orange attacks do better, by this area or by the members they "
+                "find while hardly accusing others (TPR below). By chance alone about one in "
+                "twenty would.",
                 picture=plots.svg(auc_picture(attacks), "auc"),
             )
         ]
         if facts["bound"] is not None:
             cards.append(
                 leaflet.Card(
-                    "The promise and what was seen",
-                    VERDICTS[facts["verdict"]],
+                    "Epsilon: what was claimed and what was seen",
+                    " ".join(filter(None, (facts["promise"], VERDICTS[facts["verdict"]]))),
                     picture=plots.svg(epsilon_picture(facts), "epsilon"),
                 )
             )
@@ -96,18 +97,23 @@ def sentence(facts: Mapping[str, Any]) -> str:
     if leaks:
         worst = max(leaks, key=lambda attack: attack["auc"])
         text = (
-            f"{len(leaks)} of {len(facts['attacks'])} attacks tell members better than chance; "
+            f"{len(leaks)} of {len(facts['attacks'])} attacks "
+            f"{'tells' if len(leaks) == 1 else 'tell'} members better than chance; "
             f"the best is {worst['attack']} on {_whose(worst)} with an AUC of {worst['auc']:.2f}."
         )
     else:
         text = f"None of {len(facts['attacks'])} attacks tells members better than chance."
     bound, claim = facts["bound"], facts["claim"]
-    if bound is None:
-        return text
-    text += f" Canaries show that epsilon is at least {bound['epsilon']:.2f}"
-    if claim is not None:
-        text += f", promised is at most {claim['epsilon']:g}: {facts['verdict']}"
-    return text + "."
+    if bound is not None:
+        seen = f"at least {bound['epsilon']:.2f}" if bound["epsilon"] > 0 else "more than 0"
+        shows = "Canaries show" if bound["epsilon"] > 0 else "Canaries do not show"
+        text += f" {shows} that epsilon is {seen}"
+        if claim is not None:
+            text += f"; claimed is at most {claim['epsilon']:.3g}: {facts['verdict']}"
+        text += "."
+    if facts["promise"] and (claim is None or bound is None):
+        text += f" {facts['promise']}"
+    return text
 
 
 def auc_picture(attacks: Sequence[Mapping[str, Any]]) -> Any:
@@ -135,7 +141,7 @@ def epsilon_picture(facts: Mapping[str, Any]) -> Any:
     shown, largest = bound["epsilon"], bound["largest"]
     axes.barh([0], [largest], height=0.5, color="#8a929a", alpha=0.25)
     axes.barh([0], [shown], height=0.5, color="#D55E00")
-    label = f"shown: at least {shown:.2f}"
+    label = f"shown: at least {shown:.2f}" if shown > 0 else "shown: nothing"
     axes.annotate(label, (shown, 0.33), ha="left", va="bottom", fontsize=8, color="#D55E00")
     axes.annotate(
         f"visible up to {largest:.2f}",
@@ -148,7 +154,7 @@ def epsilon_picture(facts: Mapping[str, Any]) -> Any:
     if claim is not None:
         axes.axvline(claim["epsilon"], color="#0072B2", lw=2)
         axes.annotate(
-            f"promised: at most {claim['epsilon']:g}", (claim["epsilon"], 0.75), xytext=(4, 0),
+            f"claimed: at most {claim['epsilon']:.3g}", (claim["epsilon"], 0.75), xytext=(4, 0),
             textcoords="offset points", ha="left", va="top", fontsize=8, color="#0072B2",
         )  # fmt: skip
     axes.set_xlim(0, 1.35 * max(largest, 0 if claim is None else claim["epsilon"]))
@@ -161,7 +167,7 @@ def epsilon_picture(facts: Mapping[str, Any]) -> Any:
 def _bound(facts: Mapping[str, Any]) -> leaflet.Card:
     bound, claim = facts["bound"], facts["claim"]
     rows = [
-        ["promised epsilon", "none" if claim is None else f"{claim['epsilon']:g}"],
+        ["claimed epsilon", "none" if claim is None else f"{claim['epsilon']:.3g}"],
         [f"lower bound at {100 * bound['confidence']:g} % confidence", f"{bound['epsilon']:.2f}"],
         ["largest bound that this audit could give", f"{bound['largest']:.2f}"],
         ["delta", f"{bound['delta']:g}"],
@@ -171,11 +177,25 @@ def _bound(facts: Mapping[str, Any]) -> leaflet.Card:
     return leaflet.Card(
         "Epsilon from one training",
         f"Client {facts['client']}'s teacher ({facts['model']}) was trained once more "
-        f"{'with' if facts['private'] else 'without'} DP-SGD; each canary, an image under a wrong "
+        f"{_how(facts['training'])}; each canary, an image under a wrong "
         "label, was among its images by the toss of a coin (Steinke, Nasr and Jagielski 2023).",
         header=["", ""],
         rows=rows,
     )
+
+
+def _how(training: Mapping[str, Any]) -> str:
+    rounds = training["rounds"]
+    times = "one round" if rounds == 1 else f"{rounds} rounds"
+    mechanism = training["mechanism"]
+    if mechanism is not None:
+        return (
+            f"for {times} with DP-SGD ({mechanism['steps']} steps a round, sampling rate "
+            f"{mechanism['sample_rate']:.3g}, noise {mechanism['noise_multiplier']:.3g})"
+        )
+    if training["label_epsilon"] is not None:
+        return f"for {times} with randomised labels"
+    return f"for {times} without DP-SGD"
 
 
 def _row(attack: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from fedkd.audit.membership import (
     membership,
 )
 from fedkd.audit.one_run import Bound, audit_scores
+from fedkd.audit.promise import Claim, Training, promised, verdict
 from fedkd.audit.training import joined, matched, mislabelled, proxy, tossed, train_again
 from fedkd.build import build_network
 from fedkd.config import ConfigError
@@ -34,13 +35,8 @@ from fedkd.teachers.dp_sgd import Mechanism
 AUDIT = "audit.json"
 FEWEST_CANARIES = 50
 
-
-@dataclass(frozen=True)
-class Claim:
-    """What a run promises its clients: (epsilon, delta) for one image of one client."""
-
-    epsilon: float
-    delta: float
+# Targets from the private images outwards.
+_NEAREST = ("teacher", "knowledge", "student")
 
 
 @dataclass(frozen=True)
@@ -90,13 +86,14 @@ def audit_run(
         run: Its clients' teachers must still be there.
         workspace: Of its experiment.
         options: How hard to try.
-        mechanism: How its teachers were trained in one round, if privately.
-        claim: What was promised for the whole run.
+        mechanism: What if its teachers were trained so in each round? For runs that promise
+            nothing; those that do say it themselves.
+        claim: What if this were promised for the whole run? Likewise.
         notify: Hears of each training.
 
     Returns:
-        attacks (a list of {target, attack, client, ...Membership}), `bound` or None, claim,
-        verdict and options, as plain values.
+        attacks (a list of {target, attack, client, ...Membership}), `bound` or None, promise,
+        claim, training, verdict and options, as plain values.
 
     Raises:
         ConfigError: the run cannot be audited so.
@@ -104,11 +101,20 @@ def audit_run(
     data, seed = workspace.data, run.experiment.seed
     pool = unseen(workspace)
     client = chosen(workspace, options)
+    promise = promised(run, workspace, client)
+    if promise.text and (mechanism is not None or claim is not None):
+        raise ConfigError(
+            f"{run.path}: this run promises privacy itself, and that is what is audited; another "
+            "mechanism or claim is for runs that promise nothing"
+        )
+    training, claim = promise.training, promise.claim or claim
+    if mechanism is not None:
+        training = replace(training, mechanism=mechanism)
     work = _Progress(notify, options.shadows + 1 + (options.canaries > 0))
 
     attacks = list(_all_teachers(run, workspace, pool, options.most))
     student = load_student(run, data)
-    everyone = _all_shards(workspace)
+    everyone = data.source.subset(np.concatenate(data.shard_rows))
     attacks += _loss(student, everyone, pool, options.most, seed, "student", None)
 
     members, others = matched(data.shard(client), pool, options.most, seed)
@@ -132,7 +138,7 @@ def audit_run(
                 workspace,
                 client,
                 target.images.subset(learnt.nonzero()[0]),
-                mechanism,
+                training,
                 "shadow",
                 number,
             )
@@ -151,12 +157,14 @@ def audit_run(
     if options.canaries:
         work("canaries")
         delta = claim.delta if claim is not None else options.delta
-        bound = epsilon_of_training(workspace, client, pool, options.canaries, delta, mechanism)
+        bound = epsilon_of_training(workspace, client, pool, options.canaries, delta, training)
+    attacks.sort(key=lambda attack: _NEAREST.index(attack["target"]))
     facts = {
         "run": run.identity,
         "client": client,
         "model": run.experiment.teachers.model_of(client).name,
-        "private": mechanism is not None,
+        "promise": promise.text,
+        "training": asdict(training),
         "options": asdict(options),
         "attacks": attacks,
         "claim": None if claim is None else asdict(claim),
@@ -177,15 +185,6 @@ def chosen(workspace: Workspace, options: Options) -> int:
     return options.client
 
 
-def verdict(claim: Claim | None, bound: Bound | None) -> str:
-    """`refuted`, `consistent`, `no power` (the claim is beyond the audit's sight), `no claim`."""
-    if claim is None or bound is None:
-        return "no claim"
-    if bound.epsilon > claim.epsilon:
-        return "refuted"
-    return "no power" if bound.largest <= claim.epsilon else "consistent"
-
-
 def unseen(workspace: Workspace) -> ImageSet:
     """Labelled images that no teacher learnt: the clients' held-out parts and the test set."""
     data = workspace.data
@@ -199,7 +198,7 @@ def epsilon_of_training(
     pool: ImageSet,
     canaries: int,
     delta: float,
-    mechanism: Mechanism | None,
+    training: Training,
 ) -> Bound:
     """Train the client's teacher once more with half of the canaries, and guess which half."""
     seed = workspace.experiment.seed
@@ -209,7 +208,7 @@ def epsilon_of_training(
         raise ConfigError(str(error)) from None
     included = tossed(canaries, seed)
     images = joined(workspace.data.shard(client), planted.subset(included.nonzero()[0]))
-    network = train_again(workspace, client, images, mechanism, "canaries")
+    network = train_again(workspace, client, images, training, "canaries")
     assert planted.labels is not None
     scores = confidence(predict(network, planted.images), planted.labels)
     return audit_scores(scores, included, delta)
@@ -270,10 +269,6 @@ def _all_teachers(
             teacher = _teacher(run, workspace, client)
             shard, seed = workspace.data.shard(client), run.experiment.seed
             yield from _loss(teacher, shard, pool, most, seed, "teacher", client)
-
-
-def _all_shards(workspace: Workspace) -> ImageSet:
-    return workspace.data.source.subset(np.concatenate(workspace.data.shard_rows))
 
 
 def _teacher(run: RunDirectory, workspace: Workspace, client: int) -> Network:

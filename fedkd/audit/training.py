@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fedkd.audit.promise import Training
 from fedkd.build import build_network
 from fedkd.config import ConfigError
 from fedkd.data.images import ImageSet
 from fedkd.models.network import Network
 from fedkd.optimization import make_optimizer
+from fedkd.privacy.label_dp import randomised
 from fedkd.randomness import seeded, stream, stream_seed
 from fedkd.rounds import Workspace
-from fedkd.teachers.dp_sgd import Mechanism, fit_private
+from fedkd.teachers.dp_sgd import fit_private
 from fedkd.teachers.sgd import fit
 
 
@@ -24,18 +26,19 @@ def train_again(
     workspace: Workspace,
     client: int,
     images: ImageSet,
-    mechanism: Mechanism | None,
+    training: Training,
     *names: object,
 ) -> Network:
     """A fresh teacher of this client's kind, trained on `images` for all rounds as in the run.
 
-    The student's feedback is not repeated.
+    The student's feedback is not repeated. What protects the clients, DP-SGD's draws and noise or
+    the lies among labels, is drawn anew and from the operating system.
 
     Args:
         workspace: Of the run.
         client: Whose model is taken.
         images: Labelled images.
-        mechanism: How a round is trained privately; None for plain training.
+        training: How; labels that are randomised are so once for all rounds.
         *names: Of the random streams.
 
     Raises:
@@ -44,10 +47,14 @@ def train_again(
     experiment = workspace.experiment
     model = experiment.teachers.model_of(client)
     teacher = build_network(experiment, model, workspace.data, "audit", *names)
-    for number in range(experiment.rounds if experiment.teachers.warm_start else 1):
-        if mechanism is not None:
+    if training.label_epsilon is not None and images.labels is not None:
+        classes = len(images.classes)
+        labels = randomised(images.labels, classes, training.label_epsilon)
+        images = replace(images, labels=labels)
+    for number in range(training.rounds):
+        if training.mechanism is not None:
             try:
-                fit_private(teacher, images, experiment.teachers, mechanism)
+                fit_private(teacher, images, experiment.teachers, training.mechanism)
             except ValueError as error:
                 raise ConfigError(f"client {client}, model {model.name!r}: {error}") from None
         else:

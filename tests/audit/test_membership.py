@@ -85,3 +85,16 @@ def test_scores_of_two_shadows_by_hand() -> None:
     # In: means 5 and 6, the same variance: ((t - out)^2 - (t - in)^2) / (2 * 2).
     expected = [(0 - 16) / 4, (16 - 0) / 4]
     assert likelihood_ratio(target, shadows, inside) == pytest.approx(expected)
+
+
+def test_finding_some_members_for_sure_is_a_leak_even_if_the_area_is_a_half() -> None:
+    # The tenth that is found is made up for by a tenth that scores below everybody.
+    others = np.arange(200.0)
+    members = np.concatenate([np.full(20, 1e3), np.arange(160.0) + 20.5, np.full(20, -1.0)])
+    found = membership(members, others, generator())
+    assert found.auc_interval[0] < 0.5
+    assert found.tpr == 0.1
+    assert found.leaks
+    # 3 of 200 at 1 % allowed are within what an uncertain threshold lets through.
+    few = np.concatenate([np.full(3, 1e3), np.arange(197.0)])
+    assert not membership(few, others, generator()).leaks

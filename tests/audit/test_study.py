@@ -15,14 +15,13 @@ from typer.testing import CliRunner
 
 from fedkd.audit.membership import confidence, membership
 from fedkd.audit.one_run import Bound
+from fedkd.audit.promise import Claim, Training, verdict
 from fedkd.audit.report import write
 from fedkd.audit.study import (
-    Claim,
     Options,
     audit_run,
     epsilon_of_training,
     unseen,
-    verdict,
 )
 from fedkd.audit.training import matched, mislabelled, tossed
 from fedkd.build import build_network
@@ -90,12 +89,12 @@ def test_an_overfitted_run_is_caught_and_the_page_says_so(
     assert run.read_json("audit.json")["bound"] == facts["bound"]
     page = write(facts, tmp_path).read_text(encoding="utf-8")
     assert "refuted" in page
-    assert "promised: at most 0.5" in page
+    assert "claimed: at most 0.5" in page
 
 
 def test_large_noise_shows_nothing_and_its_claim_stands(space: Workspace) -> None:
     mechanism = Mechanism.of(80, 32, 2, 20.0)
-    bound = epsilon_of_training(space, 0, unseen(space), 150, 1e-5, mechanism)
+    bound = epsilon_of_training(space, 0, unseen(space), 150, 1e-5, Training(1, mechanism))
     assert bound.epsilon == 0.0
     assert verdict(Claim(0.5, 1e-5), bound) == "consistent"
 
@@ -105,7 +104,7 @@ def test_a_private_training_does_not_contradict_its_accountant(space: Workspace)
     accountant = create_accountant("rdp")
     accountant.history = [(1.0, mechanism.sample_rate, mechanism.steps)]
     claim = Claim(accountant.get_epsilon(1e-5), 1e-5)
-    bound = epsilon_of_training(space, 0, unseen(space), 150, claim.delta, mechanism)
+    bound = epsilon_of_training(space, 0, unseen(space), 150, claim.delta, Training(1, mechanism))
     assert bound.epsilon <= claim.epsilon
     assert verdict(claim, bound) != "refuted"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -10,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from simulations.client_app import make_client_app
-from strategies.records import HEADER, JOB, KNOWLEDGE
+from strategies.records import JOB, knowledge_records, read_knowledge
 
 Tamper = Callable[[dict[str, np.ndarray], dict[str, Any]], None]
 
@@ -55,13 +56,10 @@ def tampering(tampers: Mapping[int, Tamper]) -> ClientApp:
         reply: Message = call_next(message, context)
         client = int(context.node_config["partition-id"])
         if message.metadata.message_type == "query.knowledge" and client in tampers:
-            record = reply.content.array_records[KNOWLEDGE]
-            arrays = {name: array.numpy().copy() for name, array in record.items()}
-            header = dict(reply.content.config_records[HEADER])
+            read, header = read_knowledge(reply.content, math.inf)
+            arrays = {name: array.copy() for name, array in read.items()}
             tampers[client](arrays, header)
-            reply.content[KNOWLEDGE] = ArrayRecord({n: Array(a) for n, a in arrays.items()})
-            for key, value in header.items():
-                reply.content.config_records[HEADER][key] = value
+            reply.content.update(knowledge_records(arrays, header))
         return reply
 
     return make_client_app([mod])

@@ -29,6 +29,7 @@ from fedkd.rundir import RunDirectory
 from simulations.cli import app
 from simulations.client_app import make_client_app
 from simulations.commands.status import status_of
+from simulations.deploy import plan, scripts
 from simulations.deploy.check import check_node
 from simulations.deploy.keys import certificates, node_pair
 from simulations.deploy.plan import Plan
@@ -182,6 +183,37 @@ def test_scripts_compose_file_and_units_are_well_formed(tmp_path: Path, tiny: Ti
     assert all(
         "[Service]\n" in u.read_text() and "ExecStart=FOLDER/" in u.read_text() for u in units
     )
+
+
+@pytest.mark.parametrize(("said", "code"), [("Public key already in use.", 0), ("No.", 1)])
+def test_registering_again_goes_on_to_the_new_keys(tmp_path: Path, said: str, code: int) -> None:
+    (tmp_path / "nodes").mkdir()
+    for name in ("node-0", "node-1"):
+        (tmp_path / "nodes" / f"{name}.pub").touch()
+    (tmp_path / "register.sh").write_text(scripts.REGISTER)
+    (tmp_path / "flwr.sh").write_text(
+        f"""#!/bin/sh
+case "$*" in *node-0*) echo "{said}"; exit 1 ;; *) echo "$*" >> asked ;; esac
+"""
+    )
+    (tmp_path / "flwr.sh").chmod(0o700)
+    done = subprocess.run(["sh", str(tmp_path / "register.sh")], capture_output=True, check=False)
+    assert done.returncode == code
+    asked = tmp_path / "asked"
+    assert (asked.is_file() and "node-1.pub" in asked.read_text()) == (code == 0)
+
+
+def test_init_takes_the_checkout_that_one_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `pip install`: the packages themselves lie in no checkout."""
+    monkeypatch.setattr(plan, "__file__", str(tmp_path / "a" / "b" / "c" / "plan.py"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="is no checkout of fedkd"):
+        Plan(2, ("localhost",))
+    (tmp_path / "simulations").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    assert Plan(2, ("localhost",)).source == tmp_path
 
 
 def test_the_deployed_experiment_has_a_client_per_node_and_waits_for_them(
