@@ -104,6 +104,7 @@ def test_another_number_of_nodes_is_refused(tiny: Tiny) -> None:
         run_ray(tiny(), nodes=2)
 
 
+@pytest.mark.slow
 def test_a_killed_server_leaves_no_process_and_can_be_resumed(tiny: Tiny, tmp_path: Path) -> None:
     whole = run_local(tiny("rounds=3"))
     config = tmp_path / "tiny.yaml"
