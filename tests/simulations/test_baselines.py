@@ -170,7 +170,7 @@ def test_every_baseline_has_its_row_with_its_options() -> None:
     body = page.split("\n## Baselines\n")[1].split("\n## ")[0]
     rows = [line.strip("| ").split(" | ") for line in body.splitlines() if line[:3] == "| `"]
     told = {row[0].strip("`"): row[4].strip("`") for row in rows}
-    options = {name: BASELINES.options(name).items() for name in BASELINES.names()}
+    options = {name: BASELINES.options(name) for name in BASELINES.names()}
     assert told == {
         name: ", ".join(f"{key}={p.default!r}" for key, p in of.items()) or "none"
         for name, of in options.items()
