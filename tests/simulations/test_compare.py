@@ -222,6 +222,29 @@ def test_only_a_changed_method_is_run_again(comparison: Make) -> None:
     assert CALLS == []
 
 
+def test_results_outlive_a_new_key_of_the_config_but_not_a_changed_one(
+    comparison: Make,
+) -> None:
+    folder = CompareFolder.new(comparison(["fake"]))
+    run_all(folder)
+    place = folder.path / "methods" / "fake" / "seed0.json"
+    record = json.loads(place.read_text())
+
+    def runs(**changes: Any) -> bool:
+        """Whether a result of these older settings is done again."""
+        older = {**record["settings"]["experiment"], **changes}
+        del older["release"]  # as if the key had come since
+        place.write_text(json.dumps({**record, "settings": {"experiment": older, "baseline":
+                                     record["settings"]["baseline"]}}))  # fmt: skip
+        CALLS.clear()
+        run_all(CompareFolder.open(folder.path))
+        return bool(CALLS)
+
+    assert not runs()
+    assert runs(rounds=record["settings"]["experiment"]["rounds"] + 1)
+    assert runs(no_longer_there=1)
+
+
 def test_what_failed_is_reported_and_tried_again(comparison: Make) -> None:
     methods = [{"name": "odd", "baseline": "fake", "fails_on": 0}, "fake"]
     folder = CompareFolder.new(comparison(methods))
