@@ -113,6 +113,27 @@ def collude(sent: Payload, scene: Scene) -> Payload:
     return _agreed(sent, scene)
 
 
+@ATTACKS.register("part_time")
+def part_time(sent: Payload, scene: Scene, *, share: float = 0.5) -> Payload:
+    """As `collude` on some images, what the honest clients say on average of all others.
+
+    Made to slip past rules that judge a client as a whole.
+
+    Args:
+        sent: The honest message.
+        scene: What the attacker knows.
+        share: Of the images that it lies about, the same for all attackers.
+    """
+    lying = _agreed(sent, scene)
+    count = len(sent.arrays[scene.predictions[0]])
+    chosen = scene.shared.random(count) < share
+    said = {
+        name: np.where(chosen[:, None], lying.arrays[name], np.log(scene.honest_mean(name) + 1e-6))
+        for name in scene.predictions
+    }
+    return _telling(sent, said)
+
+
 @ATTACKS.register("inflate")
 def inflate(sent: Payload, scene: Scene, *, factor: int = 1000) -> Payload:
     """As `collude`, and they claim to have seen far more images, of every class.

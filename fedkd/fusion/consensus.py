@@ -1,4 +1,4 @@
-"""Teachers that are far from what all say, over the whole transfer set, lose their say."""
+"""Teachers that agree with the others no better than chance lose their say."""
 
 from __future__ import annotations
 
@@ -10,56 +10,80 @@ from torch import Tensor
 
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Evidence, Fusion
-from fedkd.fusion.geometric_median import nearest_to_all
 from fedkd.knowledge.payload import Ensemble
 
+# A teacher whose probabilities vary less than this over the transfer set says nothing about images.
+CONSTANT = 1e-6
 
-def distances(evidence: Evidence) -> Tensor:
-    """How far each teacher is from the others, (M,): mean total variation to a robust centre.
 
-    Weighted by the teacher's say: where the rules before give it none it may be wrong.
+def agreement(evidence: Evidence) -> Tensor:
+    """Correlation of what each two teachers say over the images that both may judge, (M, M).
+
+    `sum_c cov(p_ic, p_jc)` over the square roots of the same with themselves; an image counts as
+    much as the product of both teachers' weights. A teacher that says the same of every image
+    correlates with nobody.
     """
-    far: Tensor | float = 0.0
-    say: Tensor | float = 0.0
+    both: Tensor | float = 0.0
+    sums: Tensor | float = 0.0
+    squares: Tensor | float = 0.0
+    products: Tensor | float = 0.0
     for _, ensemble in evidence.batches():
-        probabilities = torch.softmax(ensemble.logits.float(), dim=-1)
-        centre = nearest_to_all(probabilities, ensemble.weights)
-        gaps = (probabilities - centre).abs().sum(dim=-1) / 2
-        far = far + (ensemble.weights * gaps).sum(dim=1)
-        say = say + ensemble.weights.sum(dim=1)
-    assert isinstance(far, Tensor)
-    assert isinstance(say, Tensor)
-    return far / say.clamp(min=1e-12)
+        say = ensemble.weights.double()
+        told = torch.softmax(ensemble.logits.double(), dim=-1)
+        heard = say[:, :, None] * told
+        both = both + say @ say.T
+        sums = sums + torch.einsum("ibc,jb->ijc", heard, say)
+        squares = squares + (heard * told).sum(dim=-1) @ say.T
+        products = products + torch.einsum("ibc,jbc->ij", heard, heard)
+    assert isinstance(both, Tensor)
+    assert isinstance(sums, Tensor)
+    both = both.clamp(min=1e-30)
+    means = sums / both[:, :, None]
+    covariances = products / both - (means * means.transpose(0, 1)).sum(dim=-1)
+    variances = (squares / both - means.square().sum(dim=-1)).clamp(min=0)
+    spread = (variances * variances.T).sqrt()
+    return torch.where(spread > CONSTANT, covariances / spread.clamp(min=CONSTANT), 0.0).float()
 
 
 @FUSIONS.register("consensus")
 class Consensus(Fusion):
-    """Silences outliers among the teachers for the round.
+    """Silences for the round whoever agrees with too few others.
 
-    Every teacher's distance to the geometric median of all is compared with the other teachers'
-    distances: who is more than `tolerance` robust deviations (1.4826 times the median absolute
-    deviation) beyond the median has no say. Chained after rules that weigh (`density_ratio`), a
-    teacher is judged only where it claims to know.
+    A teacher's standing is the agreement that it reaches with more than `share` of the others, too
+    many to be its accomplices. Liars that say the same of every image, wrong labels or anything
+    random agree with honest teachers no better than chance, however much they agree with each
+    other; honest teachers that know different classes still agree where both are at home. Chained
+    after `density_ratio`, two teachers are compared where both claim to know.
+
+    It does not see those who lie about some images and help with the others, and takes a client of
+    a single class for a liar.
 
     Args:
-        tolerance: In robust deviations.
-        least: Smallest deviation believed, so that nearly identical teachers are not told apart.
+        share: Share of the teachers that may collude.
+        least: Smallest standing that is heard, as a part of the median teacher's.
     """
 
-    def __init__(self, *, tolerance: float = 3.0, least: float = 0.05) -> None:
-        if tolerance <= 0 or least <= 0:
-            raise ValueError("fusion 'consensus': tolerance and least must be positive")
-        self.tolerance = tolerance
+    def __init__(self, *, share: float = 0.3, least: float = 0.4) -> None:
+        if not 0 <= share < 0.5:
+            raise ValueError(f"fusion 'consensus': share must be in [0, 0.5), got {share}")
+        if not 0 < least < 1:
+            raise ValueError(f"fusion 'consensus': least must be between 0 and 1, got {least}")
+        self.share = share
         self.least = least
         self.heard: Tensor | None = None
 
     def fitted(self, evidence: Evidence) -> Self:
-        """Who is heard."""
-        far = distances(evidence)
-        middle = far.quantile(0.5)
-        spread = (1.4826 * (far - middle).abs().quantile(0.5)).clamp(min=self.least)
+        """Who is heard: all, if nobody stands above chance."""
         ready = copy(self)
-        ready.heard = (far <= middle + self.tolerance * spread).float()
+        count = len(evidence.bank.teachers)
+        ready.heard = torch.ones(count)
+        if count > 1:
+            others = ~torch.eye(count, dtype=torch.bool)
+            agreed = agreement(evidence)[others].view(count, count - 1)
+            standing = agreed.quantile(1 - self.share, dim=1)
+            middle = standing.quantile(0.5)
+            if middle > 0:
+                ready.heard = (standing >= self.least * middle).float()
         return ready
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:

@@ -10,8 +10,26 @@ from torch import Tensor
 
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Evidence, Fusion
-from fedkd.fusion.consensus import distances
+from fedkd.fusion.geometric_median import nearest_to_all
 from fedkd.knowledge.payload import Ensemble
+
+
+def distances(evidence: Evidence) -> Tensor:
+    """How far each teacher is from the others, (M,): mean total variation to a robust centre.
+
+    Weighted by the teacher's say: where the rules before give it none it may be wrong.
+    """
+    far: Tensor | float = 0.0
+    say: Tensor | float = 0.0
+    for _, ensemble in evidence.batches():
+        probabilities = torch.softmax(ensemble.logits.float(), dim=-1)
+        centre = nearest_to_all(probabilities, ensemble.weights)
+        gaps = (probabilities - centre).abs().sum(dim=-1) / 2
+        far = far + (ensemble.weights * gaps).sum(dim=1)
+        say = say + ensemble.weights.sum(dim=1)
+    assert isinstance(far, Tensor)
+    assert isinstance(say, Tensor)
+    return far / say.clamp(min=1e-12)
 
 
 @FUSIONS.register("history")

@@ -125,6 +125,18 @@ def test_colluders_agree_and_inflation_lies_about_sizes() -> None:
     assert header["class_counts"] == [70, 10, 10, 10]
 
 
+def test_part_time_liars_lie_about_the_same_images_and_help_with_the_others() -> None:
+    one, all_lies = logits("part_time", share=0.5), logits("part_time", share=1.0)
+    other = ATTACKS.get("part_time")(message(), replace(scene(), client=3), share=0.5)
+    assert other is not None
+    np.testing.assert_array_equal(one, other.arrays["logits"])
+    np.testing.assert_array_equal(all_lies, logits("collude"))
+    honest = softmax(logits("part_time", share=0.0).astype(np.float32))
+    np.testing.assert_allclose(honest, scene().honest_mean("logits"), atol=2e-3)
+    lying = (one == all_lies).all(axis=1)
+    assert 0 < lying.sum() < len(one)
+
+
 def test_riders() -> None:
     assert (logits("uniform_rider") == 0).all()
     assert logits("constant_rider").argmax(1).tolist() == [1, 1, 1]

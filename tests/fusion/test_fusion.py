@@ -3,11 +3,13 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Evidence, Fusion, fit_rules
+from fedkd.fusion.consensus import agreement
 from fedkd.fusion.median import weighted_median
 from fedkd.fusion.trimmed_mean import trimmed
 from fedkd.knowledge.kinds import Familiarity, Logits
@@ -154,6 +156,95 @@ def test_robust_rules_bear_thirty_percent_of_attackers(name: str, bad: str) -> N
     assert sure > plain + 0.1
 
 
+def specialists(classes: int, samples: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (10, samples, 10) and familiarity of teachers that know some of ten classes each.
+
+    Of other images they say the class that they know and that comes next.
+    """
+    truth = torch.arange(samples) % 10
+    logits, familiar = torch.zeros(10, samples, 10), torch.full((10, samples), 0.2)
+    for m in range(10):
+        known = torch.tensor([(m + step) % 10 for step in range(classes)])
+        following = (known[None, :] - truth[:, None]) % 10
+        named = known[following.argmin(dim=1)]
+        logits[m] = 5 * torch.nn.functional.one_hot(named, 10).float()
+        familiar[m][named == truth] = 1.0
+    noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+    return logits + noise, familiar
+
+
+@pytest.mark.parametrize("lie", ["same class", "wrong labels", "random", "nobody"])
+@pytest.mark.parametrize(
+    ("order", "classes"), [("density_ratio consensus", 4), ("consensus density_ratio", 6)]
+)
+def test_consensus_tells_liars_from_specialists(order: str, classes: int, lie: str) -> None:
+    """Honest teachers know different classes, and liars agree with each other and claim a lot."""
+    logits, familiar = specialists(classes)
+    liars = [] if lie == "nobody" else [1, 4, 8]
+    for m in liars:
+        if lie == "same class":
+            logits[m] = torch.tensor([20.0] + [0.0] * 9)
+            familiar[m] = 1.0
+        elif lie == "wrong labels":
+            logits[m] = logits[m][:, [3, 6, 0, 9, 1, 8, 4, 2, 5, 7]]
+        else:
+            logits[m] = 20 * torch.randn(400, 10, generator=torch.Generator().manual_seed(m))
+    sizes = [10**6 if m in liars else 50 for m in range(10)]
+    bank = Bank.of(
+        [
+            Knowledge(Teacher(m, sizes[m]), {Logits(): logits[m], Familiarity(): familiar[m]})
+            for m in range(10)
+        ]
+    )
+    rules = fit_rules([FUSIONS.create(name) for name in order.split()], Evidence(bank))
+    fused = fuse(bank, rules)
+    assert fused.bank.weights is not None
+    silent = [m for m in range(10) if fused.bank.weights[m].max() == 0]
+    assert silent == liars
+    assert float((fused.targets == torch.arange(400) % 10).double().mean()) == 1.0
+
+
+def test_consensus_hears_all_where_nobody_agrees() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.randn(300, 5, generator=generator) for _ in range(4)]
+    constant = [torch.eye(5)[m].expand(300, 5) for m in range(4)]
+    for said in (noise, constant):
+        bank = Bank.of([Knowledge(Teacher(m), {Logits(): x}) for m, x in enumerate(said)])
+        [rule] = fit_rules([FUSIONS.create("consensus")], Evidence(bank))
+        weights = rule(bank.rows(torch.arange(300))).weights
+        assert torch.isfinite(weights).all()
+        assert torch.allclose(weights.sum(0), torch.ones(300))
+    assert (weights == 0.25).all()
+
+
+def test_agreement_is_the_correlation_over_common_ground() -> None:
+    """Against numpy, with weights, in several batches' worth of samples."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 2500, 4, generator=generator)
+    logits[1] += logits[0]
+    familiar = torch.rand(3, 2500, generator=generator)
+    bank = Bank.of(
+        [
+            Knowledge(Teacher(m, 10), {Logits(): logits[m], Familiarity(): familiar[m]})
+            for m in range(3)
+        ]
+    )
+    before = fit_rules([FUSIONS.create("density_ratio")], Evidence(bank))
+    found = agreement(Evidence(bank, before=tuple(before)))
+    weights = before[0](bank.rows(torch.arange(2500), kinds=bank.fusible)).weights
+    told = torch.softmax(logits, -1).numpy()
+    for i in range(3):
+        for j in range(3):
+            both = np.cov(
+                np.concatenate([told[i], told[j]], axis=1).T,
+                aweights=(weights[i] * weights[j]).numpy(),
+            )
+            expected = np.trace(both[:4, 4:]) / math.sqrt(
+                np.trace(both[:4, :4]) * np.trace(both[4:, 4:])
+            )
+            assert float(found[i, j]) == pytest.approx(expected, abs=1e-5)
+
+
 def test_history_remembers_who_attacked_before() -> None:
     """Attackers who behave in the second round are still trusted less than the others."""
     rule = FUSIONS.create("history")
@@ -281,7 +372,8 @@ def test_clusters_find_the_colluders_and_keep_everybodys_say() -> None:
         ("era", {"temperature": 0}), ("enhanced_era", {"beta": 0}), ("energy", {"temperature": -1}),
         ("knowledge_vote", {"confidence": 1.5}), ("trimmed_mean", {"share": 0.5}),
         ("cronus", {"share": 0.5}), ("geometric_median", {"iterations": 0}),
-        ("consensus", {"tolerance": 0}), ("history", {"rate": 0}), ("clusters", {"count": 0}),
+        ("consensus", {"least": 0}), ("consensus", {"share": 0.5}),
+        ("history", {"rate": 0}), ("clusters", {"count": 0}),
         ("coverage", {"least": -1}), ("learned_gate", {"steps": 0}),
         ("validation_accuracy", {"power": -1}), ("cka_alignment", {"to": "me"}),
     ],
