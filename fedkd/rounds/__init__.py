@@ -1,0 +1,21 @@
+"""One round, from both ends: what a client does (`Client`) and what the server does (`Server`).
+
+No transport and no config file in here: `strategies/` moves the bytes, `simulations/` decides
+where the two ends live.
+"""
+
+from fedkd.rounds.client import Client
+from fedkd.rounds.common import Workspace, workspace
+from fedkd.rounds.progress import Notify, Stopwatch, silent, threads
+from fedkd.rounds.server import Server
+
+__all__ = [
+    "Client",
+    "Notify",
+    "Server",
+    "Stopwatch",
+    "Workspace",
+    "silent",
+    "threads",
+    "workspace",
+]

@@ -1,0 +1,285 @@
+"""What a client does in a round."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd.build import (
+    build_network,
+)
+from fedkd.data.images import ImageSet
+from fedkd.evaluation import predict
+from fedkd.knowledge.extract import extract
+from fedkd.knowledge.kinds import Kind
+from fedkd.knowledge.payload import Knowledge, Teacher
+from fedkd.knowledge.store import write_atomically
+from fedkd.knowledge.wire import Expected, HeaderValue, pack, unpack
+from fedkd.models.network import Network
+from fedkd.privacy.label_dp import randomised
+from fedkd.privacy.ledger import Account, BudgetSpent, Ledger
+from fedkd.privacy.plan import Plan
+from fedkd.randomness import stream_seed
+from fedkd.rounds.common import VALIDATION, Workspace
+from fedkd.rundir import load_state, save_state
+from fedkd.teachers.dp_sgd import fit_private
+from fedkd.teachers.sgd import Fit, align, fit
+
+
+class Client:
+    """A client's half of the round; its teacher lives in files, not in memory.
+
+    Args:
+        workspace: What the config means on this machine.
+        number: Which client this is.
+        run: Identity of the run.
+        folder: Where this client keeps its teacher; survives restarts.
+    """
+
+    def __init__(self, workspace: Workspace, number: int, run: str, folder: Path) -> None:
+        self.workspace = workspace
+        self.experiment = workspace.experiment
+        self.number = number
+        self.run = run
+        self.folder = folder
+
+    @property
+    def shard(self) -> ImageSet:
+        """The client's private images."""
+        return self.workspace.data.shard(self.number)
+
+    @property
+    def _device(self) -> torch.device:
+        """A GPU only if the config gives clients a share of one: Ray counts by that share."""
+        granted = self.experiment.resources.client_gpus > 0 and torch.cuda.is_available()
+        return torch.device("cuda" if granted else "cpu")
+
+    def train(self, round_number: int, student: Mapping[str, Tensor] | None = None) -> Fit:
+        """Train this round's teacher and keep it.
+
+        A teacher already trained for this round (before a restart) is not trained again, so a
+        resumed run repeats nothing and reaches the same weights.
+
+        Args:
+            round_number: From 1.
+            student: The server's student, if the config gives it back to clients.
+        """
+        place = self._place(round_number)
+        if place.is_file():
+            saved = load_state(place)
+            return Fit(saved["loss"], saved["accuracy"])
+        if self.workspace.plan is not None and not self._afford(round_number, self.workspace.plan):
+            # The teacher stays as it is; answering about public images costs nothing.
+            frozen = self._latest(round_number - 1)
+            state = (
+                self._network().state_dict() if frozen is None else load_state(frozen)["weights"]
+            )
+            weights = {name: tensor.cpu() for name, tensor in state.items()}
+            save_state(place, {"weights": weights, **asdict(Fit(math.nan, math.nan))})
+            return Fit(math.nan, math.nan)
+        feedback = self.experiment.teachers.feedback
+        model = self.experiment.teachers.model_of(self.number)
+        teacher = self._network()
+        before = self._latest(round_number - 1)
+        if before is not None and self.experiment.teachers.warm_start:
+            teacher.load_state_dict(load_state(before)["weights"])
+        regulariser = None
+        if (
+            student is not None
+            and feedback.use == "init"
+            and model == self.experiment.student.model
+        ):
+            teacher.load_state_dict(dict(student))
+        elif student is not None and feedback.use == "regulariser":
+            regulariser = self._student(student)
+        teacher.to(self._device)
+        if student is not None and feedback.use == "align":
+            align(
+                teacher,
+                self._student(student),
+                self.workspace.data.transfer.images.images,
+                self.experiment.teachers,
+                seed=stream_seed(self.experiment.seed, "align", self.number, round_number),
+            )
+        if self.workspace.plan is None:
+            result = fit(
+                teacher,
+                self._lessons(),
+                self.experiment.teachers,
+                seed=stream_seed(self.experiment.seed, "teach", self.number, round_number),
+                student=regulariser,
+            )
+        else:
+            options, mechanism = self.experiment.teachers, self.workspace.plan.mechanism
+            fit_private(teacher, self.shard, options, mechanism, student=regulariser)
+            result = Fit(math.nan, math.nan)  # no noise would cover them
+        weights = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
+        save_state(place, {"weights": weights, **asdict(result)})
+        if self.workspace.plan is not None:
+            self._ledger(self.workspace.plan).settle(round_number)
+        for old in sorted(self.folder.glob("teacher-*.pt"))[:-2]:
+            old.unlink()
+        return result
+
+    @property
+    def spent(self) -> float | None:
+        """Epsilon that this client has spent; None if it trains without a promise.
+
+        Public: it follows from the number of rounds, not from any image.
+        """
+        privacy = self.experiment.teachers.privacy
+        if privacy is not None and privacy.mechanism == "label_dp":
+            return privacy.epsilon
+        return None if self.workspace.plan is None else self._ledger(self.workspace.plan).spent
+
+    def paid(self, round_number: int) -> bool:
+        """Whether the budget allowed this round's training; True without a budget."""
+        space = self.workspace
+        return space.plan is None or self._ledger(space.plan).paid(round_number)
+
+    def _ledger(self, plan: Plan) -> Ledger:
+        privacy = self.experiment.teachers.privacy
+        assert privacy is not None
+        shard = self.shard
+        data = hashlib.sha256(shard.fingerprint().encode())
+        if shard.labels is not None:
+            data.update(shard.labels.numpy().tobytes())
+        account = Account(
+            self.number, data.hexdigest(), plan.epsilon, plan.delta, privacy.accountant
+        )
+        return Ledger(self.folder / "privacy.jsonl", account)
+
+    def _afford(self, round_number: int, plan: Plan) -> bool:
+        """Reserve what this round's training costs, before an image is looked at."""
+        try:
+            self._ledger(plan).reserve(round_number, plan.steps)
+        except BudgetSpent:
+            return False
+        return True
+
+    def _lessons(self) -> ImageSet:
+        """The private images, with labels that may be lies if only labels are protected."""
+        privacy, shard = self.experiment.teachers.privacy, self.shard
+        if privacy is None or privacy.mechanism != "label_dp" or shard.labels is None:
+            return shard
+        assert privacy.epsilon is not None
+        place = self.folder / "labels.pt"
+        if not place.is_file():  # drawn once: a second draw would be a second release
+            labels = randomised(shard.labels, len(shard.classes), privacy.epsilon)
+            save_state(place, {"labels": labels})
+        return replace(shard, labels=load_state(place)["labels"])
+
+    def answer(
+        self, round_number: int, *, base: int = 0, test: bool = False
+    ) -> tuple[dict[str, np.ndarray], dict[str, HeaderValue]]:
+        """What the teacher says about the transfer (or test) images, packed for the wire.
+
+        Args:
+            round_number: From 1.
+            base: The round whose answers the server holds from this client; 0 for none.
+            test: About the test images.
+
+        Raises:
+            RuntimeError: the client has no teacher yet.
+        """
+        teacher = self._teacher(round_number)
+        data = self.workspace.data
+        if test:
+            expected = self.workspace.test_order(self.run, round_number, self.number)
+            tensors = extract(teacher, data.test.images, expected.kinds, own=self.shard.images)
+        else:
+            expected = self.workspace.order(self.run, round_number, self.number, base)
+            tensors = extract(
+                teacher,
+                data.transfer.images.images,
+                expected.kinds,
+                views=self.workspace.views(round_number),
+                own=self.shard.images,
+            )
+        shard = self.shard
+        who = Teacher(self.number, len(shard), tuple(shard.class_counts().tolist()))
+        if test:
+            return pack(Knowledge(who, tensors), expected)
+        more: dict[str, np.ndarray] = {}
+        asked = self.workspace.validation_order(self.run, round_number, self.number)
+        if asked is not None:
+            told = extract(teacher, data.validation.images, asked.kinds, own=self.shard.images)
+            arrays, _ = pack(Knowledge(who, told), asked)
+            more = {VALIDATION + name: array for name, array in arrays.items()}
+        arrays, header = self._pack(round_number, Knowledge(who, tensors), expected)
+        return {**arrays, **more}, header
+
+    def _pack(
+        self, round_number: int, knowledge: Knowledge, expected: Expected
+    ) -> tuple[dict[str, np.ndarray], dict[str, HeaderValue]]:
+        """For the wire; what was said is kept if the next answer will be a change of it."""
+        if not expected.codec.remembers:
+            return pack(knowledge, expected)
+        before = self._said(expected.base, expected.kinds)
+        arrays, header = pack(knowledge, expected, before)
+        # Kept as the server will decode it, so that both mean the same by a change.
+        if before is not None or expected.index is None:
+            told = unpack(arrays, header, expected, self.number, before)
+            self._remember(round_number, told)
+        return arrays, header
+
+    def _said(self, base: int, kinds: tuple[Kind, ...]) -> dict[Kind, np.ndarray] | None:
+        """What this client said in round `base`; None if it does not know any more."""
+        place = self.folder / f"said-{base:04d}.npz"
+        if base == 0 or not place.is_file():
+            return None
+        with np.load(place, allow_pickle=False) as saved:
+            return {kind: saved[str(kind)] for kind in kinds if str(kind) in saved}
+
+    def _remember(self, round_number: int, told: Knowledge) -> None:
+        place = self.folder / f"said-{round_number:04d}.npz"
+        buffer = io.BytesIO()
+        arrays = {str(kind): tensor.numpy() for kind, tensor in told.tensors.items()}
+        np.savez(buffer, allow_pickle=False, **arrays)
+        write_atomically(place, buffer.getvalue())
+        for old in sorted(self.folder.glob("said-*.npz"))[:-3]:
+            old.unlink()
+
+    def judge(self, student: Mapping[str, Tensor]) -> tuple[int, int]:
+        """(right, total) of the student on this client's held-out private images."""
+        holdout = self.workspace.data.holdout(self.number)
+        if len(holdout) == 0 or holdout.labels is None:
+            return 0, 0
+        predictions = predict(self._student(student), holdout.images)
+        return int((predictions.argmax(1) == holdout.labels).sum()), len(holdout)
+
+    def _network(self) -> Network:
+        model = self.experiment.teachers.model_of(self.number)
+        return build_network(self.experiment, model, self.workspace.data, "teacher", self.number)
+
+    def _student(self, weights: Mapping[str, Tensor]) -> Network:
+        student = build_network(
+            self.experiment, self.experiment.student.model, self.workspace.data, "student"
+        )
+        student.load_state_dict(dict(weights))
+        return student.to(self._device)
+
+    def _teacher(self, round_number: int) -> Network:
+        place = self._latest(round_number)
+        if place is None:
+            raise RuntimeError(f"client {self.number} has not trained a teacher yet")
+        teacher = self._network()
+        teacher.load_state_dict(load_state(place)["weights"])
+        return teacher.to(self._device)
+
+    def _place(self, round_number: int) -> Path:
+        return self.folder / f"teacher-{round_number:04d}.pt"
+
+    def _latest(self, round_number: int) -> Path | None:
+        """The teacher of this round or the last one before it."""
+        limit = self._place(round_number).name
+        kept = [p for p in sorted(self.folder.glob("teacher-*.pt")) if p.name <= limit]
+        return kept[-1] if kept else None

@@ -1,0 +1,354 @@
+"""What the server does in a round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd.build import build_network, device_of
+from fedkd.chains import with_assistant, with_memory
+from fedkd.distillation import EpochRecord, Snapshot, distill
+from fedkd.evaluation import accuracy, calibration, evaluate, per_class_accuracy, predict
+from fedkd.fusion.base import Evidence, Fusion, fit_rules
+from fedkd.knowledge.extract import extract
+from fedkd.knowledge.kinds import Logits
+from fedkd.knowledge.payload import Bank, Fused, Knowledge, Teacher, fuse
+from fedkd.knowledge.wire import Header, Refused, unpack
+from fedkd.lessons import SharedLessons
+from fedkd.models.network import Network, parameter_count
+from fedkd.pretraining import pretrain
+from fedkd.randomness import stream, stream_seed
+from fedkd.release.base import Release, Released, system_noise
+from fedkd.release.gaussian import epsilon_of
+from fedkd.rounds.common import VALIDATION, Workspace
+from fedkd.rounds.progress import Notify, silent
+from fedkd.rundir import RunDirectory, load_state, network_hash, save_state
+
+# Below this many steps in a whole run no student has learnt much; said, since it looks like a bug.
+FEW_STEPS = 100
+
+
+class Server:
+    """The server's half of the round: accept, fuse, distil, evaluate, remember.
+
+    Args:
+        workspace: What the config means on this machine.
+        run: Where everything is written.
+        notify: Hears of progress.
+    """
+
+    def __init__(self, workspace: Workspace, run: RunDirectory, notify: Notify = silent) -> None:
+        self.workspace = workspace
+        self.experiment = workspace.experiment
+        self.run = run
+        self.notify = notify
+        self._chain = self._fresh_chain()
+        #: The fusion rules as fitted to the last round, and what they remember of it.
+        self._rules: list[Fusion] = list(workspace.fusion)
+        self._memories: list[dict[str, Tensor]] = []
+        self.round = 0
+        checkpoint = run.load_checkpoint()
+        if checkpoint is not None:
+            self.round = int(checkpoint["round"])
+            states = (*checkpoint["assistants"], checkpoint["student"])
+            for learner, state in zip(self._chain, states, strict=True):
+                learner.network.load_state_dict(state)
+            for learner, learnt in zip(self._chain, checkpoint["learnt"], strict=True):
+                learner.learnt = learnt
+            self._memories = checkpoint["rules"]
+
+    @property
+    def student(self) -> Network:
+        """The one network that comes out."""
+        return self._chain[-1].network
+
+    # -- accept ----------------------------------------------------------------------------
+
+    def accept(
+        self,
+        client: int,
+        round_number: int,
+        arrays: Mapping[str, np.ndarray],
+        header: Header,
+        *,
+        test: bool = False,
+    ) -> None:
+        """Check a client's knowledge and keep it on disk. Raises `Refused`."""
+        before = checked = None
+        told = {k: a for k, a in arrays.items() if not k.startswith(VALIDATION)}
+        if test:
+            expected = self.workspace.test_order(self.run.identity, round_number, client)
+        else:
+            base = self.held(client, round_number)
+            expected = self.workspace.order(self.run.identity, round_number, client, base)
+            if base > 0:
+                before = self._store(base).answers(client, expected.kinds)
+            asked = self.workspace.validation_order(self.run.identity, round_number, client)
+            more = {k.removeprefix(VALIDATION): a for k, a in arrays.items() if k not in told}
+            if asked is not None:
+                same = {**header, "fingerprint": asked.fingerprint, "base": 0}
+                checked = unpack(more, same, asked, client)
+            elif more:
+                raise Refused(f"answers that nobody asked for: {sorted(more)}")
+        knowledge = unpack(told, header, expected, client, before)
+        # The transfer set's answers come last: with them the client counts as heard.
+        if checked is not None:
+            self.run.knowledge(round_number, "validation").put(checked)
+        self._store(round_number, test).put(knowledge)
+
+    def held(self, client: int, round_number: int) -> int:
+        """The last round before this one whose answer is held from a client; 0 for none.
+
+        Only asked for by codecs that send changes, and where a part of the samples is asked about.
+        """
+        if not self.workspace.codec.remembers and self.experiment.federation.subset == 1:
+            return 0
+        earlier = range(round_number - 1, 0, -1)
+        return next((n for n in earlier if client in self.answered(n)), 0)
+
+    def answered(self, round_number: int, *, test: bool = False) -> list[int]:
+        """Clients whose knowledge of this round is held already (also from before a restart)."""
+        return self._store(round_number, test).clients()
+
+    # -- learn -----------------------------------------------------------------------------
+
+    def has_quorum(self, round_number: int) -> bool:
+        """Whether enough clients have answered for the round to teach the student."""
+        answered = len(self.answered(round_number))
+        return (
+            answered > 0 and answered >= self.experiment.federation.quorum * self.experiment.clients
+        )
+
+    def fuse(self, round_number: int) -> Fused:
+        """What the round's teachers say together."""
+        store = self._store(round_number)
+        transfer = self.workspace.data.transfer
+        labels = transfer.images.labels if transfer.labelled else None
+        bank = store.bank(self.workspace.kinds)
+        looks = any(rule.needs_student for rule in self.workspace.fusion)
+        validation = None
+        if any(rule.needs_validation for rule in self.workspace.fusion):
+            checks = self.run.knowledge(round_number, "validation")
+            if checks.clients():
+                validation = checks.bank(self.workspace.prediction_kinds)
+        evidence = Evidence(
+            bank,
+            labels=labels,
+            validation=validation,
+            validation_labels=self.workspace.data.validation.labels,
+            student=predict(self.student, transfer.images.images) if looks else None,
+            seed=stream_seed(self.experiment.seed, "fuse", round_number),
+        )
+        self._rules = fit_rules(self.workspace.fusion, evidence, self._memories)
+        if self.workspace.release is not None:
+            return self._release(round_number, self.workspace.release, bank, labels)
+        return fuse(bank, self._rules, labels=labels, store=store.allocate)
+
+    def _release(
+        self, round_number: int, release: Release, bank: Bank, labels: Tensor | None
+    ) -> Fused:
+        """What the mechanism lets out; drawn once, however often the round is taken up again."""
+        place = self._store(round_number).folder / "released.pt"
+        if not place.is_file():
+            generator = stream(self.experiment.seed, "queries", round_number)
+            index = release.asked(bank.num_samples, generator)
+            probabilities = torch.softmax(bank.rows(index, kinds=(Logits(),)).logits, dim=-1)
+            out = release(probabilities, index, self.experiment.rounds, system_noise())
+            save_state(place, {"scores": out.scores, "index": out.index, "mu": out.mu})
+        out = Released(**load_state(place))
+        self.run.metric(
+            "release",
+            round=round_number,
+            mechanism=self.experiment.release.name if self.experiment.release else "",
+            answered=len(out.index),
+            mu=out.mu,
+            epsilon=epsilon_of(out.mu, release.delta),
+            delta=release.delta,
+            unit=release.unit,
+        )
+        if len(out.index) < 2:
+            raise RuntimeError(
+                f"round {round_number}: the release answered {len(out.index)} of the transfer "
+                "images; raise its epsilon, lower its threshold, or take more clients"
+            )
+        crowd = Teacher(self.experiment.clients)
+        logits = out.scores.clamp(min=1e-4).log().numpy()
+        targets = out.scores.argmax(dim=1) if labels is None else labels[out.index]
+        together = Bank((crowd,), {Logits(): [logits]})
+        return Fused(together, out.scores, targets, out.index)
+
+    def learn(self, round_number: int, fused: Fused) -> list[EpochRecord]:
+        """Distil the fused teachers into the student."""
+        options = self.experiment.distillation
+        steps = options.epochs * math.ceil(len(self.workspace.data.transfer) / options.batch_size)
+        if round_number == 1 and steps * self.experiment.rounds < FEW_STEPS:
+            self.warn(
+                f"the student takes only {steps} steps per round: raise distillation.epochs or "
+                "lower distillation.batch_size"
+            )
+        images, views = self._shown(round_number, fused)
+        needs = self.workspace.objective.needs
+        if options.memory > 0 and round_number > 1:
+            who = Teacher(self.experiment.clients, parameters=parameter_count(self.student))
+            told = extract(self.student, images, needs, views=views)
+            fused = with_memory(fused, Knowledge(who, told), options.memory)
+        if not options.warm_start and round_number > 1:
+            self._chain = self._fresh_chain()
+        if self.experiment.student.pretraining.epochs > 0 and (
+            round_number == 1 or not options.warm_start
+        ):
+            self._pretrain(round_number)
+        for rank, assistant in enumerate(self._chain[:-1], start=1):
+            network = assistant.network
+            self._teach(assistant, fused, round_number, "assist", rank)
+            who = Teacher(self.experiment.clients + rank, parameters=parameter_count(network))
+            told = extract(network, images, needs, views=views)
+            fused = with_assistant(fused, Knowledge(who, told), options.guidance, rank)
+        return self._teach(self._chain[-1], fused, round_number, "learn")
+
+    def _shown(self, round_number: int, fused: Fused) -> tuple[Tensor, Callable[[int], Tensor]]:
+        """The transfer images that `fused` is about, and their virtual views."""
+        images = self.workspace.data.transfer.images.images
+        views, index = self.workspace.views(round_number), fused.index
+        if index is None:
+            return images, views
+        return images[index], lambda number: views(number)[index]
+
+    def _pretrain(self, round_number: int) -> None:
+        """Let a fresh student look at the transfer images before it is taught."""
+        options = self.experiment.student.pretraining
+        losses = pretrain(
+            self.student,
+            self.workspace.data.transfer.images.images,
+            epochs=options.epochs,
+            augment=options.augment,
+            batch_size=options.batch_size,
+            optimizer=options.optimizer,
+            seed=stream_seed(self.experiment.seed, "pretrain"),
+        )
+        self.run.metric("pretraining", round=round_number, losses=losses)
+
+    def _teach(
+        self, learner: _Learner, fused: Fused, round_number: int, *names: object
+    ) -> list[EpochRecord]:
+        """Distil into one network of the chain."""
+        options = self.experiment.distillation
+        is_student = learner is self._chain[-1]
+
+        def on_epoch(record: EpochRecord, _snapshot: Snapshot) -> None:
+            event = "epoch" if is_student else "assistant_epoch"
+            self.run.metric(event, round=round_number, **asdict(record))
+            if is_student:
+                self.notify("epoch", round=round_number, epoch=record.epoch, loss=record.loss)
+
+        seed = stream_seed(self.experiment.seed, *names, round_number)
+        images, views = self._shown(round_number, fused)
+        lessons = SharedLessons(
+            images,
+            fused,
+            views=views,
+            batch_size=options.batch_size,
+            curriculum=options.curriculum,
+            seed=seed,
+            device=learner.network.mean.device,
+        )
+        history, learner.learnt = distill(
+            learner.network,
+            lessons,
+            self.workspace.objective,
+            epochs=options.epochs,
+            optimizer=options.optimizer,
+            ema=options.ema,
+            seed=seed,
+            on_epoch=on_epoch,
+            **learner.learnt,
+        )
+        return history
+
+    # -- evaluate --------------------------------------------------------------------------
+
+    def evaluate(self, round_number: int, fused: Fused | None) -> dict[str, Any]:
+        """How good student, teachers and their ensemble are on the public test set."""
+        data = self.workspace.data
+        labels = data.test.labels
+        assert labels is not None
+        predictions = predict(self.student, data.test.images)
+        facts: dict[str, Any] = {"student": _scores(predictions, labels)}
+        if len(data.validation) > 0:
+            facts["validation"] = evaluate(self.student, data.validation)
+        store = self._store(round_number, test=True)
+        if store.clients():
+            bank = store.bank(self.workspace.prediction_kinds)
+            facts["teachers"] = {
+                teacher.client: accuracy(torch.from_numpy(np.asarray(array, np.float32)), labels)
+                for teacher, array in zip(bank.teachers, bank.arrays[Logits()], strict=True)
+            }
+            together = fuse(bank, self._rules, store=store.allocate).probabilities
+            facts["ensemble"] = _scores(together.clamp(min=1e-12).log(), labels)
+        hidden = data.transfer.true_labels
+        if fused is not None and hidden is not None:
+            shown = hidden if fused.index is None else hidden[fused.index]
+            facts["pseudo_labels"] = accuracy(fused.probabilities, shown)
+        return facts
+
+    def finish_round(self, round_number: int, **facts: Any) -> None:
+        """Write the round down and keep the student: the point a resumed run goes on from."""
+        self.round = round_number
+        self._memories = [rule.memory for rule in self._rules]
+        student = network_hash(self.student)
+        self.run.metric("round", round=round_number, hash=student, **facts)
+        states = [
+            {name: tensor.cpu() for name, tensor in learner.network.state_dict().items()}
+            for learner in self._chain
+        ]
+        self.run.save_checkpoint(
+            round_number,
+            {
+                "student": states[-1],
+                "assistants": states[:-1],
+                "learnt": [learner.learnt for learner in self._chain],
+                "rules": self._memories,
+            },
+        )
+        self.notify("round", round=round_number, **facts)
+
+    def warn(self, text: str) -> None:
+        """Say something that people should know, now and in the report."""
+        self.run.metric("warning", text=text)
+        self.notify("warning", text=text)
+
+    def _store(self, round_number: int, test: bool = False) -> Any:
+        return self.run.knowledge(round_number, "test" if test else "transfer")
+
+    def _fresh_chain(self) -> list[_Learner]:
+        """Untrained assistants and student."""
+        device = device_of(self.experiment)
+        experiment, data = self.experiment, self.workspace.data
+        networks = [
+            build_network(experiment, model, data, "assistant", rank)
+            for rank, model in enumerate(experiment.distillation.assistants, start=1)
+        ]
+        networks.append(build_network(experiment, experiment.student.model, data, "student"))
+        return [_Learner(network.to(device)) for network in networks]
+
+
+@dataclass
+class _Learner:
+    """A network of the chain, and what its last training hands to the next."""
+
+    network: Network
+    learnt: dict[str, Any] = field(default_factory=dict)
+
+
+def _scores(predictions: Tensor, labels: Tensor) -> dict[str, Any]:
+    return {
+        "accuracy": accuracy(predictions, labels),
+        "per_class": per_class_accuracy(predictions, labels),
+        "calibration": asdict(calibration(predictions, labels)),
+    }
