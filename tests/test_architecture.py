@@ -52,9 +52,9 @@ FACE = "fedkd"
 # Where each outside library may be imported: files, or folders that end with a slash.
 EVERYWHERE = {"torch", "numpy"}
 DOORS: dict[str, tuple[str, ...]] = {
-    "yaml": ("fedkd/config.py",),
+    "yaml": ("fedkd/config/",),
     "pydantic": (
-        "fedkd/config.py",
+        "fedkd/config/",
         "fedkd/central/config.py",
         "fedkd/registry.py",
         "simulations/compare/config.py",

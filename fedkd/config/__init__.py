@@ -1,0 +1,81 @@
+"""An experiment as typed, validated objects.
+
+The *experiment* is a handful of pydantic models. A *component* (`{name: dkd, beta: 2.0}`, or
+just `dkd`) is checked against the constructor's signature when it is built, so nothing is
+declared twice. Every error is one line that names the key, the value, what is allowed and the
+nearest valid name.
+"""
+
+from fedkd.config.reading import (
+    import_plugins,
+    load_config,
+    load_experiment,
+    make_config,
+    make_experiment,
+    merged,
+    parse_yaml,
+    read_experiment,
+    validate,
+)
+from fedkd.config.sections import (
+    Component,
+    ConfigError,
+    Data,
+    Distillation,
+    Evaluation,
+    Experiment,
+    Federation,
+    Feedback,
+    Fraction,
+    Named,
+    NamedList,
+    Optimizer,
+    Positive,
+    Pretraining,
+    Privacy,
+    Quarantine,
+    Resources,
+    Section,
+    Student,
+    Teachers,
+    Term,
+    Terms,
+    Transfer,
+    Views,
+)
+
+__all__ = [
+    "Component",
+    "ConfigError",
+    "Data",
+    "Distillation",
+    "Evaluation",
+    "Experiment",
+    "Federation",
+    "Feedback",
+    "Fraction",
+    "Named",
+    "NamedList",
+    "Optimizer",
+    "Positive",
+    "Pretraining",
+    "Privacy",
+    "Quarantine",
+    "Resources",
+    "Section",
+    "Student",
+    "Teachers",
+    "Term",
+    "Terms",
+    "Transfer",
+    "Views",
+    "import_plugins",
+    "load_config",
+    "load_experiment",
+    "make_config",
+    "make_experiment",
+    "merged",
+    "parse_yaml",
+    "read_experiment",
+    "validate",
+]

@@ -1,0 +1,232 @@
+"""From YAML files and `key=value` words to a checked experiment; the only file that reads YAML."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import (
+    ValidationError,
+)
+
+from fedkd.config.messages import model_at, one_line
+from fedkd.config.sections import Component, ConfigError, Experiment, Section
+from fedkd.registry import nearest
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML less two traps of YAML 1.1: `1e-4` is a number, a repeated key an error."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if key.value in seen:
+            raise ConfigError(f"key {key.value!r} is given twice (line {key.start_mark.line + 1})")
+        seen.add(key.value)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.yaml_implicit_resolvers = {
+    first: list(rules) for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """YAML text -> plain values. Raises `ConfigError` naming `source` and the line."""
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader: builds plain values only
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}, line {mark.line + 1}" if mark else source
+        raise ConfigError(f"{where}: {getattr(error, 'problem', error)}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+Root = TypeVar("Root", bound=Section)
+
+
+# Bytes of a config that a server may send; a larger one is cut, and then no valid config.
+_LONGEST_CONFIG = 2**20
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read a config file and apply `key=value` overrides.
+
+    Args:
+        path: A YAML file. A relative path is looked for in the working directory first, then
+            beside the installed `configs` package (so that a Flower app bundle finds its own).
+        overrides: Words like `rounds=5` or `student.model=resnet20`; values are YAML.
+
+    Raises:
+        ConfigError: one line on what is wrong, where, and what is allowed.
+    """
+    return load_config(Experiment, path, overrides)
+
+
+def make_experiment(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Experiment:
+    """Plain values and overrides -> a checked experiment. Raises `ConfigError`."""
+    return make_config(Experiment, values, overrides)
+
+
+def read_experiment(sent: bytes) -> Experiment:
+    """What `to_bytes` gave on another machine.
+
+    Raises:
+        ConfigError: damaged, or this version of fedkd means something else by it.
+    """
+    try:
+        unpacker = zlib.decompressobj()
+        text = unpacker.decompress(sent[8:], _LONGEST_CONFIG).decode()
+    except (zlib.error, UnicodeDecodeError) as error:
+        raise ConfigError(f"the server's config cannot be read ({error})") from None
+    experiment = make_experiment(parse_yaml(text, "the server's config"))
+    if experiment._hash() != sent[:8]:
+        raise ConfigError(
+            "the server's config means something else to this version of fedkd: install the "
+            "server's version here"
+        )
+    return experiment
+
+
+def load_config(root: type[Root], path: str | Path, overrides: Sequence[str] = ()) -> Root:
+    """As `load_experiment`, for any outermost section.
+
+    The key `base` names another file, from this one's folder: its values hold where this file
+    says nothing. Mappings are merged key by key, all else is replaced.
+    """
+    file = _find(Path(path))
+    values = _read(file, str(path))
+    if "name" in root.model_fields:
+        values.setdefault("name", file.stem)
+    return make_config(root, values, overrides)
+
+
+def make_config(root: type[Root], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Root:
+    """As `make_experiment`, for any outermost section."""
+    config = _validate(root, values)
+    if overrides:
+        merged = config.model_dump(mode="json")
+        for word in overrides:
+            key, separator, text = word.partition("=")
+            if not separator or not key:
+                raise ConfigError(f"override {word!r}: expected key=value, for example rounds=5")
+            _assign(root, merged, key.strip().split("."), parse_yaml(text, key), key)
+        config = _validate(root, merged)
+    import_plugins(getattr(config, "plugins", ()))
+    return config
+
+
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`old` with what `new` says; a component of another name keeps nothing of the old one."""
+    result = dict(old)
+    for key, value in new.items():
+        before = result.get(key)
+        result[key] = value
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            name = before.get("name")
+            if value.get("name", name) == name:
+                result[key] = merged(before, value)
+    return result
+
+
+def validate(root: type[Root], values: Mapping[str, Any], where: str) -> Root:
+    """Plain values -> the section `root` at the key `where`. Raises a one-line `ValueError`."""
+    try:
+        return root.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{where}.{one_line(root, error)}") from None
+
+
+def _validate(root: type[Root], values: Mapping[str, Any]) -> Root:
+    try:
+        return root.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(one_line(root, error)) from None
+
+
+def _read(file: Path, shown: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    values = parse_yaml(file.read_text(encoding="utf-8"), shown)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{shown}: expected a mapping of keys, got {type(values).__name__}")
+    if "base" not in values:
+        return values
+    base = file.parent / str(values.pop("base"))
+    if not base.is_file() or base in (file, *above):
+        problem = "is this file's own base" if base.is_file() else "does not exist"
+        raise ConfigError(f"{shown}: base: {base} {problem}")
+    return merged(_read(base, str(base), (file, *above)), values)
+
+
+def _find(path: Path) -> Path:
+    """`path` itself, or the config of that name shipped in the `configs` package."""
+    import configs
+
+    shipped = Path(configs.__file__).parent
+    for candidate in (path, shipped.parent / path, shipped / path):
+        if candidate.is_file():
+            return candidate
+    known = [str(p.relative_to(shipped.parent)) for p in sorted(shipped.rglob("*.yaml"))]
+    raise ConfigError(f"no config file {str(path)!r}{nearest(str(path), known)}")
+
+
+def _assign(
+    root: type[Section], values: dict[str, Any], keys: list[str], value: Any, whole: str
+) -> None:
+    *parents, last = keys
+    node: Any = values
+    for depth, key in enumerate(parents):
+        if isinstance(node, list):
+            node = _item(node, key, whole)
+            continue
+        child = node.get(key)
+        if isinstance(child, str) and depth < len(keys) - 1:  # `fusion: x` -> `{name: x}`
+            child = {"name": child}
+        node[key] = {} if child is None else child
+        node = node[key]
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"{whole}: {'.'.join(keys[: depth + 1])} is a value, not a section")
+    if isinstance(node, list):
+        _item(node, last, whole)
+        node[int(last)] = value
+    elif (
+        last == "name"
+        and issubclass(model_at(root, parents), Component)
+        and node.get("name") != value
+    ):
+        node.clear()  # another component: the options of the old one do not apply to it
+        node["name"] = value
+    else:
+        node[last] = value
+
+
+def _item(items: list[Any], key: str, whole: str) -> Any:
+    if not key.isdigit() or int(key) >= len(items):
+        raise ConfigError(f"{whole}: {key!r} is not an index of a list of {len(items)}")
+    if isinstance(items[int(key)], str):
+        items[int(key)] = {"name": items[int(key)]}
+    return items[int(key)]
+
+
+def import_plugins(names: Sequence[str]) -> None:
+    """Import users' modules, which register themselves. Raises `ConfigError`."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError(
+                f"plugins: cannot import {name!r} ({error}); it must be importable from the "
+                "working directory or installed"
+            ) from None
