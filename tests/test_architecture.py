@@ -80,18 +80,18 @@ DOORS: dict[str, tuple[str, ...]] = {
     "matplotlib": (
         "fedkd/data/picture.py",
         "fedkd/plots.py",
-        "fedkd/report.py",
+        "fedkd/report/",
         "fedkd/central/pictures.py",
         "simulations/compare/pictures.py",
     ),
     "jinja2": (
-        "fedkd/report.py",
+        "fedkd/report/",
         "fedkd/central/report.py",
         "fedkd/leaflet.py",
         "simulations/compare/report.py",
     ),
     "markupsafe": (
-        "fedkd/report.py",
+        "fedkd/report/",
         "fedkd/central/report.py",
         "fedkd/leaflet.py",
         "simulations/compare/report.py",
