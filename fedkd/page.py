@@ -199,6 +199,7 @@ PAGE = (
     <table>
       <thead><tr><th>client</th><th>model</th><th class="n">images</th>
         <th class="n">classes</th><th class="n">teacher, test</th><th class="from"></th>
+        <th class="n">say</th><th class="from"></th>
         <th class="n">student, held-out</th><th class="from"></th></tr></thead>
       <tbody>
       {% for row in teachers %}
@@ -208,6 +209,8 @@ PAGE = (
         <td class="n">{{ row.classes|known }}</td>
         <td class="n">{{ row.accuracy|percent }}</td>
         <td class="bar slim from"><i style="--w: {{ row.accuracy|bar }}"></i></td>
+        <td class="n">{{ row.say|percent }}</td>
+        <td class="bar slim from"><i style="--w: {{ row.say|bar }}"></i></td>
         <td class="n">{{ row.holdout|percent }}</td>
         <td class="bar slim student from"><i style="--w: {{ row.holdout|bar }}"></i></td>
       </tr>
@@ -215,7 +218,8 @@ PAGE = (
       </tbody>
     </table>
     <p class="caption">A teacher is judged on the public test images; the student also, by each
-      client for itself, on private images that the client held out from training.</p>
+      client for itself, on private images that the client held out from training. Say: the
+      teacher's part in the fused labels of the last round.</p>
   </details>
 </div>
 

@@ -50,12 +50,5 @@ def lift(run: RunDirectory, client: int) -> int:
 
 def distrusted(fused: Fused, trust: float) -> list[int]:
     """Clients whose mean weight is below `trust` times an equal say; none if rules merged all."""
-    bank = fused.bank
-    if bank.weights is None or len(bank.teachers) < 2:
-        return []
-    least = trust / len(bank.teachers)
-    return [
-        teacher.client
-        for teacher, weights in zip(bank.teachers, bank.weights, strict=True)
-        if float(weights.mean()) < least
-    ]
+    least = trust / max(len(fused.say), 1)
+    return [client for client, share in fused.say.items() if share < least]

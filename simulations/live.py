@@ -151,6 +151,7 @@ def rounds_table() -> Table:
 def round_row(facts: dict[str, Any]) -> list[str]:
     """One row of `rounds_table` from a round's facts."""
     teachers = facts.get("teachers") or {}
+    silent = sum(share == 0 for share in (facts.get("say") or {}).values())
     note = "" if facts["status"] == "ok" else " degraded"
     return [
         f"{facts['round']}{note}",
@@ -158,7 +159,7 @@ def round_row(facts: dict[str, Any]) -> list[str]:
         percent((facts.get("ensemble") or {}).get("accuracy")),
         percent(max(teachers.values(), default=None)),
         percent(facts.get("pseudo_labels")),
-        str(len(facts["answered"])),
+        str(len(facts["answered"])) + (f", {silent} without a say" if silent else ""),
     ]
 
 

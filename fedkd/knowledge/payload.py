@@ -208,6 +208,14 @@ class Fused:
     targets: Tensor
     index: Tensor | None = None
 
+    @property
+    def say(self) -> dict[int, float]:
+        """Client -> its mean weight over the images; they sum to one. Empty if rules merged all."""
+        weights, teachers = self.bank.weights, self.bank.teachers
+        if weights is None or any(teacher.client < 0 for teacher in teachers):
+            return {}
+        return {t.client: float(row.mean()) for t, row in zip(teachers, weights, strict=True)}
+
 
 Rule = Callable[[Ensemble], Ensemble]
 

@@ -110,6 +110,7 @@ def headline(found: Found) -> list[Record]:
 def teachers(found: Found) -> list[Record]:
     """One row for each teacher."""
     counts, scores = found.class_counts, found.last.get("teachers", {})
+    say = found.last.get("say") or {}
     rows = []
     for client in range(found.run.experiment.clients):
         held = None if counts is None or client >= len(counts) else counts[client]
@@ -120,6 +121,7 @@ def teachers(found: Found) -> list[Record]:
                 "images": None if held is None else int(held.sum()),
                 "classes": None if held is None else int((held > 0).sum()),
                 "accuracy": scores.get(str(client)),
+                "say": say.get(str(client)),
                 "holdout": found.verdicts.get(client),
             }
         )

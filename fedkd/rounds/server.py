@@ -291,6 +291,8 @@ class Server:
             }
             together = fuse(bank, self._rules, store=store.allocate).probabilities
             facts["ensemble"] = _scores(together.clamp(min=1e-12).log(), labels)
+        if fused is not None and fused.say:
+            facts["say"] = fused.say
         hidden = data.transfer.true_labels
         if fused is not None and hidden is not None:
             shown = hidden if fused.index is None else hidden[fused.index]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,6 +105,23 @@ def test_a_bad_payload_costs_its_client_the_round_and_nobody_else(tiny: Tiny, na
     ]
     assert all(reason in r["reason"] for r in refused)
     assert [r["answered"] for r in run.metrics("round")] == [[0, 2], [0, 2]]
+
+
+def test_who_has_a_say_stands_in_the_metrics_and_on_the_page(tiny: Tiny) -> None:
+    def lie(arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
+        arrays["logits"][:] = [9, 0, 0, 0]
+
+    run = run_local(
+        tiny("fusion=consensus", "federation.codec=float32", "teachers.epochs=20",
+             "data.partition.alpha=100", "distillation.losses=[kd]", "clients=4"),
+        client_app=tampering({1: lie}),
+    )  # fmt: skip
+    for record in run.metrics("round"):
+        assert record["say"] == pytest.approx({"0": 1 / 3, "1": 0, "2": 1 / 3, "3": 1 / 3})
+    page = (run.path / "report.html").read_text()
+    assert page.count("33.3 %") >= 3
+    merged = run_local(tiny("fusion=median", "rounds=1", "distillation.losses=[kd]"))
+    assert "say" not in merged.metrics("round")[0]
 
 
 @pytest.mark.parametrize("message_type", ["train", "query.knowledge", "evaluate"])
