@@ -63,7 +63,7 @@ class Consensus(Fusion):
         least: Smallest standing that is heard, as a part of the median teacher's.
     """
 
-    def __init__(self, *, share: float = 0.3, least: float = 0.5) -> None:
+    def __init__(self, *, share: float = 0.3, least: float = 0.25) -> None:
         if not 0 <= share < 0.5:
             raise ValueError(f"fusion 'consensus': share must be in [0, 0.5), got {share}")
         if not 0 < least < 1:
