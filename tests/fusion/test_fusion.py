@@ -175,7 +175,7 @@ def specialists(classes: int, samples: int = 400) -> tuple[torch.Tensor, torch.T
 
 @pytest.mark.parametrize("lie", ["same class", "wrong labels", "random", "nobody"])
 @pytest.mark.parametrize(
-    ("order", "classes"), [("density_ratio consensus", 4), ("consensus density_ratio", 6)]
+    ("order", "classes"), [("density_ratio consensus", 5), ("consensus density_ratio", 7)]
 )
 def test_consensus_tells_liars_from_specialists(order: str, classes: int, lie: str) -> None:
     """Honest teachers know different classes, and liars agree with each other and claim a lot."""
