@@ -22,7 +22,8 @@ _PAGE = """\
  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <meta name="color-scheme" content="light dark">
 <title>{{ title }} · fedkd</title>
-<style>{{ style }}</style>
+<style>{{ style }}
+thead .n { white-space: normal; }</style>
 </head>
 <body>
 <main>

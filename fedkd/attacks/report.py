@@ -149,9 +149,9 @@ def heat_map(facts: Mapping[str, Any]) -> Any:
     # Beyond 30 points a student is lost, and small costs should stay visible.
     image = axes.imshow(costs, cmap="RdBu_r", vmin=-30, vmax=30, aspect="auto")
     axes.xaxis.tick_top()
-    axes.set_xticks(
-        range(len(rules)), [plots.short(rule, 22) for rule in rules], rotation=35, ha="left"
-    )
+    # A chain takes a line for each rule, so that nothing of it has to be cut off.
+    chains = [" →\n".join(plots.short(part, 26) for part in r.split(" → ")) for r in rules]
+    axes.set_xticks(range(len(rules)), chains, rotation=35, ha="left", fontsize=8)
     axes.set_yticks(range(len(threats)), threats)
     axes.grid(visible=False)
     axes.axhline(0.5, color=plots.INK, lw=1)
