@@ -50,22 +50,28 @@ def attack(
         print(f"interrupted; go on with: fedkd attack --resume {folder}", file=sys.stderr)
         sys.exit(130)
     page = write(study, results, folder)
-    console.print(_table(table(study, results)))
+    console.print(costs_table(table(study, results)))
     console.print(f"report  {page}", soft_wrap=True, highlight=False)
 
 
-def _table(facts: dict[str, Any]) -> Any:
+def costs_table(facts: dict[str, Any]) -> Any:
+    """Clean accuracy and costs by rule; rules that do not fit are numbered."""
     from rich.table import Table
 
     shown = Table(
         title=f"{facts['name']}: test accuracy clean (%), then points lost to each attack",
         title_justify="left",
     )
+    rules = [*facts["worst"]]
+    short = sum(len(rule) + 3 for rule in rules) <= 60
+    if not short:  # a number for each, told below
+        shown.caption = "\n".join(f"{number}: {rule}" for number, rule in enumerate(rules, 1))
+        shown.caption_justify = "left"
     shown.add_column("attack", no_wrap=True)
-    for rule in facts["worst"]:
-        shown.add_column(rule, justify="right", overflow="fold")
+    for number, rule in enumerate(rules, start=1):
+        shown.add_column(rule if short else str(number), justify="right")
     for number, (threat, row) in enumerate(facts["rows"].items()):
-        cells = [row[rule] for rule in facts["worst"]]
+        cells = [row[rule] for rule in rules]
         key, factor = ("accuracy", 100) if number == 0 else ("cost", 1)
         shown.add_row(threat, *("–" if c is None else f"{factor * c[key]:.1f}" for c in cells))
         if number < 2:

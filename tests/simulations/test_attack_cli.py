@@ -1,5 +1,6 @@
 """`fedkd attack` and `fedkd quarantine` as a user meets them."""
 
+import io
 import re
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from fedkd.attacks.config import AttackStudy
 from fedkd.attacks.matrix import CLEAN, Cell, run_matrix
@@ -14,6 +16,7 @@ from fedkd.config import load_config
 from fedkd.quarantine import strike
 from fedkd.rundir import RunDirectory
 from simulations.cli import main
+from simulations.commands.attack import costs_table
 
 
 @pytest.fixture
@@ -51,6 +54,21 @@ def test_a_study_ends_with_table_and_page_and_can_be_resumed(fedkd, tiny, tmp_pa
     code, out, err = fedkd("attack", "--resume", folder)
     assert (code, err) == (0, "")
     assert (folder / "report.html").is_file()
+
+
+def test_many_rules_fit_a_narrow_terminal() -> None:
+    rules = [f"density_ratio → a_rule_with_a_long_name_{n}" for n in range(8)]
+    cell = {"accuracy": 0.9, "cost": 1.5}
+    rows = {threat: dict.fromkeys(rules, cell) for threat in ("clean", "absent", "collude")}
+    facts = {"name": "wide", "worst": dict.fromkeys(rules), "rows": rows}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(costs_table(facts))
+    text = console.export_text()
+    assert text.count("1.5") == 16
+    assert text.count("90.0") == 8
+    for number, rule in enumerate(rules, start=1):
+        assert f"{number}: {rule}" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
