@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fedkd.attacks.config import AttackStudy
 from fedkd.attacks.matrix import CLEAN, Cell, run_matrix
+from fedkd.attacks.report import table as costs
 from fedkd.config import load_config
 from fedkd.quarantine import strike
 from fedkd.rundir import RunDirectory
@@ -113,3 +114,20 @@ def test_garbage_costs_at_most_a_point(tmp_path: Path) -> None:
     for cell, result in results.items():
         clean = results[Cell(cell.seed, cell.rule, CLEAN)]["accuracy"]
         assert result["accuracy"] >= clean - 0.01
+
+
+@pytest.mark.slow
+def test_the_robust_chain_bears_three_attackers_of_ten(tmp_path: Path) -> None:
+    """Goal: at most two points lost to whoever does not take pains to pass for honest."""
+    study = load_config(
+        AttackStudy, "configs/attack/robust.yaml",
+        [
+            "rules=[[{name: consensus, least: 0.5}, density_ratio]]",
+            "attacks=[collude,inflate,cpa,lma,label_noise,permuted,top_k,sign_flip,loud,shift]",
+        ],
+    )  # fmt: skip
+    facts = costs(study, run_matrix(study, tmp_path))
+    robust = "consensus(least=0.5) → density_ratio"
+    assert {name: row[robust]["cost"] for name, row in facts["rows"].items()
+            if row[robust]["cost"] > 2} == {}  # fmt: skip
+    assert facts["worst"]["density_ratio"]["cost"] > 20
