@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from fedkd.config.messages import model_at, one_line
 from fedkd.config.sections import Component, ConfigError, Experiment, Section
@@ -56,7 +54,6 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 Root = TypeVar("Root", bound=Section)
-
 
 # Bytes of a config that a server may send; a larger one is cut, and then no valid config.
 _LONGEST_CONFIG = 2**20

@@ -42,7 +42,7 @@ def agreement(evidence: Evidence) -> Tensor:
     covariances = products / both - (means * means.transpose(0, 1)).sum(dim=-1)
     variances = (squares / both - means.square().sum(dim=-1)).clamp(min=0)
     spread = (variances * variances.T).sqrt()
-    return torch.where(spread > CONSTANT, covariances / spread.clamp(min=CONSTANT), 0.0).float()
+    return torch.where(spread > CONSTANT, covariances / spread, 0.0).float()
 
 
 @FUSIONS.register("consensus")

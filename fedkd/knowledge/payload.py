@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -208,7 +209,7 @@ class Fused:
     targets: Tensor
     index: Tensor | None = None
 
-    @property
+    @cached_property
     def say(self) -> dict[int, float]:
         """Client -> its mean weight over the images; they sum to one. Empty if rules merged all."""
         weights, teachers = self.bank.weights, self.bank.teachers

@@ -33,6 +33,8 @@ from fedkd.report.top import headline, sentence, state, teachers, tiles
 from fedkd.report.words import bar, date, human_bytes, or_dash, percent
 from fedkd.rundir import RunDirectory
 
+__all__ = ["human_bytes", "percent", "render", "write_report"]
+
 _MANY = 16  # longer tables are folded up
 _REFUSED_SHOWN = 300
 
@@ -111,6 +113,3 @@ def _pair(cards: Sequence[Card | None], *, more: bool) -> list[Card]:
     if halves and (len(halves) + more) % 2:
         there[halves[-1]] = replace(there[halves[-1]], lone=True)
     return there
-
-
-__all__ = ["human_bytes", "percent", "render", "write_report"]

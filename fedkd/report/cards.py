@@ -66,11 +66,7 @@ def accuracy_card(found: Found) -> Card:
 
 def classes_card(found: Found) -> Card | None:
     """Accuracy within each class; None before the first evaluation."""
-    scores = {
-        name: found.last[name]["per_class"]
-        for name in ("student", "ensemble")
-        if (found.last.get(name) or {}).get("per_class")
-    }
+    scores = found.judged("per_class")
     if not scores:
         return None
     classes, counts = found.classes, found.class_counts
@@ -140,11 +136,7 @@ def pulls_card(found: Found) -> Card | None:
 
 def calibration_card(found: Found) -> Card | None:
     """Confidence against accuracy; None before the first evaluation."""
-    sets = {
-        name: found.last[name]["calibration"]
-        for name in ("student", "ensemble")
-        if (found.last.get(name) or {}).get("calibration")
-    }
+    sets = found.judged("calibration")
     if not sets:
         return None
     return Card(

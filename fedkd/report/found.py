@@ -18,10 +18,7 @@ from fedkd.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-
 Record = dict[str, Any]
-
-
 # What can go wrong while reading data or knowledge again; the page then says what is missing.
 TROUBLE = (OSError, ValueError, RuntimeError, ImportError)
 
@@ -71,6 +68,11 @@ class Found:
     def last(self) -> Record:
         """The last finished round, or nothing."""
         return self.rounds[-1] if self.rounds else {}
+
+    def judged(self, key: str) -> Record:
+        """`student`, `ensemble` -> what the last evaluation says of them, where it does."""
+        found = {who: (self.last.get(who) or {}).get(key) for who in ("student", "ensemble")}
+        return {who: value for who, value in found.items() if value}
 
     @property
     def classes(self) -> list[str]:

@@ -13,9 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.build import (
-    build_network,
-)
+from fedkd.build import build_network
 from fedkd.data.images import ImageSet
 from fedkd.evaluation import predict
 from fedkd.knowledge.extract import extract

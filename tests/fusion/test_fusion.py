@@ -156,6 +156,15 @@ def test_robust_rules_bear_thirty_percent_of_attackers(name: str, bad: str) -> N
     assert sure > plain + 0.1
 
 
+def familiar_bank(logits: torch.Tensor, familiar: torch.Tensor, sizes: list[int]) -> Bank:
+    return Bank.of(
+        [
+            Knowledge(Teacher(m, size), {Logits(): logits[m], Familiarity(): familiar[m]})
+            for m, size in enumerate(sizes)
+        ]
+    )
+
+
 def specialists(classes: int, samples: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (10, samples, 10) and familiarity of teachers that know some of ten classes each.
 
@@ -189,13 +198,7 @@ def test_consensus_tells_liars_from_specialists(order: str, classes: int, lie: s
             logits[m] = logits[m][:, [3, 6, 0, 9, 1, 8, 4, 2, 5, 7]]
         else:
             logits[m] = 20 * torch.randn(400, 10, generator=torch.Generator().manual_seed(m))
-    sizes = [10**6 if m in liars else 50 for m in range(10)]
-    bank = Bank.of(
-        [
-            Knowledge(Teacher(m, sizes[m]), {Logits(): logits[m], Familiarity(): familiar[m]})
-            for m in range(10)
-        ]
-    )
+    bank = familiar_bank(logits, familiar, [10**6 if m in liars else 50 for m in range(10)])
     rules = fit_rules([FUSIONS.create(name) for name in order.split()], Evidence(bank))
     fused = fuse(bank, rules)
     assert fused.bank.weights is not None
@@ -223,12 +226,7 @@ def test_agreement_is_the_correlation_over_common_ground() -> None:
     logits = torch.randn(3, 2500, 4, generator=generator)
     logits[1] += logits[0]
     familiar = torch.rand(3, 2500, generator=generator)
-    bank = Bank.of(
-        [
-            Knowledge(Teacher(m, 10), {Logits(): logits[m], Familiarity(): familiar[m]})
-            for m in range(3)
-        ]
-    )
+    bank = familiar_bank(logits, familiar, [10] * 3)
     before = fit_rules([FUSIONS.create("density_ratio")], Evidence(bank))
     found = agreement(Evidence(bank, before=tuple(before)))
     weights = before[0](bank.rows(torch.arange(2500), kinds=bank.fusible)).weights
