@@ -96,7 +96,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "fedkd/leaflet.py",
         "simulations/compare/report.py",
     ),
-    "PIL": ("fedkd/data/datasets.py", "fedkd/data/transfer.py", "fedkd/export.py"),
+    "PIL": ("fedkd/data/pictures.py", "fedkd/data/transfer.py", "fedkd/export.py"),
     "cryptography": ("simulations/deploy/keys.py",),
     "typer": ("simulations/cli.py", "simulations/commands/"),
     "rich": (

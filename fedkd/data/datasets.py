@@ -20,6 +20,7 @@ import torch
 
 from fedkd.data import DATASETS
 from fedkd.data.images import ImageSet
+from fedkd.data.pictures import SUFFIXES, read_pictures
 from fedkd.randomness import stream
 
 Pair = tuple[ImageSet, ImageSet]
@@ -47,8 +48,6 @@ CIFAR100 = (
     "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman",
     "worm",
 )  # fmt: skip
-
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 
 
 def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> Pair:
@@ -380,27 +379,19 @@ def image_set(
 
 def read_folder(folder: Path, size: int, grey: bool) -> ImageSet:
     """One class per subfolder, in the order of their names."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not names:
         raise ValueError(f"{folder}: no class folders")
-    pixels, labels = [], []
+    found: list[Path] = []
+    labels: list[int] = []
     for label, name in enumerate(names):
-        files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
+        files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES)
         if not files:
-            raise ValueError(f"{folder / name}: no pictures ({', '.join(sorted(_SUFFIXES))})")
-        for file in files:
-            try:
-                with Image.open(file) as picture:
-                    if picture.mode.startswith(("I", "F")):
-                        raise ValueError(f"mode {picture.mode} has more than 8 bits per channel")
-                    upright = ImageOps.exif_transpose(picture).convert("L" if grey else "RGB")
-            except (UnidentifiedImageError, OSError, ValueError) as error:
-                raise ValueError(f"{file}: not a readable 8-bit picture ({error})") from None
-            pixels.append(np.asarray(upright.resize((size, size), Image.Resampling.BILINEAR)))
-            labels.append(label)
-    return ImageSet(_tensor(np.stack(pixels)), _labels(np.asarray(labels)), tuple(names))
+            raise ValueError(f"{folder / name}: no pictures ({', '.join(SUFFIXES)})")
+        found += files
+        labels += [label] * len(files)
+    pixels = read_pictures(found, channels=1 if grey else 3, height=size, width=size)
+    return ImageSet(_tensor(pixels), _labels(np.asarray(labels)), tuple(names))
 
 
 def _tensor(pixels: np.ndarray) -> torch.Tensor:

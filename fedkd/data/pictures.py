@@ -1,0 +1,156 @@
+"""The one reader of picture files: training folders and prediction see the same pixels."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (
+    ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+
+_TRANSPARENT = "are partly transparent and are laid on white"
+_FRAMES = "have more than one frame or page, of which only the first is read"
+_ALL_FRAMES_ALIKE = {"MPO", "JPEG"}  # phones put previews and depth maps behind the photograph
+
+
+def read_picture(
+    file: str | Path, *, channels: int, height: int | None = None, width: int | None = None
+) -> np.ndarray:
+    """One picture file as uint8 (height, width, channels).
+
+    The picture is turned upright (EXIF), laid on white where it is transparent, made grey or
+    coloured, and resized without regard to its aspect ratio (bilinear, antialiased). CMYK is
+    converted to RGB; of an animation or a document the first frame is read.
+
+    Args:
+        file: The file.
+        channels: 1 (grey) or 3 (colour).
+        height: Rows of the result; None: those of the upright picture.
+        width: Columns of the result; None: those of the upright picture.
+
+    Raises:
+        ValueError: no such file, no picture, a damaged one, one with more than 8 bits per
+            channel, or one with too many pixels; the message is one line that names the file.
+    """
+    pixels, notes = _read(Path(file), channels, height, width)
+    for note in notes:
+        logger.warning("%s: such pictures %s", shown(file), note)
+    return pixels
+
+
+def read_pictures(files: Sequence[Path], *, channels: int, height: int, width: int) -> np.ndarray:
+    """Many picture files as uint8 (N, height, width, channels), each as `read_picture` has it."""
+    pixels = np.empty((len(files), height, width, channels), np.uint8)
+    seen: Counter[str] = Counter()
+    first: dict[str, Path] = {}
+    for row, file in enumerate(files):
+        pixels[row], notes = _read(file, channels, height, width)
+        seen.update(notes)
+        for note in notes:
+            first.setdefault(note, file)
+    for note, count in seen.items():
+        logger.warning(
+            "%d of %d pictures %s (the first is %s)", count, len(files), note, shown(first[note])
+        )
+    return pixels
+
+
+def shown(path: str | Path) -> str:
+    """A path for a message of one line."""
+    return str(path).replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _read(
+    file: Path, channels: int, height: int | None, width: int | None
+) -> tuple[np.ndarray, list[str]]:
+    """The pixels, and what is worth a warning about them."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if channels not in (1, 3):
+        raise ValueError(f"channels: expected 1 (grey) or 3 (colour), got {channels}")
+    name = shown(file)
+    try:
+        if not file.exists():
+            raise ValueError(f"{name}: no such picture file")
+        if not file.is_file():  # opening a named pipe would wait for ever
+            raise ValueError(f"{name}: expected a picture file, found something else")
+    except OSError as error:
+        raise ValueError(f"{name}: cannot be reached ({error.strerror})") from None
+    notes = []
+    try:
+        # Pillow warns of large pictures and odd palettes; both are the user's own and read well.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file) as picture:
+                deep = _deep(picture)
+                if picture.mode.startswith(("I", "F")):
+                    raise _TooDeep(picture.mode)
+                upright = ImageOps.exif_transpose(picture)
+                if upright.has_transparency_data:
+                    layered = upright.convert("RGBA")
+                    if layered.getchannel("A").getextrema()[0] < 255:
+                        notes.append(_TRANSPARENT)
+                        white = Image.new("RGBA", layered.size, "white")
+                        upright = Image.alpha_composite(white, layered).convert("RGB")
+                upright = upright.convert("L" if channels == 1 else "RGB")
+                if deep and 0 < np.asarray(upright).max() < 16:
+                    raise _TooDeep(f"{deep} with values of 12 bits or less")
+                columns, rows = upright.size
+                size = (width or columns, height or rows)
+                if upright.size != size:
+                    upright = upright.resize(size, Image.Resampling.BILINEAR)
+                pixels = np.array(upright, dtype=np.uint8)
+                if _has_more_frames(picture):
+                    notes.append(_FRAMES)
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{name}: too large a picture ({error}); save it smaller, e.g. with "
+            "PIL.Image.thumbnail, or cut it into tiles"
+        ) from None
+    except _TooDeep as error:
+        raise ValueError(
+            f"{name}: not a readable 8-bit picture (mode {error} has more than 8 bits per "
+            "channel); scale it to 0 to 255 by one rule for all pictures and save it as 8 bits, "
+            "e.g. numpy: (x / largest * 255).round().astype('uint8')"
+        ) from None
+    except UnidentifiedImageError:
+        raise ValueError(
+            f"{name}: not a readable 8-bit picture (the content is of no known picture format)"
+        ) from None
+    except Exception as error:  # damaged files make decoders raise nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name}: not a readable 8-bit picture ({reason})") from None
+    return pixels.reshape(*pixels.shape[:2], channels), notes
+
+
+def _has_more_frames(picture: Any) -> bool:
+    if picture.format in _ALL_FRAMES_ALIKE:
+        return False
+    try:
+        return bool(getattr(picture, "is_animated", False))
+    except Exception:  # a damaged later frame is no fault of the first one
+        return False
+
+
+class _TooDeep(Exception):
+    """More bits per channel than 8."""
+
+
+def _deep(picture: Any) -> str:
+    """The raw mode of a colour picture with 16 bits per channel, of which Pillow reads the upper
+    8; else nothing."""
+    for tile in getattr(picture, "tile", ()):
+        arguments = tile[3]
+        raw = arguments if isinstance(arguments, str) else next(iter(arguments or ()), "")
+        if isinstance(raw, str) and ";16" in raw:
+            return raw
+    return ""
