@@ -75,8 +75,7 @@ def test_transparent_pictures_are_laid_on_white_and_mentioned_once(tmp_path, mod
         pixels = read_pictures(files, channels=3, height=1, width=2)
     assert pixels.tolist() == [[[[255] * 3, [0] * 3]]] * 3
     assert [r.getMessage() for r in caplog.records] == [
-        "3 of 3 pictures are partly transparent and are laid on white "
-        f"(the first is {files[0]})"
+        f"3 of 3 pictures are partly transparent and are laid on white (the first is {files[0]})"
     ]
 
 
@@ -140,11 +139,12 @@ def test_damaged_pictures_never_raise_anything_else(tmp_path):
                 changed[place] = RNG.integers(256)
             file.write_bytes(bytes(changed[: RNG.integers(8, len(content))]))
             try:
-                assert read_picture(file, channels=3, height=3, width=3).shape == (3, 3, 3)
+                shape = read_picture(file, channels=3, height=3, width=3).shape
             except ValueError as error:
-                assert str(file) in str(error)
+                shape = (3, 3, 3) if str(file) in str(error) else ()
+            assert shape == (3, 3, 3)
 
 
 def test_two_channels_are_not_a_picture(tmp_path):
-    with pytest.raises(ValueError, match="channels: expected 1 .grey. or 3 .colour., got 2"):
+    with pytest.raises(ValueError, match=r"channels: expected 1 .grey. or 3 .colour., got 2"):
         read_picture(tmp_path / "a.png", channels=2)
