@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "registry",
         "randomness",
+        "noise",
         "vision",
         "closed_form",
         "density",
@@ -97,7 +98,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "simulations/compare/report.py",
     ),
     "PIL": ("fedkd/data/pictures.py", "fedkd/data/transfer.py", "fedkd/export.py"),
-    "cryptography": ("simulations/deploy/keys.py",),
+    "cryptography": ("fedkd/noise.py", "simulations/deploy/keys.py"),
     "typer": ("simulations/cli.py", "simulations/commands/"),
     "rich": (
         "simulations/cli.py",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import secrets
 
 import torch
 from torch import Tensor
+
+from fedkd.noise import SecureGenerator
 
 
 def keep_probability(epsilon: float, classes: int) -> float:
@@ -14,7 +15,9 @@ def keep_probability(epsilon: float, classes: int) -> float:
     return 1 / (1 + (classes - 1) * math.exp(-epsilon))
 
 
-def randomised(labels: Tensor, classes: int, epsilon: float) -> Tensor:
+def randomised(
+    labels: Tensor, classes: int, epsilon: float, *, generator: SecureGenerator | None = None
+) -> Tensor:
     """Each label kept with probability e^eps / (e^eps + C - 1), else another one, all alike.
 
     Protects labels, not images: (epsilon, 0)-differential privacy of each label, once, whatever is
@@ -24,6 +27,7 @@ def randomised(labels: Tensor, classes: int, epsilon: float) -> Tensor:
         labels: (N,), int64.
         classes: C, at least 2.
         epsilon: Positive and finite.
+        generator: A seeded one for tests; who knows the seed knows the labels.
 
     Raises:
         ValueError: epsilon or the number of classes is impossible.
@@ -36,9 +40,7 @@ def randomised(labels: Tensor, classes: int, epsilon: float) -> Tensor:
         raise ValueError(f"epsilon: expected more than 0 and finite, got {epsilon}")
     if classes < 2:
         raise ValueError(f"randomised response needs two classes, got {classes}")
-    draw = torch.Generator().manual_seed(secrets.randbits(63))
-    lies = torch.rand(len(labels), generator=draw, dtype=torch.double) >= keep_probability(
-        epsilon, classes
-    )
-    shift = torch.randint(1, classes, (len(labels),), generator=draw)
-    return torch.where(lies, (labels + shift) % classes, labels)
+    draw = SecureGenerator() if generator is None else generator
+    kept = draw.bernoulli(keep_probability(epsilon, classes), len(labels))
+    shift = 1 + draw.integers(classes - 1, len(labels))
+    return torch.where(kept, labels, (labels + shift) % classes)

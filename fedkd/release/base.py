@@ -7,11 +7,16 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from fedkd.noise import SecureGenerator
 from fedkd.release.gaussian import epsilon_of, mu_of
+
+# Sums are rounded to multiples of this, and so is their noise: whole numbers of it are added, which
+# give away nothing but their sum. So fine that discrete noise costs what continuous noise does, to
+# more digits than the accounting has.
+GRID = 2.0**-20
 
 Unit = Literal["example", "client"]
 
@@ -84,7 +89,7 @@ class Release(ABC):
 
     @abstractmethod
     def __call__(
-        self, probabilities: Tensor, index: Tensor, rounds: int, noise: np.random.Generator
+        self, probabilities: Tensor, index: Tensor, rounds: int, noise: SecureGenerator
     ) -> Released:
         """Answer.
 
@@ -92,7 +97,7 @@ class Release(ABC):
             probabilities: What the teachers say of the images asked about, (M, K, C).
             index: Those images, (K,).
             rounds: Rounds in the whole run.
-            noise: Seeded by the operating system. Not by the run: who knows the seed knows the
+            noise: Keyed by the operating system, never by the run: who knows the seed knows the
                 noise.
         """
 
@@ -106,11 +111,9 @@ class Release(ABC):
         )
 
 
-def system_noise() -> np.random.Generator:
-    """A generator that the operating system seeds."""
-    return np.random.Generator(np.random.Philox())
-
-
-def normal(shape: tuple[int, ...], deviation: float, noise: np.random.Generator) -> Tensor:
-    """Gaussian noise as float64."""
-    return torch.from_numpy(noise.normal(0.0, deviation, shape))
+def noisy_sum(total: Tensor, deviation: float, noise: SecureGenerator) -> Tensor:
+    """`total`, rounded to multiples of `GRID`, plus Gaussian noise on the same grid, float64."""
+    if total.numel() == 0:
+        return total.double()
+    drawn = noise.discrete_gaussian(tuple(total.shape), deviation / GRID)
+    return ((total.double() / GRID).round().long() + drawn).double() * GRID

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from fedkd.noise import SecureGenerator
 from fedkd.release import RELEASES
-from fedkd.release.base import Release, Released, Unit, normal
+from fedkd.release.base import Release, Released, Unit, noisy_sum
 
 
 def votes_of(probabilities: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class GNMax(Release):
         return self.sensitivity * math.sqrt(queries * rounds) / self.budget()
 
     def __call__(
-        self, probabilities: Tensor, index: Tensor, rounds: int, noise: np.random.Generator
+        self, probabilities: Tensor, index: Tensor, rounds: int, noise: SecureGenerator
     ) -> Released:
         """One-hot winners. Raises `ValueError` for too few teachers."""
         if len(probabilities) < self.min_votes:
@@ -63,7 +63,7 @@ class GNMax(Release):
             )
         votes = votes_of(probabilities)
         sigma = self.deviation(len(index), rounds)
-        noisy = votes + normal(tuple(votes.shape), sigma, noise)
+        noisy = noisy_sum(votes, sigma, noise)
         winners = one_hot(noisy.argmax(dim=1), votes.shape[1]).float()
         mu = self.sensitivity * math.sqrt(len(index)) / sigma if len(index) else 0.0
         return Released(winners, index, mu)
@@ -113,7 +113,7 @@ class ConfidentGNMax(GNMax):
         self.noise = noise
 
     def __call__(
-        self, probabilities: Tensor, index: Tensor, rounds: int, noise: np.random.Generator
+        self, probabilities: Tensor, index: Tensor, rounds: int, noise: SecureGenerator
     ) -> Released:
         """One-hot winners of the images on which the teachers agree."""
         teachers = len(probabilities)
@@ -130,15 +130,13 @@ class ConfidentGNMax(GNMax):
             if spent + checking + answering > left:
                 break
             spent += checking
-            top = float(votes[place].max()) + float(normal((), sigma_check, noise))
+            top = float(noisy_sum(votes[place].max(), sigma_check, noise))
             if top < self.threshold * teachers:
                 continue
             spent += answering
-            noisy = votes[place] + normal((votes.shape[1],), sigma, noise)
             answered.append(place)
-            winners.append(int(noisy.argmax()))
-        order = np.argsort(answered)
-        places = torch.tensor(answered, dtype=torch.long)[order]
+            winners.append(int(noisy_sum(votes[place], sigma, noise).argmax()))
+        places, order = torch.tensor(answered, dtype=torch.long).sort()
         labels = torch.tensor(winners, dtype=torch.long)[order]
         scores = one_hot(labels, votes.shape[1]).float()
         return Released(scores, index[places], math.sqrt(spent))

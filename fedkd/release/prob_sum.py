@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from fedkd.noise import SecureGenerator
 from fedkd.release import RELEASES
-from fedkd.release.base import Release, Released, Unit, normal
+from fedkd.release.base import GRID, Release, Released, Unit, noisy_sum
 
 
 @RELEASES.register("prob_sum")
@@ -51,7 +51,7 @@ class ProbSum(Release):
         return self.sensitivity * math.sqrt(queries * rounds) / self.budget()
 
     def __call__(
-        self, probabilities: Tensor, index: Tensor, rounds: int, noise: np.random.Generator
+        self, probabilities: Tensor, index: Tensor, rounds: int, noise: SecureGenerator
     ) -> Released:
         """Probabilities. Raises `ValueError` for too few teachers."""
         teachers = len(probabilities)
@@ -60,8 +60,13 @@ class ProbSum(Release):
                 f"release: {teachers} teachers answered, at least {self.min_clients} are needed "
                 "for a sum that is worth its noise (release.min_clients)"
             )
-        total = probabilities.double().sum(dim=0)
-        sigma = self.deviation(len(index), rounds)
-        noisy = total + normal(tuple(total.shape), sigma, noise)
+        classes = probabilities.shape[2]
+        # Each teacher's answer is rounded, not only the sum: that may move two answers apart by
+        # half a step in each entry.
+        total = (probabilities.double() / GRID).round().sum(dim=0) * GRID
+        wider = 1 + math.sqrt(classes) * GRID / self.sensitivity
+        sigma = self.deviation(len(index), rounds) * wider
+        noisy = noisy_sum(total, sigma, noise)
         scores = torch.softmax(self.sharpness * noisy / teachers, dim=1).float()
-        return Released(scores, index, self.sensitivity * math.sqrt(len(index)) / sigma)
+        mu = self.sensitivity * wider * math.sqrt(len(index)) / sigma
+        return Released(scores, index, mu)

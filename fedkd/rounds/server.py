@@ -22,9 +22,10 @@ from fedkd.knowledge.payload import Bank, Fused, Knowledge, Teacher, fuse
 from fedkd.knowledge.wire import Header, Refused, unpack
 from fedkd.lessons import SharedLessons
 from fedkd.models.network import Network, parameter_count
+from fedkd.noise import SecureGenerator
 from fedkd.pretraining import pretrain
 from fedkd.randomness import stream, stream_seed
-from fedkd.release.base import Release, Released, system_noise
+from fedkd.release.base import Release, Released
 from fedkd.release.gaussian import epsilon_of
 from fedkd.rounds.common import VALIDATION, Workspace
 from fedkd.rounds.progress import Notify, silent
@@ -159,7 +160,7 @@ class Server:
             generator = stream(self.experiment.seed, "queries", round_number)
             index = release.asked(bank.num_samples, generator)
             probabilities = torch.softmax(bank.rows(index, kinds=(Logits(),)).logits, dim=-1)
-            out = release(probabilities, index, self.experiment.rounds, system_noise())
+            out = release(probabilities, index, self.experiment.rounds, SecureGenerator())
             save_state(place, {"scores": out.scores, "index": out.index, "mu": out.mu})
         out = Released(**load_state(place))
         self.run.metric(

@@ -23,6 +23,8 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from fedkd.noise import SecureGenerator
+
 Clipping = Literal["hooks", "ghost"]
 """`hooks` keeps every example's gradient; `ghost` only their norms, and goes backward twice."""
 
@@ -48,7 +50,7 @@ class ClippedSteps:
         expected_batch_size: What the noisy sum is divided by; a public number, never the count of
             examples drawn.
         clipping: How gradients are clipped; both give the same steps.
-        generator: Of the noise, on the network's device.
+        noise: Where the noise comes from; the operating system if None.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class ClippedSteps:
         max_grad_norm: float,
         expected_batch_size: float,
         clipping: Clipping = "hooks",
-        generator: torch.Generator | None = None,
+        noise: SecureGenerator | None = None,
     ) -> None:
         opacus = _opacus()
         self._network = network.train()
@@ -81,14 +83,19 @@ class ClippedSteps:
             more = {}
         self._module: Any = make_module(network, loss_reduction="sum", **more)
         self._module.forbid_grad_accumulation()
+        # Opacus draws its noise from torch's generators (see fedkd.noise). It is left out, and ours
+        # added to the gradient that it is about to hand over.
         self._optimizer: Any = make_optimizer(
             optimizer,
-            noise_multiplier=noise_multiplier,
+            noise_multiplier=0.0,
             max_grad_norm=max_grad_norm,
             expected_batch_size=expected_batch_size,
             loss_reduction="mean",
-            generator=generator,
         )
+        self._noise = SecureGenerator() if noise is None else noise
+        self._deviation = noise_multiplier * max_grad_norm / expected_batch_size
+        if self._deviation > 0:
+            self._optimizer.attach_step_hook(self._add_noise)
 
     def __enter__(self) -> Self:
         return self
@@ -160,6 +167,11 @@ class ClippedSteps:
             self._backward(images[kept], [target[kept] for target in targets])
         else:
             self._no_gradients()
+
+    def _add_noise(self, _optimizer: object) -> None:
+        for parameter in self._optimizer.params:
+            noise = self._noise.normal(tuple(parameter.shape), self._deviation)
+            parameter.grad += noise.to(parameter.grad)
 
     def _no_gradients(self) -> None:
         for parameter in self._optimizer.params:

@@ -29,8 +29,9 @@ from fedkd.data.images import ImageSet
 from fedkd.data.views import augment_batch
 from fedkd.losses.kd import kd_loss
 from fedkd.models.network import Network
+from fedkd.noise import SecureGenerator
 from fedkd.optimization import make_optimizer
-from fedkd.randomness import beside, seeded, stream
+from fedkd.randomness import seeded
 from fedkd.teachers.clipping import ClippedSteps, Clipping, Criterion, Part
 from fedkd.teachers.private_check import static_problems
 
@@ -139,8 +140,7 @@ def fit_private(
         raise ValueError("a teacher learns from labelled images, this shard has no labels")
     seed = secrets.randbits(128) if seed is None else seed
     device = teacher.mean.device
-    draws = stream(seed, "draw")
-    noise = stream(secrets.randbits(128) if noise_seed is None else noise_seed, "noise")
+    draws = SecureGenerator(seed)
     optimizer, schedule = make_optimizer(
         [p for p in teacher.parameters() if p.requires_grad], options.optimizer, mechanism.steps
     )
@@ -156,7 +156,7 @@ def fit_private(
             max_grad_norm=mechanism.max_grad_norm,
             expected_batch_size=mechanism.expected_batch_size,
             clipping=mechanism.clipping,
-            generator=beside(noise, device),
+            noise=SecureGenerator(noise_seed),
         ) as steps,
     ):
         for step in range(mechanism.steps):
@@ -170,10 +170,9 @@ def fit_private(
     teacher.eval()
 
 
-def poisson(total: int, rate: float, generator: torch.Generator) -> Tensor:
+def poisson(total: int, rate: float, generator: SecureGenerator) -> Tensor:
     """Numbers of the examples that take part: each with probability `rate`, on its own."""
-    drawn = torch.rand(total, generator=generator, dtype=torch.double) < rate
-    return drawn.nonzero().flatten()
+    return generator.bernoulli(rate, total).nonzero().flatten()
 
 
 def private_criterion(options: Teachers) -> Criterion:

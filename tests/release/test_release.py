@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch.nn.functional import one_hot
 
 from fedkd.build import check
 from fedkd.config import ConfigError, Experiment
+from fedkd.noise import SecureGenerator
 from fedkd.release import RELEASES
 from fedkd.release.base import Release
 from fedkd.release.gaussian import delta_of, epsilon_of, mu_of
@@ -45,8 +45,8 @@ def _votes(teachers: int, queries: int, sure: float = 1.0) -> tuple[Tensor, Tens
     return said, truth
 
 
-def _noise() -> np.random.Generator:
-    return np.random.default_rng(0)
+def _noise() -> SecureGenerator:
+    return SecureGenerator(0)
 
 
 def _ask(release: Release, said: Tensor, rounds: int = 1):  # type: ignore[no-untyped-def]

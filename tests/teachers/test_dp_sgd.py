@@ -13,8 +13,8 @@ from fedkd.config import Optimizer, Teachers
 from fedkd.data.images import ImageSet
 from fedkd.models import MODELS
 from fedkd.models.network import Network
+from fedkd.noise import SecureGenerator
 from fedkd.optimization import make_optimizer
-from fedkd.randomness import stream
 from fedkd.teachers.clipping import ClippedSteps, Clipping
 from fedkd.teachers.dp_sgd import Mechanism, fit_private, poisson
 from fedkd.teachers.private_check import example_cross_entropy
@@ -84,7 +84,7 @@ def test_without_noise_and_clipping_it_is_plain_sgd_on_the_same_draws(clipping: 
     mechanism = Mechanism(0.4, 8.0, 5, 0.0, max_grad_norm=1e9, clipping=clipping, physical_batch=3)
     fit_private(private, shard, options, mechanism, seed=3)
     optimizer, schedule = make_optimizer(plain.parameters(), PLAIN, 5)
-    draws = stream(3, "draw")
+    draws = SecureGenerator(3)
     assert shard.labels is not None
     for _ in range(5):
         drawn = poisson(20, 0.4, draws)
@@ -119,6 +119,19 @@ def test_noise_is_added_once_per_step_however_many_pieces_the_batch_has() -> Non
         mechanism = Mechanism(0.9, 36.0, 3, 1.0, physical_batch=size)
         fit_private(network, shard, options, mechanism, seed=1, noise_seed=1)
     assert torch.allclose(flat(once), flat(often), atol=1e-5)
+
+
+@pytest.mark.parametrize("which", ["seed", "noise_seed"])
+def test_all_bits_of_the_seeds_of_draws_and_noise_matter(which: str) -> None:
+    ends = []
+    for value in (7, 7 + 2**32):
+        network = named()
+        seeds = {"seed": 7, "noise_seed": 7, which: value}
+        fit_private(
+            network, images(40), Teachers(optimizer=PLAIN), Mechanism(0.5, 20.0, 2, 1.0), **seeds
+        )
+        ends.append(flat(network))
+    assert not torch.equal(*ends)
 
 
 def test_two_trainings_of_one_seed_differ_by_the_noise_alone() -> None:
