@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import os
 import sys
+import threading
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
+import click
 import typer
 from rich.console import Console
 from rich.table import Table
 
+import configs
 from fedkd import __version__
 from fedkd.config import ConfigError, Experiment, load_experiment
 from simulations.commands.ablate import ablate
@@ -23,6 +30,8 @@ from simulations.commands.privacy import app as privacy_app
 from simulations.commands.quarantine import quarantine
 from simulations.commands.status import status
 from simulations.commands.unlearn import unlearn
+from simulations.commands.usage import explain, run_app
+from simulations.failures import INTERRUPTED, OUTPUT_GONE, USER_ERROR, failure_of, noted, one_line
 
 app = typer.Typer(
     help="Distil many private teachers into one small student.",
@@ -77,10 +86,12 @@ def run(
         check(experiment)
         _check_data(experiment)
         directory = RunDirectory.new(experiment)
+    go_on = f"fedkd run --resume {directory.path}"
     try:
-        _run(directory, runner)
+        with noted(directory.log, go_on):
+            _run(directory, runner)
     except Interrupted:
-        print(f"interrupted; go on with: fedkd run --resume {directory.path}", file=sys.stderr)
+        print(f"interrupted; go on with: {go_on}", file=sys.stderr)
         sys.exit(130)
     summary = directory.read_json("summary.json")
     console = Console()
@@ -334,15 +345,70 @@ def _options(
 
 
 def main() -> None:
-    """Entry point: what the user got wrong is one line and exit code 2, never a traceback."""
-    sys.path.insert(0, str(Path.cwd()))  # `plugins:` live in the working directory
+    """Entry point: whatever goes wrong is one line and an exit code, never a traceback."""
+    _for_any_terminal()
+    _working_directory_last()
+    words = sys.argv[1:]
     try:
-        app()
-    except (ConfigError, FileNotFoundError) as error:
-        print(f"fedkd: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = run_app(typer.main.get_command(app), words)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        code = _fail(one_line(explain(error, words)), USER_ERROR)
+    except Exception as error:
+        failure = failure_of(error)
+        code = _fail(failure.text, failure.code)
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = _fail("interrupted", INTERRUPTED)
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):  # rich ends with 1 on its own
+            raise
+        code = OUTPUT_GONE
+    _leave(code)
+
+
+def _fail(text: str, code: int) -> int:
+    try:
+        if text:
+            print(f"fedkd: {text}", file=sys.stderr, flush=True)
+    except OSError:  # nobody reads: the code has to do
+        pass
+    return code
+
+
+def _for_any_terminal() -> None:
+    """A sign that the terminal's encoding lacks becomes a `?`, not an error; nor is `>&-` one."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # opened in this order, they get the numbers that are free: 1 and 2
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _working_directory_last() -> None:
+    """The working directory is where `plugins:` live; it must not hide any other module.
+
+    Python puts it first for `python -m`.
+    """
+    here = str(Path.cwd())
+    if sys.path[0] in ("", here) and Path(configs.__file__).parents[1] != Path(here):
+        del sys.path[0]
+    if here not in sys.path:
+        sys.path.append(here)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process, also where a thread of Flower's or Ray's would go on for ever."""
+    deadline = time.monotonic() + 10
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                logging.shutdown()
+                os._exit(code)
+    if code == OUTPUT_GONE:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that Python's own last flush is silent
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "PIL": ("fedkd/data/pictures.py", "fedkd/data/transfer.py", "fedkd/export.py"),
     "cryptography": ("fedkd/noise.py", "simulations/deploy/keys.py"),
     "typer": ("simulations/cli.py", "simulations/commands/"),
+    "click": ("simulations/cli.py", "simulations/commands/"),
     "rich": (
         "simulations/cli.py",
         "simulations/commands/",
