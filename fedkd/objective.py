@@ -105,6 +105,13 @@ class Objective(nn.Module):
         """Kinds read from the student."""
         return _union(term.loss.reads for term in self.terms)
 
+    def wanting(self, kind: Kind) -> str:
+        """Who asks for a kind, for messages: `" (needed by loss 'rkd')"`, or nothing."""
+        names = [t.name for t in self.terms if kind in (*t.loss.needs, *t.loss.reads)]
+        if not names:
+            return ""
+        return f" (needed by loss{'es' * (len(names) > 1)} {', '.join(map(repr, names))})"
+
     def reads_in(self, epoch: int) -> tuple[Kind, ...]:
         """Kinds read from the student by the losses that count in `epoch`."""
         return _union(term.loss.reads for term in self.terms if term.counts_in(epoch))

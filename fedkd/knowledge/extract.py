@@ -11,6 +11,18 @@ from fedkd.knowledge.kinds import Comparison, Fact, Kind, Reading
 from fedkd.models.network import Network
 
 
+class Unreadable(ValueError):
+    """A network has nothing of a kind.
+
+    Attributes:
+        kind: The kind that was asked for.
+    """
+
+    def __init__(self, kind: Kind, reason: object) -> None:
+        super().__init__(f"{kind} cannot be read from this network: {reason}")
+        self.kind = kind
+
+
 @torch.no_grad()
 def extract(
     network: Network,
@@ -35,7 +47,8 @@ def extract(
         Kind -> tensor on the CPU, (N, ...) unless it is a fact about the network.
 
     Raises:
-        ValueError: the network has no such thing; the message names the kind.
+        Unreadable: the network has no such thing; the message names the kind.
+        ValueError: the images do not fit the network, or `own` is missing.
     """
     kinds = tuple(kinds)
     device = network.mean.device
@@ -76,7 +89,7 @@ def shapes(
         image: (channels, h, w).
 
     Raises:
-        ValueError: the network has no such thing; the message names the kind.
+        Unreadable: the network has no such thing; the message names the kind.
     """
     black = torch.zeros(2, *image, dtype=torch.uint8)
     told = extract(network, black, kinds, views=lambda _number: black, own=black)
@@ -90,7 +103,7 @@ def _named(kind: Kind, read: Callable[..., Tensor], *arguments: object) -> Tenso
     try:
         return read(*arguments)
     except ValueError as error:
-        raise ValueError(f"{kind} cannot be read from this network: {error}") from None
+        raise Unreadable(kind, error) from None
 
 
 def _rows_of(

@@ -166,7 +166,9 @@ class Pooled(Kind):
         """(B, D)."""
         pooled = reading.real.pooled
         if pooled is None:
-            raise ValueError("it has no classification layer whose input could be read")
+            raise ValueError(
+                "it has no linear layer whose output is the logits, so no input of one"
+            )
         return pooled
 
 
@@ -205,7 +207,9 @@ class ClassMaps(Kind):
         """(B, C, size, size)."""
         final, head = reading.real.final, reading.network.head
         if final is None or head is None or head.in_features != final.shape[1]:
-            raise ValueError("it has no feature map under a linear classifier")
+            raise ValueError(
+                "it has no feature map whose mean enters a linear layer that gives the logits"
+            )
         return class_maps(final, head.weight, self.size)
 
 
@@ -306,7 +310,7 @@ class ClassCosts(Fact):
         """(C, C)."""
         if self.source == "classifier":
             if network.head is None:
-                raise ValueError("it has no linear classifier")
+                raise ValueError("it has no linear layer whose output is the logits")
             return angle_costs(network.head.weight)
         answers, seen = [], []
         for batch in images.split(256):
@@ -334,7 +338,7 @@ class Classifier(Fact):
         """(C, D + 1)."""
         head = network.head
         if head is None:
-            raise ValueError("it has no linear classifier")
+            raise ValueError("it has no linear layer whose output is the logits")
         weight = head.weight.detach()
         bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach()
         return torch.cat([weight, bias[:, None]], dim=1)

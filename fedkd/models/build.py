@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.models import MODELS
-from fedkd.models.network import Network
-from fedkd.models.taps import evaluating, find_pooling, find_stages
+from fedkd.models.checks import normaliser, one_line
+from fedkd.models.head import find_classifier
+from fedkd.models.network import Network, declared, declared_stages, shown
+from fedkd.models.taps import evaluating, find_stages
 from fedkd.models.torchvision_models import PREFIX, torchvision_model, torchvision_names
 from fedkd.randomness import seeded
 
@@ -36,7 +38,7 @@ def build_model(
     Args:
         model: A registered name (`resnet20`), a torchvision one (`torchvision/resnet18`), or a
             ready module that maps normalised images to logits. A module that declares no
-            `stages` gets them from `find_stages`.
+            `stages` gets them from `find_stages`; the head is found by `find_classifier`.
         num_classes: Width of the logits.
         in_channels: Channels of the images.
         image_size: Side of the images.
@@ -47,9 +49,13 @@ def build_model(
         options: Keyword options of the named model.
 
     Raises:
-        ValueError: unknown name or option, a model that cannot take such images, or logits of
-            another shape than (2, num_classes).
+        ValueError: unknown name or option, a model that cannot take such images, logits of
+            another shape than (2, num_classes), a declared head that is none, or a module that
+            normalises the images itself.
     """
+    if not isinstance(model, str | nn.Module):
+        hint = "; make one, e.g. Model()" if isinstance(model, type) else ""
+        raise ValueError(f"model: expected a name or a torch.nn.Module, got {shown(model)}{hint}")
     name = model if isinstance(model, str) else type(model).__name__
     for key, values in (("mean", mean), ("std", std)):
         if len(values) != in_channels:
@@ -60,21 +66,34 @@ def build_model(
         images = torch.zeros(2, in_channels, image_size, image_size, device=parameter.device)
         size = f"{in_channels}x{image_size}x{image_size}"
         try:
-            stages = _declared_stages(body)
+            stages = declared_stages(body)
             if stages is None:
                 stages = find_stages(body, images)
-            final = getattr(body, "final_name", None) or find_pooling(body)
             with evaluating(body):
                 logits: object = body(images)
+            found = find_classifier(body, images, declared(body, "head_name"))
         # Whatever the foreign code raises, the user needs to hear which model it was.
         except Exception as error:
-            raise ValueError(f"model {name!r} cannot take {size} images: {error}") from error
+            raise ValueError(
+                f"model {name!r} cannot take {size} images: {one_line(error)}"
+            ) from error
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != (2, num_classes):
         raise ValueError(
             f"model {name!r}: expected logits {(2, num_classes)} for two {size} images, got {shape}"
         )
-    network = Network(body, mean=mean, std=std, stages=stages, final=final)
+    if found.fault is not None:
+        head = declared(body, "head_name")
+        raise ValueError(f"model {name!r} declares the head {head!r}, but {found.fault}")
+    network = Network(
+        body,
+        mean=mean,
+        std=std,
+        stages=stages,
+        head=found.head,
+        final=declared(body, "final_name") or found.final,
+        image_size=image_size,
+    )
     return network.to(parameter.device)
 
 
@@ -90,15 +109,15 @@ def _body(
     if isinstance(model, nn.Module):
         if options:
             raise ValueError(f"model: a ready module takes no options, got {dict(options)}")
+        twice = normaliser(model)
+        if twice is not None:
+            zeros, ones = [0.0] * in_channels, [1.0] * in_channels
+            raise ValueError(
+                f"model: {type(model).__name__} normalises images itself ({twice}), they would be "
+                "normalised twice; take that out, or keep it with "
+                f"fedkd.Network(model, mean={zeros}, std={ones})"
+            )
         return model
     if model.startswith(PREFIX):
         return torchvision_model(model, num_classes, in_channels, image_size, options)
     return MODELS.create(model, num_classes, in_channels, image_size, **options)
-
-
-def _declared_stages(body: nn.Module) -> tuple[str, ...] | None:
-    """`body.stages` if it is a list of names: in others' code it may be a list of modules."""
-    stages = getattr(body, "stages", None)
-    if isinstance(stages, (list, tuple)) and all(isinstance(name, str) for name in stages):
-        return tuple(stages)
-    return None

@@ -7,12 +7,16 @@ taps stage features and the pooled feature with forward hooks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# How far floats may leave [0, 1] by rounding.
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,15 @@ class Network(nn.Module):
         stages: Names of the submodules of `body` whose outputs are the stage features; None
             takes `body.stages` if the module declares it, else no stages.
         head: Name of the classification layer whose input is the pooled feature; None takes
-            `body.head_name` if declared, else the last `nn.Linear` of `body`.
+            `body.head_name` if declared, else there is none. `build_model` finds it by a dry
+            forward pass.
         final: Name of the submodule whose *input* is the map that is averaged into the pooled
             feature; None takes `body.final_name` if declared, else there is no such map.
+        image_size: Side of the images that the body was made for; None if it is not known.
 
     Raises:
-        ValueError: a named submodule does not exist.
+        ValueError: a named submodule does not exist, `body` is no module or a `Network` itself,
+            or `mean` and `std` are no pixel statistics.
     """
 
     mean: Tensor
@@ -64,15 +71,29 @@ class Network(nn.Module):
         stages: Sequence[str] | None = None,
         head: str | None = None,
         final: str | None = None,
+        image_size: int | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(body, nn.Module):
+            raise ValueError(f"body: expected a torch.nn.Module, got {shown(body)}")
+        if isinstance(body, Network):
+            raise ValueError("body: is a Network already, images would be normalised twice")
         self.body = body
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+        means, stds = _numbers("mean", mean), _numbers("std", std)
+        if len(means) != len(stds):
+            raise ValueError(
+                f"mean and std: expected one value per channel of both, got {len(means)} and "
+                f"{len(stds)}"
+            )
+        if min(stds) <= 0:
+            raise ValueError(f"std: expected positive values, got {stds}")
+        self.register_buffer("mean", torch.tensor(means, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(stds, dtype=torch.float32).view(1, -1, 1, 1))
+        self.image_size = image_size
         modules = dict(body.named_modules())
-        self.stage_names = tuple(getattr(body, "stages", ()) if stages is None else stages)
-        self.head_name = head or getattr(body, "head_name", None) or _last_linear(body)
-        self.final_name: str | None = final or getattr(body, "final_name", None)
+        self.stage_names = declared_stages(body) or () if stages is None else tuple(stages)
+        self.head_name = head or declared(body, "head_name")
+        self.final_name = final or declared(body, "final_name")
         for name in (*self.stage_names, self.head_name, self.final_name):
             if name is not None and name not in modules:
                 raise ValueError(
@@ -82,8 +103,23 @@ class Network(nn.Module):
         self._compiled: Callable[[Tensor], Outputs] | None = None
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 (B, channels, h, w) or floats in [0, 1] -> normalised floats."""
-        scaled = images.to(self.mean.dtype).div(255) if images.dtype == torch.uint8 else images
+        """uint8 (B, channels, h, w) or floats in [0, 1] -> normalised floats.
+
+        Raises:
+            ValueError: the images have other axes or channels, another type, or floats outside
+                [0, 1]; those are usually normalised or not divided by 255.
+        """
+        channels = self.mean.shape[1]
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise ValueError(
+                f"images: this network takes {channels}-channel images (B, {channels}, h, w), "
+                f"got {tuple(images.shape)}"
+            )
+        scaled = images.to(self.mean.dtype)
+        if images.dtype == torch.uint8:
+            scaled = scaled.div(255)
+        else:
+            _check_floats(images)
         return (scaled - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
@@ -124,15 +160,17 @@ class Network(nn.Module):
         def output(name: str) -> Callable[[nn.Module, object, Tensor], None]:
             return lambda _module, _inputs, value: taken.__setitem__(name, value)
 
-        def entry(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            return lambda _module, inputs: taken.__setitem__(f"into {name}", inputs[0])
+        def entry(name: str) -> Callable[..., None]:
+            return lambda _module, inputs, named: taken.__setitem__(
+                f"into {name}", inputs[0] if inputs else next(iter(named.values()))
+            )
 
         handles = [
             self.body.get_submodule(name).register_forward_hook(output(name))
             for name in self.stage_names
         ]
         handles += [
-            self.body.get_submodule(name).register_forward_pre_hook(entry(name))
+            self.body.get_submodule(name).register_forward_pre_hook(entry(name), with_kwargs=True)
             for name in (self.head_name, self.final_name)
             if name is not None
         ]
@@ -141,6 +179,9 @@ class Network(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+        for name in self.stage_names:
+            if name not in taken:
+                raise ValueError(f"stage {name!r} of {type(self.body).__name__} does not run")
         pooled = taken.get(f"into {self.head_name}")
         return Outputs(
             logits,
@@ -150,9 +191,55 @@ class Network(nn.Module):
         )
 
 
-def _last_linear(body: nn.Module) -> str | None:
-    names = [name for name, module in body.named_modules() if isinstance(module, nn.Linear)]
-    return names[-1] if names else None
+def declared(body: nn.Module, attribute: str) -> str | None:
+    """The submodule's name that `body` declares; in others' code it may be something else."""
+    name = getattr(body, attribute, None)
+    return name if isinstance(name, str) else None
+
+
+def declared_stages(body: nn.Module) -> tuple[str, ...] | None:
+    """`body.stages` if it is a list of names: in others' code it may be a list of modules."""
+    stages = getattr(body, "stages", None)
+    if isinstance(stages, (list, tuple)) and all(isinstance(name, str) for name in stages):
+        return tuple(stages)
+    return None
+
+
+def shown(value: object) -> str:
+    """What something is, for messages: a class is not taken for its instance."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def _numbers(name: str, values: Sequence[float]) -> list[float]:
+    try:
+        numbers = [float(v) for v in (values.flatten() if isinstance(values, Tensor) else values)]
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers or not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"{name}: expected one finite number per channel, got {values!r}")
+    return numbers
+
+
+def _check_floats(images: Tensor) -> None:
+    """Raise `ValueError` unless these are floats in [0, 1], but for rounding.
+
+    fedkd's own loops feed bytes, so no accelerator waits for this.
+    """
+    if not images.is_floating_point():
+        raise ValueError(f"images: expected uint8 or floats in [0, 1], got {images.dtype}")
+    if torch.compiler.is_compiling() or images.numel() == 0:
+        return
+    low, high = images.detach().aminmax()
+    try:
+        lowest, highest = float(low), float(high)
+    except RuntimeError:
+        return  # under a transform of torch.func, or without data, there is nothing to look at
+    if not (lowest >= -_ROUNDING and highest <= 1 + _ROUNDING):
+        raise ValueError(
+            f"images: expected uint8 or floats in [0, 1], got floats from {lowest:.4g} to "
+            f"{highest:.4g}; the network scales and normalises by itself: hand over uint8, "
+            "or divide by 255 and do not normalise"
+        )
 
 
 def parameter_count(network: nn.Module) -> int:

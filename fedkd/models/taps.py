@@ -14,6 +14,7 @@ from itertools import pairwise, takewhile
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 _POOLINGS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d)
 
@@ -77,32 +78,49 @@ def find_stages(body: nn.Module, example: Tensor) -> tuple[str, ...]:
     return tuple(taps)
 
 
-def find_pooling(body: nn.Module) -> str | None:
-    """Name of the last layer that averages whole maps; None if there is none to hook.
-
-    What enters it is the map under the classifier, if the classifier takes one number per
-    channel; a perceptron on top (torchvision's VGG) does not.
-    """
-    linear = [module for module in body.modules() if isinstance(module, nn.Linear)]
-    pools = [
-        name
-        for name, module in body.named_modules()
-        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1))
-    ]
-    return pools[-1] if pools and len(linear) == 1 else None
-
-
 @contextmanager
 def evaluating(body: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; each submodule then gets its own mode back."""
-    modes = {module: module.training for module in body.modules()}
-    try:
+    with _restored(body), torch.no_grad():
         body.eval()
-        with torch.no_grad():
-            yield
+        yield
+
+
+@contextmanager
+def training(body: nn.Module) -> Iterator[None]:
+    """Training mode with gradients; modes and buffers (batch statistics) are then as before."""
+    with _restored(body), torch.enable_grad():
+        body.train()
+        yield
+
+
+@contextmanager
+def _restored(body: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in body.modules()}
+    buffers = [
+        (module, name, buffer, buffer._version, buffer.clone())
+        for module in body.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not is_lazy(buffer) and not buffer.is_inference()
+    ]
+    try:
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for module, name, buffer, version, value in buffers:
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(value)
+            if name in module._buffers:
+                module._buffers[name] = buffer
+
+
+def noise_like(images: Tensor) -> Tensor:
+    """Images of the same shape on the same device, the same on every call; no global draw."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(images.shape, generator=generator)
+    return noise.to(images.device, images.dtype)
 
 
 def _record(body: nn.Module, example: Tensor) -> _Call:
@@ -123,7 +141,10 @@ def _record(body: nn.Module, example: Tensor) -> _Call:
         if name:
             handles += [
                 module.register_forward_pre_hook(
-                    lambda module, inputs, name=name: open_call(name, module, inputs)
+                    lambda module, inputs, named, name=name: open_call(
+                        name, module, (*inputs, *named.values())
+                    ),
+                    with_kwargs=True,
                 ),
                 module.register_forward_hook(lambda _module, _inputs, output: close_call(output)),
             ]

@@ -24,7 +24,7 @@ from fedkd.data.images import class_map
 from fedkd.data.own import Own
 from fedkd.data.splits import FederatedData
 from fedkd.data.views import virtual_view
-from fedkd.knowledge.extract import shapes
+from fedkd.knowledge.extract import Unreadable, shapes
 from fedkd.knowledge.kinds import Kind, Logits, Pooled, VirtualLogits
 from fedkd.knowledge.wire import Expected
 from fedkd.models.network import parameter_count
@@ -179,7 +179,8 @@ def _describe(
                 check_private(network, shape, classes, name=model.name, clipping=privacy.clipping)
             told = shapes(network, kinds, data.test.shape)
         except ValueError as error:
-            raise ConfigError(f"{where}: {model.name!r}: {error}") from None
+            who = objective.wanting(error.kind) if isinstance(error, Unreadable) else ""
+            raise ConfigError(f"{where}: {model.name!r}: {error}{who}") from None
         return _Model(told, parameter_count(network))
 
     for assistant in experiment.distillation.assistants:
