@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import gzip
 import importlib
+import logging
+import math
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,14 @@ import numpy as np
 import torch
 
 from fedkd.data import DATASETS
+from fedkd.data.arrays import as_tensor, image_set, labelled_sets, read_npz
+from fedkd.data.folders import check_several, read_folder, split_folders
 from fedkd.data.images import ImageSet
-from fedkd.data.pictures import SUFFIXES, read_pictures
+from fedkd.data.labels import label_numbers, listed
+from fedkd.data.pictures import shown
 from fedkd.randomness import stream
+
+logger = logging.getLogger(__name__)
 
 Pair = tuple[ImageSet, ImageSet]
 
@@ -62,8 +69,20 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> P
         ValueError: unknown name or option, or files that are not what they should be.
         FileNotFoundError: files are missing; the message names them and says how to get them.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"name: expected the name of a data set, got {name!r}")
+    where = "root" if root else "FEDKD_DATA"
     place = root or os.environ.get("FEDKD_DATA")
-    return DATASETS.create(name, Path(place).expanduser() if place else None, **options)
+    try:
+        folder = Path(place).expanduser() if place else None
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise ValueError(f"{where}: expected a folder of local data, {shown(folder)} is a file")
+    except (OSError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{where}: expected a folder of local data, got {place!r} ({error})"
+        ) from None
+    paths = {key: os.fspath(v) if isinstance(v, os.PathLike) else v for key, v in options.items()}
+    return DATASETS.create(name, folder, **paths)
 
 
 @DATASETS.register("digits")
@@ -73,7 +92,7 @@ def digits(root: Path | None) -> Pair:
 
     bunch = load_digits()
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    return _split(ImageSet(_tensor(pixels), _labels(bunch.target), DIGITS))
+    return _split(ImageSet(as_tensor(pixels), label_numbers(bunch.target), DIGITS), "take")
 
 
 @DATASETS.register("mnist")
@@ -119,9 +138,13 @@ def svhn(root: Path | None) -> Pair:
 
     sets = []
     for file in files:
-        content = loadmat(file)
-        labels = content["y"].astype(np.int64).squeeze(1) % 10  # the file calls the digit 0 "10"
-        sets.append(ImageSet(_tensor(content["X"].transpose(3, 0, 1, 2)), _labels(labels), DIGITS))
+        try:
+            content = loadmat(file)
+            pixels, labels = content["X"].transpose(3, 0, 1, 2), content["y"].astype(np.int64)
+        except Exception as error:  # damaged files make the reader raise nearly anything
+            raise _damaged(file, "a file of SVHN", error) from None
+        digits = label_numbers(labels % 10, f"{shown(file)}: y")  # the file calls the digit 0 "10"
+        sets.append(image_set(f"{shown(file)}: X", pixels, digits, DIGITS))
     return sets[0], sets[1]
 
 
@@ -129,57 +152,69 @@ def svhn(root: Path | None) -> Pair:
 def npz(root: Path | None, *, path: str) -> Pair:
     """Your own uint8 arrays in one .npz file.
 
-    The file holds `x_train`, `y_train`, `x_test`, `y_test`, or `x` and `y` alone, of which a
-    fixed fifth per class becomes the test set. Images are (N, height, width), (N, height,
-    width, channels) or (N, channels, height, width) with 1 or 3 channels (if both readings are
-    possible, channels are last); labels count from 0. An array `classes` may name the classes.
+    The file holds `x_train`, `y_train`, `x_test`, `y_test` (or `x` and `y` for those to train
+    on), or `x` and `y` alone, of which a fixed fifth per class becomes the test set. Images are
+    (N, height, width), (N, height, width, channels) or (N, channels, height, width) with 1 or 3
+    channels (if both readings are possible, channels are last). Labels are (N,) or (N, 1) and
+    count from 0; others, such as 1 to C or record numbers, are numbered anew. An array `classes`
+    may name the classes.
 
     Args:
         root: Folder that a relative `path` starts from; default: the working directory.
         path: The file.
     """
-    file = ((root or Path()) / Path(path).expanduser()).absolute()
+    file = _below(root, path)
+    if file.is_dir():
+        raise ValueError(
+            f"data set 'npz': {shown(file)} is a folder; for folders of pictures take data set "
+            "'image_folder'"
+        )
     if not file.is_file():
         raise FileNotFoundError(
-            f"data set 'npz' misses {file}; write it with numpy.savez("
+            f"data set 'npz' misses {shown(file)}; write it with numpy.savez("
             "path, x_train=..., y_train=..., x_test=..., y_test=...)"
         )
     arrays = read_npz(file)
-    if {"x_train", "y_train", "x_test", "y_test"} <= set(arrays):
+    parts = _parts(file, set(arrays))
+    sets = labelled_sets(file, arrays, parts)
+    if len(sets) == 1:
+        return _split(sets[0], f"{shown(file)}: give x_test and y_test, or")
+    if sets[0].shape != sets[1].shape:
+        raise ValueError(
+            f"{shown(file)}: training images are {sets[0].shape}, test images {sets[1].shape}"
+        )
+    return sets[0], sets[1]
+
+
+def _parts(file: Path, found: set[str]) -> list[str]:
+    """What follows x and y in the names of training and test arrays."""
+    if {"x_train", "y_train", "x_test", "y_test"} <= found:
         parts = ["_train", "_test"]
-    elif {"x", "y"} <= set(arrays):
+    elif {"x", "y", "x_test", "y_test"} <= found:
+        parts = ["", "_test"]
+    elif {"x", "y"} <= found and not {"x_test", "y_test"} & found:
         parts = [""]
     else:
         raise ValueError(
-            f"{file}: expected arrays x_train, y_train, x_test, y_test (or x and y), "
-            f"found {', '.join(sorted(arrays)) or 'none'}"
+            f"{shown(file)}: expected arrays x_train, y_train, x_test, y_test (or x and y), "
+            f"found {listed(sorted(found)) or 'none'}"
         )
-    labels = [_labels(arrays[f"y{part}"], f"{file}: y{part}") for part in parts]
-    if "classes" in arrays:
-        classes = tuple(str(name) for name in arrays["classes"].tolist())
-    else:
-        last = max((int(y.max()) for y in labels if len(y)), default=-1)
-        classes = tuple(str(number) for number in range(last + 1))
-    sets = [
-        image_set(f"{file}: x{part}", arrays[f"x{part}"], y, classes)
-        for part, y in zip(parts, labels, strict=True)
-    ]
-    if len(sets) == 1:
-        return _split(sets[0])
-    if sets[0].shape != sets[1].shape:
-        raise ValueError(
-            f"{file}: training images are {sets[0].shape}, test images {sets[1].shape}"
+    read = {f"{letter}{part}" for letter in "xy" for part in parts} | {"classes"}
+    if found - read:
+        logger.warning(
+            "%s: arrays that are not read: %s", shown(file), listed(sorted(found - read))
         )
-    return sets[0], sets[1]
+    return parts
 
 
 @DATASETS.register("image_folder")
 def image_folder(root: Path | None, *, path: str = ".", size: int = 32, grey: bool = False) -> Pair:
     """A folder of pictures, one subfolder per class (torchvision's ImageFolder layout).
 
-    With subfolders `train/` and `test/` each holds the class folders; without them a fixed
-    fifth per class becomes the test set. Pictures are turned upright (EXIF) and resized to a
-    square without regard to their aspect ratio.
+    With subfolders `train/` and `test/` (or `val/`) each holds the class folders; without them a
+    fixed fifth per class becomes the test set. A folder of one of these names that holds pictures
+    is a class. Names that begin with a dot are passed over at every depth. Pictures are turned
+    upright (EXIF) and resized to a square without regard to their aspect ratio.
 
     Args:
         root: Folder that a relative `path` starts from; default: the working directory.
@@ -187,27 +222,32 @@ def image_folder(root: Path | None, *, path: str = ".", size: int = 32, grey: bo
         size: Height and width in pixels.
         grey: Read as one grey channel instead of three colours.
     """
-    folder = ((root or Path()) / Path(path).expanduser()).absolute()
+    folder = _below(root, path)
     if size < 1:
         raise ValueError(f"data set 'image_folder': size must be at least 1, got {size}")
+    if folder.is_file():
+        raise ValueError(
+            f"data set 'image_folder': {shown(folder)} is a file; for a file of arrays take data "
+            "set 'npz'"
+        )
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"data set 'image_folder' misses {folder}; expected one subfolder of pictures per "
-            "class there, or train/ and test/ with such subfolders"
+            f"data set 'image_folder' misses {shown(folder)}; expected one subfolder of "
+            "pictures per class there, or train/ and test/ with such subfolders"
         )
-    has = [(folder / part).is_dir() for part in ("train", "test")]
-    if not any(has):
-        return _split(read_folder(folder, size, grey))
-    if not all(has):
-        there, absent = ("train", "test") if has[0] else ("test", "train")
-        raise ValueError(
-            f"{folder} has {there}/ but no {absent}/; add it, or point path to {there}/ "
-            "to have a fifth of it split off"
-        )
-    train, test = (read_folder(folder / part, size, grey) for part in ("train", "test"))
+    splits = split_folders(folder)
+    if splits is None:
+        images = read_folder(folder, size, grey)
+        check_several(images, folder)
+        return _split(images, f"{shown(folder)}: add train/ and test/, or")
+    train, test = (read_folder(part, size, grey) for part in splits)
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
-        raise ValueError(f"{folder}: train/ and test/ differ in their classes: {', '.join(odd)}")
+        raise ValueError(
+            f"{shown(folder)}: {splits[0].name}/ and {splits[1].name}/ differ in their classes: "
+            f"{listed(odd)}"
+        )
+    check_several(train, splits[0])
     return train, test
 
 
@@ -231,6 +271,13 @@ def synthetic(
         per_class: Training images per class; there are half as many test images.
         noise: Standard deviation of the pixel noise; patterns span 0 to 1.
     """
+    for option, value in {"classes": classes, "size": size, "per_class": per_class}.items():
+        if value < 1:
+            raise ValueError(f"data set 'synthetic': {option} must be at least 1, got {value}")
+    if channels not in (1, 3):
+        raise ValueError(f"data set 'synthetic': channels must be 1 or 3, got {channels}")
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"data set 'synthetic': noise must be a number from 0, got {noise}")
     generator = stream(0, "synthetic", classes, size, channels)
     patterns = torch.rand(classes, channels, 4, 4, generator=generator)
     cell = torch.arange(size) * 4 // size
@@ -250,12 +297,12 @@ def synthetic(
 
 
 def _files(
-    root: Path | None, name: str, files: Sequence[str], shown: Sequence[str], get: str
+    root: Path | None, name: str, files: Sequence[str], wanted: Sequence[str], get: str
 ) -> list[Path]:
     """Absolute paths of `files` (idx files plain or gzipped) below `root`."""
     command = f'python -c "{get.format(root=str(root.absolute()) if root else "FOLDER")}"'
     advice = (
-        f"set data.root or FEDKD_DATA to a folder that holds {' or '.join(dict.fromkeys(shown))}"
+        f"set data.root or FEDKD_DATA to a folder that holds {' or '.join(dict.fromkeys(wanted))}"
         f"; get it with {command}"
     )
     if root is None:
@@ -270,6 +317,10 @@ def _files(
             missing.append(str(plain))
         else:
             found.append(there)
+    if missing and not root.is_dir():
+        raise FileNotFoundError(
+            f"data set {name!r}: there is no folder {shown(root.absolute())}; {advice}"
+        )
     if missing:
         raise FileNotFoundError(f"data set {name!r} misses {', '.join(missing)}; {advice}")
     return found
@@ -283,25 +334,31 @@ def _idx_pair(root: Path | None, name: str, folder: str, classes: tuple[str, ...
     )  # fmt: skip
     get = f"from fedkd.vision import datasets; datasets.{folder}({{root!r}}, download=True)"
     files = [f"{folder}/raw/{stem}" for stem in stems]
-    arrays = [_read_idx(file) for file in _files(root, name, files, [f"{files[0]}(.gz)"], get)]
+    found = _files(root, name, files, [f"{files[0]}(.gz)"], get)
     train, test = (
-        ImageSet(_tensor(images), _labels(labels), classes)
-        for images, labels in (arrays[:2], arrays[2:])
+        image_set(shown(images), _read_idx(images, 3), label_numbers(_read_idx(labels, 1)), classes)
+        for images, labels in (found[:2], found[2:])
     )
     return train, test
 
 
-def _read_idx(file: Path) -> np.ndarray:
+def _read_idx(file: Path, expected: int) -> np.ndarray:
     """One idx file of unsigned bytes: 0, 0, 8, number of axes, big-endian lengths, values."""
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{file}: not a readable gzip file ({error})") from None
+        kind = "gzip file" if file.suffix == ".gz" else "file"
+        raise _damaged(file, f"a readable {kind}", error) from None
     axes = content[3] if len(content) > 3 else 0
     start = 4 + 4 * axes
     shape = np.frombuffer(content[4:start].ljust(4 * axes, b"\0"), ">u4").astype(np.int64)
     if content[:3] != b"\0\0\x08" or len(content) != start + int(shape.prod()):
-        raise ValueError(f"{file}: not a complete idx file of bytes")
+        raise ValueError(f"{shown(file)}: not a complete idx file of bytes")
+    if axes != expected:
+        raise ValueError(
+            f"{shown(file)}: expected an idx file of {expected} axes, found {axes}; is it the file "
+            "of another part?"
+        )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape.tolist())
 
 
@@ -314,16 +371,9 @@ def _cifar(
         arrays = read_npz(file)
         absent = [k for k in ("x_train", "y_train", "x_test", "y_test") if k not in arrays]
         if absent:
-            raise ValueError(f"{file}: misses {', '.join(absent)}")
-        train, test = (
-            image_set(
-                f"{file}: x_{part}",
-                arrays[f"x_{part}"],
-                _labels(arrays[f"y_{part}"], f"{file}: y_{part}"),
-                classes,
-            )
-            for part in ("train", "test")
-        )
+            raise ValueError(f"{shown(file)}: misses {', '.join(absent)}")
+        arrays = {key: array for key, array in arrays.items() if key != "classes"}
+        train, test = labelled_sets(file, arrays, ["_train", "_test"], classes)
         return train, test
     from fedkd.vision import datasets
 
@@ -331,91 +381,50 @@ def _cifar(
         parts = [
             getattr(datasets, torch_name)(root, train=t, download=False) for t in (True, False)
         ]
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # RuntimeError if a checksum differs, others from the pickle
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{(root / folder).absolute()} is incomplete or damaged ({reason}); "
             f'remove it and get it anew with python -c "{get.format(root=str(root.absolute()))}"'
         ) from None
     train, test = (
-        ImageSet(_tensor(part.data), _labels(np.asarray(part.targets)), classes) for part in parts
+        ImageSet(as_tensor(part.data), label_numbers(part.targets), classes) for part in parts
     )
     return train, test
 
 
-def read_npz(file: Path) -> Mapping[str, np.ndarray]:
-    """The arrays of an .npz file; object arrays (pickles) are refused."""
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            return {key: content[key] for key in content.files}
-    except (ValueError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{file}: not an .npz file of plain arrays ({error})") from None
-    except Exception as error:  # zipfile.BadZipFile and AttributeError of a bare .npy
-        raise ValueError(f"{file}: not an .npz file ({error})") from None
+def _split(images: ImageSet, else_do: str) -> Pair:
+    """A fixed fifth of every class for testing, the rest for training, in the given order.
 
-
-def image_set(
-    what: str, images: np.ndarray, labels: torch.Tensor | None, classes: tuple[str, ...]
-) -> ImageSet:
-    """Arrays as an image set; `what` names them in errors. Raises `ValueError`."""
-    if images.dtype != np.uint8:
-        mend = (
-            "; convert them, e.g. (x * 255).round().astype('uint8') if they run from 0 to 1"
-            if np.issubdtype(images.dtype, np.floating)
-            else "; convert them with x.astype('uint8')"
-        )
-        raise ValueError(f"{what}: expected uint8 pixels (0 to 255), got {images.dtype}{mend}")
-    if images.ndim == 4 and images.shape[-1] not in (1, 3) and images.shape[1] in (1, 3):
-        images = images.transpose(0, 2, 3, 1)
-    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
-        raise ValueError(
-            f"{what}: expected (N, height, width) or 1 or 3 channels, got {images.shape}"
-        )
-    try:
-        return ImageSet(_tensor(images), labels, classes)
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from None
-
-
-def read_folder(folder: Path, size: int, grey: bool) -> ImageSet:
-    """One class per subfolder, in the order of their names."""
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not names:
-        raise ValueError(f"{folder}: no class folders")
-    found: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not files:
-            raise ValueError(f"{folder / name}: no pictures ({', '.join(SUFFIXES)})")
-        found += files
-        labels += [label] * len(files)
-    pixels = read_pictures(found, channels=1 if grey else 3, height=size, width=size)
-    return ImageSet(_tensor(pixels), _labels(np.asarray(labels)), tuple(names))
-
-
-def _tensor(pixels: np.ndarray) -> torch.Tensor:
-    """(N, H, W) or (N, H, W, C) -> uint8 (N, C, H, W)."""
-    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.array(pixels, dtype=np.uint8, order="C"))
-
-
-def _labels(labels: np.ndarray, what: str = "labels") -> torch.Tensor:
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{what}: expected whole numbers, got {labels.dtype}")
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    return torch.from_numpy(labels.astype(np.int64))
-
-
-def _split(images: ImageSet) -> Pair:
-    """A fixed fifth of every class for testing, the rest for training, in the given order."""
+    A class of two images or more has at least one test image.
+    """
     assert images.labels is not None
     held_out = torch.zeros(len(images), dtype=torch.bool)
     for label in range(len(images.classes)):
         rows = (images.labels == label).nonzero().flatten()
         order = torch.randperm(len(rows), generator=stream(0, "test split", label))
-        held_out[rows[order[: round(0.2 * len(rows))]]] = True
+        count = max(round(0.2 * len(rows)), int(len(rows) > 1))
+        held_out[rows[order[:count]]] = True
+    if not held_out.any():
+        raise ValueError(
+            f"no test images: a fifth of each class is set apart, but no class has two images; "
+            f"{else_do} more images per class"
+        )
     return images.subset((~held_out).nonzero().flatten()), images.subset(
         held_out.nonzero().flatten()
     )
+
+
+def _damaged(file: Path, kind: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"{shown(file)}: not {kind} ({reason})")
+
+
+def _below(root: Path | None, path: str) -> Path:
+    """The absolute path of the option `path`. Raises `ValueError` if there can be none."""
+    try:
+        place = ((root or Path()) / Path(path).expanduser()).absolute()
+        place.exists()  # raises for what the file system cannot hold, or may not show
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"path: {shown(path)[:200]!r} cannot be reached ({error})") from None
+    return place

@@ -9,15 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedkd.data.labels import check_range, class_names, label_numbers
+
 
 @dataclass(frozen=True)
 class ImageSet:
     """Images of one size with optional labels.
 
+    NumPy arrays, lists of labels or names, and labels of other whole-number types are converted.
+
     Attributes:
         images: uint8 (N, channels, height, width).
         labels: int64 (N,), or None for an unlabelled set.
         classes: Class names in label order; its length is the number of classes.
+
+    Raises:
+        ValueError: anything else; the message names the argument and the way to convert it.
     """
 
     images: Tensor
@@ -25,22 +32,15 @@ class ImageSet:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise ValueError(
-                f"images must be uint8 (N, channels, height, width), got {self.images.dtype} "
-                f"{tuple(self.images.shape)}"
-            )
+        # The dataclass is frozen, and what is stored is what the types above promise.
+        object.__setattr__(self, "images", _pixels(self.images))
+        object.__setattr__(self, "classes", class_names(self.classes))
         if self.labels is None:
             return
+        object.__setattr__(self, "labels", label_numbers(self.labels))
         if self.labels.shape != (len(self.images),):
             raise ValueError(f"{len(self.images)} images but labels {tuple(self.labels.shape)}")
-        if len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(
-            self.classes
-        ):
-            raise ValueError(
-                f"labels run from {int(self.labels.min())} to {int(self.labels.max())}, "
-                f"but there are {len(self.classes)} classes"
-            )
+        check_range(self.labels, self.classes)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -96,6 +96,50 @@ class ImageSet:
         mean = total / count
         std = (squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=1e-3)
         return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _pixels(images: object) -> Tensor:
+    if isinstance(images, np.ndarray):
+        if images.dtype.kind not in "biufc" or images.dtype.byteorder == ">":
+            raise ValueError(
+                f"images must be uint8 (N, channels, height, width), got {images.dtype}"
+            )
+        images = torch.from_numpy(images.copy())  # of one's own, and never negative strides
+    if not isinstance(images, Tensor):
+        raise ValueError(
+            "images must be a tensor or array, uint8 (N, channels, height, width), got "
+            f"{type(images).__name__}"
+        )
+    shape = tuple(images.shape)
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise ValueError(
+            f"images must be uint8 (N, channels, height, width), got {images.dtype} {shape}"
+            f"{_mend(images)}"
+        )
+    if 0 in shape[1:]:
+        raise ValueError(f"images must have at least one channel and one pixel, got {shape}")
+    if shape[1] not in (1, 3) and shape[3] in (1, 3):
+        raise ValueError(
+            f"images must be uint8 (N, channels, height, width), got {shape}, which looks like "
+            "channels last; turn them with images.permute(0, 3, 1, 2)"
+        )
+    return images
+
+
+def _mend(images: Tensor) -> str:
+    if images.dtype == torch.uint8 and images.ndim == 3:
+        return "; one grey channel is images[:, None]"
+    if not images.is_floating_point() or not images.numel():
+        return ""
+    low, high = float(images.min()), float(images.max())
+    if low >= 0 and high <= 1:
+        return "; from 0 to 1 they become so with (images * 255).round().to(torch.uint8)"
+    if low < 0:
+        return (
+            f" from {low:.3g} to {high:.3g}; if they are normalised, give them as they were "
+            "before: the networks normalise themselves"
+        )
+    return ""
 
 
 def class_map(classes: tuple[str, ...]) -> str:

@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedkd.data.datasets import image_set, read_folder, read_npz
+from fedkd.data.arrays import image_set, labelled_sets, names_in, read_npz
+from fedkd.data.folders import read_folder
 from fedkd.data.images import ImageSet
+from fedkd.data.labels import label_numbers, listed
+from fedkd.data.pictures import shown
 from fedkd.data.splits import FederatedData, hold_out
 from fedkd.data.transfer import TransferSet
 
@@ -103,18 +106,23 @@ def read_own(
     arrays = read_npz(public)
     absent = {"x_transfer", "x_test", "x_validation", "classes"} - set(arrays)
     if absent:
-        raise ValueError(f"{public}: misses {', '.join(sorted(absent))}")
-    classes = tuple(str(name) for name in arrays["classes"].tolist())
+        raise ValueError(f"{shown(public)}: misses {', '.join(sorted(absent))}")
+    classes = names_in(public, arrays)
 
-    def images(name: str) -> ImageSet:
+    def images(name: str, *, may_be_empty: bool = False) -> ImageSet:
         labels = arrays.get(f"y_{name}")
-        known = None if labels is None else torch.from_numpy(labels)
-        return image_set(f"{public}: x_{name}", arrays[f"x_{name}"], known, classes)
+        known = None if labels is None else label_numbers(labels, f"{shown(public)}: y_{name}")
+        what = f"{shown(public)}: x_{name}"
+        return image_set(what, arrays[f"x_{name}"], known, classes, may_be_empty=may_be_empty)
 
-    test, shown = images("test"), images("transfer")
-    if shown.labels is None and transfer_labelled:
-        raise ValueError(f"{public}: the transfer images have no labels (y_transfer)")
-    chosen = shown if transfer_labelled else shown.unlabelled()
+    test, common = images("test"), images("transfer")
+    if test.shape != common.shape:
+        raise ValueError(
+            f"{shown(public)}: transfer images are {common.shape}, test images {test.shape}"
+        )
+    if common.labels is None and transfer_labelled:
+        raise ValueError(f"{shown(public)}: the transfer images have no labels (y_transfer)")
+    chosen = common if transfer_labelled else common.unlabelled()
     mean, std = chosen.statistics()
     nothing = np.empty(0, np.int64)
     shards, holdouts = [nothing] * clients, [nothing] * clients
@@ -128,8 +136,8 @@ def read_own(
         source=source,
         shard_rows=tuple(shards),
         holdout_rows=tuple(holdouts),
-        transfer=TransferSet(chosen, shown.labels, chosen.fingerprint()),
-        validation=images("validation"),
+        transfer=TransferSet(chosen, common.labels, chosen.fingerprint()),
+        validation=images("validation", may_be_empty=True),
         test=test,
         mean=mean,
         std=std,
@@ -144,19 +152,17 @@ def _read_private(path: Path, like: ImageSet) -> ImageSet:
         found = _from_arrays(path, read_npz(path), like.classes)
     else:
         raise FileNotFoundError(
-            f"this node's private images are missing: {path}; expected an .npz file with x and y, "
-            "or a folder with a subfolder of pictures per class"
+            f"this node's private images are missing: {shown(path)}; expected an .npz file "
+            "with x and y, or a folder with a subfolder of pictures per class"
         )
     strange = sorted(set(found.classes) - set(like.classes))
     if strange:
         raise ValueError(
-            f"{path}: unknown classes {', '.join(strange)}; the experiment has "
-            f"{', '.join(like.classes)}"
+            f"{shown(path)}: unknown classes {listed(strange)}; the experiment has "
+            f"{listed(like.classes)}"
         )
     if found.shape != like.shape:
-        raise ValueError(f"{path}: images are {found.shape}, the public ones {like.shape}")
-    if len(found) == 0:
-        raise ValueError(f"{path}: no images")
+        raise ValueError(f"{shown(path)}: images are {found.shape}, the public ones {like.shape}")
     assert found.labels is not None
     number = torch.tensor([like.classes.index(name) for name in found.classes])
     return replace(found, labels=number[found.labels], classes=like.classes)
@@ -166,13 +172,12 @@ def _from_arrays(
     path: Path, arrays: Mapping[str, np.ndarray], classes: tuple[str, ...]
 ) -> ImageSet:
     if not {"x", "y"} <= set(arrays):
-        raise ValueError(f"{path}: expected arrays x and y, found {', '.join(sorted(arrays))}")
-    if "classes" in arrays:
-        classes = tuple(str(name) for name in arrays["classes"].tolist())
-    if not np.issubdtype(arrays["y"].dtype, np.integer):
-        raise ValueError(f"{path}: y: expected whole numbers, got {arrays['y'].dtype}")
-    labels = torch.from_numpy(arrays["y"].astype(np.int64))
-    return image_set(f"{path}: x", arrays["x"], labels, classes)
+        raise ValueError(
+            f"{shown(path)}: expected arrays x and y, with all images of this node, found "
+            f"{listed(sorted(arrays)) or 'none'}"
+        )
+    (images,) = labelled_sets(path, arrays, [""], classes)
+    return images
 
 
 def _channels_last(images: ImageSet) -> np.ndarray:

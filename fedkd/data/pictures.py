@@ -97,7 +97,7 @@ def _read(
                 upright = ImageOps.exif_transpose(picture)
                 if upright.has_transparency_data:
                     layered = upright.convert("RGBA")
-                    if layered.getchannel("A").getextrema()[0] < 255:
+                    if np.asarray(layered.getchannel("A")).min() < 255:
                         notes.append(_TRANSPARENT)
                         white = Image.new("RGBA", layered.size, "white")
                         upright = Image.alpha_composite(white, layered).convert("RGB")
@@ -113,7 +113,7 @@ def _read(
                     notes.append(_FRAMES)
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"{name}: too large a picture ({error}); save it smaller, e.g. with "
+            f"{name}: too large a picture ({str(error).split(',')[0]}); save it smaller, e.g. with "
             "PIL.Image.thumbnail, or cut it into tiles"
         ) from None
     except _TooDeep as error:
