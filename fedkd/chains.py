@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from fedkd.knowledge.kinds import Logits
-from fedkd.knowledge.payload import Bank, Fused, Knowledge
+from fedkd.knowledge.payload import Fused, Knowledge
 
 Guidance = Literal["next", "dense"]
 
@@ -32,10 +29,9 @@ def with_assistant(fused: Fused, assistant: Knowledge, guidance: Guidance, rank:
             ICCV 2021, https://arxiv.org/abs/2009.08825
     """
     if guidance == "next":
-        arrays = {kind: [tensor.numpy()] for kind, tensor in assistant.tensors.items()}
         # The targets stay: they are what the first teachers (or the labels) say.
-        return Fused(Bank((assistant.teacher,), arrays), _probabilities(assistant), fused.targets)
-    return _beside(fused, assistant, 1 / (rank + 1))
+        return fused.replaced_by(assistant)
+    return fused.with_teacher(assistant, 1 / (rank + 1))
 
 
 def with_memory(fused: Fused, student: Knowledge, share: float) -> Fused:
@@ -53,30 +49,6 @@ def with_memory(fused: Fused, student: Knowledge, share: float) -> Fused:
         Laine and Aila, "Temporal Ensembling for Semi-Supervised Learning", ICLR 2017,
             https://arxiv.org/abs/1610.02242
     """
-    told = _beside(fused, student, share)
+    told = fused.with_teacher(student, share)
     learnt = torch.equal(fused.targets, fused.probabilities.argmax(dim=1))
     return replace(told, targets=told.probabilities.argmax(dim=1)) if learnt else told
-
-
-def _probabilities(knowledge: Knowledge) -> Tensor:
-    return torch.softmax(knowledge.tensors[Logits()].float(), dim=-1)
-
-
-def _beside(fused: Fused, teacher: Knowledge, share: float) -> Fused:
-    """One more teacher with a share of the say; all others keep their proportions."""
-    bank = fused.bank
-    # What only fusion rules read (the server has no private images) has done its part.
-    together = {
-        kind: [*bank.arrays[kind], tensor.numpy()] for kind, tensor in teacher.tensors.items()
-    }
-    count, samples = len(bank.teachers), bank.num_samples
-    before = np.full((count, samples), 1 / count) if bank.weights is None else bank.weights
-    weights = np.concatenate([before * (1 - share), np.full((1, samples), share)])
-    classes = bank.class_weights
-    if classes is not None:
-        classes = torch.cat([classes, torch.ones(1, classes.shape[1])])
-    return replace(
-        fused,
-        bank=Bank((*bank.teachers, teacher.teacher), together, weights.astype(np.float32), classes),
-        probabilities=fused.probabilities * (1 - share) + _probabilities(teacher) * share,
-    )

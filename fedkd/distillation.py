@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -16,15 +14,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fedkd.config import Optimizer
 from fedkd.knowledge.kinds import Kind, Logits
+from fedkd.knowledge.payload import not_finite
 from fedkd.lessons import Lesson, Lessons
 from fedkd.losses.base import EnsembleLoss
 from fedkd.models.network import Network
 from fedkd.objective import Objective, Value
-from fedkd.optimization import make_optimizer
 from fedkd.randomness import seeded
+from fedkd.training.batches import check_batch_size
+from fedkd.training.loop import Measured, Phase, Trainer, gradient_norm
 
-# Steps on an accelerator between looks at the loss.
-CHECK_EVERY = 50
+STUDENT = Phase("the student", "lower the learning rate or a loss's weight")
 
 Precision = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype | None] = {
@@ -97,10 +96,14 @@ def distill(
         One record per epoch trained here, and `{"moments": ..., "fitted": ...}` for a next call.
 
     Raises:
-        RuntimeError: the loss is no longer finite.
-        ValueError: no loss counts in some epoch, or a loss does not fit student and teachers.
+        RuntimeError: loss, gradient or weights are no longer finite, or a teacher's answers were
+            not.
+        ValueError: no loss counts in some epoch, a loss does not fit student and teachers, or
+            the student cannot be trained on such batches.
     """
     options = optimizer or Optimizer()
+    if epochs < 1:
+        raise ValueError(f"epochs: expected at least 1, got {epochs}")
     objective.check(epochs)
     loop = _Loop(student, lessons, objective, epochs, options, precision, ema, seed)
     if fitted is not None:
@@ -115,10 +118,12 @@ def distill(
             history.append(record)
             if on_epoch is not None:
                 on_epoch(record, lambda epoch=epoch: loop.snapshot(epoch))  # type: ignore[misc]
+    if history:
+        loop.trainer.finish()
     loop.finish()
     student.eval()
     return history, {
-        "moments": loop.optimizer.state_dict(),
+        "moments": loop.trainer.optimizer.state_dict(),
         "fitted": objective.fitted.state_dict(),
     }
 
@@ -145,48 +150,56 @@ class _Loop:
         self.device = student.mean.device
         self.dtype = DTYPES[precision]
         objective.to(self.device)
+        self._check_batches()
         self._adapt(seed)
-        self.parameters = [
-            p for p in (*student.parameters(), *objective.parameters()) if p.requires_grad
-        ]
-        steps = max(1, lessons.steps) * epochs
-        self.optimizer, self.schedule = make_optimizer(self.parameters, options, steps)
+        # float16 gradients of small losses vanish unless scaled; bfloat16 has float32's range.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
+        self.trainer = Trainer(
+            student,
+            options,
+            STUDENT,
+            lessons.steps * epochs,
+            more=objective.parameters(),
+            scaler=self.scaler,
+            explain=self._explain,
+        )
         self.average = (
             AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
             if ema > 0
             else None
         )
-        # float16 gradients of small losses vanish unless scaled; bfloat16 has float32's range.
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
 
     # -- one epoch -------------------------------------------------------------------------
 
     def epoch(self, epoch: int) -> EpochRecord:
         """Train one epoch."""
-        self.student.train()
-        self.objective.train()
-        lr = float(self.schedule.get_last_lr()[0])
-        losses = _Losses(epoch, every=1 if self.device.type == "cpu" else CHECK_EVERY)
+        # A single image is trained on in evaluation mode: batch norm cannot compare it.
+        self.student.train(self.lessons.samples > 1)
+        self.objective.train(self.lessons.samples > 1)
+        lr = float(self.trainer.schedule.get_last_lr()[0])
         gradients: dict[str, float] = {}
+        seen: dict[Kind, Tensor] = {}
         learners = self.objective.learners_in(epoch)
-        with warnings.catch_warnings():
-            # In float16 the first steps are skipped until the scale fits; the schedule goes on.
-            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-            for step, lesson in enumerate(self.lessons.epoch(epoch), start=1):
-                try:
-                    value, readings = self._value(lesson, epoch)
-                except RuntimeError:
-                    losses.check()  # if the loss was not finite before, that is the reason
-                    raise
-                losses.add(value, len(lesson.images))
-                if not gradients and len(value.terms) > 1:
-                    gradients = self._gradients(value)
-                self._step(value)
-                for loss in learners:
-                    if step % loss.meta_every == 0:
-                        self._meta_step(loss, lesson, readings)
-        total, *means = losses.means()
-        return EpochRecord(epoch, total, dict(zip(losses.names, means)), lr, gradients)
+
+        def measure(_step: int, lesson: Lesson) -> Measured:
+            nonlocal seen
+            value, seen = self._value(lesson, epoch)
+            return Measured(value.total, len(lesson.images), value.terms)
+
+        def before(step: int, measured: Measured) -> None:
+            if step == 0 and len(measured.parts) > 1:
+                gradients.update(self._gradients(measured.parts, epoch))
+
+        def after(step: int, lesson: Lesson) -> None:
+            if self.average is not None:
+                self.average.update_parameters(self.student)
+            for loss in learners:
+                if (step + 1) % loss.meta_every == 0:
+                    self._meta_step(loss, lesson, seen)
+
+        lessons = self.lessons.epoch(epoch)
+        means = self.trainer.epoch(epoch, lessons, measure, before=before, after=after)
+        return EpochRecord(epoch, means.loss, means.parts, lr, gradients)
 
     def _value(self, lesson: Lesson, epoch: int) -> tuple[Value, dict[Kind, Tensor]]:
         with self._autocast():
@@ -194,18 +207,6 @@ class _Loop:
         readings = {kind: tensor.float() for kind, tensor in readings.items()}
         value: Value = self.objective(readings, lesson.ensemble, lesson.targets, epoch, self.epochs)
         return value, readings
-
-    def _step(self, value: Value) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(value.total).backward()
-        if self.options.max_grad_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.schedule.step()
-        if self.average is not None:
-            self.average.update_parameters(self.student)
 
     def _meta_step(self, loss: EnsembleLoss, lesson: Lesson, seen: dict[Kind, Tensor]) -> None:
         """Let a loss learn from what the student got wrong in this batch."""
@@ -223,36 +224,46 @@ class _Loop:
             return {kind: tensor.float() for kind, tensor in read.items()}
 
         assert part.targets is not None
-        lr = float(self.optimizer.param_groups[0]["lr"])
+        lr = float(self.trainer.optimizer.param_groups[0]["lr"])
         loss.meta_step(forward, own, part.ensemble, part.targets, lr)
 
-    def _gradients(self, value: Value) -> dict[str, float]:
+    def _gradients(self, terms: Mapping[str, Tensor], epoch: int) -> dict[str, float]:
         """Norm of each weighted term's gradient on the student."""
         weights = [p for p in self.student.parameters() if p.requires_grad]
-        norms = {}
-        for name, term in value.terms.items():
-            if not term.requires_grad:
-                norms[name] = 0.0
-                continue
-            parts = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
-            lengths = [part.float().norm() for part in parts if part is not None]
-            norm = float(torch.stack(lengths).norm()) if lengths else 0.0
-            norms[name] = value.weights[name] * norm
-        return norms
+        shares = self.objective.weights_in(epoch, self.epochs)
+        return {name: shares[name] * gradient_norm(term, weights) for name, term in terms.items()}
+
+    def _explain(self, epoch: int, step: int) -> str | None:
+        """Whether the teachers were to blame: lessons are the same when they are drawn again."""
+        for number, lesson in enumerate(self.lessons.epoch(epoch)):
+            if number == step:
+                return not_finite(lesson.ensemble)
+        return None
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
     # -- state -----------------------------------------------------------------------------
 
+    def _check_batches(self) -> None:
+        """Refuse batches of one for what has batch norm; a single image is another matter."""
+        if self.lessons.samples > 1:
+            size = self.lessons.batch_size
+            check_batch_size(self.student, size, STUDENT.batch_size, STUDENT.who)
+
     def _adapt(self, seed: int) -> None:
         example = self.lessons.example()
+        if (problem := not_finite(example.ensemble)) is not None:
+            raise RuntimeError(problem)
         mode = self.student.training
         self.student.eval()
         with torch.no_grad(), seeded(seed, "example"):
             readings: dict[Kind, Tensor] = example.read(self.student, self.objective.reads)
         self.student.train(mode)
         self.objective.adapt(readings, example.ensemble, seed)
+        if self.lessons.samples > 1:
+            size = self.lessons.batch_size
+            check_batch_size(self.objective, size, STUDENT.batch_size, "a loss")
 
     def take_over(self, fitted: Mapping[str, Tensor]) -> None:
         """Weights of trainable parts that still exist and have the same shape."""
@@ -267,9 +278,10 @@ class _Loop:
         are sure to be the same.
         """
         count = sum(p.requires_grad for p in self.student.parameters())
-        groups = [dict(group) for group in self.optimizer.state_dict()["param_groups"]]
+        optimizer = self.trainer.optimizer
+        groups = [dict(group) for group in optimizer.state_dict()["param_groups"]]
         kept = {number: value for number, value in state["state"].items() if number < count}
-        self.optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        optimizer.load_state_dict({"state": kept, "param_groups": groups})
 
     def snapshot(self, epoch: int) -> dict[str, Any]:
         """Everything needed to go on after `epoch`."""
@@ -280,8 +292,8 @@ class _Loop:
             "epoch": epoch,
             "student": _on_cpu(self.student),
             "fitted": _on_cpu(self.objective.fitted),
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
-            "schedule": self.schedule.state_dict(),
+            "optimizer": copy.deepcopy(self.trainer.optimizer.state_dict()),
+            "schedule": self.trainer.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "generators": generators,
             "average": None if self.average is None else _on_cpu(self.average),
@@ -296,8 +308,8 @@ class _Loop:
         """Take up a snapshot; returns the epoch that comes next."""
         self.student.load_state_dict(state["student"])
         self.objective.fitted.load_state_dict(state["fitted"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        self.trainer.optimizer.load_state_dict(state["optimizer"])
+        self.trainer.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -305,47 +317,6 @@ class _Loop:
         if "cuda" in state["generators"] and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
         return int(state["epoch"]) + 1
-
-
-class _Losses:
-    """The losses of an epoch, left on the device: asking for a number makes a GPU wait."""
-
-    def __init__(self, epoch: int, every: int) -> None:
-        self.names: list[str] = []
-        self._epoch = epoch
-        self._every = every
-        self._waiting: list[Tensor] = []
-        self._rows: list[list[float]] = []
-        self._counts: list[int] = []
-
-    def add(self, value: Value, count: int) -> None:
-        """One step's value on `count` samples. Raises `RuntimeError` (some steps later)."""
-        self.names = list(value.terms)
-        numbers = [value.total, *value.terms.values()]
-        self._waiting.append(torch.stack([number.detach().float() for number in numbers]))
-        self._counts.append(count)
-        if len(self._waiting) >= self._every:
-            self.check()
-
-    def check(self) -> None:
-        """Fetch what is waiting. Raises `RuntimeError` that names the first bad step's terms."""
-        fetched: list[list[float]] = torch.stack(self._waiting).tolist() if self._waiting else []
-        self._waiting.clear()
-        for total, *parts in fetched:
-            if not math.isfinite(total):
-                shown = (f"{name} {part:.4g}" for name, part in zip(self.names, parts))
-                raise RuntimeError(
-                    f"the student's loss is {total} in epoch {self._epoch} ({', '.join(shown)}); "
-                    "lower the learning rate or a loss's weight"
-                )
-        self._rows += fetched
-
-    def means(self) -> list[float]:
-        """Mean of the total and of each term over the samples."""
-        self.check()
-        seen = max(sum(self._counts), 1)
-        weighted = ([n * part for part in row] for n, row in zip(self._counts, self._rows))
-        return [sum(column) / seen for column in zip(*weighted)] or [0.0]
 
 
 class _Reader(nn.Module):

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from fedkd.data.images import ImageSet
 from fedkd.data.views import augment_batch
-from fedkd.knowledge.kinds import Fact, Kind, Reading
-from fedkd.knowledge.payload import Ensemble, Fused, Teacher
+from fedkd.knowledge.kinds import Fact, Kind, Logits, Reading
+from fedkd.knowledge.payload import Ensemble, Fused, Teacher, not_finite
 from fedkd.models.network import Network, parameter_count
-from fedkd.optimization import steps_per_epoch
-from fedkd.randomness import stream
+from fedkd.training.batches import Order, batches, positive, steps_per_epoch
 
 # Samples of an example: enough for what losses measure on them (signs, margins).
 EXAMPLE = 64
@@ -64,6 +63,14 @@ class Lessons(Protocol):
     """A source of lessons, the same for the same seed."""
 
     @property
+    def samples(self) -> int:
+        """Images."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per step."""
+
+    @property
     def steps(self) -> int:
         """Batches per epoch."""
 
@@ -81,12 +88,15 @@ class SharedLessons:
         images: Transfer images in their order, uint8 (N, channels, h, w).
         fused: What the teachers say about them.
         views: View number -> all transfer images under that virtual view.
-        batch_size: Samples per step; a last batch of one sample is dropped (batch norm).
+        batch_size: Samples per step; a left-over batch of one is dropped (batch norm).
         curriculum: Epochs until all samples are shown: the first is about the half of which the
             teachers are surest, then more and more of the rest. 0 shows all at once. An epoch has
             the same number of steps throughout.
         seed: Seed of the order of samples.
         device: Where lessons are put.
+
+    Raises:
+        ValueError: `fused` is about another number of images, or is not finite.
     """
 
     def __init__(
@@ -100,20 +110,35 @@ class SharedLessons:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
+        if len(images) != len(fused):
+            raise ValueError(
+                f"images: the teachers have answered about {len(fused)} images, here are "
+                f"{len(images)}; those of fused.index belong to them"
+            )
+        if len(images) == 0:
+            raise ValueError("images: there is no image to learn from")
+        if not fused.probabilities.isfinite().all():
+            problem = not_finite(fused.bank.rows(torch.arange(len(fused)), kinds=(Logits(),)))
+            raise ValueError(problem or "fused.probabilities are not finite")
         self._images = images
         self._fused = fused
         self._views = views
-        self._batch_size = batch_size
-        self._seed = seed
+        self.batch_size = positive(batch_size)
+        self._order = Order(len(images), seed)
         self._device = torch.device(device)
         self._targets = fused.targets.to(self._device)
         self._curriculum = curriculum
         self._surest = fused.probabilities.amax(dim=1).argsort(descending=True, stable=True)
 
     @property
+    def samples(self) -> int:
+        """Images."""
+        return len(self._images)
+
+    @property
     def steps(self) -> int:
         """Batches per epoch."""
-        return steps_per_epoch(len(self._images), self._batch_size)
+        return steps_per_epoch(len(self._images), self.batch_size)
 
     def example(self) -> Lesson:
         """The first few transfer images."""
@@ -125,15 +150,26 @@ class SharedLessons:
         known = self._surest
         if number <= self._curriculum:
             known = known[: math.ceil(total * (0.5 + 0.5 * (number - 1) / self._curriculum))]
-        for index in _batches(total, self._batch_size, self._seed, number):
+        for index in batches(self._order.epoch(number), self.batch_size):
             # A sample that is not shown yet lends its place to one that is.
             yield self._lesson(known[index % len(known)] if len(known) < total else index)
 
     def _lesson(self, index: Tensor) -> Lesson:
-        views, device = self._views, self._device
-        virtual = None if views is None else lambda number: views(number)[index].to(device)
+        device = self._device
+        virtual = (
+            None if self._views is None else lambda number: self._view(number)[index].to(device)
+        )
         ensemble = self._fused.bank.rows(index, device)
         return Lesson(self._images[index].to(device), virtual, ensemble, self._targets[index])
+
+    def _view(self, number: int) -> Tensor:
+        assert self._views is not None
+        view = self._views(number)
+        if len(view) != len(self._images):
+            raise ValueError(
+                f"views: view {number} has {len(view)} images, the real one {len(self._images)}"
+            )
+        return view
 
 
 class LiveLessons:
@@ -148,7 +184,7 @@ class LiveLessons:
         kinds: What is read from them.
         augment: Recipe of the real view, a name in `fedkd.data.views.AUGMENTATIONS`.
         virtual: Recipe of the virtual view.
-        batch_size: Samples per step; a last batch of one sample is dropped (batch norm).
+        batch_size: Samples per step; a left-over batch of one is dropped (batch norm).
         seed: Seed of order and augmentation.
         device: Where lessons are put.
         say: Weight of each teacher; default: all the same.
@@ -178,6 +214,8 @@ class LiveLessons:
     ) -> None:
         if images.labels is None:
             raise ValueError("central training needs labelled images, these have no labels")
+        if len(images) == 0:
+            raise ValueError("images: there is no image to learn from")
         self._device = torch.device(device)
         self._images = images.images.to(self._device, memory_format=memory_format)
         self._labels = images.labels.to(self._device)
@@ -185,8 +223,9 @@ class LiveLessons:
         self._kinds = [kind for kind in kinds if kind.per_sample]
         self._augment = augment
         self._virtual = virtual
-        self._batch_size = batch_size
+        self.batch_size = positive(batch_size)
         self._seed = seed
+        self._order = Order(len(images), seed)
         self._autocast = autocast
         self._memory_format = memory_format
         self._who = tuple(
@@ -203,9 +242,14 @@ class LiveLessons:
         }
 
     @property
+    def samples(self) -> int:
+        """Images."""
+        return len(self._images)
+
+    @property
     def steps(self) -> int:
         """Batches per epoch."""
-        return steps_per_epoch(len(self._images), self._batch_size)
+        return steps_per_epoch(len(self._images), self.batch_size)
 
     def example(self) -> Lesson:
         """The first few images."""
@@ -214,9 +258,9 @@ class LiveLessons:
 
     def epoch(self, number: int) -> Iterator[Lesson]:
         """All images in an order of its own, each batch augmented by its own stream."""
-        total = len(self._images)
-        batches = _batches(total, self._batch_size, self._seed, number, self._device)
-        for step, index in enumerate(batches):
+        # The order moves at once: a copy in every step would make an accelerator wait.
+        order = self._order.epoch(number).to(self._device)
+        for step, index in enumerate(batches(order, self.batch_size)):
             yield self._lesson(index, number, step)
 
     @torch.no_grad()
@@ -270,18 +314,3 @@ def _read(kind: Kind, reading: Reading, who: str) -> Tensor:
         return kind.read(reading)
     except ValueError as error:
         raise ValueError(f"{kind} cannot be read from {who}: {error}") from None
-
-
-def _batches(
-    total: int, batch_size: int, seed: int, epoch: int, device: torch.device | str = "cpu"
-) -> Iterator[Tensor]:
-    """Indices of the batches of an epoch; a batch of one is left out unless it is all there is.
-
-    The order moves to `device` at once: a copy in every step would make an accelerator wait.
-    """
-    order = stream(seed, "order")
-    for _ in range(epoch):  # the epochs before are drawn too, so that any epoch can be the first
-        permutation = torch.randperm(total, generator=order)
-    for index in permutation.to(device).split(batch_size):
-        if len(index) > 1 or total == 1:
-            yield index

@@ -125,8 +125,20 @@ class Objective(nn.Module):
                 found.append(loss)
         return found
 
+    def weights_in(self, epoch: int, epochs: int) -> dict[str, float]:
+        """Name -> weight of each term that counts in `epoch`."""
+        return {t.name: t.weight_at(epoch, epochs) for t in self.terms if t.counts_in(epoch)}
+
     def check(self, epochs: int) -> None:
-        """Raise `ValueError` if there is an epoch in which no loss counts."""
+        """Raise `ValueError` if there is an epoch in which no loss counts, or all weights are 0."""
+        if not any(
+            term.weight_at(epoch, epochs) > 0
+            for term in self.terms
+            for epoch in range(1, epochs + 1)
+        ):
+            raise ValueError(
+                "every loss has weight 0 in every epoch: nothing would be learnt; raise a weight"
+            )
         for epoch in range(1, epochs + 1):
             if not any(term.counts_in(epoch) for term in self.terms):
                 raise ValueError(
@@ -170,13 +182,12 @@ class Objective(nn.Module):
     ) -> Value:
         """The objective on one batch of `epoch` (from 1) of `epochs`."""
         terms: dict[str, Tensor] = {}
-        weights: dict[str, float] = {}
+        weights = self.weights_in(epoch, epochs)
         total: Tensor | None = None
         for number, term in enumerate(self.terms):
             if not term.counts_in(epoch):
                 continue
             terms[term.name] = self._value(number, student, ensemble, targets)
-            weights[term.name] = term.weight_at(epoch, epochs)
             part = weights[term.name] * terms[term.name]
             total = part if total is None else total + part
         if total is None:

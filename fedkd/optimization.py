@@ -32,12 +32,6 @@ def make_optimizer(
     return optimizer, LambdaLR(optimizer, lambda step: _factor(options, step, total_steps))
 
 
-def steps_per_epoch(total: int, batch_size: int) -> int:
-    """Batches of `total` samples; a last batch of one is dropped, batch norm cannot train on it."""
-    full, rest = divmod(total, batch_size)
-    return full + (rest > 1 or total == 1)
-
-
 def _factor(options: Optimizer, step: int, total: int) -> float:
     """Learning rate at `step` (from 0) as a share of `options.lr`."""
     progress = min(step / max(total, 1), 1.0)

@@ -11,8 +11,8 @@ from fedkd.data.views import augment_batch
 from fedkd.knowledge.extract import extract
 from fedkd.knowledge.kinds import Pooled
 from fedkd.models.network import Network
-from fedkd.optimization import make_optimizer, steps_per_epoch
 from fedkd.randomness import seeded, stream
+from fedkd.training.loop import Measured, Phase, train_epochs
 
 # Width of the space in which views are compared.
 WIDTH = 64
@@ -65,43 +65,42 @@ def pretrain(
         seed: Of order, augmentation and projection.
 
     Returns:
-        Mean loss of each epoch.
+        Mean loss of each epoch, over its images.
 
     Raises:
-        ValueError: the network has no classification layer whose input could be read.
+        ValueError: the network has no classification layer whose input could be read, or there
+            are not two images to compare.
+        RuntimeError: loss, gradient or weights are no longer finite.
     """
+    if len(images) < 2 or batch_size < 2:
+        raise ValueError(
+            "pretraining compares images with each other: it needs at least 2, and a batch_size of "
+            f"at least 2, got {len(images)} images and batch_size {batch_size}"
+        )
     device = network.mean.device
     width = extract(network, images[:1], (Pooled(),))[Pooled()].shape[1]
-    batch = min(batch_size, len(images))
-    steps = steps_per_epoch(len(images), batch)
     with seeded(seed, "projection"):
         project = nn.Sequential(nn.Linear(width, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
     project.to(device)
-    parameters = [*network.parameters(), *project.parameters()]
-    options = optimizer or Optimizer()
-    update, schedule = make_optimizer(parameters, options, steps * epochs)
-    order = stream(seed, "order")
-    network.train()
-    history = []
+
+    def measure(epoch: int, step: int, index: Tensor) -> Measured:
+        here = images[index].to(device)
+        first, second = (
+            project(network.read(augment_batch(here, augment, seed, view, epoch, step)).pooled)
+            for view in ("first", "second")
+        )
+        return Measured(contrastive_loss(first, second), len(index))
+
     with seeded(seed, "pretrain"):
-        for epoch in range(epochs):
-            losses = []
-            for step, index in enumerate(torch.randperm(len(images), generator=order).split(batch)):
-                if len(index) == 1:
-                    continue
-                here = images[index].to(device)
-                first, second = (
-                    project(
-                        network.read(augment_batch(here, augment, seed, view, epoch, step)).pooled
-                    )
-                    for view in ("first", "second")
-                )
-                loss = contrastive_loss(first, second)
-                update.zero_grad(set_to_none=True)
-                loss.backward()
-                update.step()
-                schedule.step()
-                losses.append(float(loss.detach()))
-            history.append(sum(losses) / len(losses))
-    network.eval()
-    return history
+        history = train_epochs(
+            network,
+            len(images),
+            measure,
+            optimizer or Optimizer(),
+            Phase("the network in pretraining", "lower student.pretraining.optimizer.lr"),
+            epochs=epochs,
+            batch_size=batch_size,
+            order=stream(seed, "order"),
+            more=project.parameters(),
+        )
+    return [epoch.loss for epoch in history]

@@ -37,7 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("config", "data", "models", "relations", "codecs"),
     ("knowledge", "optimization"),
-    ("losses", "fusion", "release", "evaluation", "rundir"),
+    ("losses", "fusion", "release", "evaluation", "rundir", "training"),
     ("objective", "teachers", "lessons", "chains", "pretraining", "leaflet", "quarantine"),
     ("distillation", "build", "privacy"),
     ("rounds", "export", "api"),

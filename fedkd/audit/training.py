@@ -14,12 +14,12 @@ from fedkd.build import build_network
 from fedkd.config import ConfigError
 from fedkd.data.images import ImageSet
 from fedkd.models.network import Network
-from fedkd.optimization import make_optimizer
 from fedkd.privacy.label_dp import randomised
 from fedkd.randomness import seeded, stream, stream_seed
 from fedkd.rounds import Workspace
 from fedkd.teachers.dp_sgd import fit_private
 from fedkd.teachers.sgd import fit
+from fedkd.training.loop import Measured, Phase, train_epochs
 
 
 def train_again(
@@ -74,24 +74,24 @@ def proxy(workspace: Workspace, told: Tensor) -> Network:
     options, seed = experiment.distillation, experiment.seed
     images = workspace.data.transfer.images.images
     network = build_network(experiment, experiment.student.model, workspace.data, "proxy")
-    batch = min(options.batch_size, len(images))
-    epochs = options.epochs * experiment.rounds
-    steps = epochs * -(-len(images) // batch)
-    optimizer, schedule = make_optimizer(network.parameters(), options.optimizer, steps)
-    order = stream(seed, "audit", "proxy")
     wanted = told.softmax(1)
-    network.train()
+
+    def measure(_epoch: int, _step: int, index: Tensor) -> Measured:
+        loss = functional.cross_entropy(network(images[index]), wanted[index])
+        return Measured(loss, len(index))
+
     with seeded(stream_seed(seed, "audit", "proxy"), "dropout"):
-        for _ in range(epochs):
-            for index in torch.randperm(len(images), generator=order).split(batch):
-                if len(index) == 1 and len(images) > 1:
-                    continue
-                loss = functional.cross_entropy(network(images[index]), wanted[index])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-    return network.eval()
+        train_epochs(
+            network,
+            len(images),
+            measure,
+            options.optimizer,
+            Phase("the proxy", "lower distillation.optimizer.lr", "distillation.batch_size"),
+            epochs=options.epochs * experiment.rounds,
+            batch_size=options.batch_size,
+            order=stream(seed, "audit", "proxy"),
+        )
+    return network
 
 
 def mislabelled(pool: ImageSet, count: int, seed: int) -> ImageSet:

@@ -128,9 +128,33 @@ class Bank:
     weights: np.ndarray | None = None
     class_weights: Tensor | None = field(default=None)
 
+    def __post_init__(self) -> None:
+        for kind, arrays in self.arrays.items():
+            if len(arrays) != len(self.teachers):
+                raise ValueError(f"{len(self.teachers)} teachers, but {len(arrays)} give {kind}")
+            lengths = sorted({len(array) for array in arrays}) if kind.per_sample else []
+            if kind.per_sample and lengths != [self.num_samples]:
+                raise ValueError(
+                    f"teachers answer about {self.num_samples} images, their {kind} are about "
+                    f"{lengths}"
+                )
+        if self.weights is not None and self.weights.shape != (
+            len(self.teachers),
+            self.num_samples,
+        ):
+            raise ValueError(
+                f"weights of {len(self.teachers)} teachers on {self.num_samples} images expected, "
+                f"got {self.weights.shape}"
+            )
+
     @classmethod
     def of(cls, knowledge: Sequence[Knowledge]) -> Bank:
-        """Bank of knowledge held in memory. Raises `ValueError` if teachers differ in kinds."""
+        """Bank of knowledge held in memory.
+
+        Raises:
+            ValueError: there is no teacher, teachers differ in kinds, or one's answers are not
+                finite.
+        """
         ordered = sorted(knowledge, key=lambda item: item.teacher.client)
         if not ordered:
             raise ValueError("no teacher has shared anything")
@@ -141,6 +165,9 @@ class Bank:
                     f"client {item.teacher.client} shares {sorted(map(str, item.tensors))}, "
                     f"expected {sorted(map(str, kinds))}"
                 )
+            for kind, tensor in item.tensors.items():
+                if (problem := _not_finite(item.teacher, kind, tensor)) is not None:
+                    raise ValueError(problem)
         arrays = {
             k: [item.tensors[k].cpu().numpy() for item in ordered] for k in ordered[0].tensors
         }
@@ -196,18 +223,93 @@ class Bank:
 class Fused:
     """A bank after fusion, with what the teachers say together.
 
+    Made by `fuse`, by `Fused.of`, or from another one, so that what belongs to the same images
+    stays together.
+
     Attributes:
         bank: The fused teachers (weights set; fewer teachers if a rule merged them).
         probabilities: Weighted mean of the teachers' probabilities, (N, C) float32.
         targets: Labels the student learns from, (N,): the true ones of a labelled transfer set,
             else the argmax of `probabilities`.
         index: Transfer images that all this is about, (N,); None is the whole set.
+
+    Raises:
+        ValueError: its parts are about different numbers of images.
     """
 
     bank: Bank
     probabilities: Tensor
     targets: Tensor
     index: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        parts = {"probabilities": self.probabilities, "targets": self.targets, "index": self.index}
+        for name, part in parts.items():
+            if part is not None and len(part) != len(self):
+                raise ValueError(
+                    f"fused.{name}: the teachers have answered about {len(self)} images, here are "
+                    f"{len(part)}"
+                )
+
+    def __len__(self) -> int:
+        """N."""
+        return self.bank.num_samples
+
+    @classmethod
+    def of(
+        cls,
+        teacher: Teacher,
+        logits: Tensor,
+        *,
+        probabilities: Tensor | None = None,
+        targets: Tensor | None = None,
+        index: Tensor | None = None,
+    ) -> Fused:
+        """What one teacher says by its logits (N, C) alone.
+
+        Args:
+            teacher: Who says it.
+            logits: Its logits.
+            probabilities: Default: their softmax.
+            targets: Default: the most probable classes.
+            index: As in the class.
+        """
+        told = torch.softmax(logits.float(), dim=-1) if probabilities is None else probabilities
+        targets = told.argmax(dim=1) if targets is None else targets
+        return cls(Bank((teacher,), {Logits(): [logits.numpy()]}), told, targets, index)
+
+    def replaced_by(self, knowledge: Knowledge) -> Fused:
+        """Another teacher alone, about the same images; the targets stay."""
+        arrays = {kind: [tensor.numpy()] for kind, tensor in knowledge.tensors.items()}
+        bank = Bank((knowledge.teacher,), arrays)
+        return replace(self, bank=bank, probabilities=_probabilities(knowledge))
+
+    def with_teacher(self, knowledge: Knowledge, share: float) -> Fused:
+        """One more teacher with a share of the weight; all others keep their proportions.
+
+        The targets stay.
+
+        Args:
+            knowledge: What it says of the same images.
+            share: Its weight on each image, in [0, 1).
+        """
+        bank = self.bank
+        # What only fusion rules read (the server has no private images) has done its part.
+        together = {
+            kind: [*bank.arrays[kind], tensor.numpy()] for kind, tensor in knowledge.tensors.items()
+        }
+        count = len(bank.teachers)
+        before = np.full((count, len(self)), 1 / count) if bank.weights is None else bank.weights
+        weights = np.concatenate([before * (1 - share), np.full((1, len(self)), share)])
+        classes = bank.class_weights
+        if classes is not None:
+            classes = torch.cat([classes, torch.ones(1, classes.shape[1])])
+        teachers = (*bank.teachers, knowledge.teacher)
+        return replace(
+            self,
+            bank=Bank(teachers, together, weights.astype(np.float32), classes),
+            probabilities=self.probabilities * (1 - share) + _probabilities(knowledge) * share,
+        )
 
     @cached_property
     def say(self) -> dict[int, float]:
@@ -216,6 +318,34 @@ class Fused:
         if weights is None or any(teacher.client < 0 for teacher in teachers):
             return {}
         return {t.client: float(row.mean()) for t, row in zip(teachers, weights, strict=True)}
+
+
+def not_finite(ensemble: Ensemble) -> str | None:
+    """Which teacher gives numbers that are not finite, in one line; None if all are."""
+    for kind, parts in ensemble.tensors.items():
+        for teacher, part in zip(ensemble.teachers, parts):
+            if (problem := _not_finite(teacher, kind, part)) is not None:
+                return problem
+    if not ensemble.weights.isfinite().all():
+        return "the weights that fusion gave the teachers are not finite"
+    return None
+
+
+def _not_finite(teacher: Teacher, kind: Kind, values: Tensor) -> str | None:
+    wrong = ~values.isfinite()
+    if not wrong.any():
+        return None
+    first = wrong.nonzero()[0].tolist()
+    where = f" for image {first[0]} of this batch or set" if kind.per_sample else ""
+    value = float(values[tuple(first)])
+    return (
+        f"teacher {teacher.client} gives {value} as {kind}{where}: its answers must be finite; "
+        "look at its weights and its training, or leave it out"
+    )
+
+
+def _probabilities(knowledge: Knowledge) -> Tensor:
+    return torch.softmax(knowledge.tensors[Logits()].float(), dim=-1)
 
 
 Rule = Callable[[Ensemble], Ensemble]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -30,6 +29,7 @@ from fedkd.release.gaussian import epsilon_of
 from fedkd.rounds.common import VALIDATION, Workspace
 from fedkd.rounds.progress import Notify, silent
 from fedkd.rundir import RunDirectory, load_state, network_hash, save_state
+from fedkd.training.batches import steps_per_epoch
 
 # Below this many steps in a whole run no student has learnt much; said, since it looks like a bug.
 FEW_STEPS = 100
@@ -179,19 +179,22 @@ class Server:
                 "images; raise its epsilon, lower its threshold, or take more clients"
             )
         crowd = Teacher(self.experiment.clients)
-        logits = out.scores.clamp(min=1e-4).log().numpy()
-        targets = out.scores.argmax(dim=1) if labels is None else labels[out.index]
-        together = Bank((crowd,), {Logits(): [logits]})
-        return Fused(together, out.scores, targets, out.index)
+        return Fused.of(
+            crowd,
+            out.scores.clamp(min=1e-4).log(),
+            probabilities=out.scores,
+            targets=None if labels is None else labels[out.index],
+            index=out.index,
+        )
 
     def learn(self, round_number: int, fused: Fused) -> list[EpochRecord]:
         """Distil the fused teachers into the student."""
         options = self.experiment.distillation
-        steps = options.epochs * math.ceil(len(self.workspace.data.transfer) / options.batch_size)
+        steps = options.epochs * steps_per_epoch(len(fused), options.batch_size)
         if round_number == 1 and steps * self.experiment.rounds < FEW_STEPS:
+            fewer = " or lower distillation.batch_size" if options.batch_size > 8 else ""
             self.warn(
-                f"the student takes only {steps} steps per round: raise distillation.epochs or "
-                "lower distillation.batch_size"
+                f"the student takes only {steps} steps per round: raise distillation.epochs{fewer}"
             )
         images, views = self._shown(round_number, fused)
         needs = self.workspace.objective.needs

@@ -34,6 +34,7 @@ from fedkd.optimization import make_optimizer
 from fedkd.randomness import seeded
 from fedkd.teachers.clipping import ClippedSteps, Clipping, Criterion, Part
 from fedkd.teachers.private_check import static_problems
+from fedkd.training.loop import check_finite
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def fit_private(
     Raises:
         ValueError: a model that is seen to break the guarantee, an optimiser that clips batches,
             or a shard without labels.
+        RuntimeError: weights are not finite, the teacher's before or after, or the student's.
     """
     problems = list(static_problems(teacher, mechanism.clipping))
     if problems:
@@ -144,8 +146,10 @@ def fit_private(
     optimizer, schedule = make_optimizer(
         [p for p in teacher.parameters() if p.requires_grad], options.optimizer, mechanism.steps
     )
+    check_finite(teacher, "the teacher's weights are not finite before its training")
     if student is not None:
         student.eval()
+        check_finite(student, "the weights of the student that regularises are not finite")
     with (
         seeded(seed, "teacher"),
         ClippedSteps(
@@ -168,6 +172,12 @@ def fit_private(
             steps.step([_part(piece, student, device) for piece in pieces])
             schedule.step()
     teacher.eval()
+    # The weights are protected already: to look at them costs nothing.
+    check_finite(
+        teacher,
+        "the teacher's weights are not finite after its training",
+        "lower teachers.optimizer.lr or the noise",
+    )
 
 
 def poisson(total: int, rate: float, generator: SecureGenerator) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from fedkd.config import Teachers
@@ -14,8 +15,13 @@ from fedkd.data.views import augment_batch
 from fedkd.evaluation import predict
 from fedkd.losses.kd import kd_loss
 from fedkd.models.network import Network
-from fedkd.optimization import make_optimizer, steps_per_epoch
 from fedkd.randomness import seeded, stream
+from fedkd.training.loop import Measured, Phase, check_finite, train_epochs
+
+TEACHER = Phase("the teacher", "lower teachers.optimizer.lr", "teachers.batch_size")
+
+Pull = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(images, labels, the network's logits) of a batch -> what is added to its loss, a scalar."""
 
 
 @dataclass(frozen=True)
@@ -40,28 +46,34 @@ def align(
         images: Transfer images, uint8 (N, channels, h, w).
         options: Batch size, optimiser, and in `feedback` epochs and temperature.
         seed: Of the order of samples and dropout.
+
+    Raises:
+        ValueError: the teacher cannot be trained so.
+        RuntimeError: the student's predictions, or the teacher's loss, gradient or weights, are
+            not finite.
     """
     feedback = options.feedback
     device = teacher.mean.device
-    told = predict(student, images)
-    batch = min(options.batch_size, len(images))
-    steps = steps_per_epoch(len(images), batch) * feedback.epochs
-    optimizer, schedule = make_optimizer(teacher.parameters(), options.optimizer, steps)
-    order = stream(seed, "order")
-    teacher.train()
+    wanted = predict(student, images)
+    if not wanted.isfinite().all():
+        raise RuntimeError("the student's predictions are not finite, no teacher can be aligned")
+
+    def measure(_epoch: int, _step: int, index: Tensor) -> Measured:
+        logits = teacher(images[index].to(device))
+        loss = kd_loss(logits, wanted[index].to(device), temperature=feedback.temperature)
+        return Measured(loss.mean(), len(index))
+
     with seeded(seed, "align"):
-        for _ in range(feedback.epochs):
-            for index in torch.randperm(len(images), generator=order).split(batch):
-                if len(index) == 1 and len(images) > 1:
-                    continue
-                logits = teacher(images[index].to(device))
-                wanted = told[index].to(device)
-                loss = kd_loss(logits, wanted, temperature=feedback.temperature).mean()
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-    teacher.eval()
+        train_epochs(
+            teacher,
+            len(images),
+            measure,
+            options.optimizer,
+            TEACHER,
+            epochs=feedback.epochs,
+            batch_size=options.batch_size,
+            order=stream(seed, "order"),
+        )
 
 
 def fit(
@@ -76,62 +88,80 @@ def fit(
 
     Args:
         teacher: Any network over the shard's classes.
-        shard: Labelled private images; an empty shard trains nothing.
+        shard: Labelled private images.
         options: Epochs, batch size, optimiser, augmentation.
         seed: Seed of the order of samples, augmentation and dropout.
         student: The server's student as a regulariser: the teacher is also held to its
             predictions on the private images, weighted by `options.feedback`.
 
     Raises:
-        RuntimeError: the loss is no longer finite.
-        ValueError: the shard has no labels.
+        RuntimeError: weights of teacher or student, the loss or its gradient are not finite.
+        ValueError: the shard has no images or no labels, or the teacher cannot be trained so.
     """
-    if shard.labels is None:
+    if student is None:
+        return fit_towards(teacher, shard, options, None, seed=seed)
+    student.eval()
+    check_finite(student, "the weights of the student that regularises are not finite")
+    feedback = options.feedback
+
+    def pull(images: Tensor, _labels: Tensor, logits: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = student(images)
+        return feedback.weight * kd_loss(logits, wanted, temperature=feedback.temperature).mean()
+
+    return fit_towards(teacher, shard, options, pull, seed=seed)
+
+
+def fit_towards(
+    teacher: Network,
+    shard: ImageSet,
+    options: Teachers,
+    pull: Pull | None,
+    *,
+    seed: int,
+    phase: Phase = TEACHER,
+) -> Fit:
+    """`fit` with any term beside cross entropy.
+
+    Args:
+        teacher: Trained in place.
+        shard: As in `fit`.
+        options: As in `fit`.
+        pull: What is added to the loss; None is nothing.
+        seed: As in `fit`.
+        phase: In which words to complain.
+
+    Raises:
+        RuntimeError: as `fit`.
+        ValueError: as `fit`.
+    """
+    labels_of = shard.labels
+    if labels_of is None:
         raise ValueError("a teacher learns from labelled images, this shard has no labels")
-    total = len(shard)
-    if total == 0:
-        return Fit(float("nan"), float("nan"))
-    batch = min(options.batch_size, total)
-    steps = steps_per_epoch(total, batch) * options.epochs
-    optimizer, schedule = make_optimizer(teacher.parameters(), options.optimizer, steps)
     device = teacher.mean.device
-    order = stream(seed, "order")
-    loss_sum = correct = seen = 0.0
-    if student is not None:
-        student.eval()
-    teacher.train(total > 1)
+
+    def measure(epoch: int, step: int, index: Tensor) -> Measured:
+        images = augment_batch(
+            shard.images[index], options.augment, seed, "augment", epoch, step
+        ).to(device)
+        labels = labels_of[index].to(device)
+        logits = teacher(images)
+        loss = functional.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
+        right = {"right": (logits.argmax(1) == labels).sum()}
+        if pull is None:
+            return Measured(loss, len(index), sums=right)
+        more = pull(images, labels, logits)
+        return Measured(loss + more, len(index), {"cross entropy": loss, "pull": more}, right)
+
     with seeded(seed, "teacher"):
-        for epoch in range(options.epochs):
-            loss_sum = correct = seen = 0.0
-            for step, index in enumerate(torch.randperm(total, generator=order).split(batch)):
-                if len(index) == 1 and total > 1:
-                    continue
-                images = augment_batch(
-                    shard.images[index], options.augment, seed, "augment", epoch, step
-                ).to(device)
-                labels = shard.labels[index].to(device)
-                logits = teacher(images)
-                loss = functional.cross_entropy(
-                    logits, labels, label_smoothing=options.label_smoothing
-                )
-                if student is not None:
-                    with torch.no_grad():
-                        told = student(images)
-                    pull = kd_loss(logits, told, temperature=options.feedback.temperature).mean()
-                    loss = loss + options.feedback.weight * pull
-                if not torch.isfinite(loss):
-                    raise RuntimeError(
-                        f"the teacher's loss is {loss.item()} in epoch {epoch + 1}; "
-                        "lower teachers.optimizer.lr"
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                if options.optimizer.max_grad_norm is not None:
-                    nn.utils.clip_grad_norm_(teacher.parameters(), options.optimizer.max_grad_norm)
-                optimizer.step()
-                schedule.step()
-                loss_sum += float(loss.detach()) * len(index)
-                correct += float((logits.argmax(1) == labels).sum())
-                seen += len(index)
-    teacher.eval()
-    return Fit(loss_sum / seen, correct / seen)
+        last = train_epochs(
+            teacher,
+            len(shard),
+            measure,
+            options.optimizer,
+            phase,
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            order=stream(seed, "order"),
+        )[-1]
+    return Fit(last.loss, last.sums["right"] / last.count)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from fedkd.config import Teachers
 from fedkd.data.images import ImageSet
-from fedkd.data.views import augment_batch
 from fedkd.evaluation import predict
 from fedkd.losses.kd import kd_loss
 from fedkd.models.network import Network
-from fedkd.optimization import make_optimizer, steps_per_epoch
-from fedkd.randomness import seeded, stream, stream_seed
+from fedkd.randomness import stream_seed
 from fedkd.rounds import Workspace, threads
+from fedkd.teachers.sgd import TEACHER, fit_towards
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.loop import Journal, fresh_teachers, model, tensors
@@ -118,12 +118,11 @@ def train_towards(
 ) -> None:
     """Local training with gamma * KL(softmax(means[label]) || softmax(logits)) in the loss.
 
-    `fedkd.teachers.sgd.fit` has no term that sees labels; without the term this is the same, draw
-    by draw, and a test holds the two together.
+    Without the term this is `fedkd.teachers.sgd.fit`, draw by draw.
 
     Args:
         network: Trained in place.
-        shard: Labelled private images; an empty shard trains nothing.
+        shard: Labelled private images.
         options: Epochs, batch size, optimiser, augmentation.
         means: Logits per label, (C, C).
         known: Labels that have them, bool (C,).
@@ -131,44 +130,15 @@ def train_towards(
         seed: As in `fit`.
 
     Raises:
-        RuntimeError: the loss is no longer finite.
+        RuntimeError: loss, gradient or weights are no longer finite.
+        ValueError: as `fit`.
     """
-    total = len(shard)
-    if total == 0:
-        return
-    assert shard.labels is not None
-    batch = min(options.batch_size, total)
-    steps = steps_per_epoch(total, batch) * options.epochs
-    optimizer, schedule = make_optimizer(network.parameters(), options.optimizer, steps)
-    device = network.mean.device
-    means, known = means.to(device), known.to(device)
-    order = stream(seed, "order")
-    network.train(total > 1)
-    with seeded(seed, "teacher"):
-        for epoch in range(options.epochs):
-            for step, index in enumerate(torch.randperm(total, generator=order).split(batch)):
-                if len(index) == 1 and total > 1:
-                    continue
-                images = augment_batch(
-                    shard.images[index], options.augment, seed, "augment", epoch, step
-                ).to(device)
-                labels = shard.labels[index].to(device)
-                logits = network(images)
-                loss = functional.cross_entropy(
-                    logits, labels, label_smoothing=options.label_smoothing
-                )
-                if gamma > 0 and bool(known.any()):
-                    pull = kd_loss(logits, means[labels], temperature=1.0)
-                    loss = loss + gamma * (pull * known[labels]).mean()
-                if not torch.isfinite(loss):
-                    raise RuntimeError(
-                        f"the loss is {loss.item()} in epoch {epoch + 1}; lower "
-                        "teachers.optimizer.lr or gamma"
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                if options.optimizer.max_grad_norm is not None:
-                    nn.utils.clip_grad_norm_(network.parameters(), options.optimizer.max_grad_norm)
-                optimizer.step()
-                schedule.step()
-    network.eval()
+    means, known = means.to(network.mean.device), known.to(network.mean.device)
+
+    def pull(_images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
+        distance = kd_loss(logits, means[labels], temperature=1.0)
+        return gamma * (distance * known[labels]).mean()
+
+    term = pull if gamma > 0 and bool(known.any()) else None
+    phase = replace(TEACHER, remedy="lower teachers.optimizer.lr or gamma")
+    fit_towards(network, shard, options, term, seed=seed, phase=phase)

@@ -15,8 +15,7 @@ from fedkd.config import ConfigError, Optimizer
 from fedkd.data.images import ImageSet
 from fedkd.distillation import distill
 from fedkd.evaluation import accuracy, calibration, per_class_accuracy, predict
-from fedkd.knowledge.kinds import Logits
-from fedkd.knowledge.payload import Bank, Fused, Teacher
+from fedkd.knowledge.payload import Fused, Teacher
 from fedkd.lessons import SharedLessons
 from fedkd.losses.base import DistillationLoss
 from fedkd.losses.kd import KDLoss
@@ -262,11 +261,9 @@ def _distil(
     seed: int,
     loss: DistillationLoss | None = None,
 ) -> None:
-    probabilities = torch.softmax(logits, dim=1)
-    bank = Bank((Teacher(workspace.experiment.clients),), {Logits(): [logits.numpy()]})
     lessons = SharedLessons(
         workspace.data.transfer.images.images,
-        Fused(bank, probabilities, probabilities.argmax(dim=1)),
+        Fused.of(Teacher(workspace.experiment.clients), logits),
         batch_size=batch_size,
         seed=seed,
         device=network.mean.device,

@@ -1,0 +1,1 @@
+"""How networks are trained: batches, the one epoch loop, and its checks."""

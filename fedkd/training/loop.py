@@ -1,0 +1,426 @@
+"""The one epoch loop: optimiser, schedule, clipping, and what must not pass without a word.
+
+Whatever is trained (teachers, student, shadow models, baselines) differs in how a batch becomes
+a loss. The rest is here, so that every option of `Optimizer` acts everywhere and no training
+returns a network with weights that are not finite, or one that took no step.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.config import Optimizer
+from fedkd.optimization import make_optimizer
+from fedkd.training.batches import batches, check_batch_size, positive, steps_per_epoch
+
+# Steps on an accelerator between looks at loss and gradient.
+CHECK_EVERY = 50
+
+logger = logging.getLogger(__name__)
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is trained, in the words of messages.
+
+    Attributes:
+        who: Whose weights move ("the teacher").
+        remedy: What to do about a loss that is no longer finite.
+        batch_size: Key of the batch size.
+    """
+
+    who: str
+    remedy: str = "lower the learning rate"
+    batch_size: str = "batch_size"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One batch, measured.
+
+    Attributes:
+        loss: What is minimised, a scalar: the mean over the batch.
+        count: Samples of the batch.
+        parts: Scalars that the loss is made of, by name, unweighted; averaged like the loss and
+            named if it is not finite.
+        sums: Further scalars, added up over the epoch.
+    """
+
+    loss: Tensor
+    count: int
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Means:
+    """What an epoch gave.
+
+    Attributes:
+        loss: Mean over its samples.
+        parts: Likewise for each part.
+        sums: Each sum over the epoch.
+        count: Samples seen.
+    """
+
+    loss: float
+    parts: dict[str, float]
+    sums: dict[str, float]
+    count: int
+
+
+Measure = Callable[[int, Batch], Measured]
+"""(step of the epoch from 0, batch) -> its loss."""
+
+Explain = Callable[[int, int], str | None]
+"""(epoch, step from 0) -> what was wrong with that batch before the network saw it, or None."""
+
+
+class Trainer:
+    """Takes the steps of one training; what it trains is given by `measure`.
+
+    Args:
+        network: What is trained, in place.
+        options: Optimiser, schedule, clipping.
+        phase: In which words to complain.
+        total_steps: Steps of all epochs together, for the schedule.
+        more: Parameters trained along that are not the network's.
+        scaler: Scales the loss where gradients are computed in float16.
+        explain: Asked before the learning rate is blamed.
+
+    Raises:
+        ValueError: the network has no weights that may be trained.
+        RuntimeError: its weights are not finite to begin with.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        options: Optimizer,
+        phase: Phase,
+        total_steps: int,
+        *,
+        more: Iterable[nn.Parameter] = (),
+        scaler: torch.amp.GradScaler | None = None,
+        explain: Explain | None = None,
+    ) -> None:
+        self.network = network
+        self.phase = phase
+        own = [p for p in network.parameters() if p.requires_grad]
+        if not own:
+            raise ValueError(
+                f"{phase.who} has no weights to train: none of its parameters has requires_grad"
+            )
+        check_finite(network, f"{phase.who}'s weights are not finite before its training")
+        self.parameters = [*own, *(p for p in more if p.requires_grad)]
+        self.device = own[0].device
+        self.optimizer, self.schedule = make_optimizer(self.parameters, options, total_steps)
+        self.steps = 0
+        self._moved = False
+        self._applied = False
+        self._max_grad_norm = options.max_grad_norm
+        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self.explain = explain
+
+    @property
+    def scales(self) -> bool:
+        """Whether gradients are scaled, so that steps may be left out."""
+        return self._scaler is not None
+
+    def epoch(
+        self,
+        number: int,
+        batches: Iterable[Batch],
+        measure: Measure[Batch],
+        *,
+        before: Callable[[int, Measured], None] | None = None,
+        after: Callable[[int, Batch], None] | None = None,
+    ) -> Means:
+        """Train one epoch.
+
+        Args:
+            number: From 1.
+            batches: One per step.
+            measure: Makes a loss of each.
+            before: Called before each step, when the loss was looked at.
+            after: Called after each step.
+
+        Raises:
+            RuntimeError: there was no batch, or loss, gradient or weights are not finite.
+        """
+        log = _Log(self, number)
+        with warnings.catch_warnings():
+            # In float16 the first steps are skipped until the scale fits; the schedule goes on.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            for step, batch in enumerate(batches):
+                try:
+                    measured = measure(step, batch)
+                except (RuntimeError, ValueError):
+                    log.check()  # if something was not finite before, that is the reason
+                    raise
+                log.add_loss(measured)
+                if before is not None:
+                    before(step, measured)
+                self._backward(measured.loss)
+                log.add_gradient(self._norm(), lambda: measure(step, batch))  # noqa: B023
+                self._update()
+                self.steps += 1
+                if after is not None:
+                    after(step, batch)
+        means = log.means()
+        self._moved |= log.moved
+        self._applied |= log.applied
+        self._check_epoch(number)
+        return means
+
+    def finish(self) -> None:
+        """Look back at the whole training.
+
+        Raises:
+            RuntimeError: no step was taken.
+        """
+        who = self.phase.who
+        if self.steps == 0:
+            raise RuntimeError(f"{who} was not trained: there was no step to take")
+        if not self._applied:
+            raise RuntimeError(
+                f"{who} was not trained: in float16 the gradient of none of {self.steps} steps was "
+                "finite; take precision bfloat16 or float32, or more steps"
+            )
+        if not self._moved:
+            logger.warning(
+                "%s has learnt nothing: its loss had no gradient in any of %d steps",
+                who,
+                self.steps,
+            )
+
+    def _backward(self, loss: Tensor) -> None:
+        if not loss.requires_grad:
+            raise RuntimeError(
+                f"{self.phase.who}'s loss does not depend on its weights: nothing can be learnt "
+                "from it"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._scaler is None:
+            loss.backward()
+        else:
+            self._scaler.scale(loss).backward()
+            self._scaler.unscale_(self.optimizer)
+
+    def _norm(self) -> Tensor:
+        """Norm of the gradient, which is clipped if asked for."""
+        if self._max_grad_norm is not None:
+            return nn.utils.clip_grad_norm_(self.parameters, self._max_grad_norm)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        return nn.utils.get_total_norm(gradients)
+
+    def _update(self) -> None:
+        if self._scaler is None:
+            self.optimizer.step()
+        else:
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        self.schedule.step()
+
+    def _check_epoch(self, number: int) -> None:
+        who = self.phase.who
+        check_finite(
+            self.network,
+            f"{who}'s weights are not finite after epoch {number}",
+            self.phase.remedy,
+        )
+        if self._scaler is not None and self._scaler.get_scale() < 1:
+            raise RuntimeError(
+                f"the gradient of {who}'s loss is not finite in epoch {number}, however little it "
+                f"is scaled for float16; {self.phase.remedy}, or take precision bfloat16"
+            )
+
+
+class _Log:
+    """The numbers of an epoch, left on the device: asking for one makes an accelerator wait."""
+
+    def __init__(self, trainer: Trainer, epoch: int) -> None:
+        self._trainer = trainer
+        self._epoch = epoch
+        self._every = 1 if trainer.device.type == "cpu" else CHECK_EVERY
+        self._parts: list[str] = []
+        self._sums: list[str] = []
+        self._counts: list[int] = []
+        self._waiting: tuple[list[Tensor], list[Tensor]] = [], []
+        self._rows: list[list[float]] = []
+        self._norms: list[float] = []
+
+    @property
+    def applied(self) -> bool:
+        """Whether any step had a finite gradient."""
+        return any(map(math.isfinite, self._norms))
+
+    @property
+    def moved(self) -> bool:
+        """Whether any step had a gradient other than zero."""
+        return any(self._norms)
+
+    def add_loss(self, measured: Measured) -> None:
+        """One step's loss. Raises `RuntimeError` (on an accelerator some steps later)."""
+        self._parts, self._sums = list(measured.parts), list(measured.sums)
+        numbers = [measured.loss, *measured.parts.values(), *measured.sums.values()]
+        self._waiting[0].append(torch.stack([number.detach().float() for number in numbers]))
+        self._counts.append(measured.count)
+        if self._every == 1:
+            self.check()
+
+    def add_gradient(self, norm: Tensor, again: Callable[[], Measured]) -> None:
+        """Its gradient's norm. Raises `RuntimeError` (on an accelerator some steps later).
+
+        Args:
+            norm: A scalar.
+            again: Measures the same batch once more, to find out what was wrong. Only asked on a
+                CPU, where the weights are still those before the step.
+        """
+        self._waiting[1].append(norm)
+        if len(self._waiting[1]) >= self._every:
+            self.check(again if self._every == 1 else None)
+
+    def check(self, again: Callable[[], Measured] | None = None) -> None:
+        """Fetch what is waiting. Raises `RuntimeError` for the first bad step."""
+        first = len(self._norms)
+        rows, norms = self._waiting
+        self._rows += torch.stack(rows).tolist() if rows else []
+        self._norms += torch.stack(norms).tolist() if norms else []
+        rows.clear()
+        norms.clear()
+        for step in range(first, len(self._rows)):
+            self._check_step(step, again)
+
+    def means(self) -> Means:
+        """Over all steps. Raises `RuntimeError` if there was none."""
+        self.check()
+        seen = sum(self._counts)
+        if seen == 0:
+            who = self._trainer.phase.who
+            raise RuntimeError(f"{who} was not trained: epoch {self._epoch} has no batch")
+        weighted = ([n * part for part in row] for n, row in zip(self._counts, self._rows))
+        loss, *means = [sum(column) / seen for column in zip(*weighted)]
+        rest = [row[1 + len(self._parts) :] for row in self._rows]
+        sums = dict(zip(self._sums, (sum(column) for column in zip(*rest))))
+        return Means(loss, dict(zip(self._parts, means)), sums, seen)
+
+    def _check_step(self, step: int, again: Callable[[], Measured] | None) -> None:
+        who, loss = self._trainer.phase.who, self._rows[step][0]
+        if not math.isfinite(loss):
+            raise RuntimeError(
+                f"{who}'s loss is {loss} in epoch {self._epoch}{self._shown(step)}"
+                f"{self._cause(step)}"
+            )
+        norm = self._norms[step] if step < len(self._norms) else 0.0
+        if not math.isfinite(norm) and not self._trainer.scales:
+            raise RuntimeError(
+                f"the gradient of {who}'s loss is {norm} in epoch {self._epoch}, though the loss "
+                f"is {loss:.4g}{self._shown(step)}{self._culprits(again)}{self._cause(step)}"
+            )
+
+    def _culprits(self, again: Callable[[], Measured] | None) -> str:
+        """Which parts of the loss have such a gradient, as far as that can be told."""
+        if again is None or len(self._parts) < 2:
+            return ""
+        norms = {
+            name: gradient_norm(part, self._trainer.parameters)
+            for name, part in again().parts.items()
+        }
+        bad = [repr(name) for name, norm in norms.items() if not math.isfinite(norm)]
+        return f", because of {' and '.join(bad)}" if bad else ""
+
+    def _shown(self, step: int) -> str:
+        parts = self._rows[step][1 : 1 + len(self._parts)]
+        shown = (f"{name} {part:.4g}" for name, part in zip(self._parts, parts))
+        return f" ({', '.join(shown)})" if parts else ""
+
+    def _cause(self, step: int) -> str:
+        trainer = self._trainer
+        cause = None if trainer.explain is None else trainer.explain(self._epoch, step)
+        return f": {cause}" if cause else f"; {trainer.phase.remedy}"
+
+
+def gradient_norm(value: Tensor, parameters: Sequence[Tensor]) -> float:
+    """Norm of a scalar's gradient on some parameters; its graph is kept."""
+    if not value.requires_grad:
+        return 0.0
+    parts = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    lengths = [part.float().norm() for part in parts if part is not None]
+    return float(torch.stack(lengths).norm()) if lengths else 0.0
+
+
+def check_finite(network: nn.Module, complaint: str, remedy: str = "") -> None:
+    """Raise `RuntimeError` with the complaint if a weight or buffer of `network` is not finite."""
+    state = {name: t for name, t in network.state_dict().items() if t.is_floating_point()}
+    if not state or bool(torch.stack([t.isfinite().all() for t in state.values()]).all()):
+        return
+    name = next(name for name, tensor in state.items() if not tensor.isfinite().all())
+    raise RuntimeError(f"{complaint} ({name}){'; ' if remedy else ''}{remedy}")
+
+
+def train_epochs(
+    network: nn.Module,
+    total: int,
+    measure: Callable[[int, int, Tensor], Measured],
+    options: Optimizer,
+    phase: Phase,
+    *,
+    epochs: int,
+    batch_size: int,
+    order: torch.Generator,
+    more: Iterable[nn.Parameter] = (),
+) -> list[Means]:
+    """Train `network` (in place) on samples that are told apart by their numbers.
+
+    A single sample is trained on in evaluation mode: batch norm has nothing to compare it with.
+
+    Args:
+        network: Left in evaluation mode.
+        total: Number of samples.
+        measure: (epoch from 0, step from 0, numbers of the batch's samples) -> its loss.
+        options: Optimiser, schedule, clipping.
+        phase: In which words to complain.
+        epochs: Passes over the samples.
+        batch_size: Samples per step; a left-over batch of one is dropped.
+        order: Draws the order of samples.
+        more: Parameters trained along that are not the network's.
+
+    Returns:
+        What each epoch gave.
+
+    Raises:
+        ValueError: batches of one and batch norm, nothing to train, or nothing to train on.
+        RuntimeError: loss, gradient or weights are no longer finite.
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs: expected at least 1, got {epochs}")
+    if total < 1:
+        raise ValueError(f"{phase.who} has no images to learn from")
+    if total > 1:
+        check_batch_size(network, batch_size, phase.batch_size, phase.who)
+    batch = min(positive(batch_size), total)
+    steps = steps_per_epoch(total, batch) * epochs
+    trainer = Trainer(network, options, phase, steps, more=more)
+    network.train(total > 1)
+    history = []
+    for epoch in range(epochs):
+        indices = batches(torch.randperm(total, generator=order), batch)
+
+        def measured(step: int, index: Tensor, epoch: int = epoch) -> Measured:
+            return measure(epoch, step, index)
+
+        history.append(trainer.epoch(epoch + 1, indices, measured))
+    trainer.finish()
+    network.eval()
+    return history
