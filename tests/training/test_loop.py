@@ -1,0 +1,435 @@
+"""What holds for every training: options act, batches of one count, nothing is NaN in silence."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fedkd
+from fedkd.audit.training import proxy
+from fedkd.config import Experiment, Optimizer, Teachers, make_experiment
+from fedkd.data.images import ImageSet
+from fedkd.distillation import Precision, distill
+from fedkd.knowledge.kinds import Logits
+from fedkd.knowledge.payload import Fused, Teacher
+from fedkd.lessons import LiveLessons, SharedLessons
+from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.models.network import Network
+from fedkd.objective import Objective, Term
+from fedkd.pretraining import pretrain
+from fedkd.rounds import Workspace
+from fedkd.rundir import network_hash
+from fedkd.teachers.dp_sgd import Mechanism, fit_private
+from fedkd.teachers.sgd import align, fit
+from fedkd.training.batches import Order, batches, steps_per_epoch
+from simulations.baselines.fd import train_towards
+from simulations.baselines.loop import digest, teach_student, train
+
+CLASSES, SIDE = 3, 8
+
+
+@cache
+def _images() -> ImageSet:
+    train, _ = fedkd.load_dataset("synthetic", classes=CLASSES, size=SIDE, per_class=4)
+    return train.subset(torch.arange(8))
+
+
+def _logits(count: int) -> Tensor:
+    return torch.randn(count, CLASSES, generator=torch.Generator().manual_seed(0)) * 3
+
+
+def _network(model: str | nn.Module = "mlp", seed: int = 0) -> Network:
+    return fedkd.network(model, _images(), seed=seed)
+
+
+PLAIN = Optimizer(lr=0.1)
+STEPPED = Optimizer(lr=0.1, schedule="step")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a loop is run."""
+
+    optimizer: Optimizer = PLAIN
+    batch_size: int = 3
+    epochs: int = 2
+    samples: int = 8
+
+    @property
+    def images(self) -> ImageSet:
+        return _images().subset(torch.arange(self.samples))
+
+    def teachers(self, **more: object) -> Teachers:
+        return Teachers(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            optimizer=self.optimizer,
+            feedback={"epochs": self.epochs},  # type: ignore[arg-type]
+            **more,  # type: ignore[arg-type]
+        )
+
+    def workspace(self) -> Workspace:
+        return _workspace(self.to_experiment().to_json())
+
+    def to_experiment(self) -> Experiment:
+        recipe = {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "optimizer": self.optimizer.model_dump(),
+        }
+        data = {"name": "synthetic", "classes": CLASSES, "size": SIDE, "per_class": 8}
+        values = {
+            "clients": 1,
+            "rounds": 1,
+            "data": {
+                "dataset": data,
+                "partition": "iid",
+                "transfer": {"size": self.samples},
+                "private": self.samples,
+                "holdout": 0,
+            },
+            "teachers": {**recipe, "models": ["mlp"]},
+            "student": {"model": "mlp"},
+            "distillation": {**recipe, "losses": ["kd"]},
+        }
+        return make_experiment(values)
+
+
+@cache
+def _workspace(config: str) -> Workspace:
+    return Workspace(make_experiment(json.loads(config)))
+
+
+Loop = Callable[[Network, Setting], object]
+
+
+def _fit(network: Network, setting: Setting) -> object:
+    return fit(network, setting.images, setting.teachers(), seed=1)
+
+
+def _fit_regularised(network: Network, setting: Setting) -> object:
+    return fit(network, setting.images, setting.teachers(), seed=1, student=_network(seed=5))
+
+
+def _align(network: Network, setting: Setting) -> object:
+    align(network, _network(seed=5), setting.images.images, setting.teachers(), seed=1)
+    return None
+
+
+def _pretrain(network: Network, setting: Setting) -> object:
+    return pretrain(
+        network, setting.images.images, epochs=setting.epochs, batch_size=setting.batch_size,
+        optimizer=setting.optimizer, augment="crop",
+    )  # fmt: skip
+
+
+def _towards(network: Network, setting: Setting) -> object:
+    train_towards(
+        network, setting.images, setting.teachers(), means=_logits(CLASSES),
+        known=torch.tensor([True, True, False]), gamma=1.0, seed=1,
+    )  # fmt: skip
+    return None
+
+
+def _digest(network: Network, setting: Setting) -> object:
+    digest(setting.workspace(), network, 0, 1, _logits(setting.samples), epochs=None)
+    return None
+
+
+def _teach_student(network: Network, setting: Setting) -> object:
+    teach_student(setting.workspace(), network, _logits(setting.samples), 1)
+    return None
+
+
+def _train(network: Network, setting: Setting) -> object:
+    train(setting.workspace(), network, 0, 1)
+    return None
+
+
+def _shared(network: Network, setting: Setting, *losses: str | DistillationLoss) -> object:
+    fused = Fused.of(Teacher(0), _logits(setting.samples))
+    lessons = SharedLessons(setting.images.images, fused, batch_size=setting.batch_size)
+    return _distil(network, lessons, setting, *losses)
+
+
+def _live(network: Network, setting: Setting, *losses: str | DistillationLoss) -> object:
+    teacher = _network(seed=5).eval()
+    lessons = LiveLessons(setting.images, [teacher], (Logits(),), batch_size=setting.batch_size)
+    return _distil(network, lessons, setting, *losses)
+
+
+def _distil(
+    network: Network,
+    lessons: SharedLessons | LiveLessons,
+    setting: Setting,
+    *losses: str | DistillationLoss,
+    precision: Precision = "float32",
+) -> object:
+    made = [fedkd.LOSSES.create(item) if isinstance(item, str) else item for item in losses]
+    terms = [Term(f"loss {n}", loss) for n, loss in enumerate(made or [fedkd.LOSSES.create("kd")])]
+    return distill(
+        network, lessons, Objective(terms), epochs=setting.epochs, optimizer=setting.optimizer,
+        precision=precision,
+    )  # fmt: skip
+
+
+def _private(network: Network, setting: Setting) -> object:
+    mechanism = Mechanism.of(setting.samples, setting.batch_size, setting.epochs, 0.1)
+    fit_private(network, setting.images, setting.teachers(), mechanism, seed=1, noise_seed=2)
+    return None
+
+
+LOOPS: dict[str, Loop] = {
+    "fit": _fit,
+    "regularised": _fit_regularised,
+    "align": _align,
+    "pretrain": _pretrain,
+    "towards": _towards,
+    "digest": _digest,
+    "teach_student": _teach_student,
+    "train": _train,
+    "shared": _shared,
+    "live": _live,
+}
+ALL: dict[str, Loop] = {**LOOPS, "private": _private}
+
+CHANGES: dict[str, tuple[Optimizer, dict[str, object]]] = {
+    "name": (PLAIN, {"name": "adam"}),
+    "lr": (PLAIN, {"lr": 0.05}),
+    "momentum": (PLAIN, {"momentum": 0.0}),
+    "weight_decay": (PLAIN, {"weight_decay": 0.1}),
+    "nesterov": (PLAIN, {"nesterov": True}),
+    "schedule": (PLAIN, {"schedule": "constant"}),
+    "milestones": (STEPPED, {"milestones": (0.1,)}),
+    "gamma": (STEPPED, {"gamma": 0.5}),
+    "warmup": (PLAIN, {"warmup": 0.5}),
+    "max_grad_norm": (PLAIN, {"max_grad_norm": 0.001}),
+}
+
+
+@cache
+def _trained(loop: str, setting: Setting) -> str:
+    network = _network()
+    ALL[loop](network, setting)
+    assert not network.training
+    return network_hash(network)
+
+
+def test_every_key_of_the_optimizer_is_tried() -> None:
+    assert CHANGES.keys() == Optimizer.model_fields.keys()
+
+
+@pytest.mark.parametrize("key", CHANGES)
+@pytest.mark.parametrize("loop", ALL)
+def test_every_key_of_the_optimizer_acts_in_every_loop(loop: str, key: str) -> None:
+    before, change = CHANGES[key]
+    after = before.model_copy(update=change)
+    setting = Setting(before)
+    if (loop, key) == ("private", "max_grad_norm"):
+        with pytest.raises(ValueError, match="max_grad_norm clips the gradient of a batch"):
+            _trained(loop, replace(setting, optimizer=after))
+        return
+    assert _trained(loop, setting) != _trained(loop, replace(setting, optimizer=after))
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_every_key_of_the_optimizer_acts_on_the_audits_proxy(key: str) -> None:
+    before, change = CHANGES[key]
+    hashes = {
+        network_hash(proxy(Setting(options).workspace(), _logits(8)))
+        for options in (before, before.model_copy(update=change))
+    }
+    assert len(hashes) == 2
+
+
+@pytest.mark.parametrize("loop", [name for name in ALL if name != "pretrain"])
+def test_batches_of_one_train(loop: str) -> None:
+    """Another order of the same samples gives another network: single steps were taken."""
+    start = network_hash(_network())
+    one = _trained(loop, Setting(batch_size=1))
+    assert one not in (start, _trained(loop, Setting(batch_size=8)))
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_batches_of_one_and_batch_norm_are_refused_by_the_key(loop: str) -> None:
+    network = fedkd.network("cnn_tiny", _images(), norm="batch")
+    with pytest.raises(ValueError, match=r"batch_size.*(batch norm \(body\.|at least 2)") as error:
+        LOOPS[loop](network, Setting(batch_size=1))
+    assert "\n" not in str(error.value)
+    LOOPS[loop](network, Setting(batch_size=2))
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("loop", [name for name in LOOPS if name != "pretrain"])
+def test_a_single_image_is_learnt(loop: str, norm: str) -> None:
+    network = fedkd.network("cnn_tiny", _images(), norm=norm)
+    start = network_hash(network)
+    LOOPS[loop](network, Setting(samples=1, batch_size=4))
+    assert network_hash(network) != start
+
+
+def test_two_images_are_the_least_for_pretraining() -> None:
+    with pytest.raises(ValueError, match="pretraining compares images"):
+        _pretrain(_network(), Setting(samples=1))
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_left_over_batch_of_one_is_dropped_and_not_counted(
+    loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 7 samples in threes, two steps per epoch; a schedule over more would end higher."""
+    seen = []
+
+    def counted(original: Callable[..., object]) -> Callable[..., object]:
+        def step(self: object, *args: object, **kwargs: object) -> object:
+            seen.append(1)
+            return original(self, *args, **kwargs)
+
+        return step
+
+    monkeypatch.setattr(torch.optim.SGD, "step", counted(torch.optim.SGD.step))
+    LOOPS[loop](_network(), Setting(samples=7))
+    assert len(seen) == 2 * steps_per_epoch(7, 3) == 4
+
+
+def test_batches_are_as_many_as_are_counted_and_drop_one_at_most() -> None:
+    for total, batch_size in itertools.product(range(1, 12), range(1, 13)):
+        parts = list(batches(torch.arange(total), batch_size))
+        dropped = total - sum(map(len, parts))
+        assert len(parts) == steps_per_epoch(total, batch_size) >= 1
+        assert dropped == (1 < batch_size < total and total % batch_size == 1)
+
+
+def test_an_order_can_begin_at_any_epoch() -> None:
+    straight, back = Order(9, 3), Order(9, 3)
+    orders = [straight.epoch(number).tolist() for number in (1, 2, 3)]
+    assert [back.epoch(number).tolist() for number in (3, 1, 2, 3)] == [orders[2], *orders]
+    assert len({tuple(order) for order in orders}) == 3
+
+
+class _Trap(nn.Module):
+    """Adds nothing, but its gradient is not a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + (self.scale * 0).sqrt()
+
+
+def _trapped() -> Network:
+    size = SIDE * SIDE
+    body = nn.Sequential(
+        nn.Flatten(), _Trap(), nn.Linear(size, 8), nn.ReLU(), nn.Linear(8, CLASSES)
+    )
+    return fedkd.network(body, _images())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_gradient_that_is_not_finite_ends_the_training(loop: str) -> None:
+    with pytest.raises(
+        RuntimeError, match=r"gradient of the \w+.*'s loss is nan in epoch 1.*lower"
+    ):
+        LOOPS[loop](_trapped(), Setting())
+
+
+class _Flat(DistillationLoss):
+    """Zero, with a gradient of its choice."""
+
+    needs = (Logits(),)
+
+    def __init__(self, root: bool) -> None:
+        super().__init__()
+        self.root = root
+
+    def forward(
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+    ) -> Tensor:
+        zero = student[Logits()].sum(dim=1) * 0
+        return zero.sqrt() if self.root else zero
+
+
+@pytest.mark.parametrize("distil", [_shared, _live])
+def test_the_loss_whose_gradient_is_not_finite_is_named(distil: Callable[..., object]) -> None:
+    student = _network()
+    with pytest.raises(RuntimeError, match=r"loss 1 0\), because of 'loss 1'; lower"):
+        distil(student, Setting(), "kd", _Flat(root=True))
+    assert all(p.isfinite().all() for p in student.parameters())
+
+
+def test_in_float16_a_training_without_a_step_is_an_error() -> None:
+    lessons = SharedLessons(_images().images, Fused.of(Teacher(0), _logits(8)), batch_size=3)
+    with pytest.raises(RuntimeError, match="not trained: in float16 the gradient of none of 6"):
+        _distil(_network(), lessons, Setting(), _Flat(root=True), precision="float16")
+    setting = Setting(epochs=10)
+    with pytest.raises(RuntimeError, match="however little it is scaled for float16"):
+        _distil(_network(), lessons, setting, _Flat(root=True), precision="float16")
+
+
+def test_a_loss_without_any_gradient_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        _shared(_network(), Setting(), _Flat(root=False))
+    assert (
+        "the student has learnt nothing: its loss had no gradient in any of 6 steps" in caplog.text
+    )
+
+
+@pytest.mark.parametrize("loop", ALL)
+def test_weights_that_are_not_finite_to_begin_with_are_named(loop: str) -> None:
+    network = _network()
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[0] = torch.nan
+    with pytest.raises(RuntimeError, match=r"weights are not finite before its training \(body\."):
+        ALL[loop](network, Setting())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_weights_that_are_not_finite_in_the_end_are_an_error(loop: str) -> None:
+    """The last step of an epoch overflows: no loss is computed after it."""
+    setting = Setting(Optimizer(lr=1e38, schedule="constant", weight_decay=1e3), 8, epochs=1)
+    with pytest.raises(RuntimeError, match=r"weights are not finite after epoch 1 \(body\..*lower"):
+        LOOPS[loop](_network(), setting)
+
+
+@pytest.mark.parametrize("loop", ALL)
+def test_a_frozen_network_is_refused(loop: str) -> None:
+    network = _network().requires_grad_(False)
+    with pytest.raises(ValueError, match=r"no weights to train|no parameter is trainable"):
+        ALL[loop](network, Setting())
+
+
+@pytest.mark.parametrize("loop", ["fit", "regularised", "towards"])
+def test_an_empty_shard_is_refused(loop: str) -> None:
+    with pytest.raises(ValueError, match="the teacher has no images to learn from"):
+        LOOPS[loop](_network(), Setting(samples=0))
+
+
+def test_no_epoch_or_weight_is_refused() -> None:
+    with pytest.raises(ValueError, match="epochs: expected at least 1, got 0"):
+        _shared(_network(), Setting(epochs=0))
+    lessons = SharedLessons(_images().images, Fused.of(Teacher(0), _logits(8)))
+    nothing = Objective([Term("kd", fedkd.LOSSES.create("kd"), weight=0.0)])
+    with pytest.raises(ValueError, match="every loss has weight 0"):
+        distill(_network(), lessons, nothing)
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="batch_size: expected at least 1"):
+            SharedLessons(_images().images, Fused.of(Teacher(0), _logits(8)), batch_size=wrong)
+
+
+def test_a_student_that_is_not_finite_is_blamed_and_not_the_teachers_learning_rate() -> None:
+    student, images = _network(seed=5), _images()
+    with torch.no_grad():
+        next(student.parameters()).view(-1)[0] = torch.inf
+    with pytest.raises(RuntimeError, match="student's predictions are not finite"):
+        align(_network(), student, images.images, Setting().teachers(), seed=1)
+    with pytest.raises(RuntimeError, match="student that regularises are not finite"):
+        fit(_network(), images, Setting().teachers(), seed=1, student=student)
