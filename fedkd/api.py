@@ -6,26 +6,45 @@ as loss, any `Ensemble -> Ensemble` callable as fusion.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from numbers import Real
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from fedkd.config import Optimizer, Teachers
 from fedkd.data.images import ImageSet
-from fedkd.data.views import Strength, virtual_view
+from fedkd.data.views import AUGMENTATIONS, MAGNITUDES, Strength, virtual_view
 from fedkd.distillation import EpochRecord, distill
+from fedkd.door import (
+    a_network,
+    an_optimizer,
+    fitting,
+    image_set,
+    one_of,
+    several,
+    truth,
+    whole,
+)
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Evidence, Fusion, fit_rules
-from fedkd.knowledge.extract import extract
-from fedkd.knowledge.payload import Bank, Knowledge, Rule, Teacher, fuse
+from fedkd.knowledge.extract import Unreadable, extract, shapes
+from fedkd.knowledge.kinds import Comparison, Kind
+from fedkd.knowledge.payload import Bank, Ensemble, Knowledge, Rule, Teacher, fuse
 from fedkd.lessons import SharedLessons
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, EnsembleLoss
 from fedkd.models.build import build_model
-from fedkd.models.network import Network, parameter_count
+from fedkd.models.network import Network, parameter_count, shown
 from fedkd.objective import Objective, Term
 from fedkd.randomness import stream_seed
+from fedkd.registry import Registry
 from fedkd.teachers.sgd import fit
+
+T = TypeVar("T")
 
 
 def network(model: str | nn.Module, like: ImageSet, *, seed: int = 0, **options: object) -> Network:
@@ -34,12 +53,20 @@ def network(model: str | nn.Module, like: ImageSet, *, seed: int = 0, **options:
     Args:
         model: A registered name, `torchvision/<name>`, or a module of yours that maps normalised
             images to logits.
-        like: Public images (use the transfer set: pixel statistics are taken from it).
+        like: Public images (use the transfer set: pixel statistics are taken from it). A `Network`
+            comes back as it is if it fits them.
         seed: Seed of a named model's weights.
         **options: Options of a named model.
+
+    Raises:
+        ValueError: an unknown name or option, or a model that does not fit such images.
     """
+    image_set("like", like)
+    seed = whole("seed", seed, 0)
     if isinstance(model, Network):
-        return model
+        if options:
+            raise ValueError(f"model: a Network takes no options, got {options}")
+        return fitting("model", model, like, "like")
     mean, std = like.statistics()
     return build_model(
         model,
@@ -63,10 +90,20 @@ def train_teacher(
     augment: str = "none",
     seed: int = 0,
 ) -> Network:
-    """Train a teacher in place on a labelled shard and return it."""
+    """Train a teacher in place on a labelled shard and return it.
+
+    Raises:
+        ValueError: an argument is none, or the teacher does not fit the images or the classes.
+    """
     options = Teachers(
-        epochs=epochs, batch_size=batch_size, optimizer=optimizer or Optimizer(), augment=augment
+        epochs=whole("epochs", epochs, 1),
+        batch_size=whole("batch_size", batch_size, 1),
+        optimizer=an_optimizer("optimizer", optimizer),
+        augment=one_of("augment", augment, list(AUGMENTATIONS)),
     )
+    seed = whole("seed", seed, 0)
+    image_set("shard", shard, labelled=True)
+    fitting("teacher", a_network("teacher", teacher, "shard"), shard, "shard", trained=True)
     fit(teacher, shard, options, seed=seed)
     return teacher
 
@@ -110,10 +147,21 @@ def train_student(
         The student, in evaluation mode.
 
     Raises:
-        ValueError: no teachers, unknown names, or shapes that do not fit.
+        ValueError: an argument is none, or a teacher or the student does not fit the images, the
+            classes or what the losses ask for. The message begins with the argument's name.
     """
-    objective = Objective([_term(item) for item in losses])
-    rules = [FUSIONS.create(rule) if isinstance(rule, str) else rule for rule in fusion]
+    epochs, batch_size = whole("epochs", epochs, 1), whole("batch_size", batch_size, 1)
+    seed, flip = whole("seed", seed, 0), truth("flip", flip)
+    one_of("strength", strength, list(MAGNITUDES))
+    optimizer = an_optimizer("optimizer", optimizer)
+    if on_epoch is not None and not callable(on_epoch):
+        raise ValueError(f"on_epoch: expected a function of a record, got {shown(on_epoch)}")
+    objective = Objective(_terms(losses))
+    rules = _rules(fusion)
+    image_set("transfer", transfer)
+    tapped = _teachers(teachers, transfer)
+    shards = _shards(shards, len(tapped), transfer, rules)
+    learner = _student(student, tapped, transfer, objective, seed)
     cache: dict[int, Tensor] = {}
 
     def views(number: int) -> Tensor:
@@ -130,18 +178,18 @@ def train_student(
     wanted = [kind for rule in rules if isinstance(rule, Fusion) for kind in rule.needs]
     kinds = tuple(dict.fromkeys((*objective.needs, *wanted)))
     knowledge = []
-    for number, teacher in enumerate(teachers):
-        tapped = network(teacher, transfer)
+    for number, teacher in enumerate(tapped):
         counts = tuple(shards[number].class_counts().tolist()) if shards else None
         total = sum(counts) if counts else None
-        who = Teacher(number, total, counts, parameter_count(tapped))
+        who = Teacher(number, total, counts, parameter_count(teacher))
         own = shards[number].images if shards else None
-        tensors = extract(tapped, transfer.images, kinds, views=views, own=own)
+        with _naming(f"teachers[{number}]", teacher, objective):
+            tensors = extract(teacher, transfer.images, kinds, views=views, own=own)
+        _check_finite(f"teachers[{number}]", tensors)
         knowledge.append(Knowledge(who, tensors))
     bank = Bank.of(knowledge)
     rules = fit_rules(rules, Evidence(bank, labels=transfer.labels, seed=seed))
     fused = fuse(bank, rules, labels=transfer.labels)
-    learner = network(student, transfer, seed=stream_seed(seed, "student"))
     lessons = SharedLessons(
         transfer.images,
         fused,
@@ -162,9 +210,188 @@ def train_student(
     return learner
 
 
-def _term(item: str | DistillationLoss | EnsembleLoss | Term) -> Term:
-    if isinstance(item, Term):
-        return item
+# -- what was given ------------------------------------------------------------------------
+
+
+def _teachers(given: Sequence[nn.Module], transfer: ImageSet) -> list[Network]:
+    """The teachers as networks that fit the transfer set, each another one."""
+    found: list[Network] = []
+    for number, teacher in enumerate(several("teachers", given, "trained networks")):
+        name = f"teachers[{number}]"
+        if isinstance(teacher, str):
+            raise ValueError(
+                f"{name}: {teacher!r} is a name, a teacher must have been trained; make one with "
+                f"fedkd.train_teacher(fedkd.network({teacher!r}, transfer), shard)"
+            )
+        fitted = _fitted(name, teacher, transfer)
+        for other, before in enumerate(found):
+            if before.body is fitted.body:
+                raise ValueError(f"{name}: is the same network as teachers[{other}]")
+        found.append(fitted)
+    return found
+
+
+def _student(
+    given: str | nn.Module,
+    teachers: Sequence[Network],
+    transfer: ImageSet,
+    objective: Objective,
+    seed: int,
+) -> Network:
+    """The student as a network that fits the transfer set and has what the losses read of it."""
+    student = _fitted("student", given, transfer, stream_seed(seed, "student"), trained=True)
+    learning = {id(p) for p in student.parameters() if p.requires_grad}
+    for number, teacher in enumerate(teachers):
+        if any(id(p) in learning for p in teacher.parameters()):
+            raise ValueError(
+                f"student: shares parameters with teachers[{number}], which would change while it "
+                "teaches; give a copy.deepcopy of it"
+            )
+    with _naming("student", student, objective):
+        shapes(student, objective.reads, transfer.shape)
+    return student
+
+
+def _fitted(
+    name: str,
+    given: str | nn.Module,
+    transfer: ImageSet,
+    seed: int = 0,
+    *,
+    trained: bool = False,
+) -> Network:
+    """A `Network` that fits, or one made of a name or a module, named by the argument."""
+    made = given
+    if not isinstance(made, Network):
+        try:
+            made = network(given, transfer, seed=seed)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return fitting(name, made, transfer, "transfer", trained=trained)
+
+
+def _shards(
+    given: Sequence[ImageSet] | None, teachers: int, transfer: ImageSet, rules: Sequence[Rule]
+) -> list[ImageSet] | None:
+    """Each teacher's labelled images, if there are any or a rule asks for them."""
+    if given is None:
+        for number, rule in enumerate(rules):
+            own = isinstance(rule, Fusion) and [
+                *rule.discloses,
+                *(str(kind) for kind in rule.needs if isinstance(kind, Comparison)),
+            ]
+            if own:
+                raise ValueError(
+                    f"shards: fusion[{number}] ({type(rule).__name__}) needs {', '.join(own)} of "
+                    "every teacher; give the images that each has learnt from"
+                )
+        return None
+    found = several("shards", given, "image sets, one per teacher")
+    if len(found) != teachers:
+        raise ValueError(f"shards: expected one per teacher, {teachers}, got {len(found)}")
+    for number, shard in enumerate(found):
+        name = f"shards[{number}]"
+        image_set(name, shard, labelled=True)
+        if (shard.shape, shard.classes) != (transfer.shape, transfer.classes):
+            what = "images" if shard.shape != transfer.shape else "classes"
+            raise ValueError(
+                f"{name}: has other {what} than transfer "
+                f"({_described(shard)} instead of {_described(transfer)})"
+            )
+    return found
+
+
+def _described(images: ImageSet) -> str:
+    names = ", ".join(map(str, images.classes[:3])) + ", ..." * (len(images.classes) > 3)
+    size = "x".join(map(str, images.shape))
+    return f"{size}, {len(images.classes)} classes: {names}"
+
+
+def _terms(given: Sequence[str | DistillationLoss | EnsembleLoss | Term]) -> list[Term]:
+    """The terms of the objective, each with a name of its own."""
+    terms = [
+        _term(f"losses[{number}]", item)
+        for number, item in enumerate(several("losses", given, "losses"))
+    ]
+    names = [term.name for term in terms]
+    return [
+        replace(term, name=f"{term.name}.{number}") if names.count(term.name) > 1 else term
+        for number, term in enumerate(terms)
+    ]
+
+
+def _term(where: str, item: str | DistillationLoss | EnsembleLoss | Term) -> Term:
     if isinstance(item, str):
-        return Term(item, LOSSES.create(item))
-    return Term(type(item).__name__, item)
+        return Term(item, _created(where, LOSSES, item))
+    term = item if isinstance(item, Term) else Term(type(item).__name__, item)
+    if not isinstance(term.loss, DistillationLoss | EnsembleLoss):
+        given = repr(term.loss) if isinstance(term.loss, str) else shown(term.loss)
+        hint = "; make one, with ()" if isinstance(term.loss, type) else ""
+        raise ValueError(
+            f"{where}: expected a name of `fedkd list losses`, a fedkd.DistillationLoss or a "
+            f"fedkd.Term of one, got {given}{hint}"
+        )
+    weight = term.weight
+    if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= weight < math.inf:
+        raise ValueError(f"{where}: expected a weight of at least 0, got {weight!r}")
+    whole(f"{where}.warmup", term.warmup, 0)
+    whole(f"{where}.start", term.start, 1)
+    return term
+
+
+def _rules(given: Sequence[str | Rule]) -> list[Rule]:
+    """The fusion rules; an empty list leaves all teachers alike."""
+    if isinstance(given, list | tuple) and not given:
+        return []
+    rules: list[Rule] = []
+    for number, item in enumerate(several("fusion", given, "rules")):
+        where = f"fusion[{number}]"
+        if isinstance(item, str):
+            rules.append(_created(where, FUSIONS, item))
+        elif isinstance(item, type) or not callable(item):
+            hint = "; make one, with ()" if isinstance(item, type) else ""
+            raise ValueError(
+                f"{where}: expected a name of `fedkd list fusions` or a function of an ensemble, "
+                f"got {shown(item)}{hint}"
+            )
+        else:
+            rules.append(item if isinstance(item, Fusion) else _checked(where, item))
+    return rules
+
+
+def _checked(where: str, rule: Rule) -> Rule:
+    """A rule of somebody's own, whose answer is looked at."""
+
+    def ask(ensemble: Ensemble) -> Ensemble:
+        answer: object = rule(ensemble)
+        if not isinstance(answer, Ensemble):
+            raise ValueError(f"{where}: expected an Ensemble back from it, got {shown(answer)}")
+        return answer
+
+    return ask
+
+
+def _created(where: str, registry: Registry[T], name: str) -> T:
+    try:
+        return registry.create(name)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+@contextmanager
+def _naming(who: str, network: Network, objective: Objective) -> Iterator[None]:
+    """Say which network has nothing of a kind, and which loss needs it."""
+    try:
+        yield
+    except Unreadable as error:
+        name = f"{who} ({type(network.body).__name__})"
+        raise ValueError(f"{name}: {error}{objective.wanting(error.kind)}") from None
+
+
+def _check_finite(who: str, tensors: Mapping[Kind, Tensor]) -> None:
+    for kind, tensor in tensors.items():
+        bad = ~tensor.isfinite()
+        if bad.any():
+            rows = bad.flatten(1).any(dim=1) if tensor.ndim > 1 else bad
+            where = f" for {int(rows.sum())} of {len(rows)} images" if kind.per_sample else ""
+            raise ValueError(f"{who}: its {kind} are nan or infinite{where}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedkd.data.images import ImageSet
+from fedkd.door import a_network, fitting, image_set
 from fedkd.knowledge.extract import extract
 from fedkd.knowledge.kinds import Logits
 from fedkd.models.network import Network
@@ -26,10 +27,17 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
 
 
 def evaluate(network: Network, images: ImageSet) -> float:
-    """Accuracy of a network on a labelled set. Raises `ValueError` if it has no labels."""
-    if images.labels is None:
-        raise ValueError("accuracy needs labels, this image set has none")
-    return accuracy(predict(network, images.images), images.labels)
+    """Accuracy of a network on a labelled set.
+
+    Raises:
+        ValueError: the set is empty or has no labels, or the network is made for other images or
+            another number of classes.
+    """
+    a_network("network", network, "images")
+    labels = image_set("images", images, labelled=True).labels
+    assert labels is not None
+    fitting("network", network, images, "images")
+    return accuracy(predict(network, images.images), labels)
 
 
 def per_class_accuracy(predictions: Tensor, labels: Tensor) -> list[float]:

@@ -36,7 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "configs",
     ),
     ("config", "data", "models", "relations", "codecs"),
-    ("knowledge", "optimization"),
+    ("knowledge", "optimization", "door"),
     ("losses", "fusion", "release", "evaluation", "rundir", "training"),
     ("objective", "teachers", "lessons", "chains", "pretraining", "leaflet", "quarantine"),
     ("distillation", "build", "privacy"),

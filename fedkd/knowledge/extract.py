@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedkd.knowledge.kinds import Comparison, Fact, Kind, Reading
 from fedkd.models.network import Network
+from fedkd.models.taps import evaluating
 
 
 class Unreadable(ValueError):
@@ -36,7 +37,7 @@ def extract(
     """Read `kinds` from a network in evaluation mode, batch by batch.
 
     Args:
-        network: Left in the mode (train or eval) it was in.
+        network: Each of its modules is left in the mode (train or eval) it was in.
         images: uint8 (N, channels, h, w).
         kinds: What to read; each costs the forwards it needs and no more.
         views: View number -> all images under that virtual view, uint8 (N, channels, h, w).
@@ -52,12 +53,10 @@ def extract(
     """
     kinds = tuple(kinds)
     device = network.mean.device
-    mode = network.training
-    network.eval()
     parts: dict[Kind, list[Tensor]] = {
         kind: [] for kind in kinds if kind.per_sample and not isinstance(kind, Comparison)
     }
-    try:
+    with evaluating(network):
         for start in range(0, len(images), batch_size) if parts else ():
             rows = slice(start, start + batch_size)
             reading = Reading(network, images[rows].to(device), _rows_of(views, rows, device))
@@ -73,8 +72,6 @@ def extract(
                 told[kind] = kind.compare(images, own)
             if isinstance(kind, Fact):
                 told[kind] = _named(kind, kind.state, network, images, None).float().cpu()
-    finally:
-        network.train(mode)
     return told
 
 
