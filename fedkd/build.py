@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from fedkd.codecs import CODECS
 from fedkd.codecs.base import Codec
-from fedkd.config import Component, ConfigError, Experiment
+from fedkd.config import Component, ConfigError, Experiment, import_plugins
 from fedkd.config import Term as LossTerm
 from fedkd.data import DATASETS, PARTITIONS
 from fedkd.data.datasets import load_dataset
@@ -29,14 +29,19 @@ from fedkd.objective import Objective, Term
 from fedkd.registry import Registry, nearest
 from fedkd.release import RELEASES
 from fedkd.release.base import Release
+from fedkd.rundir import RunDirectory
+from fedkd.signature import check_images, read_signature
+
+Made = TypeVar("Made")
 
 
 def check(experiment: Experiment) -> None:
     """Check every component before anything is loaded or started.
 
     Raises:
-        ConfigError: unknown name or option, named by its key in the config.
+        ConfigError: unknown name or option, named by its key in the config, or a missing plugin.
     """
+    import_plugins(experiment.plugins)
     check_component(DATASETS, experiment.data.dataset, "data.dataset")
     if experiment.data.transfer.dataset is not None:
         check_component(DATASETS, experiment.data.transfer.dataset, "data.transfer.dataset")
@@ -119,6 +124,49 @@ def build_data(
         )
     except ValueError as error:
         raise ConfigError(f"data: {error}") from None
+
+
+def data_root(experiment: Experiment, root: str | Path | None = None) -> Path:
+    """The absolute folder that relative data paths start from, on this machine and now."""
+    chosen = root or experiment.data.root or os.environ.get("FEDKD_DATA") or "."
+    return Path(chosen).expanduser().absolute()
+
+
+def found_again(
+    run: RunDirectory,
+    make: Callable[[str | None], Made],
+    data: Callable[[Made], FederatedData],
+) -> Made:
+    """Something made of a run's images: from where they were, else from where they are today.
+
+    Args:
+        run: A run.
+        make: Makes it, with the folder that relative data paths start from; None: today's.
+        data: The images in what was made.
+
+    Raises:
+        ConfigError: the images are not those of the run.
+        FileNotFoundError: they are in neither place.
+    """
+    signature, first = read_signature(run), None
+    places: list[str | None] = [None]
+    if signature is not None and signature.root != str(data_root(run.experiment)):
+        places.insert(0, signature.root)
+    for place in places:
+        try:
+            made = make(place)
+            check_images(run, data(made))
+            return made
+        except (FileNotFoundError, ValueError) as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def run_data(run: RunDirectory) -> FederatedData:
+    """The images of a run. Raises as `found_again`."""
+    import_plugins(run.experiment.plugins)
+    return found_again(run, partial(build_data, run.experiment), lambda data: data)
 
 
 def _public(experiment: Experiment, place: Path | None) -> Path | None:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
-from fedkd.build import build_data, build_network
-from fedkd.config import ConfigError
+from fedkd.build import data_root, run_data
+from fedkd.config import Component, ConfigError
+from fedkd.data.pictures import SUFFIXES, read_picture, shown
 from fedkd.data.splits import FederatedData
 from fedkd.models.network import Network
 from fedkd.rundir import RunDirectory
+from fedkd.signature import SIGNATURE, Signature, read_signature
 
 FORMATS = {"torch": "student.pt2", "onnx": "student.onnx"}
+CHECKED = 256  # images on which an exported file is compared with the student
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,10 @@ class Exported:
     Attributes:
         path: The file.
         size: Its bytes.
-        images: Real test images both were run on.
+        images: Images that both were run on.
         difference: Largest absolute difference of a logit.
         agreement: Share of images on which both name the same class.
+        missing: Why the images are noise and not the test images; None if they are test images.
     """
 
     path: Path
@@ -37,44 +41,142 @@ class Exported:
     images: int
     difference: float
     agreement: float
+    missing: str | None = None
 
 
 def load_student(run: RunDirectory, data: FederatedData | None = None) -> Network:
-    """The run's student after its last finished round. Raises `ConfigError` if there is none."""
-    checkpoint = run.load_checkpoint()
-    if checkpoint is None:
-        raise ConfigError(f"{run.path} has no student yet: no round has finished")
-    data = data or build_data(run.experiment)
-    student = build_network(run.experiment, run.experiment.student.model, data, "student")
-    student.load_state_dict(checkpoint["student"])
-    return student.eval()
+    """The run's student after its last finished round, in evaluation mode on the CPU.
+
+    Needs the run's folder alone: no data set and no particular working directory.
+
+    Args:
+        run: The run.
+        data: Its images, for a run of an older fedkd that has no `signature.json`; None: looked
+            for where the config says, if that is needed.
+
+    Raises:
+        ConfigError: there is no student yet, or one of its files is damaged.
+    """
+    return _load(run, signature_of(run, data))
+
+
+def load_assistants(run: RunDirectory) -> list[Network]:
+    """The networks between teachers and student (`distillation.assistants`), large to small."""
+    signature = signature_of(run)
+    states = _checkpoint(run)["assistants"]
+    return [
+        _filled(run, signature, model, state)
+        for model, state in zip(signature.assistants, states, strict=True)
+    ]
+
+
+def signature_of(run: RunDirectory, data: FederatedData | None = None) -> Signature:
+    """What the run's networks take and say; of an older run, what its images tell.
+
+    Raises:
+        ConfigError: the file is damaged, or the images are not those of the run.
+        FileNotFoundError: an older run's images are missing.
+    """
+    signature = read_signature(run)
+    if signature is not None:
+        return signature
+    try:
+        return Signature.of(run.experiment, data or run_data(run), data_root(run.experiment))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{run.path} has no {SIGNATURE} (an older fedkd made it), so its student needs the "
+            f"images it was made with: {error}"
+        ) from None
 
 
 def predict_files(
-    run: RunDirectory, files: Iterable[Path], *, top: int = 3
+    run: RunDirectory,
+    files: Iterable[Path],
+    *,
+    top: int = 3,
+    on_error: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
-    """The student's most probable classes of image files, best first.
+    """The student's most probable classes of picture files, best first.
 
-    Pictures are converted to the channels and the size that the student was trained on.
+    Pictures are read by the function that reads training folders: upright, in the channels and
+    the size that the student was trained on, without regard to their aspect ratio.
+
+    Args:
+        run: The run.
+        files: Picture files; a folder stands for all pictures in it and below, hidden ones less.
+        top: Classes per picture; all of them if there are fewer.
+        on_error: Told of each file that cannot be read, which is then passed over; None: the
+            first one raises.
 
     Raises:
-        ConfigError: a file is missing or no image.
+        ConfigError: a file is missing or no picture, or the student cannot be loaded.
     """
-    data = build_data(run.experiment)
-    student = load_student(run, data)
-    for file in files:
-        with torch.no_grad():
-            probabilities = torch.softmax(student(_open(file, data.test.shape))[0], dim=0)
-        best = probabilities.topk(min(top, len(data.classes)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        yield file, [(data.classes[index], value) for index, value in pairs]
+    if top < 1:
+        raise ConfigError(f"--top: expected at least 1, got {top}")
+    signature = signature_of(run)
+    return _predictions(_load(run, signature), signature, files, top, on_error)
+
+
+def _predictions(
+    student: Network,
+    signature: Signature,
+    files: Iterable[Path],
+    top: int,
+    on_error: Callable[[str], None] | None,
+) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
+    channels, height, width = signature.shape
+    for place in files:
+        try:
+            found = _pictures(Path(place))
+        except ValueError as error:
+            _say(error, on_error)
+            continue
+        for file in found:
+            try:
+                pixels = read_picture(file, channels=channels, height=height, width=width)
+            except ValueError as error:
+                _say(error, on_error)
+                continue
+            with torch.no_grad():
+                logits = student(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
+            if not logits.isfinite().all():
+                raise RuntimeError(
+                    f"the student's logits for {file} are not finite: its weights are not usable"
+                )
+            best = torch.softmax(logits, dim=0).topk(min(top, len(signature.classes)))
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            yield file, [(signature.classes[index], value) for index, value in pairs]
+
+
+def _say(error: ValueError, on_error: Callable[[str], None] | None) -> None:
+    if on_error is None:
+        raise ConfigError(str(error)) from None
+    on_error(str(error))
+
+
+def _pictures(place: Path) -> list[Path]:
+    """The picture files that an argument stands for. Raises `ValueError`."""
+    if not place.is_dir():
+        return [place]
+    found = sorted(
+        path
+        for path in place.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(place).parts)
+    )
+    if not found:
+        raise ValueError(f"{shown(place)}: no pictures in this folder ({', '.join(SUFFIXES)})")
+    return found
 
 
 def export_student(run: RunDirectory, format: str, output: Path | None = None) -> Exported:
-    """Write the student and check the written file against it on real test images.
+    """Write the student and check the written file against it.
 
-    The exported function takes uint8 images (B, channels, h, w), any B, and gives logits (B, C):
-    scaling and normalisation are inside.
+    The check is on real test images, or on noise where the run's images are not at hand. The
+    exported function takes uint8 images (B, channels, h, w), any B, and gives logits (B, C):
+    scaling and normalisation are inside. Class names and the rest of `signature.json` are in the
+    file too.
 
     Args:
         run: A run with at least one finished round.
@@ -82,17 +184,24 @@ def export_student(run: RunDirectory, format: str, output: Path | None = None) -
         output: File to write; default: `student.pt2` or `student.onnx` in the run directory.
 
     Raises:
-        ConfigError: unknown format, or a library for it is not installed.
+        ConfigError: unknown format, a library for it is not installed, or no such folder.
         RuntimeError: the written file does not do what the student does.
     """
     if format not in FORMATS:
         raise ConfigError(f"--format: expected {' or '.join(FORMATS)}, got {format!r}")
-    data = build_data(run.experiment)
-    student = load_student(run, data)
     path = output or run.path / FORMATS[format]
-    images = data.test.images[:256]
+    if not path.parent.is_dir() or path.is_dir():
+        problem = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ConfigError(f"--output: expected a file to write, {path}: {problem}")
+    images, missing = _test_images(run)
+    signature = signature_of(run)
+    student = _load(run, signature)
+    if images is None:
+        noise = torch.Generator().manual_seed(0)
+        size = (CHECKED, *signature.shape)
+        images = torch.randint(256, size, generator=noise, dtype=torch.uint8)
     write = _write_torch if format == "torch" else _write_onnx
-    again = write(student, images, path)
+    again = write(student, images, path, _about(signature))
     with torch.no_grad():
         expected = student(images)
     difference = float((again - expected).abs().max())
@@ -102,49 +211,78 @@ def export_student(run: RunDirectory, format: str, output: Path | None = None) -
             f"{path} differs from the student by {difference:.3g} in a logit "
             f"(same class on {agreement:.1%} of {len(images)} images); do not use it"
         )
-    return Exported(path, path.stat().st_size, len(images), difference, agreement)
+    return Exported(path, path.stat().st_size, len(images), difference, agreement, missing)
 
 
-def _write_torch(student: nn.Module, images: Tensor, path: Path) -> Tensor:
+def _test_images(run: RunDirectory) -> tuple[Tensor | None, str | None]:
+    """Some test images of the run, or why there are none."""
+    try:
+        return run_data(run).test.images[:CHECKED], None
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        return None, " ".join(str(error).split())
+
+
+def _about(signature: Signature) -> str:
+    """What an exported file says of itself, as JSON; nothing of the machine it was made on."""
+    return json.dumps(signature.model_dump(mode="json", exclude={"root", "plugins"}))
+
+
+def _load(run: RunDirectory, signature: Signature) -> Network:
+    return _filled(run, signature, signature.student, _checkpoint(run)["student"])
+
+
+def _checkpoint(run: RunDirectory) -> dict[str, Any]:
+    checkpoint = run.load_checkpoint()
+    if checkpoint is not None and {"student", "assistants"} <= set(checkpoint):
+        return checkpoint
+    if any((run.path / "checkpoints").glob("round-*.pt")):
+        raise ConfigError(f"{run.path}: none of the checkpoints in checkpoints/ can be read")
+    raise ConfigError(f"{run.path} has no student yet: no round has finished")
+
+
+def _filled(
+    run: RunDirectory, signature: Signature, model: Component, state: dict[str, Tensor]
+) -> Network:
+    network = signature.network(model)
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{run.path}: the weights in checkpoints/ are not those of the model {model.name!r} "
+            f"({reason})"
+        ) from None
+    return network.eval()
+
+
+def _write_torch(student: nn.Module, images: Tensor, path: Path, about: str) -> Tensor:
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(student, (images[:2],), dynamic_shapes=({0: batch},))
-    torch.export.save(program, path)
+    torch.export.save(program, path, extra_files={SIGNATURE: about})
     with torch.no_grad():
         logits: Tensor = torch.export.load(path).module()(images)
     return logits
 
 
-def _write_onnx(student: nn.Module, images: Tensor, path: Path) -> Tensor:
+def _write_onnx(student: nn.Module, images: Tensor, path: Path, about: str) -> Tensor:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  (torch.onnx needs it)
     except ImportError as error:
         raise ConfigError(f"--format onnx needs {error.name}: pip install 'fedkd[onnx]'") from None
-    torch.onnx.export(
+    program = torch.onnx.export(
         student,
         (images[:2],),
-        str(path),
         dynamo=True,
-        external_data=False,
         input_names=["images"],
         output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         verbose=False,
     )
+    assert program is not None  # as always with dynamo
+    program.model.metadata_props[SIGNATURE] = about
+    program.save(str(path), external_data=False)
     session = onnxruntime.InferenceSession(  # type: ignore[attr-defined]
         str(path), providers=["CPUExecutionProvider"]
     )
     return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
-
-
-def _open(file: Path, shape: tuple[int, int, int]) -> Tensor:
-    channels, height, width = shape
-    try:
-        with Image.open(file) as picture:
-            fitted = picture.convert("L" if channels == 1 else "RGB").resize((width, height))
-    except FileNotFoundError:
-        raise ConfigError(f"no image file {file}") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise ConfigError(f"{file} cannot be read as an image ({error})") from None
-    pixels = torch.from_numpy(np.array(fitted, dtype=np.uint8))
-    return (pixels[None] if channels == 1 else pixels.permute(2, 0, 1))[None]

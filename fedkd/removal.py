@@ -22,7 +22,8 @@ from fedkd.evaluation import accuracy, per_class_accuracy, predict
 from fedkd.export import load_student
 from fedkd.knowledge.kinds import Logits
 from fedkd.rounds import Notify, Server, Workspace, silent, threads
-from fedkd.rundir import RunDirectory, network_hash, read_json
+from fedkd.rundir import RunDirectory, Session, network_hash, read_json
+from fedkd.signature import keep_signature, read_signature
 
 LINEAGE, EVIDENCE = "lineage.json", "unlearning.json"
 WHATS = ("transfer", "test")
@@ -90,6 +91,7 @@ def prepare(
     evaluation = run.experiment.evaluation.model_copy(update={"baselines": ()})
     experiment = run.experiment.model_copy(update={"evaluation": evaluation})
     new = RunDirectory.new(experiment, parent)
+    _copy_signature(run, new)
     for round_number in finished_rounds(run):
         _copy_knowledge(run, new, round_number, without)
     new.write_json(LINEAGE, lineage)
@@ -104,13 +106,14 @@ def distil_again(run: RunDirectory, workspace: Workspace, notify: Notify = silen
         workspace: Of its experiment.
         notify: Hears of progress.
     """
-    with threads(run.experiment.resources.server_threads):
+    with Session(run) as session, threads(run.experiment.resources.server_threads):
         server = Server(workspace, run, notify)
         run.rewind(server.round)
         rounds = _rounds_held(run)
         for number in [r for r in rounds if r > server.round]:
             notify("round_start", round=number, rounds=rounds[-1])
             _round(server, number)
+            session.note()
     return server
 
 
@@ -129,12 +132,13 @@ def continue_without(
     if checkpoint is None:
         raise ConfigError(f"{run.path} has no checkpoint to go on from")
     new = RunDirectory.new(run.experiment, parent or run.path.parent)
+    _copy_signature(run, new)
     last = int(checkpoint["round"])
     _copy_knowledge(run, new, last, without)
     # What rules remember of earlier rounds was measured on these clients too.
     new.save_checkpoint(last, {**checkpoint, "rules": []})
     new.write_json(LINEAGE, {"source": run.identity, "without": sorted(without), "mode": "quick"})
-    with threads(new.experiment.resources.server_threads):
+    with Session(new), threads(new.experiment.resources.server_threads):
         server = Server(workspace, new, notify)
         notify("round_start", round=last, rounds=last)
         _round(server, last)
@@ -263,7 +267,7 @@ def erasable(run: RunDirectory, without: Collection[int]) -> list[Path]:
             for path in sorted((run.path / "checkpoints").glob("round-*.pt"))
             if int(path.stem.removeprefix("round-")) >= first
         ]
-        found += sorted(run.path.glob("student.*"))
+        found += sorted(run.path.glob("student.*"))  # exported
         found += [p for p in (run.path / "contribution",) if p.is_dir()]
     return found
 
@@ -328,6 +332,13 @@ def _rounds_held(run: RunDirectory) -> list[int]:
 
 def _knowledge(run: RunDirectory, round_number: int) -> Path:
     return run.path / "knowledge" / f"round-{round_number:04d}"
+
+
+def _copy_signature(run: RunDirectory, new: RunDirectory) -> None:
+    """Where the images are, and what the networks take: the same for the new run."""
+    signature = read_signature(run)
+    if signature is not None:
+        keep_signature(new, signature)
 
 
 def _copy_knowledge(

@@ -1,6 +1,8 @@
 """A run's folder: everything that happened, in files a person can open.
 
 config.yaml      the resolved config          versions.json  what ran it
+signature.json   what its student needs where the data set is not
+sessions.json    when somebody worked on it, and how long
 metrics.jsonl    one JSON object per event    ledger.jsonl   bytes per message
 checkpoints/     student and optimiser after each round
 knowledge/       what was accepted, per round and client
@@ -13,6 +15,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
+import math
 import platform
 import secrets
 import time
@@ -24,8 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedkd.config import ConfigError, Experiment, Section, load_experiment
+from fedkd.config import ConfigError, Experiment, Section, import_plugins, load_experiment
 from fedkd.knowledge.store import KnowledgeStore, write_atomically
+
+SESSIONS = "sessions.json"
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = ("fedkd", "torch", "torchvision", "flwr", "ray", "flwr-datasets", "numpy", "opacus")
 
@@ -51,7 +59,12 @@ class RunDirectory:
         path = Path(path).expanduser().resolve()
         if not (path / "config.yaml").is_file():
             raise ConfigError(f"{path} is not a run directory (it has no config.yaml)")
-        return cls(path, load_experiment(path / "config.yaml"), path.name)
+        experiment = load_experiment(path / "config.yaml", plugins=False)
+        try:
+            import_plugins(experiment.plugins)
+        except ConfigError as error:  # whoever needs one says so; its state can be shown without
+            logger.info("%s: %s", path, error)
+        return cls(path, experiment, path.name)
 
     # -- what happened ---------------------------------------------------------------------
 
@@ -115,11 +128,75 @@ class RunDirectory:
             try:
                 return load_state(path)
             except (RuntimeError, OSError, EOFError, ValueError) as error:
-                self.metric("warning", text=f"{path.name} is unreadable ({error}), passed over")
+                text = f"{path.name} is unreadable ({error}), passed over"
+                logger.warning("%s: %s", self.path, text)
+                self.metric("warning", text=text)
         return None
 
     def _checkpoint(self, round_number: int) -> Path:
         return self.path / "checkpoints" / f"round-{round_number:04d}.pt"
+
+
+class Session:
+    """The time that a run takes, over all its sessions: interrupted and killed ones too.
+
+    Entered when work on a run begins, left when it ends, however it ends.
+
+    Args:
+        run: The run.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._before = _sessions(run)
+        self._started, self._clock = time.time(), time.perf_counter()
+        self._written = -math.inf
+
+    @property
+    def total(self) -> float:
+        """Seconds of all sessions so far."""
+        earlier: float = sum(record["seconds"] for record in self._before)
+        return earlier + self._seconds
+
+    @property
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._clock
+
+    def note(self, every: float = 10.0) -> None:
+        """Write the time down if that was last done `every` seconds ago; a kill costs no more."""
+        if self._seconds - self._written >= every:
+            self._written = self._seconds
+            now = {"started": self._started, "seconds": self._seconds}
+            self._run.write_json(SESSIONS, [*self._before, now])
+
+    def __enter__(self) -> Session:
+        self.note()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.note(every=0.0)
+
+
+def _sessions(run: RunDirectory) -> list[dict[str, float]]:
+    """Those that have ended; older runs have only the times of their finished rounds."""
+    try:
+        records = run.read_json(SESSIONS)
+        if records is None:
+            rounds = run.metrics("round")
+            spent = sum(sum(r.get("seconds", {}).values()) for r in rounds)
+            return [{"started": 0.0, "seconds": float(spent)}] if rounds else []
+        records = [{k: float(r[k]) for k in ("started", "seconds")} for r in records]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"{run.path / SESSIONS} is damaged ({type(error).__name__}: {error}); remove it: only "
+            "the total of seconds is lost"
+        ) from None
+    if records:  # one that was killed went on until its last message at least
+        last = records[-1]
+        moments = [line.get("time") for line in run.ledger_entries()]
+        latest = max((m for m in moments if isinstance(m, int | float)), default=0.0)
+        last["seconds"] = max(last["seconds"], latest - last["started"])
+    return records
 
 
 def new_folder(parent: str | Path, name: str, config: Section) -> Path:
@@ -182,8 +259,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds, or None if it is not there (yet)."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """What a JSON file holds, or None if it is not there (yet). Raises `ConfigError`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error})") from None
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

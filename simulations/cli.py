@@ -294,20 +294,36 @@ def _report_study(path: Path) -> None:
 @app.command()
 def predict(
     path: RunPath,
-    images: Annotated[list[Path], typer.Argument(help="image files")],
-    top: Annotated[int, typer.Option(help="classes shown per image")] = 3,
+    images: Annotated[list[Path], typer.Argument(help="picture files, or folders of pictures")],
+    top: Annotated[int, typer.Option(help="classes shown per picture")] = 3,
 ) -> None:
-    """Name what is in pictures with the run's student."""
+    """Name what is in pictures with the run's student; the run's folder is all it needs."""
+    from rich.text import Text
+
     from fedkd.export import predict_files
     from fedkd.rundir import RunDirectory
 
-    table = Table(box=None, padding=(0, 2))
-    table.add_column("image")
-    for place in range(1, top + 1):
-        table.add_column(f"{place}.", justify="right")
-    for file, answers in predict_files(RunDirectory.open(path), images, top=top):
-        table.add_row(str(file), *(f"{name} {100 * p:.1f} %" for name, p in answers))
-    Console().print(table)
+    problems: list[str] = []
+    answered = predict_files(RunDirectory.open(path), images, top=top, on_error=problems.append)
+    rows: list[tuple[str, list[str]]] = []
+    try:
+        for file, answers in answered:
+            rows.append((str(file), [f"{name} {100 * p:.1f} %" for name, p in answers]))
+    finally:  # whatever ends the work, what is known by then is shown
+        if rows:
+            table = Table(box=None, padding=(0, 2))
+            table.add_column("picture", overflow="fold")
+            for place in range(1, len(rows[0][1]) + 1):
+                table.add_column(f"{place}.", justify="right", overflow="fold")
+            for name, cells in rows:
+                table.add_row(Text(name), *map(Text, cells))
+            console = Console()
+            # Into a file or a pipe a row is a line, however long its name.
+            (console if console.is_terminal else Console(width=10_000)).print(table)
+    for problem in problems:
+        print(f"fedkd: {problem}", file=sys.stderr)
+    if problems:
+        sys.exit(2)
 
 
 @app.command()
@@ -316,17 +332,19 @@ def export(
     format: Annotated[str, typer.Option(help="torch (torch.export program) or onnx")] = "torch",
     output: Annotated[Path | None, typer.Option(help="file to write")] = None,
 ) -> None:
-    """Write the student to one file and check it against the student on real images."""
+    """Write the student to one file and check it against the student."""
     from fedkd.export import export_student
     from fedkd.rundir import RunDirectory
 
     done = export_student(RunDirectory.open(path), format, output)
-    Console().print(
-        f"{done.path}: {done.size:,} bytes; {done.images} test images through both: "
-        f"largest logit difference {done.difference:.2g}, same class on {done.agreement:.1%}",
-        soft_wrap=True,
-        highlight=False,
+    kind = "test images" if done.missing is None else "images of noise"
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(
+        f"{done.path}: {done.size:,} bytes; {done.images} {kind} through both: "
+        f"largest logit difference {done.difference:.2g}, same class on {done.agreement:.1%}"
     )
+    if done.missing is not None:
+        console.print(f"not checked on test images: {done.missing}")
 
 
 def _version(value: bool) -> None:

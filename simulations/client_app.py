@@ -88,7 +88,7 @@ def _client(message: Message, context: Context) -> tuple[Client, int]:
             "--node-config 'partition-id=0 num-partitions=8'"
         )
     number, run = int(node["partition-id"]), str(job["run"])
-    root = node.get("data-root") or os.environ.get("FEDKD_DATA") or None
+    root = node.get("data-root") or _given_root(node, job) or os.environ.get("FEDKD_DATA") or None
     folder = _state_dir(node, job) / f"client-{number:04d}"
     space = _space(job, str(root) if root else None, number, node, folder)
     ours, theirs = space.data.transfer.fingerprint, job["fingerprint"]
@@ -126,6 +126,15 @@ def _space(job: ConfigRecord, root: str | None, number: int, node: Any, folder: 
         write_private(space.data, number, kept.private)
         write_public(space.data, kept.public, answers=False)
     return space
+
+
+def _given_root(node: Any, job: ConfigRecord) -> str | None:
+    """Where a simulation's images are, if the server found them elsewhere than a client would.
+
+    A real node has a state folder of its own; no path of the server is meant for it.
+    """
+    given = str(job.get("data-root") or "")
+    return given if given and not _own_state(node) and Path(given).is_dir() else None
 
 
 def _own_state(node: Any) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -10,7 +9,7 @@ from flwr.serverapp import Grid
 from fedkd.data.splits import overlaps
 from fedkd.report import write_report
 from fedkd.rounds import Notify, Server, Workspace, silent, threads
-from fedkd.rundir import RunDirectory
+from fedkd.rundir import RunDirectory, Session
 from fedkd.summary import summarise
 from strategies.distillation import FederatedDistillation
 
@@ -35,11 +34,15 @@ def run_job(
     Returns:
         The summary, as in summary.json.
     """
-    started = time.perf_counter()
+
+    def hear(event: str, **facts: Any) -> None:
+        session.note()
+        notify(event, **facts)
+
     if simulated:
         run.clients.mkdir(exist_ok=True)
-    with threads(run.experiment.resources.server_threads):
-        server = Server(workspace, run, notify)
+    with Session(run) as session, threads(run.experiment.resources.server_threads):
+        server = Server(workspace, run, hear)
         run.rewind(server.round)
         # Some public data sets repeat images; said once, so that nobody wonders later.
         doubles = {pair: count for pair, count in overlaps(workspace.data).items() if count}
@@ -49,7 +52,7 @@ def run_job(
             notify("warning", text=text)
         strategy = FederatedDistillation(server, state_dir=str(run.clients) if simulated else None)
         strategy.start(grid)
-        summary = summarise(server, seconds=time.perf_counter() - started)
+        summary = summarise(server, seconds=session.total)
     run.write_json("summary.json", summary)
     notify("phase", round=None, phase="report")
     write_report(run)

@@ -18,7 +18,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedkd.build import check
 from fedkd.config import Experiment
-from fedkd.rounds import Notify, silent, workspace
+from fedkd.rounds import Notify, silent, workspace, workspace_of
 from fedkd.rundir import RunDirectory
 from simulations.client_app import make_client_app
 from simulations.job import run_job
@@ -121,7 +121,8 @@ def run_local(
         nodes: Size of the federation; default: the experiment's number of clients.
     """
     check(experiment)
+    space = workspace(experiment.to_json()) if run is None else workspace_of(run, experiment)
     run = run or RunDirectory.new(experiment)
     grid = LocalGrid(client_app or make_client_app(), nodes or experiment.clients)
-    run_job(grid, run, workspace(experiment.to_json()), notify=notify)
+    run_job(grid, run, space, notify=notify)
     return run

@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 
 from fedkd.build import check
 from fedkd.config import Experiment
-from fedkd.rounds import Notify, silent, workspace
+from fedkd.rounds import Notify, silent, workspace, workspace_of
 from fedkd.rundir import RunDirectory
 from simulations.client_app import make_client_app
 from simulations.server_app import make_server_app
@@ -57,7 +57,7 @@ def run_ray(
     """
     os.environ.update(OFFLINE)
     check(experiment)
-    space = workspace(experiment.to_json())
+    space = workspace(experiment.to_json()) if run is None else workspace_of(run, experiment)
     run = run or RunDirectory.new(experiment)
     resources = experiment.resources
     with _flower_logs_to(run), _ray_stopped_at_the_end():

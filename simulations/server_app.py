@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedkd.build import check
 from fedkd.config import load_experiment
-from fedkd.rounds import Notify, Workspace, silent, workspace
+from fedkd.rounds import Notify, Workspace, silent, workspace, workspace_of
 from fedkd.rundir import RunDirectory
 from simulations.job import run_job
 
@@ -44,8 +44,10 @@ def main(grid: Grid, context: Context) -> None:
         words = shlex.split(str(settings.get("overrides", "")))
         experiment = load_experiment(str(settings["config"]), words)
     check(experiment)
-    space = workspace(experiment.to_json())
-    if not settings.get("resume"):
+    if settings.get("resume"):
+        space = workspace_of(run)
+    else:
+        space = workspace(experiment.to_json())
         run = RunDirectory.new(experiment, str(settings.get("output") or "") or None)
     log.info("run directory: %s", run.path)
 

@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from fedkd.build import data_root
 from fedkd.config import ConfigError
 from fedkd.knowledge.wire import Refused
 from fedkd.privacy.statement import write_statement
@@ -72,6 +73,11 @@ class FederatedDistillation(Strategy):
         self.run = server.run
         self.notify = server.notify
         self.state_dir = state_dir
+        # A run that is gone on with from another working directory: its images are where they
+        # were. Nodes with a state folder of their own know better (simulations/client_app.py).
+        root = server.workspace.root
+        elsewhere = state_dir is not None and root != data_root(self.experiment)
+        self.data_root = str(root) if elsewhere else None
         self.nodes: dict[int, int] = {}  # client -> node id
         self._strangers: set[int] = set()  # nodes that described themselves as unusable
 
@@ -347,6 +353,8 @@ class FederatedDistillation(Strategy):
             "state": self.state_dir or "",
             "fingerprint": self.server.workspace.data.transfer.fingerprint,
         }
+        if self.data_root is not None:
+            job["data-root"] = self.data_root
         if phase is KNOWLEDGE and client is not None:
             held = self.server.held(client, number)
             if held > 0:

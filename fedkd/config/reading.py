@@ -59,18 +59,21 @@ Root = TypeVar("Root", bound=Section)
 _LONGEST_CONFIG = 2**20
 
 
-def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+def load_experiment(
+    path: str | Path, overrides: Sequence[str] = (), *, plugins: bool = True
+) -> Experiment:
     """Read a config file and apply `key=value` overrides.
 
     Args:
         path: A YAML file. A relative path is looked for in the working directory first, then
             beside the installed `configs` package (so that a Flower app bundle finds its own).
         overrides: Words like `rounds=5` or `student.model=resnet20`; values are YAML.
+        plugins: Import the config's plugins.
 
     Raises:
         ConfigError: one line on what is wrong, where, and what is allowed.
     """
-    return load_config(Experiment, path, overrides)
+    return load_config(Experiment, path, overrides, plugins=plugins)
 
 
 def make_experiment(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Experiment:
@@ -98,7 +101,9 @@ def read_experiment(sent: bytes) -> Experiment:
     return experiment
 
 
-def load_config(root: type[Root], path: str | Path, overrides: Sequence[str] = ()) -> Root:
+def load_config(
+    root: type[Root], path: str | Path, overrides: Sequence[str] = (), *, plugins: bool = True
+) -> Root:
     """As `load_experiment`, for any outermost section.
 
     The key `base` names another file, from this one's folder: its values hold where this file
@@ -108,10 +113,16 @@ def load_config(root: type[Root], path: str | Path, overrides: Sequence[str] = (
     values = _read(file, str(path))
     if "name" in root.model_fields:
         values.setdefault("name", file.stem)
-    return make_config(root, values, overrides)
+    return make_config(root, values, overrides, plugins=plugins)
 
 
-def make_config(root: type[Root], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Root:
+def make_config(
+    root: type[Root],
+    values: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    plugins: bool = True,
+) -> Root:
     """As `make_experiment`, for any outermost section."""
     config = _validate(root, values)
     if overrides:
@@ -122,7 +133,8 @@ def make_config(root: type[Root], values: Mapping[str, Any], overrides: Sequence
                 raise ConfigError(f"override {word!r}: expected key=value, for example rounds=5")
             _assign(root, merged, key.strip().split("."), parse_yaml(text, key), key)
         config = _validate(root, merged)
-    import_plugins(getattr(config, "plugins", ()))
+    if plugins:
+        import_plugins(getattr(config, "plugins", ()))
     return config
 
 

@@ -12,9 +12,10 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fedkd import plots
-from fedkd.build import build_data
+from fedkd.build import run_data
 from fedkd.data.splits import FederatedData
 from fedkd.rundir import RunDirectory
+from fedkd.signature import Signature, read_signature
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +37,15 @@ class Found:
     summary: Record
     data: FederatedData | None = None
     data_problem: str | None = None
+    signature: Signature | None = None
     pictures: int = field(default=0)
 
     @classmethod
     def read(cls, run: RunDirectory) -> Found:
         """Everything that is there; what cannot be loaded is said in `data_problem`."""
-        data, problem = None, None
+        data, problem, signature = None, None, read_signature(run)
         try:
-            data = build_data(run.experiment)
+            data = run_data(run)
         except TROUBLE as error:
             problem = str(error)
             logger.warning("report of %s without pictures of the data: %s", run.identity, problem)
@@ -62,6 +64,7 @@ class Found:
             run.read_json("summary.json") or {},
             data,
             problem,
+            signature,
         )
 
     @property
@@ -76,11 +79,13 @@ class Found:
 
     @property
     def classes(self) -> list[str]:
-        """Class names; numbers where only their count is known."""
-        if self.data is not None:
-            return list(self.data.classes)
+        """Class names as the run has them; numbers where only their count is known."""
+        if self.signature is not None:
+            return list(self.signature.classes)
         if "classes" in self.summary:
             return list(self.summary["classes"])
+        if self.data is not None:
+            return list(self.data.classes)
         return [str(c) for c in range(len(self.last.get("student", {}).get("per_class", [])))]
 
     @property

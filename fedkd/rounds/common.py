@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from fedkd.build import (
     build_network,
     build_objective,
     build_release,
+    data_root,
+    found_again,
 )
 from fedkd.config import Component, ConfigError, Experiment, make_experiment, parse_yaml
 from fedkd.data.images import class_map
@@ -32,6 +35,7 @@ from fedkd.objective import Objective
 from fedkd.privacy.leaks import check_leaks
 from fedkd.privacy.plan import plan
 from fedkd.randomness import stream, stream_seed
+from fedkd.rundir import RunDirectory
 from fedkd.teachers.private_check import check_private
 
 # In a reply, before the names of answers about the server's labelled images.
@@ -45,6 +49,8 @@ class Workspace:
         self, experiment: Experiment, root: str | Path | None = None, own: Own | None = None
     ) -> None:
         self.experiment = experiment
+        #: Where relative data paths start.
+        self.root = data_root(experiment, root)
         self.data: FederatedData = build_data(experiment, root, own)
         self.objective = build_objective(experiment)
         self.codec = build_codec(experiment)
@@ -194,7 +200,27 @@ def _describe(
     }
 
 
-@lru_cache(maxsize=2)
 def workspace(config: str, root: str | None = None, own: Own | None = None) -> Workspace:
     """The workspace of a config (`to_json`), kept: a process answers many messages."""
+    return _kept(config, root, own, str(Path.cwd()), os.environ.get("FEDKD_DATA"))
+
+
+@lru_cache(maxsize=2)
+def _kept(config: str, root: str | None, own: Own | None, *_where: str | None) -> Workspace:
+    """Relative paths start from `_where` it may be: another folder, other images."""
     return Workspace(make_experiment(parse_yaml(config, "the run's config")), root, own)
+
+
+def workspace_of(run: RunDirectory, experiment: Experiment | None = None) -> Workspace:
+    """The workspace of a run that may have been made elsewhere, with the images it was made with.
+
+    Args:
+        run: The run.
+        experiment: Its experiment, where that of its config is not meant.
+
+    Raises:
+        ConfigError: today's images are others.
+        FileNotFoundError: they are missing.
+    """
+    config = (experiment or run.experiment).to_json()
+    return found_again(run, partial(workspace, config), lambda space: space.data)

@@ -29,6 +29,7 @@ from fedkd.release.gaussian import epsilon_of
 from fedkd.rounds.common import VALIDATION, Workspace
 from fedkd.rounds.progress import Notify, silent
 from fedkd.rundir import RunDirectory, load_state, network_hash, save_state
+from fedkd.signature import Signature, keep_signature
 from fedkd.training.batches import steps_per_epoch
 
 # Below this many steps in a whole run no student has learnt much; said, since it looks like a bug.
@@ -49,6 +50,8 @@ class Server:
         self.experiment = workspace.experiment
         self.run = run
         self.notify = notify
+        signature = Signature.of(self.experiment, workspace.data, workspace.root)
+        keep_signature(run, signature)
         self._chain = self._fresh_chain()
         #: The fusion rules as fitted to the last round, and what they remember of it.
         self._rules: list[Fusion] = list(workspace.fusion)

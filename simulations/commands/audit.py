@@ -43,7 +43,7 @@ def audit(
     from fedkd.audit.promise import Claim
     from fedkd.audit.report import sentence, write
     from fedkd.audit.study import Options, audit_run, chosen
-    from fedkd.rounds import workspace
+    from fedkd.rounds import workspace_of
     from fedkd.rundir import RunDirectory
     from fedkd.teachers.dp_sgd import Mechanism
     from simulations.live import Interrupted
@@ -71,7 +71,7 @@ def audit(
     if not 0 < delta < 1:
         raise ConfigError(f"--delta: expected more than 0 and less than 1, got {delta}")
     options = Options(client=client, shadows=shadows, canaries=canaries, delta=delta)
-    space = workspace(run.experiment.to_json())
+    space = workspace_of(run)
     mechanism = None
     if noise_multiplier is not None:
         teachers = run.experiment.teachers

@@ -27,7 +27,7 @@ def contribution(
 
     from fedkd import contribution as measured
     from fedkd.removal import check_removal
-    from fedkd.rounds import workspace
+    from fedkd.rounds import workspace_of
     from fedkd.rundir import RunDirectory
     from simulations.live import Interrupted
     from simulations.steps import StepView
@@ -35,7 +35,7 @@ def contribution(
     run = RunDirectory.open(path)
     if students:
         check_removal(run, [0])  # feedback, or rounds that are gone: said before the work
-    space = workspace(run.experiment.to_json())
+    space = workspace_of(run)
     console = Console()
     facts: dict[str, Any] = {}
     try:

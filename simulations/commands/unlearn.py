@@ -33,8 +33,8 @@ def unlearn(
 
     from fedkd import removal
     from fedkd.report import write_report
-    from fedkd.rounds import workspace
-    from fedkd.rundir import RunDirectory
+    from fedkd.rounds import workspace_of
+    from fedkd.rundir import RunDirectory, Session
     from fedkd.summary import summarise
     from simulations.live import Interrupted
     from simulations.steps import StepView
@@ -49,16 +49,17 @@ def unlearn(
     try:
         with StepView(console, f"{run.identity} without {', '.join(map(str, without))}") as view:
             if quick:
-                space = workspace(run.experiment.to_json())
+                space = workspace_of(run)
                 server = removal.continue_without(run, without, space, view)
             else:
                 new = removal.prepare(run, without)
-                server = removal.distil_again(new, workspace(new.experiment.to_json()), view)
+                server = removal.distil_again(new, workspace_of(new), view)
     except Interrupted:
         print("interrupted; the same command goes on", file=sys.stderr)
         sys.exit(130)
     facts = removal.evidence(run, server, without, exact=exact if quick else None)
-    new, summary = server.run, summarise(server, seconds=0.0)
+    new = server.run
+    summary = summarise(server, seconds=Session(new).total)
     if (old := run.read_json("summary.json")) and "oracle" in old:
         summary["oracle"] = old["oracle"]  # labels of the transfer set: no client is in it
     new.write_json("summary.json", summary)

@@ -147,9 +147,13 @@ def test_report_predict_and_export(finished: RunDirectory, tmp_path: Path) -> No
     named = fedkd("predict", finished.path, picture)
     assert named.returncode == 0, named.stderr
     assert "pattern" in named.stdout
-    assert fedkd("predict", finished.path, tmp_path / "no.png").returncode == 2
     (tmp_path / "text.png").write_text("not an image")
-    assert fedkd("predict", finished.path, tmp_path / "text.png").returncode == 2
+    some = fedkd("predict", finished.path, tmp_path / "no.png", tmp_path, "--top", 9)
+    assert some.returncode == 2
+    assert [line.split()[0] for line in some.stdout.splitlines()[1:]] == [str(picture)]
+    assert [line.split(": ")[1] for line in some.stderr.splitlines()] == [
+        str(tmp_path / name) for name in ("no.png", "text.png")
+    ]
 
     for format, suffix in (("torch", "pt2"), ("onnx", "onnx")):
         done = fedkd("export", finished.path, "--format", format)
