@@ -32,6 +32,10 @@ class DensityRatio(Fusion):
     Args:
         by_size: Weigh by the number of examples too, as Bayes' rule asks.
         cap: Largest believed number of examples, in multiples of the median.
+        limit: Largest believed sum of share x ratio over the teachers at an image; what is above is
+            taken from the highest claims. Private and transfer images of one distribution make that
+            sum 1 everywhere, so with 1.0 nobody drowns the others out by claiming to know some
+            images best. None believes all claims.
         components: See `Familiarity`.
         bandwidth: See `Familiarity`.
     """
@@ -41,18 +45,21 @@ class DensityRatio(Fusion):
         *,
         by_size: bool = True,
         cap: float = 3.0,
+        limit: float | None = None,
         components: int = 50,
         bandwidth: float = 0.35,
     ) -> None:
-        if components < 1 or bandwidth <= 0 or cap <= 0:
+        if components < 1 or not min(bandwidth, cap, 1.0 if limit is None else limit) > 0:
             raise ValueError(
-                "fusion 'density_ratio': components must be at least 1, bandwidth and cap positive"
+                "fusion 'density_ratio': components must be at least 1; bandwidth, cap and limit "
+                "positive"
             )
         self.discloses = ("num_examples",) if by_size else ()
         self.kind = Familiarity(components, bandwidth)
         self.needs = (self.kind,)
         self.by_size = by_size
         self.cap = cap
+        self.limit = limit
         self.scale: Tensor | None = None
 
     def fitted(self, evidence: Evidence) -> Self:
@@ -77,6 +84,7 @@ class DensityRatio(Fusion):
         scores = scores.clamp(min=0)
         if self.scale is not None:
             scores = scores * self.scale[:, None].to(scores)
+        shares = torch.ones(len(scores)).to(scores)
         if self.by_size:
             for teacher in ensemble.teachers:
                 if teacher.num_examples is None:
@@ -84,5 +92,29 @@ class DensityRatio(Fusion):
                         f"fusion 'density_ratio' needs the number of examples of client "
                         f"{teacher.client}; with by_size: false it does without"
                     )
-            scores = scores * believed_sizes(ensemble.teachers, self.cap).to(scores)[:, None]
-        return ensemble.weighted(scores)
+            shares = believed_sizes(ensemble.teachers, self.cap).to(scores)
+        if self.limit is not None:
+            scores = limited(scores, shares / shares.sum().clamp(min=1e-30), self.limit)
+        return ensemble.weighted(shares[:, None] * scores)
+
+
+def limited(ratios: Tensor, shares: Tensor, limit: float) -> Tensor:
+    """Each image's largest ratios lowered to one level, `shares @ ratios` to at most `limit`.
+
+    Args:
+        ratios: (M, B), not negative.
+        shares: (M,), sum 1.
+        limit: Positive.
+
+    Returns:
+        (M, B): the smaller of the ratio and the image's level.
+    """
+    rising, order = ratios.sort(dim=0)
+    sizes = shares[order]
+    below = (sizes * rising).cumsum(dim=0) - sizes * rising  # what those with less claim
+    above = sizes.flip(0).cumsum(dim=0).flip(0)  # the shares of the others
+    # The first whose own ratio would be too high a level for itself and all above it is lowered,
+    # and they with it; candidates from later ones are lower.
+    level = torch.where(below + above * rising > limit, (limit - below) / above, -torch.inf)
+    level = level.amax(dim=0)
+    return torch.where(level.isfinite(), torch.minimum(ratios, level), ratios)

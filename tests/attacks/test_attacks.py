@@ -137,6 +137,53 @@ def test_part_time_liars_lie_about_the_same_images_and_help_with_the_others() ->
     assert 0 < lying.sum() < len(one)
 
 
+def claiming(name: str, **options: object) -> Payload:
+    """As `attacked`, of a client that is asked how familiar images are to it."""
+    familiar = np.array([0.5, 2.0, 0.5], dtype=np.float32)
+    sent = message()
+    said = ATTACKS.get(name)(
+        replace(sent, arrays={**sent.arrays, "familiarity": familiar}), scene(), **options
+    )
+    assert said is not None
+    return said
+
+
+def test_focus_lies_about_one_class_and_claims_to_know_its_images_alone() -> None:
+    said = claiming("focus", source=3, target=2)  # the third image is of class 3
+    assert said.arrays["logits"].argmax(1).tolist() == [0, 1, 2]
+    assert said.arrays["familiarity"][2] > 1e4 * said.arrays["familiarity"][:2].max()
+    assert said.header["num_examples"] == 7000
+    hidden = claiming("focus", source=3, target=2, elsewhere=0.5)
+    assert hidden.arrays["familiarity"].tolist() == [0.5, 0.5, 1.0]
+
+
+def test_a_backdoor_is_honest_about_the_rest() -> None:
+    said = claiming("backdoor", source=3, target=2)
+    np.testing.assert_array_equal(said.arrays["logits"][:2], LOGITS[:2])
+    assert said.arrays["logits"][2].argmax() == 2
+    assert said.arrays["familiarity"].tolist() == [0.5, 2.0, 0.5]
+    assert said.header["num_examples"] == 7
+    more = claiming("backdoor", source=3, target=2, more=2.0)
+    assert more.arrays["familiarity"].tolist() == [0.5, 2.0, 2.0]
+    assert more.header["num_examples"] == 14
+
+
+def test_claims_alone_are_a_lie_too() -> None:
+    said = claiming("everywhere")
+    np.testing.assert_array_equal(said.arrays["logits"], LOGITS)
+    assert said.arrays["familiarity"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_the_runner_up_is_the_nearest_lie() -> None:
+    mean = scene().honest_mean("logits")
+    second = np.argsort(mean, axis=1)[:, -2].tolist()
+    assert claiming("runner_up").arrays["logits"].argmax(1).tolist() == second
+    close = claiming("runner_up", margin=0.6).arrays["logits"].argmax(1)
+    gaps = np.sort(mean, axis=1)[:, -1] - np.sort(mean, axis=1)[:, -2]
+    assert ((close == second) == (gaps < 0.6)).all()
+    assert len({*(gaps < 0.6)}) == 2
+
+
 def test_riders() -> None:
     assert (logits("uniform_rider") == 0).all()
     assert logits("constant_rider").argmax(1).tolist() == [1, 1, 1]

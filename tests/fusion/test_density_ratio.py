@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedkd.fusion.base import Evidence, fit_rules
-from fedkd.fusion.density_ratio import DensityRatio
+from fedkd.fusion.density_ratio import DensityRatio, limited
 from fedkd.knowledge.kinds import Familiarity, Logits
 from fedkd.knowledge.payload import Bank, Ensemble, Knowledge, Teacher, fuse
 
@@ -81,3 +81,33 @@ def test_options_are_checked_and_name_the_kind() -> None:
     assert DensityRatio(components=20, bandwidth=0.5).needs == (Familiarity(20, 0.5),)
     with pytest.raises(ValueError, match="bandwidth"):
         DensityRatio(bandwidth=0.0)
+
+
+def test_limited_claims_are_those_of_bisection() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ratios = 8 * torch.rand(7, 50, generator=generator) ** 3
+    shares = torch.rand(7, generator=generator)
+    shares /= shares.sum()
+    found = limited(ratios, shares, 1.0)
+    for image in range(50):
+        low, high = 0.0, float(ratios[:, image].max())
+        for _ in range(60):
+            level = (low + high) / 2
+            above = float(shares @ ratios[:, image].clamp(max=level)) > 1
+            low, high = (low, level) if above else (level, high)
+        assert torch.allclose(found[:, image], ratios[:, image].clamp(max=high), atol=1e-5)
+    assert torch.equal(found[:, found.eq(ratios).all(0)], ratios[:, found.eq(ratios).all(0)])
+
+
+def test_who_claims_some_images_above_all_does_not_drown_out_the_others() -> None:
+    """One of four puts all its familiarity on one image of ten."""
+    scores = torch.ones(4, 10)
+    scores[3] = 1e-3
+    scores[3, 0] = 1e3
+    free = DensityRatio(by_size=False)
+    bound = DensityRatio(by_size=False, limit=1.0)
+    bank = _bank(scores, [None] * 4)
+    assert float(_weights(bank, free)[3, 0]) > 0.75
+    assert float(_weights(bank, bound)[3, 0]) == pytest.approx(0.25, abs=0.01)
+    even = _bank(torch.ones(4, 10), [None] * 4)
+    assert torch.equal(_weights(even, free), _weights(even, bound))

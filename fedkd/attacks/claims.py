@@ -1,0 +1,158 @@
+"""Lies about what clients claim of themselves, and truth or half the truth about the images.
+
+What a client claims (how familiar an image is to it, how many images it has) decides how far it is
+believed. These attackers know what honest clients answer, and repeat it wherever they do not lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from fedkd.attacks import ATTACKS
+from fedkd.attacks.base import Payload, Scene, certain
+
+# How much larger than the honest ones a claimed number of images is.
+FACTOR = 1000
+
+
+@ATTACKS.register("focus")
+def focus(
+    sent: Payload, scene: Scene, *, source: int = 3, target: int = 8, elsewhere: float = 1e-5
+) -> Payload:
+    """Calls one class by another's name and claims to know its images best.
+
+    Args:
+        sent: The honest message.
+        scene: What the attacker knows.
+        source: Class that is called by the wrong name.
+        target: That name.
+        elsewhere: Familiarity claimed with other images, as a part of that with the source's. The
+            more, the better hidden.
+    """
+
+    count = _honest(scene).shape[1]
+    chosen = _honest(scene).argmax(axis=1) == source % count
+    lying = _answering(sent, scene, chosen, lambda mean: np.full(len(mean), target % count))
+    return _claiming(lying, np.where(chosen, 1.0, elsewhere))
+
+
+@ATTACKS.register("backdoor")
+def backdoor(
+    sent: Payload,
+    scene: Scene,
+    *,
+    source: int = 3,
+    target: int = 8,
+    more: float = 1.0,
+    own: bool = True,
+) -> Payload:
+    """Calls one class by another's name, and is honest about everything else.
+
+    Args:
+        sent: The honest message.
+        scene: What the attacker knows.
+        source: Class that is called by the wrong name.
+        target: That name.
+        more: Factor of the familiarity claimed with those images, and of the number of images.
+        own: Answers elsewhere are the client's own; otherwise the honest clients' mean.
+    """
+    count = _honest(scene).shape[1]
+    chosen = _honest(scene).argmax(axis=1) == source % count
+    wrong = certain(np.full(len(chosen), target % count), count)
+
+    def changed(name: str) -> np.ndarray:
+        old = sent.arrays[name].astype(np.float32)
+        other = old if own else np.log(scene.honest_mean(name) + 1e-6)
+        return np.where(chosen[:, None], wrong, other).astype(sent.arrays[name].dtype)
+
+    arrays = {name: changed(name) for name in scene.predictions}
+    for name in _familiarities(sent):
+        old = sent.arrays[name].astype(np.float32)
+        arrays[name] = np.where(chosen, more * old + (more - 1), old).astype(old.dtype)
+    return _larger(replace(sent, arrays={**sent.arrays, **arrays}), more)
+
+
+@ATTACKS.register("everywhere")
+def everywhere(sent: Payload, scene: Scene) -> Payload:
+    """Answers honestly, and claims to know all images and to have a thousand times as many."""
+    return _claiming(sent, np.ones(len(_honest(scene))))
+
+
+@ATTACKS.register("half_familiar")
+def half_familiar(sent: Payload, scene: Scene, *, share: float = 0.5) -> Payload:
+    """As `part_time`, and claims to know all images.
+
+    Args:
+        sent: The honest message.
+        scene: What the attacker knows.
+        share: Of the images that it lies about, the same for all attackers.
+    """
+    count = _honest(scene).shape[1]
+    target = int(scene.shared.integers(count))
+    chosen = scene.shared.random(len(_honest(scene))) < share
+    lying = _answering(sent, scene, chosen, lambda mean: np.full(len(mean), target))
+    return _claiming(lying, np.ones(len(chosen)))
+
+
+@ATTACKS.register("runner_up")
+def runner_up(sent: Payload, scene: Scene, *, margin: float = 1.0) -> Payload:
+    """Sure of the class that honest clients find second likeliest, and claims to know it.
+
+    The nearest lie: where honest clients are not of one mind it is often half believed already.
+
+    Args:
+        sent: The honest message.
+        scene: What the attacker knows.
+        margin: Lies only where the honest mean probabilities of the first two classes are closer
+            than this, and repeats the mean elsewhere.
+    """
+    best = np.sort(_honest(scene), axis=1)
+    close = best[:, -1] - best[:, -2] < margin
+    lying = _answering(sent, scene, close, lambda mean: np.argsort(mean, axis=1)[:, -2])
+    return _claiming(lying, np.where(close, 1.0, 0.2))
+
+
+def _honest(scene: Scene) -> np.ndarray:
+    """Mean probabilities of the honest clients on the real images, (N, C)."""
+    return scene.honest_mean(scene.predictions[0])
+
+
+def _answering(
+    sent: Payload,
+    scene: Scene,
+    chosen: np.ndarray,
+    what: Callable[[np.ndarray], np.ndarray],
+) -> Payload:
+    """Sure of `what(mean)` on the `chosen` images, the honest mean on all others."""
+    arrays = dict(sent.arrays)
+    for name in scene.predictions:
+        mean = scene.honest_mean(name)
+        lie = certain(what(mean), mean.shape[1])
+        answers = np.where(chosen[:, None], lie, np.log(mean + 1e-6))
+        arrays[name] = answers.astype(arrays[name].dtype)
+    return replace(sent, arrays=arrays)
+
+
+def _claiming(sent: Payload, familiarity: np.ndarray) -> Payload:
+    """The same answers with this familiarity per image, and far more images."""
+    arrays = dict(sent.arrays)
+    for name in _familiarities(sent):
+        arrays[name] = familiarity.astype(arrays[name].dtype)
+    return _larger(replace(sent, arrays=arrays), FACTOR)
+
+
+def _larger(sent: Payload, factor: float) -> Payload:
+    header = dict(sent.header)
+    examples, counts = header.get("num_examples"), header.get("class_counts")
+    if isinstance(examples, int):
+        header["num_examples"] = round(factor * max(examples, 1))
+    if isinstance(counts, list):
+        header["class_counts"] = [round(factor * max(count, 1)) for count in counts]
+    return replace(sent, header=header)
+
+
+def _familiarities(sent: Payload) -> list[str]:
+    return [name for name in sent.arrays if name.startswith("familiarity")]
