@@ -14,7 +14,7 @@ from fedkd.codecs import CODECS
 from fedkd.codecs.base import Codec
 from fedkd.config import Component, ConfigError, Experiment, import_plugins
 from fedkd.config import Term as LossTerm
-from fedkd.data import DATASETS, PARTITIONS
+from fedkd.data import DATASETS, PARTITIONS, ImageSet
 from fedkd.data.datasets import load_dataset
 from fedkd.data.own import Own, read_own
 from fedkd.data.splits import FederatedData, federate
@@ -84,7 +84,7 @@ def build_data(
     """
     data = experiment.data
     chosen = root or data.root
-    place = Path(chosen).expanduser() if chosen else None
+    place = _folder(chosen)
     public = own.public if own is not None and own.public else _public(experiment, place)
     if public is not None:
         try:
@@ -103,9 +103,14 @@ def build_data(
             "this node brings its own images, but the experiment deals those of a data set: set "
             "data.public in its config, or take `data` out of the node config"
         )
-    train, test = load_dataset(data.dataset.name, place, **data.dataset.options)
+    train, test = _load(data.dataset, place, "data.dataset")
     other = data.transfer.dataset
-    transfer_images = None if other is None else load_dataset(other.name, place, **other.options)[0]
+    if other == data.dataset:
+        raise ConfigError(
+            f"data.transfer.dataset: {other.name!r} is the data set of the private images, which "
+            "nobody else may hold; leave it out to set some of them apart"
+        )
+    transfer_images = None if other is None else _load(other, place, "data.transfer.dataset")[0]
     try:
         return federate(
             train,
@@ -129,7 +134,7 @@ def build_data(
 def data_root(experiment: Experiment, root: str | Path | None = None) -> Path:
     """The absolute folder that relative data paths start from, on this machine and now."""
     chosen = root or experiment.data.root or os.environ.get("FEDKD_DATA") or "."
-    return Path(chosen).expanduser().absolute()
+    return (_folder(chosen) or Path()).absolute()
 
 
 def found_again(
@@ -169,11 +174,25 @@ def run_data(run: RunDirectory) -> FederatedData:
     return found_again(run, partial(build_data, run.experiment), lambda data: data)
 
 
+def _load(dataset: Component, place: Path | None, key: str) -> tuple[ImageSet, ImageSet]:
+    try:
+        return load_dataset(dataset.name, place, **dataset.options)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
+def _folder(chosen: str | Path | None) -> Path | None:
+    try:
+        return Path(chosen).expanduser() if chosen else None
+    except RuntimeError as error:
+        raise ConfigError(f"data.root or FEDKD_DATA: {chosen}: {error}") from None
+
+
 def _public(experiment: Experiment, place: Path | None) -> Path | None:
     if experiment.data.public is None:
         return None
-    root = place or Path(os.environ.get("FEDKD_DATA") or "")
-    return root.expanduser() / experiment.data.public
+    root = place or _folder(os.environ.get("FEDKD_DATA")) or Path()
+    return root / experiment.data.public
 
 
 def build_network(

@@ -165,7 +165,8 @@ def partition_table(counts: Any, classes: tuple[str, ...]) -> Table:
     table.add_column("client", justify="right")
     shown = min(len(classes), 20)
     for name in classes[:shown]:
-        table.add_column(name, justify="right", max_width=9, overflow="ellipsis")
+        # As text: a class may be called [red].
+        table.add_column(Text(name), justify="right", max_width=9, overflow="ellipsis")
     if shown < len(classes):
         table.add_column("…")
     table.add_column("classes", justify="right")

@@ -92,7 +92,7 @@ def digits(root: Path | None) -> Pair:
 
     bunch = load_digits()
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    return _split(ImageSet(as_tensor(pixels), label_numbers(bunch.target), DIGITS), "take")
+    return _split(ImageSet(as_tensor(pixels), label_numbers(bunch.target), DIGITS))
 
 
 @DATASETS.register("mnist")
@@ -178,7 +178,7 @@ def npz(root: Path | None, *, path: str) -> Pair:
     parts = _parts(file, set(arrays))
     sets = labelled_sets(file, arrays, parts)
     if len(sets) == 1:
-        return _split(sets[0], f"{shown(file)}: give x_test and y_test, or")
+        return _split(sets[0], shown(file), "x_test and y_test")
     if sets[0].shape != sets[1].shape:
         raise ValueError(
             f"{shown(file)}: training images are {sets[0].shape}, test images {sets[1].shape}"
@@ -239,7 +239,7 @@ def image_folder(root: Path | None, *, path: str = ".", size: int = 32, grey: bo
     if splits is None:
         images = read_folder(folder, size, grey)
         check_several(images, folder)
-        return _split(images, f"{shown(folder)}: add train/ and test/, or")
+        return _split(images, shown(folder), "train/ and test/")
     train, test = (read_folder(part, size, grey) for part in splits)
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
@@ -393,7 +393,7 @@ def _cifar(
     return train, test
 
 
-def _split(images: ImageSet, else_do: str) -> Pair:
+def _split(images: ImageSet, what: str = "", give: str = "") -> Pair:
     """A fixed fifth of every class for testing, the rest for training, in the given order.
 
     A class of two images or more has at least one test image.
@@ -407,8 +407,8 @@ def _split(images: ImageSet, else_do: str) -> Pair:
         held_out[rows[order[:count]]] = True
     if not held_out.any():
         raise ValueError(
-            f"no test images: a fifth of each class is set apart, but no class has two images; "
-            f"{else_do} more images per class"
+            f"{what}: no test images: a fifth of each class is set apart, but no class has two; "
+            f"give {give}, or more images per class"
         )
     return images.subset((~held_out).nonzero().flatten()), images.subset(
         held_out.nonzero().flatten()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import math
+import operator
 import os
 import warnings
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fedkd.data import PARTITIONS
+from fedkd.data.labels import label_numbers
 from fedkd.randomness import stream_seed
 
 logger = logging.getLogger(__name__)
@@ -53,7 +55,8 @@ def partition(
         ValueError: unknown name or option, or the request cannot be met (says what to change).
     """
     options = PARTITIONS.check(name, options)
-    labels = np.asarray(labels)
+    labels = label_numbers(labels).numpy()
+    clients = whole_number(clients, "clients")
     if clients < 1:
         raise ValueError(f"partition {name!r} needs at least one client, got {clients}")
     if len(labels) < clients:
@@ -76,7 +79,7 @@ def partition(
             partitioner.dataset = _table(codes)
             rows = [partitioner.load_partition(i)["row"][:] for i in range(clients)]
     except (ValueError, IndexError, ZeroDivisionError) as error:
-        reason = str(error).split(". ")[0].rstrip(".")
+        reason = _plain(str(error).split(". ")[0].rstrip("."))
         raise ValueError(f"{impossible} ({reason}): {_MENDS.get(name, _FEWER)}") from None
     parts = [np.sort(order[np.asarray(part, dtype=np.int64)]) for part in rows]
     empty = [client for client, part in enumerate(parts) if len(part) == 0]
@@ -128,6 +131,8 @@ def dirichlet(
         ICML 2019, https://arxiv.org/abs/1905.12022
     """
     _check_alpha(alpha)
+    if min_size < 0:
+        raise ValueError(f"min_size must be at least 0, got {min_size}")
     if min_size * clients > len(labels):
         raise ValueError(f"{clients} times min_size {min_size} is more than {len(labels)}")
     return _flower().DirichletPartitioner(
@@ -175,6 +180,11 @@ def shard(labels: np.ndarray, clients: int, seed: int, *, shards_per_client: int
         McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized
         Data", AISTATS 2017, https://arxiv.org/abs/1602.05629
     """
+    if shards_per_client < 1 or shards_per_client * clients > len(labels):
+        raise ValueError(
+            f"shards_per_client must be at least 1 and leave an image for each of {clients} times "
+            f"{shards_per_client} shards"
+        )
     return _flower().ShardPartitioner(
         num_partitions=clients,
         partition_by="label",
@@ -205,6 +215,12 @@ def pathological(
         Li et al., "Federated Learning on Non-IID Data Silos", ICDE 2022,
         https://arxiv.org/abs/2102.02079
     """
+    present = len(np.unique(labels))
+    if not 1 <= classes_per_client <= present:
+        none = "; client 0 would have none" if classes_per_client < 1 else ""
+        raise ValueError(
+            f"classes_per_client must be 1 to {present}, got {classes_per_client}{none}"
+        )
     return _flower().PathologicalPartitioner(
         num_partitions=clients,
         partition_by="label",
@@ -245,6 +261,28 @@ def square(labels: np.ndarray, clients: int, seed: int) -> Any:
 def exponential(labels: np.ndarray, clients: int, seed: int) -> Any:
     """Same class mix, sizes grow like e, e^2, e^3, ...: for a handful of clients."""
     return _flower().ExponentialPartitioner(num_partitions=clients)
+
+
+def whole_number(value: Any, what: str, least: int | None = None) -> int:
+    """`value` as an int. Raises `ValueError` for other types, and below `least`."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{what}: expected a whole number, got {value!r}") from None
+    if least is not None and number < least:
+        raise ValueError(f"{what}: expected at least {least}, got {number}")
+    return number
+
+
+def _plain(reason: str) -> str:
+    """Flower's reason in the words of this framework's options."""
+    if "not greater than 0" in reason:
+        return "some clients would have none"
+    if "NaN" in reason:
+        return "alpha is so small that shares cannot be drawn"
+    return reason
 
 
 def _check_alpha(alpha: float) -> None:

@@ -49,7 +49,7 @@ def partition_picture(
     )
     _draw_sizes(sizes, table.sum(1))
     if title:
-        sizes.set_title(title, loc="left", fontsize=11)
+        sizes.set_title(title, loc="left", fontsize=11, parse_math=False)
     if crowded:
         _draw_heat(figure, main, table)
     else:
@@ -109,6 +109,7 @@ def _label_axes(axes: Axes, clients: int, classes: Sequence[str], *, room: float
         range(len(classes)),
         [name if len(name) <= 18 else name[:17] + "…" for name in classes],
         fontsize=5.5 if small else 8,
+        parse_math=False,  # a `$` in the name of a class starts no formula
     )
     axes.set_xlabel("client", fontsize=9)
     axes.tick_params(length=0)

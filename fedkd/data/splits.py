@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 
 from fedkd.data.images import ImageSet
+from fedkd.data.labels import listed
 from fedkd.data.partitions import partition as deal
+from fedkd.data.partitions import whole_number
 from fedkd.data.transfer import TransferSet, conform
 from fedkd.randomness import stream
 
@@ -124,9 +127,20 @@ def federate(
         seed: The run's seed.
 
     Raises:
-        ValueError: too few images, or sets that do not fit together.
+        ValueError: wrong types, too few images, or sets that do not fit together.
     """
     _check_request(train, test, transfer_images, transfer_labelled, holdout)
+    clients = whole_number(clients, "clients")
+    transfer_size = whole_number(transfer_size, "transfer_size", 1)
+    validation_size = whole_number(validation_size, "validation_size", 0)
+    test_size = None if test_size is None else whole_number(test_size, "test_size", 1)
+    if private_size is not None:
+        private_size = whole_number(private_size, "private_size", 1)
+    seed = whole_number(seed, "seed")
+    if not isinstance(partition_options, Mapping | None):
+        raise ValueError(
+            f"partition_options: expected a dictionary of options, got {partition_options!r}"
+        )
     own = transfer_images is None
     wanted = {
         "transfer": transfer_size if own else 0,
@@ -236,12 +250,40 @@ def _check_request(
     transfer_labelled: bool,
     holdout: float,
 ) -> None:
+    given = {"train": train, "test": test}
+    if transfer is not None:
+        given["transfer_images"] = transfer
+    for name, images in given.items():
+        if not isinstance(images, ImageSet):
+            raise ValueError(
+                f"{name}: expected an ImageSet, got {type(images).__name__}; load_dataset gives "
+                "a pair of them, (train, test)"
+            )
     if train.labels is None or test.labels is None:
         raise ValueError("training and test images need labels")
+    if not len(test):
+        raise ValueError(
+            "no test images: the student cannot be judged; give some (x_test and y_test in an "
+            "npz, test/ in a folder), or more images per class"
+        )
+    if len(train.classes) < 2:
+        raise ValueError(
+            f"a student needs at least two classes to tell apart, found {listed(train.classes)}"
+        )
     if train.shape != test.shape:
         raise ValueError(f"training images are {train.shape}, test images are {test.shape}")
     if train.classes != test.classes:
-        raise ValueError("training and test images have different classes")
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        how = f"{listed(odd)} are in one of them only" if odd else "their order differs"
+        raise ValueError(f"training and test images have different classes: {how}")
+    unseen = set(test.labels.unique().tolist()) - set(train.labels.unique().tolist())
+    if unseen:
+        logger.warning(
+            "test images of %s, but no training images: nobody can learn it",
+            listed([train.classes[row] for row in sorted(unseen)]),
+        )
+    if isinstance(holdout, bool) or not isinstance(holdout, Real):
+        raise ValueError(f"holdout: expected a number, got {holdout!r}")
     if not 0 <= holdout < 1:
         raise ValueError(f"holdout must be at least 0 and less than 1, got {holdout}")
     if (

@@ -127,6 +127,22 @@ def test_a_damaged_idx_file_is_named(tmp_path, content):
         load_dataset("mnist", tmp_path)
 
 
+def test_idx_files_in_the_wrong_place_or_of_other_lengths_are_named(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    write_mnist(raw, zipped=False)
+    labels = raw / "train-labels-idx1-ubyte"
+    whole = labels.read_bytes()
+    labels.write_bytes((raw / "train-images-idx3-ubyte").read_bytes())
+    with pytest.raises(ValueError, match="labels-idx1-ubyte: expected an idx file of 1 axes"):
+        load_dataset("mnist", tmp_path)
+    labels.write_bytes(idx(np.arange(3, dtype=np.uint8)))
+    with pytest.raises(ValueError, match="images-idx3-ubyte: 12 images but labels"):
+        load_dataset("mnist", tmp_path)
+    labels.write_bytes(whole[:-1] + b"\x0b")
+    with pytest.raises(ValueError, match="images-idx3-ubyte: labels run from 0 to 11"):
+        load_dataset("mnist", tmp_path)
+
+
 def test_a_cut_gzip_file_is_named(tmp_path):
     write_mnist(tmp_path / "MNIST" / "raw", zipped=True)
     file = tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte.gz"
@@ -213,6 +229,14 @@ def test_svhn_calls_its_ten_zero(tmp_path):
     assert train.images[1].permute(1, 2, 0).numpy().tolist() == pixels[..., 1].tolist()
 
 
+def test_a_damaged_svhn_file_is_named(tmp_path):
+    for content in (b"", b"no matrix", b"MATLAB 5.0 MAT-file" + b"\0" * 200):
+        for name in ("train", "test"):
+            (tmp_path / f"{name}_32x32.mat").write_bytes(content)
+        with pytest.raises(ValueError, match=r"train_32x32\.mat: not a file of SVHN"):
+            load_dataset("svhn", tmp_path)
+
+
 # -- npz -----------------------------------------------------------------------------------
 
 
@@ -230,6 +254,45 @@ def test_npz_layouts(tmp_path, shape, expected):
     assert train.classes == ("0", "1")
     total = int(train.images.long().sum() + test.images.long().sum())
     assert total == int(arrays["x"].astype(np.int64).sum())
+
+
+@pytest.mark.parametrize("count", range(1, 14))
+def test_a_class_of_two_images_or_more_is_tested(tmp_path, count):
+    y = np.array([0] * count + [1] * 10)
+    save(tmp_path / "own.npz", x=RNG.integers(0, 256, (len(y), 2, 2), dtype=np.uint8), y=y)
+    train, test = load_dataset("npz", tmp_path, path="own.npz")
+    few = {1: 0, 2: 1}  # others as ever: a fifth, rounded
+    assert test.class_counts().tolist() == [few.get(count, round(0.2 * count)), 2]
+    assert len(train) + len(test) == len(y)
+
+
+def test_no_test_images_are_refused_at_once(tmp_path):
+    save(tmp_path / "own.npz", x=np.zeros((3, 2, 2), np.uint8), y=np.arange(3))
+    with pytest.raises(ValueError, match=r"own.npz: no test images.* give x_test and y_test, or"):
+        load_dataset("npz", tmp_path, path="own.npz")
+    for name in "abc":
+        picture(tmp_path / "pets" / name / "1.png", (1, 2, 3))
+    with pytest.raises(
+        ValueError, match=r"pets: no test images.* give train/ and test/, or more images"
+    ):
+        load_dataset("image_folder", tmp_path, path="pets")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("classes", 0), ("size", -1), ("per_class", 0), ("channels", 2), ("noise", float("nan"))],
+)
+def test_impossible_patterns_are_refused(option, value):
+    with pytest.raises(ValueError, match=f"'synthetic': {option} must be"):
+        load_dataset("synthetic", **{option: value})
+
+
+def test_names_and_roots_of_other_types_are_refused():
+    with pytest.raises(ValueError, match="name: expected the name of a data set, got 3"):
+        load_dataset(3)
+    for root in (5, "~nobody-of-this-name"):
+        with pytest.raises(ValueError, match="root: expected a folder of local data"):
+            load_dataset("digits", root)
 
 
 def test_npz_with_its_own_test_set_and_class_names(tmp_path):

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,76 @@ def test_only_uint8_images_with_fitting_labels_are_accepted():
         ImageSet(PIXELS, torch.tensor([0]), ("a",))
     with pytest.raises(ValueError, match="labels run from 0 to 2, but there are 2 classes"):
         ImageSet(PIXELS, torch.tensor([0, 2]), ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.tensor([0, 1], dtype=torch.int32),
+        torch.tensor([[0], [1]]),
+        np.array([0, 1], np.uint8),
+        [0, 1],
+    ],
+)
+@pytest.mark.parametrize(
+    "classes", [["a", "b"], np.array(["a", "b"]), (b"a", b"b"), (np.str_("a"), "b")]
+)
+def test_what_converts_without_loss_is_converted(labels, classes):
+    images = ImageSet(PIXELS.numpy(), labels, classes)
+    assert images.images.equal(PIXELS)
+    assert images.labels is not None
+    assert images.labels.equal(torch.tensor([0, 1]))
+    assert images.classes == ("a", "b")
+    assert type(images.classes[0]) is str
+    assert images.class_counts().tolist() == [1, 1]
+
+
+def test_arrays_given_are_not_shared():
+    pixels = PIXELS.numpy().copy()[:, :, ::-1]
+    images = ImageSet(pixels, None, ("a",))
+    pixels[:] = 0
+    assert images.images.equal(PIXELS.flip(2))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (PIXELS.float() / 255, r"images must be uint8 .*\(images \* 255\)\.round"),
+        (PIXELS.float() - 3, "normalised, give them as they were before"),
+        (PIXELS.to(torch.int64), "images must be uint8"),
+        (PIXELS[:, 0], r"images\[:, None\]"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), r"channels last; .*permute\(0, 3, 1, 2\)"),
+        (torch.zeros(2, 3, 0, 4, dtype=torch.uint8), "at least one channel and one pixel"),
+        (np.zeros((2, 1, 4, 4), ">u2"), "images must be uint8"),
+        (np.array(["a"]), "images must be uint8"),
+        ([[0, 1]], "images must be a tensor or array, .* got list"),
+        (None, "images must be a tensor or array, .* got NoneType"),
+    ],
+)
+def test_other_images_are_refused_with_the_conversion(images, message):
+    with pytest.raises(ValueError, match=message) as error:
+        ImageSet(images, None, ("a",))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "message"),
+    [
+        (torch.tensor([0.0, 1.0]), ("a", "b"), "labels: expected whole numbers"),
+        (torch.eye(2), ("a", "b"), "argmax"),
+        (torch.tensor([1, 2]), ("a", "b"), "labels run from 1 to 2, but there .* subtract 1"),
+        (torch.tensor([-1, 0]), ("a", "b"), "labels run from -1 to 0"),
+        (torch.tensor([0, 1]), (), "classes: expected at least one"),
+        (torch.tensor([0, 1]), "ab", "classes: expected a list of class names, got 'ab'"),
+        (torch.tensor([0, 1]), ("a", "a"), "classes: two classes are called 'a'"),
+        (torch.tensor([0, 1]), (0, 1), r"classes: name 0: expected text, got 0 \(int\)"),
+        (torch.tensor([0, 1]), None, "classes: expected a list"),
+        (None, ("a", ""), "classes: name 1"),
+    ],
+)
+def test_other_labels_and_classes_are_refused_by_name(labels, classes, message):
+    with pytest.raises(ValueError, match=message):
+        ImageSet(PIXELS, labels, classes)
 
 
 def test_a_subset_keeps_order_labels_and_classes():

@@ -29,3 +29,9 @@ def test_no_pyplot_is_loaded_and_empty_clients_are_fine(tmp_path):
 def test_counts_and_names_must_fit():
     with pytest.raises(ValueError, match=r"counts must be \(clients, 3 classes\), got \(2, 4\)"):
         partition_picture(np.zeros((2, 4)), ("a", "b", "c"))
+
+
+def test_a_dollar_in_the_name_of_a_class_starts_no_formula(tmp_path):
+    figure = partition_picture(np.ones((2, 3)), ["$x^", "[red]", "a_b$"], title="$^")
+    figure.savefig(tmp_path / "picture.png", dpi=30)
+    assert (tmp_path / "picture.png").stat().st_size > 1000

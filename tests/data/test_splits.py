@@ -126,6 +126,27 @@ def test_duplicates_are_counted_and_logged(pair, split, caplog):
             "has 400 images, but 80 transfer [+] 30 validation [+] 300 private = 410",
         ),
         ({"transfer_size": 398}, "398 transfer [+] 4 private = 402"),
+        ({"clients": 401, "transfer_size": 1}, "1 transfer [+] 401 private = 402"),
+        ({"clients": 0}, "needs at least one client, got 0"),
+        ({"clients": 2.5}, "clients: expected a whole number, got 2.5"),
+        ({"clients": True}, "clients: expected a whole number, got True"),
+        ({"clients": "3"}, "clients: expected a whole number, got '3'"),
+        ({"transfer_size": 0}, "transfer_size: expected at least 1, got 0"),
+        ({"transfer_size": float("nan")}, "transfer_size: expected a whole number, got nan"),
+        ({"transfer_size": 10**9}, "has 400 images, but 1000000000 transfer"),
+        ({"private_size": -1}, "private_size: expected at least 1"),
+        ({"validation_size": -1}, "validation_size: expected at least 0"),
+        ({"test_size": 0}, "test_size: expected at least 1"),
+        ({"seed": None}, "seed: expected a whole number, got None"),
+        ({"holdout": float("nan")}, "holdout must be at least 0 and less than 1, got nan"),
+        ({"holdout": "0.1"}, "holdout: expected a number, got '0.1'"),
+        ({"partition": 3}, "unknown partition 3"),
+        ({"partition_options": [1]}, r"partition_options: expected a dictionary .*got \[1\]"),
+        (
+            {"partition": "dirichlet", "partition_options": {"alpha": float("nan")}},
+            "alpha must be a positive number, got nan",
+        ),
+        ({"transfer_images": 5}, "transfer_images: expected an ImageSet, got int"),
         ({"test_size": 1000}, "1000 test images are asked for, but there are 200"),
         ({"holdout": 1.0}, "holdout must be at least 0 and less than 1"),
         ({"private_size": 3}, "cannot deal 3 images to 4 clients"),
@@ -151,6 +172,36 @@ def test_foreign_labels_and_unfit_sets_are_refused(pair, split):
         federate(train, digits, **options)
     with pytest.raises(ValueError, match="test images are"):
         federate(train, conform(test, (3, 8, 8)), **options)
+
+
+def test_sets_that_cannot_teach_or_judge_are_refused(pair, caplog):
+    train, test = pair
+    options = {"clients": 2, "partition": "iid", "transfer_size": 5, "seed": 0}
+    with pytest.raises(ValueError, match="no test images: the student cannot be judged; give"):
+        federate(train, test.subset(torch.tensor([], dtype=torch.int64)), **options)
+    with pytest.raises(ValueError, match=r"train: expected an ImageSet, got tuple; load_dataset"):
+        federate(pair, test, **options)
+    with pytest.raises(ValueError, match="test: expected an ImageSet, got NoneType"):
+        federate(train, None, **options)
+    one = replace(train, labels=torch.zeros(len(train)).long(), classes=("only",))
+    with pytest.raises(ValueError, match="at least two classes to tell apart, found only"):
+        federate(one, replace(test, labels=test.labels * 0, classes=("only",)), **options)
+    back = tuple(reversed(test.classes))
+    with pytest.raises(ValueError, match="different classes: their order differs"):
+        federate(train, replace(test, classes=back), **options)
+    with caplog.at_level(logging.WARNING, "fedkd.data.splits"):
+        federate(replace(train, labels=train.labels % 3), test, **options)
+    assert "test images of pattern 3, but no training images" in caplog.text
+
+
+def test_names_in_a_list_are_the_same_classes_and_whole_numbers_are_taken(pair):
+    train, test = pair
+    listed = ImageSet(train.images, train.labels, list(train.classes))
+    data = federate(
+        listed, test, clients=np.int64(2), partition="iid", transfer_size=np.uint8(10), seed=0
+    )
+    assert data.num_clients == 2
+    assert len(data.transfer) == 10
 
 
 def test_there_is_no_client_minus_one(split):
