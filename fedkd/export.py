@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,41 @@ from fedkd.signature import SIGNATURE, Signature, read_signature
 
 FORMATS = {"torch": "student.pt2", "onnx": "student.onnx"}
 CHECKED = 256  # images on which an exported file is compared with the student
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A student ready for use, wherever it was trained.
+
+    Attributes:
+        network: In evaluation mode on the CPU.
+        classes: Names in label order.
+        shape: (channels, height, width) of the images it takes.
+        about: What an exported file says of it.
+        folder: Where it lies.
+        test_images: Gives its test images; raises where they are not at hand.
+    """
+
+    network: Network
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    about: Mapping[str, Any]
+    folder: Path
+    test_images: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, run: RunDirectory) -> Trained:
+        """A run's. Raises `ConfigError` if it has none yet, or one of its files is damaged."""
+        signature = signature_of(run)
+        return cls(
+            _load(run, signature),
+            signature.classes,
+            signature.shape,
+            # Nothing of the machine that it was made on.
+            signature.model_dump(mode="json", exclude={"root", "plugins"}),
+            run.path,
+            lambda: run_data(run).test.images,
+        )
 
 
 @dataclass(frozen=True)
@@ -90,7 +125,7 @@ def signature_of(run: RunDirectory, data: FederatedData | None = None) -> Signat
 
 
 def predict_files(
-    run: RunDirectory,
+    run: RunDirectory | Trained,
     files: Iterable[Path],
     *,
     top: int = 3,
@@ -102,7 +137,7 @@ def predict_files(
     the size that the student was trained on, without regard to their aspect ratio.
 
     Args:
-        run: The run.
+        run: The run, or another student.
         files: Picture files; a folder stands for all pictures in it and below, hidden ones less.
         top: Classes per picture; all of them if there are fewer.
         on_error: Told of each file that cannot be read, which is then passed over; None: the
@@ -113,18 +148,17 @@ def predict_files(
     """
     if top < 1:
         raise ConfigError(f"--top: expected at least 1, got {top}")
-    signature = signature_of(run)
-    return _predictions(_load(run, signature), signature, files, top, on_error)
+    student = run if isinstance(run, Trained) else Trained.of(run)
+    return _predictions(student, files, top, on_error)
 
 
 def _predictions(
-    student: Network,
-    signature: Signature,
+    student: Trained,
     files: Iterable[Path],
     top: int,
     on_error: Callable[[str], None] | None,
 ) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
-    channels, height, width = signature.shape
+    channels, height, width = student.shape
     for place in files:
         try:
             found = _pictures(Path(place))
@@ -138,14 +172,14 @@ def _predictions(
                 _say(error, on_error)
                 continue
             with torch.no_grad():
-                logits = student(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
+                logits = student.network(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
             if not logits.isfinite().all():
                 raise RuntimeError(
                     f"the student's logits for {file} are not finite: its weights are not usable"
                 )
-            best = torch.softmax(logits, dim=0).topk(min(top, len(signature.classes)))
+            best = torch.softmax(logits, dim=0).topk(min(top, len(student.classes)))
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            yield file, [(signature.classes[index], value) for index, value in pairs]
+            yield file, [(student.classes[index], value) for index, value in pairs]
 
 
 def _say(error: ValueError, on_error: Callable[[str], None] | None) -> None:
@@ -170,7 +204,9 @@ def _pictures(place: Path) -> list[Path]:
     return found
 
 
-def export_student(run: RunDirectory, format: str, output: Path | None = None) -> Exported:
+def export_student(
+    run: RunDirectory | Trained, format: str, output: Path | None = None
+) -> Exported:
     """Write the student and check the written file against it.
 
     The check is on real test images, or on noise where the run's images are not at hand. The
@@ -179,7 +215,7 @@ def export_student(run: RunDirectory, format: str, output: Path | None = None) -
     file too.
 
     Args:
-        run: A run with at least one finished round.
+        run: A run with at least one finished round, or another student.
         format: `torch` (a `torch.export` program, `.pt2`) or `onnx`.
         output: File to write; default: `student.pt2` or `student.onnx` in the run directory.
 
@@ -189,21 +225,16 @@ def export_student(run: RunDirectory, format: str, output: Path | None = None) -
     """
     if format not in FORMATS:
         raise ConfigError(f"--format: expected {' or '.join(FORMATS)}, got {format!r}")
-    path = output or run.path / FORMATS[format]
+    student = run if isinstance(run, Trained) else Trained.of(run)
+    path = output or student.folder / FORMATS[format]
     if not path.parent.is_dir() or path.is_dir():
         problem = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise ConfigError(f"--output: expected a file to write, {path}: {problem}")
-    images, missing = _test_images(run)
-    signature = signature_of(run)
-    student = _load(run, signature)
-    if images is None:
-        noise = torch.Generator().manual_seed(0)
-        size = (CHECKED, *signature.shape)
-        images = torch.randint(256, size, generator=noise, dtype=torch.uint8)
+    images, missing = _images(student)
     write = _write_torch if format == "torch" else _write_onnx
-    again = write(student, images, path, _about(signature))
+    again = write(student.network, images, path, json.dumps(student.about))
     with torch.no_grad():
-        expected = student(images)
+        expected = student.network(images)
     difference = float((again - expected).abs().max())
     agreement = float((again.argmax(1) == expected.argmax(1)).double().mean())
     if not difference <= 1e-3 * max(1.0, float(expected.abs().max())):
@@ -214,17 +245,15 @@ def export_student(run: RunDirectory, format: str, output: Path | None = None) -
     return Exported(path, path.stat().st_size, len(images), difference, agreement, missing)
 
 
-def _test_images(run: RunDirectory) -> tuple[Tensor | None, str | None]:
-    """Some test images of the run, or why there are none."""
+def _images(student: Trained) -> tuple[Tensor, str | None]:
+    """Images to compare two networks on: test images, or noise and why there is nothing better."""
     try:
-        return run_data(run).test.images[:CHECKED], None
+        return student.test_images()[:CHECKED], None
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        return None, " ".join(str(error).split())
-
-
-def _about(signature: Signature) -> str:
-    """What an exported file says of itself, as JSON; nothing of the machine it was made on."""
-    return json.dumps(signature.model_dump(mode="json", exclude={"root", "plugins"}))
+        noise = torch.Generator().manual_seed(0)
+        size = (CHECKED, *student.shape)
+        pixels = torch.randint(256, size, generator=noise, dtype=torch.uint8)
+        return pixels, " ".join(str(error).split())
 
 
 def _load(run: RunDirectory, signature: Signature) -> Network:

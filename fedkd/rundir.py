@@ -59,7 +59,12 @@ class RunDirectory:
         path = Path(path).expanduser().resolve()
         if not (path / "config.yaml").is_file():
             raise ConfigError(f"{path} is not a run directory (it has no config.yaml)")
-        experiment = load_experiment(path / "config.yaml", plugins=False)
+        try:
+            experiment = load_experiment(path / "config.yaml", plugins=False)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{path} is not a run directory (its config.yaml is not that of one: {error})"
+            ) from None
         try:
             import_plugins(experiment.plugins)
         except ConfigError as error:  # whoever needs one says so; its state can be shown without

@@ -20,7 +20,7 @@ import configs
 from fedkd import __version__
 from fedkd.config import ConfigError, Experiment, load_experiment
 from simulations.commands.ablate import ablate
-from simulations.commands.arguments import Config, Overrides, RunPath
+from simulations.commands.arguments import Config, Overrides, RunPath, StudentPath
 from simulations.commands.attack import attack
 from simulations.commands.audit import audit
 from simulations.commands.compare import compare, report_again
@@ -291,20 +291,30 @@ def _report_study(path: Path) -> None:
     console.print(f"report  {written}", soft_wrap=True, highlight=False)
 
 
+def _student(path: Path) -> Any:
+    """The run at `path`, or a student of a study."""
+    from fedkd.central.folder import ROLES, StudyFolder
+    from fedkd.central.training import load_trained
+    from fedkd.rundir import RunDirectory
+
+    if StudyFolder.is_one(path) or any((path / f"{role}.pt").is_file() for role in ROLES):
+        return load_trained(path)
+    return RunDirectory.open(path)
+
+
 @app.command()
 def predict(
-    path: RunPath,
+    path: StudentPath,
     images: Annotated[list[Path], typer.Argument(help="picture files, or folders of pictures")],
     top: Annotated[int, typer.Option(help="classes shown per picture")] = 3,
 ) -> None:
-    """Name what is in pictures with the run's student; the run's folder is all it needs."""
+    """Name what is in pictures with a run's student; its folder is all that is needed."""
     from rich.text import Text
 
     from fedkd.export import predict_files
-    from fedkd.rundir import RunDirectory
 
     problems: list[str] = []
-    answered = predict_files(RunDirectory.open(path), images, top=top, on_error=problems.append)
+    answered = predict_files(_student(path), images, top=top, on_error=problems.append)
     rows: list[tuple[str, list[str]]] = []
     try:
         for file, answers in answered:
@@ -328,15 +338,14 @@ def predict(
 
 @app.command()
 def export(
-    path: RunPath,
+    path: StudentPath,
     format: Annotated[str, typer.Option(help="torch (torch.export program) or onnx")] = "torch",
     output: Annotated[Path | None, typer.Option(help="file to write")] = None,
 ) -> None:
     """Write the student to one file and check it against the student."""
     from fedkd.export import export_student
-    from fedkd.rundir import RunDirectory
 
-    done = export_student(RunDirectory.open(path), format, output)
+    done = export_student(_student(path), format, output)
     kind = "test images" if done.missing is None else "images of noise"
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(

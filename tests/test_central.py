@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from fedkd.central.config import Study, load_study, make_study
 from fedkd.central.folder import StudyFolder
 from fedkd.central.report import write_report
 from fedkd.central.results import results
 from fedkd.central.study import _chain, check_study, prepare, run_study
-from fedkd.central.training import Images, load_student
+from fedkd.central.training import Images, load_student, load_trained
 from fedkd.config import ConfigError
 from fedkd.data.images import ImageSet
+from fedkd.export import export_student, predict_files
 from fedkd.rounds import silent
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -250,6 +253,31 @@ def test_a_student_comes_back_as_it_was(finished: StudyFolder) -> None:
     assert images.accuracy(network) == result["last"]
     with pytest.raises(ConfigError, match="has no finished student"):
         load_student(finished, "kd", 7)
+
+
+def test_a_student_is_used_without_its_study(finished: StudyFolder, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"finished students: name the folder of one, e\.g\. /"):
+        load_trained(finished.path)
+    alone = tmp_path / "taken" / "away"
+    shutil.copytree(finished.student("kd", 1).path, alone)
+    student = load_trained(alone)
+    images = Images.load(finished.study)
+    channels = images.test.shape[0]
+    pixels = images.test.images[0].permute(1, 2, 0).numpy()
+    Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(tmp_path / "one.png")
+    ((_, best),) = predict_files(student, [tmp_path / "one.png"], top=1)
+    with torch.no_grad():
+        expected = load_student(finished, "kd", 1)(images.test.images[:1]).softmax(1).max(1)
+    assert best[0][0] == images.test.classes[int(expected.indices)]
+    assert best[0][1] == pytest.approx(float(expected.values), abs=1e-5)
+    done = export_student(student, "torch")
+    assert (done.path, done.agreement) == (alone / "student.pt2", 1)
+    assert done.missing is not None
+    whole = load_trained(finished.student("kd", 1).path)
+    assert whole.test_images().shape == images.test.images.shape
+    (alone / "student.pt").write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match=r"student\.pt cannot be used"):
+        load_trained(alone)
 
 
 # -- going on --------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from fedkd.knowledge.store import write_atomically
 from fedkd.rundir import append_line, load_state, new_folder, read_json, read_lines, write_json
 
 Record = dict[str, Any]
+ROLES = ("student", "assistant", "teacher")
 
 
 class Place:

@@ -6,25 +6,28 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fedkd.build import device_named, objective_of
 from fedkd.central.config import Recipe, Study
-from fedkd.central.folder import Place, Record, StudyFolder
+from fedkd.central.folder import ROLES, Place, Record, StudyFolder
 from fedkd.config import Component, ConfigError
 from fedkd.config import Term as LossTerm
 from fedkd.data.datasets import load_dataset
 from fedkd.data.images import ImageSet
 from fedkd.distillation import DTYPES, EpochRecord, Snapshot, distill
+from fedkd.export import Trained
 from fedkd.lessons import LiveLessons, Told
-from fedkd.models.build import build_model
+from fedkd.models.build import build_model, model_names
 from fedkd.models.network import Network, parameter_count
 from fedkd.objective import Objective
 from fedkd.randomness import stream, stream_seed
 from fedkd.rounds import Notify
 from fedkd.rundir import load_state, network_hash, save_state
+from fedkd.signature import Pictures
 
 
 @dataclass(frozen=True)
@@ -228,22 +231,84 @@ def load_student(folder: StudyFolder, method: str, seed: int) -> Network:
     Raises:
         ConfigError: it is not there.
     """
-    place = folder.student(method, seed)
-    if not place.weights.is_file():
-        raise ConfigError(f"{place.path} has no finished student")
-    saved = load_state(place.weights)
-    channels, _, side = saved["image"]
-    network = build_model(
-        saved["model"],
-        num_classes=len(saved["classes"]),
-        in_channels=channels,
-        image_size=side,
-        mean=[0.0] * channels,
-        std=[1.0] * channels,
-        options=saved["options"],
+    return load_trained(folder.student(method, seed).path).network
+
+
+def trained_in(folder: StudyFolder) -> list[Path]:
+    """Folders of all finished students, those of a method together."""
+    places = (
+        folder.student(method, seed)
+        for method in folder.study.runs()
+        for seed in folder.study.seeds
     )
-    network.load_state_dict(saved["weights"])
-    return network.eval()
+    return [place.path for place in places if place.weights.is_file()]
+
+
+def load_trained(path: Path) -> Trained:
+    """What was trained in a folder of a study: a student, a teacher or an assistant.
+
+    Needs no data set. A study's own folder will do if it has one student.
+
+    Raises:
+        ConfigError: it is not there, there are several, or the file is damaged.
+    """
+    path = path.expanduser().resolve()
+    if StudyFolder.is_one(path):
+        found = trained_in(StudyFolder.open(path))
+        if len(found) != 1:
+            one = found[0] if found else path / "methods" / "METHOD" / "seed0"
+            raise ConfigError(
+                f"{path} is a study with {len(found)} finished students: name the folder of one, "
+                f"e.g. {one}"
+            )
+        (path,) = found
+    file = next((f for role in ROLES if (f := path / f"{role}.pt").is_file()), None)
+    if file is None:
+        raise ConfigError(f"{path} has no finished student")
+    try:
+        saved = load_state(file)
+        classes, (channels, height, width) = tuple(map(str, saved["classes"])), saved["image"]
+        if saved["model"] not in model_names() and (study := _study_of(path)):
+            StudyFolder.open(study)  # imports its plugins
+        network = build_model(
+            saved["model"],
+            num_classes=len(classes),
+            in_channels=channels,
+            image_size=height,
+            mean=[0.0] * channels,
+            std=[1.0] * channels,
+            options=saved["options"],
+        )
+        network.load_state_dict(saved["weights"])
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{file} cannot be used ({type(error).__name__}: {reason})") from None
+    shape = (channels, height, width)
+    about = {
+        "student": {"name": saved["model"], **saved["options"]},
+        "classes": classes,
+        "pictures": Pictures(channels=channels, height=height, width=width).model_dump(),
+        "mean": network.mean.flatten().tolist(),
+        "std": network.std.flatten().tolist(),
+    }
+
+    def test_images() -> torch.Tensor:
+        study = _study_of(path)
+        if study is None:
+            raise ConfigError("the study's config.yaml is not there")
+        test = Images.load(StudyFolder.open(study).study).test
+        if (test.classes, test.shape) != (classes, shape):
+            raise ConfigError("the data set has other classes, or images of another shape, today")
+        return test.images.cpu()
+
+    return Trained(network.eval(), classes, shape, about, path, test_images)
+
+
+def _study_of(path: Path) -> Path | None:
+    """The study that a training's folder belongs to; None if it was taken out of it."""
+    return next((above for above in path.parents[:4] if StudyFolder.is_one(above)), None)
 
 
 class _Diary:

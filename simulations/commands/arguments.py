@@ -12,3 +12,6 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, e.g. rounds=5 student.model=resnet20")
 ]
 RunPath = Annotated[Path, typer.Argument(help="a run directory")]
+StudentPath = Annotated[
+    Path, typer.Argument(help="a run directory, or the folder of a study's student")
+]
