@@ -13,17 +13,19 @@ import hashlib
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fedkd.config import Component, ConfigError, Experiment, Positive, Section, import_plugins
 from fedkd.config import validate as validated
+from fedkd.data.images import ImageSet
 from fedkd.data.splits import FederatedData
 from fedkd.models.build import build_model, model_names
 from fedkd.models.network import Network
-from fedkd.rundir import RunDirectory
+from fedkd.rundir import RunDirectory, read_json, write_json
 
-SIGNATURE = "signature.json"
+SIGNATURE, IMAGES = "signature.json", "images.json"
 FORMAT = 1
 
 
@@ -165,7 +167,7 @@ def keep_signature(run: RunDirectory, signature: Signature) -> None:
     kept = read_signature(run)
     if kept is not None:
         for key in ("student", "assistants", "pictures", "classes", "transfer", "test"):
-            _same(run, key, getattr(kept, key), getattr(signature, key))
+            _same(run.path, key, getattr(kept, key), getattr(signature, key))
         # The last bits of mean and std may differ between processors: the first ones stay.
         found = {"root": signature.root, "plugins": signature.plugins}
         if found == {"root": kept.root, "plugins": kept.plugins}:
@@ -185,7 +187,7 @@ def check_images(run: RunDirectory, data: FederatedData) -> None:
         began = _summarised(summary if isinstance(summary, dict) else {})
     now = {"classes": data.classes, "transfer": data.transfer.fingerprint}
     for key in began:
-        _same(run, key, began[key], now[key] if key in now else data.test.fingerprint())
+        _same(run.path, key, began[key], now[key] if key in now else data.test.fingerprint())
 
 
 def _summarised(summary: dict[str, Any]) -> dict[str, Any]:
@@ -197,6 +199,43 @@ def _summarised(summary: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def keep_images(folder: Path, key: str, **sets: ImageSet) -> None:
+    """Write down the images that a study begins with, or see that they are the same.
+
+    What is finished in a study's folder is not done again, so one that went on with other images
+    would compare what was measured on different ones.
+
+    Args:
+        folder: Of the study.
+        key: Whose images these are, in a study of several splits.
+        **sets: The images, by what they are for.
+
+    Raises:
+        ConfigError: the study began with others, or the file is damaged.
+    """
+    file = folder / IMAGES
+    known = read_json(file)
+    if known is None:
+        known = {}
+    if not isinstance(known, dict) or not isinstance(known.get(key, {}), dict):
+        raise ConfigError(f"{file} is damaged (expected mappings); remove it")
+    now = {name: images.fingerprint() for name, images in sets.items()}
+    classes = list(next(iter(sets.values())).classes)
+    if key not in known:
+        write_json(file, {**known, key: {"classes": classes, **now}})
+        return
+    began = known[key]
+    names = began.get("classes")
+    _same(folder, "classes", tuple(names) if isinstance(names, list) else (), tuple(classes))
+    for name, fingerprint in now.items():
+        if began.get(name) != fingerprint:
+            raise ConfigError(
+                f"{folder}: the {name} images are not those that the study began with "
+                f"(fingerprint {began.get(name)} then, {fingerprint} now): put them back, or begin "
+                "a new study"
+            )
+
+
 _WORDS = {
     "student": "student.model",
     "assistants": "distillation.assistants",
@@ -206,23 +245,29 @@ _WORDS = {
 }
 
 
-def _same(run: RunDirectory, key: str, began: Any, now: Any) -> None:
+def _same(folder: Path, key: str, began: Any, now: Any) -> None:
     if began == now:
         return
     if key == "classes":
-        more, less = (
-            ", ".join(name for name in one if name not in other) or "none"
-            for one, other in ((now, began), (began, now))
-        )
+        changes = f"new: {_few(now, began)}; gone: {_few(began, now)}"
+        if sorted(map(str, now)) == sorted(map(str, began)):
+            changes = "in another order"
         raise ConfigError(
-            f"{run.path}: the data set's classes are not those of the run ({len(began)} then, "
-            f"{len(now)} now; new: {more}; gone: {less}): put the run's images back"
+            f"{folder}: the data set's classes are not those that it began with ({len(began)} "
+            f"then, {len(now)} now; {changes}): put those images back"
         )
     mend = "config.yaml back" if key in ("student", "assistants") else "the run's images back"
     raise ConfigError(
-        f"{run.path}: {_WORDS[key]} was {_plain(began)} when the run began and is {_plain(now)} "
+        f"{folder}: {_WORDS[key]} was {_plain(began)} when the run began and is {_plain(now)} "
         f"now: put {mend}"
     )
+
+
+def _few(names: Sequence[Any], others: Sequence[Any]) -> str:
+    """Names that are not among the others; of many, the first ones."""
+    found = [str(name) for name in names if name not in others]
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    return ", ".join(found[:5]) + more or "none"
 
 
 def _plain(value: Any) -> str:

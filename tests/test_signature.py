@@ -13,17 +13,27 @@ import pytest
 import torch
 from PIL import Image
 
-from fedkd.config import ConfigError, make_experiment
+from fedkd.attacks.config import AttackStudy
+from fedkd.attacks.matrix import run_matrix
+from fedkd.central.config import make_study
+from fedkd.central.folder import StudyFolder
+from fedkd.central.study import prepare as prepare_study
+from fedkd.central.study import run_study
+from fedkd.config import ConfigError, make_config, make_experiment
 from fedkd.export import export_student, load_assistants, load_student, predict_files
 from fedkd.models import MODELS
 from fedkd.report.found import Found
 from fedkd.rounds import Server, workspace_of
 from fedkd.rundir import RunDirectory, network_hash, write_json
-from fedkd.signature import SIGNATURE, read_signature
+from fedkd.signature import IMAGES, SIGNATURE, read_signature
 from simulations.client_app import _given_root
 from simulations.commands.contribution import contribution
 from simulations.commands.status import status_of
+from simulations.compare.config import Comparison
+from simulations.compare.engine import run_all
+from simulations.compare.folder import CompareFolder
 from simulations.local import run_local
+from tests.conftest import TINY
 
 NAMES = ("left", "top")
 
@@ -195,7 +205,7 @@ def test_classes_are_those_of_the_run_and_not_of_todays_folder(
     assert found.classes == list(NAMES)
     assert found.data is None
     assert "new: bottom; gone: none" in found.data_problem
-    with pytest.raises(ConfigError, match=r"classes are not those of the run .*new: bottom"):
+    with pytest.raises(ConfigError, match=r"classes are not those .*new: bottom"):
         contribution(copied.path)
     assert export_student(copied, "torch", tmp_path / "s.pt2").missing is not None
     # An older run has its class names in its summary.
@@ -343,6 +353,61 @@ def test_a_nodes_own_state_makes_the_servers_path_void(tmp_path: Path) -> None:
     assert _given_root({"state-dir": "/somewhere"}, job) is None
     assert _given_root({}, {"data-root": str(tmp_path / "not here")}) is None
     assert _given_root({}, {}) is None
+
+
+# -- studies ---------------------------------------------------------------------------------------
+
+
+def images_changed(folder: Path) -> Path:
+    """The folder's note about its images, as if they had been others."""
+    file = folder / IMAGES
+    content = json.loads(file.read_text())
+    for split in content.values():
+        split["test"] = "0" * 16
+    write_json(file, content)
+    return file
+
+
+def test_a_study_does_not_go_on_with_other_images(tmp_path: Path) -> None:
+    study = make_study({
+        "data": {"dataset": {"name": "synthetic", "per_class": 20}},
+        "teachers": {"model": "mlp"}, "student": {"model": "mlp"}, "methods": {"kd": ["kd"]},
+        "recipe": {"epochs": 1, "augment": "none"}, "output": str(tmp_path),
+    })  # fmt: skip
+    folder, images = StudyFolder.new(study), prepare_study(study)
+    run_study(folder, images)
+    run_study(folder, images)
+    file = images_changed(folder.path)
+    with pytest.raises(ConfigError, match="the test images are not those that the study began"):
+        run_study(folder, images)
+    content = json.loads(file.read_text())
+    content["data"]["classes"] = ["ash", "oak"]
+    write_json(file, content)
+    with pytest.raises(ConfigError, match=r"\(2 then, 4 now; new: .*; gone: ash, oak\)"):
+        run_study(folder, images)
+    file.write_text("[]")
+    with pytest.raises(ConfigError, match="damaged"):
+        run_study(folder, images)
+
+
+def test_a_comparison_does_not_go_on_with_other_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulations.job.write_report", lambda run: None)
+    values = small(tmp_path, data=TINY["data"], methods=["fedkd"], seeds=[0])
+    folder = CompareFolder.new(make_config(Comparison, values))
+    run_all(folder)
+    images_changed(folder.path)
+    with pytest.raises(ConfigError, match="the test images are not those that the study began"):
+        run_all(CompareFolder.open(folder.path))
+
+
+def test_a_matrix_of_attacks_does_not_go_on_with_other_images(tmp_path: Path) -> None:
+    experiment = make_experiment(small(tmp_path, data=TINY["data"], clients=3))
+    study = AttackStudy(experiment=experiment, rules=(("entropy",),), attacks=("nan",))
+    write_json(tmp_path / IMAGES, {"seed 0": {"classes": []}})
+    with pytest.raises(ConfigError, match=r"classes are not those .* \(0 then, 4 now"):
+        run_matrix(study, tmp_path)
 
 
 # -- plugins ---------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from fedkd.knowledge.wire import Refused
 from fedkd.randomness import stream, stream_seed
 from fedkd.rounds import Client, Notify, Server, Workspace, silent, threads
 from fedkd.rundir import RunDirectory, network_hash, read_json, write_json
+from fedkd.signature import keep_images
 
 CLEAN = "clean"
 MISLABELLED, COPYCAT = "label_noise", "copycat"
@@ -156,6 +157,8 @@ def _run_seed(
     if any(threat.name == MISLABELLED for threat in threats.values()):
         asked["mislabelled"] = attackers
     union = Workspace(experiment.model_copy(update={"fusion": rules}))
+    data = union.data
+    keep_images(folder, f"seed {seed}", transfer=data.transfer.images, test=data.test)
     answers = Answers(folder / "teachers" / f"seed{seed}", union)
     with threads(experiment.resources.client_cpus):
         answers.make(asked, experiment.rounds, notify)

@@ -1,7 +1,7 @@
 """A study's folder: everything that happened, in files a person can open.
 
 config.yaml  results.json  report.html        the resolved config, the table, the page
-versions.json                                 what ran it
+versions.json  images.json                    what ran it, and on which images
 teachers/N/                                   each teacher (teachers/seedS-N/ if trained per seed)
 methods/METHOD/seedS/                         each student; its assistants in assistantN/ below
   metrics.jsonl  results.json                 one line per epoch; what came out

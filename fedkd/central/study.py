@@ -30,6 +30,7 @@ from fedkd.models.network import Network, parameter_count
 from fedkd.randomness import seeded, stream_seed
 from fedkd.rounds import Notify, silent, threads
 from fedkd.rundir import load_state, network_hash, write_json
+from fedkd.signature import keep_images
 
 
 def check_study(study: Study) -> None:
@@ -114,9 +115,11 @@ def run_study(folder: StudyFolder, images: Images, notify: Notify = silent) -> R
         The results, as in `results.json`.
 
     Raises:
+        ConfigError: the study began with other images.
         RuntimeError: a loss is no longer finite.
     """
     study = folder.study
+    keep_images(folder.path, "data", training=images.train, test=images.test)
     with threads(study.resources.threads):
         runner = _Runner(folder, images, notify)
         notify("plan", trainings=runner.trainings)

@@ -80,7 +80,7 @@ class ImageSet:
     def fingerprint(self) -> str:
         """Hash of pixels and order (not of labels): equal on two machines iff the images are."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update(self.images.contiguous().numpy().tobytes())
+        digest.update(self.images.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import statistics
@@ -12,11 +13,12 @@ from dataclasses import asdict
 from typing import Any
 
 from fedkd.build import check
-from fedkd.config import ConfigError
+from fedkd.config import ConfigError, Experiment
 from fedkd.data.splits import FederatedData
 from fedkd.knowledge.store import write_atomically
 from fedkd.rounds import Notify, silent, threads, workspace
 from fedkd.rundir import RunDirectory, read_json, versions, write_json
+from fedkd.signature import keep_images
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Outcome, RoundResult
 from simulations.client_app import make_client_app
@@ -66,6 +68,10 @@ def run_all(folder: CompareFolder, notify: Notify = silent, *, share: bool = Tru
     Returns:
         The results, as in `results.json`.
     """
+    for experiment in _splits(folder):
+        data = workspace(experiment.to_json()).data
+        key = json.dumps([experiment.seed, experiment.data.model_dump(mode="json")])
+        keep_images(folder.path, key, transfer=data.transfer.images, test=data.test)
     work = [(entry, seed) for seed in folder.config.seeds for entry in folder.entries]
     for number, (entry, seed) in enumerate(work):
         label = f"{entry.name}, seed {seed}"
@@ -84,6 +90,15 @@ def run_all(folder: CompareFolder, notify: Notify = silent, *, share: bool = Tru
         write_json(folder.path / "results.json", results(folder))
     notify("row", label="report", done=len(work), total=len(work))
     return write_all(folder)
+
+
+def _splits(folder: CompareFolder) -> list[Experiment]:
+    """One experiment for every way in which rows of the first seed take their images."""
+    found: dict[str, Experiment] = {}
+    for entry in folder.entries:
+        experiment = entry.seeded(folder.config.seeds[0])
+        found.setdefault(experiment.data.model_dump_json(), experiment)
+    return list(found.values())
 
 
 def write_all(folder: CompareFolder) -> Record:

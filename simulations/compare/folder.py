@@ -1,6 +1,7 @@
 """A comparison's folder: everything that happened, in files a person can open.
 
 config.yaml  versions.json       the resolved config, what ran it
+images.json                      fingerprints of the images it began with
 results.json  results.csv  rounds.csv  report.html
 methods/NAME/seed0.json          what came out (or the error), written when it is finished
 methods/NAME/seed0/              fedkd's own run directory, less the knowledge of its rounds
