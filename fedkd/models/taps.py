@@ -27,6 +27,7 @@ class _Call:
     module: nn.Module
     side_in: int | None
     side_out: int | None = None
+    made: object = None
     inner: list[_Call] = field(default_factory=list)
 
 
@@ -45,7 +46,8 @@ def find_stages(body: nn.Module, example: Tensor) -> tuple[str, ...]:
 
     Blocks with branches inside (residual, inception, ...) are taken whole. Pure pooling at the
     end, and attention blocks without maps, give no stage. Modules that run more than once in
-    a forward pass are passed over, since a hook could not tell their outputs apart.
+    a forward pass are passed over, since a hook could not tell their outputs apart, and so are
+    those that the logits do not depend on (a second head that only counts in training).
 
     Args:
         body: Any classifier of square images; left in the mode it was in.
@@ -58,8 +60,9 @@ def find_stages(body: nn.Module, example: Tensor) -> tuple[str, ...]:
         >>> find_stages(cnn, torch.zeros(2, 1, 8, 8))
         ('1', '4')
     """
-    root = _record(body, example)
+    root, logits = _record(body, example)
     runs = Counter(call.name for call in _descendants(root))
+    _prune(root, logits)
     stages: list[list[_Step]] = []
     side = 0
     for step in (step for call in root.inner for step in _steps(call)):
@@ -98,7 +101,7 @@ def training(body: nn.Module) -> Iterator[None]:
 def _restored(body: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in body.modules()}
     buffers = [
-        (module, name, buffer, buffer._version, buffer.clone())
+        (module, name, buffer, buffer.clone())
         for module in body.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None and not is_lazy(buffer) and not buffer.is_inference()
@@ -108,8 +111,9 @@ def _restored(body: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-        for module, name, buffer, version, value in buffers:
-            if buffer._version != version:
+        for module, name, buffer, value in buffers:
+            # By value: batch norm writes without counting a version.
+            if not torch.equal(buffer, value):
                 with torch.no_grad():
                     buffer.copy_(value)
             if name in module._buffers:
@@ -123,8 +127,8 @@ def noise_like(images: Tensor) -> Tensor:
     return noise.to(images.device, images.dtype)
 
 
-def _record(body: nn.Module, example: Tensor) -> _Call:
-    """The tree of calls of one forward pass; its root is `body` itself."""
+def _record(body: nn.Module, example: Tensor) -> tuple[_Call, object]:
+    """The tree of calls of one forward pass, its root is `body` itself, and what came out."""
     root = _Call("", body, _side(example))
     stack = [root]
     handles = []
@@ -135,7 +139,8 @@ def _record(body: nn.Module, example: Tensor) -> _Call:
         stack.append(call)
 
     def close_call(output: object) -> None:
-        stack.pop().side_out = _side(output)
+        call = stack.pop()
+        call.side_out, call.made = _side(output), output
 
     for name, module in body.named_modules():
         if name:
@@ -149,12 +154,32 @@ def _record(body: nn.Module, example: Tensor) -> _Call:
                 module.register_forward_hook(lambda _module, _inputs, output: close_call(output)),
             ]
     try:
-        with evaluating(body):
-            body(example)
+        with evaluating(body), torch.enable_grad():
+            # Not a leaf, or a network could not write into it; with a gradient, frozen or not.
+            logits: object = body(example.clone().requires_grad_() + 0)
     finally:
         for handle in handles:
             handle.remove()
-    return root
+    return root, logits
+
+
+def _prune(root: _Call, logits: object) -> None:
+    """Leave out the calls that the logits do not depend on, as far as gradients can tell."""
+    calls = [call for call in _descendants(root) if _tracked(call.made)]
+    if not isinstance(logits, Tensor) or not logits.requires_grad or not calls:
+        return
+    try:
+        made = [call.made for call in calls if isinstance(call.made, Tensor)]
+        slopes = torch.autograd.grad(logits.sum(), made, allow_unused=True)
+    except RuntimeError:  # someone's own operation without a derivative
+        return
+    idle = {id(call) for call, slope in zip(calls, slopes, strict=True) if slope is None}
+    for call in (root, *_descendants(root)):
+        call.inner = [inner for inner in call.inner if id(inner) not in idle]
+
+
+def _tracked(made: object) -> bool:
+    return isinstance(made, Tensor) and made.requires_grad
 
 
 def _steps(call: _Call) -> Iterator[_Step]:

@@ -15,6 +15,14 @@ from fedkd.registry import nearest
 
 PREFIX = "torchvision/"
 
+# Options of torchvision that cannot be right here.
+_REFUSED = {
+    "weights": "nothing is downloaded; hand a pretrained module to fedkd.Network with its own "
+    "mean and std",
+    "num_classes": "the images decide it",
+    "transform_input": "images would be normalised twice",
+}
+
 
 def torchvision_names() -> list[str]:
     """`torchvision/alexnet`, `torchvision/convnext_base`, ..., sorted."""
@@ -48,11 +56,14 @@ def torchvision_model(
     known = torchvision_names()
     if name not in known:
         raise ValueError(f"unknown model {name!r}{nearest(name, known)} (see `fedkd list models`)")
+    for option, reason in _REFUSED.items():
+        if options.get(option):
+            raise ValueError(f"model {name!r}: option {option!r} cannot be set: {reason}")
     short = name.removeprefix(PREFIX)
     arguments: dict[str, Any] = {"num_classes": num_classes, **_defaults(short, image_size)}
     try:
         make = models.get_model_builder(short)  # type: ignore[attr-defined]
-        body: nn.Module = make(weights=None, **{**arguments, **options})
+        body: nn.Module = make(**{"weights": None, **arguments, **options})
     except TypeError as error:
         raise ValueError(f"model {name!r}: {error} (options: {dict(options)})") from error
     except (ValueError, RuntimeError, AssertionError) as error:
@@ -60,7 +71,7 @@ def torchvision_model(
             f"model {name!r} cannot be built for {image_size}x{image_size} images: {error}"
         ) from error
     if in_channels != 3:
-        _replace_first_convolution(body, in_channels)
+        _replace_first_convolution(name, body, in_channels)
     return body
 
 
@@ -75,10 +86,12 @@ def _defaults(short: str, image_size: int) -> dict[str, Any]:
     return {}
 
 
-def _replace_first_convolution(body: nn.Module, in_channels: int) -> None:
+def _replace_first_convolution(model: str, body: nn.Module, in_channels: int) -> None:
     name, old = next(
         (name, module) for name, module in body.named_modules() if isinstance(module, nn.Conv2d)
     )
+    if old.in_channels != 3 or old.groups != 1:
+        raise ValueError(f"model {model!r} takes 3-channel images, these have {in_channels}")
     new = nn.Conv2d(
         in_channels,
         old.out_channels,

@@ -30,6 +30,7 @@ from fedkd.data.views import virtual_view
 from fedkd.knowledge.extract import Unreadable, shapes
 from fedkd.knowledge.kinds import Kind, Logits, Pooled, VirtualLogits
 from fedkd.knowledge.wire import Expected
+from fedkd.models.checks import check_training
 from fedkd.models.network import parameter_count
 from fedkd.objective import Objective
 from fedkd.privacy.leaks import check_leaks
@@ -184,6 +185,8 @@ def _describe(
                 classes, shape = len(data.classes), data.test.shape
                 check_private(network, shape, classes, name=model.name, clipping=privacy.clipping)
             told = shapes(network, kinds, data.test.shape)
+            black = torch.zeros(2, *data.test.shape, dtype=torch.uint8)
+            check_training(network, "it", black, len(data.classes), "the experiment")
         except ValueError as error:
             who = objective.wanting(error.kind) if isinstance(error, Unreadable) else ""
             raise ConfigError(f"{where}: {model.name!r}: {error}{who}") from None

@@ -84,6 +84,36 @@ def test_network_without_maps_has_no_stages() -> None:
     assert find_stages(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.zeros(2, 1, 2, 2)) == ()
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_branch_that_the_logits_do_not_depend_on_gives_no_stage(frozen: bool) -> None:
+    class Deep(nn.Module):
+        """Computes a second head at once, and gives it in training only."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = conv(1, 4)
+            self.aux = nn.Sequential(nn.AdaptiveAvgPool2d(2), conv(4, 3), nn.AdaptiveAvgPool2d(1))
+            self.second = nn.Sequential(nn.ReLU(inplace=True), conv(4, 8, 2))
+            self.fc = nn.Linear(8 * 8 * 8, 3)
+
+        def forward(self, images: Tensor) -> object:
+            x = self.first(images)
+            aux = self.aux(x).flatten(1)
+            logits = self.fc(self.second(x).flatten(1))
+            return (logits, aux) if self.training else logits
+
+    body = Deep().requires_grad_(not frozen)
+    assert find_stages(body, torch.zeros(2, 1, 16, 16)) == ("second.0", "second")
+
+
+def test_networks_without_a_derivative_are_still_tapped() -> None:
+    class Rounded(Functional):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images).argmax(1, keepdim=True).expand(-1, 3).float()
+
+    assert find_stages(Rounded(), torch.zeros(2, 1, 8, 8)) == ("first", "second")
+
+
 def test_search_leaves_modes_statistics_and_hooks_alone() -> None:
     body = nn.Sequential(conv(1, 4), nn.BatchNorm2d(4), nn.Flatten())
     body[1].eval()
