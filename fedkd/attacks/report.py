@@ -21,9 +21,10 @@ DASH = "\N{EN DASH}"
 def table(study: AttackStudy, results: Mapping[Cell, dict[str, Any]]) -> dict[str, Any]:
     """Mean over seeds of every cell, with costs in points of accuracy.
 
-    `rows` maps threat -> rule -> {accuracy, cost, against_default, refused} or None where a rule
-    could not be used; `clean` comes first. `cost` compares with the same rule's clean run,
-    `against_default` with the default rule's. `worst` maps rule -> its dearest attack.
+    `rows` maps threat -> rule -> {accuracy, cost, class_cost, against_default, refused} or None
+    where a rule could not be used; `clean` comes first. `cost` compares with the same rule's clean
+    run, `class_cost` is that of the class which loses most, `against_default` compares with the
+    default rule's clean run. `worst` maps rule -> its costliest attack.
     """
     rules, threats = [*study.chains()], [CLEAN, *study.threats()]
 
@@ -31,6 +32,11 @@ def table(study: AttackStudy, results: Mapping[Cell, dict[str, Any]]) -> dict[st
         told = [results[Cell(seed, rule, threat)].get("accuracy") for seed in study.seeds]
         known = [value for value in told if value is not None]
         return statistics.fmean(known) if len(known) == len(told) else None
+
+    def per_class(rule: str, threat: str) -> np.ndarray:
+        cells = [results[Cell(seed, rule, threat)].get("per_class") for seed in study.seeds]
+        known = [np.array(c, dtype=float) for c in cells if c is not None]
+        return np.nanmean(known, axis=0) if len(known) == len(cells) else np.full(1, np.nan)
 
     base = {rule: mean(rule, CLEAN) for rule in rules}
     default = base[rules[0]]
@@ -46,6 +52,9 @@ def table(study: AttackStudy, results: Mapping[Cell, dict[str, Any]]) -> dict[st
             rows[threat][rule] = None if accuracy is None or own is None else {
                 "accuracy": accuracy,
                 "cost": 100 * (own - accuracy),
+                "class_cost": float(np.max(
+                    100 * (per_class(rule, CLEAN) - per_class(rule, threat)), initial=-100.0
+                )),
                 "against_default": None if default is None else 100 * (default - accuracy),
                 "refused": refused,
             }  # fmt: skip
@@ -93,6 +102,17 @@ def write(study: AttackStudy, results: Mapping[Cell, dict[str, Any]], folder: Pa
             header=["rule", "clean, %", "worst attack", "worst cost", "mean cost",
                     "worst against the default"],
             rows=[_rule(facts, rule) for rule in rules],
+        ),
+        leaflet.Card(
+            "The class that loses most",
+            "Points of accuracy on the class that an attack costs most: an attack on one class of "
+            "many hardly moves the mean.",
+            header=["attack", *rules],
+            rows=[
+                [threat, *(_points(row[rule], "class_cost") for rule in rules)]
+                for threat, row in facts["rows"].items()
+                if threat != CLEAN
+            ],
         ),
         leaflet.Card(
             "Accuracy",
@@ -187,6 +207,10 @@ def _rule(facts: Mapping[str, Any], rule: str) -> list[str]:
 
 def _percent(cell: Mapping[str, Any] | None) -> str:
     return DASH if cell is None else f"{100 * cell['accuracy']:.1f}"
+
+
+def _points(cell: Mapping[str, Any] | None, key: str) -> str:
+    return DASH if cell is None else f"{cell[key]:.1f}"
 
 
 def _number(cell: Mapping[str, Any] | None, key: str) -> float:

@@ -58,6 +58,9 @@ def test_a_matrix_measures_refusals_and_costs_and_goes_on(tiny: Tiny, tmp_path: 
     own = results[Cell(0, "class_gated", CLEAN)]["accuracy"]
     assert row["cost"] == pytest.approx(100 * (own - row["accuracy"]))
     assert row["against_default"] == pytest.approx(100 * (clean["accuracy"] - row["accuracy"]))
+    by_class = results[Cell(0, "class_gated", "collude")]["per_class"]
+    lost = [a - b for a, b in zip(results[Cell(0, "class_gated", CLEAN)]["per_class"], by_class)]
+    assert row["class_cost"] == pytest.approx(100 * max(lost))
     assert facts["rows"]["nan"]["uniform"]["refused"] == 2
     assert facts["worst"]["uniform"]["cost"] == max(
         cells["uniform"]["cost"]
@@ -67,6 +70,7 @@ def test_a_matrix_measures_refusals_and_costs_and_goes_on(tiny: Tiny, tmp_path: 
     page = write(study, results, tmp_path).read_text(encoding="utf-8")
     assert page.count("<svg") == 1
     assert "1 of 3 clients attack" in page
+    assert "The class that loses most" in page
     assert read_json(tmp_path / "attack.json")["default"] == "uniform"
 
 
