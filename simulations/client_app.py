@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -45,7 +46,8 @@ def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
             fit = client.train(round_number, _student(message))
         # Measured on private images, and disclosed to the server like everything in a reply: so
         # only where nothing is promised about them.
-        metrics = MetricRecord({"loss": fit.loss, "accuracy": fit.accuracy})
+        known = {"loss": fit.loss, "accuracy": fit.accuracy}  # unknown for an empty shard
+        metrics = MetricRecord({k: value for k, value in known.items() if math.isfinite(value)})
         if client.spent is not None:
             trained = float(client.paid(round_number))
             metrics = MetricRecord({"epsilon": client.spent, "trained": trained})

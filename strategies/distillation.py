@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,9 +28,12 @@ from strategies.exchange import Reply, exchange
 from strategies.records import (
     JOB,
     STUDENT,
+    Number,
+    check_length,
     explain,
-    metrics_of,
+    plain,
     read_knowledge,
+    read_numbers,
     wire_bytes,
 )
 
@@ -45,16 +48,32 @@ REJOIN_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Phase:
-    """One exchange of a round: its name in the ledger and Flower's message type."""
+    """One exchange of a round.
+
+    Attributes:
+        name: In the ledger.
+        message_type: Flower's.
+        knowledge: Whether replies hold arrays of knowledge.
+    """
 
     name: str
     message_type: str
+    knowledge: bool = False
 
 
 DESCRIBE = Phase("describe", "query.describe")
 TRAIN = Phase("train", "train")
-KNOWLEDGE = Phase("knowledge", "query.knowledge")
-EVALUATE = Phase("evaluate", "evaluate")
+KNOWLEDGE = Phase("knowledge", "query.knowledge", knowledge=True)
+EVALUATE = Phase("evaluate", "evaluate", knowledge=True)
+
+
+# What is read from replies; anything else in them is refused.
+TRAINED = {"loss": Number(0, 1e30), "accuracy": Number(0, 1)}
+TRAINED_PRIVATELY = {"epsilon": Number(0, 1e9), "trained": Number(0, 1)}
+JUDGED = {
+    "holdout_right": Number(0, 2**40, whole=True),
+    "holdout_total": Number(0, 2**40, whole=True),
+}
 
 
 class FederatedDistillation(Strategy):
@@ -224,7 +243,7 @@ class FederatedDistillation(Strategy):
                 f"is one of {partitions} partitions, the experiment has "
                 f"{self.experiment.clients} clients"
             )
-        if not isinstance(client, int) or not 0 <= client < self.experiment.clients:
+        if type(client) is not int or not 0 <= client < self.experiment.clients:
             return f"claims to be client {client!r}"
         if client in self.nodes:
             return f"claims to be client {client}, as node {self.nodes[client]} does"
@@ -259,9 +278,9 @@ class FederatedDistillation(Strategy):
         self._trained: list[int] = []
         for reply in replies:
             content = self._content(reply, server_round, TRAIN)
-            if content is None:
+            facts = self._numbers(reply, server_round, TRAIN, content, *self._training_numbers())
+            if facts is None:
                 continue
-            facts = metrics_of(content)
             self._trained.append(reply.client)
             self.run.metric(
                 "client", round=server_round, client=reply.client, phase="train",
@@ -308,15 +327,20 @@ class FederatedDistillation(Strategy):
     ) -> MetricRecord | None:
         """Keep the teachers' test answers and the clients' verdicts on the student."""
         right = total = 0
+        options = self.experiment.evaluation
+        judges = options.clients and server_round == self.experiment.rounds
         for reply in replies:
-            wants_test = self.experiment.evaluation.teachers
             content = (
                 self._accept(reply, server_round, EVALUATE, test=True)
-                if wants_test
+                if options.teachers
                 else self._content(reply, server_round, EVALUATE)
             )
-            facts = metrics_of(content) if content is not None else {}
-            if facts.get("holdout_total"):
+            allowed = JUDGED if judges else {}
+            facts = self._numbers(reply, server_round, EVALUATE, content, allowed, allowed)
+            if facts and facts["holdout_right"] > facts["holdout_total"]:
+                reason = "holdout_right: more than holdout_total"
+                self._refuse(server_round, EVALUATE, reply.client, reason)
+            elif facts and facts["holdout_total"]:
                 right += int(facts["holdout_right"])
                 total += int(facts["holdout_total"])
                 self.run.metric(
@@ -387,12 +411,12 @@ class FederatedDistillation(Strategy):
         lost: list[Reply] = []
         for reply in self._exchange(grid, letters):
             self._count(number, phase, down, reply)
-            if _worker_lost(reply.message):
+            if self._worker_lost(reply.message):
                 lost.append(reply)
                 continue
             self.notify("reply", round=number, phase=phase.name, client=reply.client)
             yield reply
-        dead = sum(_actor_died(reply.message) for reply in lost)
+        dead = sum(self._actor_died(reply.message) for reply in lost)
         if dead > 1 and dead >= len(letters):
             raise RuntimeError(
                 f"every worker process died in round {number} ({phase.name}); out of memory? "
@@ -444,19 +468,52 @@ class FederatedDistillation(Strategy):
         elif reply.message.has_error():
             error = reply.message.error
             reason = error.reason or ""
-            logger.warning("%s, round %d, %s:\n%s", who, number, phase.name, reason)
+            # The end of it tells most; a client chooses how long it is.
+            logger.warning("%s, round %d, %s:\n%s", who, number, phase.name, reason[-20_000:])
             self._refuse(number, phase, client, f"{explain(reason)} (code {error.code})")
         else:
+            try:
+                check_length(reply.message, self._max_bytes if phase.knowledge else 0.0)
+            except Refused as refusal:
+                self._refuse(number, phase, client, str(refusal))
+                return None
             return reply.message.content
         return None
+
+    @property
+    def _max_bytes(self) -> float:
+        return self.experiment.federation.max_payload_mb * 2**20
+
+    def _training_numbers(self) -> tuple[Mapping[str, Number], Collection[str]]:
+        """What a reply about training may say, and what it has to."""
+        if self.experiment.teachers.privacy is not None:
+            return TRAINED_PRIVATELY, TRAINED_PRIVATELY
+        return ({}, ()) if self.experiment.release is not None else (TRAINED, ())
+
+    def _numbers(
+        self,
+        reply: Reply,
+        number: int,
+        phase: Phase,
+        content: RecordDict | None,
+        allowed: Mapping[str, Number],
+        required: Collection[str],
+    ) -> dict[str, float | int] | None:
+        """A reply's numbers, or None after writing down why they are not used."""
+        if content is None:
+            return None
+        try:
+            return read_numbers(content, allowed, required)
+        except Refused as refusal:
+            self._refuse(number, phase, reply.client, str(refusal))
+            return None
 
     def _accept(self, reply: Reply, number: int, phase: Phase, *, test: bool) -> RecordDict | None:
         content = self._content(reply, number, phase)
         if content is None:
             return None
         try:
-            limit = self.experiment.federation.max_payload_mb * 2**20
-            arrays, header = read_knowledge(content, limit)
+            arrays, header = read_knowledge(content, self._max_bytes)
             self.server.accept(reply.client, number, arrays, header, test=test)
         except Refused as refusal:
             self._refuse(number, phase, reply.client, str(refusal))
@@ -466,6 +523,7 @@ class FederatedDistillation(Strategy):
         return content
 
     def _refuse(self, number: int, phase: Phase, client: int | None, reason: str) -> None:
+        reason = plain(reason)
         self.run.metric("refused", round=number, phase=phase.name, client=client, reason=reason)
         self.notify("refused", round=number, phase=phase.name, client=client, reason=reason)
 
@@ -475,19 +533,23 @@ class FederatedDistillation(Strategy):
         }
         return ArrayRecord(weights)
 
+    def _worker_lost(self, message: Message | None) -> bool:
+        if message is None or not message.has_error():
+            return False
+        lost = message.error.code in (NODE_UNAVAILABLE, CLIENT_APP_CRASHED)
+        return lost or self._actor_died(message)
+
+    def _actor_died(self, message: Message | None) -> bool:
+        """Whether Flower says that a Ray worker died: in a simulation, and not in a client's name.
+
+        What a client app raises has a code of its own; a real node writes its replies itself.
+        """
+        if self.state_dir is None or message is None or not message.has_error():
+            return False
+        reason = message.error.reason or ""
+        died = "ActorDied" in reason or "ActorUnavailable" in reason
+        return died and message.error.code == UNKNOWN
+
 
 # flwr.common.constant.ErrorCode, which is not public.
-NODE_UNAVAILABLE, CLIENT_APP_CRASHED = 5, 8
-
-
-def _worker_lost(message: Message | None) -> bool:
-    if message is None or not message.has_error():
-        return False
-    return _actor_died(message) or message.error.code in (NODE_UNAVAILABLE, CLIENT_APP_CRASHED)
-
-
-def _actor_died(message: Message | None) -> bool:
-    if message is None or not message.has_error():
-        return False
-    reason = message.error.reason or ""
-    return "ActorDied" in reason or "ActorUnavailable" in reason
+UNKNOWN, NODE_UNAVAILABLE, CLIENT_APP_CRASHED = 0, 5, 8

@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -18,6 +20,11 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from fedkd.knowledge.wire import Header, HeaderValue, Refused
 
 KNOWLEDGE, HEADER, JOB, STUDENT, METRICS = "knowledge", "header", "job", "student", "metrics"
+
+# Bytes of a reply beside the arrays of knowledge: names, numbers, Flower's wrapping.
+ENVELOPE = 2**20
+# Characters of a reason that are kept; it may quote what a client sent.
+REASON = 300
 
 
 def knowledge_records(arrays: Mapping[str, np.ndarray], header: Header) -> RecordDict:
@@ -84,12 +91,67 @@ def _check_size(data: bytes) -> None:
         raise ValueError(f"{size:,} bytes announced, {rest:,} there")
 
 
-def metrics_of(content: RecordDict) -> dict[str, float | int]:
-    """Plain numbers of a reply's metric record, empty if there is none."""
-    record: MetricRecord | None = content.metric_records.get(METRICS)
-    if record is None:
-        return {}
-    return {key: value for key, value in record.items() if isinstance(value, int | float)}
+@dataclass(frozen=True)
+class Number:
+    """What a number in a reply may be.
+
+    Attributes:
+        low: Smallest value.
+        high: Largest value.
+        whole: Whether it is a whole number.
+    """
+
+    low: float
+    high: float
+    whole: bool = False
+
+
+def read_numbers(
+    content: RecordDict, allowed: Mapping[str, Number], required: Collection[str] = ()
+) -> dict[str, float | int]:
+    """The numbers of a reply, by name.
+
+    Args:
+        content: Of the reply; without a metric record it has no numbers.
+        allowed: Name -> what the number may be.
+        required: Names that have to be there.
+
+    Raises:
+        Refused: a name that is not allowed or misses, a value of another type or out of range.
+    """
+    record = content.metric_records.get(METRICS, MetricRecord())
+    found: dict[str, float | int] = {}
+    for name, value in record.items():
+        if (number := allowed.get(name)) is None:
+            raise Refused(
+                f"a number called {name!r}; expected {', '.join(sorted(allowed)) or 'none'}"
+            )
+        kind = "a whole number" if number.whole else "a number"
+        if isinstance(value, bool) or not isinstance(value, int if number.whole else (int, float)):
+            raise Refused(f"{name}: expected {kind}, got {type(value).__name__}")
+        if not number.low <= value <= number.high:  # NaN is in no range
+            raise Refused(f"{name}: {kind} from {number.low:g} to {number.high:g}, got {value}")
+        found[name] = value
+    for name in required:
+        if name not in found:
+            raise Refused(f"no number called {name!r}; it is asked for")
+    return found
+
+
+def check_length(message: Message, arrays: float = 0.0) -> int:
+    """Bytes of a reply as Flower serialises it.
+
+    Args:
+        message: The reply.
+        arrays: Bytes of knowledge that it may hold; the rest has `ENVELOPE`.
+
+    Raises:
+        Refused: the reply is longer.
+    """
+    size, limit = wire_bytes(message), arrays + ENVELOPE
+    if size > limit:
+        raise Refused(f"a reply of {size:,} bytes, at most {int(limit):,} are accepted")
+    return size
 
 
 def wire_bytes(message: Message) -> int:
@@ -97,11 +159,21 @@ def wire_bytes(message: Message) -> int:
     return sum(len(item.deflate()) for item in get_all_nested_objects(message).values())
 
 
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+# Escape sequences of a terminal: colours, and those that name windows, write links or clear it.
+_ESCAPES = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b\[[0-?]*[ -/]*[@-~]|\x1b.?", re.S)
+
+
+def plain(text: str, limit: int = REASON) -> str:
+    """One line of printable characters, cut to `limit`: text from elsewhere moves no cursor."""
+    text = _ESCAPES.sub("", text[: 8 * limit])
+    shown = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in text)
+    line = " ".join(shown.split())
+    return line if len(line) <= limit else line[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def explain(reason: str) -> str:
     """The last telling line of an error's reason, without colours or tracebacks."""
-    lines = [line.strip() for line in _ANSI.sub("", reason).splitlines() if line.strip()]
+    lines = [line.strip() for line in _ESCAPES.sub("", reason[-20_000:]).splitlines()]
+    lines = [line for line in lines if line]
     telling = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Refused)\b", line)]
-    return (telling or lines or ["no reason given"])[-1][:300]
+    return plain((telling or lines or ["no reason given"])[-1])

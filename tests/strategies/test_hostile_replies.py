@@ -1,0 +1,297 @@
+"""Replies of every message type, mutated: none ends the run, none puts a wrong number into it.
+
+`FEDKD_FUZZ=20000 pytest tests/strategies/test_hostile_replies.py` tries as many mutations.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedkd.config import Experiment
+from fedkd.rounds import Server, workspace
+from fedkd.rundir import RunDirectory
+from simulations.client_app import make_client_app
+from simulations.local import LocalGrid, run_local
+from strategies.distillation import FederatedDistillation
+from strategies.exchange import Reply
+from strategies.records import ENVELOPE, HEADER, KNOWLEDGE, METRICS, REASON, plain
+
+Tiny = Callable[..., Experiment]
+SMALL = (
+    "clients=3", "rounds=1", "teachers.models=[mlp]", "teachers.epochs=1", "student.model=mlp",
+    "distillation.epochs=1", "distillation.losses=[kd]", "fusion=[class_gated]",
+    "evaluation.baselines=[]",
+)  # fmt: skip
+PRIVATE = (
+    "teachers.privacy={epsilon: 8.0, nominal_size: 40}", "fusion=[uniform]",
+    "evaluation.clients=false", "evaluation.teachers=true",
+)  # fmt: skip
+
+
+def changing(client: int, kind: str, change: Callable[[Message], None]) -> ClientApp:
+    """The real client app, with one client's replies of one type changed."""
+
+    def mod(message: Message, context: Any, call_next: Any) -> Message:
+        reply: Message = call_next(message, context)
+        if message.metadata.message_type == kind and context.node_config["partition-id"] == client:
+            change(reply)
+        return reply
+
+    return make_client_app([mod])
+
+
+def with_numbers(**numbers: Any) -> Callable[[Message], None]:
+    def change(reply: Message) -> None:
+        reply.content[METRICS] = MetricRecord(numbers)
+
+    return change
+
+
+@pytest.mark.parametrize("name", ["round", "client", "seconds", "event", "self", "phase"])
+def test_a_number_of_any_name_costs_its_sender_the_round(tiny: Tiny, name: str) -> None:
+    app = changing(0, "train", with_numbers(**{name: 1}))
+    run = run_local(tiny(*SMALL), client_app=app)
+    (refused,) = run.metrics("refused")
+    assert (refused["client"], refused["phase"]) == (0, "train")
+    assert f"a number called '{name}'; expected accuracy, loss" in refused["reason"]
+    assert [r["client"] for r in run.metrics("client") if r["phase"] == "train"] == [1, 2]
+    assert run.metrics("round")[-1]["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "reason"),
+    [
+        ({"holdout_total": 5}, "no number called 'holdout_right'"),
+        ({"holdout_total": math.inf, "holdout_right": 1}, "holdout_total: expected a whole number"),
+        ({"holdout_total": 1, "holdout_right": -1}, "holdout_right: a whole number from 0"),
+        ({"holdout_total": 1, "holdout_right": 2}, "holdout_right: more than holdout_total"),
+        ({"holdout_total": 1, "holdout_right": 1, "round": 2}, "a number called 'round'"),
+    ],
+)
+def test_verdicts_are_checked(tiny: Tiny, numbers: dict[str, Any], reason: str) -> None:
+    app = changing(0, "evaluate", with_numbers(**numbers))
+    run = run_local(tiny(*SMALL), client_app=app)
+    assert reason in run.metrics("refused")[0]["reason"]
+    assert {r["client"] for r in run.metrics("client") if r["phase"] == "evaluate"} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "reason"),
+    [
+        ({"epsilon": 1.0}, "no number called 'trained'"),
+        ({"epsilon": -7.0, "trained": 1.0}, "epsilon: a number from 0"),
+        ({"epsilon": math.nan, "trained": 1.0}, "epsilon: a number from 0"),
+        ({"epsilon": 1.0, "trained": 1.0, "loss": 0.5}, "a number called 'loss'"),
+    ],
+)
+def test_what_a_private_client_claims_to_have_spent_is_checked(
+    tiny: Tiny, numbers: dict[str, Any], reason: str
+) -> None:
+    app = changing(0, "train", with_numbers(**numbers))
+    run = run_local(tiny(*SMALL, *PRIVATE), client_app=app)
+    assert reason in run.metrics("refused")[0]["reason"]
+    assert set(run.read_json("privacy.json")["clients"]) == {"0", "1", "2"}
+
+
+def test_long_replies_are_refused_and_reasons_are_short(tiny: Tiny) -> None:
+    """A megabyte of header, a megabyte of error text and a megabyte of training numbers."""
+    long = "x" * (2 * ENVELOPE)
+
+    def header(reply: Message) -> None:
+        reply.content[HEADER]["run"] = long
+
+    def numbers(reply: Message) -> None:
+        reply.content["more"] = ConfigRecord({"text": long})
+
+    def broken(reply: Message) -> None:
+        raise RuntimeError("\x1b]0;pwn\x07\x1b[2J" + long)
+
+    for kind, change in (("query.knowledge", header), ("train", numbers), ("train", broken)):
+        run = run_local(tiny(*SMALL), client_app=changing(1, kind, change))
+        (refused,) = run.metrics("refused")
+        assert len(refused["reason"]) <= REASON + 20
+        assert "\x1b" not in (run.path / "metrics.jsonl").read_text()
+        assert (run.path / "metrics.jsonl").stat().st_size < 100_000
+        assert run.metrics("round")[-1]["status"] == "ok"
+
+
+def test_text_from_elsewhere_moves_no_cursor() -> None:
+    hostile = (
+        "\x1b]0;pwn\x07\x1b[2J\x1b]8;;http://evil\x07red\x1b[31m \x9b2J\u202egnp.exe\r\nnext\x00"
+    )
+    assert plain(hostile) == "red 2J gnp.exe next"
+    assert plain("a" * 1000).endswith("…")
+    assert len(plain("a" * 10**7)) == REASON
+
+
+def test_what_a_client_app_raises_is_not_taken_for_a_dead_worker(tiny: Tiny) -> None:
+    """If it were, clients that all say so would end the run."""
+
+    def mod(message: Message, context: Any, call_next: Any) -> Message:
+        if message.metadata.message_type == "evaluate":
+            raise RuntimeError("ray.exceptions.ActorDiedError: The actor died unexpectedly")
+        return call_next(message, context)  # type: ignore[no-any-return]
+
+    run = run_local(tiny(*SMALL), client_app=make_client_app([mod]))
+    assert run.metrics("round")[-1]["status"] == "ok"
+    assert len(run.metrics("refused")) == 3
+
+
+# -- mutations of everything -----------------------------------------------------------------------
+
+NAMES = [
+    "round", "client", "seconds", "event", "self", "phase", "run", "", "x" * 3000, "\x1b[2J",
+    "loss", "accuracy", "epsilon", "trained", "holdout_right", "holdout_total", METRICS,
+]  # fmt: skip
+NUMBERS = [0, 1, -1, 2**62, -(2**62), 0.5, -0.0, 1e308, math.nan, math.inf, -math.inf, True,
+           [1, 2], [0.5], []]  # fmt: skip
+VALUES = [*NUMBERS, "", "x", "x" * 200_000, b"", b"\0" * 1000, ["a"], [b"a"], [True]]
+CODES = [0, 1, 2, 3, 4, 5, 6, 7, 8, 99]
+REASONS = [
+    "",
+    "ActorDiedError",
+    "\x1b]0;a\x07" * 50,
+    "Error: " + "x" * 500_000,
+    "\n" * 9,
+    "é\u202e",
+]
+
+
+class Recorded(LocalGrid):
+    """A grid that keeps every request with its honest reply."""
+
+    def __init__(self, nodes: int) -> None:
+        super().__init__(make_client_app(), nodes)
+        self.kept: list[tuple[Message, Message]] = []
+
+    def _answer(self, message: Message) -> Message:
+        reply = super()._answer(message)
+        self.kept.append((message, reply))
+        return reply
+
+
+def _record(value: Any, name: str) -> Any:
+    """A record of a random kind with one entry, if Flower takes it."""
+    for kind in (MetricRecord, ConfigRecord):
+        try:
+            return kind({name: value})
+        except (TypeError, ValueError):
+            continue
+    return ConfigRecord()
+
+
+def mutated(content: RecordDict, draw: random.Random) -> RecordDict:
+    """One to three changes to the records of a reply."""
+    records: dict[str, Any] = {}
+    for name, record in content.items():
+        if isinstance(record, ArrayRecord):
+            records[name] = ArrayRecord(dict(record))
+        else:
+            records[name] = type(record)(dict(record))  # type: ignore[arg-type]
+    for _ in range(draw.choice([1, 1, 1, 2, 3])):
+        name = draw.choice([*records, METRICS, HEADER, KNOWLEDGE, "describe", draw.choice(NAMES)])
+        action = draw.choice(["drop", "replace", "entry", "entry", "entry", "less", "array"])
+        record = records.get(name)
+        if action == "drop":
+            records.pop(name, None)
+        elif action == "replace" or record is None:
+            records[name] = _record(draw.choice(VALUES), draw.choice(NAMES))
+        elif isinstance(record, ArrayRecord):
+            _change_array(record, draw)
+        elif action == "less" and len(record):
+            del record[draw.choice(list(record))]
+        else:
+            try:
+                record[draw.choice([*record, *NAMES])] = draw.choice(VALUES)
+            except (TypeError, ValueError):
+                records[name] = _record(draw.choice(VALUES), draw.choice(NAMES))
+    return RecordDict(records)
+
+
+def _change_array(record: ArrayRecord, draw: random.Random) -> None:
+    name = draw.choice([*record, "logits", "x" * 500])
+    kind = draw.choice(["bytes", "dtype", "shape", "gone", "value"])
+    if kind == "gone" or name not in record:
+        record.pop(name, None)
+        record[draw.choice(NAMES) or "a"] = Array(np.zeros(draw.choice([0, 1, 7])))
+    elif kind == "bytes":
+        old = record[name]
+        cut = old.data[: draw.randrange(len(old.data))] + draw.randbytes(draw.choice([0, 3, 50]))
+        record[name] = Array(old.dtype, old.shape, old.stype, cut)
+    else:
+        values = record[name].numpy()
+        if kind == "dtype":
+            values = values.astype(draw.choice(["float64", "int64", "bool", ">f4", "S3"]))
+        elif kind == "shape":
+            values = values[: draw.randrange(2)] if draw.random() < 0.5 else values[..., None]
+        else:
+            values = values.copy()
+            values.reshape(-1)[:1] = draw.choice([math.nan, math.inf, -6e4])
+        record[name] = Array(values)
+
+
+def _mutants(
+    kept: list[tuple[Message, Message]], kind: str, count: int, seed: int
+) -> Iterable[Reply]:
+    draw = random.Random(f"{kind}{seed}")
+    honest = [(q, a) for q, a in kept if q.metadata.message_type == kind]
+    for number in range(count):
+        question, answer = draw.choice(honest)
+        if draw.random() < 0.1:
+            reply = Message(Error(draw.choice(CODES), draw.choice(REASONS)), reply_to=question)
+        else:
+            reply = Message(mutated(answer.content, draw), reply_to=question)
+        client = 1000 - question.metadata.dst_node_id
+        yield Reply(client if kind != "query.describe" else number, reply, 0.1)
+
+
+def test_no_reply_ends_the_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    each = int(os.environ.get("FEDKD_FUZZ", 320)) // 8
+    seen = 0
+    for overrides in ((), PRIVATE):
+        experiment = tiny(*SMALL, *overrides)
+        grid = Recorded(experiment.clients)
+        run = RunDirectory.new(experiment)
+        strategy = FederatedDistillation(
+            Server(workspace(experiment.to_json()), run), state_dir=str(run.clients)
+        )
+        run.clients.mkdir(exist_ok=True)
+        strategy.start(grid)
+        honest = json.dumps(run.metrics("client"))
+        before = len(run.metrics("refused"))
+        for kind in ("query.describe", "train", "query.knowledge", "evaluate"):
+            replies = list(_mutants(grid.kept, kind, each, seed=len(overrides)))
+            seen += len(replies)
+            if kind == "query.describe":
+                monkeypatch.setattr(strategy, "_exchange", lambda *_, r=replies: iter(r))
+                strategy._strangers.clear()
+                strategy.nodes = {7: 7}  # somebody is there whatever comes
+                monkeypatch.setattr(grid, "get_node_ids", lambda: [7, 8])
+                strategy._meet(grid, 1)
+                assert all(type(c) is int and 0 <= c < 8 for c in strategy.nodes)
+            elif kind == "train":
+                strategy.aggregate_train(1, replies)
+            elif kind == "query.knowledge":
+                strategy.aggregate_query(1, replies)
+            else:
+                strategy.aggregate_evaluate(1, replies)
+        events = run.metrics()
+        assert all(len(e["reason"]) <= REASON for e in events if e["event"] == "refused")
+        allowed = set().union(*(e.keys() for e in json.loads(honest))) | {"holdout_right"}
+        for event in run.metrics("client"):
+            assert event.keys() <= allowed
+            assert all(math.isfinite(v) for v in event.values() if isinstance(v, int | float)), (
+                event
+            )
+        assert len(run.metrics("refused")) - before > each  # most mutations are noticed
+    assert seen == 8 * each
