@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -205,7 +206,9 @@ def partition(
     )
     if picture is not None:
         try:
-            partition_picture(counts, data.classes).savefig(picture, dpi=150)
+            with warnings.catch_warnings():  # an odd letter is a box in the picture, no more
+                warnings.filterwarnings("ignore", message="Glyph .* missing")
+                partition_picture(counts, data.classes).savefig(picture, dpi=150)
         except (OSError, ValueError) as error:
             raise ConfigError(f"--picture: {error}") from None
         console.print(f"picture: {picture}", soft_wrap=True)

@@ -82,7 +82,16 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> P
             f"{where}: expected a folder of local data, got {place!r} ({error})"
         ) from None
     paths = {key: os.fspath(v) if isinstance(v, os.PathLike) else v for key, v in options.items()}
-    return DATASETS.create(name, folder, **paths)
+    pair = DATASETS.create(name, folder, **paths)
+    if not isinstance(pair, tuple | list) or [type(part) for part in pair] != [ImageSet, ImageSet]:
+        raise ValueError(
+            f"data set {name!r}: expected two ImageSets, (train, test), got {pair!r:.80}"
+        )
+    train, test = pair
+    for images, what in ((train, "training"), (test, "test")):
+        if not len(images):
+            raise ValueError(f"data set {name!r}: there are no {what} images")
+    return train, test
 
 
 @DATASETS.register("digits")
@@ -177,6 +186,10 @@ def npz(root: Path | None, *, path: str) -> Pair:
     arrays = read_npz(file)
     parts = _parts(file, set(arrays))
     sets = labelled_sets(file, arrays, parts)
+    if len(sets[0].classes) < 2:
+        raise ValueError(
+            f"{shown(file)}: only one class, {sets[0].classes[0]}; expected two or more to tell apart"
+        )
     if len(sets) == 1:
         return _split(sets[0], shown(file), "x_test and y_test")
     if sets[0].shape != sets[1].shape:

@@ -80,6 +80,8 @@ def label_numbers(labels: Any, what: str = "labels") -> Tensor:
     Raises:
         ValueError: other types and shapes; the message says how to convert them.
     """
+    if isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.ndim == 1:
+        return labels
     device = labels.device if isinstance(labels, Tensor) else None
     try:
         array = labels.numpy(force=True) if isinstance(labels, Tensor) else np.asarray(labels)

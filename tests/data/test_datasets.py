@@ -287,6 +287,21 @@ def test_impossible_patterns_are_refused(option, value):
         load_dataset("synthetic", **{option: value})
 
 
+@pytest.mark.parametrize("given", [None, 3, "empty", "one"])
+def test_a_data_set_of_ones_own_is_checked(given, monkeypatch):
+    train, test = load_dataset("synthetic", per_class=1)
+    made = {"empty": (train, test.subset([])), "one": (train,)}.get(given, given)
+    monkeypatch.setitem(DATASETS._members, "mine", lambda root: made)
+    with pytest.raises(ValueError, match="data set 'mine': (expected two|there are no test)"):
+        load_dataset("mine")
+
+
+def test_a_single_class_is_refused(tmp_path):
+    save(tmp_path / "own.npz", x=np.zeros((9, 2, 2), np.uint8), y=np.zeros(9, int))
+    with pytest.raises(ValueError, match=r"own.npz: only one class, 0; expected two or more"):
+        load_dataset("npz", tmp_path, path="own.npz")
+
+
 def test_names_and_roots_of_other_types_are_refused():
     with pytest.raises(ValueError, match="name: expected the name of a data set, got 3"):
         load_dataset(3)
