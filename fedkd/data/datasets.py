@@ -85,7 +85,7 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> P
     pair = DATASETS.create(name, folder, **paths)
     if not isinstance(pair, tuple | list) or [type(part) for part in pair] != [ImageSet, ImageSet]:
         raise ValueError(
-            f"data set {name!r}: expected two ImageSets, (train, test), got {pair!r:.80}"
+            f"data set {name!r}: expected two ImageSets, (train, test), got {type(pair).__name__}"
         )
     train, test = pair
     for images, what in ((train, "training"), (test, "test")):
@@ -188,7 +188,7 @@ def npz(root: Path | None, *, path: str) -> Pair:
     sets = labelled_sets(file, arrays, parts)
     if len(sets[0].classes) < 2:
         raise ValueError(
-            f"{shown(file)}: only one class, {sets[0].classes[0]}; expected two or more to tell apart"
+            f"{shown(file)}: only one class, {sets[0].classes[0]}; expected two or more"
         )
     if len(sets) == 1:
         return _split(sets[0], shown(file), "x_test and y_test")

@@ -292,7 +292,7 @@ def test_a_data_set_of_ones_own_is_checked(given, monkeypatch):
     train, test = load_dataset("synthetic", per_class=1)
     made = {"empty": (train, test.subset([])), "one": (train,)}.get(given, given)
     monkeypatch.setitem(DATASETS._members, "mine", lambda root: made)
-    with pytest.raises(ValueError, match="data set 'mine': (expected two|there are no test)"):
+    with pytest.raises(ValueError, match=r"data set 'mine': (expected two|there are no test)"):
         load_dataset("mine")
 
 

@@ -121,11 +121,17 @@ def test_what_is_no_picture_is_refused_in_one_line_that_names_the_file(tmp_path)
         assert str(error.value).count(str(tmp_path)) == 1
 
 
-def test_a_large_picture_below_pillows_limit_is_read_without_its_warning(tmp_path, recwarn):
+def test_a_large_picture_below_pillows_limit_is_read_without_its_warning(
+    tmp_path, recwarn, monkeypatch
+):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow warns above it, refuses twice it
     file = Path(tmp_path / "large.png")
-    Image.new("1", (10000, 9500)).save(file)
+    Image.new("1", (15, 10)).save(file)
     assert read_picture(file, channels=1, height=2, width=3).shape == (2, 3, 1)
     assert not recwarn.list
+    Image.new("1", (15, 14)).save(file)
+    with pytest.raises(ValueError, match=r"large\.png: too large a picture .*210 pixels"):
+        read_picture(file, channels=1, height=2, width=3)
 
 
 def test_damaged_pictures_never_raise_anything_else(tmp_path):
