@@ -6,6 +6,7 @@ as loss, any `Ensemble -> Ensemble` callable as fusion.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from fedkd.config import Optimizer, Teachers
+from fedkd.build import objective_of
+from fedkd.config import Experiment, Optimizer, Teachers
 from fedkd.data.images import ImageSet
 from fedkd.data.views import AUGMENTATIONS, MAGNITUDES, Strength, virtual_view
 from fedkd.distillation import EpochRecord, distill
@@ -44,7 +46,12 @@ from fedkd.randomness import stream_seed
 from fedkd.registry import Registry
 from fedkd.teachers.sgd import fit
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+# What is not given is what an empty config has: one recipe, in one place.
+_DEFAULT = Experiment()
 
 
 def network(model: str | nn.Module, like: ImageSet, *, seed: int = 0, **options: object) -> Network:
@@ -84,13 +91,15 @@ def train_teacher(
     teacher: Network,
     shard: ImageSet,
     *,
-    epochs: int = 10,
-    batch_size: int = 32,
+    epochs: int = _DEFAULT.teachers.epochs,
+    batch_size: int = _DEFAULT.teachers.batch_size,
     optimizer: Optimizer | None = None,
-    augment: str = "none",
+    augment: str = _DEFAULT.teachers.augment,
     seed: int = 0,
 ) -> Network:
     """Train a teacher in place on a labelled shard and return it.
+
+    Defaults are those of `teachers` in a config.
 
     Raises:
         ValueError: an argument is none, or the teacher does not fit the images or the classes.
@@ -113,26 +122,30 @@ def train_student(
     teachers: Sequence[nn.Module],
     transfer: ImageSet,
     *,
-    losses: Sequence[str | DistillationLoss | EnsembleLoss | Term] = ("dkd", "vrm"),
-    fusion: Sequence[str | Rule] = ("uniform",),
+    losses: Sequence[str | DistillationLoss | EnsembleLoss | Term] | None = None,
+    fusion: Sequence[str | Rule] | None = None,
     shards: Sequence[ImageSet] | None = None,
-    epochs: int = 20,
-    batch_size: int = 64,
+    epochs: int = _DEFAULT.distillation.epochs,
+    batch_size: int = _DEFAULT.distillation.batch_size,
     optimizer: Optimizer | None = None,
-    strength: Strength = "moderate",
-    flip: bool = False,
+    strength: Strength = _DEFAULT.data.views.strength,
+    flip: bool = _DEFAULT.data.views.flip,
     seed: int = 0,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> Network:
     """Distil a list of teachers into one student on a transfer set, in this process.
+
+    Defaults are those of a config: the recipe that was measured (docs/compare.md).
 
     Args:
         student: A registered name or a module; a module is trained in place.
         teachers: Modules that map images to logits over the transfer set's classes. A `Network`
             is used as it is; any other module gets the transfer set's normalisation in front.
         transfer: Common images; its labels are used if it has any, else the teachers' own.
-        losses: Names, losses of yours, or `Term`s with a weight and a warm-up.
-        fusion: Names or rules of yours, applied in order.
+        losses: Names, losses of yours, or `Term`s with a weight and a warm-up; default: those of
+            `distillation.losses` in a config.
+        fusion: Names or rules of yours, applied in order; default: `density_ratio` where there
+            are shards to compare, else `uniform`.
         shards: Each teacher's private images, for rules that ask for counts or compare them
             with the transfer set.
         epochs: Passes over the transfer set.
@@ -156,10 +169,11 @@ def train_student(
     optimizer = an_optimizer("optimizer", optimizer)
     if on_epoch is not None and not callable(on_epoch):
         raise ValueError(f"on_epoch: expected a function of a record, got {shown(on_epoch)}")
-    objective = Objective(_terms(losses))
-    rules = _rules(fusion)
+    recipe = objective_of(_DEFAULT.distillation.losses)
+    objective = recipe if losses is None else Objective(_terms(losses))
     image_set("transfer", transfer)
     tapped = _teachers(teachers, transfer)
+    rules = _rules(_default_fusion(len(tapped), shards) if fusion is None else fusion)
     shards = _shards(shards, len(tapped), transfer, rules)
     learner = _student(student, tapped, transfer, objective, seed)
     cache: dict[int, Tensor] = {}
@@ -337,6 +351,18 @@ def _term(where: str, item: str | DistillationLoss | EnsembleLoss | Term) -> Ter
     whole(f"{where}.warmup", term.warmup, 0)
     whole(f"{where}.start", term.start, 1)
     return term
+
+
+def _default_fusion(teachers: int, shards: Sequence[ImageSet] | None) -> Sequence[str]:
+    if shards is not None:
+        return [rule.name for rule in _DEFAULT.fusion]
+    if teachers > 1:
+        logger.warning(
+            "without shards all %d teachers count the same (fusion uniform); give train_student "
+            "the images that each has learnt from, or a fusion",
+            teachers,
+        )
+    return ["uniform"]
 
 
 def _rules(given: Sequence[str | Rule]) -> list[Rule]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fedkd.config import Optimizer
+from fedkd.config import Distillation, Optimizer
 from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.knowledge.payload import not_finite
 from fedkd.lessons import Lesson, Lessons
@@ -62,7 +62,7 @@ def distill(
     lessons: Lessons,
     objective: Objective,
     *,
-    epochs: int = 20,
+    epochs: int = Distillation().epochs,
     optimizer: Optimizer | None = None,
     moments: dict[str, Any] | None = None,
     fitted: Mapping[str, Tensor] | None = None,

@@ -19,6 +19,7 @@ import pytest
 from fedkd.codecs import CODECS
 from fedkd.data import DATASETS, PARTITIONS
 from fedkd.data.views import AUGMENTATIONS
+from fedkd.evaluation import evaluate
 from fedkd.fusion import FUSIONS
 from fedkd.knowledge import kinds as kinds_module
 from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
@@ -66,6 +67,13 @@ def _options(registry: Registry[Any], name: str) -> str:
     )
 
 
+def _the_student_beats_its_teachers(names: dict[str, Any]) -> None:
+    """An example that distils ends with a student better than the best of its teachers."""
+    test = names["data"].test
+    student = evaluate(names["student"], test)
+    assert student > max(evaluate(teacher, test) for teacher in names["teachers"])
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p)], ids=lambda p: p.name)
 def test_python_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -79,6 +87,8 @@ def test_python_blocks_run(
         compiled = compile("\n" * line + code, str(page), "exec")
         if (file := _FILE.match(code)) is None:
             exec(compiled, names)
+            if "fedkd.train_teacher(" in code and "fedkd.train_student(" in code:
+                _the_student_beats_its_teachers(names)
             continue
         module = types.ModuleType(file[1].replace("/", "."))
         monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -39,12 +39,19 @@ class Data(Section):
     test: Positive | None = Field(default=None, description="test images used; default: all")
 
 
+def _sgd(value: Any) -> Any:
+    return {"name": "sgd", **value} if isinstance(value, Mapping) else value
+
+
 class Recipe(Section):
-    """How one network is trained. A method or teacher may say otherwise key by key."""
+    """How one network is trained. A method or teacher may say otherwise key by key.
+
+    The defaults are those of the field's tables (CIFAR-100, 240 epochs of SGD).
+    """
 
     epochs: Positive = 240
     batch_size: Annotated[int, Field(ge=2)] = 64
-    optimizer: Optimizer = Optimizer()
+    optimizer: Annotated[Optimizer, BeforeValidator(_sgd)] = Optimizer(name="sgd")
     augment: str = Field(default="crop_flip", description="recipe of the images")
     virtual: str = Field(
         default="batch_randaugment_flip", description="recipe of the virtual view, if a loss asks"

@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from fedkd.config.messages import model_at, one_line
-from fedkd.config.sections import Component, ConfigError, Experiment, Section
+from fedkd.config.sections import Component, ConfigError, Experiment, Optimizer, Section
 from fedkd.registry import nearest
 
 
@@ -126,16 +126,33 @@ def make_config(
     """As `make_experiment`, for any outermost section."""
     config = _validate(root, values)
     if overrides:
-        merged = config.model_dump(mode="json")
-        for word in overrides:
-            key, separator, text = word.partition("=")
-            if not separator or not key:
-                raise ConfigError(f"override {word!r}: expected key=value, for example rounds=5")
-            _assign(root, merged, key.strip().split("."), parse_yaml(text, key), key)
-        config = _validate(root, merged)
+        config = overridden(config, overrides)
     if plugins:
         import_plugins(getattr(config, "plugins", ()))
     return config
+
+
+def overridden(config: Root, overrides: Sequence[str]) -> Root:
+    """A config with `key=value` words. Raises `ConfigError`.
+
+    A default that follows from other keys is settled anew, unless a word is about it.
+    """
+    root = type(config)
+    values = config.model_dump(mode="json")
+    keys = [word.partition("=")[0].strip() for word in overrides]
+    for whole in config.left_open():
+        if not any(key == whole or key.startswith(f"{whole}.") for key in keys):
+            *parents, last = whole.split(".")
+            section = values
+            for parent in parents:
+                section = section[parent]
+            del section[last]
+    for word in overrides:
+        key, separator, text = word.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"override {word!r}: expected key=value, for example rounds=5")
+        _assign(root, values, key.strip().split("."), parse_yaml(text, key), key)
+    return _validate(root, values)
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,7 +229,7 @@ def _assign(
         node[int(last)] = value
     elif (
         last == "name"
-        and issubclass(model_at(root, parents), Component)
+        and issubclass(model_at(root, parents), Component | Optimizer)
         and node.get("name") != value
     ):
         node.clear()  # another component: the options of the old one do not apply to it

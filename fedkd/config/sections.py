@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -30,6 +30,10 @@ class Section(BaseModel):
     def to_yaml(self) -> str:
         """The resolved config, every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def left_open(self) -> tuple[str, ...]:
+        """Dotted keys that nobody has set and whose default follows from other keys."""
+        return ()
 
     def to_json(self) -> str:
         """Compact and canonical: what differs from the defaults."""
@@ -75,13 +79,24 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
-class Optimizer(Section):
-    """How a network is trained: the optimiser and its learning-rate schedule."""
+# What an optimiser is used with where nothing is said: learning rate, weight decay.
+_RATES = {"sgd": (0.05, 5e-4), "adam": (0.003, 0.0), "adamw": (0.003, 0.01)}
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: float = Field(default=0.05, gt=0)
+
+def _rate(place: int) -> Callable[[dict[str, Any]], float]:
+    return lambda values: _RATES[values.get("name", "adamw")][place]
+
+
+class Optimizer(Section):
+    """How a network is trained: the optimiser and its learning-rate schedule.
+
+    Learning rate and weight decay follow the name where they are not given.
+    """
+
+    name: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: float = Field(default_factory=_rate(0), gt=0)
     momentum: Fraction = Field(default=0.9, description="SGD only")
-    weight_decay: float = Field(default=5e-4, ge=0)
+    weight_decay: float = Field(default_factory=_rate(1), ge=0)
     nesterov: bool = False
     schedule: Literal["constant", "cosine", "step"] = "cosine"
     milestones: tuple[Fraction, ...] = Field(
@@ -190,8 +205,8 @@ class Teachers(Section):
     """The clients' private networks and their local training."""
 
     models: NamedList = Field(default=(Component(name="cnn_small"),), min_length=1)
-    epochs: Positive = 5
-    batch_size: Positive = 32
+    epochs: Positive = 10
+    batch_size: Positive = 16
     optimizer: Optimizer = Optimizer()
     augment: str = "none"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -210,7 +225,7 @@ class Pretraining(Section):
     epochs: int = Field(default=0, ge=0, description="0 is without")
     batch_size: Annotated[int, Field(ge=2)] = 128
     augment: str = "randaugment"
-    optimizer: Optimizer = Optimizer(name="adamw", lr=0.003, weight_decay=0.01)
+    optimizer: Optimizer = Optimizer()
 
 
 class Student(Section):
@@ -246,9 +261,15 @@ Terms = Annotated[tuple[Term, ...], Field(min_length=1), BeforeValidator(_terms)
 class Distillation(Section):
     """How the student learns from the fused teachers."""
 
-    losses: Terms = (Term(name="dkd"), Term(name="vrm"))
-    epochs: Positive = 20
-    batch_size: Positive = 64
+    # Measured on several skews and data sets: docs/compare.md. The winners of fused labels teach
+    # best; the soft terms stay light.
+    losses: Terms = (
+        Term(name="ce"),
+        Term(name="dkd", alpha=1.0, beta=0.5, temperature=1.0),  # type: ignore[call-arg]
+        Term(name="vrm", weight=0.5),
+    )
+    epochs: Positive = 30
+    batch_size: Positive = 32
     optimizer: Optimizer = Optimizer()
     warm_start: bool = Field(default=True, description="the student goes on from the last round")
     memory: float = Field(
@@ -319,8 +340,22 @@ class Resources(Section):
     device: str = Field(default="auto", description="server's device: auto, cpu, cuda, cuda:1")
 
 
+# Keys whose default follows from what is promised and from who has the images.
+_DEPENDENT = (
+    "fusion",
+    "distillation.losses",
+    "evaluation.teachers",
+    "evaluation.clients",
+    "evaluation.baselines",
+)
+
+
 class Experiment(Section):
-    """Everything one run needs."""
+    """Everything one run needs.
+
+    An empty one is the recipe that was measured (docs/compare.md). Where a promise is made, keys
+    left open become what the promise allows (docs/running.md#defaults).
+    """
 
     name: str = Field(default="experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=0, ge=0)
@@ -333,7 +368,7 @@ class Experiment(Section):
     data: Data = Data()
     teachers: Teachers = Teachers()
     student: Student = Student()
-    fusion: NamedList = (Component(name="uniform"),)
+    fusion: NamedList = (Component(name="density_ratio"),)
     release: Annotated[
         Named | None,
         Field(description="mechanism between the fused teachers and the student; default: none"),
@@ -342,6 +377,20 @@ class Experiment(Section):
     federation: Federation = Federation()
     evaluation: Evaluation = Evaluation()
     resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _settle(self) -> Experiment:
+        """Give each key that was left open the default that goes with the others."""
+        for key, value in self._dependent().items():
+            name, _, last = key.rpartition(".")
+            if key in self.left_open():
+                # Past pydantic: a key settled here still counts as one that nobody has set. The
+                # section is a copy, since that of the class's defaults is shared.
+                section = getattr(self, name).model_copy() if name else self
+                section.__dict__[last] = value
+                if name:
+                    self.__dict__[name] = section
+        return self
 
     @model_validator(mode="after")
     def _possible(self) -> Experiment:
@@ -359,6 +408,31 @@ class Experiment(Section):
                 "data.public leaves with the clients; set evaluation.baselines=[oracle]"
             )
         return self
+
+    def left_open(self) -> tuple[str, ...]:
+        """Dotted keys that nobody has set and whose default follows from other keys."""
+        return tuple(key for key in _DEPENDENT if not self._is_set(key))
+
+    def _is_set(self, key: str) -> bool:
+        name, _, last = key.rpartition(".")
+        return last in (getattr(self, name) if name else self).model_fields_set
+
+    def _dependent(self) -> dict[str, Any]:
+        """Defaults that differ from those of the class: what a promise refuses is no default.
+
+        The losses: noisy answers are soft for no reason, their winners teach best
+        (docs/privacy.md).
+        """
+        values: dict[str, Any] = {}
+        if self.promises:
+            values["fusion"] = (Component(name="uniform"),)
+            values["distillation.losses"] = (Term(name="ce"),)
+            values["evaluation.clients"] = False
+        if self.release is not None:
+            values["evaluation.teachers"] = False
+        if self.promises or self.data.public is not None:
+            values["evaluation.baselines"] = ("oracle",)
+        return values
 
     @property
     def promises(self) -> bool:

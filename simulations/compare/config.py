@@ -105,8 +105,8 @@ def distinct(values: Sequence[object], where: str) -> None:
 
 def base_experiment(config: Experiment) -> Experiment:
     """The experiment in a comparison or an ablation, evaluated as all methods are."""
-    known = {name: getattr(config, name) for name in Experiment.model_fields}
-    return measured(Experiment(**known))
+    known = config.model_fields_set & Experiment.model_fields.keys()
+    return measured(Experiment(**{name: getattr(config, name) for name in known}))
 
 
 def _entry(base: Experiment, method: Method) -> Entry:

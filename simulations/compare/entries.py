@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedkd.config import Component, ConfigError, Experiment, make_experiment
+from fedkd.config import Component, ConfigError, Experiment, overridden
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def changed(experiment: Experiment, changes: Mapping[str, Any], where: str) -> E
     """An experiment with dotted keys set anew. Raises `ConfigError` that starts with `where`."""
     words = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
     try:
-        return make_experiment(experiment.model_dump(mode="json"), words)
+        return overridden(experiment, words)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 

@@ -53,7 +53,8 @@ class Sweep(Experiment):  # as `Comparison`: an experiment and a few keys more
 
     def entries(self) -> list[Entry]:
         """The rows: mechanisms outside, budgets inside. Raises `ConfigError`."""
-        base = Experiment(**{name: getattr(self, name) for name in Experiment.model_fields})
+        known = self.model_fields_set & Experiment.model_fields.keys()
+        base = Experiment(**{name: getattr(self, name) for name in known})
         quiet = base.evaluation.model_copy(
             update={"teachers": False, "clients": False, "baselines": ()}
         )
@@ -67,11 +68,14 @@ class Sweep(Experiment):  # as `Comparison`: an experiment and a few keys more
 
 def _entry(base: Experiment, name: str, changes: Mapping[str, Any], epsilon: float) -> Entry:
     (place,) = (place for place in PLACES if place in changes)
-    private = None if math.isinf(epsilon) else {**changes[place], "epsilon": epsilon}
+    private = {**changes[place], "epsilon": 1.0 if math.isinf(epsilon) else epsilon}
     word = budget(epsilon)
     # What leaves the server besides must be settled before a release is set.
     ordered = {**{key: v for key, v in changes.items() if key != place}, place: private}
     experiment = changed(base, ordered, f"mechanisms.{name} at epsilon {word}")
+    if math.isinf(epsilon):  # taken out of the finished config, whose defaults follow from it
+        teachers = experiment.teachers.model_copy(update={"privacy": None})
+        experiment = experiment.model_copy(update={"teachers": teachers, "release": None})
     if place == "teachers.privacy":  # what a teacher says about test images is covered, and told
         seen = experiment.evaluation.model_copy(update={"teachers": True})
         experiment = experiment.model_copy(update={"evaluation": seen})
