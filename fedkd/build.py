@@ -29,6 +29,7 @@ from fedkd.objective import Objective, Term
 from fedkd.registry import Registry, nearest
 from fedkd.release import RELEASES
 from fedkd.release.base import Release
+from fedkd.release.gnmax import GNMax
 from fedkd.rundir import RunDirectory
 from fedkd.signature import check_images, read_signature
 
@@ -261,7 +262,14 @@ def build_release(experiment: Experiment) -> Release | None:
             f"distillation.losses: a release lets out labels or probabilities, the losses need "
             f"{', '.join(needs)}; use ce, kd or dkd"
         )
-    return RELEASES.create(experiment.release.name, **experiment.release.options)
+    release = RELEASES.create(experiment.release.name, **experiment.release.options)
+    votes = release.min_votes if isinstance(release, GNMax) else 1
+    if experiment.clients < votes:
+        raise ConfigError(
+            f"clients: {experiment.clients} cannot give the {votes} votes that release "
+            f"{experiment.release.name!r} needs (release.min_votes)"
+        )
+    return release
 
 
 def device_of(experiment: Experiment) -> torch.device:

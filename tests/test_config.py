@@ -1,12 +1,28 @@
 """Configs: what is accepted, and that every mistake is one helpful line."""
 
+import inspect
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
+import fedkd
 from fedkd.build import check
-from fedkd.config import ConfigError, load_experiment, make_experiment, parse_yaml
+from fedkd.config import (
+    ConfigError,
+    Evaluation,
+    load_experiment,
+    make_experiment,
+    parse_yaml,
+    read_experiment,
+)
+from fedkd.losses import LOSSES
+from fedkd.objective import Term
+from fedkd.rounds.common import Workspace
 
 # Studies, in folders of their own, are tested in test_central.py.
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -33,7 +49,7 @@ def test_resolved_config_reads_back_as_itself() -> None:
         ("rounds=0", "rounds: input should be greater than or equal to 1, got 0"),
         ("teachers.optimizer.name=adm", "expected 'sgd', 'adam' or 'adamw', got 'adm'; did you"),
         ("rounds.x=3", "rounds is a value, not a section"),
-        ("distillation.losses.7.weight=3", "'7' is not an index of a list of 2"),
+        ("distillation.losses.7.weight=3", "'7' is not an index of a list of 3"),
         ("rounds", "expected key=value"),
         ("federation.quorum=2", "federation.quorum: input should be less than or equal to 1"),
         ("distillation.optimizer.lr=.inf", "distillation.optimizer.lr: input should be a finite"),
@@ -107,3 +123,131 @@ def test_a_missing_config_names_the_nearest_shipped_one() -> None:
 def test_student_as_init_needs_a_teacher_of_its_model() -> None:
     with pytest.raises(ConfigError, match="needs a teacher of the student's model 'resnet20'"):
         make_experiment({}, ["teachers.feedback.use=init", "student.model=resnet20"])
+
+
+# -- the recipe --------------------------------------------------------------------------------
+
+
+def test_an_empty_config_and_the_python_api_are_one_recipe() -> None:
+    from fedkd.api import train_student, train_teacher
+    from fedkd.distillation import distill
+    from fedkd.door import an_optimizer
+
+    empty = make_experiment({})
+    assert make_experiment({"clients": 8}) == empty
+    teacher = {k: p.default for k, p in inspect.signature(train_teacher).parameters.items()}
+    student = {k: p.default for k, p in inspect.signature(train_student).parameters.items()}
+    for key in ("epochs", "batch_size", "augment"):
+        assert teacher[key] == getattr(empty.teachers, key)
+    for key in ("epochs", "batch_size"):
+        assert student[key] == getattr(empty.distillation, key)
+    assert inspect.signature(distill).parameters["epochs"].default == empty.distillation.epochs
+    for key in ("strength", "flip"):
+        assert student[key] == getattr(empty.data.views, key)
+    ours = an_optimizer("optimizer", None)
+    assert ours == empty.teachers.optimizer == empty.distillation.optimizer
+    assert [rule.name for rule in empty.fusion] == ["density_ratio"]
+
+
+def test_the_python_api_without_losses_and_fusion_takes_those_of_an_empty_config() -> None:
+    train, test = fedkd.load_dataset("synthetic", size=8, per_class=40)
+    data = fedkd.federate(
+        train, test, clients=2, partition="iid", transfer_size=32, transfer_labelled=False, seed=0
+    )
+    transfer, shards = data.transfer.images, [data.shard(client) for client in range(2)]
+    teachers = [fedkd.network("mlp", transfer, seed=number) for number in range(2)]
+
+    def weights(**given: Any) -> torch.Tensor:
+        student = fedkd.train_student("mlp", teachers, transfer, epochs=1, seed=3, **given)
+        return torch.cat([p.detach().flatten() for p in student.parameters()])
+
+    written = [
+        Term("ce", LOSSES.create("ce")),
+        Term("dkd", LOSSES.create("dkd", alpha=1.0, beta=0.5, temperature=1.0)),
+        Term("vrm", LOSSES.create("vrm"), weight=0.5),
+    ]
+    assert torch.equal(
+        weights(shards=shards), weights(shards=shards, losses=written, fusion=["density_ratio"])
+    )
+    # Nothing says who knows what: all teachers count alike, and that is said.
+    with pytest.MonkeyPatch.context() as patch:
+        said: list[str] = []
+        patch.setattr("fedkd.api.logger.warning", lambda text, *rest: said.append(text % rest))
+        assert torch.equal(weights(), weights(fusion=["uniform"]))
+    assert len(said) == 1 and "without shards all 2 teachers count the same" in said[0]
+
+
+PROMISES: list[dict[str, Any]] = [
+    {"teachers": {"privacy": {"epsilon": 8, "nominal_size": 100}}},
+    {"teachers": {"privacy": {"mechanism": "label_dp", "epsilon": 2}}},
+    {"clients": 60, "data": {"partition": "iid"}, "release": {"name": "gnmax", "epsilon": 10}},
+    {"clients": 60, "data": {"partition": "iid"}, "release": {"name": "prob_sum", "epsilon": 10}},
+]
+
+
+@pytest.mark.parametrize("values", PROMISES, ids=["dp_sgd", "label_dp", "gnmax", "prob_sum"])
+def test_no_default_is_refused_under_a_promise(values: dict[str, Any]) -> None:
+    experiment = make_experiment(values)
+    check(experiment)
+    Workspace(experiment)  # refuses what leaks
+    assert [rule.name for rule in experiment.fusion] == ["uniform"]
+    assert [term.name for term in experiment.distillation.losses] == ["ce"]
+    assert experiment.evaluation.baselines == ("oracle",) and not experiment.evaluation.clients
+    assert experiment.evaluation.teachers == ("release" not in values)
+    # The same by words, and what travels reads back as itself.
+    words = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    assert make_experiment({}, words) == experiment
+    assert read_experiment(experiment.to_bytes()) == experiment
+    assert make_experiment(yaml.safe_load(experiment.to_yaml())) == experiment
+    # Settled for this config alone, not in the defaults that all configs share.
+    assert make_experiment({}).evaluation == Evaluation()
+    assert [rule.name for rule in make_experiment({}).fusion] == ["density_ratio"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("fusion=[density_ratio]", "fusion: "),
+        ("fusion=[class_gated]", "fusion: "),
+        ("evaluation.clients=true", "evaluation.clients: must be false"),
+        ("evaluation.baselines=[ceiling]", "evaluation.baselines: "),
+    ],
+)
+@pytest.mark.parametrize("values", [PROMISES[0], PROMISES[2]], ids=["dp_sgd", "gnmax"])
+def test_what_is_written_is_still_refused_under_a_promise(
+    values: dict[str, Any], given: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        Workspace(make_experiment(values, [given]))
+
+
+def test_too_few_clients_to_vote_are_refused_before_a_round() -> None:
+    experiment = make_experiment({"clients": 3, "release": {"name": "gnmax", "epsilon": 10}})
+    with pytest.raises(ConfigError, match="clients: 3 cannot give the 50 votes that release"):
+        check(experiment)
+
+
+def test_public_data_leave_no_ceiling_to_train() -> None:
+    experiment = make_experiment({"data": {"public": "public.npz"}})
+    assert experiment.evaluation.baselines == ("oracle",)
+    with pytest.raises(ConfigError, match="evaluation.baselines: 'ceiling' trains on all private"):
+        make_experiment({}, ["data.public=p.npz", "evaluation.baselines=[ceiling]"])
+
+
+def test_rates_go_with_the_name_of_the_optimiser() -> None:
+    def rates(values: dict[str, Any], *words: str) -> tuple[str, float, float]:
+        experiment = make_experiment({"teachers": {"optimizer": values}}, words)
+        assert read_experiment(experiment.to_bytes()) == experiment
+        made = experiment.teachers.optimizer
+        return made.name, made.lr, made.weight_decay
+
+    assert rates({}) == ("adamw", 0.003, 0.01)
+    assert rates({"lr": 0.001}) == ("adamw", 0.001, 0.01)
+    assert rates({"name": "sgd"}) == ("sgd", 0.05, 5e-4)
+    assert rates({"name": "sgd", "lr": 0.003}) == ("sgd", 0.003, 5e-4)
+    assert rates({"name": "adam"}) == ("adam", 0.003, 0.0)
+    # Another optimiser: the options of the old one do not apply to it.
+    assert rates({"lr": 0.001}, "teachers.optimizer.name=sgd") == ("sgd", 0.05, 5e-4)
+    assert rates({}, "teachers.optimizer.lr=0.01") == ("adamw", 0.01, 0.01)
+    with pytest.raises(ConfigError, match="teachers.optimizer.name: expected 'sgd'"):
+        make_experiment({"teachers": {"optimizer": {"name": "adm"}}})

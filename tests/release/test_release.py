@@ -139,9 +139,9 @@ GNMAX = "release={name: gnmax, epsilon: 50.0, min_votes: 3, queries: 24}"
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ((GNMAX, *LOSSES, *QUIET[1:]), "evaluation.teachers"),
-        ((GNMAX, *LOSSES, QUIET[0], *QUIET[2:]), "evaluation.clients"),
-        ((GNMAX, *LOSSES, *QUIET[:3]), "evaluation.baselines"),
+        ((GNMAX, *LOSSES, *QUIET, "evaluation.teachers=true"), "evaluation.teachers"),
+        ((GNMAX, *LOSSES, *QUIET, "evaluation.clients=true"), "evaluation.clients"),
+        ((GNMAX, *LOSSES, *QUIET, "evaluation.baselines=[ceiling]"), "evaluation.baselines"),
         ((GNMAX, *LOSSES, *QUIET[:2], "fusion=[class_gated]"), "fusion"),
         ((GNMAX, *QUIET, "distillation.losses=[dkd, vrm]"), "distillation.losses"),
         (("release={name: gnmix, epsilon: 1.0}", *LOSSES, *QUIET), "gnmax"),

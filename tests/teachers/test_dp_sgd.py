@@ -20,7 +20,7 @@ from fedkd.teachers.dp_sgd import Mechanism, fit_private, poisson
 from fedkd.teachers.private_check import example_cross_entropy
 
 CLIPPINGS: tuple[Clipping, ...] = ("hooks", "ghost")
-PLAIN = Optimizer(lr=0.1, momentum=0.9, weight_decay=0.0, schedule="cosine")
+PLAIN = Optimizer(name="sgd", lr=0.1, momentum=0.9, weight_decay=0.0, schedule="cosine")
 CLASSES = tuple("abcd")
 
 
@@ -103,7 +103,7 @@ def test_an_empty_shard_moves_the_teacher_by_noise_of_the_promised_size(clipping
     # One step of lr 1: noise multiplier 3 times clipping norm 0.5 over an expected batch of 10.
     network = named("mlp", hidden=128)
     before = flat(network)
-    constant = Optimizer(lr=1.0, momentum=0.0, weight_decay=0.0, schedule="constant")
+    constant = Optimizer(name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, schedule="constant")
     mechanism = Mechanism(0.5, 10.0, 1, 3.0, max_grad_norm=0.5, clipping=clipping)
     options = Teachers(optimizer=constant)
     fit_private(network, images(0), options, mechanism, seed=0, noise_seed=0)
