@@ -174,7 +174,8 @@ def test_the_python_api_without_losses_and_fusion_takes_those_of_an_empty_config
         said: list[str] = []
         patch.setattr("fedkd.api.logger.warning", lambda text, *rest: said.append(text % rest))
         assert torch.equal(weights(), weights(fusion=["uniform"]))
-    assert len(said) == 1 and "without shards all 2 teachers count the same" in said[0]
+    assert len(said) == 1
+    assert "without shards all 2 teachers count the same" in said[0]
 
 
 PROMISES: list[dict[str, Any]] = [
@@ -192,7 +193,8 @@ def test_no_default_is_refused_under_a_promise(values: dict[str, Any]) -> None:
     Workspace(experiment)  # refuses what leaks
     assert [rule.name for rule in experiment.fusion] == ["uniform"]
     assert [term.name for term in experiment.distillation.losses] == ["ce"]
-    assert experiment.evaluation.baselines == ("oracle",) and not experiment.evaluation.clients
+    assert experiment.evaluation.baselines == ("oracle",)
+    assert not experiment.evaluation.clients
     assert experiment.evaluation.teachers == ("release" not in values)
     # The same by words, and what travels reads back as itself.
     words = [f"{key}={json.dumps(value)}" for key, value in values.items()]
@@ -230,7 +232,7 @@ def test_too_few_clients_to_vote_are_refused_before_a_round() -> None:
 def test_public_data_leave_no_ceiling_to_train() -> None:
     experiment = make_experiment({"data": {"public": "public.npz"}})
     assert experiment.evaluation.baselines == ("oracle",)
-    with pytest.raises(ConfigError, match="evaluation.baselines: 'ceiling' trains on all private"):
+    with pytest.raises(ConfigError, match=r"evaluation\.baselines: 'ceiling' trains on all private"):
         make_experiment({}, ["data.public=p.npz", "evaluation.baselines=[ceiling]"])
 
 
@@ -249,5 +251,5 @@ def test_rates_go_with_the_name_of_the_optimiser() -> None:
     # Another optimiser: the options of the old one do not apply to it.
     assert rates({"lr": 0.001}, "teachers.optimizer.name=sgd") == ("sgd", 0.05, 5e-4)
     assert rates({}, "teachers.optimizer.lr=0.01") == ("adamw", 0.01, 0.01)
-    with pytest.raises(ConfigError, match="teachers.optimizer.name: expected 'sgd'"):
+    with pytest.raises(ConfigError, match=r"teachers\.optimizer\.name: expected 'sgd'"):
         make_experiment({"teachers": {"optimizer": {"name": "adm"}}})
