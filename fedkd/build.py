@@ -29,7 +29,6 @@ from fedkd.objective import Objective, Term
 from fedkd.registry import Registry, nearest
 from fedkd.release import RELEASES
 from fedkd.release.base import Release
-from fedkd.release.gnmax import GNMax
 from fedkd.rundir import RunDirectory
 from fedkd.signature import check_images, read_signature
 
@@ -263,12 +262,13 @@ def build_release(experiment: Experiment) -> Release | None:
             f"{', '.join(needs)}; use ce, kd or dkd"
         )
     release = RELEASES.create(experiment.release.name, **experiment.release.options)
-    votes = release.min_votes if isinstance(release, GNMax) else 1
-    if experiment.clients < votes:
-        raise ConfigError(
-            f"clients: {experiment.clients} cannot give the {votes} votes that release "
-            f"{experiment.release.name!r} needs (release.min_votes)"
-        )
+    for key in ("min_votes", "min_clients"):
+        needed = getattr(release, key, 0)
+        if experiment.clients < needed:
+            raise ConfigError(
+                f"clients: {experiment.clients} are too few for release "
+                f"{experiment.release.name!r}, which needs {needed} (release.{key})"
+            )
     return release
 
 
