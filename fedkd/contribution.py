@@ -135,14 +135,14 @@ def ensemble_game(
     Raises:
         ConfigError: the teachers were not asked about the test images.
     """
-    transfer = run.knowledge(round_number).bank(workspace.kinds)
-    test = run.knowledge(round_number, "test").bank(workspace.prediction_kinds)
-    clients = [t.client for t in test.teachers if t.client in {s.client for s in transfer.teachers}]
+    answers, asked = run.knowledge(round_number), run.knowledge(round_number, "test")
+    clients = [client for client in asked.clients() if client in answers.clients()]
     if not clients:
         raise ConfigError(
             f"round {round_number} holds no answers about the test images "
             "(evaluation.teachers: true asks for them)"
         )
+    transfer, test = answers.bank(workspace.kinds), asked.bank(workspace.prediction_kinds)
     data = workspace.data
     labels = data.test.labels
     assert labels is not None

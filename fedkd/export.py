@@ -98,7 +98,7 @@ def load_student(run: RunDirectory, data: FederatedData | None = None) -> Networ
 def load_assistants(run: RunDirectory) -> list[Network]:
     """The networks between teachers and student (`distillation.assistants`), large to small."""
     signature = signature_of(run)
-    states = _checkpoint(run)["assistants"]
+    states = _checkpoint(run).get("assistants", [])
     return [
         _filled(run, signature, model, state)
         for model, state in zip(signature.assistants, states, strict=True)
@@ -262,7 +262,7 @@ def _load(run: RunDirectory, signature: Signature) -> Network:
 
 def _checkpoint(run: RunDirectory) -> dict[str, Any]:
     checkpoint = run.load_checkpoint()
-    if checkpoint is not None and {"student", "assistants"} <= set(checkpoint):
+    if checkpoint is not None and "student" in checkpoint:
         return checkpoint
     if any((run.path / "checkpoints").glob("round-*.pt")):
         raise ConfigError(f"{run.path}: none of the checkpoints in checkpoints/ can be read")
