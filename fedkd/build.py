@@ -277,17 +277,25 @@ def device_of(experiment: Experiment) -> torch.device:
     return device_named(experiment.resources.device)
 
 
+_DEVICES = ("cpu", "cuda", "mps", "xpu")  # `meta` exists too, and computes nothing
+
+
 def device_named(name: str) -> torch.device:
     """The device `name`; `auto` takes a GPU if there is one. Raises `ConfigError`."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"resources.device: {name!r} is not usable here ({first})") from None
-    return device
+    problem = f"expected auto, {' or '.join(_DEVICES)}"
+    if name.split(":")[0] in _DEVICES:
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            problem = str(error).splitlines()[0]
+        else:
+            return device
+    raise ConfigError(
+        f"resources.device: {name!r} is not usable here ({problem}); set resources.device=auto"
+    )
 
 
 def check_losses(terms: Sequence[LossTerm], epochs: int, where: str) -> None:

@@ -67,6 +67,7 @@ def run(
     from fedkd.build import check
     from fedkd.rundir import RunDirectory
     from simulations.live import Interrupted
+    from simulations.machine import check_machine
     from simulations.tables import summary_table
 
     if runner not in ("ray", "local"):
@@ -85,6 +86,7 @@ def run(
     else:
         experiment = load_experiment(config, overrides or [])
         check(experiment)
+        check_machine(experiment, workers=runner == "ray")
         _check_data(experiment)
         directory = RunDirectory.new(experiment)
     go_on = f"fedkd run --resume {directory.path}"

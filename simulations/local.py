@@ -22,6 +22,7 @@ from fedkd.rounds import Notify, silent, workspace, workspace_of
 from fedkd.rundir import RunDirectory
 from simulations.client_app import make_client_app
 from simulations.job import run_job
+from simulations.machine import check_machine
 
 CLIENT_APP_RAISED = 2  # flwr.common.constant.ErrorCode, which is not public
 RUN_ID, SERVER_NODE = 1, 1
@@ -121,6 +122,7 @@ def run_local(
         nodes: Size of the federation; default: the experiment's number of clients.
     """
     check(experiment)
+    check_machine(experiment, workers=False)
     space = workspace(experiment.to_json()) if run is None else workspace_of(run, experiment)
     run = run or RunDirectory.new(experiment)
     grid = LocalGrid(client_app or make_client_app(), nodes or experiment.clients)

@@ -7,19 +7,31 @@ actors: with `max_restarts=-1` Ray revives a killed actor, so putting it back is
 from __future__ import annotations
 
 import logging
+import math
 import os
+import shutil
+import sys
+import tempfile
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+from flwr.app import Context
 from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
 
 from fedkd.build import check
-from fedkd.config import Experiment
+from fedkd.config import ConfigError, Experiment
 from fedkd.rounds import Notify, silent, workspace, workspace_of
 from fedkd.rundir import RunDirectory
 from simulations.client_app import make_client_app
-from simulations.server_app import make_server_app
+from simulations.job import run_job
+from simulations.machine import check_machine
+
+logger = logging.getLogger("fedkd")
 
 # Nothing is sent anywhere, installed or downloaded at run time.
 OFFLINE = {
@@ -57,31 +69,114 @@ def run_ray(
     """
     os.environ.update(OFFLINE)
     check(experiment)
+    check_machine(experiment)
     space = workspace(experiment.to_json()) if run is None else workspace_of(run, experiment)
     run = run or RunDirectory.new(experiment)
-    resources = experiment.resources
-    with _flower_logs_to(run), _ray_stopped_at_the_end():
+    server = _Server(lambda grid, told: run_job(grid, run, space, notify=told), notify)
+    with _flower_logs_to(run), _ray(experiment):
+        server.simulate(client_app or make_client_app(), nodes or experiment.clients, experiment)
+    return run
+
+
+class _Server:
+    """The job in Flower's server thread, and the runtime around it: neither outlives the other.
+
+    Flower waits for the server's thread when the runtime fails, and the server waits for clients
+    that will never answer. So every event of the job first asks whether the runtime still lives.
+    """
+
+    def __init__(self, job: Callable[[Grid, Notify], Any], notify: Notify) -> None:
+        self._job, self._notify = job, notify
+        self._thread: threading.Thread | None = None
+        self._finished = False
+        self._error: BaseException | None = None
+        self._runtime: BaseException | None = None
+
+    def simulate(self, client_app: ClientApp, nodes: int, experiment: Experiment) -> None:
+        """Run it. Raises what ended the job, or `RuntimeError` if the runtime failed."""
         from flwr.simulation import run_simulation
 
-        run_simulation(
-            server_app=make_server_app(run, space, notify),
-            client_app=client_app or make_client_app(),
-            num_supernodes=nodes or experiment.clients,
-            backend_config={
-                "client_resources": {
-                    "num_cpus": resources.client_cpus,
-                    "num_gpus": resources.client_gpus,
-                    "max_restarts": -1,
-                },
-                "init_args": {
-                    "log_to_driver": False,
-                    "logging_level": "ERROR",
-                    # A stale cluster file of another Ray must not be joined by accident.
-                    "address": "local",
-                },
-            },
-        )
-    return run
+        app = ServerApp()
+        app.main()(self._main)
+        try:
+            with self._threads_watched():
+                run_simulation(
+                    server_app=app,
+                    client_app=client_app,
+                    num_supernodes=nodes,
+                    backend_config={"client_resources": _resources(experiment)},
+                )
+        except BaseException as error:
+            self._stop(error)
+            if not isinstance(error, Exception) or error is self._error:
+                raise
+        if self._thread is not None:
+            self._thread.join()
+        if self._runtime is not None:
+            raise RuntimeError(
+                f"Flower's simulation runtime failed: {_cause(self._runtime)}"
+            ) from self._runtime
+        if self._error is not None:
+            raise self._error
+        if not self._finished:
+            raise RuntimeError("Flower's simulation runtime ended before the run was finished")
+
+    def _main(self, grid: Grid, context: Context) -> None:
+        self._thread = threading.current_thread()
+        try:
+            self._tell("waiting")
+            self._job(grid, self._tell)
+            self._finished = True
+        except BaseException as error:
+            if self._runtime is None:
+                self._error = error
+            raise
+
+    def _tell(self, event: str, **facts: Any) -> None:
+        if self._runtime is not None:
+            raise RuntimeError("the runtime has stopped")
+        if event != "waiting":
+            self._notify(event, **facts)
+        else:
+            self._notify(event)
+
+    def _stop(self, error: BaseException) -> None:
+        if self._runtime is None and self._error is None and not self._finished:
+            self._runtime = error
+
+    @contextmanager
+    def _threads_watched(self) -> Iterator[None]:
+        """A thread of Flower's that dies ends the job too: nobody would carry its messages."""
+        before = threading.excepthook
+
+        def died(facts: threading.ExceptHookArgs) -> None:
+            trace = facts.exc_traceback
+            while trace is not None:
+                if trace.tb_frame.f_globals.get("__name__", "").startswith("flwr."):
+                    self._stop(facts.exc_value or RuntimeError(facts.exc_type.__name__))
+                trace = trace.tb_next
+            logger.error("a thread died", exc_info=facts.exc_value)
+
+        threading.excepthook = died
+        try:
+            yield
+        finally:
+            threading.excepthook = before
+
+
+def _resources(experiment: Experiment) -> dict[str, Any]:
+    return {
+        "num_cpus": experiment.resources.client_cpus,
+        "num_gpus": experiment.resources.client_gpus,
+        "max_restarts": -1,
+    }
+
+
+def _cause(error: BaseException) -> str:
+    """The first of a chain of exceptions: the others say that something failed."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 @contextmanager
@@ -106,13 +201,108 @@ def _flower_logs_to(run: RunDirectory) -> Iterator[None]:
 
 
 @contextmanager
-def _ray_stopped_at_the_end() -> Iterator[None]:
-    """Leave no process behind, also when the run fails or is interrupted."""
+def _ray(experiment: Experiment) -> Iterator[None]:
+    """Ray, started here and not by Flower: so that a failure is known before anybody waits for it.
+
+    Nothing is left behind, also when the run fails or is interrupted. A runtime that was started
+    before, in a notebook, is used and left alone.
+    """
     import ray
 
-    mine = not ray.is_initialized()
+    if ray.is_initialized():
+        yield
+        return
+    with _short_folder() as folder, _python_path():
+        try:
+            ray.init(
+                address="local",  # a stale cluster file of another Ray is never joined
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                job_config=_job_config(),
+                _temp_dir=folder,
+            )
+        except Exception as error:
+            ray.shutdown()  # what was started before the failure
+            raise RuntimeError(
+                f"Ray, which runs the clients, could not be started: {_cause(error)}; to do "
+                "without it: --runner local"
+            ) from error
+        try:
+            _check_room(experiment, ray.nodes())
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _job_config() -> Any:
+    """Ray puts the working directory *first* on the workers' path, where it would hide modules.
+
+    It is on the path already, at its end, for plugins.
+    """
+    from ray.job_config import JobConfig
+
+    class Elsewhere(JobConfig):
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True
+
+    return Elsewhere()
+
+
+@contextmanager
+def _python_path() -> Iterator[None]:
+    """Ray's processes find the modules that this one finds, in the same order."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
     try:
         yield
     finally:
-        if mine and ray.is_initialized():
-            ray.shutdown()
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+# The longest socket that Ray makes below its folder, and what the system lets a socket's path be.
+_SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+_LONGEST = 103 if sys.platform == "darwin" else 107
+
+
+@contextmanager
+def _short_folder() -> Iterator[str | None]:
+    """A folder for Ray's sockets and logs where its own choice will not do, else None.
+
+    Batch systems give a long TMPDIR, below which a socket's path is longer than the system allows.
+    """
+    chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    fits = len(os.fsencode(Path.cwd() / chosen / _SOCKET)) <= _LONGEST
+    if fits and Path(chosen).is_dir() and os.access(chosen, os.W_OK):
+        yield None
+        return
+    problem = f"{chosen} is {'not writable' if fits else 'too long for the sockets of Ray'}"
+    try:
+        folder = tempfile.mkdtemp(prefix="fedkd-", dir="/tmp")
+    except OSError as error:
+        raise ConfigError(
+            f"TMPDIR: {problem}, and /tmp cannot be used ({error.strerror}): set TMPDIR to a short "
+            "folder, or run in one process, without Ray: --runner local"
+        ) from None
+    logger.info("%s: Ray uses %s", problem, folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_room(experiment: Experiment, nodes: list[dict[str, Any]]) -> None:
+    """Refuse what no machine of the cluster has: Flower would make an empty pool of workers."""
+    for key, name, wanted in (
+        ("client_cpus", "CPU", experiment.resources.client_cpus),
+        ("client_gpus", "GPU", experiment.resources.client_gpus),
+    ):
+        most = max((node["Resources"].get(name, 0) for node in nodes if node["Alive"]), default=0)
+        if wanted > most:
+            raise ConfigError(
+                f"resources.{key}: {wanted:g} asked for each client, but Ray sees {most:g} {name} "
+                f"here; set resources.{key}={math.floor(most)}"
+            )

@@ -11,23 +11,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedkd.build import check
 from fedkd.config import load_experiment
-from fedkd.rounds import Notify, Workspace, silent, workspace, workspace_of
+from fedkd.rounds import workspace, workspace_of
 from fedkd.rundir import RunDirectory
 from simulations.job import run_job
-
-
-def make_server_app(
-    run: RunDirectory, space: Workspace, notify: Notify = silent, *, simulated: bool = True
-) -> ServerApp:
-    """An app for a run that exists already (`fedkd run`, notebooks, tests)."""
-    app = ServerApp()
-
-    @app.main()
-    def main(grid: Grid, context: Context) -> None:
-        run_job(grid, run, space, notify=notify, simulated=simulated)
-
-    return app
-
 
 app = ServerApp()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -247,12 +248,30 @@ def _item(items: list[Any], key: str, whole: str) -> Any:
 
 
 def import_plugins(names: Sequence[str]) -> None:
-    """Import users' modules, which register themselves. Raises `ConfigError`."""
+    """Import users' modules, which register themselves.
+
+    Raises:
+        ConfigError: it does not exist, fails, or is hidden by an installed module of its name.
+    """
     for name in names:
         try:
             importlib.import_module(name)
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise ConfigError(
                 f"plugins: cannot import {name!r} ({error}); it must be importable from the "
                 "working directory or installed"
             ) from None
+        except Exception as error:  # it is the user's code: anything may come up
+            where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+            raise ConfigError(
+                f"plugins: importing {name!r} fails: {type(error).__name__}: {error}{where}"
+            ) from error
+        first = name.split(".")[0]
+        here = [Path.cwd() / f"{first}.py", Path.cwd() / first / "__init__.py"]
+        file = getattr(sys.modules[first], "__file__", None)
+        beside = [path for path in here if path.is_file()]
+        if beside and (file is None or not any(path.samefile(file) for path in beside)):
+            raise ConfigError(
+                f"plugins: {name!r} is {file or 'a built-in module'}, which "
+                f"hides {beside[0]}: give your module another name"
+            )

@@ -32,6 +32,13 @@ def fedkd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     return call
 
 
+@pytest.fixture(autouse=True)
+def tracebacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where tracebacks are written."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
 def raised(make: Callable[[], object]) -> BaseException:
     try:
         make()
@@ -82,7 +89,6 @@ def test_the_traceback_of_an_internal_error_is_in_the_file_it_names() -> None:
     text = failure_of(raised(ours(KeyError("lost")))).text
     file = Path(re.search(r"the traceback is in (\S+);", text)[1])  # type: ignore[index]
     written = file.read_text()
-    file.unlink()
     assert "KeyError: 'lost'" in written
     assert "Traceback" in written
     assert "report" in text
@@ -147,15 +153,14 @@ def test_a_command_line_that_cannot_be_read_is_one_line(
 
 
 def test_an_internal_error_of_a_command_is_one_line_and_70(
-    fedkd: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    fedkd: Run, monkeypatch: pytest.MonkeyPatch, tracebacks: Path
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(cli, "load_experiment", lambda *_: ours(KeyError("lost"))())
     code, stderr = fedkd("partition", "configs/quickstart.yaml")
     assert code == 70
     assert stderr.count("\n") == 1
     assert "Traceback" not in stderr
-    assert "KeyError" in next(tmp_path.glob("fedkd-*.traceback")).read_text()
+    assert "KeyError" in next(tracebacks.glob("fedkd-*.traceback")).read_text()
 
 
 def test_an_interrupt_is_130_and_one_line(fedkd: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The main job: Flower's simulation runtime on Ray, with real processes and real faults."""
 
+import os
 import subprocess
 import sys
 import time
@@ -95,6 +96,40 @@ def test_a_late_client_loses_its_round_and_takes_part_again(tiny: Tiny) -> None:
     first, second = run.metrics("round")
     assert first["answered"] == [0, 2]
     assert second["answered"] == [0, 1, 2]
+
+
+def test_modules_beside_the_run_hide_none_of_ours_and_a_long_tmpdir_does_no_harm(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    """In the server's process and in the workers: the working directory is searched last."""
+    scratch = tmp_path / ("a-long-scratch-folder-" * 5)
+    scratch.mkdir()
+    names = ("datasets", "random", "typing", "torch", "ray", "flwr", "numpy", "yaml", "click")
+    for name in names:
+        (tmp_path / f"{name}.py").write_text("raise SystemError('the wrong module')")
+    for name in ("fedkd", "simulations", "strategies", "configs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemError('the wrong package')")
+    (tmp_path / "mine.py").write_text(
+        "from fedkd.fusion import FUSIONS\n"
+        "from fedkd.fusion.base import Fusion\n"
+        "@FUSIONS.register('mine')\n"
+        "class Mine(Fusion):\n"
+        "    def __call__(self, ensemble):\n        return ensemble\n"
+    )
+    config = tiny("rounds=1", "clients=2", "evaluation.baselines=[]", "distillation.losses=[kd]")
+    text = config.to_yaml().replace("plugins: []", "plugins: [mine]")
+    (tmp_path / "tiny.yaml").write_text(text.replace("name: class_gated", "name: mine"))
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.path.pop(0); from simulations.cli import main; "
+         "main()", "run", "tiny.yaml"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "TMPDIR": str(scratch), "RAY_ADDRESS": "10.1.2.3:6379"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    (run,) = (tmp_path / "runs").iterdir()
+    assert '"refused"' not in (run / "metrics.jsonl").read_text()
+    assert "Ray uses /tmp/" in (run / "run.log").read_text()
 
 
 def test_another_number_of_nodes_is_refused(tiny: Tiny) -> None:
