@@ -20,7 +20,7 @@ from fedkd.losses.base import EnsembleLoss
 from fedkd.models.network import Network
 from fedkd.objective import Objective, Value
 from fedkd.randomness import seeded
-from fedkd.training.batches import check_batch_size
+from fedkd.training.batches import batch_norm, check_batch_size
 from fedkd.training.loop import Measured, Phase, Trainer, gradient_norm
 
 STUDENT = Phase("the student", "lower the learning rate or a loss's weight")
@@ -128,6 +128,20 @@ def distill(
     }
 
 
+def rehearse(student: Network, lessons: Lessons, objective: Objective) -> None:
+    """Refuse what `distill` would refuse before its first step.
+
+    Args:
+        student: As in `distill`; left as it is.
+        lessons: A few of them do.
+        objective: Copied.
+
+    Raises:
+        ValueError: a loss does not fit student and teachers, or batches are too small.
+    """
+    _Loop(student, lessons, copy.deepcopy(objective), 1, Optimizer(), "float32", 0.0, 0)
+
+
 class _Loop:
     """What lives as long as one call of `distill`."""
 
@@ -150,10 +164,10 @@ class _Loop:
         self.device = student.mean.device
         self.dtype = DTYPES[precision]
         objective.to(self.device)
-        self._check_batches()
-        self._adapt(seed)
         # float16 gradients of small losses vanish unless scaled; bfloat16 has float32's range.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
+        self._check_batches()
+        self._adapt(seed)
         self.trainer = Trainer(
             student,
             options,
@@ -251,6 +265,42 @@ class _Loop:
             size = self.lessons.batch_size
             check_batch_size(self.student, size, STUDENT.batch_size, STUDENT.who)
 
+    def _check_losses(self, seed: int) -> None:
+        """Refuse batches of one for losses that need more."""
+        single = self.lessons.samples == 1
+        for key, fitted in self.objective.fitted.items() if not single else ():
+            if batch_norm(fitted) is not None:
+                name = self.objective.terms[int(key.split("-")[0])].name
+                raise ValueError(
+                    f"{STUDENT.batch_size}: loss {name!r} brings a layer with batch norm, which "
+                    "cannot train on batches of one; take at least 2"
+                )
+        alone = self._gradients_of(1, seed)
+        together = {} if single else self._gradients_of(4, seed)
+        for name, norm in alone.items():
+            if norm == 0 and together.get(name, 1.0) > 0:
+                key = "images: there is only one" if single else f"{STUDENT.batch_size}: is 1"
+                raise ValueError(
+                    f"{key}, but loss {name!r} learns from the images of a batch together; take "
+                    "more, or another loss"
+                )
+
+    def _gradients_of(self, count: int, seed: int) -> dict[str, float]:
+        """Norm of each term's gradient on the student, from the first images of the example."""
+        lesson = self.lessons.example()
+        lesson = lesson.rows(torch.arange(min(count, len(lesson.images)), device=self.device))
+        weights = [p for p in self.student.parameters() if p.requires_grad]
+        norms: dict[str, float] = {}
+        mode = self.student.training
+        self.student.eval()
+        self.objective.eval()
+        with seeded(seed, "example"):
+            for epoch in sorted({term.start for term in self.objective.terms}):
+                value, _ = self._value(lesson, epoch)
+                norms |= {name: gradient_norm(term, weights) for name, term in value.terms.items()}
+        self.student.train(mode)
+        return norms
+
     def _adapt(self, seed: int) -> None:
         example = self.lessons.example()
         if (problem := not_finite(example.ensemble)) is not None:
@@ -261,9 +311,8 @@ class _Loop:
             readings: dict[Kind, Tensor] = example.read(self.student, self.objective.reads)
         self.student.train(mode)
         self.objective.adapt(readings, example.ensemble, seed)
-        if self.lessons.samples > 1:
-            size = self.lessons.batch_size
-            check_batch_size(self.objective, size, STUDENT.batch_size, "a loss")
+        if min(self.lessons.batch_size, self.lessons.samples) == 1:
+            self._check_losses(seed)
 
     def take_over(self, fitted: Mapping[str, Tensor]) -> None:
         """Weights of trainable parts that still exist and have the same shape."""

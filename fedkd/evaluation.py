@@ -20,10 +20,23 @@ def predict(network: Network, images: Tensor, *, batch_size: int = 256) -> Tenso
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
-    """Share of rows of `predictions` (N, C) whose argmax is the label; NaN if N is 0."""
+    """Share of rows of `predictions` (N, C) whose argmax is the label; NaN if N is 0.
+
+    Raises:
+        ValueError: a prediction is NaN, which is no answer at all.
+    """
     if len(labels) == 0:
         return float("nan")
-    return float((predictions.argmax(dim=1) == labels).double().mean())
+    return float((_winners(predictions) == labels).double().mean())
+
+
+def _winners(predictions: Tensor) -> Tensor:
+    bad = int(predictions.isnan().any(dim=1).sum())
+    if bad:
+        raise ValueError(
+            f"predictions: {bad} of {len(predictions)} rows are NaN; look at the network's weights"
+        )
+    return predictions.argmax(dim=1)
 
 
 def evaluate(network: Network, images: ImageSet) -> float:
@@ -41,8 +54,8 @@ def evaluate(network: Network, images: ImageSet) -> float:
 
 
 def per_class_accuracy(predictions: Tensor, labels: Tensor) -> list[float]:
-    """Accuracy within each class, NaN for a class without samples."""
-    right = (predictions.argmax(dim=1) == labels).double()
+    """Accuracy within each class, NaN for a class without samples. Raises as `accuracy`."""
+    right = (_winners(predictions) == labels).double()
     classes = predictions.shape[1]
     hits = torch.zeros(classes, dtype=torch.double).index_add_(0, labels, right)
     counts = torch.bincount(labels, minlength=classes).double()
@@ -67,7 +80,8 @@ class Calibration:
 
 
 def calibration(predictions: Tensor, labels: Tensor, *, bins: int = 15) -> Calibration:
-    """Calibration of logits (N, C) against labels (N,)."""
+    """Calibration of logits (N, C) against labels (N,). Raises as `accuracy`."""
+    _winners(predictions)
     confidence, winner = torch.softmax(predictions.double(), dim=1).max(dim=1)
     right = (winner == labels).double()
     place = (confidence * bins).long().clamp(max=bins - 1)
@@ -86,5 +100,5 @@ def calibration(predictions: Tensor, labels: Tensor, *, bins: int = 15) -> Calib
 
 def agreement(predictions: list[Tensor]) -> Tensor:
     """Share of samples on which each pair of predictors names the same class, (M, M)."""
-    names = torch.stack([p.argmax(dim=1) for p in predictions])
+    names = torch.stack([_winners(p) for p in predictions])
     return (names[:, None, :] == names[None, :, :]).double().mean(dim=2)

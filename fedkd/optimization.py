@@ -24,7 +24,7 @@ def make_optimizer(
             lr=options.lr,
             momentum=options.momentum,
             weight_decay=options.weight_decay,
-            nesterov=options.nesterov and options.momentum > 0,
+            nesterov=options.nesterov,
         )
     else:
         kind = torch.optim.Adam if options.name == "adam" else torch.optim.AdamW

@@ -109,6 +109,15 @@ class Optimizer(Section):
     )
     max_grad_norm: float | None = Field(default=None, gt=0)
 
+    @model_validator(mode="after")
+    def _possible(self) -> Optimizer:
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError(
+                f"nesterov: needs name sgd and a momentum above 0, got {self.name} and "
+                f"{self.momentum:g}; set nesterov=false"
+            )
+        return self
+
 
 class Transfer(Section):
     """The common transfer set about which knowledge is shared."""

@@ -372,6 +372,9 @@ def fuse(
         labels: True labels (N,) of a labelled transfer set.
         store: `(name, shape) -> float32 array` to hold the results; memory by default, memory
             maps on the server.
+
+    Raises:
+        ValueError: what comes out is not finite; the message says whose fault it is.
     """
     allocate = store or (lambda _name, shape: np.zeros(shape, dtype=np.float32))
     total = bank.num_samples
@@ -408,6 +411,12 @@ def fuse(
         for kind, tensor in changed.items():
             merged[kind][:, index.numpy()] = tensor.numpy()
         together[index] = after.mean_probabilities()
+        if not together[index].isfinite().all():
+            raise ValueError(
+                not_finite(before)
+                or "fusion: the rules gave probabilities that are not finite, though every "
+                "teacher's answers are"
+            )
     # Teachers that were merged have nothing in common but what was merged with them.
     kept = bank.arrays if len(teachers) == len(bank.teachers) else {}
     arrays = {**kept, **{kind: list(array) for kind, array in merged.items()}}

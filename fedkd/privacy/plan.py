@@ -67,6 +67,13 @@ def plan(experiment: Experiment) -> Plan | None:
         if promised is None:
             steps = Steps(mechanism.sample_rate, mechanism.noise_multiplier, count)
             promised = epsilon([steps], delta, privacy.accountant)
+        once = Steps(mechanism.sample_rate, mechanism.noise_multiplier, mechanism.steps)
+        single = epsilon([once], delta, privacy.accountant)
+        if single > promised * (1 + 1e-9):
+            raise ValueError(
+                f"a single round costs epsilon {single:.4g}, more than the budget of {promised:g}: "
+                "no teacher could ever be trained; raise noise_multiplier or epsilon"
+            )
     except ValueError as error:
         raise ConfigError(f"teachers.privacy: {error}") from None
     return Plan(mechanism, experiment.rounds, promised, delta)

@@ -77,10 +77,12 @@ class Client:
         if self.workspace.plan is not None and not self._afford(round_number, self.workspace.plan):
             # The teacher stays as it is; answering about public images costs nothing.
             frozen = self._latest(round_number - 1)
-            state = (
-                self._network().state_dict() if frozen is None else load_state(frozen)["weights"]
-            )
-            weights = {name: tensor.cpu() for name, tensor in state.items()}
+            if frozen is None:
+                raise RuntimeError(
+                    f"client {self.number}'s privacy budget does not pay for a single round: it "
+                    "has no trained teacher to answer with"
+                )
+            weights = {n: tensor.cpu() for n, tensor in load_state(frozen)["weights"].items()}
             save_state(place, {"weights": weights, **asdict(Fit(math.nan, math.nan))})
             return Fit(math.nan, math.nan)
         feedback = self.experiment.teachers.feedback
@@ -90,6 +92,8 @@ class Client:
         if before is not None and self.experiment.teachers.warm_start:
             teacher.load_state_dict(load_state(before)["weights"])
         regulariser = None
+        if student is not None:
+            self._check_student(student)
         if (
             student is not None
             and feedback.use == "init"
@@ -257,6 +261,14 @@ class Client:
     def _network(self) -> Network:
         model = self.experiment.teachers.model_of(self.number)
         return build_network(self.experiment, model, self.workspace.data, "teacher", self.number)
+
+    def _check_student(self, weights: Mapping[str, Tensor]) -> None:
+        bad = [n for n, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]
+        if bad:
+            raise RuntimeError(
+                f"client {self.number}: the student that the server sent has weights that are not "
+                f"finite ({bad[0]}); nothing is learnt from it"
+            )
 
     def _student(self, weights: Mapping[str, Tensor]) -> Network:
         student = build_network(

@@ -27,9 +27,12 @@ from fedkd.data.images import class_map
 from fedkd.data.own import Own
 from fedkd.data.splits import FederatedData
 from fedkd.data.views import virtual_view
-from fedkd.knowledge.extract import Unreadable, shapes
+from fedkd.distillation import rehearse
+from fedkd.knowledge.extract import Unreadable, extract, shapes
 from fedkd.knowledge.kinds import Kind, Logits, Pooled, VirtualLogits
+from fedkd.knowledge.payload import Bank, Knowledge, Teacher, fuse
 from fedkd.knowledge.wire import Expected
+from fedkd.lessons import SharedLessons
 from fedkd.models.checks import check_training
 from fedkd.models.network import parameter_count
 from fedkd.objective import Objective
@@ -38,6 +41,7 @@ from fedkd.privacy.plan import plan
 from fedkd.randomness import stream, stream_seed
 from fedkd.rundir import RunDirectory
 from fedkd.teachers.private_check import check_private
+from fedkd.training.batches import check_batch_size
 
 # In a reply, before the names of answers about the server's labelled images.
 VALIDATION = "validation:"
@@ -179,6 +183,12 @@ def _describe(
         model: Component, kinds: tuple[Kind, ...], where: str, private: bool = False
     ) -> _Model:
         network = build_network(experiment, model, data, "shapes")
+        section = "teachers" if where.startswith("teachers") else "distillation"
+        size = getattr(experiment, section).batch_size
+        try:
+            check_batch_size(network, size, f"{section}.batch_size", f"{where} {model.name!r}")
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         try:
             if private:
                 assert privacy is not None
@@ -197,10 +207,43 @@ def _describe(
         tried(assistant, both, "distillation.assistants")
     looks = (Pooled(),) if experiment.student.pretraining.epochs > 0 else ()
     tried(experiment.student.model, (*objective.reads, *looks), "student.model")
-    return {
+    models = {
         model: tried(model, asked, f"teachers.models.{number}", looks_private)
         for number, model in enumerate(experiment.teachers.models)
     }
+    if min(experiment.distillation.batch_size, len(data.transfer.images)) == 1:
+        _rehearse(experiment, data, objective)
+    return models
+
+
+def _rehearse(experiment: Experiment, data: FederatedData, objective: Objective) -> None:
+    """Whether every loss learns from single images. Raises `ConfigError`."""
+    images = data.transfer.images.subset(torch.arange(min(4, len(data.transfer.images))))
+    knowledge = [
+        Knowledge(
+            Teacher(number),
+            extract(
+                build_network(experiment, model, data, "shapes"),
+                images.images,
+                objective.needs,
+                views=lambda _number: images.images.flip(3),
+            ),
+        )
+        for number, model in enumerate(experiment.teachers.models)
+    ]
+    fused = fuse(Bank.of(knowledge), [], labels=images.labels)
+    lessons = SharedLessons(
+        images.images,
+        fused,
+        views=lambda _number: images.images.flip(3),
+        batch_size=1,
+    )
+    student = build_network(experiment, experiment.student.model, data, "shapes", "student")
+    try:
+        rehearse(student, lessons, objective)
+    except ValueError as error:
+        where = "distillation." if str(error).startswith("batch_size") else "data.transfer."
+        raise ConfigError(f"{where}{error}") from None
 
 
 def workspace(config: str, root: str | None = None, own: Own | None = None) -> Workspace:

@@ -75,11 +75,14 @@ def check_batch_size(network: nn.Module, batch_size: int, key: str, name: str) -
     Raises:
         ValueError: one line that names the key and the layer.
     """
-    if positive(batch_size) > 1:
-        return
-    for path, module in network.named_modules():
-        if isinstance(module, _BatchNorm):
-            raise ValueError(
-                f"{key}: {name} has batch norm ({path}), which cannot train on batches of one; "
-                "take at least 2, or a model without batch norm (many have the option norm: group)"
-            )
+    if positive(batch_size) == 1 and (layer := batch_norm(network)) is not None:
+        raise ValueError(
+            f"{key}: {name} has batch norm ({layer}), which cannot train on batches of one; take "
+            "at least 2, or a model without batch norm (many have the option norm: group)"
+        )
+
+
+def batch_norm(module: nn.Module) -> str | None:
+    """Name of the first layer of batch norm, None without any."""
+    layers = (path for path, layer in module.named_modules() if isinstance(layer, _BatchNorm))
+    return next(layers, None)

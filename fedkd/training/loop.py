@@ -21,8 +21,9 @@ from fedkd.config import Optimizer
 from fedkd.optimization import make_optimizer
 from fedkd.training.batches import batches, check_batch_size, positive, steps_per_epoch
 
-# Steps on an accelerator between looks at loss and gradient.
-CHECK_EVERY = 50
+# Steps between looks at loss and gradient: on an accelerator each look makes it wait.
+CHECK_EVERY = {"cpu": 1}
+SELDOM = 50
 
 logger = logging.getLogger(__name__)
 
@@ -252,7 +253,7 @@ class _Log:
     def __init__(self, trainer: Trainer, epoch: int) -> None:
         self._trainer = trainer
         self._epoch = epoch
-        self._every = 1 if trainer.device.type == "cpu" else CHECK_EVERY
+        self._every = CHECK_EVERY.get(trainer.device.type, SELDOM)
         self._parts: list[str] = []
         self._sums: list[str] = []
         self._counts: list[int] = []

@@ -30,6 +30,7 @@ from fedkd.rundir import network_hash
 from fedkd.teachers.dp_sgd import Mechanism, fit_private
 from fedkd.teachers.sgd import align, fit
 from fedkd.training.batches import Order, batches, steps_per_epoch
+from fedkd.training.loop import CHECK_EVERY
 from simulations.baselines.fd import train_towards
 from simulations.baselines.loop import digest, teach_student, train
 
@@ -276,6 +277,27 @@ def test_a_single_image_is_learnt(loop: str, norm: str) -> None:
     assert network_hash(network) != start
 
 
+@pytest.mark.parametrize("name", ["rkd", "sp", "relation", "cka"])
+def test_losses_that_compare_images_refuse_single_ones(name: str) -> None:
+    for setting, key in (
+        (Setting(batch_size=1), "batch_size: is 1"),
+        (Setting(samples=1), "images: there is only one"),
+    ):
+        with pytest.raises(ValueError, match=f"{key}, but loss '{name}' learns from the images of"):
+            fedkd.train_student(
+                "cnn_tiny", [fedkd.network("cnn_tiny", _images(), width=4)],
+                setting.images.unlabelled(), losses=["kd", name],
+                batch_size=setting.batch_size,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["fitnet", "wkd_f"])
+def test_losses_that_bring_batch_norm_refuse_batches_of_one(name: str) -> None:
+    teacher = fedkd.network("cnn_tiny", _images())
+    with pytest.raises(ValueError, match=f"batch_size: loss '{name}' brings a layer with batch"):
+        fedkd.train_student("cnn_tiny", [teacher], _images(), losses=[name], batch_size=1)
+
+
 def test_two_images_are_the_least_for_pretraining() -> None:
     with pytest.raises(ValueError, match="pretraining compares images"):
         _pretrain(_network(), Setting(samples=1))
@@ -364,6 +386,33 @@ def test_the_loss_whose_gradient_is_not_finite_is_named(distil: Callable[..., ob
     with pytest.raises(RuntimeError, match=r"loss 1 0\), because of 'loss 1'; lower"):
         distil(student, Setting(), "kd", _Flat(root=True))
     assert all(p.isfinite().all() for p in student.parameters())
+
+
+@pytest.mark.parametrize("loop", [name for name in LOOPS if name != "pretrain"])
+def test_where_numbers_are_fetched_seldom_the_first_bad_step_is_found(
+    loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator: the losses after a bad gradient are consequences of it."""
+    start = _trained(loop, Setting())
+    monkeypatch.setitem(CHECK_EVERY, "cpu", 50)
+    _trained.cache_clear()
+    assert _trained(loop, Setting()) == start
+    with pytest.raises(RuntimeError, match=r"gradient of the .*'s loss is nan in epoch 1, though"):
+        LOOPS[loop](_trapped(), Setting())
+
+
+def test_what_went_before_the_first_bad_loss_is_not_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CHECK_EVERY, "cpu", 50)
+    logits = _logits(8)
+    fused = Fused.of(Teacher(4), logits)
+    lessons = SharedLessons(_images().images, fused, batch_size=2)
+    bad = int(list(Order(8, 0).epoch(1))[5])  # in the third of four batches
+    fused.bank.arrays[Logits()][0][bad, 1] = -torch.inf
+    monkeypatch.setattr(SharedLessons, "example", lambda self: self._lesson(torch.arange(0)))
+    with pytest.raises(
+        RuntimeError, match=r"student's loss is nan in epoch 1 .*: teacher 4 gives "
+    ):
+        _distil(_network(), lessons, Setting())
 
 
 def test_in_float16_a_training_without_a_step_is_an_error() -> None:

@@ -1,0 +1,205 @@
+"""Numbers that are not finite are reported as those of whoever gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fedkd
+from fedkd.build import build_network
+from fedkd.config import ConfigError, Experiment, make_experiment
+from fedkd.data.images import ImageSet
+from fedkd.distillation import distill
+from fedkd.evaluation import accuracy, agreement, calibration, per_class_accuracy
+from fedkd.knowledge.kinds import Kind, Logits, Pooled
+from fedkd.knowledge.payload import Bank, Ensemble, Fused, Knowledge, Teacher, fuse
+from fedkd.lessons import LiveLessons, SharedLessons
+from fedkd.objective import Objective, Term
+from fedkd.rounds import Client, Workspace
+from fedkd.rundir import load_state
+
+BAD = [float("nan"), float("inf"), float("-inf")]
+
+
+class Masked(nn.Module):
+    """Gives one number to class 1 of every image that has a bright first pixel."""
+
+    def __init__(self, number: float, share: float = 1.0) -> None:
+        super().__init__()
+        self.inner = nn.Linear(64, 3)
+        self.number = number
+        self.share = share
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.inner(images.flatten(1))
+        mask = torch.zeros_like(logits, dtype=torch.bool)
+        mask[: max(1, round(self.share * len(logits))), 1] = True
+        return logits.masked_fill(mask, self.number)
+
+
+@pytest.fixture
+def images() -> ImageSet:
+    return fedkd.load_dataset("synthetic", classes=3, size=8, per_class=10)[0]
+
+
+@pytest.mark.parametrize("number", BAD)
+@pytest.mark.parametrize("loss", ["kd", "dkd", "ce"])
+def test_a_teacher_handed_over_is_named(images: ImageSet, number: float, loss: str) -> None:
+    """Also by a loss that looks at no teacher: its targets are what the teachers say."""
+    teachers = [fedkd.network("mlp", images), Masked(number)]
+    with pytest.raises(ValueError, match=r"teacher.*1.*(logits|finite)") as error:
+        fedkd.train_student("mlp", teachers, images.unlabelled(), losses=[loss], epochs=1)
+    assert "learning rate" not in str(error.value)
+
+
+@pytest.mark.parametrize("number", BAD)
+def test_a_live_teacher_is_named(images: ImageSet, number: float) -> None:
+    teachers = [fedkd.network("mlp", images).eval(), fedkd.network(Masked(number), images).eval()]
+    lessons = LiveLessons(images, teachers, (Logits(),))
+    objective = Objective([Term("kd", fedkd.LOSSES.create("kd"))])
+    with pytest.raises(RuntimeError, match=rf"teacher 1 gives {number} as logits for image 0 of"):
+        distill(fedkd.network("mlp", images), lessons, objective, epochs=1)
+
+
+@pytest.mark.parametrize("kind", [Logits(), Pooled()])
+def test_knowledge_held_in_memory_is_looked_at(kind: Kind) -> None:
+    tensors = {Logits(): torch.zeros(5, 3), Pooled(): torch.zeros(5, 2)}
+    tensors[kind][3, 1] = torch.nan
+    whole = Knowledge(Teacher(0), {k: torch.zeros_like(t) for k, t in tensors.items()})
+    with pytest.raises(ValueError, match=rf"teacher 7 gives nan as {kind} for image 3 "):
+        Bank.of([whole, Knowledge(Teacher(7), tensors)])
+
+
+def test_lessons_look_at_what_the_teachers_say_together(images: ImageSet) -> None:
+    logits = torch.zeros(30, 3)
+    logits[4, 2] = torch.nan
+    with pytest.raises(ValueError, match="teacher 6 gives nan as logits for image 4"):
+        SharedLessons(images.images, Fused.of(Teacher(6), logits))
+
+
+def test_a_fusion_rule_is_named_where_the_teachers_are_right() -> None:
+    def rule(ensemble: Ensemble) -> Ensemble:
+        return ensemble.weighted(torch.full_like(ensemble.weights, torch.inf))
+
+    bank = Bank.of([Knowledge(Teacher(0), {Logits(): torch.zeros(5, 3)})])
+    with pytest.raises(ValueError, match="fusion: the rules gave probabilities that are not fin"):
+        fuse(bank, [rule])
+
+
+@pytest.mark.parametrize(
+    "measure", [accuracy, per_class_accuracy, calibration, lambda p, _labels: agreement([p, p])]
+)
+def test_predictions_that_are_none_are_not_scored(measure: Callable[..., object]) -> None:
+    predictions = torch.zeros(4, 3)
+    predictions[2] = torch.nan
+    with pytest.raises(ValueError, match="1 of 4 rows are NaN"):
+        measure(predictions, torch.zeros(4, dtype=torch.long))
+    predictions[2] = torch.tensor([0.0, -torch.inf, -1.0])  # a masked class is an answer
+    measure(predictions, torch.zeros(4, dtype=torch.long))
+
+
+@pytest.mark.parametrize("use", ["init", "regulariser", "align"])
+def test_a_client_learns_nothing_from_a_student_that_is_not_finite(
+    tiny: Callable[..., Experiment], use: str, tmp_path: Path
+) -> None:
+    workspace = Workspace(
+        tiny("teachers.models=[mlp]", "student.model=mlp", f"teachers.feedback.use={use}")
+    )
+    student = fedkd.network("mlp", workspace.data.test)
+    state = {
+        name: t * torch.nan if "weight" in name else t for name, t in student.state_dict().items()
+    }
+    client = Client(workspace, 0, "run", tmp_path)
+    with pytest.raises(
+        RuntimeError, match=r"client 0: the student that the server sent has weights"
+    ):
+        client.train(2, state)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_that_pays_for_no_round_is_refused_before_anything_is_trained(
+    tiny: Callable[..., Experiment],
+) -> None:
+    """Its clients would answer with networks that were never trained."""
+    with pytest.raises(ConfigError, match=r"teachers.privacy: a single round costs epsilon"):
+        Workspace(
+            tiny(
+                "teachers.models=[mlp]",
+                "fusion=[uniform]",
+                "evaluation={clients: false, baselines: []}",
+                "teachers.privacy={epsilon: 0.1, noise_multiplier: 0.5, nominal_size: 40}",
+            )
+        )
+
+
+def _refused(*overrides: str) -> str:
+    values: dict[str, Any] = {
+        "clients": 2,
+        "data": {
+            "dataset": {"name": "synthetic", "classes": 3, "size": 8, "per_class": 20},
+            "partition": "iid",
+            "transfer": {"size": 9},
+        },
+        "teachers": {"models": ["mlp"]},
+        "student": {"model": "mlp"},
+        "distillation": {"losses": ["kd"]},
+    }
+    with pytest.raises(ConfigError) as error:
+        Workspace(make_experiment(values, overrides))
+    return str(error.value)
+
+
+def test_batches_of_one_are_refused_by_their_key_before_work_starts() -> None:
+    norm = "{name: cnn_tiny, norm: batch}"
+    one = "distillation.batch_size=1"
+    assert "teachers.batch_size: teachers.models.0 'cnn_tiny' has batch norm" in _refused(
+        "teachers.batch_size=1", f"teachers.models=[{norm}]"
+    )
+    assert "distillation.batch_size: student.model 'cnn_tiny' has batch norm" in _refused(
+        one, f"student.model={norm}"
+    )
+    assert "distillation.batch_size: distillation.assistants 'cnn_tiny' has" in _refused(
+        one, f"distillation.assistants=[{norm}]"
+    )
+    assert "distillation.batch_size: is 1, but loss 'rkd' learns from" in _refused(
+        one, "distillation.losses=[kd, {name: rkd, start: 3}]"
+    )
+    assert "data.transfer.images: there is only one, but loss 'sp'" in _refused(
+        "data.transfer.size=1",
+        "student.model=cnn_tiny",
+        "teachers.models=[cnn_tiny]",
+        "distillation.losses=[sp]",
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("teachers.optimizer={nesterov: true, momentum: 0}", "nesterov: needs name sgd and a mom"),
+        ("distillation.optimizer={name: adam, nesterov: true}", "nesterov: needs name sgd"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(override: str, message: str) -> None:
+    assert message in _refused(override)
+
+
+def test_a_client_trains_on_batches_of_one(tiny: Callable[..., Experiment], tmp_path: Path) -> None:
+    workspace = Workspace(
+        tiny("student.model=mlp", "teachers={models: [mlp], batch_size: 1, epochs: 1}")
+    )
+    fresh = build_network(
+        workspace.experiment, workspace.experiment.student.model, workspace.data, "teacher", 0
+    )
+    client = Client(workspace, 0, "run", tmp_path)
+    assert client.train(1).loss > 0
+    trained = load_state(tmp_path / "teacher-0001.pt")["weights"]
+    assert all(
+        not tensor.equal(trained[name])
+        for name, tensor in fresh.state_dict().items()
+        if name not in ("mean", "std")
+    )
