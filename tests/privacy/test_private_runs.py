@@ -82,12 +82,13 @@ def test_when_the_budget_ends_the_teacher_freezes_and_the_run_goes_on(tiny: Tiny
     assert "all 3" in page
 
 
-def test_a_budget_for_not_even_one_round_leaves_untrained_teachers(tiny: Tiny) -> None:
+def test_a_budget_for_not_even_one_round_is_refused(tiny: Tiny) -> None:
+    """Its clients would answer with teachers that were never trained."""
     few = "teachers.privacy={epsilon: 0.01, noise_multiplier: 0.5, delta: 0.001, nominal_size: 40}"
-    run = run_local(tiny(few, *QUIET, "rounds=1"))
-    facts = run.read_json("privacy.json")
-    assert facts["worst"] == 0
-    assert facts["clients"]["0"]["frozen_in"] == [1]
+    with pytest.raises(
+        ConfigError, match=r"teachers.privacy: a single round costs epsilon [\d.]+, "
+    ):
+        Workspace(tiny(few, *QUIET, "rounds=1"))
 
 
 def test_killed_in_training_the_client_pays_twice_and_stops_earlier(tiny: Tiny) -> None:

@@ -122,21 +122,6 @@ def test_a_client_learns_nothing_from_a_student_that_is_not_finite(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_budget_that_pays_for_no_round_is_refused_before_anything_is_trained(
-    tiny: Callable[..., Experiment],
-) -> None:
-    """Its clients would answer with networks that were never trained."""
-    with pytest.raises(ConfigError, match=r"teachers.privacy: a single round costs epsilon"):
-        Workspace(
-            tiny(
-                "teachers.models=[mlp]",
-                "fusion=[uniform]",
-                "evaluation={clients: false, baselines: []}",
-                "teachers.privacy={epsilon: 0.1, noise_multiplier: 0.5, nominal_size: 40}",
-            )
-        )
-
-
 def _refused(*overrides: str) -> str:
     values: dict[str, Any] = {
         "clients": 2,
