@@ -29,8 +29,10 @@ def read_npz(file: Path) -> Mapping[str, np.ndarray]:
         raise ValueError(f"{name}: may not be read (permission denied)") from None
     except (ValueError, OSError, EOFError, zlib.error) as error:
         reason = " ".join(str(error).split())
-        if "allow_pickle" in reason:
+        if "Object arrays" in reason:
             reason = "it holds Python objects; save arrays of numbers or of text"
+        elif "allow_pickle" in reason:  # NumPy takes whatever it does not know for a pickle
+            reason = "its content is of another kind; write it with numpy.savez(path, x=..., y=...)"
         raise ValueError(f"{name}: not an .npz file of plain arrays ({reason})") from None
     except Exception as error:  # zipfile.BadZipFile and AttributeError of a bare .npy
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -159,6 +159,9 @@ def test_the_wrong_kind_of_place_names_the_right_data_set(tmp_path):
     file = save(tmp_path / "a.npz", x=pixels(10, 4, 4), y=Y)
     with pytest.raises(ValueError, match=r"is a file; .*npz"):
         load_dataset("image_folder", path=file)
+    (tmp_path / "config.npz").write_text("rounds: 1\n")
+    with pytest.raises(ValueError, match=r"config.npz: not an .npz file .*content is of another"):
+        load_dataset("npz", path=tmp_path / "config.npz")
     with pytest.raises(ValueError, match=r"root: expected a folder of local data, .* is a file"):
         load_dataset("cifar10", file)
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere; set data.root"):
