@@ -3,15 +3,25 @@
 Where the gradient of a loss has a closed form, it is finished together with the value. Autograd
 would keep every tensor on the way, and walk back through them one call at a time; a small batch
 costs as many calls as numbers.
+
+A closed form is a first derivative in reverse mode and nothing more. So each stands beside the
+plain formula, which autograd can differentiate in any way: that one answers where a second
+derivative is asked for (`create_graph=True`), in forward mode, and under `torch.func`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
+
+Formula = Callable[..., Tensor]
+# Inputs without gradient, and whether one is wanted -> the value and the gradient by the inputs:
+# of the scalar, or of each row's value by its row.
+Solve = Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]
 
 
 def wanted(inputs: Tensor) -> bool:
@@ -19,39 +29,95 @@ def wanted(inputs: Tensor) -> bool:
     return torch.is_grad_enabled() and inputs.requires_grad
 
 
-def with_gradient(inputs: Tensor, value: Tensor, gradient: Tensor | None) -> Tensor:
-    """`value`, differentiable once by `inputs`.
+def transformed(*inputs: Tensor) -> bool:
+    """Whether `torch.func` is at work, or one of the inputs has a tangent (forward mode)."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in inputs)
+
+
+def with_gradient(inputs: Tensor, solve: Solve, formula: Formula) -> Tensor:
+    """The value that `solve` finds with its gradient.
 
     Args:
-        inputs: What the value was computed from, without autograd.
-        value: A scalar, or one value per row of `inputs`, (B,).
-        gradient: Of the scalar, or of each row's value by its row, shaped as `inputs`; None
-            leaves the value a constant.
+        inputs: What the value is differentiated by.
+        solve: The closed form.
+        formula: The same value of the inputs, differentiable by autograd.
     """
+    if transformed(inputs):
+        return formula(inputs)
+    value, gradient = solve(inputs.detach(), wanted(inputs))
     if gradient is None:
         return value
-    known: Tensor = _Known.apply(inputs, (value, gradient))
+    known: Tensor = _Known.apply(inputs, (value, gradient), formula)
     return known
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    (gradient,) = ctx.saved_tensors
-    while grad.ndim not in (0, gradient.ndim):
-        grad = grad[..., None]
-    return gradient * grad, None
+def through(formula: Formula, inputs: tuple[Tensor, ...], grad: Tensor) -> list[Tensor | None]:
+    """What a `backward` returns if it shall be differentiated itself: autograd of the formula.
+
+    Args:
+        formula: The value as a function of the inputs.
+        inputs: As saved for backward; None is returned for those that need no gradient.
+        grad: By the value.
+    """
+    needed = [tensor for tensor in inputs if tensor.requires_grad]
+    with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
+        value = formula(*inputs)
+        if not value.requires_grad:
+            return [torch.zeros_like(t) if t.requires_grad else None for t in inputs]
+        found = torch.autograd.grad(
+            value, needed, grad, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+    left = iter(found)
+    return [next(left) if tensor.requires_grad else None for tensor in inputs]
 
 
-# It stops a second derivative, which would be wrong; where none is prepared for, it only costs.
-_once = once_differentiable(_backward)
+def first_order(fast: Formula, formula: Formula, *inputs: Tensor) -> Tensor:
+    """The value of `fast`, whose autograd gives the first derivative alone; for others `formula`.
+
+    That is so where `fast` holds something constant that does not change the first derivative.
+    """
+    if transformed(*inputs):
+        return formula(*inputs)
+    if not any(wanted(tensor) for tensor in inputs):
+        return fast(*inputs)
+    value: Tensor = _FirstOrder.apply(fast, formula, *inputs)
+    return value
 
 
 class _Known(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, found: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, found: tuple[Tensor, Tensor], formula: Formula) -> Tensor:
         value, gradient = found
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(inputs, gradient)
+        ctx.formula = formula
         return value
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _once(ctx, grad) if torch.is_grad_enabled() else _backward(ctx, grad)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *through(ctx.formula, (inputs,), grad), None, None
+        while grad.ndim not in (0, gradient.ndim):
+            grad = grad[..., None]
+        return gradient * grad, None, None
+
+
+class _FirstOrder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, fast: Formula, formula: Formula, *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        ctx.formula = formula
+        ctx.inner = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs]
+        with torch.enable_grad():
+            ctx.value = fast(*ctx.inner)
+        return ctx.value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return None, None, *through(ctx.formula, ctx.saved_tensors, grad)
+        needed = [tensor for tensor in ctx.inner if tensor.requires_grad]
+        found = iter(torch.autograd.grad(ctx.value, needed, grad, retain_graph=True))
+        return None, None, *(next(found) if t.requires_grad else None for t in ctx.inner)

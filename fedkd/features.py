@@ -7,21 +7,26 @@ student's side with the same functions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from fedkd.closed_form import first_order, through, transformed
+from fedkd.options import options_checked
+from fedkd.precision import full, full_precision
 
+
+@full_precision
 def class_maps(maps: Tensor, weight: Tensor, size: int | None = None) -> Tensor:
     """Evidence for each class at each place, (B, D, h, w) x (C, D) -> (B, C, size, size).
 
     The classifier's weights are applied at every place; its bias is left out, so the mean over
     places is the logit less the bias. Pooling first is the same and cheaper, since both are
-    linear.
+    linear. Half precision is computed in float32.
 
     Args:
         maps: The map that enters global pooling.
@@ -32,9 +37,10 @@ def class_maps(maps: Tensor, weight: Tensor, size: int | None = None) -> Tensor:
         Guo et al., "Class Attention Transfer Based Knowledge Distillation", CVPR 2023,
             https://arxiv.org/abs/2304.12777
     """
+    maps = full(maps)
     if size is not None:
         maps = averaged(maps, (size, size))
-    return torch.einsum("bdhw,cd->bchw", maps, weight)
+    return torch.einsum("bdhw,cd->bchw", maps, weight.to(maps.dtype))
 
 
 def averaged(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -59,6 +65,7 @@ def averaged(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.linear(maps.flatten(2), cells.T.contiguous()).unflatten(2, size)
 
 
+@full_precision
 def cell_statistics(maps: Tensor, grid: int = 1, *, eps: float = 1e-5) -> Tensor:
     """Mean and deviation per channel and cell, (B, D, h, w) -> (B, 2, D, grid, grid).
 
@@ -76,8 +83,26 @@ def cell_statistics(maps: Tensor, grid: int = 1, *, eps: float = 1e-5) -> Tensor
     """
     if grid < 1:
         raise ValueError(f"cell statistics: grid must be positive, got {grid}")
-    statistics: Tensor = _CellStatistics.apply(_full(maps), grid, eps)
+    maps = full(maps)
+    if transformed(maps):
+        return _by_cells(maps, grid, eps)
+    statistics: Tensor = _CellStatistics.apply(maps, grid, eps)
     return statistics
+
+
+def _by_cells(maps: Tensor, grid: int, eps: float) -> Tensor:
+    """`cell_statistics` cell by cell."""
+    height, width = maps.shape[2:]
+    found = []
+    for i in range(grid):
+        rows = slice(i * height // grid, -(-(i + 1) * height // grid))
+        for j in range(grid):
+            cell = maps[:, :, rows, j * width // grid : -(-(j + 1) * width // grid)].flatten(2)
+            mean = cell.mean(dim=2)
+            squares = (cell - mean[:, :, None]).square().sum(dim=2)
+            variance = squares / max(cell.shape[2] - 1, 1)
+            found.append(torch.stack([mean, (variance + eps).sqrt()], dim=1))
+    return torch.stack(found, dim=3).unflatten(3, (grid, grid))
 
 
 class _CellStatistics(torch.autograd.Function):
@@ -110,12 +135,14 @@ class _CellStatistics(torch.autograd.Function):
         variance = variance.view_as(mean)
         std = (variance + eps).sqrt_()
         ctx.save_for_backward(maps, mean, std, inside, size)
+        ctx.options = grid, eps
         return torch.stack([mean, std], dim=1).unflatten(3, (grid, grid))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         maps, mean, std, inside, size = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *through(lambda z: _by_cells(z, *ctx.options), (maps,), grad), None, None
         for_mean, for_std = grad.flatten(3).unbind(dim=1)
         slope = torch.where(size > 1, for_std / (std * (size - 1)), 0)
         level = for_mean / size - slope * mean
@@ -124,18 +151,21 @@ class _CellStatistics(torch.autograd.Function):
         return gradient.view(maps.shape), None, None
 
 
+@full_precision
 def spatial_moments(maps: Tensor) -> Tensor:
     """Mean and covariance of the channels over places, (B, D, h, w) -> (B, D + 1, D).
 
     Row 0 is the mean; the covariance is the biased one. Half precision is computed in float32.
     """
-    maps = _full(maps).flatten(2)
+    maps = full(maps).flatten(2)
     mean = maps.mean(dim=2, keepdim=True)
     centred = maps - mean
     covariance = centred @ centred.transpose(1, 2) / maps.shape[2]
     return torch.cat([mean.transpose(1, 2), covariance], dim=1)
 
 
+@full_precision
+@options_checked("spectral norms")
 def spectral_norms(
     stages: Sequence[Tensor],
     *,
@@ -173,8 +203,12 @@ def spectral_norms(
     if iterations < 1:
         raise ValueError(f"spectral norms: iterations must be positive, got {iterations}")
     norms = []
-    for pair, (shallow, deep) in enumerate(pairwise(_full(stage) for stage in stages)):
+    for pair, (shallow, deep) in enumerate(pairwise(full(stage) for stage in stages)):
         size = (deep.shape[2], deep.shape[3])
+        if len(shallow) != len(deep):
+            raise ValueError(
+                f"spectral norms: stage {pair} has {len(shallow)} samples, the next one {len(deep)}"
+            )
         if shallow.shape[2] < size[0] or shallow.shape[3] < size[1]:
             raise ValueError(
                 f"spectral norms: stage {pair} is {tuple(shallow.shape[2:])}, "
@@ -185,16 +219,37 @@ def spectral_norms(
             first = start[pair].to(first).reshape(-1, first.shape[1], 1).expand_as(first)
         elif start == "uniform":
             first = torch.rand_like(first)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and gradient == "unrolled"):
-            matrix = averaged(shallow, size).flatten(2) @ deep.flatten(2).transpose(1, 2)
-            vector, norm = _power_iteration(matrix, first, iterations)
         if gradient == "exact":
-            # To mix channels and to average places commute, so one channel is averaged, not C.
-            mixed = vector.transpose(1, 2) @ shallow.flatten(2)
-            mixed = averaged(mixed.unflatten(2, shallow.shape[2:]), size).flatten(2)
-            norm = torch.linalg.vector_norm(deep.flatten(2) @ mixed.transpose(1, 2), dim=(1, 2))
+            exact = partial(_exact, first=first, iterations=iterations)
+            again = partial(_unrolled, first=first, iterations=iterations, settle=True)
+            norm = first_order(exact, again, shallow, deep)
+        else:
+            norm = _unrolled(shallow, deep, first=first, iterations=iterations)
         norms.append(norm / (size[0] * size[1]))
     return torch.stack(norms, dim=1)
+
+
+def _exact(shallow: Tensor, deep: Tensor, *, first: Tensor, iterations: int) -> Tensor:
+    """||F' u|| for a vector u found without gradient, (B,)."""
+    size = (deep.shape[2], deep.shape[3])
+    with torch.no_grad():
+        matrix = averaged(shallow, size).flatten(2) @ deep.flatten(2).transpose(1, 2)
+        vector, _ = _power_iteration(matrix, first, iterations)
+    # To mix channels and to average places commute, so one channel is averaged, not C.
+    mixed = vector.transpose(1, 2) @ shallow.flatten(2)
+    mixed = averaged(mixed.unflatten(2, shallow.shape[2:]), size).flatten(2)
+    return torch.linalg.vector_norm(deep.flatten(2) @ mixed.transpose(1, 2), dim=(1, 2))
+
+
+def _unrolled(
+    shallow: Tensor, deep: Tensor, *, first: Tensor, iterations: int, settle: bool = False
+) -> Tensor:
+    """The same through all steps, (B,); `settle` first finds where they end without gradient."""
+    matrix = averaged(shallow, (deep.shape[2], deep.shape[3])).flatten(2)
+    matrix = matrix @ deep.flatten(2).transpose(1, 2)
+    if settle:
+        first = _power_iteration(matrix.detach(), first, iterations)[0]
+    return _power_iteration(matrix, first, iterations)[1]
 
 
 def _power_iteration(matrix: Tensor, vector: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -210,7 +265,3 @@ def _power_iteration(matrix: Tensor, vector: Tensor, steps: int) -> tuple[Tensor
         length = torch.linalg.vector_norm(moved, dim=1, keepdim=True).clamp(min=1e-12)
         vector = moved / length
     return vector, scale.sqrt() * length.flatten().sqrt()
-
-
-def _full(maps: Tensor) -> Tensor:
-    return maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedkd.precision import full, full_precision
 
+
+@full_precision
 def linear_cka(
     x: Tensor, y: Tensor, *, weights: Tensor | None = None, centred: bool = True
 ) -> Tensor:
@@ -44,6 +47,7 @@ def linear_cka(
     return _ratio(*(product.square().sum() for product in products))
 
 
+@full_precision
 def rbf_cka(x: Tensor, y: Tensor, *, sigma: float = 1.0, weights: Tensor | None = None) -> Tensor:
     """CKA with Gaussian kernels, (n, d) x (n, e) -> scalar in [0, 1].
 
@@ -66,6 +70,7 @@ def rbf_cka(x: Tensor, y: Tensor, *, sigma: float = 1.0, weights: Tensor | None 
     return _ratio(*((pairs * product).sum() for product in (a * b, a * a, b * b)))
 
 
+@full_precision
 def unbiased_cka(x: Tensor, y: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Linear CKA from unbiased estimates, (n, d) x (n, e) -> scalar, about 0 if independent.
 
@@ -102,6 +107,7 @@ class MinibatchCKA:
     def __init__(self) -> None:
         self._sums = torch.zeros(3, dtype=torch.float64)
 
+    @full_precision
     def update(self, x: Tensor, y: Tensor) -> None:
         """Count one batch, (n, d) and (n, e).
 
@@ -120,12 +126,14 @@ class MinibatchCKA:
         return float(_ratio(*self._sums))
 
 
+@full_precision
 def angle_costs(weight: Tensor) -> Tensor:
     """1 - cos between the classes' weight vectors, (C, D) -> (C, C): 0 on the diagonal, up to 2."""
-    unit = F.normalize(_full(weight.detach()), dim=1)
+    unit = F.normalize(full(weight.detach()), dim=1)
     return (1 - unit @ unit.T).clamp(min=0).fill_diagonal_(0)
 
 
+@full_precision
 def alignment_costs(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     """1 - linear CKA between the classes' observations, (N, places, D) x (N,) -> (C, C).
 
@@ -148,7 +156,7 @@ def alignment_costs(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     places, width = features.shape[1:]
     counts = torch.bincount(labels, minlength=classes)
     present = counts.nonzero().flatten()
-    costs = torch.ones(classes, classes, dtype=_full(features[:0]).dtype, device=features.device)
+    costs = torch.ones(classes, classes, dtype=full(features[:0]).dtype, device=features.device)
     if len(present):
         first = counts.cumsum(0) - counts
         chosen = first[present, None] + torch.arange(
@@ -162,11 +170,12 @@ def alignment_costs(features: Tensor, labels: Tensor, classes: int) -> Tensor:
         squares = classwise.by_samples() if by_samples else classwise.by_features()
         norms = squares.diagonal().sqrt()
         scale = norms[:, None] * norms
-        alike = torch.where(scale > 0, squares / scale.clamp(min=1e-300), 0)
+        alike = torch.where(scale <= 0, 0, squares / scale.clamp(min=1e-300))
         costs[present[:, None], present] = (1 - alike).clamp(0, 1).to(costs)
     return costs.fill_diagonal_(0)
 
 
+@full_precision
 def sharpened(costs: Tensor, kappa: float = 1.0) -> Tensor:
     """1 - exp(-kappa D) of raw costs D, 1e-8 more so that none is 0; kappa 0 leaves D."""
     if kappa:
@@ -188,14 +197,14 @@ class _Classwise:
         self.flat, self.rows = flat, rows
         means, scales = [], []
         for own in rows:
-            observed = _full(flat[own])
+            observed = full(flat[own])
             means.append(observed.mean(dim=0))
             spread = torch.linalg.norm(observed - means[-1])
             scales.append(_inverse(spread, torch.linalg.norm(observed)))
         self.means, self.scales = torch.stack(means), torch.stack(scales)
 
     def take(self, classes: slice, rows: slice) -> Tensor:
-        observed = _full(self.flat[self.rows[classes, rows]])
+        observed = full(self.flat[self.rows[classes, rows]])
         return (observed - self.means[classes, None]) * self.scales[classes, None, None]
 
     def by_features(self) -> Tensor:
@@ -269,22 +278,22 @@ def _hsic(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
 
 def _ratio(across: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
     """across / sqrt(ours * theirs); 0 without gradient if either is not positive."""
-    there = (ours > 0) & (theirs > 0)
-    scale = torch.where(there, ours, 1).sqrt() * torch.where(there, theirs, 1).sqrt()
-    return torch.where(there, across / scale, 0)
+    none = (ours <= 0) | (theirs <= 0)  # false of NaN, which must not look like no likeness
+    scale = torch.where(none, 1, ours).sqrt() * torch.where(none, 1, theirs).sqrt()
+    return torch.where(none, 0, across / scale)
 
 
 def _shares(weights: Tensor | None, x: Tensor) -> Tensor:
     """Weights that sum to one, or are all zero, (n,)."""
     if weights is None:
-        return _full(x.detach()).new_full((len(x),), 1 / len(x))
-    weights = weights.to(_full(x[:0]).dtype)
+        return full(x.detach()).new_full((len(x),), 1 / len(x))
+    weights = weights.to(full(x[:0]).dtype)
     return weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def _scaled(z: Tensor, shares: Tensor, centred: bool = True) -> Tensor:
     """Centred and of unit size under the weights; zeros if nothing but rounding varies."""
-    z = _full(z)
+    z = full(z)
     length = (shares @ z.detach().square().sum(dim=1)).sqrt()
     if centred:
         z = z - shares @ z
@@ -294,9 +303,5 @@ def _scaled(z: Tensor, shares: Tensor, centred: bool = True) -> Tensor:
 
 def _inverse(spread: Tensor, length: Tensor) -> Tensor:
     """1 / spread, or 0 if that is no more than rounding errors of values of this length."""
-    some = spread > 8 * torch.finfo(spread.dtype).eps * length
-    return torch.where(some, 1 / torch.where(some, spread, 1), 0)
-
-
-def _full(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    none = spread <= 8 * torch.finfo(spread.dtype).eps * length
+    return torch.where(none, 0, 1 / torch.where(none, 1, spread))

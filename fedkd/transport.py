@@ -6,9 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from fedkd.closed_form import through, transformed
+from fedkd.options import options_checked
+from fedkd.precision import full_precision
 
 
+@full_precision
+@options_checked("transport")
 def transport_cost(
     source: Tensor,
     target: Tensor,
@@ -49,15 +54,19 @@ def transport_cost(
     if debiased:
         source, target = torch.cat([source, source, target]), torch.cat([target, source, target])
         without = None if without is None else without.repeat(3)
-    cost: Tensor = _Sinkhorn.apply(
-        source, target, costs.detach().to(source.dtype), epsilon, iterations, floor, without
-    )
+    options = costs.detach().to(source.dtype), epsilon, iterations, floor, without
+    if transformed(source, target):
+        cost = _unrolled(source, target, *options)
+    else:
+        cost = _Sinkhorn.apply(source, target, *options)
     if debiased:
         between, ours, theirs = cost.chunk(3)
         return between - (ours + theirs) / 2
     return cost
 
 
+@full_precision
+@options_checked("transport")
 def sinkhorn_plan(
     source: Tensor,
     target: Tensor,
@@ -73,6 +82,22 @@ def sinkhorn_plan(
     column_sums, row_sums = _sums(source, target, kernel, iterations, floor, without)[-1]
     columns, rows = target / column_sums, source / row_sums
     return rows[:, :, None] * kernel * columns[:, None, :]
+
+
+def _unrolled(
+    source: Tensor,
+    target: Tensor,
+    costs: Tensor,
+    epsilon: float,
+    iterations: int,
+    floor: float,
+    without: Tensor | None,
+) -> Tensor:
+    """`transport_cost` for autograd, which keeps all steps."""
+    kernel = (costs / -epsilon).exp()
+    column_sums, row_sums = _sums(source, target, kernel, iterations, floor, without)[-1]
+    columns, rows = target / column_sums, source / row_sums
+    return (rows * (columns @ (kernel * costs).T)).sum(dim=1)
 
 
 class _Sinkhorn(torch.autograd.Function):
@@ -102,6 +127,7 @@ class _Sinkhorn(torch.autograd.Function):
         # What one more unit of each row scaling would cost.
         by_rows = columns @ priced.T
         value = (rows * by_rows).sum(dim=1)
+        ctx.options = costs, epsilon, iterations, floor, without
         to_source, to_target = ctx.needs_input_grad[:2]
         if not (to_source or to_target):
             return value
@@ -121,16 +147,19 @@ class _Sinkhorn(torch.autograd.Function):
                 break
             columns, rows = target / column_sums, source / row_sums
             saved = by_rows.mul_(rows).div_(row_sums) @ kernel
-        ctx.save_for_backward(by_source, by_target)
+        ctx.save_for_backward(source, target, by_source, by_target)
         return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = [
-            by * grad[:, None] if needed else None
-            for by, needed in zip(ctx.saved_tensors, ctx.needs_input_grad)
-        ]
+        source, target, *found = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            gradients = through(lambda p, q: _unrolled(p, q, *ctx.options), (source, target), grad)
+        else:
+            gradients = [
+                by * grad[:, None] if needed else None
+                for by, needed in zip(found, ctx.needs_input_grad)
+            ]
         return *gradients, None, None, None, None, None
 
 
@@ -166,6 +195,7 @@ def _sums(
     return steps
 
 
+@full_precision
 def bures_distance(points: Tensor, covariance: Tensor) -> Tensor:
     """Squared distance of two covariances, (B, D, n) x (B, D, D) -> (B,), in double precision.
 
@@ -179,6 +209,12 @@ def bures_distance(points: Tensor, covariance: Tensor) -> Tensor:
         covariance: The other one, T; gets no gradient.
     """
     points, covariance = points.double(), covariance.detach().double()
+    # Eigenvalues of NaN are an error of LAPACK's, which says nothing of it.
+    broken = ~(
+        points.isfinite().flatten(1).all(dim=1) & covariance.isfinite().flatten(1).all(dim=1)
+    )
+    points = points.masked_fill(broken[:, None, None], 0)
+    covariance = covariance.masked_fill(broken[:, None, None], 0)
     if points.shape[2] > points.shape[1]:
         values, vectors = torch.linalg.eigh(covariance)
         half = values.clamp(min=0).sqrt()[:, :, None] * vectors.transpose(1, 2)
@@ -191,4 +227,4 @@ def bures_distance(points: Tensor, covariance: Tensor) -> Tensor:
     roots = torch.where(values > least, values, 1).sqrt()
     overlap = torch.where(values > least, roots, 0).sum(dim=1)
     traces = points.square().sum(dim=(1, 2)) + covariance.diagonal(dim1=1, dim2=2).sum(dim=1)
-    return traces - 2 * overlap
+    return (traces - 2 * overlap).masked_fill(broken, torch.nan)

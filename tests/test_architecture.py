@@ -19,12 +19,12 @@ PACKAGES = ("fedkd", "strategies", "simulations", "configs")
 
 # Rooms from the ground up. A room may import from floors below its own, and from itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
+    ("closed_form", "options", "precision"),
     (
         "registry",
         "randomness",
         "noise",
         "vision",
-        "closed_form",
         "density",
         "features",
         "projectors",

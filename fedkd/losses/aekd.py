@@ -12,13 +12,15 @@ from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
 from fedkd.losses.base import EnsembleLoss, Tensors
-from fedkd.losses.divergence import prior, reweighted, weighted_kl
+from fedkd.losses.divergence import check_teachers, kl_to_teachers, prior, reweighted
+from fedkd.losses.inputs import loss_function
 from fedkd.losses.kd import comparable
 from fedkd.losses.min_norm import one_class, shortest
 
 Solver = Literal["exact", "svm"]
 
 
+@loss_function("aekd")
 def aekd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -42,6 +44,7 @@ def aekd_loss(
         normalise: See there.
         solver: See there.
     """
+    check_teachers("aekd", student_logits, teacher_logits, weights)
     student_logits, teacher_logits = comparable(student_logits, teacher_logits)
     say = agreement_weights(
         student_logits,
@@ -53,10 +56,11 @@ def aekd_loss(
         solver=solver,
     )
     shares = reweighted(prior(weights, teacher_logits), say[:, None])
-    return weighted_kl(student_logits, teacher_logits, shares, temperature=temperature)
+    return kl_to_teachers(student_logits, teacher_logits, shares, temperature=temperature)
 
 
 @torch.no_grad()
+@loss_function("aekd")
 def agreement_weights(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -82,6 +86,12 @@ def agreement_weights(
         normalise: See there.
         solver: See there.
     """
+    check_teachers("aekd", student_logits, teacher_logits, weights)
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "loss 'aekd': torch.func does not reach the solver of its weights; find them before "
+            "with `agreement_weights`, and differentiate `weighted_kl` with them"
+        )
     student_logits, teacher_logits = comparable(student_logits, teacher_logits)
     weights = prior(weights, teacher_logits)
     total = weights.sum(dim=1)
@@ -138,8 +148,6 @@ class AEKDLoss(EnsembleLoss):
         solver: Solver = "exact",
     ) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"loss 'aekd': temperature must be positive, got {temperature}")
         if nu is not None and not 0 < nu <= 1:
             raise ValueError(f"loss 'aekd': nu must lie in (0, 1], got {nu}")
         self.temperature = temperature

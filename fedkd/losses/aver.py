@@ -8,9 +8,11 @@ from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
 from fedkd.losses.base import EnsembleLoss, Tensors
-from fedkd.losses.divergence import weighted_kl
+from fedkd.losses.divergence import check_teachers, kl_to_teachers
+from fedkd.losses.inputs import loss_function
 
 
+@loss_function("aver")
 def aver_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -28,7 +30,8 @@ def aver_loss(
         weights: Weight of each teacher on each sample, (M, B); None means 1 / M.
         temperature: Softness of all distributions.
     """
-    return weighted_kl(student_logits, teacher_logits, weights, temperature=temperature)
+    check_teachers("aver", student_logits, teacher_logits, weights)
+    return kl_to_teachers(student_logits, teacher_logits, weights, temperature=temperature)
 
 
 @LOSSES.register("aver")
@@ -49,8 +52,6 @@ class AverLoss(EnsembleLoss):
 
     def __init__(self, *, temperature: float = 4.0) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"loss 'aver': temperature must be positive, got {temperature}")
         self.temperature = temperature
 
     def forward(self, student: Tensors, ensemble: Ensemble, targets: Tensor | None) -> Tensor:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor, nn
 
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Ensemble
+from fedkd.options import options_checked
 
 Tensors = Mapping[Kind, Tensor]
 
@@ -38,6 +39,21 @@ class Trust:
 class Loss(nn.Module, ABC):
     """What every loss says of itself.
 
+    All losses keep one rule for what they are given, as functions and as terms of an objective
+    (`fedkd.losses.inputs`):
+
+    - All tensors are of one batch, which is not empty; nothing is broadcast. Logits have two
+      classes or more. Targets are class numbers of any integer dtype, all in range. Options are
+      known words and finite numbers. Else `ValueError`.
+    - A logit of -inf is a masked class. Where the loss has a limit it is taken: a class masked by
+      both might as well be missing, one that only the student masks makes the loss infinite. Where
+      it has none (relations of logits, z-scores), a teacher's -inf is a `ValueError`.
+    - NaN and inf are never hidden: the value is not finite either. If they are the teacher's, a
+      CPU raises `ValueError`; a GPU, which would have to wait for the look, gives the value.
+    - A finite value has a finite gradient, also where samples or features coincide.
+    - Autocast is kept out, and half precision computed in float32.
+    - Derivatives of any order and mode exist, though only the first in reverse mode is fast.
+
     Attributes:
         needs: Kinds every teacher must share; the union over all losses is what clients send.
         needs_targets: Whether `targets` (true or pseudo labels) are used.
@@ -45,6 +61,14 @@ class Loss(nn.Module, ABC):
 
     needs: tuple[Kind, ...] = ()
     needs_targets: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Options are checked before the constructor sees them."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            name = cls.__module__.rpartition("fedkd.losses.")[2]
+            who = f"loss {name!r}" if "." not in name and name != cls.__module__ else cls.__name__
+            type.__setattr__(cls, "__init__", options_checked(who)(cls.__init__))
 
     @property
     def reads(self) -> tuple[Kind, ...]:

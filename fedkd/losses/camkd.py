@@ -14,11 +14,21 @@ from fedkd.knowledge.kinds import Classifier, Kind, Logits, Stage
 from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
 from fedkd.losses.base import EnsembleLoss, Tensors
-from fedkd.losses.divergence import Scale, prior, reweighted, squared_distances, weighted_kl
+from fedkd.losses.divergence import (
+    Scale,
+    check_teachers,
+    kl_to_teachers,
+    prior,
+    reweighted,
+    squared_distances,
+)
+from fedkd.losses.inputs import check_batch, class_numbers, loss_function
 from fedkd.losses.kd import comparable
+from fedkd.precision import full
 from fedkd.projectors import embedding
 
 
+@loss_function("camkd")
 def camkd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -40,13 +50,15 @@ def camkd_loss(
         temperature: As in `CAMKDLoss`, like `scale`.
         scale: See there.
     """
+    check_teachers("camkd", student_logits, teacher_logits, weights)
     student_logits, teacher_logits = comparable(student_logits, teacher_logits)
     shares = confidence_weights(teacher_logits, targets, weights=weights)
     if scale == "published":
         shares = shares / len(teacher_logits)
-    return weighted_kl(student_logits, teacher_logits, shares, temperature=temperature)
+    return kl_to_teachers(student_logits, teacher_logits, shares, temperature=temperature)
 
 
+@loss_function("camkd")
 def camkd_feature_loss(
     student_maps: Sequence[Tensor],
     teacher_maps: Sequence[Tensor],
@@ -70,7 +82,10 @@ def camkd_feature_loss(
         through_weights: As in `CAMKDLoss`, like `scale`.
         scale: See there.
     """
-    answers = answers.to(torch.promote_types(answers.dtype, torch.float32))
+    check_teachers("camkd", answers[0], answers, weights)
+    for ours, theirs in zip(student_maps, teacher_maps, strict=True):
+        check_batch("camkd", answers[0], ours, theirs)
+    answers = full(answers)
     with torch.set_grad_enabled(through_weights and torch.is_grad_enabled()):
         shares = confidence_weights(answers, targets, weights=weights)
     loss = (shares * squared_distances(student_maps, teacher_maps)).sum(dim=0)
@@ -91,8 +106,10 @@ def confidence_weights(
         weights: What fusion says, (M, B): multiplies the result; a teacher without weight counts
             as absent.
     """
+    targets = class_numbers("camkd", targets, teacher_logits[0])
     weights = prior(weights, teacher_logits)
-    log_p = F.log_softmax(teacher_logits, dim=-1)
+    # Of a target that a teacher masks the error is endless: its share is 0 and not NaN.
+    log_p = F.log_softmax(teacher_logits, dim=-1).clamp(min=-1e30)
     errors = -log_p.gather(2, targets.expand(len(log_p), -1)[..., None])[..., 0]
     doubt = torch.softmax(errors.masked_fill(weights <= 0, -torch.inf), dim=0)
     return reweighted(weights, 1 - doubt)
@@ -137,8 +154,6 @@ class CAMKDLoss(EnsembleLoss):
         scale: Scale = "normalised",
     ) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"loss 'camkd': temperature must be positive, got {temperature}")
         if not logit_weight and not feature_weight:
             raise ValueError("loss 'camkd': logit_weight and feature_weight are both 0")
         if factor < 1:

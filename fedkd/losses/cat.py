@@ -12,10 +12,13 @@ from fedkd.features import averaged
 from fedkd.knowledge.kinds import ClassMaps, Kind
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.inputs import check_batch, loss_function
+from fedkd.precision import full
 
 KeepRule = Literal["top", "above_nth", "below_nth_of_100"]
 
 
+@loss_function("cat")
 def cat_loss(
     student_maps: Tensor,
     teacher_maps: Tensor,
@@ -43,8 +46,8 @@ def cat_loss(
         keep: See there.
         keep_rule: See there.
     """
-    if student_maps.dtype in (torch.float16, torch.bfloat16):
-        student_maps = student_maps.float()
+    check_batch("cat", student_maps, teacher_maps, teacher_logits)
+    student_maps = full(student_maps)
     teacher_maps = teacher_maps.detach().to(student_maps.dtype)
     if keep is not None and teacher_logits is None:
         teacher_logits = teacher_maps.mean(dim=(2, 3))

@@ -9,14 +9,23 @@ from torch.nn import functional as F
 from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.inputs import check_batch, class_numbers, loss_function
+from fedkd.precision import full
+
+# A target that is no class is refused or, on a GPU, stops the device, as in all other losses.
+_NOTHING = torch.iinfo(torch.int64).min
 
 
+@loss_function("ce")
 def ce_loss(student_logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """Cross entropy per sample, (B, C) x (B,) -> (B,)."""
-    if student_logits.dtype in (torch.float16, torch.bfloat16):
-        student_logits = student_logits.float()
+    check_batch("ce", student_logits, classes=student_logits.shape[-1])
     return F.cross_entropy(
-        student_logits, targets, reduction="none", label_smoothing=label_smoothing
+        full(student_logits),
+        class_numbers("ce", targets, student_logits),
+        reduction="none",
+        label_smoothing=label_smoothing,
+        ignore_index=_NOTHING,
     )
 
 
@@ -32,8 +41,6 @@ class CELoss(DistillationLoss):
 
     def __init__(self, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"loss 'ce': label_smoothing must be in [0, 1), got {label_smoothing}")
         self.label_smoothing = label_smoothing
 
     @property

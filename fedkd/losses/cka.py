@@ -9,11 +9,13 @@ from torch import Tensor
 from fedkd.knowledge.kinds import Pooled
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.inputs import check_batch, loss_function
 from fedkd.similarity import linear_cka, rbf_cka, unbiased_cka
 
 Similarity = Literal["linear", "rbf", "unbiased"]
 
 
+@loss_function("cka")
 def cka_loss(
     student_features: Tensor,
     teacher_features: Tensor,
@@ -34,6 +36,7 @@ def cka_loss(
         similarity: As in `CKALoss`, like what follows.
         sigma: See there.
     """
+    check_batch("cka", student_features, teacher_features, weights=weights)
     teacher_features = teacher_features.detach().to(student_features)
     if similarity == "linear":
         alike = linear_cka(student_features, teacher_features, weights=weights)
@@ -67,8 +70,6 @@ class CKALoss(DistillationLoss):
 
     def __init__(self, *, similarity: Similarity = "linear", sigma: float = 1.0) -> None:
         super().__init__()
-        if sigma <= 0:
-            raise ValueError(f"loss 'cka': sigma must be positive, got {sigma}")
         self.similarity: Similarity = similarity
         self.sigma = sigma
 

@@ -12,12 +12,14 @@ from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
 from fedkd.losses.base import EnsembleLoss, Tensors
-from fedkd.losses.divergence import prior, weighted_kl
+from fedkd.losses.divergence import check_teachers, kl_to_teachers, prior
+from fedkd.losses.inputs import loss_function
 from fedkd.losses.kd import comparable
 
 Reduction = Literal["batchmean", "elementwise"]
 
 
+@loss_function("dgkd")
 def dgkd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -42,6 +44,7 @@ def dgkd_loss(
         reduction: See there.
         combine: See there.
     """
+    check_teachers("dgkd", student_logits, teacher_logits, weights)
     student_logits, teacher_logits = comparable(student_logits, teacher_logits)
     weights = prior(weights, teacher_logits)
     count = len(teacher_logits)
@@ -54,7 +57,7 @@ def dgkd_loss(
         weights = weights / weights.sum(dim=0).clamp(min=1e-30)
     if reduction == "elementwise":
         weights = weights / student_logits.shape[1]
-    return weighted_kl(student_logits, teacher_logits, weights, temperature=temperature)
+    return kl_to_teachers(student_logits, teacher_logits, weights, temperature=temperature)
 
 
 @LOSSES.register("dgkd")
@@ -90,8 +93,6 @@ class DGKDLoss(EnsembleLoss):
         survival: float | None = None,
     ) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"loss 'dgkd': temperature must be positive, got {temperature}")
         if drop < 0:
             raise ValueError(f"loss 'dgkd': drop must be at least 0, got {drop}")
         if survival is not None and not 0 < survival <= 1:

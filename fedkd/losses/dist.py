@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd.closed_form import wanted, with_gradient
+from fedkd.closed_form import with_gradient
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.inputs import check_batch, loss_function
 from fedkd.losses.kd import comparable
 
 EpsMode = Literal["add", "clamp"]
@@ -21,6 +22,7 @@ EpsMode = Literal["add", "clamp"]
 _PRECISE = 1e-2
 
 
+@loss_function("dist")
 def dist_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -49,6 +51,14 @@ def dist_loss(
         eps_mode: See there.
         eps: See there.
     """
+    check_batch(
+        "dist",
+        student_logits,
+        teacher_logits,
+        weights=weights,
+        class_weights=class_weights,
+        classes=student_logits.shape[-1],
+    )
     student, teacher = comparable(student_logits, teacher_logits)
     problem = _Problem(
         inter=beta * (temperature**2 if tau_sq else 1.0),
@@ -60,14 +70,17 @@ def dist_loss(
         add=eps_mode == "add",
         noise=16 * torch.finfo(student.dtype).eps,
     )
-    logits = torch.stack([student.detach(), teacher])
-    found = problem.solve(logits, wanted(student))
-    if found is None:
-        found = problem.solve(logits.double(), wanted(student))
-    assert found is not None
-    value, gradient = (None if z is None else z.to(student.dtype) for z in found)
-    assert value is not None
-    return with_gradient(student, value, gradient)
+
+    def solve(logits: Tensor, differentiate: bool) -> tuple[Tensor, Tensor | None]:
+        both = torch.stack([logits, teacher])
+        found = problem.solve(both, differentiate)
+        if found is None:
+            found = problem.solve(both.double(), differentiate)
+        assert found is not None
+        value, gradient = found
+        return value.to(logits.dtype), None if gradient is None else gradient.to(logits.dtype)
+
+    return with_gradient(student, solve, lambda logits: problem.formula(logits, teacher))
 
 
 @LOSSES.register("dist")
@@ -103,10 +116,6 @@ class DISTLoss(DistillationLoss):
         eps: float = 1e-8,
     ) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"loss 'dist': temperature must be positive, got {temperature}")
-        if eps <= 0:
-            raise ValueError(f"loss 'dist': eps must be positive, got {eps}")
         self.beta = beta
         self.gamma = gamma
         self.temperature = temperature
@@ -189,6 +198,38 @@ class _Problem:
         p = both[0]
         slope -= (p * slope).sum(dim=1, keepdim=True)
         return value, slope.mul_(p).div_(self.temperature)
+
+    def formula(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The value, correlation by correlation, for autograd."""
+        wide = student.dtype if student.device.type == "mps" else torch.float64
+        size, classes = student.shape
+        p, q = (F.softmax(z.to(wide) / self.temperature, dim=1) for z in (student, teacher))
+        rows = 1 - self._correlation(p - 1 / classes, q - 1 / classes, 1, classes**-0.5)
+        trust = rows.new_ones(())
+        metric = weights = rows.new_ones(size)
+        if self.weights is not None:
+            weights = self.weights.to(wide)
+            trust = weights.mean()
+            metric = torch.where(trust > 0, weights / trust, 1)
+        means = [(metric[:, None] * z).mean(dim=0) for z in (p, q)]
+        root = metric.sqrt()[:, None]
+        columns = 1 - self._correlation(
+            (p - means[0]) * root, (q - means[1]) * root, 0, *(z * size**0.5 for z in means)
+        )
+        gate = 1 if self.class_weights is None else self.class_weights.to(wide)
+        inter, intra = self.inter * (weights * rows).mean(), self.intra * (gate * columns).mean()
+        return (inter + trust * intra).to(student.dtype)
+
+    def _correlation(
+        self, x: Tensor, y: Tensor, dim: int, size: Tensor | float, other: Tensor | None = None
+    ) -> Tensor:
+        """Of vectors less their means, which are constant if no longer than noise of `size`."""
+        squares = [z.square().sum(dim=dim) for z in (x, y)]
+        sizes = size, size if other is None else other
+        flat = [square <= (self.noise * s) ** 2 for square, s in zip(squares, sizes)]
+        a, b = (torch.where(no, 1, square).sqrt() for no, square in zip(flat, squares))
+        length = a * b + self.eps if self.add else a.clamp(min=self.eps) * b.clamp(min=self.eps)
+        return torch.where(flat[0] | flat[1], 0, (x * y).sum(dim=dim) / length)
 
     def _distance(
         self, both: Tensor, dim: int, share: Tensor | float, size: Tensor | float

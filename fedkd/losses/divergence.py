@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd.closed_form import wanted, with_gradient
-from fedkd.losses.kd import comparable
+from fedkd.closed_form import with_gradient
+from fedkd.losses.inputs import check_batch, loss_function
+from fedkd.losses.kd import comparable, floored, softened_kl, unfloored
 
 Scale = Literal["normalised", "published"]
 
@@ -19,6 +20,7 @@ _BLOCK = {"cpu": 2**18}
 _LARGE_BLOCK = 2**24
 
 
+@loss_function("weighted_kl")
 def weighted_kl(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -39,12 +41,38 @@ def weighted_kl(
     Returns:
         (B,).
     """
+    check_teachers("weighted_kl", student_logits, teacher_logits, weights)
+    return kl_to_teachers(student_logits, teacher_logits, weights, temperature=temperature)
+
+
+def kl_to_teachers(
+    student_logits: Tensor, teacher_logits: Tensor, weights: Tensor | None, *, temperature: float
+) -> Tensor:
+    """`weighted_kl` of what a loss has looked at itself."""
     student_logits, teacher_logits = comparable(student_logits, teacher_logits)
     weights = prior(weights, teacher_logits)
-    value, gradient = _solve(
-        student_logits, teacher_logits, weights, temperature, wanted(student_logits)
+
+    def solve(logits: Tensor, differentiate: bool) -> tuple[Tensor, Tensor | None]:
+        return _solve(logits, teacher_logits, weights, temperature, differentiate)
+
+    def formula(logits: Tensor) -> Tensor:
+        return (weights * softened_kl(logits, teacher_logits, temperature)).sum(dim=0)
+
+    return with_gradient(student_logits, solve, formula)
+
+
+def check_teachers(
+    loss: str, student_logits: Tensor, teacher_logits: Tensor, weights: Tensor | None = None
+) -> None:
+    """Raise `ValueError` unless logits (B, C), those of M teachers and weights (M, B) agree."""
+    check_batch(
+        loss,
+        student_logits,
+        teacher_logits,
+        weights=weights,
+        classes=student_logits.shape[-1],
+        together=True,
     )
-    return with_gradient(student_logits, value, gradient)
 
 
 def squared_distances(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
@@ -80,7 +108,7 @@ def reweighted(weights: Tensor, scores: Tensor) -> Tensor:
     """
     product = weights * scores
     total = product.sum(dim=0)
-    return torch.where(total > 0, product / total.clamp(min=1e-30), weights)
+    return torch.where(total <= 0, weights, product / total.clamp(min=1e-30))
 
 
 @torch.no_grad()
@@ -92,13 +120,14 @@ def _solve(
     value = weights.new_zeros(len(student))
     mixture = torch.zeros_like(log_p)
     size = _BLOCK.get(student.device.type, _LARGE_BLOCK) // max(student.numel(), 1)
+    floored(log_p)
     for some, their in zip(teachers.split(max(1, size)), weights.split(max(1, size))):
-        log_q = F.log_softmax(some / temperature, dim=-1)
+        log_q = floored(F.log_softmax(some / temperature, dim=-1))
         weighted = log_q.exp().mul_(their[..., None])
         if differentiate:
             mixture.add_(weighted.sum(dim=0))
         value.add_(log_q.sub_(log_p).mul_(weighted).sum(dim=(0, 2)))
-    value.mul_(temperature**2)
+    unfloored(value, temperature**2)
     if not differentiate:
         return value, None
     surplus = log_p.exp_().mul_(weights.sum(dim=0)[:, None]).sub_(mixture)

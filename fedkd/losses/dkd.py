@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd.closed_form import wanted, with_gradient
+from fedkd.closed_form import with_gradient
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
-from fedkd.losses.kd import comparable, paired
+from fedkd.losses.inputs import check_batch, class_numbers, loss_function
+from fedkd.losses.kd import comparable, divergence, floored, paired, standardised
 
 
+@loss_function("dkd")
 def dkd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -28,10 +30,22 @@ def dkd_loss(
     TCKD compares target against rest, NCKD the distributions over the rest; with two classes
     NCKD is exactly zero. Half precision is computed in float32; the teacher is detached.
     """
+    check_batch("dkd", student_logits, teacher_logits, classes=student_logits.shape[-1])
+    targets = class_numbers("dkd", targets, student_logits)
     student, teacher = comparable(student_logits, teacher_logits)
-    logits, back = paired(student, teacher, standardise, temperature)
-    value, gradient = _solve(logits.flatten(0, 1), targets, alpha, beta, temperature)
-    return with_gradient(student, value, back(gradient) if wanted(student) else None)
+
+    def solve(logits: Tensor, differentiate: bool) -> tuple[Tensor, Tensor | None]:
+        both, back = paired(logits, teacher, standardise, temperature)
+        value, gradient = _solve(both.flatten(0, 1), targets, alpha, beta, temperature)
+        return value, back(gradient) if differentiate else None
+
+    def formula(logits: Tensor) -> Tensor:
+        z, t = (standardised(z) if standardise else z for z in (logits, teacher))
+        (odds, rest), (their_odds, their_rest) = (_parts(z / temperature, targets) for z in (z, t))
+        tckd = divergence(_sure(odds), _sure(their_odds))
+        return temperature**2 * (alpha * tckd + beta * divergence(rest, their_rest))
+
+    return with_gradient(student, solve, formula)
 
 
 @LOSSES.register("dkd")
@@ -64,8 +78,6 @@ class DKDLoss(DistillationLoss):
         standardise: bool = False,
     ) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"loss 'dkd': temperature must be positive, got {temperature}")
         self.alpha = alpha
         self.beta = beta
         self.temperature = temperature
@@ -87,6 +99,19 @@ class DKDLoss(DistillationLoss):
         )
 
 
+def _parts(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-odds of the target, (B,), and log-probabilities of the others among them, (B, C)."""
+    target = targets[:, None]
+    others = logits.scatter(1, target, torch.finfo(logits.dtype).min / 4)
+    odds = logits.gather(1, target).squeeze(1) - others.logsumexp(dim=1)
+    return odds, F.log_softmax(others, dim=1)
+
+
+def _sure(odds: Tensor) -> Tensor:
+    """Log-probabilities of the target and of all others together, (B,) -> (B, 2)."""
+    return F.logsigmoid(torch.stack([odds, -odds], dim=1))
+
+
 def _solve(
     logits: Tensor, targets: Tensor, alpha: float, beta: float, temperature: float
 ) -> tuple[Tensor, Tensor]:
@@ -103,18 +128,20 @@ def _solve(
     odds = logits.gather(1, target)
     # Far below all others, yet finite: its share of the rest is 0, and 0 times it no NaN.
     logits.scatter_(1, target, torch.finfo(logits.dtype).min / 4)
-    log_rest = F.log_softmax(logits, dim=1)
+    log_rest = floored(F.log_softmax(logits, dim=1))
     # Less the log-sum-exp of the others; at their top nothing cancels.
     odds.add_(log_rest.amax(dim=1, keepdim=True)).sub_(logits.amax(dim=1, keepdim=True))
     r, q = F.softmax(logits, dim=1).split(size)  # on a CPU faster than exp
     log_r, log_q = log_rest.split(size)
     nckd = log_q.sub_(log_r).mul_(q).sum(dim=1)
     odds = torch.cat([odds, -odds], dim=1)  # of the target, and of the rest
-    log_s, log_t = F.logsigmoid(odds).split(size)
+    log_s, log_t = floored(F.logsigmoid(odds)).split(size)
     share_s, share_t = odds.sigmoid_().split(size)
     tckd = log_t.sub_(log_s).mul_(share_t).sum(dim=1)
     square = temperature**2
-    value = tckd.mul_(alpha * square).add_(nckd, alpha=beta * square)
+    # The power of two changes no digit, but makes a floor infinite on the way.
+    value = tckd.mul_(alpha * square * 2.0**64).add_(nckd, alpha=beta * square * 2.0**64)
+    value.mul_(2.0**-64)
     surplus = share_s.sub_(share_t).mul_(alpha * temperature)[:, :1]
     gradient = r.mul_(beta * temperature - surplus).sub_(q, alpha=beta * temperature)
     return value, gradient.scatter_(1, target[:size], surplus)

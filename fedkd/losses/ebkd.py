@@ -10,10 +10,13 @@ from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
 from fedkd.losses.base import EnsembleLoss, Tensors
-from fedkd.losses.divergence import Scale, prior, reweighted, weighted_kl
-from fedkd.losses.kd import comparable
+from fedkd.losses.divergence import Scale, check_teachers, kl_to_teachers, prior, reweighted
+from fedkd.losses.inputs import loss_function
+from fedkd.losses.kd import comparable, floored
+from fedkd.precision import full
 
 
+@loss_function("ebkd")
 def ebkd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -35,15 +38,17 @@ def ebkd_loss(
         entropy_temperature: See there.
         scale: See there.
     """
+    check_teachers("ebkd", student_logits, teacher_logits, weights)
     student_logits, teacher_logits = comparable(student_logits, teacher_logits)
     shares = entropy_weights(teacher_logits, weights=weights, temperature=entropy_temperature)
     if scale == "published":
         count = len(teacher_logits)
         shares = shares * ((count - 1) / count)
-    return weighted_kl(student_logits, teacher_logits, shares, temperature=temperature)
+    return kl_to_teachers(student_logits, teacher_logits, shares, temperature=temperature)
 
 
 @torch.no_grad()
+@loss_function("ebkd")
 def entropy_weights(
     teacher_logits: Tensor, *, weights: Tensor | None = None, temperature: float = 1.0
 ) -> Tensor:
@@ -57,8 +62,9 @@ def entropy_weights(
             as absent.
         temperature: Of the distributions whose entropy is taken.
     """
+    teacher_logits = full(teacher_logits)
     weights = prior(weights, teacher_logits)
-    log_p = F.log_softmax(teacher_logits / temperature, dim=-1)
+    log_p = floored(F.log_softmax(teacher_logits / temperature, dim=-1))
     entropy = log_p.exp().mul_(log_p).sum(dim=-1).neg_()
     entropy.masked_fill_(weights <= 0, 0)
     share = entropy / entropy.sum(dim=0).clamp(min=torch.finfo(entropy.dtype).tiny)
@@ -90,12 +96,6 @@ class EBKDLoss(EnsembleLoss):
         scale: Scale = "normalised",
     ) -> None:
         super().__init__()
-        for name, value in [
-            ("temperature", temperature),
-            ("entropy_temperature", entropy_temperature),
-        ]:
-            if value <= 0:
-                raise ValueError(f"loss 'ebkd': {name} must be positive, got {value}")
         self.temperature = temperature
         self.entropy_temperature = entropy_temperature
         self.scale: Scale = scale

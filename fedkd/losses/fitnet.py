@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 from typing import Literal, Self
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd.knowledge.kinds import Kind, Stage
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.inputs import check_batch, loss_function
+from fedkd.precision import full
 from fedkd.projectors import regressor
 
 Reduction = Literal["mean", "half_sum_channel"]
 
 
+@loss_function("fitnet")
 def fitnet_loss(regressed: Tensor, teacher_map: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     """Squared distance of two maps per sample, (B, D, h, w) x (B, D, h, w) -> (B,).
 
@@ -30,13 +32,13 @@ def fitnet_loss(regressed: Tensor, teacher_map: Tensor, *, reduction: Reduction 
     Raises:
         ValueError: the shapes differ.
     """
+    check_batch("fitnet", regressed, teacher_map)
     if regressed.shape != teacher_map.shape:
         raise ValueError(
             f"loss 'fitnet': the student's map is {tuple(regressed.shape)}, "
             f"the teacher's {tuple(teacher_map.shape)}"
         )
-    if regressed.dtype in (torch.float16, torch.bfloat16):
-        regressed = regressed.float()
+    regressed = full(regressed)
     teacher_map = teacher_map.detach().to(regressed.dtype)
     # Summing first and dividing the B sums spares backward a pass over the map.
     squares = F.mse_loss(regressed, teacher_map, reduction="none").sum(dim=(1, 2, 3))

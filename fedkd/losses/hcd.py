@@ -14,9 +14,12 @@ from fedkd.knowledge.kinds import Kind, Logits, Pooled, Stage
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
 from fedkd.losses.ce import ce_loss
-from fedkd.losses.kd import kd_loss
+from fedkd.losses.inputs import check_batch, class_numbers, loss_function
+from fedkd.losses.kd import divergence, kl_to_teacher
+from fedkd.precision import full
 
 
+@loss_function("hcd")
 def hcd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -60,11 +63,13 @@ def hcd_loss(
         orthogonal: See there.
         label_entry: See there.
     """
-    loss = kd_weight * kd_loss(student_logits, teacher_logits, temperature=temperature)
+    check_batch("hcd", student_logits, teacher_logits, classes=student_logits.shape[-1])
+    check_batch("hcd", student_logits, *shared)
+    targets = class_numbers("hcd", targets, student_logits)
+    loss = kd_weight * kl_to_teacher(student_logits, teacher_logits, temperature)
     part = 1.0 if over_stages == "sum" else 1 / len(shared)
     for stage in shared:
-        if stage.dtype in (torch.float16, torch.bfloat16):
-            stage = stage.float()
+        stage = full(stage)
         fused = sub_logits(
             stage, teacher_logits, student_share=student_share, teacher_share=teacher_share
         )
@@ -179,14 +184,10 @@ class HCDLoss(DistillationLoss):
         label_entry: float = 0.0,
     ) -> None:
         super().__init__()
-        positive = {"stages": stages, "sub_heads": sub_heads, "temperature": temperature}
+        positive = {"stages": stages, "sub_heads": sub_heads}
         for option, value in positive.items():
             if value <= 0:
                 raise ValueError(f"loss 'hcd': {option} must be positive, got {value}")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(
-                f"loss 'hcd': label_smoothing must be in [0, 1), got {label_smoothing}"
-            )
         self.stages = tuple(Stage(index) for index in range(-stages, 0))
         self.sub_heads = sub_heads
         self.temperature = temperature
@@ -241,6 +242,8 @@ class HCDLoss(DistillationLoss):
         """Losses (B,)."""
         assert targets is not None
         assert len(self.mappers) == len(self.stages), "adapt it to student and teacher first"
+        check_batch("hcd", student[Logits()], teacher[Logits()], classes=student[Logits()].shape[1])
+        check_batch("hcd", student[Logits()], teacher[Pooled()])
         dtype = next(self.mappers.parameters()).dtype
         feature = teacher[Pooled()].detach().to(dtype)
         shared = [
@@ -272,8 +275,7 @@ def _divergence(target: Tensor, student_logits: Tensor, temperature: float) -> T
     """T^2 KL(target || student), mean over sub-logits, (B, k, C) x (B, C) -> (B,)."""
     log_target = F.log_softmax(target / temperature, dim=2)
     log_student = F.log_softmax(student_logits.to(target.dtype) / temperature, dim=1)[:, None]
-    terms = log_target.exp() * (log_target - log_student)
-    return temperature**2 * terms.sum(dim=2).mean(dim=1)
+    return temperature**2 * divergence(log_student, log_target).mean(dim=1)
 
 
 def _projector(channels: int, width: int, blocks: int) -> nn.Sequential:

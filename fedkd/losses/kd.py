@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fedkd.closed_form import wanted, with_gradient
+from fedkd.closed_form import through, transformed, with_gradient
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.inputs import check_batch, loss_function
+from fedkd.precision import full
 
 
+@loss_function("kd")
 def kd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -27,16 +29,44 @@ def kd_loss(
 
     Half precision is computed in float32; the teacher is detached.
     """
+    classes = student_logits.shape[-1]
+    check_batch("kd", student_logits, teacher_logits, classes=classes, places=True)
+    return kl_to_teacher(student_logits, teacher_logits, temperature, standardise)
+
+
+def kl_to_teacher(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, standardise: bool = False
+) -> Tensor:
+    """`kd_loss` of what a loss has looked at itself."""
     student, teacher = comparable(student_logits, teacher_logits)
-    logits, back = paired(student, teacher, standardise, temperature)
-    value, gradient = _solve(logits, temperature)
-    return with_gradient(student, value, back(gradient) if wanted(student) else None)
+
+    def solve(logits: Tensor, differentiate: bool) -> tuple[Tensor, Tensor | None]:
+        both, back = paired(logits, teacher, standardise, temperature)
+        value, gradient = _solve(both, temperature)
+        return value, back(gradient) if differentiate else None
+
+    def formula(logits: Tensor) -> Tensor:
+        z, t = (standardised(z) if standardise else z for z in (logits, teacher))
+        return softened_kl(z, t, temperature)
+
+    return with_gradient(student, solve, formula)
+
+
+def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL of the teacher's softened probabilities to the student's, (..., C) -> (...)."""
+    log_p, log_q = (F.log_softmax(z / temperature, dim=-1) for z in (student, teacher))
+    return temperature**2 * divergence(log_p, log_q)
+
+
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(q || p) of log-probabilities, (..., C) -> (...): 0 log 0 is 0, also where p is 0."""
+    q = log_q.exp()
+    return (q * torch.where(q == 0, 0, log_q - log_p)).sum(dim=-1)
 
 
 def comparable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both in the student's precision, at least float32; the teacher detached."""
-    if student.dtype in (torch.float16, torch.bfloat16):
-        student = student.float()
+    student = full(student)
     return student, teacher.detach().to(student.dtype)
 
 
@@ -68,6 +98,8 @@ def standardised(logits: Tensor) -> Tensor:
     A row whose logits are all equal becomes zeros without gradient: it has no direction, and the
     published formula would multiply its gradient by 1e7.
     """
+    if transformed(logits):
+        return _plain_scores(logits)
     scores: Tensor = _Standardise.apply(logits)
     return scores
 
@@ -92,8 +124,6 @@ class KDLoss(DistillationLoss):
 
     def __init__(self, *, temperature: float = 4.0, standardise: bool = False) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"loss 'kd': temperature must be positive, got {temperature}")
         self.temperature = temperature
         self.standardise = standardise
 
@@ -114,10 +144,28 @@ def _solve(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 
     Without T^2 the gradient would fade as 1/T^2 against cross entropy.
     """
-    log_s, log_t = F.log_softmax(logits, dim=-1)
+    log_s, log_t = floored(F.log_softmax(logits, dim=-1))
     p, q = F.softmax(logits, dim=-1)  # on a CPU faster than exp
-    value = log_t.sub_(log_s).mul_(q).sum(dim=-1).mul_(temperature**2)
+    value = unfloored(log_t.sub_(log_s).mul_(q).sum(dim=-1), temperature**2)
     return value, p.sub_(q).mul_(temperature)
+
+
+def floored(log_p: Tensor) -> Tensor:
+    """Log-probabilities of which none is -inf, in place: times a probability of 0 they are 0."""
+    return log_p.clamp_(min=torch.finfo(log_p.dtype).min)
+
+
+def unfloored(value: Tensor, factor: float) -> Tensor:
+    """Factor times value, in place; infinite if it holds a floor, by an overflow on the way."""
+    return value.mul_(factor * 2.0**64).mul_(2.0**-64)
+
+
+def _plain_scores(logits: Tensor) -> Tensor:
+    """`standardised` for autograd."""
+    centred = logits - logits.mean(dim=-1, keepdim=True)
+    square = centred.square().sum(dim=-1, keepdim=True) / max(logits.shape[-1] - 1, 1)
+    flat = square <= 1e-14
+    return torch.where(flat, 0, centred / (torch.where(flat, 1, square).sqrt() + 1e-7))
 
 
 def _z_scores(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,10 +193,12 @@ class _Standardise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
         found = _z_scores(logits)
-        ctx.save_for_backward(*found)
+        ctx.save_for_backward(logits, *found)
         return found[0]
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _by_logits(grad, *ctx.saved_tensors)
+    def backward(ctx: Any, grad: Tensor) -> Tensor | None:
+        logits, *found = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return through(_plain_scores, (logits,), grad)[0]
+        return _by_logits(grad, *found)

@@ -11,8 +11,11 @@ from fedkd.features import spectral_norms
 from fedkd.knowledge.kinds import Kind, SpectralNorms, Stage
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.inputs import check_batch, loss_function
+from fedkd.precision import full
 
 
+@loss_function("london")
 def london_loss(student_norms: Tensor, teacher_norms: Tensor, *, relative: bool = False) -> Tensor:
     """Weighted squared distance of spectral norms per sample, (B, L - 1) x (B, L - 1) -> (B,).
 
@@ -25,8 +28,13 @@ def london_loss(student_norms: Tensor, teacher_norms: Tensor, *, relative: bool 
         teacher_norms: The teacher's.
         relative: As in `LONDONLoss`.
     """
-    if student_norms.dtype in (torch.float16, torch.bfloat16):
-        student_norms = student_norms.float()
+    check_batch("london", student_norms, teacher_norms)
+    if student_norms.shape != teacher_norms.shape:
+        raise ValueError(
+            f"loss 'london': norms of student {tuple(student_norms.shape)} and teacher "
+            f"{tuple(teacher_norms.shape)} differ in number"
+        )
+    student_norms = full(student_norms)
     teacher_norms = teacher_norms.detach().to(student_norms.dtype)
     difference = student_norms - teacher_norms
     if relative:

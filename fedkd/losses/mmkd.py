@@ -16,10 +16,18 @@ from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
 from fedkd.losses.base import EnsembleLoss, Tensors
-from fedkd.losses.divergence import prior, reweighted, squared_distances, weighted_kl
+from fedkd.losses.divergence import (
+    check_teachers,
+    kl_to_teachers,
+    prior,
+    reweighted,
+    squared_distances,
+)
+from fedkd.losses.inputs import check_batch, class_numbers, loss_function
 from fedkd.losses.kd import comparable
 
 
+@loss_function("mmkd")
 def mmkd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -40,12 +48,14 @@ def mmkd_loss(
         weights: What else speaks for each teacher on each sample, (M, B); None: nothing.
         temperature: Softness of all distributions.
     """
+    check_teachers("mmkd", student_logits, teacher_logits, weights)
+    check_teachers("mmkd", student_logits, teacher_logits, shares)
     student_logits, teacher_logits = comparable(student_logits, teacher_logits)
     shares = shares.to(student_logits.dtype)
     if weights is not None:
         shares = reweighted(prior(weights, teacher_logits), shares)
     if not shares.requires_grad:
-        return weighted_kl(student_logits, teacher_logits, shares, temperature=temperature)
+        return kl_to_teachers(student_logits, teacher_logits, shares, temperature=temperature)
     log_p = F.log_softmax(student_logits / temperature, dim=-1)
     log_q = F.log_softmax(teacher_logits / temperature, dim=-1)
     q = log_q.exp()
@@ -53,10 +63,13 @@ def mmkd_loss(
     return temperature**2 * (shares * kl).sum(dim=0)
 
 
+@loss_function("mmkd")
 def mmkd_feature_loss(
     student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], shares: Tensor
 ) -> Tensor:
     """Sum of share * mean squared distance of maps per sample, M maps (B, ...) each -> (B,)."""
+    for ours, theirs in zip(student_maps, teacher_maps, strict=True):
+        check_batch("mmkd", ours, theirs, weights=shares[0])
     distances = squared_distances(student_maps, teacher_maps)
     return (shares.to(distances.dtype) * distances).sum(dim=0)
 
@@ -130,8 +143,6 @@ class MMKDLoss(EnsembleLoss):
         meta_weight_decay: float = 1e-4,
     ) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"loss 'mmkd': temperature must be positive, got {temperature}")
         if hidden is not None and hidden < 1:
             raise ValueError(f"loss 'mmkd': hidden must be at least 1, got {hidden}")
         if meta_every < 1:
@@ -194,6 +205,7 @@ class MMKDLoss(EnsembleLoss):
             stays as it is.
         """
         assert self.network is not None, "adapt it to student and teachers first"
+        targets = class_numbers("mmkd", targets, ensemble.logits[0])
         network = [weight.detach().requires_grad_() for weight in self.network.parameters()]
         moving = {name: p.detach().requires_grad_() for name, p in parameters.items()}
 
@@ -224,6 +236,7 @@ class MMKDLoss(EnsembleLoss):
         return end.detach()
 
     def _match(self, student: Tensors, ensemble: Ensemble, *network: Tensor) -> Tensor:
+        check_teachers("mmkd", student[Logits()], ensemble.logits, ensemble.weights)
         # A teacher without weight shall have no say, not even about the others' shares.
         heard = ensemble.logits.masked_fill((ensemble.weights <= 0)[..., None], 0)
         return mmkd_loss(

@@ -8,14 +8,17 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from fedkd.closed_form import through, transformed
 from fedkd.features import averaged
 from fedkd.knowledge.kinds import Kind, Stage
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.inputs import check_batch, loss_function
+from fedkd.precision import full
 
 
+@loss_function("ofd")
 def ofd_loss(
     student_map: Tensor, teacher_map: Tensor, margin: Tensor, *, scale: float = 1.0
 ) -> Tensor:
@@ -30,12 +33,26 @@ def ofd_loss(
         margin: What silence is, per channel, (D,) or (1, D, 1, 1).
         scale: Published is the plain sum, divided by B and by 1000 (CIFAR) or 10000 (ImageNet).
     """
-    if student_map.dtype in (torch.float16, torch.bfloat16):
-        student_map = student_map.float()
+    check_batch("ofd", student_map, teacher_map)
+    if student_map.shape != teacher_map.shape or margin.numel() not in (1, student_map.shape[1]):
+        raise ValueError(
+            f"loss 'ofd': student {tuple(student_map.shape)}, teacher {tuple(teacher_map.shape)} "
+            f"and margin {tuple(margin.shape)} do not fit"
+        )
+    student_map = full(student_map)
     teacher_map = teacher_map.detach().to(student_map.dtype)
     margin = margin.detach().to(teacher_map).view(1, -1, 1, 1)
+    if transformed(student_map):
+        return scale * _partial_distance(student_map, teacher_map, margin)
     distance: Tensor = _PartialDistance.apply(student_map, teacher_map, margin)
     return scale * distance
+
+
+def _partial_distance(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
+    """Squares summed per sample, for autograd."""
+    target = torch.maximum(teacher, margin)
+    indifferent = (student <= target) & (target <= 0)
+    return torch.where(indifferent, 0, student - target).square().flatten(1).sum(dim=1)
 
 
 def ofd_margin(gamma: Tensor, beta: Tensor) -> Tensor:
@@ -126,7 +143,7 @@ class OFDLoss(DistillationLoss):
 
 
 class _PartialDistance(torch.autograd.Function):
-    """Squares summed per sample; keeps one map for backward, where plain autograd keeps four."""
+    """The same; makes one map for backward, where plain autograd makes four."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
@@ -134,14 +151,15 @@ class _PartialDistance(torch.autograd.Function):
         difference = student - target
         # One of the two is positive where the larger is.
         difference.mul_(torch.maximum(target, difference).gt_(0))
-        ctx.save_for_backward(difference)
+        ctx.save_for_backward(student, teacher, margin, difference)
         flat = difference.flatten(1)
         return torch.linalg.vecdot(flat, flat)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (difference,) = ctx.saved_tensors
+        *inputs, difference = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return tuple(through(_partial_distance, tuple(inputs), grad))
         return difference * (2 * grad).view(-1, 1, 1, 1), None, None
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from fedkd.knowledge.kinds import Kind, Logits, Pooled, VirtualLogits
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.inputs import check_batch, loss_function
 from fedkd.losses.kd import standardised
 from fedkd.relations.general import (
     LENGTHS,
@@ -32,6 +33,7 @@ Edges = Literal["all", "between_views"]
 Reduction = Literal["mean", "edges", "elements"]
 
 
+@loss_function("relation")
 def relation_loss(
     student: Tensor,
     teacher: Tensor,
@@ -80,6 +82,17 @@ def relation_loss(
     """
     _check(vertices, space, standardise, relation, edges, normalisation, distance, reduction)
     size = len(student)
+    for one in (student, student_virtual):
+        if one is not None:
+            check_batch(
+                "relation",
+                one,
+                teacher,
+                teacher_virtual,
+                weights=weights,
+                class_weights=class_weights if vertices.startswith("classes") else None,
+                classes=one.shape[-1] if space == "probabilities" else None,
+            )
     if vertices.endswith("views"):
         if student_virtual is None or teacher_virtual is None:
             raise ValueError(f"loss 'relation': vertices {vertices!r} need a virtual view")
@@ -167,9 +180,6 @@ class RelationLoss(DistillationLoss):
     ) -> None:
         super().__init__()
         _check(vertices, space, standardise, relation, edges, normalisation, distance, reduction)
-        for name, value in (("temperature", temperature), ("delta", delta), ("eps", eps)):
-            if value <= 0:
-                raise ValueError(f"loss 'relation': {name} must be positive, got {value}")
         if space == "features":
             self.needs = (Pooled(),)
         elif vertices.endswith("views"):

@@ -6,13 +6,15 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from fedkd.closed_form import wanted, with_gradient
+from fedkd.closed_form import with_gradient
 from fedkd.knowledge.kinds import Kind, Logits, Pooled
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.inputs import check_batch, loss_function
 from fedkd.losses.kd import comparable
-from fedkd.relations.general import squares
+from fedkd.relations.general import cosines, squares
 
 Space = Literal["features", "logits"]
 
@@ -22,6 +24,7 @@ _BLOCK = 2**16
 _PRECISE = 1e-2
 
 
+@loss_function("rkd")
 def rkd_loss(
     student: Tensor,
     teacher: Tensor,
@@ -49,8 +52,29 @@ def rkd_loss(
         squared: See there.
         eps: See there.
     """
+    check_batch("rkd", student, teacher, weights=weights)
     student, teacher = comparable(student.flatten(1), teacher.flatten(1))
-    x = student.detach()
+    options = weights, distance_weight, angle_weight, squared, eps
+    return with_gradient(
+        student,
+        lambda x, differentiate: _solve(x, teacher, *options, differentiate=differentiate),
+        lambda x: _formula(x, teacher, *options),
+    )
+
+
+def _solve(
+    x: Tensor,
+    teacher: Tensor,
+    weights: Tensor | None,
+    distance_weight: float,
+    angle_weight: float,
+    squared: bool,
+    eps: float,
+    *,
+    differentiate: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Value and gradient by the student's vectors x, (B, D)."""
+    dtype = x.dtype
     # All that is cheap beside the angles is precise beside them.
     of_student, of_teacher, x = _squares(x, teacher, precise=angle_weight != 0)
     w = None if weights is None else weights.detach().to(x.dtype)
@@ -60,16 +84,49 @@ def rkd_loss(
             of_student, of_teacher, w, slope, squared, eps, distance_weight
         )
     if angle_weight:
-        if student.dtype == torch.float32 and _spread(of_student) and _spread(of_teacher):
+        if dtype == torch.float32 and _spread(of_student) and _spread(of_teacher):
             of_student, of_teacher = of_student.float(), of_teacher.float()
         value += angle_weight * _angles(of_student, of_teacher, w, slope, angle_weight)
-    if not wanted(student):
-        return value.to(student.dtype)
+    if not differentiate:
+        return value.to(dtype), None
     # From squared distances to their ends.
     slope = slope + slope.T
-    with torch.autocast(x.device.type, enabled=False):
-        gradient = torch.addmm(slope.sum(dim=1, keepdim=True) * x, slope, x, beta=2, alpha=-2)
-    return with_gradient(student, value.to(student.dtype), gradient.to(student.dtype))
+    gradient = torch.addmm(slope.sum(dim=1, keepdim=True) * x, slope, x, beta=2, alpha=-2)
+    return value.to(dtype), gradient.to(dtype)
+
+
+def _formula(
+    x: Tensor,
+    teacher: Tensor,
+    weights: Tensor | None,
+    distance_weight: float,
+    angle_weight: float,
+    squared: bool,
+    eps: float,
+) -> Tensor:
+    """The value over all pairs and triples at once, for autograd."""
+    dtype, wide = x.dtype, x.dtype if x.device.type == "mps" else torch.float64
+    both = [squares(z, z) for z in (x.to(wide), teacher.to(wide))]
+    w = both[0].new_ones(len(x)) if weights is None else weights.detach().to(wide)
+    value = x.new_zeros((), dtype=wide)
+    if distance_weight:
+        share = torch.outer(w, w).sqrt() * (1 - torch.eye(len(x), dtype=wide, device=x.device))
+        total = share.sum()
+        found = []
+        for square in both:
+            length = square.clamp(min=eps)
+            length = length if squared else length.sqrt()
+            found.append(length * torch.where(total == 0, 0, total / (share * length).sum()))
+        ours, theirs = found
+        gaps = F.smooth_l1_loss(ours, theirs, reduction="none")
+        value = value + distance_weight * (share * gaps).mean()
+    if angle_weight:
+        root = w.pow(1 / 3)
+        ours, theirs = (cosines(square) for square in both)
+        gaps = F.smooth_l1_loss(ours, theirs, reduction="none")
+        gaps = gaps * root[:, None, None] * torch.outer(root, root)
+        value = value + angle_weight * gaps.mean()
+    return value.to(dtype)
 
 
 @LOSSES.register("rkd")
@@ -101,8 +158,6 @@ class RKDLoss(DistillationLoss):
         space: Space = "features",
     ) -> None:
         super().__init__()
-        if eps <= 0:
-            raise ValueError(f"loss 'rkd': eps must be positive, got {eps}")
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight
         self.squared = squared
@@ -127,13 +182,12 @@ class RKDLoss(DistillationLoss):
 
 def _squares(x: Tensor, y: Tensor, precise: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Squared distances of both, (B, B), and `x` in their dtype, float64 where it is needed."""
-    with torch.autocast(x.device.type, enabled=False):
-        if not precise or x.device.type == "mps":  # which has no float64
-            of_x, of_y = squares(x, x), squares(y, y)
-            if x.device.type == "mps" or (_spread(of_x) and _spread(of_y)):
-                return of_x, of_y, x
-        x, y = x.double(), y.double()
-        return squares(x, x), squares(y, y), x
+    if not precise or x.device.type == "mps":  # which has no float64
+        of_x, of_y = squares(x, x), squares(y, y)
+        if x.device.type == "mps" or (_spread(of_x) and _spread(of_y)):
+            return of_x, of_y, x
+    x, y = x.double(), y.double()
+    return squares(x, x), squares(y, y), x
 
 
 def _spread(squares: Tensor) -> bool:

@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd.closed_form import wanted, with_gradient
+from fedkd.closed_form import with_gradient
 from fedkd.knowledge.kinds import Kind, Pooled, Stage
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.inputs import check_batch, loss_function
 from fedkd.losses.kd import comparable
 
 Space = Literal["map", "features"]
 
 
+@loss_function("sp")
 def sp_loss(student: Tensor, teacher: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Mean squared difference of the samples' normalised similarities, a scalar.
 
@@ -30,25 +32,31 @@ def sp_loss(student: Tensor, teacher: Tensor, *, weights: Tensor | None = None) 
             samples counts the root of their product, in the row's length as well, so a sample
             without weight drops out.
     """
+    check_batch("sp", student, teacher, weights=weights)
     student, teacher = comparable(student.flatten(1), teacher.flatten(1))
-    found, x = wanted(student), student.detach()
     share: Tensor | float = 1.0
     metric: Tensor | float = 1.0
     if weights is not None:
-        root = weights.detach().to(x.dtype).sqrt()
+        root = weights.detach().to(student.dtype).sqrt()
         share, metric = root[:, None] * root, _metric(root)
-    with torch.autocast(x.device.type, enabled=False):
+
+    def solve(x: Tensor, differentiate: bool) -> tuple[Tensor, Tensor | None]:
         similar, length = _rows(x, metric)
         gap = similar - _rows(teacher, metric)[0]
         pull = share * gap
         value = (pull * gap).sum() / len(x) ** 2
-        if not found:
-            return value
+        if not differentiate:
+            return value, None
         # By a row before it was divided: the part along the row does nothing.
         pull -= (pull * similar).sum(dim=1, keepdim=True) * (metric * similar)
         pull /= length
-        gradient = (pull + pull.T).mul_(2 / len(x) ** 2) @ x
-    return with_gradient(student, value, gradient)
+        return value, (pull + pull.T).mul_(2 / len(x) ** 2) @ x
+
+    def formula(x: Tensor) -> Tensor:
+        gap = _unit_rows(x, metric) - _unit_rows(teacher, metric)
+        return (share * gap.square()).mean()
+
+    return with_gradient(student, solve, formula)
 
 
 @LOSSES.register("sp")
@@ -83,6 +91,14 @@ def _metric(root: Tensor) -> Tensor:
     """Weights of the entries of a row in its length, mean 1."""
     mean = root.mean()
     return torch.where(mean > 0, root / mean, 1)
+
+
+def _unit_rows(features: Tensor, metric: Tensor | float) -> Tensor:
+    """Products of samples, each row divided by its length, (B, B), for autograd."""
+    gram = features @ features.T
+    square = (metric * gram * gram).sum(dim=1, keepdim=True)
+    none = square <= 1e-24
+    return torch.where(none, 0, gram / torch.where(none, 1, square).sqrt())
 
 
 def _rows(features: Tensor, metric: Tensor | float) -> tuple[Tensor, Tensor]:

@@ -11,10 +11,12 @@ from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
 from fedkd.losses.base import EnsembleLoss, Tensors
 from fedkd.losses.dgkd import Reduction
-from fedkd.losses.divergence import prior, reweighted, weighted_kl
+from fedkd.losses.divergence import check_teachers, kl_to_teachers, prior, reweighted
+from fedkd.losses.inputs import loss_function
 from fedkd.losses.kd import comparable
 
 
+@loss_function("takd")
 def takd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -37,6 +39,7 @@ def takd_loss(
         temperature: As in `TAKDLoss`, like `reduction`.
         reduction: See there.
     """
+    check_teachers("takd", student_logits, teacher_logits, weights)
     student_logits, teacher_logits = comparable(student_logits, teacher_logits)
     weights = prior(weights, teacher_logits)
     known = [size for size in sizes or [] if size is not None]
@@ -45,7 +48,7 @@ def takd_loss(
         weights = reweighted(weights, weights.new_tensor(smallest)[:, None])
     if reduction == "elementwise":
         weights = weights / student_logits.shape[1]
-    return weighted_kl(student_logits, teacher_logits, weights, temperature=temperature)
+    return kl_to_teachers(student_logits, teacher_logits, weights, temperature=temperature)
 
 
 @LOSSES.register("takd")
@@ -68,8 +71,6 @@ class TAKDLoss(EnsembleLoss):
 
     def __init__(self, *, temperature: float = 5.0, reduction: Reduction = "batchmean") -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"loss 'takd': temperature must be positive, got {temperature}")
         self.temperature = temperature
         self.reduction: Reduction = reduction
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedkd.closed_form import wanted, with_gradient
+from fedkd.closed_form import with_gradient
 from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
-from fedkd.losses.kd import comparable, paired
+from fedkd.losses.inputs import check_batch, loss_function
+from fedkd.losses.kd import comparable, paired, standardised
 from fedkd.relations import (
     Distance,
     Edges,
@@ -16,12 +17,14 @@ from fedkd.relations import (
     Reduction,
     both_views,
     class_graph,
+    formula,
     reliable,
     sample_graph,
     solve,
 )
 
 
+@loss_function("vrm")
 def vrm_loss(
     student_real: Tensor,
     student_virtual: Tensor | None,
@@ -59,6 +62,17 @@ def vrm_loss(
         delta: See there.
         reduction: See there.
     """
+    for one in (student_real, student_virtual):
+        if one is not None:
+            check_batch(
+                "vrm",
+                one,
+                teacher_real,
+                teacher_virtual,
+                weights=weights,
+                class_weights=class_weights,
+                classes=one.shape[-1],
+            )
     # Without virtual vertices the class graph leaves them out too: the loss must not change
     # because another loss has asked for views.
     logits, taught = comparable(
@@ -95,8 +109,16 @@ def vrm_loss(
                 weight=class_weight,
             )
         )
-    value, gradient = solve(both, graphs, wanted(logits))
-    return with_gradient(logits, value, None if gradient is None else back(gradient))
+
+    def closed(_: Tensor, differentiate: bool) -> tuple[Tensor, Tensor | None]:
+        value, gradient = solve(both, graphs, differentiate)
+        return value, None if gradient is None else back(gradient)
+
+    def plain(z: Tensor) -> Tensor:
+        z, t = (standardised(v) if standardise else v for v in (z, taught))
+        return formula(z, t, graphs)
+
+    return with_gradient(logits, closed, plain)
 
 
 @LOSSES.register("vrm")
@@ -143,10 +165,6 @@ class VRMLoss(DistillationLoss):
         reduction: Reduction = "edges",
     ) -> None:
         super().__init__()
-        if not 0 <= rho < 1:
-            raise ValueError(f"loss 'vrm': rho must be in [0, 1), got {rho}")
-        if delta <= 0:
-            raise ValueError(f"loss 'vrm': delta must be positive, got {delta}")
         if edges == "real":
             if pruning == "view_discrepancy":
                 raise ValueError(

@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 from typing import Literal, Self
 
-import torch
 from torch import Tensor, nn
 
 from fedkd.features import cell_statistics
 from fedkd.knowledge.kinds import FeatureMoments, FeatureStatistics, Kind, Stage
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.inputs import check_batch, loss_function
+from fedkd.precision import full
 from fedkd.projectors import bottleneck, regressor
 from fedkd.transport import bures_distance
 
 
+@loss_function("wkd_f")
 def wkd_f_loss(student: Tensor, teacher_statistics: Tensor, *, mean_weight: float = 4.0) -> Tensor:
     """mean_weight * |difference of means|^2 + distance of spreads, per sample, -> (B,).
 
@@ -32,8 +34,8 @@ def wkd_f_loss(student: Tensor, teacher_statistics: Tensor, *, mean_weight: floa
     Raises:
         ValueError: the channels or the grids differ.
     """
-    if student.dtype in (torch.float16, torch.bfloat16):
-        student = student.float()
+    check_batch("wkd_f", student, teacher_statistics)
+    student = full(student)
     theirs = teacher_statistics.detach().to(student.dtype)
     if theirs.ndim == 3:
         if student.ndim != 4 or student.shape[1] != theirs.shape[2]:

@@ -11,10 +11,13 @@ from torch.nn import functional as F
 from fedkd.knowledge.kinds import ClassCosts, Kind, Logits
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.inputs import check_batch, class_numbers, loss_function
+from fedkd.precision import full
 from fedkd.similarity import sharpened
 from fedkd.transport import transport_cost
 
 
+@loss_function("wkd_l")
 def wkd_l_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -50,8 +53,15 @@ def wkd_l_loss(
     Raises:
         ValueError: the target is to be separated, but there are no targets.
     """
-    if student_logits.dtype in (torch.float16, torch.bfloat16):
-        student_logits = student_logits.float()
+    check_batch("wkd_l", student_logits, teacher_logits, classes=student_logits.shape[-1])
+    classes = student_logits.shape[1]
+    if costs.shape != (classes, classes):
+        raise ValueError(
+            f"loss 'wkd_l': costs must be {(classes, classes)}, got {tuple(costs.shape)}"
+        )
+    if separate_target and targets is not None:
+        targets = class_numbers("wkd_l", targets, student_logits)
+    student_logits = full(student_logits)
     teacher_logits = teacher_logits.detach().to(student_logits.dtype)
     costs = sharpened(costs.to(student_logits.dtype), kappa)
     ours, theirs = student_logits / temperature, teacher_logits / temperature
@@ -73,7 +83,8 @@ def wkd_l_loss(
     if targets is None:
         return transport
     belief = teacher_logits.softmax(dim=1).gather(1, targets[:, None]).squeeze(1)
-    return transport + belief * F.cross_entropy(student_logits, targets, reduction="none")
+    surprise = F.cross_entropy(student_logits, targets, reduction="none")
+    return transport + torch.where(belief == 0, 0, belief * surprise)
 
 
 @LOSSES.register("wkd_l")
@@ -118,13 +129,8 @@ class WKDLogitLoss(DistillationLoss):
         cost: Literal["classifier", "features", "logits"] = "classifier",
     ) -> None:
         super().__init__()
-        for name, value in [
-            ("temperature", temperature),
-            ("epsilon", epsilon),
-            ("iterations", iterations),
-        ]:
-            if value <= 0:
-                raise ValueError(f"loss 'wkd_l': {name} must be positive, got {value}")
+        if iterations <= 0:
+            raise ValueError(f"loss 'wkd_l': iterations must be positive, got {iterations}")
         if kappa < 0:
             raise ValueError(f"loss 'wkd_l': kappa must not be negative, got {kappa}")
         self.needs = (Logits(), ClassCosts(cost))

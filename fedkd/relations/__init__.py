@@ -11,7 +11,7 @@ from fedkd.relations.graphs import (
     sample_graph,
     sample_relation_loss,
 )
-from fedkd.relations.matching import Distance, Edges, Graph, Reduction, match, solve
+from fedkd.relations.matching import Distance, Edges, Graph, Reduction, formula, match, solve
 from fedkd.relations.pruning import Pruning, edge_scores
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "class_graph",
     "class_relation_loss",
     "edge_scores",
+    "formula",
     "match",
     "reliable",
     "sample_graph",

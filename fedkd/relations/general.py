@@ -19,6 +19,10 @@ Normalisation = Literal["none", "mean", "rows"]
 VECTORS = ("identity", "direction")
 LENGTHS = ("distance", "squared_distance")
 
+# Squared distances up to this are none: the gradient of a direction or an angle grows with the
+# inverse distance, and would soon leave float32.
+CLOSEST = 1e-30
+
 
 @dataclass(frozen=True)
 class Relations:
@@ -53,7 +57,7 @@ class Relations:
         left, right = self._ends(points)
         if self.relation == "direction":
             directions = _unit(left[:, None] - right)
-            return directions * (squares(left, right) > 0)[..., None]
+            return torch.where((squares(left, right) == 0)[..., None], 0, directions)
         if self.relation == "gram":
             found = left @ right.T
         elif self.relation == "angle":
@@ -65,10 +69,10 @@ class Relations:
         if self.normalisation == "mean":
             share = share * self._different(found)
             total = share.sum()
-            return found * torch.where(total > 0, total / (share * found).sum(), 0)
+            return found * torch.where(total == 0, 0, total / (share * found).sum())
         if self.normalisation == "rows":
             total = share.mean(dim=1, keepdim=True)
-            metric = torch.where(total > 0, share / total, 1)
+            metric = torch.where(total == 0, 1, share / total)
             length = (metric * found * found).sum(dim=1, keepdim=True)
             return found * length.clamp(min=1e-24).rsqrt()
         return found
@@ -105,8 +109,8 @@ def differences(
 def _unit(vectors: Tensor, least: float = 0.0) -> Tensor:
     """Vectors of length one; 0, without gradient, for those not longer than `least`."""
     square = vectors.square().sum(dim=-1, keepdim=True)
-    long = square > least**2
-    return torch.where(long, vectors * torch.where(long, square, 1).rsqrt(), 0)
+    short = square <= least**2  # false of NaN, which must not look like a vector of zeros
+    return torch.where(short, 0, vectors * torch.where(short, 1, square).rsqrt())
 
 
 def squares(left: Tensor, right: Tensor) -> Tensor:
@@ -116,12 +120,13 @@ def squares(left: Tensor, right: Tensor) -> Tensor:
     reach = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1)
     square = torch.addmm(reach, left, right.T, alpha=-2)
     least = 1e-12 if square.dtype == torch.float64 else 32 * torch.finfo(square.dtype).eps
-    return torch.where(square > least * reach, square, 0)
+    # NaN is not less, and stays.
+    return torch.where(square <= (least * reach).clamp_(min=CLOSEST), 0, square)
 
 
 def cosines(square: Tensor) -> Tensor:
     """Cosine at i between j and k, (N, N, N), by the law of cosines; 0 for a zero edge."""
-    apart = square > 0
-    inverse = torch.where(apart, torch.where(apart, square, 1).rsqrt(), 0)
+    none = square == 0
+    inverse = torch.where(none, 0, torch.where(none, 1, square).rsqrt())
     sides = square[:, :, None] + square[:, None, :] - square
     return sides * inverse[:, :, None] * inverse[:, None, :] / 2

@@ -19,6 +19,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedkd.relations.general import CLOSEST
+
 # Shorter edges, relative to their ends, are rounding and not relation: they count as zero.
 SHORTEST = 1e-6
 # Squared lengths, relative to the ends', that float32 Gram matrices hold to five digits, and those
@@ -66,6 +68,7 @@ class Cosines:
         dots = (a * d).sum(dim=1) if self.own else (vertices[0] * vertices[1]).sum(dim=1)
         self.norm = norm = (vertices * vertices).sum(dim=2)
         least = torch.add(norm * shortest, self.origin[:, None], alpha=SHORTEST**2 / 2)
+        least += CLOSEST
         rest = norm - least
         products = torch.addmm(dots[:lefts, None], a, e.T, alpha=-1)
         # The shortest edge's square is left out and put back: a threshold at 0 costs a tenth of
@@ -98,7 +101,7 @@ class Cosines:
         self.twins = twins = self.vertices[:, :half] - self.vertices[:, half:]
         square = (twins * twins).sum(dim=2)
         reach = self.norm[:, :half] + self.norm[:, half:] + self.origin[:, None]
-        inverse = square.rsqrt().masked_fill_(square <= SHORTEST**2 * reach, 0)
+        inverse = square.rsqrt().masked_fill_(square <= SHORTEST**2 * reach + CLOSEST, 0)
         product = (twins[0] * twins[1]).sum(dim=1)
         for offset in self.offsets:
             self.inverse.diagonal(offset, dim1=1, dim2=2).copy_(inverse)
@@ -167,8 +170,3 @@ def centred(vertices: Tensor) -> tuple[Tensor, Tensor]:
     """
     mean = vertices.mean(dim=1, keepdim=True)
     return vertices - mean, (mean * mean).sum(dim=(1, 2))
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """Half precision as float32."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

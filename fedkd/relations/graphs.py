@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedkd.relations.gram import cosines, wide
+from fedkd.options import options_checked
+from fedkd.precision import full, full_precision
+from fedkd.relations.gram import cosines
 from fedkd.relations.matching import Distance, Edges, Graph, Reduction, match
 from fedkd.relations.pruning import Pruning, edge_scores, smallest
 
@@ -88,6 +90,7 @@ def class_graph(
     )
 
 
+@options_checked("sample_relation_loss")
 def sample_relation_loss(
     student_real: Tensor,
     student_virtual: Tensor | None,
@@ -134,6 +137,7 @@ def sample_relation_loss(
     return match(student, teacher, graph)
 
 
+@options_checked("class_relation_loss")
 def class_relation_loss(
     student: Tensor,
     teacher: Tensor,
@@ -166,6 +170,7 @@ def class_relation_loss(
 
 
 @torch.no_grad()
+@full_precision
 def reliable(
     student: Tensor,
     teacher: Tensor,
@@ -187,10 +192,9 @@ def reliable(
         edges: As in `sample_graph`.
     """
     if rule == "edge_discrepancy":
-        both = wide(torch.stack([student, teacher.to(student.dtype)]))
+        both = full(torch.stack([student, teacher.to(student.dtype)]))
         graph = sample_graph(edges=edges)
-        with torch.autocast(student.device.type, enabled=False):
-            scores = cosines(both, graph.lefts(both), graph.twins).distances()
+        scores = cosines(both, graph.lefts(both), graph.twins).distances()
     else:
         scores = edge_scores(*judged, rule, edges)
     return smallest(scores, rho, own=edges != "real_virtual")

@@ -9,8 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedkd.closed_form import wanted, with_gradient
-from fedkd.relations.gram import SHORTEST, centred, cosines, wide
+from fedkd.closed_form import with_gradient
+from fedkd.precision import full, full_precision
+from fedkd.relations.general import CLOSEST, squares
+from fedkd.relations.gram import SHORTEST, centred, cosines
 
 Edges = Literal["real_virtual", "full", "real"]
 # Between two unit edges e and f, summed over their elements:
@@ -67,7 +69,7 @@ class Graph:
         return vertices.shape[1] // (2 if self.edges == "real_virtual" else 1)
 
     def vertices(self, both: Tensor) -> Tensor:
-        """Of student and teacher, (2, N, C) -> (2, N, d)."""
+        """Of student and teacher, (2, N, C) -> (2, N, d); of one, (N, C) -> (N, d)."""
         vertices = both.mT if self.columns else both
         return vertices if self.metric is None else vertices * self.metric.to(both.dtype).sqrt()
 
@@ -98,19 +100,60 @@ class Graph:
             gradient = gradient.T if self.columns else gradient
         return value, gradient
 
+    def formula(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The value for student's and teacher's logits (N, C), edges written out, for autograd."""
+        wide = student.dtype if student.device.type == "mps" else torch.float64
+        vertices = [self.vertices(z.to(wide)) for z in (student, teacher)]
+        share = self.share(vertices[0][None])
+        gap = self._edges(vertices[0]) - self._edges(vertices[1])
+        if self.distance == "huber":
+            bent = gap.clamp(-self.delta, self.delta)
+            height = (bent * (gap - bent / 2)).sum(dim=2)
+        elif self.distance == "masked":
+            height = torch.where(gap.abs() > self.delta, 0, gap).square().sum(dim=2) / 2
+        else:
+            height = gap.square().sum(dim=2) / 2
+        if self.distance == "edge_huber":
+            long = height > self.delta**2 / 2
+            length = torch.where(long, 2 * height, 1).sqrt()
+            height = torch.where(long, self.delta * (length - self.delta / 2), height)
+        return (share * height).sum().to(student.dtype)
 
+    def _edges(self, vertices: Tensor) -> Tensor:
+        """Unit vectors from one vertex to another, 0 where these are the same, (n, m, d)."""
+        n = self.lefts(vertices[None])
+        left = vertices[:n]
+        right = left if n == len(vertices) else vertices[n:]
+        none = (squares(left, right) == 0)[..., None]
+        edges = left[:, None] - right
+        square = edges.square().sum(dim=2, keepdim=True)
+        none = none | (square == 0)
+        return torch.where(none, 0, edges * torch.where(none, 1, square).rsqrt())
+
+
+@full_precision
 def match(student: Tensor, teacher: Tensor, *graphs: Graph) -> Tensor:
     """Sum of the distances of all edges of all graphs, (N, C) x (N, C) -> scalar."""
-    student = wide(student)
-    both = torch.stack([student.detach(), teacher.detach().to(student.dtype)])
-    return with_gradient(student, *solve(both, graphs, wanted(student)))
+    student = full(student)
+    teacher = teacher.detach().to(student.dtype)
+    return with_gradient(
+        student,
+        lambda logits, differentiate: solve(torch.stack([logits, teacher]), graphs, differentiate),
+        lambda logits: formula(logits, teacher, graphs),
+    )
+
+
+def formula(student: Tensor, teacher: Tensor, graphs: Sequence[Graph]) -> Tensor:
+    """As `match`, for autograd."""
+    value = student.new_zeros(())
+    for graph in graphs:
+        value = value + graph.formula(student, teacher)
+    return value
 
 
 def solve(both: Tensor, graphs: Sequence[Graph], differentiate: bool) -> Found:
     """As `match`, for student and teacher in one tensor (2, N, C), with its gradient (N, C)."""
-    # Half-precision Gram matrices would be worthless, so autocast keeps out.
-    with torch.autocast(both.device.type, enabled=False):
-        found = [graph.solve(both, differentiate) for graph in graphs]
+    found = [graph.solve(both, differentiate) for graph in graphs]
     value = both.new_zeros(())
     for part, _ in found:
         value = value + part.to(both.dtype)
@@ -157,7 +200,8 @@ def _written_out(
         rows = slice(start, min(start + step, n))
         difference = vertices[:, rows, None] - right[:, None]
         square = (difference * difference).sum(dim=3)
-        short = square <= SHORTEST**2 * (reach[:, rows, None] + right_reach[:, None])
+        near = SHORTEST**2 * (reach[:, rows, None] + right_reach[:, None])
+        short = square <= near.clamp_(min=CLOSEST)
         inverse = square.rsqrt_().masked_fill_(short, 0)
         edge = difference.mul_(inverse[..., None])
         gap = edge[0] - edge[1]

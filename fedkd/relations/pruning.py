@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedkd.relations.gram import wide
+from fedkd.precision import full, full_precision
 from fedkd.relations.matching import Edges
 
 Pruning = Literal[
@@ -15,6 +15,7 @@ Pruning = Literal[
 ]
 
 
+@full_precision
 def edge_scores(
     student_real: Tensor,
     student_virtual: Tensor | None,
@@ -34,10 +35,10 @@ def edge_scores(
     """
     if edges != "real" and student_virtual is None:
         raise ValueError(f"edges {edges!r} need a virtual view")
-    real = torch.log_softmax(wide(student_real.detach()), dim=-1)
+    real = torch.log_softmax(full(student_real.detach()), dim=-1)
     virtual = student_virtual
     if virtual is not None:
-        virtual = torch.log_softmax(wide(virtual.detach()), dim=-1)
+        virtual = torch.log_softmax(full(virtual.detach()), dim=-1)
     if rule == "view_discrepancy":
         if virtual is None:
             raise ValueError("pruning 'view_discrepancy' compares two views, got one")

@@ -52,7 +52,7 @@ def test_fusion_weights_multiply_and_those_left_out_do_not_count():
 def test_entropy_of_sure_teachers_is_zero_and_not_nan(dtype):
     sure, unsure = torch.tensor([[200.0, 0, 0]]), torch.zeros(1, 3)
     found = entropy_weights(torch.stack([sure, sure, unsure]).to(dtype))
-    torch.testing.assert_close(found[:, 0], torch.tensor([0.5, 0.5, 0.0], dtype=dtype))
+    torch.testing.assert_close(found[:, 0], torch.tensor([0.5, 0.5, 0.0]))
     all_sure = entropy_weights(torch.stack([sure, sure]).to(dtype))
     assert all_sure[:, 0].tolist() == [0.5, 0.5]
 
