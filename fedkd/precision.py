@@ -7,6 +7,7 @@ of them worthless. Layers may run under autocast, formulas do not.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -15,6 +16,8 @@ from torch import Tensor
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def full(values: Tensor) -> Tensor:
@@ -27,20 +30,11 @@ def full_precision(function: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(function)
     def outside(*args: P.args, **kwargs: P.kwargs) -> T:
-        device = _device((*args, *kwargs.values()))
-        if not torch.is_autocast_enabled(device):
+        if not any(map(torch.is_autocast_enabled, _DEVICES)):
             return function(*args, **kwargs)
-        with torch.autocast(device, enabled=False):
+        with ExitStack() as stack:
+            for device in filter(torch.is_autocast_enabled, _DEVICES):
+                stack.enter_context(torch.autocast(device, enabled=False))
             return function(*args, **kwargs)
 
     return outside
-
-
-def _device(values: tuple[object, ...]) -> str:
-    """Type of the device of the first tensor."""
-    for value in values:
-        if isinstance(value, list | tuple) and value:
-            value = value[0]
-        if isinstance(value, Tensor):
-            return value.device.type
-    return "cpu"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Bank, Ensemble, Rule, Teacher
+from fedkd.precision import full_precision
 
 # Samples that `Evidence.batches` hands over at once.
 BATCH = 1024
@@ -79,6 +80,13 @@ class Fusion(ABC):
     needs: tuple[Kind, ...] = ()
     needs_validation: bool = False
     needs_student: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Autocast is kept out of every rule: weights of half precision are far from one in sum."""
+        super().__init_subclass__(**kwargs)
+        for name in ("__call__", "fitted"):
+            if name in cls.__dict__:
+                type.__setattr__(cls, name, full_precision(cls.__dict__[name]))
 
     def fitted(self, evidence: Evidence) -> Self:
         """This rule made ready for a round; itself if it judges samples by themselves.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedkd.knowledge.kinds import Kind, Logits
+from fedkd.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Ensemble:
             self, weights=torch.where(total > 0, weights / total.clamp(min=1e-30), self.weights)
         )
 
+    @full_precision
     def mean_probabilities(self, temperature: float = 1.0) -> Tensor:
         """Weighted mean of the teachers' probabilities on the real view, (B, C)."""
         probabilities = torch.softmax(self.logits.float() / temperature, dim=-1)

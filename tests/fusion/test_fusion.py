@@ -61,6 +61,15 @@ def test_weights_sum_to_one(rule: Fusion) -> None:
         assert len(after) == len(after.logits) == len(after.weights)
 
 
+def test_autocast_keeps_out(rule: Fusion) -> None:
+    item = ensemble()
+    expected = ready(rule, item)(item)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = ready(rule, item)(item)
+        assert torch.equal(found.weights, expected.weights)
+        assert torch.equal(found.mean_probabilities(), expected.mean_probabilities())
+
+
 def test_order_of_teachers_does_not_matter(rule: Fusion) -> None:
     if type(rule).__name__ == "LearnedGate":
         pytest.skip("its network is drawn for an order")
