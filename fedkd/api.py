@@ -7,11 +7,9 @@ as loss, any `Ensemble -> Ensemble` callable as fusion.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from numbers import Real
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -25,6 +23,7 @@ from fedkd.door import (
     a_network,
     an_optimizer,
     fitting,
+    function,
     image_set,
     one_of,
     several,
@@ -167,8 +166,7 @@ def train_student(
     seed, flip = whole("seed", seed, 0), truth("flip", flip)
     one_of("strength", strength, list(MAGNITUDES))
     optimizer = an_optimizer("optimizer", optimizer)
-    if on_epoch is not None and not callable(on_epoch):
-        raise ValueError(f"on_epoch: expected a function of a record, got {shown(on_epoch)}")
+    function("on_epoch", on_epoch, "a record")
     recipe = objective_of(_DEFAULT.distillation.losses)
     objective = recipe if losses is None else Objective(_terms(losses))
     image_set("transfer", transfer)
@@ -337,20 +335,15 @@ def _terms(given: Sequence[str | DistillationLoss | EnsembleLoss | Term]) -> lis
 def _term(where: str, item: str | DistillationLoss | EnsembleLoss | Term) -> Term:
     if isinstance(item, str):
         return Term(item, _created(where, LOSSES, item))
-    term = item if isinstance(item, Term) else Term(type(item).__name__, item)
-    if not isinstance(term.loss, DistillationLoss | EnsembleLoss):
-        given = repr(term.loss) if isinstance(term.loss, str) else shown(term.loss)
-        hint = "; make one, with ()" if isinstance(term.loss, type) else ""
+    if isinstance(item, Term):
+        return item
+    try:
+        return Term(type(item).__name__, item)
+    except ValueError as error:
         raise ValueError(
-            f"{where}: expected a name of `fedkd list losses`, a fedkd.DistillationLoss or a "
-            f"fedkd.Term of one, got {given}{hint}"
-        )
-    weight = term.weight
-    if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= weight < math.inf:
-        raise ValueError(f"{where}: expected a weight of at least 0, got {weight!r}")
-    whole(f"{where}.warmup", term.warmup, 0)
-    whole(f"{where}.start", term.start, 1)
-    return term
+            f"{where}: expected a name of `fedkd list losses`, a loss or a fedkd.Term of one: "
+            f"{error}"
+        ) from None
 
 
 def _default_fusion(teachers: int, shards: Sequence[ImageSet] | None) -> Sequence[str]:

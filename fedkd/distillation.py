@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fedkd.config import Distillation, Optimizer
+from fedkd.door import a_network, an_optimizer, function, one_of, real, whole
 from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.knowledge.payload import not_finite
 from fedkd.lessons import Lesson, Lessons
 from fedkd.losses.base import EnsembleLoss
-from fedkd.models.network import Network
+from fedkd.models.network import Network, shown
 from fedkd.objective import Objective, Value
 from fedkd.randomness import seeded
 from fedkd.training.batches import batch_norm, check_batch_size
@@ -101,9 +102,11 @@ def distill(
         ValueError: no loss counts in some epoch, a loss does not fit student and teachers, or
             the student cannot be trained on such batches.
     """
-    options = optimizer or Optimizer()
-    if epochs < 1:
-        raise ValueError(f"epochs: expected at least 1, got {epochs}")
+    epochs, seed = whole("epochs", epochs, 1), whole("seed", seed)
+    ema, options = real("ema", ema, 0, 1), an_optimizer("optimizer", optimizer)
+    one_of("precision", precision, list(DTYPES))
+    function("on_epoch", on_epoch, "a record and a maker of snapshots")
+    _check_parts(student, lessons, objective)
     objective.check(epochs)
     loop = _Loop(student, lessons, objective, epochs, options, precision, ema, seed)
     if fitted is not None:
@@ -140,6 +143,16 @@ def rehearse(student: Network, lessons: Lessons, objective: Objective) -> None:
         ValueError: a loss does not fit student and teachers, or batches are too small.
     """
     _Loop(student, lessons, copy.deepcopy(objective), 1, Optimizer(), "float32", 0.0, 0)
+
+
+def _check_parts(student: object, lessons: object, objective: object) -> None:
+    a_network("student", student, "images")
+    if not isinstance(objective, Objective):
+        raise ValueError(
+            f"objective: expected a fedkd.Objective of fedkd.Terms, got {shown(objective)}"
+        )
+    if not all(hasattr(lessons, name) for name in ("steps", "example", "epoch")):
+        raise ValueError(f"lessons: expected SharedLessons or LiveLessons, got {shown(lessons)}")
 
 
 class _Loop:

@@ -6,8 +6,9 @@ door. Every message is one line that begins with the argument's name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TypeVar
 
 from torch import nn
@@ -33,6 +34,20 @@ def whole(name: str, value: object, least: int | None = None) -> int:
             return number
     room = "" if least is None else f" of at least {least}"
     raise ValueError(f"{name}: expected a whole number{room}, got {value!r}")
+
+
+def real(name: str, value: object, least: float, below: float = math.inf) -> float:
+    """A finite number from `least` to less than `below`. Raises `ValueError`."""
+    if isinstance(value, Real) and not isinstance(value, bool) and least <= float(value) < below:
+        return float(value)
+    room = f"of at least {least:g}" + ("" if below == math.inf else f" and less than {below:g}")
+    raise ValueError(f"{name}: expected a number {room}, got {value!r}")
+
+
+def function(name: str, value: object, what: str) -> None:
+    """None or a function of something. Raises `ValueError`."""
+    if value is not None and not callable(value):
+        raise ValueError(f"{name}: expected a function of {what}, got {shown(value)}")
 
 
 def truth(name: str, value: object) -> bool:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fedkd.door import real, several, whole
 from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.knowledge.payload import Ensemble
 from fedkd.losses.base import DistillationLoss, EnsembleLoss, Trust
+from fedkd.models.network import shown
 from fedkd.randomness import seeded
 
 
@@ -27,6 +29,9 @@ class Term:
         start: First epoch in which it counts.
         stop: Last epoch in which it counts; None means to the end.
         decay_from: Epoch after which the weight falls to zero at the end along a cosine.
+
+    Raises:
+        ValueError: one of these is none; the message begins with its name.
     """
 
     name: str
@@ -36,6 +41,23 @@ class Term:
     start: int = 1
     stop: int | None = None
     decay_from: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ValueError(f"name: expected the name of a term, got {self.name!r}")
+        if not isinstance(self.loss, DistillationLoss | EnsembleLoss):
+            given = repr(self.loss) if isinstance(self.loss, str) else shown(self.loss)
+            hint = "; make one, with ()" if isinstance(self.loss, type) else ""
+            raise ValueError(
+                f"loss: expected a DistillationLoss or an EnsembleLoss, got {given}{hint}"
+            )
+        real("weight", self.weight, 0)
+        whole("warmup", self.warmup, 0)
+        whole("start", self.start, 1)
+        if self.stop is not None:
+            whole("stop", self.stop, 1)
+        if self.decay_from is not None:
+            whole("decay_from", self.decay_from, 0)
 
     def counts_in(self, epoch: int) -> bool:
         """Whether `epoch` lies between start and stop."""
@@ -81,14 +103,20 @@ class Objective(nn.Module):
     the whole ensemble weighs the teachers itself.
 
     Raises:
-        ValueError: there is no term.
+        ValueError: there is no term, or something else among them.
     """
 
     def __init__(self, terms: Sequence[Term]) -> None:
         super().__init__()
-        if not terms:
+        if isinstance(terms, Sequence) and not terms:
             raise ValueError("an objective needs at least one loss")
-        self.terms = tuple(terms)
+        self.terms = tuple(several("terms", terms, "fedkd.Term"))
+        for place, term in enumerate(self.terms):
+            if not isinstance(term, Term):
+                raise ValueError(
+                    f"terms[{place}]: expected a fedkd.Term, got {shown(term)}; write "
+                    "fedkd.Term(name, loss)"
+                )
         self.losses = nn.ModuleList(term.loss for term in terms)
         self.fitted = nn.ModuleDict()
 

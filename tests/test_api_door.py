@@ -167,11 +167,6 @@ BAD_ARGUMENTS: list[tuple[Call, str]] = [
     (student(losses=[nn.KLDivLoss()]), r"losses\[0\]: .*got KLDivLoss"),
     (student(losses=[lambda a, b: 0]), r"losses\[0\]: .*got function"),
     (student(losses=[{"name": "kd"}]), r"losses\[0\]: .*got dict"),
-    (student(losses=[fedkd.Term("kd", "kd")]), r"losses\[0\]: .*got 'kd'"),
-    (student(losses=[fedkd.Term("kd", KDLoss(), math.nan)]), r"losses\[0\]: .*weight .*nan"),
-    (student(losses=[fedkd.Term("kd", KDLoss(), -1.0)]), r"losses\[0\]: .*weight .*-1"),
-    (student(losses=[fedkd.Term("kd", KDLoss(), "1")]), r"losses\[0\]: .*weight .*'1'"),
-    (student(losses=[fedkd.Term("kd", KDLoss(), warmup=1.5)]), r"losses\[0\].warmup: .*1.5"),
     (student(fusion="uniform"), r"fusion: .*write \['uniform'\]"),
     (student(fusion=["unifrm"]), r"fusion\[0\]: unknown fusion 'unifrm'; did you mean"),
     (student(fusion=[Uniform]), r"fusion\[0\]: .*got the class Uniform; make one"),
@@ -203,6 +198,78 @@ BAD_ARGUMENTS: list[tuple[Call, str]] = [
     (lambda: fedkd.network("mlp", EMPTY), "like: has no images"),
 ]  # fmt: skip
 
+
+def term(**changes: Any) -> Call:
+    return lambda: fedkd.Term(**{"name": "kd", "loss": KDLoss(), **changes})
+
+
+def objective(*terms: Any) -> Call:
+    return lambda: fedkd.Objective(terms)
+
+
+class Batches:
+    """Looks like a source of batches, and is never asked for one."""
+
+    steps, example, epoch = 1, None, None
+
+
+def distill(**changes: Any) -> Call:
+    given: dict[str, Any] = {
+        "student": TEACHER,
+        "lessons": Batches(),
+        "objective": fedkd.Objective([fedkd.Term("kd", KDLoss())]),
+        **changes,
+    }
+    return lambda: fedkd.distill(**given)
+
+
+def experiment(values: Any, *overrides: Any) -> Call:
+    return lambda: fedkd.make_experiment(values, *overrides)
+
+
+BAD_PARTS: list[tuple[Call, str]] = [
+    (term(loss="kd"), "loss: expected a DistillationLoss or an EnsembleLoss, got 'kd'"),
+    (term(loss=KDLoss), "loss: .*got the class KDLoss; make one"),
+    (term(loss=nn.KLDivLoss()), "loss: .*got KLDivLoss"),
+    (term(name=3), "name: .*got 3"),
+    (term(weight=math.nan), "weight: expected a number of at least 0, got nan"),
+    (term(weight=math.inf), "weight: .*got inf"),
+    (term(weight=-1), "weight: .*got -1"),
+    (term(weight="1"), "weight: .*got '1'"),
+    (term(weight=True), "weight: .*got True"),
+    (term(warmup=-1), "warmup: expected a whole number of at least 0, got -1"),
+    (term(start=0), "start: .*got 0"),
+    (term(stop=1.5), "stop: .*got 1.5"),
+    (term(decay_from="x"), "decay_from: .*got 'x'"),
+    (objective(), "an objective needs at least one loss"),
+    (objective("kd"), r"terms\[0\]: expected a fedkd.Term, got str"),
+    (objective(KDLoss()), r"terms\[0\]: expected a fedkd.Term, got KDLoss; write fedkd.Term"),
+    (lambda: fedkd.Objective(3), "terms: expected a list of fedkd.Term, got int"),
+    (distill(student="mlp"), "student: expected a fedkd.Network, got 'mlp'"),
+    (distill(student=TEACHER.body), "student: expected a fedkd.Network, got Perceptron"),
+    (distill(lessons=SET), "lessons: .*got ImageSet"),
+    (distill(objective=["kd"]), "objective: expected a fedkd.Objective.*got list"),
+    (distill(epochs=0), "epochs: expected a whole number of at least 1, got 0"),
+    (distill(epochs=1.5), "epochs: .*got 1.5"),
+    (distill(epochs=True), "epochs: .*got True"),
+    (distill(optimizer={"lr": 1}), "optimizer: .*got dict"),
+    (distill(precision="half"), "precision: expected one of float32, .*got 'half'"),
+    (distill(ema=1), "ema: expected a number of at least 0 and less than 1, got 1"),
+    (distill(ema=math.nan), "ema: .*got nan"),
+    (distill(seed="x"), "seed: .*got 'x'"),
+    (distill(on_epoch=3), "on_epoch: .*got int"),
+    (lambda: fedkd.Optimizer(lr=0), "lr: input should be greater than 0, got 0"),
+    (lambda: fedkd.Optimizer(lr=math.nan), "lr: input should be a finite number"),
+    (lambda: fedkd.Optimizer(name="sgdd"), "name: .*did you mean 'sgd'"),
+    (lambda: fedkd.Optimizer(lrr=1), "lrr: unknown key; did you mean 'lr'"),
+    (lambda: fedkd.Experiment(clients=0), "clients: .*got 0"),
+    (experiment(None), "values: expected a mapping of keys, got NoneType"),
+    (experiment({}, "rounds=5"), "overrides: expected a list .*got 'rounds=5'"),
+    (experiment({}, [3]), r"overrides: .*got \[3\]"),
+    (experiment({"distillation": {"epochs": 0}}), "distillation.epochs: .*got 0"),
+    (lambda: fedkd.load_experiment(None), "path: expected a YAML file, got None"),
+]
+
 NO_COUNTS = [0, -1, 1.0, 2.5, math.nan, math.inf, True, "3", None, np.float64(2), np.bool_(True)]
 NO_SEEDS = [-1, 0.5, math.nan, True, "3", None, torch.tensor(3)]
 
@@ -217,7 +284,9 @@ def bad_numbers() -> list[tuple[Call, str]]:
     return cases
 
 
-@pytest.mark.parametrize(("call", "message"), BAD_NETWORKS + BAD_ARGUMENTS + bad_numbers())
+@pytest.mark.parametrize(
+    ("call", "message"), BAD_NETWORKS + BAD_ARGUMENTS + BAD_PARTS + bad_numbers()
+)
 def test_one_line_that_begins_with_the_argument(call: Call, message: str) -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()

@@ -7,14 +7,13 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from fedkd.config.sections import Section
 from fedkd.registry import nearest
 
 # Keys of earlier versions, and what to write today.
 _RENAMED = {"federation.dtype": "federation.codec (float16, float32 or another codec)"}
 
 
-def one_line(root: type[Section], error: ValidationError) -> str:
+def one_line(root: type[BaseModel], error: ValidationError) -> str:
     """The first problem of a pydantic error, in our words.
 
     A key that is missing may be one that is misspelt, so misspelt ones come first.
@@ -43,10 +42,10 @@ def one_line(root: type[Section], error: ValidationError) -> str:
         text = str(first["ctx"]["error"])
         return f"{where}: {text}" if where else text
     message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{where}: {message}, got {given!r}"
+    return f"{where or 'config'}: {message}, got {given!r}"
 
 
-def model_at(root: type[Section], location: Sequence[int | str]) -> type[BaseModel]:
+def model_at(root: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel]:
     """The model that describes the section at `location`; indices and free keys are passed over."""
     model: type[BaseModel] = root
     for part in location:

@@ -110,6 +110,8 @@ def load_config(
     The key `base` names another file, from this one's folder: its values hold where this file
     says nothing. Mappings are merged key by key, all else is replaced.
     """
+    if not isinstance(path, str | Path):
+        raise ConfigError(f"path: expected a YAML file, got {path!r}")
     file = _find(Path(path))
     values = _read(file, str(path))
     if "name" in root.model_fields:
@@ -125,6 +127,10 @@ def make_config(
     plugins: bool = True,
 ) -> Root:
     """As `make_experiment`, for any outermost section."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"values: expected a mapping of keys, got {type(values).__name__}")
+    if not isinstance(overrides, list | tuple) or not all(isinstance(w, str) for w in overrides):
+        raise ConfigError(f"overrides: expected a list such as ['rounds=5'], got {overrides!r}")
     config = _validate(root, values)
     if overrides:
         config = overridden(config, overrides)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -14,15 +14,32 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationError,
     model_validator,
 )
+
+from fedkd.config.messages import one_line
 
 
 class ConfigError(ValueError):
     """What the user wrote cannot be run; the message is one line, ready to print."""
 
 
-class Section(BaseModel):
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass as _OneLine
+else:
+
+    class _OneLine(type(BaseModel)):
+        """Sections made in Python are refused in one line, as those that are read from a file."""
+
+        def __call__(cls, *args: Any, **values: Any) -> Any:
+            try:
+                return super().__call__(*args, **values)
+            except ValidationError as error:
+                raise ConfigError(one_line(cls, error)) from None
+
+
+class Section(BaseModel, metaclass=_OneLine):
     """Base of all sections: unknown keys are errors, values are fixed once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -463,7 +463,7 @@ def test_an_empty_shard_is_refused(loop: str) -> None:
 
 
 def test_no_epoch_or_weight_is_refused() -> None:
-    with pytest.raises(ValueError, match="epochs: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="epochs: expected a whole number of at least 1, got 0"):
         _shared(_network(), Setting(epochs=0))
     lessons = SharedLessons(_images().images, Fused.of(Teacher(0), _logits(8)))
     nothing = Objective([Term("kd", fedkd.LOSSES.create("kd"), weight=0.0)])
