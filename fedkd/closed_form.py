@@ -90,15 +90,22 @@ class _Known(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, found: tuple[Tensor, Tensor], formula: Formula) -> Tensor:
         value, gradient = found
-        ctx.save_for_backward(inputs, gradient)
+        ctx.save_for_backward(gradient)
+        # Not saved: who writes over the inputs afterwards spoils a second derivative alone.
+        ctx.inputs, ctx.version = inputs, inputs._version
         ctx.formula = formula
         return value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, gradient = ctx.saved_tensors
+        (gradient,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *through(ctx.formula, (inputs,), grad), None, None
+            if ctx.inputs._version != ctx.version:
+                raise RuntimeError(
+                    "the inputs of a loss were written over, so its gradient cannot be "
+                    "differentiated; write to a copy"
+                )
+            return *through(ctx.formula, (ctx.inputs,), grad), None, None
         while grad.ndim not in (0, gradient.ndim):
             grad = grad[..., None]
         return gradient * grad, None, None

@@ -78,6 +78,19 @@ def test_every_way_to_differentiate_gives_the_same(function):
     assert torch.equal(torch.func.vmap(lambda z: function(z[None])[0])(plain), _formula(plain))
 
 
+def test_inputs_written_over_spoil_no_first_derivative_and_no_second_without_a_word():
+    x = torch.ones(1, 2, requires_grad=True)
+    for graph in (False, True):
+        inputs = 1 * x
+        value = _square(inputs).sum()
+        inputs.mul_(3)
+        if graph:
+            with pytest.raises(RuntimeError, match="were written over"):
+                torch.autograd.grad(value, x, create_graph=True)
+        else:
+            assert torch.autograd.grad(value, x)[0].tolist() == [[2, 2]]
+
+
 def test_the_graph_can_be_walked_twice():
     x = torch.ones(1, 2, requires_grad=True)
     value = first_order(_formula, _formula, x)

@@ -46,23 +46,23 @@ def _slopes(loss, student, teacher, targets, weights, context=None):
 
 
 @variants
-@pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_a_number_that_is_none_is_never_hidden(variant, number):
+def test_a_number_that_is_none_is_never_hidden(variant):
     loss, student, teacher, targets, weights = _ready(variant)
-    for kind in student:
-        spoilt = student | {kind: _spoilt(student[kind], number)}
-        assert not call(loss, spoilt, teacher, targets, weights).isfinite().all(), kind
-    for kind in loss.needs:
-        spoilt = teacher | {kind: _spoilt(teacher[kind], number)}
-        if not kind.per_sample and number == math.inf:
-            continue  # an infinite cost has a limit
-        if kind in (Pooled(), Classifier()) and variant[0] in ("hcd", "camkd"):
-            # Mixed with the student's maps before the formula sees it.
-            assert not call(loss, student, spoilt, targets, weights).isfinite().all()
-            continue
-        # The teacher is told apart from a student that diverges.
-        with pytest.raises(ValueError, match=f"loss '{variant[0]}': .* holds (NaN|inf)"):
-            call(loss, student, spoilt, targets, weights)
+    for number in (math.nan, math.inf):
+        for kind in student:
+            spoilt = student | {kind: _spoilt(student[kind], number)}
+            assert not call(loss, spoilt, teacher, targets, weights).isfinite().all(), kind
+        for kind in loss.needs:
+            spoilt = teacher | {kind: _spoilt(teacher[kind], number)}
+            if not kind.per_sample and number == math.inf:
+                continue  # an infinite cost has a limit
+            if kind in (Pooled(), Classifier()) and variant[0] in ("hcd", "camkd"):
+                # Mixed with the student's maps before the formula sees it.
+                assert not call(loss, student, spoilt, targets, weights).isfinite().all()
+                continue
+            # The teacher is told apart from a student that diverges.
+            with pytest.raises(ValueError, match=f"loss '{variant[0]}': .* holds (NaN|inf)"):
+                call(loss, student, spoilt, targets, weights)
 
 
 @variants
@@ -103,6 +103,15 @@ def test_all_must_be_of_one_batch(variant):
         if loss.needs and call(loss, student, teacher, targets, weights).ndim == 0:
             with pytest.raises(ValueError, match=f"loss '{name}': weights must be \\(6,\\)"):
                 call(loss, student, teacher, targets, wrong)
+
+
+def test_a_weight_for_each_teacher_and_sample():
+    student, teachers = torch.randn(4, 3), torch.randn(2, 4, 3)
+    for wrong in ((2, 1), (1, 4), (4,)):
+        with pytest.raises(ValueError, match=r"loss 'aver': weights must be \(2, 4\), got"):
+            FUNCTIONS["aver"](student, teachers, weights=torch.ones(wrong))
+    with pytest.raises(ValueError, match="a teacher must answer each of the student's 4 samples"):
+        FUNCTIONS["aver"](student, teachers[:, :1])
 
 
 @variants
@@ -215,17 +224,17 @@ def test_options_are_words_and_numbers_that_mean_something(name):
 
 
 @variants
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_keeps_out(variant, dtype):
+def test_autocast_keeps_out(variant):
     loss, student, teacher, targets, weights = _ready(variant)
     if any(True for _ in loss.parameters()):
-        pytest.skip("its own layers may run in half precision")
+        return  # its own layers may run in half precision
     value, slopes = _slopes(loss, dict(student), teacher, targets, weights)
-    read = {kind: tensor.detach() for kind, tensor in student.items()}
-    autocast = torch.autocast("cpu", dtype=dtype)
-    cast, cast_slopes = _slopes(loss, read, teacher, targets, weights, autocast)
-    assert torch.equal(cast, value)
-    assert all(map(torch.equal, cast_slopes, slopes))
+    for dtype in (torch.bfloat16, torch.float16):
+        read = {kind: tensor.detach() for kind, tensor in student.items()}
+        autocast = torch.autocast("cpu", dtype=dtype)
+        cast, cast_slopes = _slopes(loss, read, teacher, targets, weights, autocast)
+        assert torch.equal(cast, value)
+        assert all(map(torch.equal, cast_slopes, slopes))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
