@@ -254,3 +254,26 @@ def test_rates_go_with_the_name_of_the_optimiser() -> None:
     assert rates({}, "teachers.optimizer.lr=0.01") == ("adamw", 0.01, 0.01)
     with pytest.raises(ConfigError, match=r"teachers\.optimizer\.name: expected 'sgd'"):
         make_experiment({"teachers": {"optimizer": {"name": "adm"}}})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"name: Gr\xf6\xdfe",
+        b"\xff\xfe\x00",
+        b"? [1, 2]\n: 3",
+        b"seed: 2026-13-45",
+        b"seed: " + b"9" * 5000,
+        b"seed: !!int x",
+        b"seed: " + b"[" * 3000,
+        b"seed: !!python/object:x 1",
+    ],
+)
+def test_yaml_that_cannot_be_read_is_one_line_that_names_the_file(
+    tmp_path: Path, content: bytes
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"mine\.yaml") as refused:
+        load_experiment(file)
+    assert "\n" not in str(refused.value)

@@ -16,6 +16,7 @@ from fedkd.config.reading import (
     overridden,
     parse_yaml,
     read_experiment,
+    read_yaml,
     validate,
 )
 from fedkd.config.sections import (
@@ -79,5 +80,6 @@ __all__ = [
     "overridden",
     "parse_yaml",
     "read_experiment",
+    "read_yaml",
     "validate",
 ]

@@ -52,6 +52,21 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{where}: {getattr(error, 'problem', error)}") from None
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deeply") from None
+    except (ValueError, TypeError) as error:  # a date in month 13, a list as a key, `!!int x`
+        raise ConfigError(f"{source}: holds a value that YAML cannot read ({error})") from None
+
+
+def read_yaml(file: Path, source: str | None = None) -> Any:
+    """A YAML file -> plain values. Raises `ConfigError` naming it (or `source`) and the line."""
+    shown = str(file) if source is None else source
+    try:
+        return parse_yaml(file.read_text(encoding="utf-8"), shown)
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{shown}: not a text file in UTF-8 ({error.reason} at byte {error.start})"
+        ) from None
 
 
 Root = TypeVar("Root", bound=Section)
@@ -191,7 +206,7 @@ def _validate(root: type[Root], values: Mapping[str, Any]) -> Root:
 
 
 def _read(file: Path, shown: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    values = parse_yaml(file.read_text(encoding="utf-8"), shown)
+    values = read_yaml(file, shown)
     if not isinstance(values, dict):
         raise ConfigError(f"{shown}: expected a mapping of keys, got {type(values).__name__}")
     if "base" not in values:
