@@ -21,8 +21,9 @@ from fedkd.config import ConfigError
 from fedkd.evaluation import accuracy, per_class_accuracy, predict
 from fedkd.export import load_student
 from fedkd.knowledge.kinds import Logits
+from fedkd.records import SHAPES, read_json
 from fedkd.rounds import Notify, Server, Workspace, silent, threads
-from fedkd.rundir import RunDirectory, Session, network_hash, read_json
+from fedkd.rundir import RunDirectory, Session, network_hash
 from fedkd.signature import keep_signature, read_signature
 
 LINEAGE, EVIDENCE = "lineage.json", "unlearning.json"
@@ -279,7 +280,7 @@ def tainted(run: RunDirectory, without: Collection[int]) -> list[RunDirectory]:
     """
     found = []
     for file in sorted(run.path.parent.glob(f"*/{LINEAGE}")):
-        lineage = read_json(file)
+        lineage = read_json(file, SHAPES[LINEAGE])
         clean = lineage["mode"] == "exact" and set(lineage["without"]) >= set(without)
         if lineage["source"] == run.identity and not clean:
             found.append(RunDirectory.open(file.parent))
@@ -364,6 +365,6 @@ def _link(source: str, target: str) -> None:
 
 def _find(parent: Path, lineage: dict[str, Any]) -> RunDirectory | None:
     for file in sorted(parent.glob(f"*/{LINEAGE}")):
-        if read_json(file) == lineage:
+        if read_json(file, SHAPES[LINEAGE]) == lineage:
             return RunDirectory.open(file.parent)
     return None

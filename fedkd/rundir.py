@@ -21,6 +21,7 @@ import platform
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from fedkd.config import ConfigError, Experiment, Section, import_plugins, load_experiment
 from fedkd.knowledge.store import KnowledgeStore, write_atomically
+from fedkd.records import EVENTS, MESSAGE, SHAPES, Damaged, append_line, read_json, read_lines
 
 SESSIONS = "sessions.json"
 
@@ -83,12 +85,14 @@ class RunDirectory:
 
     def metrics(self, event: str | None = None) -> list[dict[str, Any]]:
         """All events, or those called `event`."""
-        records = list(read_lines(self.path / "metrics.jsonl"))
+        with _refused():
+            records = list(read_lines(self.path / "metrics.jsonl", EVENTS))
         return records if event is None else [r for r in records if r["event"] == event]
 
     def ledger_entries(self) -> list[dict[str, Any]]:
         """All ledger lines."""
-        return list(read_lines(self.path / "ledger.jsonl"))
+        with _refused():
+            return list(read_lines(self.path / "ledger.jsonl", MESSAGE))
 
     def rewind(self, last_round: int) -> None:
         """Forget events after `last_round`: a resumed run does those rounds again.
@@ -105,7 +109,8 @@ class RunDirectory:
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file of this run, or None if it is not there (yet)."""
-        return read_json(self.path / name)
+        with _refused():
+            return read_json(self.path / name, SHAPES.get(name))
 
     # -- state -----------------------------------------------------------------------------
 
@@ -140,6 +145,15 @@ class RunDirectory:
 
     def _checkpoint(self, round_number: int) -> Path:
         return self.path / "checkpoints" / f"round-{round_number:04d}.pt"
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """A damaged file of a run is refused as its config is."""
+    try:
+        yield
+    except Damaged as error:
+        raise ConfigError(str(error)) from None
 
 
 class Session:
@@ -184,10 +198,10 @@ class Session:
 
 def _sessions(run: RunDirectory) -> list[dict[str, float]]:
     """Those that have ended; older runs have only the times of their finished rounds."""
+    rounds = run.metrics("round")
     try:
         records = run.read_json(SESSIONS)
         if records is None:
-            rounds = run.metrics("round")
             spent = sum(sum(r.get("seconds", {}).values()) for r in rounds)
             return [{"started": 0.0, "seconds": float(spent)}] if rounds else []
         records = [{k: float(r[k]) for k in ("started", "seconds")} for r in records]
@@ -261,28 +275,3 @@ def versions() -> dict[str, str]:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds, or None if it is not there (yet). Raises `ConfigError`."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error})") from None
-
-
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append a record to a JSON-lines file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Records of a JSON-lines file; a last line cut short by a crash is dropped."""
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return

@@ -23,7 +23,8 @@ from fedkd.data.images import ImageSet
 from fedkd.data.splits import FederatedData
 from fedkd.models.build import build_model, model_names
 from fedkd.models.network import Network
-from fedkd.rundir import RunDirectory, read_json, write_json
+from fedkd.records import read_json
+from fedkd.rundir import RunDirectory, write_json
 
 SIGNATURE, IMAGES = "signature.json", "images.json"
 FORMAT = 1

@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "registry",
         "randomness",
+        "records",
         "noise",
         "vision",
         "density",

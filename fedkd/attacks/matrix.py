@@ -30,8 +30,9 @@ from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.knowledge.store import write_atomically
 from fedkd.knowledge.wire import Refused
 from fedkd.randomness import stream, stream_seed
+from fedkd.records import CELL, read_json
 from fedkd.rounds import Client, Notify, Server, Workspace, silent, threads
-from fedkd.rundir import RunDirectory, network_hash, read_json, write_json
+from fedkd.rundir import RunDirectory, network_hash, write_json
 from fedkd.signature import keep_images
 
 CLEAN = "clean"
@@ -81,7 +82,7 @@ def run_matrix(
         if missing:
             _run_seed(study, folder, seed, missing, notify, len(todo))
     for cell in todo:
-        found[cell] = read_json(_place(study, folder, cell))
+        found[cell] = read_json(_place(study, folder, cell), CELL)
     return found
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.central.config import Study, load_study
-from fedkd.config import ConfigError, parse_yaml
+from fedkd.config import ConfigError, read_yaml
 from fedkd.knowledge.store import write_atomically
-from fedkd.rundir import append_line, load_state, new_folder, read_json, read_lines, write_json
+from fedkd.records import EPOCH, SHAPES, TRAINING, append_line, read_json, read_lines
+from fedkd.rundir import load_state, new_folder, write_json
 
 Record = dict[str, Any]
 ROLES = ("student", "assistant", "teacher")
@@ -43,7 +44,7 @@ class Place:
 
     def result(self) -> Record | None:
         """What came out; None while it is not finished."""
-        return read_json(self.path / "results.json")
+        return read_json(self.path / "results.json", TRAINING)
 
     def finish(self, result: Record) -> None:
         """Write down what came out."""
@@ -52,7 +53,7 @@ class Place:
 
     def epochs(self) -> list[Record]:
         """One record per finished epoch."""
-        return list(read_lines(self.path / "metrics.jsonl"))
+        return list(read_lines(self.path / "metrics.jsonl", EPOCH))
 
     def add_epoch(self, record: Record) -> None:
         """Append an epoch's record."""
@@ -102,7 +103,7 @@ class StudyFolder:
         file = path / "config.yaml"
         if not file.is_file():
             return False
-        values = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+        values = read_yaml(file)
         return isinstance(values, dict) and "methods" in values
 
     def teacher(self, number: int, seed: int) -> Place:
@@ -120,4 +121,4 @@ class StudyFolder:
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file of this study, or None if it is not there (yet)."""
-        return read_json(self.path / name)
+        return read_json(self.path / name, SHAPES.get(name))

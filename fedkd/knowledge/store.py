@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +19,7 @@ import numpy as np
 
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Bank, Knowledge, Teacher
+from fedkd.records import TEACHER, Damaged, read_json
 
 
 class KnowledgeStore:
@@ -30,7 +32,7 @@ class KnowledgeStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*"):  # of a server killed while writing
+        for leftover in folder.glob(".client-*"):  # of a server killed while writing
             shutil.rmtree(leftover)
 
     def put(self, knowledge: Knowledge) -> None:
@@ -49,39 +51,39 @@ class KnowledgeStore:
 
     def clients(self) -> list[int]:
         """Who has answered, in order."""
-        return sorted(
-            int(path.name.removeprefix("client-")) for path in self.folder.glob("client-*")
-        )
+        found = (re.fullmatch(r"client-(\d+)", path.name) for path in self.folder.glob("client-*"))
+        return sorted(int(match[1]) for match in found if match)
 
     def bank(self, kinds: Sequence[Kind]) -> Bank:
         """All accepted knowledge as memory maps, in client order."""
         teachers, arrays = [], {kind: [] for kind in kinds}  # type: ignore[var-annotated]
         for client in self.clients():
             place = self._place(client)
-            facts = json.loads((place / "teacher.json").read_text(encoding="utf-8"))
+            facts = read_json(place / "teacher.json", TEACHER)
+            if facts is None:
+                raise FileNotFoundError(f"{place / 'teacher.json'} is missing")
             counts = facts["class_counts"]
             facts["class_counts"] = None if counts is None else tuple(counts)
-            teachers.append(Teacher(**facts))
+            teachers.append(Teacher(**{key: facts[key] for key in TEACHER}))
             for kind in kinds:
-                arrays[kind].append(
-                    np.load(place / f"{kind}.npy", mmap_mode="r", allow_pickle=False)
-                )
+                array = _mapped(place / f"{kind}.npy")
+                first = arrays[kind][0] if arrays[kind] else array
+                if array.shape != first.shape:
+                    raise Damaged(
+                        place / f"{kind}.npy",
+                        f"shape {array.shape}, where client {teachers[0].client} has {first.shape}",
+                    )
+                arrays[kind].append(array)
         return Bank(tuple(teachers), arrays)
 
     def answers(self, client: int, kinds: Sequence[Kind]) -> dict[Kind, np.ndarray]:
         """What one client has said of each kind, as memory maps."""
         place = self._place(client)
-        return {
-            kind: np.load(place / f"{kind}.npy", mmap_mode="r", allow_pickle=False)
-            for kind in kinds
-        }
+        return {kind: _mapped(place / f"{kind}.npy") for kind in kinds}
 
     def fused(self, name: str) -> np.ndarray:
         """What `allocate` gave under this name, as `fuse` filled it."""
-        array: np.ndarray = np.load(
-            self.folder / "fused" / f"{name}.npy", mmap_mode="r", allow_pickle=False
-        )
-        return array
+        return _mapped(self.folder / "fused" / f"{name}.npy")
 
     def allocate(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """A float32 array of the fused round on disk, filled by `fuse`."""
@@ -94,6 +96,17 @@ class KnowledgeStore:
 
     def _place(self, client: int) -> Path:
         return self.folder / f"client-{client:04d}"
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """An array on disk as a memory map. Raises `Damaged`, or an `OSError` that names it."""
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # numpy reports a damaged header in half a dozen exception types
+        raise Damaged(path, f"not an array: {error}") from None
+    return array
 
 
 def write_atomically(path: Path, data: bytes) -> None:

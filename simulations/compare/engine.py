@@ -16,8 +16,9 @@ from fedkd.build import check
 from fedkd.config import ConfigError, Experiment
 from fedkd.data.splits import FederatedData
 from fedkd.knowledge.store import write_atomically
+from fedkd.records import SHAPES, read_json
 from fedkd.rounds import Notify, silent, threads, workspace
-from fedkd.rundir import RunDirectory, read_json, versions, write_json
+from fedkd.rundir import RunDirectory, versions, write_json
 from fedkd.signature import keep_images
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Outcome, RoundResult
@@ -219,7 +220,7 @@ def _run_directory(folder: CompareFolder, entry: Entry, seed: int) -> RunDirecto
 
 def _saved(run: RunDirectory, cache: TeacherCache) -> dict[str, float]:
     """Seconds of training taken from the cache, per round, also from before a restart."""
-    before = read_json(run.path / "saved.json") or {}
+    before = read_json(run.path / "saved.json", SHAPES["saved.json"]) or {}
     return before | {str(number): spent for number, spent in cache.saved.items()}
 
 
@@ -230,7 +231,7 @@ def read_run(run: RunDirectory) -> Outcome:
     after an interruption is not the method's cost. Seconds include teachers taken from the cache.
     """
     traffic = _traffic(run.ledger_entries(), run.experiment.clients)
-    saved = read_json(run.path / "saved.json") or {}
+    saved = read_json(run.path / "saved.json", SHAPES["saved.json"]) or {}
     rounds, records = [], run.metrics("round")
     if all(record["status"] != "ok" for record in records):
         raise RuntimeError(f"too few clients answered in every round; {run.path} says why")

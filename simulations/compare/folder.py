@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedkd.config import ConfigError, load_config, parse_yaml
+from fedkd.config import ConfigError, load_config, read_yaml
 from fedkd.knowledge.store import write_atomically
-from fedkd.rundir import new_folder, read_json, versions, write_json
+from fedkd.records import ROW, SHAPES, read_json
+from fedkd.rundir import new_folder, versions, write_json
 from simulations.compare.config import Comparison
 from simulations.compare.entries import Entry
 from simulations.compare.grid import Ablation
@@ -68,7 +69,7 @@ class CompareFolder:
         file = path / "config.yaml"
         if not file.is_file():
             return None
-        values = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+        values = read_yaml(file)
         if not isinstance(values, Mapping) or "fusion" not in values:  # a study has methods too
             return None
         if "methods" in values:
@@ -86,7 +87,7 @@ class CompareFolder:
 
     def result(self, entry: Entry, seed: int) -> Record | None:
         """What came out of this very config; None while there is nothing (or of another config)."""
-        record: Record | None = read_json(self._result_path(entry, seed))
+        record: Record | None = read_json(self._result_path(entry, seed), ROW)
         if record is None or not entry.gave(record.get("settings", {}), seed):
             return None
         return record
@@ -105,7 +106,7 @@ class CompareFolder:
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file of this folder, or None if it is not there (yet)."""
-        return read_json(self.path / name)
+        return read_json(self.path / name, SHAPES.get(name))
 
     def _result_path(self, entry: Entry, seed: int) -> Path:
         return self.path / "methods" / entry.name / f"seed{seed}.json"

@@ -13,7 +13,8 @@ from pathlib import Path
 from flwr.app import Context, Message
 
 from fedkd.config import Experiment
-from fedkd.rundir import read_json, write_json
+from fedkd.records import NUMBER, read_json
+from fedkd.rundir import write_json
 from strategies.records import JOB
 
 Call = Callable[[Message, Context], Message]
@@ -69,7 +70,7 @@ class TeacherCache:
         if kept.is_file() and note.is_file() and not place.is_file():
             _link(kept, place)
             self.saved[round_number] = (
-                self.saved.get(round_number, 0.0) + read_json(note)["seconds"]
+                self.saved.get(round_number, 0.0) + read_json(note, {"seconds": NUMBER})["seconds"]
             )
             return call_next(message, context)
         started = time.perf_counter()

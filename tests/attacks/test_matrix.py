@@ -9,7 +9,7 @@ from fedkd.attacks.config import AttackStudy, check_study, resolved
 from fedkd.attacks.matrix import CLEAN, Cell, attackers_of, cells, run_matrix
 from fedkd.attacks.report import table, write
 from fedkd.config import ConfigError, Experiment, make_config
-from fedkd.rundir import read_json
+from fedkd.records import read_json
 from simulations.local import run_local
 
 Tiny = Callable[..., Experiment]

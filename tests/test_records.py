@@ -1,0 +1,71 @@
+"""Files of a run that were cut, edited or mixed up: refused by name, and by what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedkd.records import EVENTS, SUMMARY, Damaged, append_line, mismatch, read_json, read_lines
+
+
+@pytest.mark.parametrize(
+    ("value", "shape", "expected"),
+    [
+        (1, int, None),
+        (True, int, "it is True, not of type int"),
+        (True, bool, None),
+        (1.5, (int, float), None),
+        (None, (int, None), None),
+        ("x", (int, None), "it is 'x', not of type int"),
+        ("train", {"train", "knowledge"}, None),
+        ("x", {"train"}, "it is 'x', not one of ['train']"),
+        ([], {"train"}, "it is [], not one of ['train']"),
+        ([1, "x"], [int], "1 is 'x', not of type int"),
+        ({"a": 1}, {"a": int, "b?": str}, None),
+        ({"a": 1, "b": 2}, {"a": int, "b?": str}, "b is 2, not of type str"),
+        ({"b": {"c": []}}, {"b": {"c": {str: int}}}, "b.c is [], not a mapping"),
+        ({}, {"a": int}, "a is missing"),
+        (3, {"a": int}, "it is 3, not a mapping"),
+        ({"x": 1, "y": "z"}, {str: int}, "y is 'z', not of type int"),
+        ({"a": {"b": 1}}, {"a": (None, {"b": str})}, "a.b is 1, not of type str"),
+    ],
+)
+def test_a_mismatch_names_the_key_and_what_is_there(value: Any, shape: Any, expected: str) -> None:
+    assert mismatch(value, shape) == expected
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe{}", b"[" * 100_000, b"[]", b'{"name": 3}', b"\xef\xbb\xbf{}"]
+)
+def test_a_damaged_json_file_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "summary.json"
+    file.write_bytes(content)
+    with pytest.raises(Damaged, match=r"summary.json is damaged \(.*\); restore it"):
+        read_json(file, SUMMARY)
+    assert read_json(tmp_path / "absent.json", SUMMARY) is None
+
+
+def test_a_cut_last_line_is_dropped_and_any_other_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"event": "lift", "client": n}) for n in range(3)]
+    file.write_text("\n".join(lines)[:-4])
+    assert [record["client"] for record in read_lines(file, EVENTS)] == [0, 1]
+    file.write_text("\n".join([lines[0], lines[1][:-4], lines[2], ""]))
+    with pytest.raises(Damaged, match="line 2 is damaged"):
+        list(read_lines(file, EVENTS))
+    file.write_text(json.dumps({"event": "lift", "client": "1"}) + "\n")
+    with pytest.raises(Damaged, match=r"line 1 is damaged .client is '1', not of type int"):
+        list(read_lines(file, EVENTS))
+
+
+@pytest.mark.parametrize(("left", "kept"), [('{"a": 1}\n{"a": ', 1), ('{"a": 1}\n{"a": 2}', 2)])
+def test_what_is_appended_after_a_crash_is_read(tmp_path: Path, left: str, kept: int) -> None:
+    """The cut line and the next one used to become one that ended the reading of the file."""
+    file = tmp_path / "ledger.jsonl"
+    file.write_text(left)
+    append_line(file, {"a": 3})
+    append_line(file, {"a": 4})
+    assert [record["a"] for record in read_lines(file)] == [*range(1, kept + 1), 3, 4]
