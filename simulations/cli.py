@@ -99,8 +99,10 @@ def run(
     summary = directory.read_json("summary.json")
     console = Console()
     console.print(summary_table(summary))
-    console.print(f"run     {directory.path}", soft_wrap=True, highlight=False)
-    console.print(f"report  {directory.path / 'report.html'}", soft_wrap=True, highlight=False)
+    console.print(f"run     {directory.path}", soft_wrap=True, highlight=False, markup=False)
+    console.print(
+        f"report  {directory.path / 'report.html'}", soft_wrap=True, highlight=False, markup=False
+    )
 
 
 @app.command()
@@ -141,8 +143,10 @@ def distill(
         print(f"interrupted; go on with: fedkd distill --resume {folder.path}", file=sys.stderr)
         sys.exit(130)
     console.print(study_table(results))
-    console.print(f"study   {folder.path}", soft_wrap=True, highlight=False)
-    console.print(f"report  {folder.path / 'report.html'}", soft_wrap=True, highlight=False)
+    console.print(f"study   {folder.path}", soft_wrap=True, highlight=False, markup=False)
+    console.print(
+        f"report  {folder.path / 'report.html'}", soft_wrap=True, highlight=False, markup=False
+    )
 
 
 def _run(directory: Any, runner: str) -> None:
@@ -213,7 +217,7 @@ def partition(
                 partition_picture(counts, data.classes).savefig(picture, dpi=150)
         except (OSError, ValueError) as error:
             raise ConfigError(f"--picture: {error}") from None
-        console.print(f"picture: {picture}", soft_wrap=True)
+        console.print(f"picture: {picture}", soft_wrap=True, markup=False)
 
 
 @app.command("list")
@@ -280,7 +284,7 @@ def report(path: RunPath) -> None:
     summary = directory.read_json("summary.json")
     if summary is not None:
         console.print(summary_table(summary))
-    console.print(f"report  {written}", soft_wrap=True, highlight=False)
+    console.print(f"report  {written}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _report_study(path: Path) -> None:
@@ -293,7 +297,7 @@ def _report_study(path: Path) -> None:
     written = write_report(folder)
     console = Console()
     console.print(study_table(results(folder)))
-    console.print(f"report  {written}", soft_wrap=True, highlight=False)
+    console.print(f"report  {written}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _student(path: Path) -> Any:

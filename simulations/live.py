@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -125,11 +126,11 @@ class LiveView:
             who = "a node" if facts["client"] is None else f"client {facts['client']}"
             self._console.print(
                 f"[yellow]round {facts['round']}, {facts['phase']}: {who} left out:[/] "
-                f"{facts['reason']}",
+                f"{escape(facts['reason'])}",
                 highlight=False,
             )
         elif event == "warning":
-            self._console.print(f"[yellow]note:[/] {facts['text']}", highlight=False)
+            self._console.print(f"[yellow]note:[/] {escape(facts['text'])}", highlight=False)
         elif event == "round":
             self._progress.update(self._rounds, completed=facts["round"])
             row = round_row(facts)

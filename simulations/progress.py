@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from simulations.live import StopOnRequest, percent
@@ -63,7 +64,7 @@ class StudyView:
             self._progress.advance(self._networks)
             self._console.print(_line(facts), highlight=False, soft_wrap=True)
         elif event == "warning":
-            self._console.print(f"[yellow]note:[/] {facts['text']}", highlight=False)
+            self._console.print(f"[yellow]note:[/] {escape(facts['text'])}", highlight=False)
         self._stop.check()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from simulations.live import StopOnRequest
@@ -40,7 +41,7 @@ class StepView:
 
     def __enter__(self) -> StepView:
         self._stop.__enter__()
-        self._console.print(self._title, highlight=False, soft_wrap=True)
+        self._console.print(self._title, highlight=False, soft_wrap=True, markup=False)
         self._progress.start()
         return self
 
@@ -59,5 +60,5 @@ class StepView:
                 task, completed=facts[done], total=facts[total], note=facts.get("note", "")
             )
         elif event == "warning":
-            self._console.print(f"[yellow]note:[/] {facts['text']}", highlight=False)
+            self._console.print(f"[yellow]note:[/] {escape(facts['text'])}", highlight=False)
         self._stop.check()

@@ -51,7 +51,7 @@ def attack(
         sys.exit(130)
     page = write(study, results, folder)
     console.print(costs_table(table(study, results)))
-    console.print(f"report  {page}", soft_wrap=True, highlight=False)
+    console.print(f"report  {page}", soft_wrap=True, highlight=False, markup=False)
 
 
 def costs_table(facts: dict[str, Any]) -> Any:

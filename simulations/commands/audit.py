@@ -97,7 +97,7 @@ def audit(
     page = write(facts, run.path)
     console.print(_table(facts))
     console.print(sentence(facts), highlight=False)
-    console.print(f"report  {page}", soft_wrap=True, highlight=False)
+    console.print(f"report  {page}", soft_wrap=True, highlight=False, markup=False)
     if facts["verdict"] == "refuted":
         sys.exit(1)
 

@@ -69,8 +69,10 @@ def side_by_side(
         print(f"interrupted; go on with: fedkd {command} --resume {folder.path}", file=sys.stderr)
         sys.exit(130)
     console.print(result_table(found))
-    console.print(f"folder  {folder.path}", soft_wrap=True, highlight=False)
-    console.print(f"report  {folder.path / 'report.html'}", soft_wrap=True, highlight=False)
+    console.print(f"folder  {folder.path}", soft_wrap=True, highlight=False, markup=False)
+    console.print(
+        f"report  {folder.path / 'report.html'}", soft_wrap=True, highlight=False, markup=False
+    )
     if not found["finished"]:
         sys.exit(1)
 
@@ -89,5 +91,7 @@ def report_again(path: Path) -> bool:
     folder = CompareFolder.open(path)
     console = Console()
     console.print(result_table(write_all(folder)))
-    console.print(f"report  {folder.path / 'report.html'}", soft_wrap=True, highlight=False)
+    console.print(
+        f"report  {folder.path / 'report.html'}", soft_wrap=True, highlight=False, markup=False
+    )
     return True

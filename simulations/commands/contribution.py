@@ -50,10 +50,11 @@ def contribution(
         sys.exit(130)
     page = measured.write_page(run, facts)
     console.print(_table(facts))
-    console.print(f"page    {page}", soft_wrap=True, highlight=False)
+    console.print(f"page    {page}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _table(facts: dict[str, Any]) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     from fedkd.contribution import carried
@@ -79,7 +80,7 @@ def _table(facts: dict[str, Any]) -> Any:
             f"{100 * row['share']:+.2f}{error}",
             f"{100 * row['influence']:+.2f}",
             f"{row['share_log_likelihood']:+.3f}",
-            ", ".join(carried(facts, client)) or "–",
+            escape(", ".join(carried(facts, client)) or "–"),
         ]
         if students:
             told = students.get(client) or students.get(str(client))

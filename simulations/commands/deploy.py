@@ -50,8 +50,10 @@ def init(
     experiment = load_experiment(config, [*base, *deployable(before, plan)])
     write_folder(folder, plan, experiment, workspace(before.to_json()))
     console = Console()
-    console.print(f"wrote {folder}: superlink, {nodes} nodes, ca (move ca/ca.key offline)")
-    console.print(f"next: {folder / 'README.md'}", soft_wrap=True, highlight=False)
+    console.print(
+        f"wrote {folder}: superlink, {nodes} nodes, ca (move ca/ca.key offline)", markup=False
+    )
+    console.print(f"next: {folder / 'README.md'}", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command("check")

@@ -19,6 +19,7 @@ def quarantine(
     """Show strikes against clients and who is in quarantine; lift it."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from fedkd import quarantine as room
     from fedkd.rundir import RunDirectory
@@ -40,5 +41,5 @@ def quarantine(
     table.add_column("reasons", overflow="fold")
     for client, reasons in sorted(room.strikes(run).items()):
         where = "yes" if client in out else "no"
-        table.add_row(str(client), str(len(reasons)), where, "\n".join(reasons[-5:]))
+        table.add_row(str(client), str(len(reasons)), where, Text("\n".join(reasons[-5:])))
     console.print(table if table.row_count else "no strikes")

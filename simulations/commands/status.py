@@ -178,7 +178,7 @@ def status(
             console.print(f"client {number}, {health.reason}", markup=False)
     console.print(f"messages: {_size(found.down)} down, {_size(found.up)} up")
     parts = ", ".join(f"{name} {_size(size)}" for name, size in sorted(found.disk.items()))
-    console.print(f"disk: {_size(sum(found.disk.values()))} ({parts})")
+    console.print(f"disk: {_size(sum(found.disk.values()))} ({parts})", markup=False)
 
 
 def _ago(seconds: float) -> str:

@@ -67,28 +67,30 @@ def unlearn(
     console.print(_table(facts))
     if quick and exact is None:
         console.print("approximate; without --quick the exact student is made to compare with")
-    console.print(f"run     {new.path}", soft_wrap=True, highlight=False)
+    console.print(f"run     {new.path}", soft_wrap=True, highlight=False, markup=False)
     if erase:
         _erase(console, run, without, yes)
 
 
 def _erase(console: Any, run: Any, without: list[int], yes: bool) -> None:
+    from rich.markup import escape
+
     from fedkd import removal
 
     paths = removal.erasable(run, without)
     if not paths:
         console.print("nothing to erase: the run holds nothing of these clients")
         return
-    console.print(f"to be deleted in {run.path}:", soft_wrap=True, highlight=False)
+    console.print(f"to be deleted in {run.path}:", soft_wrap=True, highlight=False, markup=False)
     for place in paths:
-        console.print(f"  {place.relative_to(run.path)}", highlight=False)
+        console.print(f"  {place.relative_to(run.path)}", highlight=False, markup=False)
     if yes or typer.confirm("delete these for good?"):
         removal.erase(run, paths, without)
         console.print(f"erased {len(paths)} entries; numbers in metrics.jsonl and reports stay")
         for other in removal.tainted(run, without):
             console.print(
                 f"[yellow]note:[/] made from this run, still knows them, delete it yourself: "
-                f"{other.path}",
+                f"{escape(str(other.path))}",
                 soft_wrap=True,
                 highlight=False,
             )
