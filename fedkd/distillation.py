@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -23,6 +24,11 @@ from fedkd.objective import Objective, Value
 from fedkd.randomness import seeded
 from fedkd.training.batches import batch_norm, check_batch_size
 from fedkd.training.loop import Measured, Phase, Trainer, gradient_norm
+
+logger = logging.getLogger(__name__)
+
+# Share of the untrained student in the running mean of weights from which on people are told.
+STALE = 0.1
 
 STUDENT = Phase("the student", "lower the learning rate or a loss's weight")
 
@@ -190,6 +196,14 @@ class _Loop:
             scaler=self.scaler,
             explain=self._explain,
         )
+        if ema**self.trainer.total_steps > STALE:
+            logger.warning(
+                "ema %g over %d steps: %.0f%% of the student that comes out is the one after its "
+                "first step; take a smaller ema or more steps",
+                ema,
+                self.trainer.total_steps,
+                100 * ema**self.trainer.total_steps,
+            )
         self.average = (
             AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
             if ema > 0

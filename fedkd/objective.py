@@ -158,7 +158,19 @@ class Objective(nn.Module):
         return {t.name: t.weight_at(epoch, epochs) for t in self.terms if t.counts_in(epoch)}
 
     def check(self, epochs: int) -> None:
-        """Raise `ValueError` if there is an epoch in which no loss counts, or all weights are 0."""
+        """Refuse losses that would never count.
+
+        Raises:
+            ValueError: there is an epoch without any loss, a loss without any epoch, or all
+                weights are 0.
+        """
+        for term in self.terms:
+            last = epochs if term.stop is None else min(term.stop, epochs)
+            if term.start > last:
+                raise ValueError(
+                    f"loss {term.name!r} never counts: it starts in epoch {term.start}, and the "
+                    f"last one for it is {last}; look at start, stop and epochs"
+                )
         if not any(
             term.weight_at(epoch, epochs) > 0
             for term in self.terms

@@ -314,6 +314,15 @@ class Distillation(Section):
         default="dense", description="learn from the next larger network, or from all (DGKD)"
     )
 
+    @model_validator(mode="after")
+    def _possible(self) -> Distillation:
+        if self.curriculum >= self.epochs:
+            raise ValueError(
+                f"curriculum: {self.curriculum} epochs of {self.epochs} would leave samples that "
+                "are never shown; take fewer than epochs"
+            )
+        return self
+
 
 class Quarantine(Section):
     """When a client is left out for the rest of the run."""

@@ -126,6 +126,7 @@ class Trainer:
         self.parameters = [*own, *(p for p in more if p.requires_grad)]
         self.device = own[0].device
         self.optimizer, self.schedule = make_optimizer(self.parameters, options, total_steps)
+        self.total_steps = total_steps
         self.steps = 0
         self._moved = False
         self._applied = False
