@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Bank, Ensemble, Rule, Teacher
+from fedkd.options import options_checked
 from fedkd.precision import full_precision
 
 # Samples that `Evidence.batches` hands over at once.
@@ -82,8 +83,13 @@ class Fusion(ABC):
     needs_student: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Autocast is kept out of every rule: weights of half precision are far from one in sum."""
+        """Options are checked, and autocast is kept out: half precision does not sum to one."""
         super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            name = cls.__module__.rpartition("fedkd.fusion.")[2]
+            own = name == cls.__module__ or "." in name
+            who = cls.__name__ if own else f"fusion {name!r}"
+            type.__setattr__(cls, "__init__", options_checked(who)(cls.__init__))
         for name in ("__call__", "fitted"):
             if name in cls.__dict__:
                 type.__setattr__(cls, name, full_precision(cls.__dict__[name]))

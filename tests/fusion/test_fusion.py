@@ -70,6 +70,15 @@ def test_autocast_keeps_out(rule: Fusion) -> None:
         assert torch.equal(found.mean_probabilities(), expected.mean_probabilities())
 
 
+@pytest.mark.parametrize("name", FUSIONS.names())
+def test_options_are_words_and_numbers_that_mean_something(name: str) -> None:
+    for option, parameter in FUSIONS.options(name).items():
+        words, number = isinstance(parameter.default, str), isinstance(parameter.default, float)
+        for wrong in ["foo"] if words else [math.nan, math.inf, "foo"] if number else []:
+            with pytest.raises(ValueError, match=f"{option} must be"):
+                FUSIONS.get(name)(**{option: wrong})
+
+
 def test_order_of_teachers_does_not_matter(rule: Fusion) -> None:
     if type(rule).__name__ == "LearnedGate":
         pytest.skip("its network is drawn for an order")
