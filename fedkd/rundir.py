@@ -235,11 +235,11 @@ def new_folder(parent: str | Path, name: str, config: Section) -> Path:
     return path
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Save tensors and plain values atomically."""
+def save_state(path: Path, state: dict[str, Any], *, private: bool = False) -> None:
+    """Save tensors and plain values atomically; `private` for their owner's eyes only."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue(), private=private)
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,19 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedkd import __version__
-from fedkd.config import read_experiment
+from fedkd.config import Experiment, import_plugins, read_experiment
 from fedkd.data.own import Own, write_private, write_public
+from fedkd.knowledge.store import write_atomically
+from fedkd.privacy.policy import (
+    Policy,
+    PolicyRefused,
+    check_config,
+    check_shared,
+    judges,
+    load_policy,
+)
 from fedkd.rounds import Client, Workspace, threads, workspace
+from fedkd.training.loop import time_limit
 from strategies.records import JOB, METRICS, STUDENT, knowledge_records
 
 # `query.describe`, `train`, `query.knowledge`, `evaluate`: the four things a client is asked.
@@ -42,7 +54,9 @@ def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         client, round_number = _client(message, context)
-        with threads(client.experiment.resources.client_cpus):
+        limits = client.limits
+        _check_disk(context.node_config, limits.disk_mb)
+        with threads(client.experiment.resources.client_cpus), time_limit(limits.seconds):
             fit = client.train(round_number, _student(message))
         # Measured on private images, and disclosed to the server like everything in a reply: so
         # only where nothing is promised about them.
@@ -61,6 +75,7 @@ def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
         with threads(client.experiment.resources.client_cpus):
             base = int(message.content.config_records[JOB].get("held", 0))  # type: ignore[arg-type]
             arrays, header = client.answer(round_number, base=base)
+        _check_payload(client, arrays)
         return Message(knowledge_records(arrays, header), reply_to=message)
 
     @app.evaluate()
@@ -69,9 +84,17 @@ def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
         content = RecordDict()
         with threads(client.experiment.resources.client_cpus):
             if client.experiment.evaluation.teachers:
-                content.update(knowledge_records(*client.answer(round_number, test=True)))
+                arrays, header = client.answer(round_number, test=True)
+                _check_payload(client, arrays)
+                content.update(knowledge_records(arrays, header))
             student = _student(message)
             if student is not None:
+                # Whatever the message carries: hits on private images are a fact about them.
+                if not judges(client.experiment):
+                    raise PolicyRefused(
+                        "asked to judge a student on private images, which the run's config rules "
+                        "out (evaluation.clients, or a promise)"
+                    )
                 right, total = client.judge(student)
                 content[METRICS] = MetricRecord({"holdout_right": right, "holdout_total": total})
         return Message(content, reply_to=message)
@@ -89,27 +112,98 @@ def _client(message: Message, context: Context) -> tuple[Client, int]:
             "this node does not know which client it is: start it with "
             "--node-config 'partition-id=0 num-partitions=8'"
         )
-    number, run = int(node["partition-id"]), str(job["run"])
+    number, run = int(node["partition-id"]), _run_name(job)
     root = node.get("data-root") or _given_root(node, job) or os.environ.get("FEDKD_DATA") or None
-    folder = _state_dir(node, job) / f"client-{number:04d}"
-    space = _space(job, str(root) if root else None, number, node, folder)
+    state = _state_dir(node, job, run)
+    folder = state / f"client-{number:04d}"
+    policy = _policy(node)
+    experiment = _experiment(job, policy, state)
+    space = _space(job, experiment, str(root) if root else None, number, node, folder)
+    if policy is not None:
+        check_shared(policy, space.kinds, space.fusion, space.largest_network)
     ours, theirs = space.data.transfer.fingerprint, job["fingerprint"]
     # Asked who it is, a node answers all the same: the server then names it and its reason.
     if ours != theirs and message.metadata.message_type != "query.describe":
         raise RuntimeError(f"client {number} has transfer set {ours!r}, the server {theirs!r}")
-    return Client(space, number, run, folder), int(job["round"])  # type: ignore[arg-type]
+    budgets = None if policy is None else state.parent / "budgets"
+    client = Client(space, number, run, folder, policy=policy, budgets=budgets)
+    return client, int(job["round"])  # type: ignore[arg-type]
 
 
-def _space(job: ConfigRecord, root: str | None, number: int, node: Any, folder: Path) -> Workspace:
+def _run_name(job: ConfigRecord) -> str:
+    """The run that the message is about; it names a folder here, so it climbs nowhere."""
+    run = job["run"]
+    if not isinstance(run, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", run):
+        raise RuntimeError("the server's run has no plain name (letters, digits, `.`, `_`, `-`)")
+    return run
+
+
+def _policy(node: Mapping[str, Any]) -> Policy | None:
+    """This node's own terms; none in a simulation, where the config is the owner's."""
+    if not _own_state(node):
+        return None
+    place = node.get("policy") or os.environ.get("FEDKD_POLICY")
+    if not place:
+        raise PolicyRefused(
+            "this node has no policy, so it does nothing: write one with `fedkd deploy policy "
+            "CONFIG` and start the node with --node-config 'policy=\"/path/of/policy.yaml\"'"
+        )
+    return load_policy(Path(str(place)).expanduser())
+
+
+def _experiment(job: ConfigRecord, policy: Policy | None, state: Path) -> Experiment:
+    """The config of the message: allowed here, and the one that the run began with."""
+    sent = job["config"]
+    if not isinstance(sent, bytes):
+        raise RuntimeError("the server speaks an older protocol: install its version of fedkd here")
+    experiment = read_experiment(sent, plugins=False)
+    if policy is not None:
+        check_config(policy, experiment)
+        place, ours = state / "config.sha256", hashlib.sha256(sent).hexdigest()
+        if not place.is_file():
+            write_atomically(place, ours.encode(), private=True)
+        elif place.read_text(encoding="utf-8") != ours:
+            raise PolicyRefused(
+                f"the config of run {state.name} is not the one of its first message; a run's "
+                "config cannot be changed"
+            )
+    import_plugins(experiment.plugins)
+    return experiment
+
+
+def _check_disk(node: Mapping[str, Any], limit: float | None) -> None:
+    state = _own_state(node)
+    if state is None or limit is None:
+        return
+    files = (path for path in Path(state).expanduser().rglob("*") if path.is_file())
+    used = sum(path.stat().st_size for path in files) / 2**20
+    if used > limit:
+        raise PolicyRefused(
+            f"limits.disk_mb: {used:.0f} MB are used, this node allows {limit:g}: its owner may "
+            "remove the folders of finished runs"
+        )
+
+
+def _check_payload(client: Client, arrays: Mapping[str, Any]) -> None:
+    size, limit = sum(a.nbytes for a in arrays.values()) / 2**20, client.limits.payload_mb
+    if limit is not None and size > limit:
+        raise PolicyRefused(f"limits.payload_mb: {size:.1f} MB, this node allows {limit:g}")
+
+
+def _space(
+    job: ConfigRecord,
+    experiment: Experiment,
+    root: str | None,
+    number: int,
+    node: Any,
+    folder: Path,
+) -> Workspace:
     """What the config means on this node.
 
     A real node starts a process for every message. It keeps its part of the split beside its
     teachers, so that only the first message of a run reads and deals the data set.
     """
-    sent = job["config"]
-    if not isinstance(sent, bytes):
-        raise RuntimeError("the server speaks an older protocol: install its version of fedkd here")
-    config = read_experiment(sent).to_json()
+    config = experiment.to_json()
     kept = Own(number, folder / "private.npz", folder / "public.npz")
     if kept.public is not None and kept.public.is_file():
         return workspace(config, root, kept)
@@ -139,23 +233,24 @@ def _given_root(node: Any, job: ConfigRecord) -> str | None:
     return given if given and not _own_state(node) and Path(given).is_dir() else None
 
 
-def _own_state(node: Any) -> str | None:
+def _own_state(node: Mapping[str, Any]) -> str | None:
     return node.get("state-dir") or os.environ.get("FEDKD_STATE") or None
 
 
-def _state_dir(node: Any, job: ConfigRecord) -> Path:
+def _state_dir(node: Mapping[str, Any], job: ConfigRecord, run: str) -> Path:
     """Where this node keeps its teachers: its own choice, else the simulation's run directory.
 
     The server chooses neither.
     """
-    own, run = _own_state(node), str(job["run"])
-    if Path(run).name != run:
-        raise RuntimeError(f"the server's run has the name {run!r}: expected a plain one")
-    if own:
+    if own := _own_state(node):
         return Path(own).expanduser() / run
     given = Path(str(job["state"])) if job["state"] else None
-    # A server elsewhere must not choose a folder on this machine: it has to be here already.
-    if given is None or not given.is_dir():
+    # A server elsewhere must not choose a folder on this machine: it has to be that of a run.
+    if (
+        given is None
+        or (given.parent.name, given.name) != (run, "clients")
+        or not (given.parent / "config.yaml").is_file()
+    ):
         raise RuntimeError(
             "this node has nowhere to keep its teacher: start it with "
             "--node-config 'state-dir=\"/path/of/this/node\"' or set FEDKD_STATE"

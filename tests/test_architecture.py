@@ -67,6 +67,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pydantic": (
         "fedkd/config/",
         "fedkd/central/config.py",
+        "fedkd/privacy/policy.py",
         "fedkd/registry.py",
         "simulations/compare/config.py",
         "simulations/compare/grid.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
 import zlib
@@ -45,7 +46,15 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str, source: str) -> Any:
     """YAML text -> plain values. Raises `ConfigError` naming `source` and the line."""
     try:
-        return yaml.load(text, _Loader)  # a SafeLoader: builds plain values only
+        loader = _Loader(text)  # a SafeLoader: builds plain values only
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _expanded(node, {}) > _MOST_VALUES:
+            raise ConfigError(f"aliases expand to more than {_MOST_VALUES:,} values")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}, line {mark.line + 1}" if mark else source
@@ -67,6 +76,23 @@ def read_yaml(file: Path, source: str | None = None) -> Any:
         raise ConfigError(
             f"{shown}: not a text file in UTF-8 ({error.reason} at byte {error.start})"
         ) from None
+
+
+# Values of a config with all its aliases written out.
+_MOST_VALUES = 100_000
+
+
+def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a YAML tree holds once aliases are followed."""
+    if id(node) not in known:
+        known[id(node)] = 1  # an alias to a node around itself: refused when it is built
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        known[id(node)] += sum(_expanded(part, known) for part in parts)
+    return known[id(node)]
 
 
 Root = TypeVar("Root", bound=Section)
@@ -97,8 +123,12 @@ def make_experiment(values: Mapping[str, Any], overrides: Sequence[str] = ()) ->
     return make_config(Experiment, values, overrides)
 
 
-def read_experiment(sent: bytes) -> Experiment:
+def read_experiment(sent: bytes, *, plugins: bool = True) -> Experiment:
     """What `to_bytes` gave on another machine.
+
+    Args:
+        sent: As it came.
+        plugins: Import the config's plugins.
 
     Raises:
         ConfigError: damaged, or this version of fedkd means something else by it.
@@ -108,13 +138,24 @@ def read_experiment(sent: bytes) -> Experiment:
         text = unpacker.decompress(sent[8:], _LONGEST_CONFIG).decode()
     except (zlib.error, UnicodeDecodeError) as error:
         raise ConfigError(f"the server's config cannot be read ({error})") from None
-    experiment = make_experiment(parse_yaml(text, "the server's config"))
+    experiment = make_config(Experiment, _parse_json(text), plugins=plugins)
     if experiment._hash() != sent[:8]:
         raise ConfigError(
             "the server's config means something else to this version of fedkd: install the "
             "server's version here"
         )
     return experiment
+
+
+def _parse_json(text: str) -> dict[str, Any]:
+    """What travels is JSON: it has no aliases, so its size is what it takes."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the server's config cannot be read ({error})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"the server's config is a {type(values).__name__}, expected a mapping")
+    return values
 
 
 def load_config(

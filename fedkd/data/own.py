@@ -186,9 +186,10 @@ def _channels_last(images: ImageSet) -> np.ndarray:
 
 def _write(path: Path, **arrays: Any) -> None:
     """Write arrays so that a crash leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("wb") as file:
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
         np.savez(file, **arrays)
         file.flush()
         os.fsync(file.fileno())

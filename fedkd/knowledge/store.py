@@ -109,11 +109,19 @@ def _mapped(path: Path) -> np.ndarray:
     return array
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old content or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Write a file so that a crash leaves the old content or the new one, never half of it.
+
+    Args:
+        path: Its folder is made if it is missing.
+        data: What is written.
+        private: Only the owner may read the file, and a folder made for it.
+    """
+    path.parent.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("wb") as file:
+    mode = 0o600 if private else 0o666
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

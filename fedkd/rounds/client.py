@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +26,19 @@ from fedkd.knowledge.store import write_atomically
 from fedkd.knowledge.wire import Expected, HeaderValue, pack, unpack
 from fedkd.models.network import Network
 from fedkd.privacy.label_dp import randomised
-from fedkd.privacy.ledger import Account, BudgetSpent, Ledger
+from fedkd.privacy.ledger import Account, BudgetSpent, Ledger, LedgerBroken
 from fedkd.privacy.plan import Plan
+from fedkd.privacy.policy import Limits, Policy, PolicyRefused
 from fedkd.randomness import stream_seed
 from fedkd.rounds.common import VALIDATION, Workspace
-from fedkd.rundir import load_state, save_state
+from fedkd.rundir import load_state, network_hash, read_json, save_state
 from fedkd.teachers.dp_sgd import fit_private
 from fedkd.teachers.sgd import Fit, align, fit
+
+logger = logging.getLogger(__name__)
+
+# Epsilon of an owner who sets none.
+_UNLIMITED = 1e9
 
 
 class Client:
@@ -40,14 +49,32 @@ class Client:
         number: Which client this is.
         run: Identity of the run.
         folder: Where this client keeps its teacher; survives restarts.
+        policy: What the node allows; None in a simulation.
+        budgets: Where the node keeps what all runs together have spent.
     """
 
-    def __init__(self, workspace: Workspace, number: int, run: str, folder: Path) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        number: int,
+        run: str,
+        folder: Path,
+        *,
+        policy: Policy | None = None,
+        budgets: Path | None = None,
+    ) -> None:
+        self._policy = policy
+        self._budgets = budgets
         self.workspace = workspace
         self.experiment = workspace.experiment
         self.number = number
         self.run = run
         self.folder = folder
+
+    @property
+    def limits(self) -> Limits:
+        """How much work may be asked for."""
+        return Limits() if self._policy is None else self._policy.limits
 
     @property
     def shard(self) -> ImageSet:
@@ -82,8 +109,7 @@ class Client:
                     f"client {self.number}'s privacy budget does not pay for a single round: it "
                     "has no trained teacher to answer with"
                 )
-            weights = {n: tensor.cpu() for n, tensor in load_state(frozen)["weights"].items()}
-            save_state(place, {"weights": weights, **asdict(Fit(math.nan, math.nan))})
+            self._keep(place, load_state(frozen)["weights"], Fit(math.nan, math.nan))
             return Fit(math.nan, math.nan)
         feedback = self.experiment.teachers.feedback
         model = self.experiment.teachers.model_of(self.number)
@@ -123,13 +149,18 @@ class Client:
             options, mechanism = self.experiment.teachers, self.workspace.plan.mechanism
             fit_private(teacher, self.shard, options, mechanism, student=regulariser)
             result = Fit(math.nan, math.nan)  # no noise would cover them
-        weights = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
-        save_state(place, {"weights": weights, **asdict(result)})
+        self._keep(place, teacher.state_dict(), result)
         if self.workspace.plan is not None:
             self._ledger(self.workspace.plan).settle(round_number)
         for old in sorted(self.folder.glob("teacher-*.pt"))[:-2]:
             old.unlink()
         return result
+
+    def _keep(self, place: Path, state: Mapping[str, Tensor], fit: Fit) -> None:
+        weights = {name: tensor.cpu() for name, tensor in state.items()}
+        plan = self.workspace.plan
+        seal = {} if plan is None else {"seal": self._ledger(plan).seal}
+        save_state(place, {"weights": weights, **asdict(fit), **seal}, private=True)
 
     @property
     def spent(self) -> float | None:
@@ -150,19 +181,55 @@ class Client:
     def _ledger(self, plan: Plan) -> Ledger:
         privacy = self.experiment.teachers.privacy
         assert privacy is not None
+        account = Account(
+            self.number, self._fingerprint, plan.epsilon, plan.delta, privacy.accountant
+        )
+        return Ledger(self.folder / "privacy.jsonl", account)
+
+    def _ledger_of_all_runs(self) -> Ledger | None:
+        """What all runs on these images may spend together; None if the node has no policy."""
+        if self._policy is None or self._budgets is None:
+            return None
+        privacy, promise = self.experiment.teachers.privacy, self._policy.promise
+        assert privacy is not None
+        account = Account(
+            self.number,
+            self._fingerprint,
+            promise.epsilon or _UNLIMITED,
+            promise.delta or (self.workspace.plan.delta if self.workspace.plan else 0.5),
+            privacy.accountant,
+        )
+        return Ledger(self._budgets / f"{self._fingerprint[:32]}.jsonl", account, of_run=False)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """Of the private images with their labels."""
         shard = self.shard
         data = hashlib.sha256(shard.fingerprint().encode())
         if shard.labels is not None:
             data.update(shard.labels.numpy().tobytes())
-        account = Account(
-            self.number, data.hexdigest(), plan.epsilon, plan.delta, privacy.accountant
-        )
-        return Ledger(self.folder / "privacy.jsonl", account)
+        return data.hexdigest()
 
     def _afford(self, round_number: int, plan: Plan) -> bool:
         """Reserve what this round's training costs, before an image is looked at."""
+        if self._policy is not None and plan.delta * len(self.shard) >= 1:
+            logger.error(
+                "delta %g is not below 1 / %d images held: training refused",
+                plan.delta, len(self.shard),
+            )  # fmt: skip
+            # How many there are is this node's secret, so the reason stays in its own log.
+            raise PolicyRefused("promise.delta: refused; this node's log says why")
+        ledger = self._ledger(plan)
+        last = self._latest(round_number - 1)
+        if last is not None and not ledger.holds(load_state(last).get("seal", "")):
+            raise LedgerBroken(
+                f"{ledger.path}: does not know of the teacher {last.name}: nothing more is spent"
+            )
+        everything = self._ledger_of_all_runs()
         try:
-            self._ledger(plan).reserve(round_number, plan.steps)
+            if everything is not None and ledger.affords(plan.steps):
+                everything.reserve(round_number, plan.steps)
+            ledger.reserve(round_number, plan.steps)
         except BudgetSpent:
             return False
         return True
@@ -174,9 +241,14 @@ class Client:
             return shard
         assert privacy.epsilon is not None
         place = self.folder / "labels.pt"
+        everything = self._ledger_of_all_runs()
+        if everything is not None and self._budgets is not None:  # of all runs, not of this one
+            place = self._budgets / f"{self._fingerprint[:32]}-labels-{privacy.epsilon:g}.pt"
         if not place.is_file():  # drawn once: a second draw would be a second release
+            if everything is not None:
+                everything.reserve_labels(privacy.epsilon)
             labels = randomised(shard.labels, len(shard.classes), privacy.epsilon)
-            save_state(place, {"labels": labels})
+            save_state(place, {"labels": labels}, private=True)
         return replace(shard, labels=load_state(place)["labels"])
 
     def answer(
@@ -246,7 +318,7 @@ class Client:
         buffer = io.BytesIO()
         arrays = {str(kind): tensor.numpy() for kind, tensor in told.tensors.items()}
         np.savez(buffer, allow_pickle=False, **arrays)
-        write_atomically(place, buffer.getvalue())
+        write_atomically(place, buffer.getvalue(), private=True)
         for old in sorted(self.folder.glob("said-*.npz"))[:-3]:
             old.unlink()
 
@@ -255,7 +327,14 @@ class Client:
         holdout = self.workspace.data.holdout(self.number)
         if len(holdout) == 0 or holdout.labels is None:
             return 0, 0
-        predictions = predict(self._student(student), holdout.images)
+        network = self._student(student)
+        if self._policy is not None:  # many students together would tell who is held
+            place, which = self.folder / "judged.json", network_hash(network)
+            before = read_json(place)
+            if before is not None and before != which:
+                raise PolicyRefused("disclose.holdout: a student of this run was judged already")
+            write_atomically(place, json.dumps(which).encode(), private=True)
+        predictions = predict(network, holdout.images)
         return int((predictions.argmax(1) == holdout.labels).sum()), len(holdout)
 
     def _network(self) -> Network:

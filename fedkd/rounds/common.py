@@ -77,7 +77,9 @@ class Workspace:
         self._views: dict[tuple[int, int], Tensor] = {}
         check_leaks(experiment, self.fusion, self.kinds)
         self.plan = plan(experiment)
-        self._models = _describe(experiment, self.data, self.objective, self.kinds)
+        self._models, self.largest_network = _describe(
+            experiment, self.data, self.objective, self.kinds
+        )
 
     def order(self, run: str, round_number: int, client: int, base: int = 0) -> Expected:
         """What a client is asked to say about the transfer set in this round.
@@ -173,8 +175,11 @@ class _Model:
 
 def _describe(
     experiment: Experiment, data: FederatedData, objective: Objective, asked: tuple[Kind, ...]
-) -> dict[Component, _Model]:
-    """Every teacher model, tried once; the student's too, so that a misfit is said at once."""
+) -> tuple[dict[Component, _Model], int]:
+    """Every teacher model, tried once, and parameters of the largest network.
+
+    The student and assistants are tried too, so that a misfit is said at once.
+    """
 
     privacy = experiment.teachers.privacy
     looks_private = privacy is not None and privacy.mechanism == "dp_sgd"
@@ -202,18 +207,20 @@ def _describe(
             raise ConfigError(f"{where}: {model.name!r}: {error}{who}") from None
         return _Model(told, parameter_count(network))
 
-    for assistant in experiment.distillation.assistants:
-        both = tuple({*objective.needs, *objective.reads})
+    both = tuple({*objective.needs, *objective.reads})
+    others = [
         tried(assistant, both, "distillation.assistants")
+        for assistant in experiment.distillation.assistants
+    ]
     looks = (Pooled(),) if experiment.student.pretraining.epochs > 0 else ()
-    tried(experiment.student.model, (*objective.reads, *looks), "student.model")
-    models = {
+    others.append(tried(experiment.student.model, (*objective.reads, *looks), "student.model"))
+    teachers = {
         model: tried(model, asked, f"teachers.models.{number}", looks_private)
         for number, model in enumerate(experiment.teachers.models)
     }
     if min(experiment.distillation.batch_size, len(data.transfer.images)) == 1:
         _rehearse(experiment, data, objective)
-    return models
+    return teachers, max(model.parameters for model in (*others, *teachers.values()))
 
 
 def _rehearse(experiment: Experiment, data: FederatedData, objective: Objective) -> None:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.noise import SecureGenerator
+from fedkd.training.loop import check_time
 
 Clipping = Literal["hooks", "ghost"]
 """`hooks` keeps every example's gradient; `ghost` only their norms, and goes backward twice."""
@@ -123,6 +124,7 @@ class ClippedSteps:
         Raises:
             ValueError: the criterion does not give one loss per example.
         """
+        check_time()
         for number, (images, *targets) in enumerate(parts, start=1):
             self._optimizer.signal_skip_step(number < len(parts))
             self._optimizer.zero_grad(set_to_none=True)

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -85,6 +88,29 @@ Measure = Callable[[int, Batch], Measured]
 
 Explain = Callable[[int, int], str | None]
 """(epoch, step from 0) -> what was wrong with that batch before the network saw it, or None."""
+
+
+_ends: ContextVar[float] = ContextVar("ends", default=math.inf)
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """No step of a training inside begins later than this; None: any time.
+
+    Raises:
+        RuntimeError: from the training, when the time is over.
+    """
+    token = _ends.set(math.inf if seconds is None else time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _ends.reset(token)
+
+
+def check_time() -> None:
+    """Raise `RuntimeError` if the time of `time_limit` is over."""
+    if time.monotonic() > _ends.get():
+        raise RuntimeError("training took longer than its time limit (limits.seconds of a policy)")
 
 
 class Trainer:
@@ -165,6 +191,7 @@ class Trainer:
             # In float16 the first steps are skipped until the scale fits; the schedule goes on.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             for step, batch in enumerate(batches):
+                check_time()
                 try:
                     measured = measure(step, batch)
                 except (RuntimeError, ValueError):

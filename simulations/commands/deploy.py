@@ -56,6 +56,21 @@ def init(
     console.print(f"next: {folder / 'README.md'}", soft_wrap=True, highlight=False, markup=False)
 
 
+@app.command("policy")
+def policy(
+    config: Annotated[str, typer.Argument(help="a YAML file, e.g. experiment.yaml of the node")],
+    overrides: Overrides = None,
+) -> None:
+    """Print the strictest policy under which a node takes part in an experiment."""
+    from fedkd.build import check
+    from fedkd.rounds import workspace
+    from simulations.deploy.folder import policy_text
+
+    experiment = load_experiment(config, overrides or [])
+    check(experiment)
+    print(policy_text(experiment, workspace(experiment.to_json())), end="")
+
+
 @app.command("check")
 def check_(
     node: Annotated[Path, typer.Argument(help="the node's folder, e.g. node-0")],

@@ -14,6 +14,13 @@ import torch
 
 from fedkd.config import ConfigError, Experiment, load_experiment
 from fedkd.data.own import Own
+from fedkd.privacy.policy import (
+    PolicyRefused,
+    check_config,
+    check_shared,
+    explained,
+    load_policy,
+)
 from fedkd.rounds import Workspace
 from fedkd.rundir import versions
 from simulations.deploy.fingerprint import fingerprint_of
@@ -69,6 +76,7 @@ def check_node(folder: Path) -> Iterator[Finding]:
         )
     expected = json.loads(file.read_text(encoding="utf-8"))
     yield from _check_data(folder, settings, expected)
+    yield from _check_policy(folder, settings, experiment)
     yield from _check_versions(expected["versions"])
     yield _guard("key", lambda: _check_key(folder / "node.key"))
     yield _guard("SuperLink", lambda: _check_superlink(settings["SUPERLINK"], folder / "ca.crt"))
@@ -101,6 +109,29 @@ def _check_data(
         right = ours[key] == expected[key]
         found = ours[key] if right else f"{ours[key]}, expected {expected[key]}"
         yield Finding(what, "ok" if right else "failed", found, "" if right else mend)
+
+
+def _check_policy(
+    folder: Path, settings: dict[str, str], experiment: Experiment
+) -> Iterator[Finding]:
+    """What the policy allows, in words, and whether the experiment runs under it."""
+    place = folder / Path(settings.get("POLICY") or "policy.yaml").expanduser()
+    try:
+        policy = load_policy(place)
+    except (ConfigError, FileNotFoundError) as error:
+        fix = "write one with `fedkd deploy policy experiment.yaml > policy.yaml`"
+        yield Finding("policy", "failed", str(error), fix)
+        return
+    for line in explained(policy):
+        yield Finding("policy", "ok", line)
+    try:
+        check_config(policy, experiment)
+        space = node_workspace(folder)
+        check_shared(policy, space.kinds, space.fusion, space.largest_network)
+    except PolicyRefused as refusal:
+        yield Finding("policy", "failed", str(refusal), f"change {place.name}, or stay out")
+    except (ValueError, OSError):
+        return  # the finding about the data says it
 
 
 def _check_versions(theirs: dict[str, str]) -> Iterator[Finding]:

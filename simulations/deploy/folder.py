@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fedkd.config import ConfigError, Experiment
 from fedkd.data.own import write_private, write_public
+from fedkd.privacy.policy import Policy
 from fedkd.rounds import Workspace
 from simulations.deploy import scripts
 from simulations.deploy.fingerprint import fingerprint_of
@@ -47,6 +48,7 @@ def _write_all(path: Path, plan: Plan, experiment: Experiment, space: Workspace)
     ca, server = certificates(list(hosts), days=plan.days)
     config = experiment.to_yaml()
     fingerprint = json.dumps(fingerprint_of(space), indent=2) + "\n"
+    policy = policy_text(experiment, space)
     address = plan.address
 
     _put(path / "ca" / "ca.key", ca.private, SECRET)
@@ -75,6 +77,7 @@ def _write_all(path: Path, plan: Plan, experiment: Experiment, space: Workspace)
         _put(node / "ca.crt", ca.public, PLAIN)
         _put(node / "experiment.yaml", config, PLAIN)
         _put(node / "fingerprint.json", fingerprint, PLAIN)
+        _put(node / "policy.yaml", policy, PLAIN)
         _put(node / "settings.env", scripts.node_settings(plan, number), SECRET)
         _put(node / "supernode.sh", scripts.SUPERNODE, SCRIPT)
         service = f"fedkd-supernode-{number}"
@@ -92,6 +95,17 @@ def _write_all(path: Path, plan: Plan, experiment: Experiment, space: Workspace)
     _put(path / "README.md", scripts.readme(plan, experiment.name, address), PLAIN)
     for folder in (path, *(p for p in path.rglob("*") if p.is_dir())):
         folder.chmod(0o700)
+
+
+def policy_text(experiment: Experiment, space: Workspace) -> str:
+    """The strictest policy under which an experiment runs, as a file for its owner to edit."""
+    policy = Policy.of(experiment, space.kinds, space.fusion, space.largest_network)
+    return f"""\
+# What this node allows, whatever the server's messages ask for. It is the owner's to change; no
+# message does. What a list does not name is refused. This is the strictest policy under which the
+# experiment {experiment.name!r} runs; with a promise, once: promise.epsilon is what all runs on
+# these images may spend together.
+{policy.to_yaml()}"""
 
 
 def read_settings(path: Path) -> dict[str, str]:

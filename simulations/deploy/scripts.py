@@ -111,7 +111,7 @@ SUPERNODE = (
 set +a
 absolute() { case "$1" in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 config="partition-id=$PARTITION_ID num-partitions=$NUM_PARTITIONS"
-config="$config state-dir=\\"$(absolute "$STATE")\\""
+config="$config state-dir=\\"$(absolute "$STATE")\\" policy=\\"$(absolute "$POLICY")\\""
 if [ -n "$DATA" ]; then config="$config data=\\"$(absolute "$DATA")\\""; fi
 if [ -n "$DATA_ROOT" ]; then config="$config data-root=\\"$(absolute "$DATA_ROOT")\\""; fi
 child=
@@ -177,6 +177,8 @@ NUM_PARTITIONS={plan.nodes}
 {data}\
 # Where teachers are kept between messages and over restarts. Private.
 STATE="state"
+# What this node allows, whatever the server asks for; read it, it is yours to change.
+POLICY="policy.yaml"
 # A port of this machine's loopback; another one for each node on the same machine.
 RUNTIME_PORT={9100 + number}
 # Folder of the installed commands (venv/bin), if they are not on PATH.

@@ -25,12 +25,14 @@ from typer.testing import CliRunner
 from fedkd.build import build_data
 from fedkd.config import ConfigError, Experiment
 from fedkd.data.own import Own, write_private, write_public
+from fedkd.rounds import Workspace
 from fedkd.rundir import RunDirectory
 from simulations.cli import app
 from simulations.client_app import make_client_app
 from simulations.commands.status import status_of
 from simulations.deploy import plan, scripts
 from simulations.deploy.check import check_node
+from simulations.deploy.folder import policy_text
 from simulations.deploy.keys import certificates, node_pair
 from simulations.deploy.plan import Plan
 from simulations.job import run_job
@@ -316,6 +318,7 @@ def test_nodes_with_their_shards_alone_reach_the_student_of_the_simulation(
             "data": str(folder / f"node-{number}" / "private.npz"),
             "data-root": str(folder / f"node-{number}"),
             "state-dir": str(tmp_path / f"state-{number}"),
+            "policy": str(folder / f"node-{number}" / "policy.yaml"),
         }
         for number in range(3)
     ]
@@ -324,10 +327,22 @@ def test_nodes_with_their_shards_alone_reach_the_student_of_the_simulation(
 
 def test_a_node_reads_the_data_set_once_per_run(tmp_path: Path, tiny: Tiny) -> None:
     experiment = tiny("evaluation.baselines=[]", "rounds=1")
-    nodes = [{"state-dir": str(tmp_path / f"state-{number}")} for number in range(3)]
+    (tmp_path / "policy.yaml").write_text(policy_text(experiment, Workspace(experiment)))
+    nodes = [
+        {
+            "state-dir": str(tmp_path / f"state-{number}"),
+            "policy": str(tmp_path / "policy.yaml"),
+        }
+        for number in range(3)
+    ]
     run_nodes(experiment, nodes, tmp_path)
-    kept = sorted(p.name for p in (tmp_path / "state-2").rglob("*") if p.is_file())
-    assert kept == ["private.npz", "public.npz", "teacher-0001.pt"]
+    kept = sorted(p for p in (tmp_path / "state-2").rglob("*") if p.is_file())
+    assert [p.name for p in kept] == [
+        "judged.json", "private.npz", "public.npz", "teacher-0001.pt", "config.sha256",
+    ]  # fmt: skip
+    assert {p.stat().st_mode & 0o777 for p in kept} == {0o600}
+    folders = [p for p in (tmp_path / "state-2").rglob("*") if p.is_dir()]
+    assert {p.stat().st_mode & 0o777 for p in folders} == {0o700}
 
 
 def test_the_two_files_are_the_split(tmp_path: Path, tiny: Tiny) -> None:
