@@ -67,8 +67,7 @@ def write_public(data: FederatedData, path: Path, *, answers: bool) -> None:
 
 def write_private(data: FederatedData, client: int, path: Path) -> None:
     """Write what `client` holds, its held-out images too, to one .npz file."""
-    rows = np.sort(np.concatenate([data.shard_rows[client], data.holdout_rows[client]]))
-    images = data.source.subset(rows)
+    images = data.held_by(client)
     assert images.labels is not None
     _write(
         path, x=_channels_last(images), y=images.labels.numpy(), classes=np.array(images.classes)

@@ -63,6 +63,11 @@ class FederatedData:
         """The labelled images that `client` trains on."""
         return self.source.subset(self.shard_rows[self._known(client)])
 
+    def held_by(self, client: int) -> ImageSet:
+        """All images of a client, held out or not, in the order of the source."""
+        rows = np.concatenate([self.shard_rows[client], self.holdout_rows[client]])
+        return self.source.subset(np.sort(rows))
+
     def holdout(self, client: int) -> ImageSet:
         """The labelled images that `client` keeps for its own validation; may be empty."""
         return self.source.subset(self.holdout_rows[self._known(client)])

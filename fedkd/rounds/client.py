@@ -203,11 +203,11 @@ class Client:
 
     @cached_property
     def _fingerprint(self) -> str:
-        """Of the private images with their labels."""
-        shard = self.shard
-        data = hashlib.sha256(shard.fingerprint().encode())
-        if shard.labels is not None:
-            data.update(shard.labels.numpy().tobytes())
+        """Of all private images with their labels, held out or not: a run chooses which are."""
+        images = self.workspace.data.held_by(self.number)
+        data = hashlib.sha256(images.fingerprint().encode())
+        if images.labels is not None:
+            data.update(images.labels.numpy().tobytes())
         return data.hexdigest()
 
     def _afford(self, round_number: int, plan: Plan) -> bool:

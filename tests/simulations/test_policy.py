@@ -14,6 +14,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
 from fedkd.config import ConfigError, Experiment
+from fedkd.data.own import write_private, write_public
+from fedkd.knowledge.kinds import Logits
 from fedkd.privacy.policy import Policy, PolicyRefused, check_config, explained, load_policy
 from fedkd.rounds import Workspace
 from simulations.client_app import make_client_app
@@ -31,16 +33,20 @@ PRIVATE = (
 )  # fmt: skip
 
 
-def node(tmp_path: Path, policy: Policy | None, number: int = 0) -> Ask:
+def node(
+    tmp_path: Path, policy: Policy | None, data: str | None = None, root: str | None = None
+) -> Ask:
     """`ask(kind, experiment, run=…, round=…, student=…)` of a real client app with this policy."""
     config: dict[str, Any] = {
-        "partition-id": number,
+        "partition-id": 0,
         "num-partitions": 3,
         "state-dir": str(tmp_path / "state"),
     }
     if policy is not None:
         (tmp_path / "policy.yaml").write_text(policy.to_yaml())
         config["policy"] = str(tmp_path / "policy.yaml")
+    if data is not None and root is not None:
+        config |= {"data": data, "data-root": root}
     context = Context(run_id=1, node_id=5, state=RecordDict(), run_config={}, node_config=config)
     TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
     app = make_client_app()
@@ -186,14 +192,24 @@ def test_the_config_of_a_run_is_that_of_its_first_message(tmp_path: Path, tiny: 
 
 
 def test_one_budget_over_all_runs_seeds_and_names(tmp_path: Path, tiny: Tiny) -> None:
-    """Two rounds fit the budget; another run, and another seed of it, find it spent."""
-    experiment = tiny(*PRIVATE)
-    ask = node(tmp_path, strictest(experiment))
-    paid = [ask("train", experiment, round=n)["metrics"]["trained"] for n in (1, 2, 3)]
+    """Two rounds fit the budget; other runs find it spent, whatever seed or holdout they choose."""
+    whole = Workspace(tiny(*PRIVATE)).data
+    write_public(whole, tmp_path / "public.npz", answers=False)
+    write_private(whole, 0, tmp_path / "mine.npz")
+    experiment = tiny(*PRIVATE, "data.public=public.npz")
+    policy = Policy.of(experiment, (Logits(),), (), 10**6)
+    allowed = policy.disclose.model_copy(update={"holdout": 0.5})
+    ask = node(
+        tmp_path, policy.model_copy(update={"disclose": allowed}),
+        data=str(tmp_path / "mine.npz"), root=str(tmp_path),
+    )  # fmt: skip
+    here = {"fingerprint": whole.transfer.fingerprint}
+    paid = [ask("train", experiment, round=n, **here)["metrics"]["trained"] for n in (1, 2, 3)]
     assert paid == [1, 1, 0]
-    for run, other in (("r2", experiment), ("r3", tiny(*PRIVATE, "seed=1", "data.holdout=0.2"))):
+    for run, change in (("r2", "rounds=2"), ("r3", "seed=1"), ("r4", "data.holdout=0.4")):
+        other = tiny(*PRIVATE, "data.public=public.npz", change)
         with pytest.raises(RuntimeError, match="does not pay for a single round"):
-            ask("train", other, run=run)
+            ask("train", other, run=run, **here)
 
 
 def test_randomised_labels_are_drawn_once_for_all_runs(tmp_path: Path, tiny: Tiny) -> None:
