@@ -277,3 +277,24 @@ def test_yaml_that_cannot_be_read_is_one_line_that_names_the_file(
     with pytest.raises(ConfigError, match=r"mine\.yaml") as refused:
         load_experiment(file)
     assert "\n" not in str(refused.value)
+
+
+def test_a_small_config_that_expands_to_a_large_one_is_refused(tmp_path: Path) -> None:
+    levels = "".join(f", z{i}: &z{i} [{','.join([f'*z{i - 1}'] * 10)}]" for i in range(1, 9))
+    file = tmp_path / "bomb.yaml"
+    file.write_text(f"fusion: [{{name: uniform, z0: &z0 [x,x,x,x,x,x,x,x,x,x]{levels}}}]")
+    with pytest.raises(ConfigError, match="aliases expand to more than 100,000 values"):
+        load_experiment(file, ["rounds=3"])
+    fine = tmp_path / "fine.yaml"
+    fine.write_text("teachers: {models: &m [mlp]}\nstudent: {model: mlp}\n")
+    assert load_experiment(fine).teachers.models[0].name == "mlp"
+
+
+def test_what_travels_is_json_without_aliases() -> None:
+    import zlib
+
+    text = b"name: &a tiny\nplugins: [*a]"
+    with pytest.raises(ConfigError, match="the server's config cannot be read"):
+        read_experiment(b"\0" * 8 + zlib.compress(text))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_experiment(b"\0" * 8 + zlib.compress(b"[" * 100_000))

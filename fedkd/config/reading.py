@@ -53,8 +53,6 @@ def parse_yaml(text: str, source: str) -> Any:
         if _expanded(node, {}) > _MOST_VALUES:
             raise ConfigError(f"aliases expand to more than {_MOST_VALUES:,} values")
         return loader.construct_document(node)
-    except RecursionError:
-        raise ConfigError(f"{source}: nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}, line {mark.line + 1}" if mark else source
