@@ -63,9 +63,8 @@ class Registry(Generic[T]):
         self._discover()
         if name not in self._members:
             names = sorted(self._members)
-            raise ValueError(
-                f"unknown {self.family} {name!r}{nearest(name, names)} (known: {', '.join(names)})"
-            )
+            hint = "; a list is written [a, b]" if "," in name else nearest(name, names)
+            raise ValueError(f"unknown {self.family} {name!r}{hint} (known: {', '.join(names)})")
         return self._members[name]
 
     def summary(self, name: str) -> str:

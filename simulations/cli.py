@@ -19,12 +19,13 @@ from rich.table import Table
 
 import configs
 from fedkd import __version__
-from fedkd.config import ConfigError, Experiment, load_experiment
+from fedkd.config import ConfigError, Experiment
 from simulations.commands.ablate import ablate
 from simulations.commands.arguments import Config, Overrides, RunPath, StudentPath
 from simulations.commands.attack import attack
 from simulations.commands.audit import audit
 from simulations.commands.compare import compare, report_again
+from simulations.commands.configs import load, open_run
 from simulations.commands.contribution import contribution
 from simulations.commands.deploy import app as deploy_app
 from simulations.commands.privacy import app as privacy_app
@@ -75,7 +76,7 @@ def run(
     if resume is not None:
         if config is not None:
             raise ConfigError("--resume takes its config from the run; give no config beside it")
-        directory = RunDirectory.open(resume)
+        directory = open_run(resume)
         if directory.metrics("erased"):
             raise ConfigError(
                 f"{directory.path}: clients were erased from this run, so it cannot go on; go on "
@@ -84,15 +85,18 @@ def run(
     elif config is None:
         raise ConfigError("give a config file, e.g. fedkd run configs/quickstart.yaml")
     else:
-        experiment = load_experiment(config, overrides or [])
+        experiment = load(Experiment, config, overrides or [], "run")
         check(experiment)
         check_machine(experiment, workers=runner == "ray")
         _check_data(experiment)
         directory = RunDirectory.new(experiment)
     go_on = f"fedkd run --resume {directory.path}"
     try:
-        with noted(directory.log, go_on):
-            _run(directory, runner)
+        if resume is not None and _is_finished(directory):
+            print(f"finished already, after {directory.experiment.rounds} rounds: nothing is left")
+        else:
+            with noted(directory.log, go_on):
+                _run(directory, runner)
     except Interrupted:
         print(f"interrupted; go on with: {go_on}", file=sys.stderr)
         sys.exit(130)
@@ -116,7 +120,7 @@ def distill(
     resume: Annotated[Path | None, typer.Option(help="go on with this study's folder")] = None,
 ) -> None:
     """Compare distillation methods in one place: teachers, a student per method and seed."""
-    from fedkd.central.config import load_study
+    from fedkd.central.config import Study
     from fedkd.central.folder import StudyFolder
     from fedkd.central.study import prepare, run_study
     from fedkd.central.training import Images
@@ -132,7 +136,7 @@ def distill(
     elif config is None:
         raise ConfigError("give a config file, e.g. fedkd distill configs/distill/digits.yaml")
     else:
-        study = load_study(config, overrides or [])
+        study = load(Study, config, overrides or [], "distill")
         images = prepare(study)  # what is missing or does not fit is said before a folder exists
         folder = StudyFolder.new(study)
     console = Console()
@@ -166,6 +170,12 @@ def _run(directory: Any, runner: str) -> None:
             run_ray(directory.experiment, run=directory, notify=view)
 
 
+def _is_finished(directory: Any) -> bool:
+    rounds = directory.metrics("round")
+    done = rounds and rounds[-1]["round"] >= directory.experiment.rounds
+    return bool(done) and directory.read_json("summary.json") is not None
+
+
 def _check_data(experiment: Experiment) -> None:
     """Load and split before a run directory exists: missing files are said at once.
 
@@ -181,7 +191,7 @@ def config_show(config: Config, overrides: Overrides = None) -> None:
     """Print the resolved config, every default written out."""
     from fedkd.build import check
 
-    experiment = load_experiment(config, overrides or [])
+    experiment = load(Experiment, config, overrides or [], "config show")
     check(experiment)
     sys.stdout.write(experiment.to_yaml())
 
@@ -199,7 +209,9 @@ def partition(
     from fedkd.data.picture import partition_picture
     from simulations.tables import partition_table
 
-    experiment = load_experiment(config, overrides or [])
+    if picture is not None:
+        _check_picture(picture)
+    experiment = load(Experiment, config, overrides or [], "partition")
     check(experiment)
     data = build_data(experiment)
     counts = data.class_counts()
@@ -218,6 +230,16 @@ def partition(
         except (OSError, ValueError) as error:
             raise ConfigError(f"--picture: {error}") from None
         console.print(f"picture: {picture}", soft_wrap=True, markup=False)
+
+
+def _check_picture(file: Path) -> None:
+    """Refuse a file that cannot be written, before the work: matplotlib adds endings silently."""
+    if file.suffix.lower() not in (endings := (".png", ".svg", ".pdf", ".jpg", ".webp")):
+        raise ConfigError(f"--picture: {file}: expected a file that ends with {', '.join(endings)}")
+    if not file.parent.is_dir():
+        raise ConfigError(f"--picture: {file}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise ConfigError(f"--picture: {file}: is a folder")
 
 
 @app.command("list")

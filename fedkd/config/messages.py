@@ -41,8 +41,35 @@ def one_line(root: type[BaseModel], error: ValidationError) -> str:
     if kind == "value_error":
         text = str(first["ctx"]["error"])
         return f"{where}: {text}" if where else text
+    if kind == "model_type" and where:
+        return f"{where}: {_not_a_section(model_at(root, first['loc']), where, given)}"
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{where or 'config'}: {message}, got {given!r}"
+
+
+# Of a section that is given as one word, the key that the word is likely meant for.
+_MEANT = ("model", "models", "dataset", "name", "losses", "use")
+
+
+def _not_a_section(model: type[BaseModel], where: str, given: Any) -> str:
+    keys = list(model.model_fields)
+    if model.model_config.get("extra") == "allow":  # a component
+        return f"expected a name, or a mapping with a name and options, got {given!r}"
+    if given is None:
+        return f"is empty; leave the key out, or give some of: {', '.join(keys)}"
+    text = f"expected a mapping (keys: {', '.join(keys)}), got {given!r}"
+    meant = [key for key in _MEANT if key in keys]
+    if isinstance(given, str) and meant:
+        text += f"; did you mean {where}.{meant[0]}={given}?"
+    return text
+
+
+def component_at(root: type[BaseModel], location: Sequence[int | str]) -> bool:
+    """Whether a component is at `location`, which may be in a list, and not a plain value."""
+    *parents, last = [part for part in location if not str(part).isdecimal()]
+    field = model_at(root, parents).model_fields.get(str(last))
+    found = None if field is None else _section_in(field.annotation)
+    return found is not None and "name" in found.model_fields
 
 
 def model_at(root: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import re
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from fedkd.config.messages import model_at, one_line
+from fedkd.config.messages import component_at, model_at, one_line
 from fedkd.config.sections import Component, ConfigError, Experiment, Optimizer, Section
 from fedkd.registry import nearest
 
@@ -26,6 +27,9 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[str] = set()
     for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            line = key.start_mark.line + 1
+            raise ConfigError(f"a list or mapping cannot be a key (line {line})")
         if key.value in seen:
             raise ConfigError(f"key {key.value!r} is given twice (line {key.start_mark.line + 1})")
         seen.add(key.value)
@@ -56,12 +60,15 @@ def parse_yaml(text: str, source: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}, line {mark.line + 1}" if mark else source
-        raise ConfigError(f"{where}: {getattr(error, 'problem', error)}") from None
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from None
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+        if "'\\t'" in problem:
+            problem += "; indent with spaces"
+        raise ConfigError(f"{where}: {problem}") from None
     except RecursionError:
         raise ConfigError(f"{source}: nested too deeply") from None
-    except (ValueError, TypeError) as error:  # a date in month 13, a list as a key, `!!int x`
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    except (ValueError, TypeError, OverflowError) as error:  # a date in month 13, `!!int x`
         raise ConfigError(f"{source}: holds a value that YAML cannot read ({error})") from None
 
 
@@ -74,6 +81,8 @@ def read_yaml(file: Path, source: str | None = None) -> Any:
         raise ConfigError(
             f"{shown}: not a text file in UTF-8 ({error.reason} at byte {error.start})"
         ) from None
+    except OSError as error:
+        raise ConfigError(f"{shown}: cannot be read ({error.strerror})") from None
 
 
 # Values of a config with all its aliases written out.
@@ -210,9 +219,16 @@ def overridden(config: Root, overrides: Sequence[str]) -> Root:
             del section[last]
     for word in overrides:
         key, separator, text = word.partition("=")
+        key = key.strip()
         if not separator or not key:
-            raise ConfigError(f"override {word!r}: expected key=value, for example rounds=5")
-        _assign(root, values, key.strip().split("."), parse_yaml(text, key), key)
+            raise ConfigError(
+                f"override {word!r}: expected key=value without spaces, for example rounds=5"
+            )
+        if not text.strip():
+            raise ConfigError(f"override {word!r}: the value is missing; for none write {key}=null")
+        if not all(key.split(".")):
+            raise ConfigError(f"override {word!r}: {key!r} has a dot too many")
+        _assign(root, values, key.split("."), parse_yaml(text, key), key)
     return _validate(root, values)
 
 
@@ -246,8 +262,12 @@ def _validate(root: type[Root], values: Mapping[str, Any]) -> Root:
 
 def _read(file: Path, shown: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     values = read_yaml(file, shown)
+    if values is None:
+        raise ConfigError(f"{shown}: is empty; expected keys, such as rounds: 3")
     if not isinstance(values, dict):
-        raise ConfigError(f"{shown}: expected a mapping of keys, got {type(values).__name__}")
+        raise ConfigError(
+            f"{shown}: expected a mapping of keys, such as rounds: 3, got {type(values).__name__}"
+        )
     if "base" not in values:
         return values
     base = file.parent / str(values.pop("base"))
@@ -263,8 +283,12 @@ def _find(path: Path) -> Path:
 
     shipped = Path(configs.__file__).parent
     for candidate in (path, shipped.parent / path, shipped / path):
-        if candidate.is_file():
-            return candidate
+        with contextlib.suppress(OSError):  # a name too long, a folder that may not be entered
+            if candidate.is_file():
+                return candidate
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            raise ConfigError(f"{path}: is a folder; expected a config file")
     known = [str(p.relative_to(shipped.parent)) for p in sorted(shipped.rglob("*.yaml"))]
     raise ConfigError(f"no config file {str(path)!r}{nearest(str(path), known)}")
 
@@ -274,23 +298,32 @@ def _assign(
 ) -> None:
     *parents, last = keys
     node: Any = values
-    for depth, key in enumerate(parents):
+    place: list[str] = []  # where `node` is: the keys, with 0 where a list of one was entered
+    for key in parents:
+        node, place = _entered(node, place, key, whole)
         if isinstance(node, list):
-            node = _item(node, key, whole)
-            continue
-        child = node.get(key)
-        if isinstance(child, str) and depth < len(keys) - 1:  # `fusion: x` -> `{name: x}`
-            child = {"name": child}
-        node[key] = {} if child is None else child
-        node = node[key]
+            number = _index(node, key, whole, place)
+            place = [*place, key]
+            if isinstance(node[number], str) and component_at(root, place):
+                node[number] = {"name": node[number]}
+            node = node[number]
+        else:
+            child, place = node.get(key), [*place, key]
+            if isinstance(child, str) and component_at(root, place):  # `fusion: x` -> `{name: x}`
+                child = {"name": child}
+            node[key] = {} if child is None else child
+            node = node[key]
         if not isinstance(node, dict | list):
-            raise ConfigError(f"{whole}: {'.'.join(keys[: depth + 1])} is a value, not a section")
+            raise ConfigError(
+                f"{whole}: {'.'.join(place)} is a value, not a section ({node!r}); nothing can be "
+                "set below it"
+            )
+    node, place = _entered(node, place, last, whole)
     if isinstance(node, list):
-        _item(node, last, whole)
-        node[int(last)] = value
+        node[_index(node, last, whole, place)] = value
     elif (
         last == "name"
-        and issubclass(model_at(root, parents), Component | Optimizer)
+        and issubclass(model_at(root, place), Component | Optimizer)
         and node.get("name") != value
     ):
         node.clear()  # another component: the options of the old one do not apply to it
@@ -299,12 +332,33 @@ def _assign(
         node[last] = value
 
 
-def _item(items: list[Any], key: str, whole: str) -> Any:
-    if not key.isdigit() or int(key) >= len(items):
-        raise ConfigError(f"{whole}: {key!r} is not an index of a list of {len(items)}")
-    if isinstance(items[int(key)], str):
-        items[int(key)] = {"name": items[int(key)]}
-    return items[int(key)]
+def _entered(node: Any, place: list[str], key: str, whole: str) -> tuple[Any, list[str]]:
+    """A list of one is entered where its index is left out, as the YAML may leave out the list."""
+    if isinstance(node, list) and len(node) == 1 and not _decimal(key):
+        if isinstance(node[0], str):
+            node[0] = {"name": node[0]}
+        if isinstance(node[0], dict):
+            return node[0], [*place, "0"]
+    return node, place
+
+
+def _index(items: list[Any], key: str, whole: str, place: list[str]) -> int:
+    if _decimal(key) and int(key) < len(items):
+        return int(key)
+    where = ".".join(place)
+    if not items:
+        raise ConfigError(f"{whole}: {where} is an empty list; set all of it: {where}=[…]")
+    example = whole.replace(f"{where}.", f"{where}.0.", 1)
+    remedy = (
+        f"its places are 0 to {len(items) - 1}"
+        if _decimal(key.removeprefix("-"))
+        else f"say which one, for example {example}"
+    )
+    raise ConfigError(f"{whole}: {key!r} is not an index of a list of {len(items)}; {remedy}")
+
+
+def _decimal(key: str) -> bool:
+    return key.isascii() and key.isdecimal() and len(key) < 10
 
 
 def import_plugins(names: Sequence[str]) -> None:

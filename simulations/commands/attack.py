@@ -10,6 +10,7 @@ import typer
 
 from fedkd.config import ConfigError
 from simulations.commands.arguments import Overrides
+from simulations.commands.configs import load
 
 
 def attack(
@@ -38,7 +39,7 @@ def attack(
     elif config is None:
         raise ConfigError("give a config file, e.g. fedkd attack configs/attack/quickstart.yaml")
     else:
-        study = load_config(AttackStudy, config, overrides or [])
+        study = load(AttackStudy, config, overrides or [], "attack")
         check_study(study)
         study = resolved(study)
         folder = new_folder(study.output, study.name, study)

@@ -9,6 +9,7 @@ import typer
 
 from fedkd.config import ConfigError
 from simulations.commands.arguments import RunPath
+from simulations.commands.configs import open_run
 
 
 def audit(
@@ -44,12 +45,11 @@ def audit(
     from fedkd.audit.report import sentence, write
     from fedkd.audit.study import Options, audit_run, chosen
     from fedkd.rounds import workspace_of
-    from fedkd.rundir import RunDirectory
     from fedkd.teachers.dp_sgd import Mechanism
     from simulations.live import Interrupted
     from simulations.steps import StepView
 
-    run = RunDirectory.open(path)
+    run = open_run(path)
     what_if = {
         "--epsilon": epsilon,
         "--delta": delta,

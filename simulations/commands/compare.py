@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fedkd.config import ConfigError
+from simulations.commands.configs import load
 
 Resume = Annotated[
     Path | None,
@@ -43,7 +44,6 @@ def side_by_side(
     """Run a comparison or an ablation, or what is left of it."""
     from rich.console import Console
 
-    from fedkd.config import load_config
     from simulations.compare.engine import prepare, run_all
     from simulations.compare.folder import CompareFolder
     from simulations.compare.table import result_table
@@ -52,7 +52,7 @@ def side_by_side(
 
     if config is None and resume is None:
         raise ConfigError(f"give a config file, e.g. fedkd {command} configs/{_EXAMPLES[command]}")
-    given: Any = None if config is None else load_config(sort, config, overrides)
+    given: Any = None if config is None else load(sort, config, overrides, command)
     if given is not None:
         prepare(given)  # what is missing or does not fit is said before a folder exists
     if resume is None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from simulations.commands.arguments import RunPath
+from simulations.commands.configs import open_run
 
 
 def contribution(
@@ -28,11 +29,10 @@ def contribution(
     from fedkd import contribution as measured
     from fedkd.removal import check_removal
     from fedkd.rounds import workspace_of
-    from fedkd.rundir import RunDirectory
     from simulations.live import Interrupted
     from simulations.steps import StepView
 
-    run = RunDirectory.open(path)
+    run = open_run(path)
     if students:
         check_removal(run, [0])  # feedback, or rounds that are gone: said before the work
     space = workspace_of(run)

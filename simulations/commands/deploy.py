@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from fedkd.config import load_experiment
+from fedkd.config import Experiment, load_experiment
 from simulations.commands.arguments import Overrides
+from simulations.commands.configs import load
 
 app = typer.Typer(help="Run on real machines: TLS, node keys, scripts.", no_args_is_help=True)
 
@@ -45,7 +46,7 @@ def init(
 
     plan = Plan(nodes, tuple(host), port, own_data, deal, data, days=days)
     base = [*(overrides or []), f"clients={nodes}"]
-    before = load_experiment(config, base)
+    before = load(Experiment, config, base, "deploy init")
     check(before)
     experiment = load_experiment(config, [*base, *deployable(before, plan)])
     write_folder(folder, plan, experiment, workspace(before.to_json()))

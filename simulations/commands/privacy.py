@@ -9,6 +9,7 @@ import typer
 from fedkd.config import ConfigError
 from simulations.commands.arguments import Config, Overrides
 from simulations.commands.compare import Resume, side_by_side
+from simulations.commands.configs import load
 
 app = typer.Typer(no_args_is_help=True, help="Budgets: plan one, sweep over several.")
 
@@ -41,12 +42,12 @@ def plan_(config: Config, overrides: Overrides = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fedkd.config import Experiment, load_config
+    from fedkd.config import Experiment
     from fedkd.privacy.accounting import Steps
     from fedkd.privacy.accounting import epsilon as epsilon_of
     from fedkd.privacy.plan import plan
 
-    experiment = load_config(Experiment, config, overrides or [])
+    experiment = load(Experiment, config, overrides or [], "privacy plan")
     planned = plan(experiment)
     if planned is None:
         raise ConfigError(

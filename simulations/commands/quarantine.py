@@ -8,6 +8,7 @@ import typer
 
 from fedkd.config import ConfigError
 from simulations.commands.arguments import RunPath
+from simulations.commands.configs import open_run
 
 
 def quarantine(
@@ -22,9 +23,8 @@ def quarantine(
     from rich.text import Text
 
     from fedkd import quarantine as room
-    from fedkd.rundir import RunDirectory
 
-    run = RunDirectory.open(path)
+    run = open_run(path)
     console = Console()
     for client in lift or []:
         if not 0 <= client < run.experiment.clients:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from simulations.commands.arguments import RunPath
+from simulations.commands.configs import open_run
 
 # What is written down while a round goes on, in the order of its phases.
 _PHASES = ("describe", "train", "knowledge", "distil", "evaluate")
@@ -59,9 +60,7 @@ def status_of(path: Path) -> Status:
     Raises:
         ConfigError: `path` is no run directory.
     """
-    from fedkd.rundir import RunDirectory
-
-    run = RunDirectory.open(path)
+    run = open_run(path)
     events, ledger = run.metrics(), run.ledger_entries()
     rounds = [event for event in events if event["event"] == "round"]
     finished = int(rounds[-1]["round"]) if rounds else 0

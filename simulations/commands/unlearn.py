@@ -9,6 +9,7 @@ import typer
 
 from fedkd.config import ConfigError
 from simulations.commands.arguments import RunPath
+from simulations.commands.configs import open_run
 
 
 def unlearn(
@@ -34,14 +35,14 @@ def unlearn(
     from fedkd import removal
     from fedkd.report import write_report
     from fedkd.rounds import workspace_of
-    from fedkd.rundir import RunDirectory, Session
+    from fedkd.rundir import Session
     from fedkd.summary import summarise
     from simulations.live import Interrupted
     from simulations.steps import StepView
 
     if quick and erase:
         raise ConfigError("--erase needs the exact way: the quick one only writes over")
-    run = RunDirectory.open(path)
+    run = open_run(path)
     without = sorted(set(client))
     removal.check_removal(run, without, influenced=influenced)
     console = Console()

@@ -1,0 +1,104 @@
+"""Each command takes its kind of config and of folder, and names the command of another kind."""
+
+from pathlib import Path
+
+import pytest
+
+from fedkd.config import ConfigError, Experiment, make_experiment
+from fedkd.rundir import RunDirectory
+from simulations import cli
+from simulations.commands.configs import load, open_run
+from tests.conftest import TINY
+from tests.simulations.test_failures import Run, fedkd, tracebacks  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("command", "file", "other"),
+    [
+        ("run", "distill/digits", "distill"),
+        ("run", "compare/quickstart", "compare"),
+        ("run", "attack/quickstart", "attack"),
+        ("partition", "ablate/fusion", "ablate"),
+        ("config show", "privacy/digits", "privacy sweep"),
+        ("privacy plan", "privacy/digits", "privacy sweep"),
+        ("privacy sweep", "quickstart", "run"),
+        ("distill", "quickstart", "run"),
+        ("compare", "quickstart", "run"),
+        ("compare", "distill/digits", "distill"),
+        ("ablate", "compare/quickstart", "compare"),
+        ("attack", "ablate/fusion", "ablate"),
+    ],
+)
+def test_a_config_of_another_command_is_said_to_be_its(
+    command: str,
+    file: str,
+    other: str,
+    fedkd: Run,  # noqa: F811
+) -> None:
+    path = f"configs/{file}.yaml"
+    code, stderr = fedkd(*command.split(), path)
+    assert code == 2
+    assert stderr == (
+        f"fedkd: {path}: is a config of fedkd {other}, not of fedkd {command}; "
+        f"try: fedkd {other} {path}\n"
+    )
+
+
+def test_a_mistake_in_a_config_of_the_right_kind_is_that_mistake() -> None:
+    with pytest.raises(ConfigError, match=r"^rouns: unknown key"):
+        load(Experiment, "configs/quickstart.yaml", ["rouns=3"], "run")
+    with pytest.raises(ConfigError, match=r"^rounds is given twice: rounds=3 and rounds=4$"):
+        load(Experiment, "configs/quickstart.yaml", ["rounds=3", "rounds=4"], "run")
+    with pytest.raises(ConfigError, match="before the first override: fedkd run CONFIG rounds=3"):
+        load(Experiment, "rounds=3", [], "run")
+
+
+@pytest.mark.parametrize("command", ["run --resume", "audit", "contribution", "status"])
+def test_a_folder_of_another_command_is_no_run(
+    command: str,
+    tmp_path: Path,
+    fedkd: Run,  # noqa: F811
+) -> None:
+    (tmp_path / "config.yaml").write_text("methods: {kd: {losses: [kd]}}\nteachers: [mlp]\n")
+    code, stderr = fedkd(*command.split(), tmp_path)
+    assert code == 2
+    assert "is a folder of fedkd distill; expected a run directory" in stderr
+    for missing in (tmp_path / "missing", tmp_path / "config.yaml", "/dev/null"):
+        code, stderr = fedkd(*command.split(), missing)
+        assert code == 2
+        assert f"{missing} is not a run directory" in stderr
+
+
+def test_a_finished_run_is_not_run_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fedkd: Run,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = RunDirectory.new(make_experiment(TINY, [f"output={tmp_path}", "rounds=1"]))
+    run.metric("round", round=1)
+    run.write_json("summary.json", {})
+    assert cli._is_finished(run)
+    assert not cli._is_finished(RunDirectory.new(run.experiment))
+    monkeypatch.setattr(cli, "_run", lambda *_: pytest.fail("it was run"))
+    monkeypatch.setattr("simulations.tables.summary_table", lambda _: "the table")
+    assert fedkd("run", "--resume", run.path) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("x.xyz", "ends with .png"), ("", "ends with .png"), ("missing/x.png", "there is no folder")],
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(
+    name: str,
+    expected: str,
+    tmp_path: Path,
+    fedkd: Run,  # noqa: F811
+) -> None:
+    code, stderr = fedkd("partition", "configs/none.yaml", "--picture", tmp_path / name)
+    assert (code, expected in stderr) == (2, True)
+
+
+def test_open_run_opens_a_run(tmp_path: Path) -> None:
+    run = RunDirectory.new(make_experiment(TINY, [f"output={tmp_path}"]))
+    assert open_run(run.path).experiment == run.experiment
