@@ -30,8 +30,9 @@ from fedkd.privacy.ledger import Account, BudgetSpent, Ledger, LedgerBroken
 from fedkd.privacy.plan import Plan
 from fedkd.privacy.policy import Limits, Policy, PolicyRefused
 from fedkd.randomness import stream_seed
+from fedkd.records import read_json
 from fedkd.rounds.common import VALIDATION, Workspace
-from fedkd.rundir import load_state, network_hash, read_json, save_state
+from fedkd.rundir import load_state, network_hash, save_state
 from fedkd.teachers.dp_sgd import fit_private
 from fedkd.teachers.sgd import Fit, align, fit
 

@@ -76,10 +76,13 @@ def test_a_finished_run_is_not_run_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = RunDirectory.new(make_experiment(TINY, [f"output={tmp_path}", "rounds=1"]))
-    run.metric("round", round=1)
-    run.write_json("summary.json", {})
+    assert not cli._is_finished(run)
+    monkeypatch.setattr(
+        RunDirectory, "metrics", lambda _, event: [{"round": 1}] * (event[0] == "r")
+    )
+    assert not cli._is_finished(run)
+    monkeypatch.setattr(RunDirectory, "read_json", lambda *_: {})
     assert cli._is_finished(run)
-    assert not cli._is_finished(RunDirectory.new(run.experiment))
     monkeypatch.setattr(cli, "_run", lambda *_: pytest.fail("it was run"))
     monkeypatch.setattr("simulations.tables.summary_table", lambda _: "the table")
     assert fedkd("run", "--resume", run.path) == (0, "")
