@@ -44,7 +44,8 @@ class Place:
 
     def result(self) -> Record | None:
         """What came out; None while it is not finished."""
-        return read_json(self.path / "results.json", TRAINING)
+        shape = {**TRAINING, "seed": int} if self.role == "student" else TRAINING
+        return read_json(self.path / "results.json", shape)
 
     def finish(self, result: Record) -> None:
         """Write down what came out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -21,6 +21,7 @@ from fedkd.privacy.policy import (
     explained,
     load_policy,
 )
+from fedkd.records import read_json
 from fedkd.rounds import Workspace
 from fedkd.rundir import versions
 from simulations.deploy.fingerprint import fingerprint_of
@@ -31,6 +32,7 @@ TIMEOUT = 10.0
 _SAME = ("fedkd", "flwr")
 # Other versions of these may round the last bits differently.
 _SIMILAR = ("python", "torch", "numpy")
+_FINGERPRINT = {"transfer": str, "class_map": str, "versions": {str: str}}
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,13 @@ def node_workspace(folder: Path) -> Workspace:
     """
     experiment = load_experiment(folder / "experiment.yaml")
     settings = read_settings(folder / "settings.env")
-    number = int(settings.get("PARTITION_ID") or 0)
+    told = settings.get("PARTITION_ID") or "0"
+    if not re.fullmatch("[0-9]{1,9}", told) or int(told) >= experiment.clients:
+        raise ConfigError(
+            f"{folder / 'settings.env'}: PARTITION_ID: expected a client, 0 to "
+            f"{experiment.clients - 1}, got {told!r}"
+        )
+    number = int(told)
     root = settings.get("DATA_ROOT")
     data = settings.get("DATA")
     own = Own(number, folder / Path(data).expanduser()) if data else None
@@ -74,7 +82,7 @@ def check_node(folder: Path) -> Iterator[Finding]:
             f"{file} is missing: copy it from the machine of `fedkd deploy init`, or write it "
             "there with `fedkd deploy check NODE --print`"
         )
-    expected = json.loads(file.read_text(encoding="utf-8"))
+    expected = read_json(file, _FINGERPRINT)
     yield from _check_data(folder, settings, expected)
     yield from _check_policy(folder, settings, experiment)
     yield from _check_versions(expected["versions"])
@@ -181,7 +189,7 @@ def _guard(what: str, look: Callable[[], Finding]) -> Finding:
             "take ca.crt from the same `fedkd deploy init`; SUPERLINK has to be one of its --host"
         )
         return Finding(what, "failed", f"certificate refused: {error.verify_message}", mend)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, OverflowError) as error:  # the last: port 99999
         mend = "is it started, is SUPERLINK in settings.env right, does a firewall stand between?"
         return Finding(what, "failed", str(error) or type(error).__name__, mend)
 

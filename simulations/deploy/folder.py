@@ -112,7 +112,13 @@ def read_settings(path: Path) -> dict[str, str]:
     """The `KEY=value` lines of a settings.env."""
     if not path.is_file():
         raise ConfigError(f"{path} is missing: expected a folder that `fedkd deploy init` wrote")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})"
+        ) from None
+    lines = [line.strip() for line in text.splitlines()]
     pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
     return {key.strip(): value.strip().strip("\"'") for key, _, value in pairs}
 

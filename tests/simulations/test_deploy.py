@@ -457,3 +457,36 @@ def test_status_counts_refusals_by_client(tmp_path: Path, tiny: Tiny) -> None:
     code, said = fedkd("status", str(run.path), "--json")
     assert code == 0
     assert json.loads(said)["clients"]["1"]["refusals"] == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("fingerprint.json", b"{", "fingerprint.json is damaged (not JSON"),
+        ("fingerprint.json", b'{"transfer": "x"}', "class_map is missing"),
+        ("settings.env", b"DATA=\xff\n", "settings.env: not a text file in UTF-8"),
+    ],
+)
+def test_a_damaged_file_of_a_node_is_named(
+    tiny: Tiny, tmp_path: Path, file: str, content: bytes, expected: str
+) -> None:
+    node = make(tmp_path / "out", tiny()) / "node-0"
+    (node / file).write_bytes(content)
+    with pytest.raises(ValueError) as refused:
+        list(check_node(node))
+    assert expected in str(refused.value)
+
+
+@pytest.mark.parametrize("number", ["x", "-1", "3", "99999999999"])
+def test_a_node_that_is_no_client_of_the_experiment_fails(
+    tiny: Tiny, tmp_path: Path, number: str
+) -> None:
+    node = make(tmp_path / "out", tiny()) / "node-0"
+    settings = (
+        (node / "settings.env").read_text().replace("PARTITION_ID=0", f"PARTITION_ID={number}")
+    )
+    settings = re.sub("^SUPERLINK=.*$", "SUPERLINK=localhost:99999999", settings, flags=re.M)
+    (node / "settings.env").write_text(settings)
+    found = {finding.what: finding for finding in check_node(node)}
+    assert f"PARTITION_ID: expected a client, 0 to 2, got '{number}'" in found["data"].found
+    assert found["SuperLink"].state == "failed"
