@@ -7,6 +7,7 @@ import collections
 import re
 import shutil
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=60, help="of all kinds together")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--limit", type=float, default=60, help="seconds a command may take")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no case after these")
     parser.add_argument("--keep", action="store_true", help="keep the folders of faults")
     parser.add_argument("--show", action="store_true", help="show what every command said")
     given = parser.parse_args()
@@ -34,7 +36,11 @@ def main() -> None:
     command = Command()
     material = Material(command, home / "material")
     slowest = (0.0, "")
+    begun, done = time.monotonic(), 0
     for number in range(given.cases):
+        if time.monotonic() - begun > given.seconds:
+            break
+        done += 1
         kind, seed = kinds[number % len(kinds)], given.first + number // len(kinds)
         place = home / named(kind, seed)
         try:
@@ -65,7 +71,7 @@ def main() -> None:
     print("== mutations", *(f"{n:6} {key}" for key, n in sorted(ways.items())), sep="\n")
     print(f"slowest: {slowest[0]:.1f} s ({slowest[1]})")
     total = sum(map(len, faults.values()))
-    print(f"== {total} faults of {len(faults)} kinds in {given.cases} cases")
+    print(f"== {total} faults of {len(faults)} kinds in {done} cases")
     for _, same in sorted(faults.items(), key=lambda item: -len(item[1])):
         print(f"{len(same):4}  {same[0]}" + "".join(f" | {x.split(':')[0]}" for x in same[1:6]))
 

@@ -11,7 +11,7 @@ from tests.fuzz.material import Material
 
 
 def named(kind: str, seed: int) -> str:
-    """The folder of a case; some have names that people do give."""
+    """The folder of a case, below others; some have names that would be markup, and letters."""
     return f"{kind} [/{seed}] ünïcode" if seed % 4 == 0 else f"{kind}-{seed}"
 
 

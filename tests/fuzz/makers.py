@@ -544,7 +544,9 @@ def _damage(folder: Path, rng: Random) -> tuple[list[str], list[str]]:
     changes, ways = [], []
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         found = sorted(folder.rglob("*"))
-        texts = [p for p in found if p.suffix in (".json", ".jsonl", ".yaml") and p.is_file()]
+        texts = [
+            p for p in found if p.suffix in (".json", ".jsonl", ".yaml", ".env") and p.is_file()
+        ]
         if not found:
             break
         way = rng.choice(["file", "values", "values", "text", "strange"])
