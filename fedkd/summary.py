@@ -43,6 +43,7 @@ def summarise(server: Server, *, seconds: float) -> dict[str, Any]:
             "fingerprint": data.transfer.fingerprint,
             "bytes": data.transfer.images.images.numel(),
         },
+        "test": {"size": len(data.test)},
         "student": {
             "model": experiment.student.model.name,
             "parameters": parameter_count(server.student),

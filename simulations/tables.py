@@ -15,7 +15,10 @@ from simulations.live import percent
 def summary_table(summary: dict[str, Any]) -> RenderableType:
     """Accuracies, bytes and seconds of a finished run."""
     student, teachers = summary["student"], summary["teachers"]
-    results = Table(title=f"{summary['name']} · seed {summary['seed']}", title_justify="left")
+    title = f"{summary['name']} · seed {summary['seed']}"
+    if "test" in summary:  # not in runs of older versions
+        title += f" · {summary['test']['size']:,} test images"
+    results = Table(title=title, title_justify="left")
     results.add_column("network")
     results.add_column("model")
     results.add_column("learnt from")

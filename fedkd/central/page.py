@@ -87,7 +87,8 @@ td small { display: block; color: var(--soft); font-weight: 400; }
   </table>
   <p class="caption">Test accuracy, mean ± sample standard deviation over seeds. <b>Last epoch</b>
     involves no choice. <b>Best epoch</b> is each run's best test accuracy, so it is chosen on the
-    test set: published tables do the same, and it flatters. The share of the gap is the gain over
+    test set: published tables do the same, and it flatters. The gain has its 95 % confidence
+    interval (paired by seed, Student's t). The share of the gap is the gain over
     the student alone, divided by the teacher's lead over it. Images per second and training time
     are one network's, without evaluation; a method with assistants trains them besides.</p>
 </div>

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,15 +98,36 @@ def _tiles(found: Record, done: list[Record]) -> list[tuple[str, str, str]]:
     alone = found["methods"][BASELINE]
     if alone["last"] is not None:
         tiles.append(("student alone", percent(alone["last"]["mean"]), _size(alone)))
-    if done and alone["last"] is not None:
-        gains = [row["last"]["mean"] - alone["last"]["mean"] for row in done]
-        tiles.append(("methods that help", f"{sum(g > 0 for g in gains)} of {len(gains)}", ""))
+    pairs = [_gains(row, alone) for row in done]
+    if tried := [_interval(gains) for gains in pairs if len(gains) > 1]:
+        sure = sum(mean - half > 0 for mean, half in tried)
+        told = f"95 % interval of the gain above 0, {len(alone['seeds'])} seeds"
+        tiles.append(("methods that surely help", f"{sure} of {len(tried)}", told))
     spent = sum(
         result["seconds"] for row in found["methods"].values() for result in row["seeds"].values()
     )
     if spent:
         tiles.append(("training of students", _duration(spent), "without evaluation"))
     return tiles
+
+
+def _gains(row: Record, alone: Record) -> list[float]:
+    """Gains over the student alone, seed by seed."""
+    return [
+        result["last"] - alone["seeds"][seed]["last"]
+        for seed, result in row["seeds"].items()
+        if seed in alone["seeds"]
+    ]
+
+
+# Student's t at 95 %, two-sided, from one degree of freedom.
+_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+
+
+def _interval(values: list[float]) -> tuple[float, float]:
+    """Mean of at least two values and half of its 95 % confidence interval."""
+    t = _T[min(len(values) - 1, len(_T)) - 1]
+    return statistics.fmean(values), t * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def _size(row: Record) -> str:
@@ -134,6 +156,8 @@ def _method(name: str, row: Record, found: Record) -> Record:
     if name != BASELINE and alone and row["last"]:
         difference = row["last"]["mean"] - alone["mean"]
         gain = _points(difference)
+        if len(gains := _gains(row, found["methods"][BASELINE])) > 1:
+            gain += f" ± {100 * _interval(gains)[1]:.2f}"
         lead = max(tops, default=0.0) - alone["mean"]
         share = f"{100 * difference / lead:.0f} %".replace("-", MINUS) if lead > 0.002 else DASH
     return {

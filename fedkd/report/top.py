@@ -52,6 +52,10 @@ def tiles(found: Found) -> list[tuple[str, str, str]]:
         middle = statistics.median(known)
         gap = f"student {points(student - middle)}" if student is not None else ""
         tiles.append(("median teacher", percent(middle), gap))
+    size = found.summary.get("test", {}).get("size")
+    if size and student is not None:
+        half = 1.96 * math.sqrt(student * (1 - student) / size)
+        tiles.append(("test images", f"{size:,}", f"student ± {100 * half:.1f} points (95 %)"))
     sent = sum(e["up"] for e in found.ledger if e["phase"] == "knowledge")
     if sent:
         rounds = len({e["round"] for e in found.ledger if e["phase"] == "knowledge"})

@@ -83,7 +83,7 @@ def render(folder: CompareFolder, found: Record) -> str:
         sentence=_sentence(folder, found),
         best=None
         if not best or found["factors"]
-        else {"name": best[0], "value": f"{100 * found['rows'][best[0]]['final']['mean']:.1f} %"},
+        else {"name": best[0], "value": f"{shown('final', found['rows'][best[0]]['final'])} %"},
         failures=[
             f"{name}, seed {seed} failed: {error}"
             for name, row in found["rows"].items()
