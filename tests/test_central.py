@@ -234,6 +234,25 @@ def test_mean_deviation_and_best_epoch_are_kept_apart(tmp_path: Path) -> None:
     assert "not complete · 3 of 6 students so far" in page
 
 
+def test_a_method_counts_as_a_help_only_beyond_chance(tmp_path: Path) -> None:
+    folder = StudyFolder.new(study("seeds=[0,1,2]", "only=[kd,vrm]"), tmp_path)
+    accuracies = {
+        "student": (0.50, 0.52, 0.51),
+        "kd": (0.55, 0.48, 0.53),  # +1.00 on average, anything between -7.7 and +9.7
+        "vrm": (0.60, 0.61, 0.61),
+    }
+    for name, values in accuracies.items():
+        for seed, last in enumerate(values):
+            place = folder.student(name, seed)
+            place.begin()
+            place.finish({"seed": seed, "parameters": 7, "last": last, "best": last, "seconds": 2})
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "methods that surely help" in page
+    assert "1 of 2" in page
+    assert "+1.00 ± 8.96" in page
+    assert "60.67 ± 0.58 %" in page  # the headline has its spread
+
+
 def test_the_page_needs_nothing_but_itself(finished: StudyFolder) -> None:
     page = (finished.path / "report.html").read_text(encoding="utf-8")
     assert "student alone" in page

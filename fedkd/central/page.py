@@ -35,7 +35,7 @@ td small { display: block; color: var(--soft); font-weight: 400; }
     <p class="sentence">{{ sentence }}</p>
   </div>
   {% if best %}
-  <div class="big"><b>{{ best.value|percent }}</b>
+  <div class="big"><b>{{ best.value|spread }}</b>
     <span class="soft">{{ best.name }}, last epoch</span></div>
   {% endif %}
 </header>

@@ -53,8 +53,8 @@ def render(folder: StudyFolder) -> str:
         state=_state(found, len(study.seeds)),
         seeds=f"seed {study.seeds[0]}" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds",
         sentence=_sentence(folder, found),
-        best={"name": done[0]["name"], "value": done[0]["last"]["mean"]} if done else None,
-        tiles=_tiles(found, done),
+        best={"name": done[0]["name"], "value": done[0]["last"]} if done else None,
+        tiles=_tiles(found),
         teachers=[_teacher(number, row, found) for number, row in enumerate(found["teachers"])],
         methods=rows,
         overview=overview,
@@ -89,7 +89,7 @@ def _sentence(folder: StudyFolder, found: Record) -> str:
     )
 
 
-def _tiles(found: Record, done: list[Record]) -> list[tuple[str, str, str]]:
+def _tiles(found: Record) -> list[tuple[str, str, str]]:
     tiles = []
     known = [row for row in found["teachers"] if row["last"] is not None]
     if known:
@@ -98,11 +98,12 @@ def _tiles(found: Record, done: list[Record]) -> list[tuple[str, str, str]]:
     alone = found["methods"][BASELINE]
     if alone["last"] is not None:
         tiles.append(("student alone", percent(alone["last"]["mean"]), _size(alone)))
-    pairs = [_gains(row, alone) for row in done]
-    if tried := [_interval(gains) for gains in pairs if len(gains) > 1]:
-        sure = sum(mean - half > 0 for mean, half in tried)
+    tried = [row for name, row in found["methods"].items() if name != BASELINE]
+    gains = [gain for row in tried if len(gain := _gains(row, alone)) > 1]
+    if gains:
+        sure = sum(mean - half > 0 for mean, half in map(_interval, gains))
         told = f"95 % interval of the gain above 0, {len(alone['seeds'])} seeds"
-        tiles.append(("methods that surely help", f"{sure} of {len(tried)}", told))
+        tiles.append(("methods that surely help", f"{sure} of {len(gains)}", told))
     spent = sum(
         result["seconds"] for row in found["methods"].values() for result in row["seeds"].values()
     )
