@@ -194,8 +194,10 @@ class Trainer:
                 check_time()
                 try:
                     measured = measure(step, batch)
-                except (RuntimeError, ValueError):
+                except (RuntimeError, ValueError) as error:
                     log.check()  # if something was not finite before, that is the reason
+                    if self.explain is not None and (cause := self.explain(number, step)):
+                        raise RuntimeError(cause) from error
                     raise
                 log.add_loss(measured)
                 if before is not None:

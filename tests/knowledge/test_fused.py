@@ -108,7 +108,8 @@ def test_after_a_release_assistants_and_student_learn_the_images_that_were_answe
 ) -> None:
     workspace = Workspace(
         tiny(
-            "distillation.losses=[kd]", "fusion=[uniform]", "release={name: gnmax, epsilon: 500}",
+            "distillation.losses=[kd]", "fusion=[uniform]",
+            "release={name: gnmax, epsilon: 500, min_votes: 3}",
             "evaluation={teachers: false, clients: false, baselines: []}",
             "distillation.assistants=[mlp, mlp]", f"distillation.guidance={guidance}",
         )
