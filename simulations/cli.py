@@ -89,6 +89,9 @@ def run(
         check(experiment)
         check_machine(experiment, workers=runner == "ray")
         _check_data(experiment)
+        if experiment.promises and experiment.settled:
+            keys = ", ".join(experiment.settled)
+            print(f"note: not given, so set to what the promise allows: {keys}", file=sys.stderr)
         directory = RunDirectory.new(experiment)
     go_on = f"fedkd run --resume {directory.path}"
     try:

@@ -196,6 +196,8 @@ def test_no_default_is_refused_under_a_promise(values: dict[str, Any]) -> None:
     assert experiment.evaluation.baselines == ("oracle",)
     assert not experiment.evaluation.clients
     assert experiment.evaluation.teachers == ("release" not in values)
+    assert set(experiment.settled) >= {"fusion", "distillation.losses", "evaluation.clients"}
+    assert "fusion" not in make_experiment(values, ["fusion=[uniform]"]).settled
     # The same by words, and what travels reads back as itself.
     words = [f"{key}={json.dumps(value)}" for key, value in values.items()]
     assert make_experiment({}, words) == experiment

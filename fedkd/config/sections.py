@@ -448,6 +448,11 @@ class Experiment(Section):
         """Dotted keys that nobody has set and whose default follows from other keys."""
         return tuple(key for key in _DEPENDENT if not self._is_set(key))
 
+    @property
+    def settled(self) -> tuple[str, ...]:
+        """Dotted keys left open that have another default here than in an empty config."""
+        return tuple(key for key in self._dependent() if not self._is_set(key))
+
     def _is_set(self, key: str) -> bool:
         name, _, last = key.rpartition(".")
         return last in (getattr(self, name) if name else self).model_fields_set
