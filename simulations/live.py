@@ -182,7 +182,9 @@ def quiet_descriptors(log: Path) -> Iterator[Console]:
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
     with (
-        os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1) as out,
+        os.fdopen(
+            os.dup(1), "w", encoding=sys.stdout.encoding, errors="replace", buffering=1
+        ) as out,
         log.open("a", encoding="utf-8") as sink,
     ):
         os.dup2(sink.fileno(), 1)

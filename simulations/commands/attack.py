@@ -29,6 +29,7 @@ def attack(
     from fedkd.config import load_config
     from fedkd.rundir import new_folder
     from simulations.live import Interrupted
+    from simulations.machine import check_machine
     from simulations.steps import StepView
 
     if resume is not None:
@@ -41,6 +42,7 @@ def attack(
     else:
         study = load(AttackStudy, config, overrides or [], "attack")
         check_study(study)
+        check_machine(study.experiment, workers=False)
         study = resolved(study)
         folder = new_folder(study.output, study.name, study)
     console = Console()

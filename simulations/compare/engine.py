@@ -30,6 +30,7 @@ from simulations.compare.results import results, write_tables
 from simulations.compare.teachers import TeacherCache, teachers_key
 from simulations.live import Interrupted
 from simulations.local import run_local
+from simulations.machine import check_machine
 
 # Phases of a round that measure and are no part of a method; baselines do not count theirs either.
 _MEASURED = "evaluate"
@@ -51,6 +52,7 @@ def prepare(config: Config) -> None:
         seen.add(text)
         try:
             check(experiment)
+            check_machine(experiment, workers=False)
             workspace(text)
         except ConfigError as error:
             raise ConfigError(f"{entry.name}: {error}") from None
