@@ -149,6 +149,14 @@ class Bank:
                 f"got {self.weights.shape}"
             )
 
+    def only(self, clients: Collection[int]) -> Bank:
+        """The same knowledge of some clients, before fusion."""
+        kept = [n for n, teacher in enumerate(self.teachers) if teacher.client in clients]
+        return Bank(
+            tuple(self.teachers[n] for n in kept),
+            {kind: [arrays[n] for n in kept] for kind, arrays in self.arrays.items()},
+        )
+
     @classmethod
     def of(cls, knowledge: Sequence[Knowledge]) -> Bank:
         """Bank of knowledge held in memory.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -132,27 +132,31 @@ class Server:
     def fuse(self, round_number: int) -> Fused:
         """What the round's teachers say together."""
         store = self._store(round_number)
-        transfer = self.workspace.data.transfer
-        labels = transfer.images.labels if transfer.labelled else None
         bank = store.bank(self.workspace.kinds)
+        evidence = self._evidence(round_number, bank)
+        self._rules = fit_rules(self.workspace.fusion, evidence, self._memories)
+        if self.workspace.release is not None:
+            return self._release(round_number, self.workspace.release, bank, evidence.labels)
+        return fuse(bank, self._rules, labels=evidence.labels, store=store.allocate)
+
+    def _evidence(self, round_number: int, bank: Bank) -> Evidence:
+        """What the fusion rules may look at, of the teachers in `bank`."""
+        transfer = self.workspace.data.transfer
         looks = any(rule.needs_student for rule in self.workspace.fusion)
         validation = None
         if any(rule.needs_validation for rule in self.workspace.fusion):
             checks = self.run.knowledge(round_number, "validation")
             if checks.clients():
-                validation = checks.bank(self.workspace.prediction_kinds)
-        evidence = Evidence(
+                clients = {teacher.client for teacher in bank.teachers}
+                validation = checks.bank(self.workspace.prediction_kinds).only(clients)
+        return Evidence(
             bank,
-            labels=labels,
+            labels=transfer.images.labels if transfer.labelled else None,
             validation=validation,
             validation_labels=self.workspace.data.validation.labels,
             student=predict(self.student, transfer.images.images) if looks else None,
             seed=stream_seed(self.experiment.seed, "fuse", round_number),
         )
-        self._rules = fit_rules(self.workspace.fusion, evidence, self._memories)
-        if self.workspace.release is not None:
-            return self._release(round_number, self.workspace.release, bank, labels)
-        return fuse(bank, self._rules, labels=labels, store=store.allocate)
 
     def _release(
         self, round_number: int, release: Release, bank: Bank, labels: Tensor | None
@@ -296,8 +300,10 @@ class Server:
                 teacher.client: accuracy(torch.from_numpy(np.asarray(array, np.float32)), labels)
                 for teacher, array in zip(bank.teachers, bank.arrays[Logits()], strict=True)
             }
-            together = fuse(bank, self._rules, store=store.allocate).probabilities
-            facts["ensemble"] = _scores(together.clamp(min=1e-12).log(), labels)
+            if fused is not None and (rules := self._rules_for(round_number, bank)) is not None:
+                heard = bank.only(set(self.answered(round_number)))
+                together = fuse(heard, rules, store=store.allocate).probabilities
+                facts["ensemble"] = _scores(together.clamp(min=1e-12).log(), labels)
         if fused is not None and fused.say:
             facts["say"] = fused.say
         hidden = data.transfer.true_labels
@@ -305,6 +311,21 @@ class Server:
             shown = hidden if fused.index is None else hidden[fused.index]
             facts["pseudo_labels"] = accuracy(fused.probabilities, shown)
         return facts
+
+    def _rules_for(self, round_number: int, tests: Bank) -> Sequence[Fusion] | None:
+        """The round's rules for the teachers that answered the test images as well.
+
+        Rules are fitted to teachers in their order. A client may answer about one set of images
+        only, or its other answer be refused: then they are fitted to those who answered both.
+        """
+        fitted = set(self.answered(round_number))
+        clients = fitted & {teacher.client for teacher in tests.teachers}
+        if not clients:
+            return None
+        if clients == fitted:
+            return self._rules
+        both = self._store(round_number).bank(self.workspace.kinds).only(clients)
+        return fit_rules(self.workspace.fusion, self._evidence(round_number, both), self._memories)
 
     def finish_round(self, round_number: int, **facts: Any) -> None:
         """Write the round down and keep the student: the point a resumed run goes on from."""

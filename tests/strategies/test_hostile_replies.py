@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord
 from flwr.clientapp import ClientApp
 
 from fedkd.config import Experiment
@@ -25,6 +25,7 @@ from simulations.local import LocalGrid, run_local
 from strategies.distillation import FederatedDistillation
 from strategies.exchange import Reply
 from strategies.records import ENVELOPE, HEADER, KNOWLEDGE, METRICS, REASON, plain
+from tests.strategies.mutations import CODES, REASONS, mutated
 
 Tiny = Callable[..., Experiment]
 SMALL = (
@@ -147,24 +148,47 @@ def test_what_a_client_app_raises_is_not_taken_for_a_dead_worker(tiny: Tiny) -> 
     assert len(run.metrics("refused")) == 3
 
 
-# -- mutations of everything -----------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["query.knowledge", "evaluate"])
+@pytest.mark.parametrize(
+    "fusion", ["[density_ratio]", "[consensus, dawid_skene]", "[history]", "[class_gated]"]
+)
+def test_who_answers_about_one_set_of_images_only_is_left_out_of_the_other(
+    tiny: Tiny, kind: str, fusion: str
+) -> None:
+    """Rules are fitted to teachers in their order: the ensemble on the test images is of those
+    who answered both, each with its own weight."""
 
-NAMES = [
-    "round", "client", "seconds", "event", "self", "phase", "run", "", "x" * 3000, "\x1b[2J",
-    "loss", "accuracy", "epsilon", "trained", "holdout_right", "holdout_total", METRICS,
-]  # fmt: skip
-NUMBERS = [0, 1, -1, 2**62, -(2**62), 0.5, -0.0, 1e308, math.nan, math.inf, -math.inf, True,
-           [1, 2], [0.5], []]  # fmt: skip
-VALUES = [*NUMBERS, "", "x", "x" * 200_000, b"", b"\0" * 1000, ["a"], [b"a"], [True]]
-CODES = [0, 1, 2, 3, 4, 5, 6, 7, 8, 99]
-REASONS = [
-    "",
-    "ActorDiedError",
-    "\x1b]0;a\x07" * 50,
-    "Error: " + "x" * 500_000,
-    "\n" * 9,
-    "é\u202e",
-]
+    def no_number(reply: Message) -> None:
+        reply.content[KNOWLEDGE]["logits"] = Array(
+            np.full_like(reply.content[KNOWLEDGE]["logits"].numpy(), np.nan)
+        )
+
+    overrides = (*SMALL, f"fusion={fusion}", "rounds=2")
+    run = run_local(tiny(*overrides), client_app=changing(0, kind, no_number))
+    found = [record["ensemble"] for record in run.metrics("round")]
+    assert len(run.metrics("refused")) == 2
+    if kind == "query.knowledge":  # as if the client were not there at all
+        absent = run_local(
+            tiny(*overrides),
+            client_app=make_client_app([_silent(0)]),
+        )
+        assert found == [record["ensemble"] for record in absent.metrics("round")]
+    else:
+        assert all(len(record["teachers"]) == 2 for record in run.metrics("round"))
+
+
+def _silent(client: int) -> Any:
+    def mod(message: Message, context: Any, call_next: Any) -> Message:
+        if context.node_config["partition-id"] == client and message.metadata.message_type in (
+            "query.knowledge", "evaluate",
+        ):  # fmt: skip
+            raise OSError("away")
+        return call_next(message, context)  # type: ignore[no-any-return]
+
+    return mod
+
+
+# -- mutations of everything -----------------------------------------------------------------------
 
 
 class Recorded(LocalGrid):
@@ -178,66 +202,6 @@ class Recorded(LocalGrid):
         reply = super()._answer(message)
         self.kept.append((message, reply))
         return reply
-
-
-def _record(value: Any, name: str) -> Any:
-    """A record of a random kind with one entry, if Flower takes it."""
-    for kind in (MetricRecord, ConfigRecord):
-        try:
-            return kind({name: value})
-        except (TypeError, ValueError):
-            continue
-    return ConfigRecord()
-
-
-def mutated(content: RecordDict, draw: random.Random) -> RecordDict:
-    """One to three changes to the records of a reply."""
-    records: dict[str, Any] = {}
-    for name, record in content.items():
-        if isinstance(record, ArrayRecord):
-            records[name] = ArrayRecord(dict(record))
-        else:
-            records[name] = type(record)(dict(record))  # type: ignore[arg-type]
-    for _ in range(draw.choice([1, 1, 1, 2, 3])):
-        name = draw.choice([*records, METRICS, HEADER, KNOWLEDGE, "describe", draw.choice(NAMES)])
-        action = draw.choice(["drop", "replace", "entry", "entry", "entry", "less", "array"])
-        record = records.get(name)
-        if action == "drop":
-            records.pop(name, None)
-        elif action == "replace" or record is None:
-            records[name] = _record(draw.choice(VALUES), draw.choice(NAMES))
-        elif isinstance(record, ArrayRecord):
-            _change_array(record, draw)
-        elif action == "less" and len(record):
-            del record[draw.choice(list(record))]
-        else:
-            try:
-                record[draw.choice([*record, *NAMES])] = draw.choice(VALUES)
-            except (TypeError, ValueError):
-                records[name] = _record(draw.choice(VALUES), draw.choice(NAMES))
-    return RecordDict(records)
-
-
-def _change_array(record: ArrayRecord, draw: random.Random) -> None:
-    name = draw.choice([*record, "logits", "x" * 500])
-    kind = draw.choice(["bytes", "dtype", "shape", "gone", "value"])
-    if kind == "gone" or name not in record:
-        record.pop(name, None)
-        record[draw.choice(NAMES) or "a"] = Array(np.zeros(draw.choice([0, 1, 7])))
-    elif kind == "bytes":
-        old = record[name]
-        cut = old.data[: draw.randrange(len(old.data))] + draw.randbytes(draw.choice([0, 3, 50]))
-        record[name] = Array(old.dtype, old.shape, old.stype, cut)
-    else:
-        values = record[name].numpy()
-        if kind == "dtype":
-            values = values.astype(draw.choice(["float64", "int64", "bool", ">f4", "S3"]))
-        elif kind == "shape":
-            values = values[: draw.randrange(2)] if draw.random() < 0.5 else values[..., None]
-        else:
-            values = values.copy()
-            values.reshape(-1)[:1] = draw.choice([math.nan, math.inf, -6e4])
-        record[name] = Array(values)
 
 
 def _mutants(
