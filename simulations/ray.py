@@ -13,9 +13,11 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from fedkd.rounds import Notify, silent, workspace, workspace_of
 from fedkd.rundir import RunDirectory
 from simulations.client_app import make_client_app
 from simulations.job import run_job
+from simulations.live import Interrupted
 from simulations.machine import check_machine
 
 logger = logging.getLogger("fedkd")
@@ -73,7 +76,7 @@ def run_ray(
     space = workspace(experiment.to_json()) if run is None else workspace_of(run, experiment)
     run = run or RunDirectory.new(experiment)
     server = _Server(lambda grid, told: run_job(grid, run, space, notify=told), notify)
-    with _flower_logs_to(run), _ray(experiment):
+    with _flower_logs_to(run), _ray(experiment, notify):
         server.simulate(client_app or make_client_app(), nodes or experiment.clients, experiment)
     return run
 
@@ -133,6 +136,11 @@ class _Server:
             raise
 
     def _tell(self, event: str, **facts: Any) -> None:
+        if self._runtime is None and (kind := _dead()) is not None:
+            self._runtime = RuntimeError(
+                f"Ray's process {kind} has died; out of memory? Lower the number of clients at "
+                "once (resources.client_cpus)"
+            )
         if self._runtime is not None:
             raise RuntimeError("the runtime has stopped")
         if event != "waiting":
@@ -201,7 +209,7 @@ def _flower_logs_to(run: RunDirectory) -> Iterator[None]:
 
 
 @contextmanager
-def _ray(experiment: Experiment) -> Iterator[None]:
+def _ray(experiment: Experiment, notify: Notify) -> Iterator[None]:
     """Ray, started here and not by Flower: so that a failure is known before anybody waits for it.
 
     Nothing is left behind, also when the run fails or is interrupted. A runtime that was started
@@ -212,18 +220,23 @@ def _ray(experiment: Experiment) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with _short_folder() as folder, _python_path():
+    with _short_folder() as folder, _python_path(), ExitStack() as stack:
+        start = partial(
+            ray.init,
+            address="local",  # a stale cluster file of another Ray is never joined
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            job_config=_job_config(),
+            _temp_dir=folder,
+        )
         try:
-            ray.init(
-                address="local",  # a stale cluster file of another Ray is never joined
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                job_config=_job_config(),
-                _temp_dir=folder,
-            )
+            stack.enter_context(_within(START_SECONDS, start, notify))
+        except Interrupted:
+            raise
         except Exception as error:
-            ray.shutdown()  # what was started before the failure
+            if not isinstance(error, TimeoutError):
+                ray.shutdown()  # what was started before the failure
             raise RuntimeError(
                 f"Ray, which runs the clients, could not be started: {_cause(error)}; to do "
                 "without it: --runner local"
@@ -233,6 +246,50 @@ def _ray(experiment: Experiment) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _dead() -> str | None:
+    """The process of Ray's, of those that it cannot do without, that has died."""
+    from ray._private import worker
+
+    node = getattr(worker, "_global_node", None)
+    gone = [] if node is None else [kind for kind, _ in node.dead_processes()]
+    return next((kind for kind in ("gcs_server", "raylet") if kind in gone), None)
+
+
+@contextmanager
+def _within(seconds: float, start: Callable[[], object], notify: Notify) -> Iterator[None]:
+    """Call `start`, which may wait for ever in compiled code for a process that died.
+
+    It has a thread of its own that lives as long as the context: Linux ends Ray's processes with
+    the thread that started them.
+
+    Raises:
+        TimeoutError: it has not come back; its thread is given up.
+    """
+    failed: list[BaseException] = []
+    back, over = threading.Event(), threading.Event()
+
+    def call() -> None:
+        try:
+            start()
+        except BaseException as error:
+            failed.append(error)
+        back.set()
+        over.wait()
+
+    threading.Thread(target=call, daemon=True).start()
+    limit = time.monotonic() + seconds
+    try:
+        while not back.wait(0.1):
+            notify("waiting")  # raises after Ctrl-C
+            if time.monotonic() > limit:
+                raise TimeoutError(f"no answer within {seconds:g} seconds; is memory or disk full?")
+        if failed:
+            raise failed[0]
+        yield
+    finally:
+        over.set()
 
 
 def _job_config() -> Any:
@@ -262,6 +319,9 @@ def _python_path() -> Iterator[None]:
         else:
             os.environ["PYTHONPATH"] = before
 
+
+# Ray's own limits are shorter; some of its waits have none.
+START_SECONDS = 120.0
 
 # The longest socket that Ray makes below its folder, and what the system lets a socket's path be.
 _SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from fedkd.config import ConfigError, Experiment
+from fedkd.rounds import silent
 from simulations import ray as room
+from simulations.live import Interrupted
 from simulations.local import run_local
 from simulations.machine import check_machine
 from simulations.ray import run_ray
@@ -47,7 +49,7 @@ class InProcess:
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     backend = "flwr.server.superlink.fleet.vce.backend.raybackend.RayBackend"
     monkeypatch.setattr(backend, InProcess)
-    monkeypatch.setattr(room, "_ray", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(room, "_ray", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(InProcess, "fails", "")
     yield
     assert [t for t in threading.enumerate() if not t.daemon] == [threading.main_thread()]
@@ -172,4 +174,34 @@ def test_ray_that_does_not_start_is_one_line(tiny: Tiny, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("ray.init", init)
     with pytest.raises(RuntimeError, match=r"started: ValueError: the object store .* --runner l"):
+        run_ray(tiny("rounds=1"))
+
+
+def test_a_start_that_never_comes_back_is_given_up() -> None:
+    for_ever = threading.Event()
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise Interrupted
+
+    def start(seconds: float, call: Callable[[], object], notify: Any = silent) -> int:
+        with room._within(seconds, call, notify):
+            return len(threading.enumerate())
+
+    before = len(threading.enumerate())
+    assert start(60, lambda: None) == before + 1  # Ray's processes end with the thread
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.2 seconds"):
+        start(0.2, for_ever.wait)
+    with pytest.raises(Interrupted):
+        start(60, for_ever.wait, interrupt)
+    for_ever.set()
+    with pytest.raises(ZeroDivisionError):
+        start(60, lambda: 1 // 0)
+
+
+def test_a_process_of_rays_that_dies_ends_the_run(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = iter([None, None])
+    monkeypatch.setattr(room, "_dead", lambda: next(states, "gcs_server"))
+    with pytest.raises(RuntimeError, match="Ray's process gcs_server has died"):
         run_ray(tiny("rounds=1"))
