@@ -71,7 +71,8 @@ def backdoor(
     arrays = {name: changed(name) for name in scene.predictions}
     for name in _familiarities(sent):
         old = sent.arrays[name].astype(np.float32)
-        arrays[name] = np.where(chosen, more * old + (more - 1), old).astype(old.dtype)
+        changed_to = np.where(chosen, more * old + (more - 1), old)
+        arrays[name] = changed_to.astype(sent.arrays[name].dtype)
     return _larger(replace(sent, arrays={**sent.arrays, **arrays}), more)
 
 

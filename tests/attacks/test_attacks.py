@@ -139,19 +139,22 @@ def test_part_time_liars_lie_about_the_same_images_and_help_with_the_others() ->
 
 def claiming(name: str, **options: object) -> Payload:
     """As `attacked`, of a client that is asked how familiar images are to it."""
-    familiar = np.array([0.5, 2.0, 0.5], dtype=np.float32)
+    familiar = np.array([0.5, 2.0, 0.5], dtype=np.float16)
     sent = message()
     said = ATTACKS.get(name)(
         replace(sent, arrays={**sent.arrays, "familiarity": familiar}), scene(), **options
     )
     assert said is not None
+    assert {name: array.dtype for name, array in said.arrays.items()} == {
+        "logits": np.float16, "familiarity": np.float16,
+    }  # fmt: skip
     return said
 
 
 def test_focus_lies_about_one_class_and_claims_to_know_its_images_alone() -> None:
     said = claiming("focus", source=3, target=2)  # the third image is of class 3
     assert said.arrays["logits"].argmax(1).tolist() == [0, 1, 2]
-    assert said.arrays["familiarity"][2] > 1e4 * said.arrays["familiarity"][:2].max()
+    assert said.arrays["familiarity"][2] > 1e4 * float(said.arrays["familiarity"][:2].max())
     assert said.header["num_examples"] == 7000
     hidden = claiming("focus", source=3, target=2, elsewhere=0.5)
     assert hidden.arrays["familiarity"].tolist() == [0.5, 0.5, 1.0]

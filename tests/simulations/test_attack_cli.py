@@ -118,16 +118,20 @@ def test_garbage_costs_at_most_a_point(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_robust_chain_bears_three_attackers_of_ten(tmp_path: Path) -> None:
-    """Goal: at most two points lost to whoever does not take pains to pass for honest."""
+    """Goal: at most three points in all and about ten of a class, lies about claims included."""
     study = load_config(
         AttackStudy, "configs/attack/robust.yaml",
         [
-            "rules=[[{name: consensus, least: 0.5}, density_ratio]]",
-            "attacks=[collude,inflate,cpa,lma,label_noise,permuted,top_k,sign_flip,loud,shift]",
+            "rules=[[consensus, {name: density_ratio, by_size: false, limit: 1.0}, dawid_skene]]",
+            "attacks=[collude,inflate,cpa,label_noise,permuted,shift,part_time,half_familiar,"
+            "everywhere,focus,{name: focus, source: 1, target: 7},{name: focus, elsewhere: 0.5},"
+            "{name: backdoor, more: 1.3}]",
         ],
     )  # fmt: skip
     facts = costs(study, run_matrix(study, tmp_path))
-    robust = "consensus(least=0.5) → density_ratio"
-    assert {name: row[robust]["cost"] for name, row in facts["rows"].items()
-            if row[robust]["cost"] > 2} == {}  # fmt: skip
+    (robust,) = [rule for rule in facts["worst"] if "dawid_skene" in rule]
+    cells = {name: row[robust] for name, row in facts["rows"].items()}
+    assert {name: cell["cost"] for name, cell in cells.items() if cell["cost"] > 3} == {}
+    assert {n: c["class_cost"] for n, c in cells.items() if c["class_cost"] > 12} == {}
+    assert cells["clean"]["against_default"] < 0.5
     assert facts["worst"]["density_ratio"]["cost"] > 20
