@@ -100,6 +100,12 @@ class RunDirectory:
         The ledger keeps its lines: what was sent before the crash was sent.
         """
         kept = [r for r in self.metrics() if (r.get("round") or 0) <= last_round]
+        known = max((r["round"] for r in kept if r["event"] == "round"), default=0)
+        if known < last_round:
+            raise ConfigError(
+                f"{self.path / 'metrics.jsonl'} is damaged (it ends with round {known}, the "
+                f"checkpoint is of round {last_round}); restore it from a copy"
+            )
         text = "".join(json.dumps(r) + "\n" for r in kept)
         write_atomically(self.path / "metrics.jsonl", text.encode())
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from fedkd.config import ConfigError, make_experiment
 from fedkd.records import EVENTS, SUMMARY, Damaged, append_line, mismatch, read_json, read_lines
+from fedkd.rundir import RunDirectory
 
 
 @pytest.mark.parametrize(
@@ -69,3 +71,13 @@ def test_what_is_appended_after_a_crash_is_read(tmp_path: Path, left: str, kept:
     append_line(file, {"a": 3})
     append_line(file, {"a": 4})
     assert [record["a"] for record in read_lines(file)] == [*range(1, kept + 1), 3, 4]
+
+
+def test_a_run_whose_events_lack_finished_rounds_is_not_resumed(tmp_path: Path) -> None:
+    run = RunDirectory.new(make_experiment({}), tmp_path)
+    for number in (1, 2):
+        run.metric("round", round=number, student={"accuracy": 0.5})
+    run.rewind(1)
+    assert [record["round"] for record in run.metrics("round")] == [1]
+    with pytest.raises(ConfigError, match="ends with round 1, the checkpoint is of round 2"):
+        run.rewind(2)

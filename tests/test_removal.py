@@ -104,7 +104,7 @@ def test_evidence_compares_the_students_and_the_opinions(tiny: Tiny) -> None:
 )
 def test_impossible_requests_are_refused(tiny: Tiny, clients: list[int], message: str) -> None:
     run = RunDirectory.new(tiny())
-    run.metric("round", round=1)
+    run.metric("round", round=1, student={"accuracy": 0.5})
     run.knowledge(1)
     with pytest.raises(ConfigError, match=message):
         removal.check_removal(run, clients)
@@ -113,7 +113,7 @@ def test_impossible_requests_are_refused(tiny: Tiny, clients: list[int], message
 def test_feedback_is_refused_unless_accepted(tiny: Tiny) -> None:
     run = RunDirectory.new(tiny("teachers.feedback.use=regulariser"))
     for number in (1, 2):
-        run.metric("round", round=number)
+        run.metric("round", round=number, student={"accuracy": 0.5})
         run.knowledge(number)
     with pytest.raises(ConfigError, match="does not remove them entirely"):
         removal.check_removal(run, [0])
@@ -124,7 +124,7 @@ def test_knowledge_that_is_gone_is_named(tiny: Tiny) -> None:
     run = RunDirectory.new(tiny())
     with pytest.raises(ConfigError, match="has no finished round"):
         removal.finished_rounds(run)
-    run.metric("round", round=1)
+    run.metric("round", round=1, student={"accuracy": 0.5})
     with pytest.raises(ConfigError, match="the knowledge of round 1 is gone"):
         removal.check_removal(run, [0])
 

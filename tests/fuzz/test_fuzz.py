@@ -13,7 +13,7 @@ from tests.fuzz.fuzzing import attempt, named
 from tests.fuzz.makers import MAKERS
 from tests.fuzz.material import Material
 
-CASES = int(os.environ.get("FEDKD_FUZZ", "48"))  # of all kinds together
+CASES = int(os.environ.get("FEDKD_FUZZ", "18"))  # of all kinds together
 
 
 @pytest.fixture(scope="module")
