@@ -129,7 +129,7 @@ EPOCH = {
     "loss": NUMBER,
     "terms": {str: NUMBER},
     "accuracy": MAYBE,
-    "gradients?": (None, {str: MAYBE}),
+    "gradients": {str: NUMBER},
 }
 #: What came of a row and seed of a comparison: numbers, or the error.
 ROW = (
@@ -159,7 +159,10 @@ ROW = (
     },
 )  # fmt: skip
 #: What came of one attack on one rule: numbers, or why the rule cannot be used.
-CELL = ({"problem": str}, {"accuracy": NUMBER, "refused": {str: int}})
+CELL = (
+    {"problem": str},
+    {"accuracy": NUMBER, "per_class?": (None, [MAYBE]), "refused": {str: int}},
+)
 #: What a client's folder says of its teacher.
 TEACHER = {
     "client": int,

@@ -6,9 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from fedkd.config import ConfigError, make_experiment
+from fedkd.attacks import matrix
+from fedkd.attacks.config import AttackStudy
+from fedkd.config import ConfigError, make_config, make_experiment
+from fedkd.knowledge.kinds import Logits
+from fedkd.knowledge.payload import Knowledge, Teacher
+from fedkd.knowledge.store import KnowledgeStore
 from fedkd.records import EVENTS, SUMMARY, Damaged, append_line, mismatch, read_json, read_lines
 from fedkd.rundir import RunDirectory
 
@@ -81,3 +88,44 @@ def test_a_run_whose_events_lack_finished_rounds_is_not_resumed(tmp_path: Path) 
     assert [record["round"] for record in run.metrics("round")] == [1]
     with pytest.raises(ConfigError, match="ends with round 1, the checkpoint is of round 2"):
         run.rewind(2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("teacher.json", b'{"client": 0}', "num_examples is missing"),
+        (
+            "teacher.json",
+            b'{"client": 0, "num_examples": null, "class_counts": null, "parameters": 1}',
+            "client is 0, not 1",
+        ),
+        ("logits.npy", b"\x93NUMPY", "not an array"),
+        ("logits.npy", b"", "not an array"),
+        ("logits.npy", (3, 4), r"shape \(3, 4\), where client 0 has \(2, 4\)"),
+    ],
+)
+def test_damaged_knowledge_is_named(
+    tmp_path: Path, name: str, content: bytes | tuple[int, ...], expected: str
+) -> None:
+    store = KnowledgeStore(tmp_path)
+    for client in (0, 1):
+        store.put(Knowledge(Teacher(client), {Logits(): torch.zeros(2, 4)}))
+    (tmp_path / "client-notes").mkdir()  # no client's
+    file = tmp_path / "client-0001" / name
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        np.save(file, np.zeros(content, dtype=np.float32))
+    with pytest.raises(Damaged, match=rf"client-0001/{name} is damaged \({expected}"):
+        store.bank((Logits(),))
+
+
+def test_cells_of_other_classes_are_not_averaged(tmp_path: Path) -> None:
+    study = make_config(AttackStudy, {"rules": ["class_gated"], "attacks": ["collude"]})
+    for number, cell in enumerate(matrix.cells(study)):
+        cell_file = matrix._place(study, tmp_path, cell)
+        cell_file.parent.mkdir(parents=True, exist_ok=True)
+        scores = [0.5] * (3 if number else 2)
+        cell_file.write_text(json.dumps({"accuracy": 0.5, "per_class": scores, "refused": {}}))
+    with pytest.raises(Damaged, match=r"per_class has 3 classes, not those of .*attack00.json"):
+        matrix.run_matrix(study, tmp_path)

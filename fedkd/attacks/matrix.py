@@ -30,7 +30,7 @@ from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.knowledge.store import write_atomically
 from fedkd.knowledge.wire import Refused
 from fedkd.randomness import stream, stream_seed
-from fedkd.records import CELL, read_json
+from fedkd.records import CELL, Damaged, read_json
 from fedkd.rounds import Client, Notify, Server, Workspace, silent, threads
 from fedkd.rundir import RunDirectory, network_hash, write_json
 from fedkd.signature import keep_images
@@ -81,8 +81,15 @@ def run_matrix(
         missing = [c for c in todo if c.seed == seed and not _place(study, folder, c).is_file()]
         if missing:
             _run_seed(study, folder, seed, missing, notify, len(todo))
+    classes: dict[int, Path] = {}
     for cell in todo:
-        found[cell] = read_json(_place(study, folder, cell), CELL)
+        place = _place(study, folder, cell)
+        found[cell] = read_json(place, CELL)
+        if (scores := found[cell].get("per_class")) is not None:
+            first = classes.setdefault(len(scores), place)
+            if len(classes) > 1:
+                other = next(iter(classes.values()))
+                raise Damaged(first, f"per_class has {len(scores)} classes, not those of {other}")
     return found
 
 

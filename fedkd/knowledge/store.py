@@ -62,6 +62,8 @@ class KnowledgeStore:
             facts = read_json(place / "teacher.json", TEACHER)
             if facts is None:
                 raise FileNotFoundError(f"{place / 'teacher.json'} is missing")
+            if facts["client"] != client:
+                raise Damaged(place / "teacher.json", f"client is {facts['client']}, not {client}")
             counts = facts["class_counts"]
             facts["class_counts"] = None if counts is None else tuple(counts)
             teachers.append(Teacher(**{key: facts[key] for key in TEACHER}))
