@@ -28,7 +28,15 @@ from fedkd.privacy.policy import (
 )
 from fedkd.rounds import Client, Workspace, threads, workspace
 from fedkd.training.loop import time_limit
-from strategies.records import JOB, METRICS, STUDENT, knowledge_records
+from simulations.deploy.identity import proof
+from strategies.records import (
+    CHALLENGE,
+    JOB,
+    METRICS,
+    SIGNATURE,
+    STUDENT,
+    knowledge_records,
+)
 
 # `query.describe`, `train`, `query.knowledge`, `evaluate`: the four things a client is asked.
 
@@ -49,6 +57,9 @@ def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
                 "fedkd": __version__,
             }
         )
+        signature = _signature(message, context, client.number)
+        if signature is not None:
+            facts[SIGNATURE] = signature
         return Message(RecordDict({"describe": facts}), reply_to=message)
 
     @app.train()
@@ -100,6 +111,17 @@ def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
         return Message(content, reply_to=message)
 
     return app
+
+
+def _signature(message: Message, context: Context, client: int) -> bytes | None:
+    """The node's signature under who it is, if the server asks for one and the node has a key."""
+    asked = message.content.config_records.get(CHALLENGE)
+    challenge = None if asked is None else asked.get(CHALLENGE)
+    key = context.node_config.get("key")
+    if not isinstance(challenge, bytes) or not key:
+        return None
+    run = str(message.content.config_records[JOB]["run"])
+    return proof(Path(str(key)).expanduser(), challenge, run, context.node_id, client)
 
 
 def _client(message: Message, context: Context) -> tuple[Client, int]:

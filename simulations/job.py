@@ -11,7 +11,7 @@ from fedkd.report import write_report
 from fedkd.rounds import Notify, Server, Workspace, silent, threads
 from fedkd.rundir import RunDirectory, Session
 from fedkd.summary import summarise
-from strategies.distillation import FederatedDistillation
+from strategies.distillation import FederatedDistillation, Keys
 
 
 def run_job(
@@ -21,6 +21,7 @@ def run_job(
     *,
     notify: Notify = silent,
     simulated: bool = True,
+    keys: Keys | None = None,
 ) -> dict[str, Any]:
     """Rounds, baselines, summary and report of one run.
 
@@ -30,6 +31,7 @@ def run_job(
         workspace: What the config means on this machine.
         notify: Hears of progress.
         simulated: Clients share this machine's disk and keep their teachers in the run's folder.
+        keys: Whose key makes a node which client (deployment); None: a node's word is taken.
 
     Returns:
         The summary, as in summary.json.
@@ -50,7 +52,8 @@ def run_job(
             text = f"identical images in two splits: {doubles}"
             run.metric("warning", text=text)
             notify("warning", text=text)
-        strategy = FederatedDistillation(server, state_dir=str(run.clients) if simulated else None)
+        state = str(run.clients) if simulated else None
+        strategy = FederatedDistillation(server, state_dir=state, keys=keys)
         strategy.start(grid)
         summary = summarise(server, seconds=session.total)
     run.write_json("summary.json", summary)

@@ -13,6 +13,7 @@ from fedkd.build import check
 from fedkd.config import load_experiment
 from fedkd.rounds import workspace, workspace_of
 from fedkd.rundir import RunDirectory
+from simulations.deploy.identity import NodeKeys
 from simulations.job import run_job
 
 app = ServerApp()
@@ -30,6 +31,9 @@ def main(grid: Grid, context: Context) -> None:
         words = shlex.split(str(settings.get("overrides", "")))
         experiment = load_experiment(str(settings["config"]), words)
     check(experiment)
+    # Public keys of the nodes, if this is a deployment: a node is the client whose key it holds.
+    folder = str(settings.get("keys") or "")
+    keys = NodeKeys(Path(folder), experiment.clients) if folder else None
     if settings.get("resume"):
         space = workspace_of(run)
     else:
@@ -42,8 +46,9 @@ def main(grid: Grid, context: Context) -> None:
             shown = {k: v for k, v in facts.items() if not isinstance(v, dict | list)}
             log.info("%s %s", event, shown)
 
-    # On real nodes the run directory does not exist there and clients use their own folders.
-    summary = run_job(grid, run, space, notify=notify)
+    # With keys the nodes are other machines: they keep their teachers in folders of their own, and
+    # no word of theirs about workers is taken for Flower's.
+    summary = run_job(grid, run, space, notify=notify, simulated=keys is None, keys=keys)
     log.info("student %s, accuracy %.4f", summary["hash"], summary["student"]["accuracy"])
 
 

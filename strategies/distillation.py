@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -26,6 +26,7 @@ from fedkd.quarantine import distrusted, quarantined, strike
 from fedkd.rounds import Server, Stopwatch
 from strategies.exchange import Reply, exchange
 from strategies.records import (
+    CHALLENGE,
     JOB,
     STUDENT,
     Number,
@@ -76,6 +77,18 @@ JUDGED = {
 }
 
 
+class Keys(Protocol):
+    """Public keys of the nodes: a node is the client whose key it holds."""
+
+    def challenge(self) -> bytes:
+        """What a node is to sign, new for every question."""
+
+    def problem(
+        self, facts: Mapping[str, Any], challenge: bytes, run: str, node: int
+    ) -> str | None:
+        """Why `node`, which describes itself by `facts`, is not the client it claims to be."""
+
+
 class FederatedDistillation(Strategy):
     """Flower strategy around a `fedkd.rounds.Server`.
 
@@ -83,15 +96,19 @@ class FederatedDistillation(Strategy):
         server: Accepts, fuses, distils and remembers.
         state_dir: Where clients on this host may keep their teachers (simulation); None tells
             them to use their own (deployment).
+        keys: Whose key makes a node which client (deployment); None: a node's word is taken.
     """
 
-    def __init__(self, server: Server, *, state_dir: str | None = None) -> None:
+    def __init__(
+        self, server: Server, *, state_dir: str | None = None, keys: Keys | None = None
+    ) -> None:
         self.server = server
         self.experiment = server.experiment
         self.config = server.experiment.to_bytes()
         self.run = server.run
         self.notify = server.notify
         self.state_dir = state_dir
+        self.keys = keys
         # A run that is gone on with from another working directory: its images are where they
         # were. Nodes with a state folder of their own know better (simulations/client_app.py).
         root = server.workspace.root
@@ -207,11 +224,18 @@ class FederatedDistillation(Strategy):
         """Ask nodes not yet known who they are; a restarted node takes its place again."""
         online = set(grid.get_node_ids())
         self.nodes = {client: node for client, node in self.nodes.items() if node in online}
+        self._strangers &= online  # one that was mended and started again is asked again
         unknown = sorted(online - set(self.nodes.values()) - self._strangers)
         if not unknown:
             return
+        challenges = {node: self.keys.challenge() for node in unknown} if self.keys else {}
+        asked = {
+            node: {CHALLENGE: ConfigRecord({CHALLENGE: value})}
+            for node, value in challenges.items()
+        }
         letters = {
-            node: partial(self._letter, node, number, DESCRIBE, RecordDict()) for node in unknown
+            node: partial(self._letter, node, number, DESCRIBE, RecordDict(asked.get(node, {})))
+            for node in unknown
         }
         down = wire_bytes(next(iter(letters.values()))())
         for reply in self._exchange(grid, letters):
@@ -223,7 +247,7 @@ class FederatedDistillation(Strategy):
                 continue
             facts = dict(content.config_records.get("describe", ConfigRecord()))
             client = facts.get("client")
-            problem = self._problem(facts)
+            problem = self._problem(facts, node, challenges.get(node))
             if problem is None and isinstance(client, int):
                 self.nodes[client] = node
             else:
@@ -233,7 +257,7 @@ class FederatedDistillation(Strategy):
         if not self.nodes:
             raise ConfigError("no client of the federation can take part; run.log has the reasons")
 
-    def _problem(self, facts: dict[str, Any]) -> str | None:
+    def _problem(self, facts: dict[str, Any], node: int, challenge: bytes | None) -> str | None:
         """Why a node that describes itself so cannot take part, or None if it can."""
         client, partitions = facts.get("client"), facts.get("partitions")
         fingerprint = facts.get("fingerprint")
@@ -245,6 +269,11 @@ class FederatedDistillation(Strategy):
             )
         if type(client) is not int or not 0 <= client < self.experiment.clients:
             return f"claims to be client {client!r}"
+        if self.keys is not None:
+            signed = challenge or b""
+            forged = self.keys.problem(facts, signed, self.run.identity, node)
+            if forged is not None:
+                return forged
         if client in self.nodes:
             return f"claims to be client {client}, as node {self.nodes[client]} does"
         if fingerprint != expected:

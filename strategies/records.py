@@ -20,6 +20,8 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from fedkd.knowledge.wire import Header, HeaderValue, Refused
 
 KNOWLEDGE, HEADER, JOB, STUDENT, METRICS = "knowledge", "header", "job", "student", "metrics"
+# To a node that is asked who it is: what to sign; and its answer.
+CHALLENGE, SIGNATURE = "challenge", "signature"
 
 # Bytes of a reply beside the arrays of knowledge: names, numbers, Flower's wrapping.
 ENVELOPE = 2**20

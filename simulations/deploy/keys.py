@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -79,6 +80,52 @@ def node_pair(comment: str) -> Pair:
     )
     private = _private(key, serialization.PrivateFormat.OpenSSH)
     return Pair(private, public + f" {comment}\n".encode())
+
+
+def public_key(line: bytes) -> bytes:
+    """A public key in OpenSSH format as bytes that depend on the key alone.
+
+    Raises:
+        ValueError: it is none, or of another kind than Flower registers.
+    """
+    return _load_public(line).public_bytes(
+        serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
+    )
+
+
+def sign(private: bytes, data: bytes) -> bytes:
+    """Signature of `data` by a node's private key, as files hold it.
+
+    Raises:
+        ValueError: `private` is no such key.
+    """
+    try:
+        key = serialization.load_ssh_private_key(private, None)
+    except (TypeError, UnsupportedAlgorithm) as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError("expected a key on a NIST curve")
+    return key.sign(data, ec.ECDSA(hashes.SHA384()))
+
+
+def verify(public: bytes, signature: bytes, data: bytes) -> bool:
+    """Whether `signature` of `data` is of the key that `public_key` gave."""
+    key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), public)
+    try:
+        key.verify(signature, data, ec.ECDSA(hashes.SHA384()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _load_public(line: bytes) -> ec.EllipticCurvePublicKey:
+    try:
+        key = serialization.load_ssh_public_key(line)
+    except UnsupportedAlgorithm as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
+        raise ValueError("expected ecdsa-sha2-nistp384")
+    return key
 
 
 def _new() -> ec.EllipticCurvePrivateKey:
