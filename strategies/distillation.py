@@ -229,14 +229,12 @@ class FederatedDistillation(Strategy):
         if not unknown:
             return
         challenges = {node: self.keys.challenge() for node in unknown} if self.keys else {}
-        asked = {
-            node: {CHALLENGE: ConfigRecord({CHALLENGE: value})}
-            for node, value in challenges.items()
-        }
-        letters = {
-            node: partial(self._letter, node, number, DESCRIBE, RecordDict(asked.get(node, {})))
-            for node in unknown
-        }
+        letters = {}
+        for node in unknown:
+            question = RecordDict()
+            if node in challenges:
+                question[CHALLENGE] = ConfigRecord({CHALLENGE: challenges[node]})
+            letters[node] = partial(self._letter, node, number, DESCRIBE, question)
         down = wire_bytes(next(iter(letters.values()))())
         for reply in self._exchange(grid, letters):
             node = reply.client

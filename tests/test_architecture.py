@@ -110,6 +110,9 @@ DOORS: dict[str, tuple[str, ...]] = {
     ),
     "PIL": ("fedkd/data/pictures.py", "fedkd/data/transfer.py"),
     "cryptography": ("fedkd/noise.py", "simulations/deploy/keys.py"),
+    "httpx": ("simulations/deploy/gate.py",),
+    "starlette": ("simulations/deploy/gate.py",),
+    "uvicorn": ("simulations/deploy/gate.py",),
     "typer": ("simulations/cli.py", "simulations/commands/"),
     "click": ("simulations/cli.py", "simulations/commands/"),
     "rich": (

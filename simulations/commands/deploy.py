@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fedkd.config import Experiment, load_experiment
+from fedkd.config import ConfigError, Experiment, load_experiment
 from simulations.commands.arguments import Overrides
 from simulations.commands.configs import load
 
@@ -35,6 +36,9 @@ def init(
     ] = False,
     data: Annotated[str | None, typer.Option(help="folder of local data on the nodes")] = None,
     days: Annotated[int, typer.Option(help="how long certificates are valid", min=1)] = 365,
+    listen: Annotated[
+        str, typer.Option(help="address the server listens on for nodes (0.0.0.0: open to all)")
+    ] = "127.0.0.1",
 ) -> None:
     """Write certificates, node keys, start scripts and a README, one folder per machine."""
     from rich.console import Console
@@ -44,7 +48,7 @@ def init(
     from simulations.deploy.folder import deployable, write_folder
     from simulations.deploy.plan import Plan
 
-    plan = Plan(nodes, tuple(host), port, own_data, deal, data, days=days)
+    plan = Plan(nodes, tuple(host), port, own_data, deal, data, days=days, listen=listen)
     base = [*(overrides or []), f"clients={nodes}"]
     before = load(Experiment, config, base, "deploy init")
     check(before)
@@ -70,6 +74,47 @@ def policy(
     experiment = load_experiment(config, overrides or [])
     check(experiment)
     print(policy_text(experiment, workspace(experiment.to_json())), end="")
+
+
+@app.command("accept")
+def accept_(
+    node: Annotated[Path, typer.Argument(help="the node's folder, e.g. node-0")],
+    checkout: Annotated[Path, typer.Argument(help="the checkout that you have read")],
+    keep: Annotated[
+        bool, typer.Option("--keep", help="go on accepting what was accepted before")
+    ] = False,
+) -> None:
+    """Let a node run the code of a checkout: no other is unpacked. Then start it again."""
+    from simulations.deploy.apps import checkout_hash
+    from simulations.deploy.folder import accept
+
+    app = checkout_hash(checkout.expanduser())
+    apps = accept(node.expanduser(), app, keep=keep)
+    print(f"accepted {app} ({len(apps)} in all); start supernode.sh again")
+
+
+@app.command("gate", hidden=True)
+def gate(folder: Annotated[Path, typer.Argument(help="the server's folder")]) -> None:
+    """Pass on what nodes need to the SuperLink; started by superlink.sh."""
+    from simulations.deploy.gate import serve
+
+    port, superlink_port = (_port(name) for name in ("PORT", "CONTROL_PORT"))
+    serve(folder.resolve(), os.environ.get("LISTEN") or "127.0.0.1", port, superlink_port)
+
+
+def _port(name: str) -> int:
+    value = os.environ.get(name, "")
+    if not value.isdecimal() or not 0 < int(value) < 65536:
+        raise ConfigError(f"{name} in settings.env: expected a port, got {value!r}")
+    return int(value)
+
+
+@app.command("supernode", hidden=True)
+def supernode(folder: Annotated[Path, typer.Argument(help="the node's folder")]) -> None:
+    """Be Flower's SuperNode for accepted apps only; started by supernode.sh."""
+    from simulations.deploy.supernode import run
+
+    run(os.environ, folder.resolve())
 
 
 @app.command("check")

@@ -24,6 +24,7 @@ from fedkd.privacy.policy import (
 from fedkd.records import read_json
 from fedkd.rounds import Workspace
 from fedkd.rundir import versions
+from simulations.deploy.apps import read_apps
 from simulations.deploy.fingerprint import fingerprint_of
 from simulations.deploy.folder import read_settings
 
@@ -85,8 +86,10 @@ def check_node(folder: Path) -> Iterator[Finding]:
     expected = read_json(file, _FINGERPRINT)
     yield from _check_data(folder, settings, expected)
     yield from _check_policy(folder, settings, experiment)
+    yield _check_app(settings, expected.get("app"))
     yield from _check_versions(expected["versions"])
-    yield _guard("key", lambda: _check_key(folder / "node.key"))
+    key = folder / Path(settings.get("KEY") or "node.key").expanduser()
+    yield _guard("key", lambda: _check_key(key))
     yield _guard("SuperLink", lambda: _check_superlink(settings["SUPERLINK"], folder / "ca.crt"))
     yield _check_gpu(experiment)
 
@@ -140,6 +143,19 @@ def _check_policy(
         yield Finding("policy", "failed", str(refusal), f"change {place.name}, or stay out")
     except (ValueError, OSError):
         return  # the finding about the data says it
+
+
+def _check_app(settings: dict[str, str], bundled: str | None) -> Finding:
+    """Which code the node runs, and whether it is what the server bundles."""
+    fix = "read the server's checkout, then `fedkd deploy accept . CHECKOUT`"
+    try:
+        apps = read_apps(settings.get("APPS", ""))
+    except ConfigError as error:
+        return Finding("app", "failed", str(error), fix)
+    if bundled is not None and bundled not in apps:
+        return Finding("app", "failed", f"the server bundles {bundled}, not accepted here", fix)
+    shown = ", ".join(app[:16] for app in sorted(apps))
+    return Finding("app", "ok", f"runs {shown} and no other code from the server")
 
 
 def _check_versions(theirs: dict[str, str]) -> Iterator[Finding]:

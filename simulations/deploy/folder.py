@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 from fedkd.config import ConfigError, Experiment
 from fedkd.data.own import write_private, write_public
+from fedkd.knowledge.store import write_atomically
 from fedkd.privacy.policy import Policy
 from fedkd.rounds import Workspace
 from simulations.deploy import scripts
+from simulations.deploy.apps import checkout_hash
 from simulations.deploy.fingerprint import fingerprint_of
 from simulations.deploy.keys import certificates, node_pair
 from simulations.deploy.plan import Plan
@@ -47,7 +51,8 @@ def _write_all(path: Path, plan: Plan, experiment: Experiment, space: Workspace)
     hosts = dict.fromkeys((*plan.hosts, "localhost", "127.0.0.1"))
     ca, server = certificates(list(hosts), days=plan.days)
     config = experiment.to_yaml()
-    fingerprint = json.dumps(fingerprint_of(space), indent=2) + "\n"
+    app = checkout_hash(plan.source)
+    fingerprint = json.dumps({**fingerprint_of(space), "app": app}, indent=2) + "\n"
     policy = policy_text(experiment, space)
     address = plan.address
 
@@ -78,7 +83,7 @@ def _write_all(path: Path, plan: Plan, experiment: Experiment, space: Workspace)
         _put(node / "experiment.yaml", config, PLAIN)
         _put(node / "fingerprint.json", fingerprint, PLAIN)
         _put(node / "policy.yaml", policy, PLAIN)
-        _put(node / "settings.env", scripts.node_settings(plan, number), SECRET)
+        _put(node / "settings.env", scripts.node_settings(plan, number, app), SECRET)
         _put(node / "supernode.sh", scripts.SUPERNODE, SCRIPT)
         service = f"fedkd-supernode-{number}"
         _put(
@@ -113,14 +118,37 @@ def read_settings(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise ConfigError(f"{path} is missing: expected a folder that `fedkd deploy init` wrote")
     try:
-        text = path.read_text(encoding="utf-8")
+        words = shlex.split(path.read_text(encoding="utf-8"), comments=True)
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})"
         ) from None
-    lines = [line.strip() for line in text.splitlines()]
-    pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
-    return {key.strip(): value.strip().strip("\"'") for key, _, value in pairs}
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: expected lines KEY=value as a shell reads them ({error})"
+        ) from None
+    return {key: value for key, _, value in (word.partition("=") for word in words)}
+
+
+def accept(node: Path, app: str, *, keep: bool) -> tuple[str, ...]:
+    """Make `app` the one that a node runs, in its settings.env.
+
+    Args:
+        node: The node's folder.
+        app: The hash.
+        keep: Go on with the apps accepted before.
+
+    Returns:
+        All apps that are accepted now.
+    """
+    path = node / "settings.env"
+    before = read_settings(path).get("APPS", "").split() if keep else []
+    apps = tuple(dict.fromkeys([*before, app]))
+    line = f"APPS={shlex.quote(' '.join(apps))}"
+    text = path.read_text(encoding="utf-8")
+    text, found = re.subn(r"(?m)^APPS=.*$", lambda _: line, text)
+    write_atomically(path, (text if found else f"{text}{line}\n").encode(), private=True)
+    return apps
 
 
 def _put(path: Path, content: str | bytes, mode: int) -> None:

@@ -40,6 +40,7 @@ class Plan:
         data: Folder of local data on the nodes; None: to be filled in.
         source: The fedkd checkout that `flwr run` bundles.
         days: How long the certificates are valid.
+        listen: Address on which the SuperLink's machine listens for nodes.
     """
 
     nodes: int
@@ -50,6 +51,7 @@ class Plan:
     data: str | None = None
     source: Path = field(default_factory=checkout)
     days: int = 365
+    listen: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
         if self.nodes < 1:
@@ -61,8 +63,17 @@ class Plan:
                 raise ConfigError(
                     f"--host: expected a DNS name or an IP address without a port, got {host!r}"
                 )
+        if not 0 < self.port < 65536:
+            raise ConfigError(f"--port: expected 1 to 65535, got {self.port}")
+        if not _is_address(self.listen):
+            raise ConfigError(f"--listen: expected an IP address, got {self.listen!r}")
         if self.deal and not self.own_data:
             raise ConfigError("--deal goes with --own-data")
+
+    @property
+    def control_port(self) -> int:
+        """Port of the SuperLink itself, on the loopback."""
+        return self.port + 1 if self.port < 65535 else self.port - 1
 
     @property
     def address(self) -> str:
@@ -71,10 +82,16 @@ class Plan:
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
 
-def _is_host(host: str) -> bool:
+def _is_address(text: str) -> bool:
     try:
-        ipaddress.ip_address(host)
+        ipaddress.ip_address(text)
     except ValueError:
+        return False
+    return True
+
+
+def _is_host(host: str) -> bool:
+    if not _is_address(host):
         label = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
         return bool(re.fullmatch(rf"{label}(\.{label})*", host)) and len(host) < 254
     return True

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import shlex
+
 from simulations.deploy.plan import Plan
+from simulations.deploy.quoting import quoted
 
 _START = """\
 #!/bin/sh
@@ -24,12 +28,23 @@ umask 077
 mkdir -p "$FLWR_HOME"
 """
 
+# One implementation of quoting, here and in Python.
+_QUOTED = inspect.getsource(quoted)
+assert "'" not in _QUOTED
+
 SUPERLINK = (
-    _START.format(title="The SuperLink: TLS, and only nodes with a registered key.", home="server")
+    _START.format(
+        title="The SuperLink, and the gate that nodes come in by: ./superlink.sh [LISTEN]",
+        home="server",
+    )
     + """\
+LISTEN="${1:-$LISTEN}"
 FEDKD_DATA="${DATA_ROOT:-$PWD}"
 set +a
-exec flower-superlink --host "$LISTEN" --port "$PORT" \\
+# Flower's SuperLink obeys whoever reaches it (who starts runs, who registers keys), so it stays on
+# the loopback; the gate listens on LISTEN and passes on what nodes need, nothing else.
+fedkd deploy gate . &
+exec flower-superlink --host 127.0.0.1 --port "$CONTROL_PORT" \\
   --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \\
   --enable-supernode-auth --database state/superlink.db \\
   --disable-runtime-dependency-installation
@@ -40,16 +55,19 @@ FLWR = (
     _START.format(title="Flower's command line for this SuperLink (called `remote`).", home="cli")
     + """\
 set +a
-cat > "$FLWR_HOME/config.toml" <<TOML
-[superlink]
-default = "remote"
-[superlink.remote]
-address = "$SUPERLINK"
-root-certificates = "$PWD/ca.crt"
-TOML
+python3 -c '
+import sys
+"""
+    + _QUOTED
+    + """
+address, ca = map(quoted, sys.argv[1:])
+print("[superlink]\\ndefault = \\"remote\\"\\n[superlink.remote]")
+print(f"address = {address}\\nroot-certificates = {ca}")
+' "127.0.0.1:$CONTROL_PORT" "$PWD/ca.crt" > "$FLWR_HOME/config.$$"
+mv "$FLWR_HOME/config.$$" "$FLWR_HOME/config.toml"
 exec flwr "$@"
 """
-)
+)  # fmt: skip
 
 REGISTER = """\
 #!/bin/sh
@@ -69,7 +87,8 @@ done
 ./flwr.sh supernode list remote
 """
 
-RUN = """\
+RUN = (
+    """\
 #!/bin/sh
 # Start a run and follow it: ./run.sh [key=value ...], or ./run.sh --resume runs/NAME
 # Exit code 0 only if the run was completed (`flwr run --stream` exits with 0 in any case).
@@ -77,17 +96,26 @@ set -eu
 resume=
 if [ "${1:-}" = --resume ]; then resume=$(realpath "$2"); fi
 cd "$(dirname "$0")"
+given="${FEDKD_SOURCE:-}"
 . ./settings.env
+FEDKD_SOURCE="${given:-$FEDKD_SOURCE}"
 PATH="${FEDKD_BIN:+$FEDKD_BIN:}$PATH"
 if [ ! -f "$FEDKD_SOURCE/pyproject.toml" ]; then
   echo "FEDKD_SOURCE in settings.env: expected a checkout of fedkd, got '$FEDKD_SOURCE'" >&2
   exit 2
 fi
-if [ -n "$resume" ]; then
-  settings="resume='$resume'"
-else
-  settings="config='$PWD/experiment.yaml' output='$PWD/runs' overrides='$*'"
-fi
+settings=$(python3 -c '
+import shlex, sys
+"""
+    + _QUOTED
+    + """
+resume, here, *words = sys.argv[1:]
+facts = dict(config=here + "/experiment.yaml", output=here + "/runs", overrides=shlex.join(words))
+if resume:
+    facts = dict(resume=resume)
+facts["keys"] = here + "/nodes"
+print(" ".join(f"{name}={quoted(value)}" for name, value in facts.items()))
+' "$resume" "$PWD" "$@")
 id=$(./flwr.sh run "$FEDKD_SOURCE" remote --format json --run-config "$settings" | python3 -c \\
   'import json, sys; text = sys.stdin.read(); print(json.loads(text[text.index("{"):])["run-id"])')
 echo "run id $id; Ctrl-C ends the log, not the run (./flwr.sh stop $id remote)"
@@ -103,24 +131,21 @@ done
 echo "$status"
 [ "$status" = finished:completed ]
 """
+)
 
 SUPERNODE = (
     _START.format(title="One SuperNode: trains on its own images, says what its teacher thinks.",
                   home="node")
     + """\
 set +a
-absolute() { case "$1" in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
-config="partition-id=$PARTITION_ID num-partitions=$NUM_PARTITIONS"
-config="$config state-dir=\\"$(absolute "$STATE")\\" policy=\\"$(absolute "$POLICY")\\""
-if [ -n "$DATA" ]; then config="$config data=\\"$(absolute "$DATA")\\""; fi
-if [ -n "$DATA_ROOT" ]; then config="$config data-root=\\"$(absolute "$DATA_ROOT")\\""; fi
 child=
 trap 'trap - TERM INT; [ -z "$child" ] || kill "$child"; wait; exit 0' TERM INT
 while :; do
-  flower-supernode --superlink "$SUPERLINK" --root-certificates ca.crt \\
-    --auth-supernode-private-key node.key --port "$RUNTIME_PORT" --node-config "$config" &
+  fedkd deploy supernode . &
   child=$!
-  wait "$child" && exit 0
+  code=0
+  wait "$child" || code=$?
+  case $code in 0|2) exit $code ;; esac  # ended by its owner; or a setting has to be mended
   # Not registered yet; or it was killed, and the SuperLink takes it for alive until it has
   # missed the heartbeat (up to a minute) and lets nobody in with the same key.
   echo "the SuperNode ended; once more in 5 seconds" >&2
@@ -134,55 +159,67 @@ done
 def server_settings(plan: Plan) -> str:
     """settings.env of the SuperLink."""
     return f"""\
-# Where nodes reach the SuperLink, and where it listens.
-SUPERLINK={plan.address}
-LISTEN=0.0.0.0
-PORT={plan.port}
+# Where nodes reach the SuperLink: a name or address in its certificate.
+{_line("SUPERLINK", plan.address)}
+# Where the gate listens for nodes. 127.0.0.1: nobody outside reaches it. 0.0.0.0: open to nodes.
+{_line("LISTEN", plan.listen)}
+{_line("PORT", plan.port)}
+# Where the SuperLink itself listens, on the loopback of this machine only.
+{_line("CONTROL_PORT", plan.control_port)}
 # The fedkd checkout that `flwr run` bundles.
-FEDKD_SOURCE="${{FEDKD_SOURCE:-{plan.source}}}"
+{_line("FEDKD_SOURCE", plan.source)}
 # Folder of local data{_server_data(plan)}
-DATA_ROOT="{"" if plan.own_data else plan.data or ""}"
+{_line("DATA_ROOT", "" if plan.own_data else plan.data or "")}
 # Folder of the installed commands (venv/bin), if they are not on PATH.
-FEDKD_BIN=""
+FEDKD_BIN=''
 """
+
+
+def _line(name: str, value: object) -> str:
+    """A setting that means the same to the shell, whatever characters it holds."""
+    return f"{name}={shlex.quote(str(value))}"
 
 
 def _server_data(plan: Plan) -> str:
     return "; empty: here, where public.npz is." if plan.own_data else ", as FEDKD_DATA."
 
 
-def node_settings(plan: Plan, number: int) -> str:
+def node_settings(plan: Plan, number: int, app: str) -> str:
     """settings.env of a SuperNode; relative paths start from its folder."""
     if plan.own_data:
         data = f"""\
 # This node's own images: an .npz file with uint8 images x and labels y, or a folder of pictures
 # with one subfolder per class. They stay here.
-DATA="{"private.npz" if plan.deal else ""}"
+{_line("DATA", "private.npz" if plan.deal else "")}
 # Folder of public.npz.
-DATA_ROOT="."
+DATA_ROOT=.
 """
     else:
         data = f"""\
 # Empty: the experiment deals the data set, and this node takes its part of it.
-DATA=""
+DATA=''
 # Folder of local data; digits and synthetic need none.
-DATA_ROOT="{plan.data or ""}"
+{_line("DATA_ROOT", plan.data or "")}
 """
     return f"""\
 # Where the SuperLink is; this name or address has to be one in its certificate.
-SUPERLINK={plan.address}
-# Which client this is, counted from 0, and how many there are.
+{_line("SUPERLINK", plan.address)}
+# Which client this is, counted from 0, and how many there are. Its key proves it to the server.
 PARTITION_ID={number}
 NUM_PARTITIONS={plan.nodes}
+KEY=node.key
+# The code this node runs, by hash; the server sends it and no other is unpacked. To accept other
+# code that you have read: fedkd deploy accept . CHECKOUT
+{_line("APPS", app)}
+# What this node allows, whatever the server asks for; read it, it is yours to change.
+POLICY=policy.yaml
 {data}\
 # Where teachers are kept between messages and over restarts. Private.
-STATE="state"
-# What this node allows, whatever the server asks for; read it, it is yours to change.
-POLICY="policy.yaml"
+STATE=state
 # A port of this machine's loopback; another one for each node on the same machine.
 RUNTIME_PORT={9100 + number}
 # Folder of the installed commands (venv/bin), if they are not on PATH.
-FEDKD_BIN=""
+FEDKD_BIN=''
 """
 
 
@@ -199,7 +236,7 @@ After=network-online.target
 [Service]
 User=fedkd
 WorkingDirectory=FOLDER
-ExecStart=FOLDER/{script}
+ExecStart="FOLDER/{script}"
 Restart=on-failure
 RestartSec=5
 NoNewPrivileges=yes
@@ -218,7 +255,7 @@ def compose(plan: Plan) -> str:
         f"""\
   superlink:
     <<: *machine
-    command: ["/deploy/superlink.sh"]
+    command: ["/deploy/superlink.sh", "0.0.0.0"]
     environment: {{FEDKD_SOURCE: /src}}
     volumes: ["./superlink:/deploy"]
     ports: ["{plan.port}:{plan.port}"]
@@ -275,7 +312,8 @@ secret. The certificate is valid for {plan.days} days and for: {", ".join(plan.h
 1. Install the same fedkd on every machine: `pip install /path/of/the/checkout`.
 2. Copy `superlink/` to the server and `node-K/` to node K, over a secure channel (`scp -pr`).
    {data}
-3. On the server: `./superlink.sh`, then in another shell `./register.sh`.
+3. On the server: set `LISTEN=0.0.0.0` in `settings.env` to let nodes in, then `./superlink.sh`, and
+   in another shell `./register.sh`.
 4. On each node: `fedkd deploy check .`, then `./supernode.sh`.
 5. On the server: `./run.sh`, with `key=value` words to override `experiment.yaml`.
    Meanwhile, and afterwards: `fedkd status runs/NAME`.

@@ -1,0 +1,156 @@
+"""The door that nodes come in by: it passes on what a node needs, and nothing else.
+
+Flower's SuperLink serves nodes (Fleet), the command line (Control) and the server's own processes
+(Runtime) on one port, and asks nobody for a credential on the second and third. So it listens on
+the loopback of its machine, and this gate listens where nodes can reach it: TLS with the same
+certificate, the exact paths of the Fleet API that a registered node calls, 404 for all others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+logger = logging.getLogger(__name__)
+
+# Registering is missing: the operator registers keys, by Control.
+CALLS = (
+    "activate-node",
+    "deactivate-node",
+    "send-node-heartbeat",
+    "pull-messages",
+    "push-messages",
+    "get-run",
+    "get-fab",
+    "push-object",
+    "pull-object",
+    "confirm-message-received",
+)
+# Flower cuts arrays into pieces of 5 MiB, and looks who is calling only after it has read all.
+MAX_BODY = 64 * 2**20
+SECONDS = 60.0
+# Headers of one hop, or made anew by the next one.
+_HOP = {
+    "connection", "content-length", "expect", "host", "keep-alive", "proxy-authenticate",
+    "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade",
+}  # fmt: skip
+
+
+class _TooLong(Exception):
+    """A body of more than `MAX_BODY` bytes."""
+
+
+def make_gate(superlink: str, transport: httpx.AsyncBaseTransport) -> Starlette:
+    """The gate as an ASGI app.
+
+    Args:
+        superlink: Base URL of the SuperLink.
+        transport: How it is reached.
+    """
+    client = httpx.AsyncClient(base_url=superlink, transport=transport, timeout=SECONDS)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with client:
+            yield
+
+    async def forward(request: Request) -> Response:
+        try:
+            body = await _body(request)
+            # The path is one of ours, so no trick in it reaches the SuperLink; a query is dropped.
+            answer = await client.post(
+                request.url.path, headers=_passed(request.headers), content=body
+            )
+        except _TooLong:
+            return PlainTextResponse("the body is too long\n", 413)
+        except ClientDisconnect:
+            return PlainTextResponse("the node is gone\n", 400)
+        except httpx.HTTPError as error:
+            logger.warning("the SuperLink does not answer: %s", type(error).__name__)
+            return PlainTextResponse("the SuperLink does not answer\n", 502)
+        headers = _passed(answer.headers)
+        headers.pop("content-encoding", None)  # httpx has decoded it
+        return Response(answer.content, answer.status_code, headers)
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        whose = request.client.host if request.client else "nobody"
+        logger.warning("refused %s %.200r from %s", request.method, request.url.path, whose)
+        return PlainTextResponse("not for nodes\n", 404)
+
+    routes = [Route(f"/v1/fleet/{call}", forward, methods=["POST"]) for call in CALLS]
+    gate = Starlette(
+        routes=routes, lifespan=lifespan, exception_handlers={404: refuse, 405: refuse}
+    )
+    gate.router.redirect_slashes = False
+    return gate
+
+
+def _passed(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name.lower() not in _HOP}
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_BODY:
+            raise _TooLong
+    return bytes(body)
+
+
+def serve(folder: Path, host: str, port: int, superlink_port: int) -> None:
+    """Serve the gate with the certificate in `folder`, as long as the SuperLink lives.
+
+    `superlink.sh` starts it beside the SuperLink, whose process is its parent: it ends with it, and
+    if it ends first (say its port is taken) it ends the SuperLink, lest nodes wait in front of
+    nothing.
+    """
+    parent = os.getppid()
+    trusted = ssl.create_default_context(cafile=str(folder / "ca.crt"))
+    everybody = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+    transport = httpx.AsyncHTTPTransport(verify=trusted, limits=everybody, trust_env=False)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            make_gate(f"https://127.0.0.1:{superlink_port}", transport),
+            host=host,
+            port=port,
+            ssl_certfile=str(folder / "server.crt"),
+            ssl_keyfile=str(folder / "server.key"),
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            timeout_graceful_shutdown=5,
+            log_level="warning",
+        )
+    )
+
+    async def run() -> None:
+        watch = asyncio.create_task(_end_with(parent, server))
+        await server.serve()
+        watch.cancel()
+
+    try:
+        asyncio.run(run())
+    finally:
+        if os.getppid() == parent:
+            os.kill(parent, signal.SIGTERM)
+
+
+async def _end_with(parent: int, server: uvicorn.Server) -> None:
+    while os.getppid() == parent:
+        await asyncio.sleep(0.5)
+    server.should_exit = True
