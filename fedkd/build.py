@@ -171,7 +171,7 @@ def found_again(
 
 def run_data(run: RunDirectory) -> FederatedData:
     """The images of a run. Raises as `found_again`."""
-    import_plugins(run.experiment.plugins)
+    run.import_plugins()
     return found_again(run, partial(build_data, run.experiment), lambda data: data)
 
 

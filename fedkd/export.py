@@ -272,7 +272,7 @@ def _checkpoint(run: RunDirectory) -> dict[str, Any]:
 def _filled(
     run: RunDirectory, signature: Signature, model: Component, state: dict[str, Tensor]
 ) -> Network:
-    network = signature.network(model)
+    network = signature.network(model, run)
     try:
         network.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:

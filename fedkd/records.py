@@ -187,10 +187,40 @@ class Damaged(ValueError):
     Args:
         where: The file, and the line.
         why: What is wrong.
+        remedy: What to do.
     """
 
-    def __init__(self, where: Path | str, why: str) -> None:
-        super().__init__(f"{where} is damaged ({why}); restore it from a copy")
+    def __init__(self, where: Path | str, why: str, remedy: str = "restore it from a copy") -> None:
+        super().__init__(f"{where} is damaged ({why}); {remedy}")
+
+
+def refuse_link(path: Path) -> None:
+    """Raise `Damaged` if a file or folder of a run is a symbolic link: it is somebody else's."""
+    if path.is_symlink():
+        raise Damaged(
+            path,
+            "a symbolic link, which is not followed here",
+            "put what it points to in its place",
+        )
+
+
+def check_tree(path: Path) -> None:
+    """Raise `Damaged` if anything below a run's folder is neither a file nor a folder.
+
+    What comes from elsewhere may hold links to files of this machine, which would be read, written
+    or deleted in their place, and pipes, which are never read to the end.
+    """
+    try:
+        entries = list(os.scandir(path))
+    except (FileNotFoundError, NotADirectoryError):  # of a live run, which replaces its files
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            check_tree(Path(entry.path))
+        elif entry.is_symlink():
+            refuse_link(Path(entry.path))
+        elif not entry.is_file(follow_symlinks=False) and Path(entry.path).exists():
+            raise Damaged(entry.path, "neither a file nor a folder", "remove it")
 
 
 def read_json(path: Path, shape: Any = None) -> Any:
@@ -236,9 +266,15 @@ def read_lines(path: Path, shape: Any = None) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append a record to a JSON-lines file; a line that a crash cut short is dropped first."""
-    with path.open("a+b") as file:
+def append_line(path: Path, record: Mapping[str, Any]) -> bool:
+    """Append a record to a JSON-lines file; a line that a crash cut short is dropped first.
+
+    Returns:
+        Whether one was dropped.
+    """
+    dropped = False
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with os.fdopen(descriptor, "a+b") as file:
         if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             file.seek(0)
             content = file.read()
@@ -247,7 +283,9 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
                 file.write(b"\n")
             else:
                 file.truncate(whole)
+                dropped = True
         file.write(json.dumps(record).encode() + b"\n")
+    return dropped
 
 
 def mismatch(value: Any, shape: Any, where: str = "") -> str | None:

@@ -84,9 +84,10 @@ def prepare(
         without: Clients to take out.
         parent: Folder of the new run; default: beside the run.
     """
+    run.import_plugins()
     parent = parent or run.path.parent
     lineage = {"source": run.identity, "without": sorted(without), "mode": "exact"}
-    if (begun := _find(parent, lineage)) is not None:
+    if (begun := _find(run, parent, lineage)) is not None:
         return begun
     # The baselines are measures beside the student: the new run takes them from the old one.
     evaluation = run.experiment.evaluation.model_copy(update={"baselines": ()})
@@ -129,6 +130,7 @@ def continue_without(
 
     What it took over from these clients in its weights is written over, not removed.
     """
+    run.import_plugins()
     checkpoint = run.load_checkpoint()
     if checkpoint is None:
         raise ConfigError(f"{run.path} has no checkpoint to go on from")
@@ -149,7 +151,7 @@ def continue_without(
 def find_exact(run: RunDirectory, without: Collection[int]) -> RunDirectory | None:
     """A finished exact removal of these clients beside the run."""
     lineage = {"source": run.identity, "without": sorted(without), "mode": "exact"}
-    found = _find(run.path.parent, lineage)
+    found = _find(run, run.path.parent, lineage)
     return found if found is not None and (found.path / EVIDENCE).is_file() else None
 
 
@@ -290,12 +292,13 @@ def tainted(run: RunDirectory, without: Collection[int]) -> list[RunDirectory]:
 def erase(run: RunDirectory, paths: Iterable[Path], without: Collection[int]) -> None:
     """Delete what `erasable` found, and write down that it was done."""
     erased = []
-    for path in paths:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-        erased.append(str(path.relative_to(run.path)))
+    with run.lock:
+        for path in paths:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            erased.append(str(path.relative_to(run.path)))
     run.metric("erased", clients=sorted(without), paths=erased)
     run.metric(
         "warning",
@@ -363,8 +366,8 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _find(parent: Path, lineage: dict[str, Any]) -> RunDirectory | None:
+def _find(run: RunDirectory, parent: Path, lineage: dict[str, Any]) -> RunDirectory | None:
     for file in sorted(parent.glob(f"*/{LINEAGE}")):
         if read_json(file, SHAPES[LINEAGE]) == lineage:
-            return RunDirectory.open(file.parent)
+            return RunDirectory.open(file.parent, trust=run.trusted)
     return None

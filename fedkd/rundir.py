@@ -1,6 +1,7 @@
 """A run's folder: everything that happened, in files a person can open.
 
 config.yaml      the resolved config          versions.json  what ran it
+config.sha256    hash of its values, which stay the same when the run goes on
 signature.json   what its student needs where the data set is not
 sessions.json    when somebody worked on it, and how long
 metrics.jsonl    one JSON object per event    ledger.jsonl   bytes per message
@@ -20,7 +21,8 @@ import math
 import platform
 import secrets
 import time
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -29,11 +31,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedkd.config import ConfigError, Experiment, Section, import_plugins, load_experiment
+from fedkd.config import (
+    ConfigError,
+    Experiment,
+    Section,
+    import_trusted,
+    load_experiment,
+    parse_yaml,
+)
 from fedkd.knowledge.store import KnowledgeStore, write_atomically
-from fedkd.records import EVENTS, MESSAGE, SHAPES, Damaged, append_line, read_json, read_lines
+from fedkd.lock import Lock
+from fedkd.records import (
+    EVENTS,
+    MESSAGE,
+    SHAPES,
+    Damaged,
+    append_line,
+    check_tree,
+    read_json,
+    read_lines,
+    refuse_link,
+)
 
 SESSIONS = "sessions.json"
+PINNED = "config.sha256"
 
 logger = logging.getLogger(__name__)
 
@@ -43,35 +64,71 @@ _PACKAGES = ("fedkd", "torch", "torchvision", "flwr", "ray", "flwr-datasets", "n
 class RunDirectory:
     """The folder of one run; create it with `new` or open it with `open`."""
 
-    def __init__(self, path: Path, experiment: Experiment, identity: str) -> None:
+    def __init__(
+        self, path: Path, experiment: Experiment, identity: str, *, trusted: bool = True
+    ) -> None:
         self.path = path
         self.experiment = experiment
         self.identity = identity
+        #: Whether its plugins, which are code, may be imported.
+        self.trusted = trusted
+        #: Held by whoever writes rounds into it.
+        self.lock = Lock(path)
+        self._stores: dict[tuple[int, str], KnowledgeStore] = {}
 
     @classmethod
     def new(cls, experiment: Experiment, parent: str | Path | None = None) -> RunDirectory:
         """A fresh folder under `parent` (default: the config's `output`)."""
         name = f"{experiment.name}-seed{experiment.seed}"
         path = new_folder(parent or experiment.output, name, experiment)
+        write_atomically(path / PINNED, f"{_config_hash(path)}\n".encode())
         return cls(path, experiment, path.name)
 
     @classmethod
-    def open(cls, path: str | Path) -> RunDirectory:
-        """An existing run. Raises `ConfigError` if `path` is none."""
+    def open(cls, path: str | Path, *, trust: bool = False) -> RunDirectory:
+        """An existing run, which is only read: nothing in it is made, changed or followed.
+
+        Args:
+            path: Its folder.
+            trust: Import the plugins that its config names. They are code, and the folder may be
+                somebody else's; without, those alone are used that are imported already.
+
+        Raises:
+            ConfigError: `path` is no run directory, or something in it is a link.
+        """
         path = Path(path).expanduser().resolve()
         if not (path / "config.yaml").is_file():
             raise ConfigError(f"{path} is not a run directory (it has no config.yaml)")
+        with _refused():
+            check_tree(path)
         try:
             experiment = load_experiment(path / "config.yaml", plugins=False)
         except ConfigError as error:
             raise ConfigError(
                 f"{path} is not a run directory (its config.yaml is not that of one: {error})"
             ) from None
+        run = cls(path, experiment, path.name, trusted=trust)
         try:
-            import_plugins(experiment.plugins)
+            run.import_plugins()
         except ConfigError as error:  # whoever needs one says so; its state can be shown without
             logger.info("%s: %s", path, error)
-        return cls(path, experiment, path.name)
+        return run
+
+    def import_plugins(self) -> None:
+        """Import the config's plugins. Raises `ConfigError` if the run is not trusted."""
+        import_trusted(self.experiment.plugins, self.path, trust=self.trusted)
+
+    def check_config(self) -> None:
+        """Raise `ConfigError` if config.yaml is not the one that the run began with."""
+        pinned = self.path / PINNED
+        if pinned.is_file() and pinned.read_text(errors="replace").strip() != _config_hash(
+            self.path
+        ):
+            raise ConfigError(
+                f"{self.path / 'config.yaml'} was changed since the run began ({PINNED} has the "
+                "hash of its values): put it back to go on, or start a new run with it: fedkd run "
+                f"{self.path / 'config.yaml'}"
+            )
 
     # -- what happened ---------------------------------------------------------------------
 
@@ -81,7 +138,12 @@ class RunDirectory:
 
     def ledger(self, **facts: Any) -> None:
         """Append one message's bytes to ledger.jsonl."""
-        append_line(self.path / "ledger.jsonl", facts)
+        if append_line(self.path / "ledger.jsonl", facts):
+            self.metric(
+                "warning",
+                text="a line of ledger.jsonl was cut short, by a crash or a full disk: the bytes "
+                "of one message are not counted",
+            )
 
     def metrics(self, event: str | None = None) -> list[dict[str, Any]]:
         """All events, or those called `event`."""
@@ -132,25 +194,71 @@ class RunDirectory:
 
     def knowledge(self, round_number: int, what: str = "transfer") -> KnowledgeStore:
         """The round's knowledge about the `transfer` (or `test`) images."""
-        return KnowledgeStore(self.path / "knowledge" / f"round-{round_number:04d}" / what)
+        key = (round_number, what)
+        if key not in self._stores:  # kept, since it knows whose files it has looked through
+            folder = self.path / "knowledge" / f"round-{round_number:04d}"
+            with _refused():
+                for path in (folder.parent, folder):
+                    refuse_link(path)
+            self._stores[key] = KnowledgeStore(folder / what)
+        return self._stores[key]
 
     def save_checkpoint(self, round_number: int, state: dict[str, Any]) -> None:
         """Keep `state` as the state after `round_number`; those of earlier rounds stay too."""
         save_state(self._checkpoint(round_number), {"round": round_number, **state})
 
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest readable checkpoint, or None; an unreadable one is passed over."""
+    def load_checkpoint(
+        self, passed_over: Callable[[str], None] | None = None
+    ) -> dict[str, Any] | None:
+        """The newest usable checkpoint, or None; what cannot be used is passed over.
+
+        Args:
+            passed_over: Hears of each that is; default: a warning in the log.
+        """
+        try:
+            known = {record["round"]: record.get("hash") for record in self.metrics("round")}
+        except ConfigError:  # a student can be used without what is written about it
+            known = {}
         for path in sorted((self.path / "checkpoints").glob("round-*.pt"), reverse=True):
             try:
-                return load_state(path)
+                with _refused():
+                    refuse_link(path)
+                state = load_state(path)
+                _check_checkpoint(path, state, known)
+                return state
             except (RuntimeError, OSError, EOFError, ValueError) as error:
-                text = f"{path.name} is unreadable ({error}), passed over"
-                logger.warning("%s: %s", self.path, text)
-                self.metric("warning", text=text)
+                text = f"checkpoint {path.name} is passed over: {error}"
+                if passed_over is None:
+                    logger.warning("%s: %s", self.path, text)
+                else:
+                    passed_over(text)
         return None
 
     def _checkpoint(self, round_number: int) -> Path:
         return self.path / "checkpoints" / f"round-{round_number:04d}.pt"
+
+
+def _check_checkpoint(path: Path, state: Any, known: Mapping[int, str | None]) -> None:
+    """Raise `ValueError` unless this is the state after the round that the file is named for."""
+    student = state.get("student") if isinstance(state, dict) else None
+    if not isinstance(student, dict) or not all(isinstance(t, Tensor) for t in student.values()):
+        raise ValueError("it holds no student")
+    number = state.get("round")
+    if path.stem != f"round-{number:04d}" if isinstance(number, int) else True:
+        raise ValueError(f"it is of round {number}")
+    found = weights_hash(student)
+    if known.get(number) not in (None, found):
+        raise ValueError(
+            f"its student has the hash {found}, metrics.jsonl says {known[number]} of that round"
+        )
+
+
+def _config_hash(path: Path) -> str:
+    """Of the values in config.yaml, however they are written."""
+    file = path / "config.yaml"
+    values = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager
@@ -195,11 +303,15 @@ class Session:
             self._run.write_json(SESSIONS, [*self._before, now])
 
     def __enter__(self) -> Session:
+        self._run.lock.__enter__()
         self.note()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.note(every=0.0)
+        try:
+            self.note(every=0.0)
+        finally:
+            self._run.lock.__exit__()
 
 
 def _sessions(run: RunDirectory) -> list[dict[str, float]]:
@@ -249,8 +361,12 @@ def save_state(path: Path, state: dict[str, Any], *, private: bool = False) -> N
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Load what `save_state` wrote; never unpickles code."""
+    """Load what `save_state` wrote, if it is what was written; never unpickles code."""
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums in it
+                if (part := archive.testzip()) is not None:
+                    raise ValueError(f"the checksum of its part {part} is wrong")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports a damaged file in half a dozen exception types
         raise RuntimeError(f"cannot read {path}: {type(error).__name__}: {error}") from error
@@ -259,8 +375,13 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def network_hash(network: nn.Module) -> str:
     """Hash of all weights and buffers: equal iff two networks are bit-identical."""
+    return weights_hash(network.state_dict())
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """`network_hash` of a network with these weights."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         value: Tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
         digest.update(value.numpy().tobytes())

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedkd.config import Component, ConfigError, Experiment, Positive, Section, import_plugins
+from fedkd.config import Component, ConfigError, Experiment, Positive, Section, import_trusted
 from fedkd.config import validate as validated
 from fedkd.data.images import ImageSet
 from fedkd.data.splits import FederatedData
@@ -97,14 +97,18 @@ class Signature(Section):
         """(channels, height, width) of the images."""
         return self.pictures.channels, self.pictures.height, self.pictures.width
 
-    def network(self, model: Component) -> Network:
+    def network(self, model: Component, run: RunDirectory) -> Network:
         """An untrained network for these images and classes.
+
+        Args:
+            model: One of those of the run.
+            run: Whose signature this is; its plugins are imported only if it is trusted.
 
         Raises:
             ConfigError: there is no such model here, or it cannot take the images.
         """
         if model.name not in model_names():
-            self.import_plugins()
+            self._import_plugins(run)
         try:
             return build_model(
                 model.name,
@@ -118,11 +122,11 @@ class Signature(Section):
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
-    def import_plugins(self) -> None:
+    def _import_plugins(self, run: RunDirectory) -> None:
         """Import the run's plugins. Raises `ConfigError` that says where each one was."""
         for name, file in self.plugins.items():
             try:
-                import_plugins([name])
+                import_trusted([name], run.path, trust=run.trusted)
             except ConfigError as error:
                 where = f"; it was {file} when the run began" if file else ""
                 raise ConfigError(f"{error}{where}") from None

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -21,7 +22,7 @@ import configs
 from fedkd import __version__
 from fedkd.config import ConfigError, Experiment
 from simulations.commands.ablate import ablate
-from simulations.commands.arguments import Config, Overrides, RunPath, StudentPath
+from simulations.commands.arguments import Config, Overrides, RunPath, StudentPath, Trust
 from simulations.commands.attack import attack
 from simulations.commands.audit import audit
 from simulations.commands.compare import compare, report_again
@@ -63,6 +64,7 @@ def run(
     runner: Annotated[
         str, typer.Option(help="ray (Flower's simulation runtime) or local (one process)")
     ] = "ray",
+    trust: Trust = False,
 ) -> None:
     """Run an experiment: teachers, knowledge, fusion, student, report."""
     from fedkd.build import check
@@ -76,7 +78,9 @@ def run(
     if resume is not None:
         if config is not None:
             raise ConfigError("--resume takes its config from the run; give no config beside it")
-        directory = open_run(resume)
+        directory = open_run(resume, trust=trust)
+        directory.import_plugins()
+        directory.check_config()
         if directory.metrics("erased"):
             raise ConfigError(
                 f"{directory.path}: clients were erased from this run, so it cannot go on; go on "
@@ -93,12 +97,13 @@ def run(
             keys = ", ".join(experiment.settled)
             print(f"note: not given, so set to what the promise allows: {keys}", file=sys.stderr)
         directory = RunDirectory.new(experiment)
-    go_on = f"fedkd run --resume {directory.path}"
+    trusted = " --trust" if directory.experiment.plugins else ""
+    go_on = f"fedkd run --resume {directory.path}{trusted}"
     try:
         if resume is not None and _is_finished(directory):
             print(f"finished already, after {directory.experiment.rounds} rounds: nothing is left")
         else:
-            with noted(directory.log, go_on):
+            with directory.lock, noted(directory.log, go_on):
                 _run(directory, runner)
     except Interrupted:
         print(f"interrupted; go on with: {go_on}", file=sys.stderr)
@@ -121,6 +126,7 @@ def distill(
         list[str] | None, typer.Argument(help="key=value, e.g. only=[kd,dkd] recipe.epochs=5")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="go on with this study's folder")] = None,
+    trust: Trust = False,
 ) -> None:
     """Compare distillation methods in one place: teachers, a student per method and seed."""
     from fedkd.central.config import Study
@@ -134,7 +140,8 @@ def distill(
     if resume is not None:
         if config is not None:
             raise ConfigError("--resume takes its config from the folder; give no config beside it")
-        folder = StudyFolder.open(resume)
+        folder = StudyFolder.open(resume, trust=trust)
+        folder.import_plugins()
         images = Images.load(folder.study)
     elif config is None:
         raise ConfigError("give a config file, e.g. fedkd distill configs/distill/digits.yaml")
@@ -143,11 +150,13 @@ def distill(
         images = prepare(study)  # what is missing or does not fit is said before a folder exists
         folder = StudyFolder.new(study)
     console = Console()
+    trusted = " --trust" if folder.study.plugins else ""
     try:
-        with StudyView(console) as view:
+        with folder.lock, StudyView(console) as view:
             results = run_study(folder, images, view)
     except Interrupted:
-        print(f"interrupted; go on with: fedkd distill --resume {folder.path}", file=sys.stderr)
+        go_on = f"fedkd distill --resume {folder.path}{trusted}"
+        print(f"interrupted; go on with: {go_on}", file=sys.stderr)
         sys.exit(130)
     console.print(study_table(results))
     console.print(f"study   {folder.path}", soft_wrap=True, highlight=False, markup=False)
@@ -291,19 +300,19 @@ def list_things(
 
 
 @app.command()
-def report(path: RunPath) -> None:
+def report(path: RunPath, trust: Trust = False) -> None:
     """Write the HTML report of a run, study, comparison or ablation again; print its table."""
     from fedkd.central.folder import StudyFolder
     from fedkd.report import write_report
     from fedkd.rundir import RunDirectory
     from simulations.tables import summary_table
 
-    if report_again(path):
+    if report_again(path, trust=trust):
         return
     if StudyFolder.is_one(path):
-        _report_study(path)
+        _report_study(path, trust)
         return
-    directory = RunDirectory.open(path)
+    directory = RunDirectory.open(path, trust=trust)
     written = write_report(directory)
     console = Console()
     summary = directory.read_json("summary.json")
@@ -312,28 +321,28 @@ def report(path: RunPath) -> None:
     console.print(f"report  {written}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _report_study(path: Path) -> None:
+def _report_study(path: Path, trust: bool) -> None:
     from fedkd.central.folder import StudyFolder
     from fedkd.central.report import write_report
     from fedkd.central.results import results
     from simulations.tables import study_table
 
-    folder = StudyFolder.open(path)
+    folder = StudyFolder.open(path, trust=trust)
     written = write_report(folder)
     console = Console()
     console.print(study_table(results(folder)))
     console.print(f"report  {written}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _student(path: Path) -> Any:
+def _student(path: Path, trust: bool) -> Any:
     """The run at `path`, or a student of a study."""
     from fedkd.central.folder import ROLES, StudyFolder
     from fedkd.central.training import load_trained
     from fedkd.rundir import RunDirectory
 
     if StudyFolder.is_one(path) or any((path / f"{role}.pt").is_file() for role in ROLES):
-        return load_trained(path)
-    return RunDirectory.open(path)
+        return load_trained(path, trust=trust)
+    return RunDirectory.open(path, trust=trust)
 
 
 @app.command()
@@ -341,6 +350,7 @@ def predict(
     path: StudentPath,
     images: Annotated[list[Path], typer.Argument(help="picture files, or folders of pictures")],
     top: Annotated[int, typer.Option(help="classes shown per picture")] = 3,
+    trust: Trust = False,
 ) -> None:
     """Name what is in pictures with a run's student; its folder is all that is needed."""
     from rich.text import Text
@@ -348,7 +358,7 @@ def predict(
     from fedkd.export import predict_files
 
     problems: list[str] = []
-    answered = predict_files(_student(path), images, top=top, on_error=problems.append)
+    answered = predict_files(_student(path, trust), images, top=top, on_error=problems.append)
     rows: list[tuple[str, list[str]]] = []
     try:
         for file, answers in answered:
@@ -375,11 +385,12 @@ def export(
     path: StudentPath,
     format: Annotated[str, typer.Option(help="torch (torch.export program) or onnx")] = "torch",
     output: Annotated[Path | None, typer.Option(help="file to write")] = None,
+    trust: Trust = False,
 ) -> None:
     """Write the student to one file and check it against the student."""
     from fedkd.export import export_student
 
-    done = export_student(_student(path), format, output)
+    done = export_student(_student(path, trust), format, output)
     kind = "test images" if done.missing is None else "images of noise"
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(
@@ -408,8 +419,8 @@ def _options(
 def main() -> None:
     """Entry point: whatever goes wrong is one line and an exit code, never a traceback."""
     _for_any_terminal()
-    _working_directory_last()
     words = sys.argv[1:]
+    _place_working_directory(words)
     try:
         code = run_app(typer.main.get_command(app), words)
         sys.stdout.flush()
@@ -446,14 +457,24 @@ def _for_any_terminal() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _working_directory_last() -> None:
+# What looks at a folder that may be somebody else's, often from within it.
+_LOOKS = frozenset(
+    ("audit", "contribution", "export", "predict", "quarantine", "report", "status", "unlearn")
+)
+
+
+def _place_working_directory(words: Sequence[str]) -> None:
     """The working directory is where `plugins:` live; it must not hide any other module.
 
-    Python puts it first for `python -m`.
+    Python puts it first for `python -m`. Commands that look at a folder, or go on with it, import
+    nothing from there unless they are told to trust it.
     """
     here = str(Path.cwd())
     if sys.path[0] in ("", here) and Path(configs.__file__).parents[1] != Path(here):
         del sys.path[0]
+    resumes = any(word.split("=")[0] == "--resume" for word in words)
+    if (resumes or not _LOOKS.isdisjoint(words[:1])) and "--trust" not in words:
+        return
     if here not in sys.path:
         sys.path.append(here)
 

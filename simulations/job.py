@@ -41,6 +41,7 @@ def run_job(
         session.note()
         notify(event, **facts)
 
+    run.check_config()
     if simulated:
         run.clients.mkdir(exist_ok=True)
     with Session(run) as session, threads(run.experiment.resources.server_threads):

@@ -121,6 +121,9 @@ def run_local(
         client_app: Another client app (fault injection).
         nodes: Size of the federation; default: the experiment's number of clients.
     """
+    if run is not None:
+        run.import_plugins()
+        run.check_config()
     check(experiment)
     check_machine(experiment, workers=False)
     space = workspace(experiment.to_json()) if run is None else workspace_of(run, experiment)

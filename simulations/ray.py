@@ -71,6 +71,9 @@ def run_ray(
         RuntimeError: the runtime failed; the run can be resumed.
     """
     os.environ.update(OFFLINE)
+    if run is not None:
+        run.import_plugins()
+        run.check_config()
     check(experiment)
     check_machine(experiment)
     space = workspace(experiment.to_json()) if run is None else workspace_of(run, experiment)

@@ -25,7 +25,10 @@ def main(grid: Grid, context: Context) -> None:
     log = _log_to_stderr()
     settings = context.run_config
     if settings.get("resume"):
-        run = RunDirectory.open(Path(str(settings["resume"])))
+        trust = settings.get("trust") is True
+        run = RunDirectory.open(Path(str(settings["resume"])), trust=trust)
+        run.import_plugins()
+        run.check_config()
         experiment = run.experiment
     else:
         words = shlex.split(str(settings.get("overrides", "")))

@@ -139,6 +139,7 @@ class FederatedDistillation(Strategy):
         """
         result = Result()
         self.summary()
+        self.server.recover()
         self._gather(grid)
         for number in range(self.server.round + 1, (num_rounds or self.experiment.rounds) + 1):
             self._meet(grid, number)

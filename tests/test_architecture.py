@@ -19,7 +19,7 @@ PACKAGES = ("fedkd", "strategies", "simulations", "configs")
 
 # Rooms from the ground up. A room may import from floors below its own, and from itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("closed_form", "options", "precision"),
+    ("closed_form", "lock", "options", "precision"),
     (
         "registry",
         "randomness",

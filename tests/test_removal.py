@@ -105,7 +105,7 @@ def test_evidence_compares_the_students_and_the_opinions(tiny: Tiny) -> None:
 def test_impossible_requests_are_refused(tiny: Tiny, clients: list[int], message: str) -> None:
     run = RunDirectory.new(tiny())
     run.metric("round", round=1, student={"accuracy": 0.5})
-    run.knowledge(1)
+    run.knowledge(1).folder.mkdir(parents=True)
     with pytest.raises(ConfigError, match=message):
         removal.check_removal(run, clients)
 
@@ -114,7 +114,7 @@ def test_feedback_is_refused_unless_accepted(tiny: Tiny) -> None:
     run = RunDirectory.new(tiny("teachers.feedback.use=regulariser"))
     for number in (1, 2):
         run.metric("round", round=number, student={"accuracy": 0.5})
-        run.knowledge(number)
+        run.knowledge(number).folder.mkdir(parents=True)
     with pytest.raises(ConfigError, match="does not remove them entirely"):
         removal.check_removal(run, [0])
     removal.check_removal(run, [0], influenced=True)

@@ -29,6 +29,7 @@ from fedkd.knowledge.extract import extract
 from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.knowledge.store import write_atomically
 from fedkd.knowledge.wire import Refused
+from fedkd.lock import Lock
 from fedkd.randomness import stream, stream_seed
 from fedkd.records import CELL, Damaged, read_json
 from fedkd.rounds import Client, Notify, Server, Workspace, silent, threads
@@ -77,10 +78,11 @@ def run_matrix(
     """
     todo = cells(study)
     found: dict[Cell, dict[str, Any]] = {}
-    for seed in study.seeds:
-        missing = [c for c in todo if c.seed == seed and not _place(study, folder, c).is_file()]
-        if missing:
-            _run_seed(study, folder, seed, missing, notify, len(todo))
+    with Lock(folder):
+        for seed in study.seeds:
+            missing = [c for c in todo if c.seed == seed and not _place(study, folder, c).is_file()]
+            if missing:
+                _run_seed(study, folder, seed, missing, notify, len(todo))
     classes: dict[int, Path] = {}
     for cell in todo:
         place = _place(study, folder, cell)

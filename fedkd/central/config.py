@@ -210,9 +210,9 @@ class Study(Section):
         return validate(Recipe, values, where)
 
 
-def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
+def load_study(path: str | Path, overrides: Sequence[str] = (), *, plugins: bool = True) -> Study:
     """Read a study's file and apply `key=value` overrides. Raises `ConfigError`."""
-    return load_config(Study, path, overrides)
+    return load_config(Study, path, overrides, plugins=plugins)
 
 
 def make_study(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Study:

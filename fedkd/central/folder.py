@@ -12,13 +12,23 @@ methods/METHOD/seedS/                         each student; its assistants in as
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fedkd.central.config import Study, load_study
-from fedkd.config import ConfigError, read_yaml
+from fedkd.config import ConfigError, import_trusted, read_yaml
 from fedkd.knowledge.store import write_atomically
-from fedkd.records import EPOCH, SHAPES, TRAINING, append_line, read_json, read_lines
+from fedkd.lock import Lock
+from fedkd.records import (
+    EPOCH,
+    SHAPES,
+    TRAINING,
+    append_line,
+    check_tree,
+    read_json,
+    read_lines,
+)
 from fedkd.rundir import load_state, new_folder, write_json
 
 Record = dict[str, Any]
@@ -79,9 +89,12 @@ class Place:
 class StudyFolder:
     """The folder of one study; create it with `new` or open it with `open`."""
 
-    def __init__(self, path: Path, study: Study) -> None:
+    def __init__(self, path: Path, study: Study, *, trusted: bool = True) -> None:
         self.path = path
         self.study = study
+        self._trusted = trusted
+        #: Held by whoever trains networks of the study.
+        self.lock = Lock(path)
 
     @classmethod
     def new(cls, study: Study, parent: str | Path | None = None) -> StudyFolder:
@@ -89,14 +102,27 @@ class StudyFolder:
         return cls(new_folder(parent or study.output, study.name, study), study)
 
     @classmethod
-    def open(cls, path: str | Path) -> StudyFolder:
-        """An existing one. Raises `ConfigError` if `path` is none."""
+    def open(cls, path: str | Path, *, trust: bool = False) -> StudyFolder:
+        """An existing one, which is only read. Raises `ConfigError` if `path` is none.
+
+        Args:
+            path: The folder.
+            trust: Import the plugins that its config names: they are code.
+        """
         path = Path(path).expanduser().resolve()
         if not cls.is_one(path):
             raise ConfigError(
                 f"{path} is not the folder of a study (it has no config.yaml with methods)"
             )
-        return cls(path, load_study(path / "config.yaml"))
+        check_tree(path)
+        folder = cls(path, load_study(path / "config.yaml", plugins=False), trusted=trust)
+        with suppress(ConfigError):  # whoever needs one says so; results are shown without
+            folder.import_plugins()
+        return folder
+
+    def import_plugins(self) -> None:
+        """Import the config's plugins. Raises `ConfigError` if the folder is not trusted."""
+        import_trusted(self.study.plugins, self.path, trust=self._trusted)
 
     @staticmethod
     def is_one(path: Path) -> bool:

@@ -119,8 +119,8 @@ def run_study(folder: StudyFolder, images: Images, notify: Notify = silent) -> R
         RuntimeError: a loss is no longer finite.
     """
     study = folder.study
-    keep_images(folder.path, "data", training=images.train, test=images.test)
-    with threads(study.resources.threads):
+    with folder.lock, threads(study.resources.threads):
+        keep_images(folder.path, "data", training=images.train, test=images.test)
         runner = _Runner(folder, images, notify)
         notify("plan", trainings=runner.trainings)
         for seed in study.seeds:

@@ -244,10 +244,14 @@ def trained_in(folder: StudyFolder) -> list[Path]:
     return [place.path for place in places if place.weights.is_file()]
 
 
-def load_trained(path: Path) -> Trained:
+def load_trained(path: Path, *, trust: bool = False) -> Trained:
     """What was trained in a folder of a study: a student, a teacher or an assistant.
 
     Needs no data set. A study's own folder will do if it has one student.
+
+    Args:
+        path: The folder.
+        trust: Import the plugins that the study's config names: they are code.
 
     Raises:
         ConfigError: it is not there, there are several, or the file is damaged.
@@ -269,7 +273,7 @@ def load_trained(path: Path) -> Trained:
         saved = load_state(file)
         classes, (channels, height, width) = tuple(map(str, saved["classes"])), saved["image"]
         if saved["model"] not in model_names() and (study := _study_of(path)):
-            StudyFolder.open(study)  # imports its plugins
+            StudyFolder.open(study, trust=trust).import_plugins()
         network = build_model(
             saved["model"],
             num_classes=len(classes),

@@ -8,6 +8,7 @@ nearest valid name.
 
 from fedkd.config.reading import (
     import_plugins,
+    import_trusted,
     load_config,
     load_experiment,
     make_config,
@@ -72,6 +73,7 @@ __all__ = [
     "Transfer",
     "Views",
     "import_plugins",
+    "import_trusted",
     "load_config",
     "load_experiment",
     "make_config",

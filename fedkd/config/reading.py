@@ -389,3 +389,23 @@ def import_plugins(names: Sequence[str]) -> None:
                 f"plugins: {name!r} is {file or 'a built-in module'}, which "
                 f"hides {beside[0]}: give your module another name"
             )
+
+
+def import_trusted(names: Sequence[str], where: Path, *, trust: bool) -> None:
+    """Import the plugins that a folder names, which may be somebody else's.
+
+    Args:
+        names: The plugins.
+        where: The folder.
+        trust: Whether its owner is trusted; if not, those alone will do that are imported already.
+
+    Raises:
+        ConfigError: one is needed and may not be imported; or as `import_plugins`.
+    """
+    unknown = [name for name in names if name not in sys.modules]
+    if unknown and not trust:
+        raise ConfigError(
+            f"{where}: its plugin {unknown[0]!r} is not imported: it is code that whoever made the "
+            "folder has chosen; if you trust it, add --trust"
+        )
+    import_plugins(names)

@@ -100,8 +100,12 @@ class Client:
         """
         place = self._place(round_number)
         if place.is_file():
-            saved = load_state(place)
-            return Fit(saved["loss"], saved["accuracy"])
+            try:
+                saved = load_state(place)
+                return Fit(saved["loss"], saved["accuracy"])
+            except (RuntimeError, KeyError, TypeError) as error:  # the disk lost it: train it again
+                logger.warning("client %d: %s; it is trained again", self.number, error)
+                place.unlink()
         if self.workspace.plan is not None and not self._afford(round_number, self.workspace.plan):
             # The teacher stays as it is; answering about public images costs nothing.
             frozen = self._latest(round_number - 1)

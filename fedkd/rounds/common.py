@@ -275,5 +275,6 @@ def workspace_of(run: RunDirectory, experiment: Experiment | None = None) -> Wor
         ConfigError: today's images are others.
         FileNotFoundError: they are missing.
     """
+    run.import_plugins()
     config = (experiment or run.experiment).to_json()
     return found_again(run, partial(workspace, config), lambda space: space.data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from fedkd.models.network import Network, parameter_count
 from fedkd.noise import SecureGenerator
 from fedkd.pretraining import pretrain
 from fedkd.randomness import stream, stream_seed
+from fedkd.records import Damaged
 from fedkd.release.base import Release, Released
 from fedkd.release.gaussian import epsilon_of
 from fedkd.rounds.common import VALIDATION, Workspace
@@ -31,6 +33,8 @@ from fedkd.rounds.progress import Notify, silent
 from fedkd.rundir import RunDirectory, load_state, network_hash, save_state
 from fedkd.signature import Signature, keep_signature
 from fedkd.training.batches import steps_per_epoch
+
+logger = logging.getLogger(__name__)
 
 # Below this many steps in a whole run no student has learnt much; said, since it looks like a bug.
 FEW_STEPS = 100
@@ -57,7 +61,7 @@ class Server:
         self._rules: list[Fusion] = list(workspace.fusion)
         self._memories: list[dict[str, Tensor]] = []
         self.round = 0
-        checkpoint = run.load_checkpoint()
+        checkpoint = run.load_checkpoint(lambda text: run.metric("warning", text=text))
         if checkpoint is not None:
             self.round = int(checkpoint["round"])
             states = (*checkpoint["assistants"], checkpoint["student"])
@@ -114,7 +118,40 @@ class Server:
         if not self.workspace.codec.remembers and self.experiment.federation.subset == 1:
             return 0
         earlier = range(round_number - 1, 0, -1)
-        return next((n for n in earlier if client in self.answered(n)), 0)
+        return next((n for n in earlier if self._is_held(client, n)), 0)
+
+    def _is_held(self, client: int, round_number: int) -> bool:
+        if client not in self.answered(round_number):
+            return False
+        try:
+            self._store(round_number).check(client)
+        except (Damaged, OSError) as error:  # then it is as if it had not answered
+            logger.warning("%s", error)
+            return False
+        return True
+
+    def recover(self) -> None:
+        """Take up the round that was under way when the server ended, if it was killed.
+
+        Half-written answers are removed, and those that the disk lost or changed: these clients
+        are asked again.
+        """
+        number = self.round + 1
+        for what in ("transfer", "validation", "test"):
+            self.run.knowledge(number, what).sweep()
+        for what in ("transfer", "validation", "test"):
+            store = self.run.knowledge(number, what)
+            for client in store.clients():
+                try:
+                    store.check(client)
+                except (Damaged, OSError) as error:
+                    store.drop(client)
+                    if what == "validation":  # comes and goes with the answers it came with
+                        self.run.knowledge(number).drop(client)
+                    self.warn(
+                        f"round {number}: client {client} is asked again, since its answer was "
+                        f"lost ({error})"
+                    )
 
     def answered(self, round_number: int, *, test: bool = False) -> list[int]:
         """Clients whose knowledge of this round is held already (also from before a restart)."""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from simulations.commands.arguments import Trust
 from simulations.commands.compare import Resume, side_by_side
 
 
@@ -17,8 +18,9 @@ def ablate(
         list[str] | None, typer.Argument(help="key=value, e.g. seeds=[0,1] mode=each rounds=2")
     ] = None,
     resume: Resume = None,
+    trust: Trust = False,
 ) -> None:
     """Try a grid of options over several seeds: which choice matters, and what it costs."""
     from simulations.compare.grid import Ablation
 
-    side_by_side(Ablation, config, overrides or [], resume, "ablate")
+    side_by_side(Ablation, config, overrides or [], resume, "ablate", trust=trust)

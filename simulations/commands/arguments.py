@@ -11,6 +11,13 @@ Config = Annotated[str, typer.Argument(help="a YAML file, e.g. configs/quickstar
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, e.g. rounds=5 student.model=resnet20")
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="import the plugins that the folder's config names: they run as code of yours",
+    ),
+]
 RunPath = Annotated[Path, typer.Argument(help="a run directory")]
 StudentPath = Annotated[
     Path, typer.Argument(help="a run directory, or the folder of a study's student")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fedkd.config import ConfigError
-from simulations.commands.arguments import Overrides
+from simulations.commands.arguments import Overrides, Trust
 from simulations.commands.configs import load
 
 
@@ -19,6 +19,7 @@ def attack(
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="go on with this study's folder")] = None,
+    trust: Trust = False,
 ) -> None:
     """Try attacks on the knowledge against fusion rules: what does each cost the student?"""
     from rich.console import Console
@@ -26,7 +27,8 @@ def attack(
     from fedkd.attacks.config import AttackStudy, check_study, resolved
     from fedkd.attacks.matrix import run_matrix
     from fedkd.attacks.report import table, write
-    from fedkd.config import load_config
+    from fedkd.config import import_trusted, load_config
+    from fedkd.records import check_tree
     from fedkd.rundir import new_folder
     from simulations.live import Interrupted
     from simulations.machine import check_machine
@@ -36,7 +38,9 @@ def attack(
         if config is not None:
             raise ConfigError("--resume takes its config from the folder; give no config beside it")
         folder = resume.expanduser().resolve()
-        study = load_config(AttackStudy, folder / "config.yaml")
+        check_tree(folder)
+        study = load_config(AttackStudy, folder / "config.yaml", plugins=False)
+        import_trusted(study.plugins, folder, trust=trust)
     elif config is None:
         raise ConfigError("give a config file, e.g. fedkd attack configs/attack/quickstart.yaml")
     else:
@@ -50,7 +54,8 @@ def attack(
         with StepView(console, f"study   {folder}") as view:
             results = run_matrix(study, folder, view)
     except Interrupted:
-        print(f"interrupted; go on with: fedkd attack --resume {folder}", file=sys.stderr)
+        trusted = " --trust" if study.plugins else ""
+        print(f"interrupted; go on with: fedkd attack --resume {folder}{trusted}", file=sys.stderr)
         sys.exit(130)
     page = write(study, results, folder)
     console.print(costs_table(table(study, results)))

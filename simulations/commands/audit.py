@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fedkd.config import ConfigError
-from simulations.commands.arguments import RunPath
+from simulations.commands.arguments import RunPath, Trust
 from simulations.commands.configs import open_run
 
 
@@ -37,6 +37,7 @@ def audit(
         int | None,
         typer.Option(help="with --noise-multiplier: size of a shard; default: the client's"),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Attack a finished run: who was trained on, and how large must epsilon be at least?"""
     from rich.console import Console
@@ -49,7 +50,7 @@ def audit(
     from simulations.live import Interrupted
     from simulations.steps import StepView
 
-    run = open_run(path)
+    run = open_run(path, trust=trust)
     what_if = {
         "--epsilon": epsilon,
         "--delta": delta,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fedkd.config import ConfigError
+from simulations.commands.arguments import Trust
 from simulations.commands.configs import load
 
 Resume = Annotated[
@@ -31,15 +32,22 @@ def compare(
         list[str] | None, typer.Argument(help="key=value, e.g. seeds=[0,1] only=[fedkd,fedavg]")
     ] = None,
     resume: Resume = None,
+    trust: Trust = False,
 ) -> None:
     """Compare fedkd and baselines on one split: accuracy, bytes, calibration, several seeds."""
     from simulations.compare.config import Comparison
 
-    side_by_side(Comparison, config, overrides or [], resume, "compare")
+    side_by_side(Comparison, config, overrides or [], resume, "compare", trust=trust)
 
 
 def side_by_side(
-    sort: Any, config: str | None, overrides: list[str], resume: Path | None, command: str
+    sort: Any,
+    config: str | None,
+    overrides: list[str],
+    resume: Path | None,
+    command: str,
+    *,
+    trust: bool,
 ) -> None:
     """Run a comparison or an ablation, or what is left of it."""
     from rich.console import Console
@@ -58,15 +66,17 @@ def side_by_side(
     if resume is None:
         folder = CompareFolder.new(given)
     else:
-        folder = CompareFolder.open(resume, given)
+        folder = CompareFolder.open(resume, given, trust=trust)
+        folder.import_plugins()
         if not isinstance(folder.config, sort):
             raise ConfigError(f"{folder.path} is not of fedkd {command}")
     console = Console()
+    go_on = f"fedkd {command} --resume {folder.path}{' --trust' * bool(folder.config.plugins)}"
     try:
-        with CompareView(console) as view:
+        with folder.lock, CompareView(console) as view:
             found = run_all(folder, view)
     except Interrupted:
-        print(f"interrupted; go on with: fedkd {command} --resume {folder.path}", file=sys.stderr)
+        print(f"interrupted; go on with: {go_on}", file=sys.stderr)
         sys.exit(130)
     console.print(result_table(found))
     console.print(f"folder  {folder.path}", soft_wrap=True, highlight=False, markup=False)
@@ -77,7 +87,7 @@ def side_by_side(
         sys.exit(1)
 
 
-def report_again(path: Path) -> bool:
+def report_again(path: Path, *, trust: bool) -> bool:
     """Write tables and report of a comparison or ablation; False if `path` is none."""
     from rich.console import Console
 
@@ -88,7 +98,7 @@ def report_again(path: Path) -> bool:
     from simulations.compare.engine import write_all
     from simulations.compare.table import result_table
 
-    folder = CompareFolder.open(path)
+    folder = CompareFolder.open(path, trust=trust)
     console = Console()
     console.print(result_table(write_all(folder)))
     console.print(

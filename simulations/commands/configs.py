@@ -76,12 +76,20 @@ def _fits(kind: type[Section], path: str | Path) -> bool:
     return True
 
 
-def open_run(path: Path) -> RunDirectory:
-    """The run directory at `path`. Raises `ConfigError` that says what it is instead."""
+def open_run(path: Path, *, trust: bool = False) -> RunDirectory:
+    """The run directory at `path`.
+
+    Args:
+        path: The folder.
+        trust: Import its plugins.
+
+    Raises:
+        ConfigError: it is none; the message says what it is instead.
+    """
     from fedkd.rundir import RunDirectory
 
     try:
-        return RunDirectory.open(path)
+        return RunDirectory.open(path, trust=trust)
     except ConfigError:
         other = _taken_by(Experiment, path / "config.yaml") if path.is_dir() else None
         if other is None:

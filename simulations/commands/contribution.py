@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from simulations.commands.arguments import RunPath
+from simulations.commands.arguments import RunPath, Trust
 from simulations.commands.configs import open_run
 
 
@@ -22,6 +22,7 @@ def contribution(
     students: Annotated[
         bool, typer.Option("--students", help="also distil anew without each client (slow)")
     ] = False,
+    trust: Trust = False,
 ) -> None:
     """Show what each client gives to the ensemble: influence, fair share, classes."""
     from rich.console import Console
@@ -32,7 +33,7 @@ def contribution(
     from simulations.live import Interrupted
     from simulations.steps import StepView
 
-    run = open_run(path)
+    run = open_run(path, trust=trust)
     if students:
         check_removal(run, [0])  # feedback, or rounds that are gone: said before the work
     space = workspace_of(run)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fedkd.config import ConfigError
-from simulations.commands.arguments import Config, Overrides
+from simulations.commands.arguments import Config, Overrides, Trust
 from simulations.commands.compare import Resume, side_by_side
 from simulations.commands.configs import load
 
@@ -26,6 +26,7 @@ def sweep(
         str | None, typer.Option(help="budgets instead of the config's, e.g. inf,10,5,2,1")
     ] = None,
     resume: Resume = None,
+    trust: Trust = False,
 ) -> None:
     """Utility against epsilon: mechanisms, budgets and seeds in one table and picture."""
     from simulations.compare.sweep import Sweep
@@ -33,7 +34,7 @@ def sweep(
     words = list(overrides or [])
     if epsilon is not None:
         words.append(f"epsilons=[{epsilon}]")
-    side_by_side(Sweep, config, words, resume, "privacy sweep")
+    side_by_side(Sweep, config, words, resume, "privacy sweep", trust=trust)
 
 
 @app.command("plan")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fedkd.config import ConfigError
-from simulations.commands.arguments import RunPath
+from simulations.commands.arguments import RunPath, Trust
 from simulations.commands.configs import open_run
 
 
@@ -28,6 +28,7 @@ def unlearn(
         bool, typer.Option("--erase", help="then delete what the old run holds of them")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="erase without asking")] = False,
+    trust: Trust = False,
 ) -> None:
     """Distil the student again from what the run stored, without some clients."""
     from rich.console import Console
@@ -42,7 +43,8 @@ def unlearn(
 
     if quick and erase:
         raise ConfigError("--erase needs the exact way: the quick one only writes over")
-    run = open_run(path)
+    run = open_run(path, trust=trust)
+    run.import_plugins()
     without = sorted(set(client))
     removal.check_removal(run, without, influenced=influenced)
     console = Console()

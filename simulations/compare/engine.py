@@ -71,6 +71,11 @@ def run_all(folder: CompareFolder, notify: Notify = silent, *, share: bool = Tru
     Returns:
         The results, as in `results.json`.
     """
+    with folder.lock:
+        return _run_all(folder, notify, share=share)
+
+
+def _run_all(folder: CompareFolder, notify: Notify, *, share: bool) -> Record:
     for experiment in _splits(folder):
         data = workspace(experiment.to_json()).data
         key = json.dumps([experiment.seed, experiment.data.model_dump(mode="json")])

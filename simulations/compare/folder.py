@@ -11,12 +11,14 @@ teachers/HASH/                   teachers that several of fedkd's rows share
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fedkd.config import ConfigError, load_config, read_yaml
+from fedkd.config import ConfigError, import_trusted, load_config, read_yaml
 from fedkd.knowledge.store import write_atomically
-from fedkd.records import ROW, SHAPES, read_json
+from fedkd.lock import Lock
+from fedkd.records import ROW, SHAPES, check_tree, read_json
 from fedkd.rundir import new_folder, versions, write_json
 from simulations.compare.config import Comparison
 from simulations.compare.entries import Entry
@@ -30,8 +32,11 @@ Config = Comparison | Ablation | Sweep
 class CompareFolder:
     """The folder of one comparison or ablation; create it with `new` or open it with `open`."""
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(self, path: Path, config: Config, *, trusted: bool = True) -> None:
         self.path = path
+        self._trusted = trusted
+        #: Held by whoever runs rows.
+        self.lock = Lock(path)
         self.config = config
         self.entries = config.entries()
 
@@ -41,8 +46,15 @@ class CompareFolder:
         return cls(new_folder(parent or config.output, config.name, config), config)
 
     @classmethod
-    def open(cls, path: str | Path, config: Config | None = None) -> CompareFolder:
+    def open(
+        cls, path: str | Path, config: Config | None = None, *, trust: bool = False
+    ) -> CompareFolder:
         """An existing one, with its own config or a new one, under which it goes on.
+
+        Args:
+            path: The folder.
+            config: The new config.
+            trust: Import the plugins that its own config names: they are code.
 
         Raises:
             ConfigError: `path` is none, or of the other sort than `config`.
@@ -54,14 +66,24 @@ class CompareFolder:
                 f"{path} is not the folder of a comparison, an ablation or a sweep (it has no "
                 "config.yaml with seeds and methods, grid or mechanisms)"
             )
+        check_tree(path)
         if config is None:
-            return cls(path, load_config(sort, path / "config.yaml"))
+            own = load_config(sort, path / "config.yaml", plugins=False)
+            folder = cls(path, own, trusted=trust)
+            with suppress(ConfigError):  # whoever needs one says so; results are shown without
+                folder.import_plugins()
+            return folder
         if not isinstance(config, sort):
             raise ConfigError(f"{path} is of another sort: its config is a {sort.__name__}")
         folder = cls(path, config)
-        write_atomically(path / "config.yaml", config.to_yaml().encode())
-        write_json(path / "versions.json", versions())
+        with folder.lock:
+            write_atomically(path / "config.yaml", config.to_yaml().encode())
+            write_json(path / "versions.json", versions())
         return folder
+
+    def import_plugins(self) -> None:
+        """Import the config's plugins. Raises `ConfigError` if the folder is not trusted."""
+        import_trusted(self.config.plugins, self.path, trust=self._trusted)
 
     @staticmethod
     def sort_of(path: Path) -> type[Comparison] | type[Ablation] | type[Sweep] | None:

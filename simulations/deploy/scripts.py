@@ -90,7 +90,7 @@ done
 RUN = (
     """\
 #!/bin/sh
-# Start a run and follow it: ./run.sh [key=value ...], or ./run.sh --resume runs/NAME
+# Start a run and follow it: ./run.sh [key=value ...], or ./run.sh --resume runs/NAME [--trust]
 # Exit code 0 only if the run was completed (`flwr run --stream` exits with 0 in any case).
 set -eu
 resume=
@@ -116,6 +116,7 @@ if resume:
 facts["keys"] = here + "/nodes"
 print(" ".join(f"{name}={quoted(value)}" for name, value in facts.items()))
 ' "$resume" "$PWD" "$@")
+if [ -n "$resume" ] && [ "${3:-}" = --trust ]; then settings="$settings trust=true"; fi
 id=$(./flwr.sh run "$FEDKD_SOURCE" remote --format json --run-config "$settings" | python3 -c \\
   'import json, sys; text = sys.stdin.read(); print(json.loads(text[text.index("{"):])["run-id"])')
 echo "run id $id; Ctrl-C ends the log, not the run (./flwr.sh stop $id remote)"
