@@ -369,7 +369,8 @@ def load_state(path: Path) -> dict[str, Any]:
                     raise ValueError(f"the checksum of its part {part} is wrong")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports a damaged file in half a dozen exception types
-        raise RuntimeError(f"cannot read {path}: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split()).split(". ")[0][:300]  # the rest is advice to trust it
+        raise RuntimeError(f"cannot read {path}: {type(error).__name__}: {reason}") from error
     return state
 
 

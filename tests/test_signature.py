@@ -269,7 +269,7 @@ def test_a_run_without_a_readable_checkpoint_says_so(
     file.write_bytes(b"damaged")
     with pytest.raises(ConfigError, match="none of the checkpoints"):
         load_student(copied)
-    assert "unreadable" in caplog.text
+    assert f"{file.name} is passed over" in caplog.text
     file.unlink()
     with pytest.raises(ConfigError, match="no round has finished"):
         load_student(copied)
@@ -440,8 +440,10 @@ def test_a_students_plugin_is_found_or_named(
         MODELS._members.pop("my_tiny", None)
 
     forget()
-    run = RunDirectory.open(path)  # its state is shown without
-    assert status_of(path).state == "finished"
+    assert status_of(path).state == "finished"  # its state is shown without
+    with pytest.raises(ConfigError, match=r"'my_plugin' is not imported: .* add --trust"):
+        load_student(RunDirectory.open(path))
+    run = RunDirectory.open(path, trust=True)
     with pytest.raises(ConfigError, match=r"cannot import 'my_plugin' .* it was .*my_plugin\.py"):
         load_student(run)
     with pytest.raises(ConfigError, match="cannot import 'my_plugin'"):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +21,82 @@ from fedkd.data.pictures import shown
 logger = logging.getLogger(__name__)
 
 
+class TooLarge(ValueError):
+    """A file announces more than is read."""
+
+
+# A file that unpacks to more than this, and to more than so many times its size, is a trap or one
+# colour; below it costs nobody anything.
+_HARMLESS, _MOST_TIMES = 64 * 2**20, 100
+# Arrays are there twice for a moment: as read, and in the order in which networks take them.
+_COPIES = 2
+
+
+def check_room(what: str, size: int, packed: int | None = None) -> None:
+    """Refuse what a file announces, before memory is taken for it.
+
+    Args:
+        what: Names the file in errors.
+        size: Bytes that it unpacks to.
+        packed: Bytes that it has on disk, where it is compressed.
+
+    Raises:
+        TooLarge: more than this machine has, or more than images are compressed to.
+    """
+    if packed is not None and size > max(_HARMLESS, _MOST_TIMES * packed):
+        raise TooLarge(
+            f"{what}: {packed:,} bytes unpack to {size:,}, more than {_MOST_TIMES} times as many, "
+            "as no images do; if they are yours and right, save them uncompressed (numpy.savez)"
+        )
+    free = _free_memory()
+    if free is not None and _COPIES * size > free:
+        raise TooLarge(
+            f"{what}: holds {size / 1e9:.1f} GB, which take {_COPIES * size / 1e9:.1f} GB of "
+            f"memory while they are read; {free / 1e9:.1f} GB are free here: take fewer images, or "
+            "a larger machine"
+        )
+
+
+def _free_memory() -> int | None:
+    """Bytes that a process can get; None where the system does not say."""
+    found = []
+    try:
+        with Path("/proc/meminfo").open(encoding="ascii") as lines:
+            found += [int(line.split()[1]) * 1024 for line in lines if line[:12] == "MemAvailable"]
+    except (OSError, ValueError):
+        return None
+    with suppress(OSError, ValueError):  # of a container
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return min(found, default=None)
+
+
+def _check_headers(file: Path, name: str) -> None:
+    """Look at what the arrays of a file announce, before any is unpacked. Raises `ValueError`."""
+    with zipfile.ZipFile(file) as archive:
+        parts = archive.infolist()
+        check_room(name, sum(p.file_size for p in parts), sum(p.compress_size for p in parts))
+        for part in parts:
+            with archive.open(part) as stream:
+                version = np.lib.format.read_magic(stream)
+                if version == (1, 0):
+                    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+                else:
+                    shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+                size, there = math.prod(shape) * dtype.itemsize, part.file_size - stream.tell()
+            if size != there and not dtype.hasobject:
+                raise ValueError(f"{part.filename} announces {size:,} bytes and has {there:,}")
+
+
 def read_npz(file: Path) -> Mapping[str, np.ndarray]:
     """The arrays of an .npz file; object arrays (pickles) are refused."""
     name = shown(file)
     try:
+        if zipfile.is_zipfile(file):
+            _check_headers(file, name)
         with np.load(file, allow_pickle=False) as content:
             return {key: content[key] for key in content.files}
+    except TooLarge:
+        raise
     except PermissionError:
         raise ValueError(f"{name}: may not be read (permission denied)") from None
     except (ValueError, OSError, EOFError, zlib.error) as error:

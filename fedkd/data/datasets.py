@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from fedkd.data import DATASETS
-from fedkd.data.arrays import as_tensor, image_set, labelled_sets, read_npz
+from fedkd.data.arrays import as_tensor, check_room, image_set, labelled_sets, read_npz
 from fedkd.data.folders import check_several, read_folder, split_folders
 from fedkd.data.images import ImageSet
 from fedkd.data.labels import label_numbers, listed
@@ -358,7 +358,20 @@ def _idx_pair(root: Path | None, name: str, folder: str, classes: tuple[str, ...
 def _read_idx(file: Path, expected: int) -> np.ndarray:
     """One idx file of unsigned bytes: 0, 0, 8, number of axes, big-endian lengths, values."""
     try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            head = stream.read(4)
+            axes = head[3] if len(head) > 3 else 0
+            head += stream.read(4 * axes)
+            lengths = np.frombuffer(head[4:].ljust(4 * axes, b"\0"), ">u4")
+            announced = len(head) + math.prod(lengths.tolist())
+            size = file.stat().st_size
+            if head[:3] == b"\0\0\x08":  # else it is none, and said to be
+                packed = size if file.suffix == ".gz" else None
+                check_room(shown(file), announced if packed else min(announced, size), packed)
+            else:
+                announced = len(head)
+            rest = announced - len(head) + 1
+            content = head + stream.read(rest if file.suffix == ".gz" else min(rest, size))
     except (OSError, EOFError, zlib.error) as error:
         kind = "gzip file" if file.suffix == ".gz" else "file"
         raise _damaged(file, f"a readable {kind}", error) from None

@@ -1,10 +1,13 @@
+import io
 import logging
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedkd.data.arrays import image_set
+from fedkd.data import arrays
+from fedkd.data.arrays import image_set, read_npz
 from fedkd.data.datasets import load_dataset
 from fedkd.data.own import _read_private
 
@@ -239,3 +242,38 @@ def test_a_node_refuses_what_npz_refuses(tmp_path, arrays, message):
     own = save(tmp_path / "own.npz", **{"x": pixels(10, 4, 4), **arrays})
     with pytest.raises(ValueError, match=message):
         _read_private(own, train)
+
+
+def test_an_archive_that_unpacks_to_a_thousand_times_its_size_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1.5 MB used to take 3.4 GB of memory, before the lengths were compared."""
+    monkeypatch.setattr(arrays, "_HARMLESS", 2**20)
+    file = tmp_path / "bomb.npz"
+    np.savez_compressed(file, x=np.zeros((2000, 32, 32), np.uint8), y=np.zeros(3, np.int64))
+    monkeypatch.setattr(np, "load", lambda *_args, **_options: pytest.fail("was unpacked"))
+    with pytest.raises(ValueError, match=r"bomb.npz: [\d,]+ bytes unpack to 2,048,\d+, more than"):
+        read_npz(file)
+
+
+def test_what_does_not_fit_into_memory_is_refused_by_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "large.npz"
+    np.savez(file, x=np.zeros((200, 8, 8), np.uint8), y=np.zeros(200, np.int64))
+    assert read_npz(file)["x"].shape == (200, 8, 8)
+    monkeypatch.setattr(arrays, "_free_memory", lambda: 20_000)
+    with pytest.raises(ValueError, match=r"large.npz: holds 0.0 GB, .* are free here"):
+        read_npz(file)
+
+
+def test_a_header_that_announces_more_than_there_is_takes_no_memory(tmp_path: Path) -> None:
+    file = tmp_path / "lies.npz"
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        head, {"descr": "|u1", "fortran_order": False, "shape": (2**40,)}
+    )
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x.npy", head.getvalue())
+    with pytest.raises(ValueError, match="announces 1,099,511,627,776 bytes and has 0"):
+        read_npz(file)
