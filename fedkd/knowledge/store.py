@@ -105,7 +105,7 @@ class KnowledgeStore:
                 raise Damaged(path, "missing")
             if _hash(path) != known:
                 raise Damaged(path, f"not what was written: its hash is not that in {MANIFEST}")
-        self._teacher(place)
+        self._teacher(client)
         self._whole.add(client)
 
     def bank(self, kinds: Sequence[Kind]) -> Bank:
@@ -114,7 +114,7 @@ class KnowledgeStore:
         for client in self.clients():
             self.check(client)
             place = self._place(client)
-            teachers.append(self._teacher(place))
+            teachers.append(self._teacher(client))
             for kind in kinds:
                 array = _mapped(place / f"{kind}.npy")
                 first = arrays[kind][0] if arrays[kind] else array
@@ -146,12 +146,13 @@ class KnowledgeStore:
         )
         return array
 
-    def _teacher(self, place: Path) -> Teacher:
+    def _teacher(self, client: int) -> Teacher:
+        place = self._place(client)
         facts = read_json(place / "teacher.json", TEACHER)
         if facts is None:
             raise FileNotFoundError(f"{place / 'teacher.json'} is missing")
-        if place != self._place(facts["client"]):
-            raise Damaged(place / "teacher.json", f"client is {facts['client']}, not that of {place}")
+        if facts["client"] != client:
+            raise Damaged(place / "teacher.json", f"client is {facts['client']}, not {client}")
         counts = facts["class_counts"]
         facts["class_counts"] = None if counts is None else tuple(counts)
         return Teacher(**{key: facts[key] for key in TEACHER})
