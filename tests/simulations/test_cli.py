@@ -1,4 +1,7 @@
-"""The command line as a user meets it: real processes, exit codes, one-line errors."""
+"""The command line as a user meets it: exit codes, one-line errors, what is printed and left.
+
+A process of its own takes seconds to start, so it has one where the process is what is tested.
+"""
 
 import re
 import signal
@@ -15,16 +18,39 @@ from PIL import Image
 
 from fedkd.config import Experiment
 from fedkd.rundir import RunDirectory
+from simulations import cli
 from simulations.local import run_local
 
 ROOT = Path(__file__).parents[2]
 
 
-def fedkd(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+COMMAND = (sys.executable, "-m", "simulations.cli")
+Done = subprocess.CompletedProcess[str]
+
+
+def process(*words: object) -> Done:
     return subprocess.run(
-        [sys.executable, "-m", "simulations.cli", *map(str, words)],
-        cwd=cwd, capture_output=True, text=True, check=False, env=None,
-    )  # fmt: skip
+        [*COMMAND, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def fedkd(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """`fedkd("run", "x.yaml")`: the same in this process."""
+
+    def call(*words: object) -> Done:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", ["fedkd", *map(str, words)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        printed = capsys.readouterr()
+        return Done(words, int(end.value.code or 0), printed.out, printed.err)
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +62,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return run_local(make_experiment(TINY, [f"output={parent}", "rounds=1"]))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "words",
     [
@@ -54,8 +81,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     ],
     ids=" ".join,
 )
-def test_what_the_user_got_wrong_is_one_line_and_exit_code_2(words: list[str]) -> None:
-    done = fedkd(*words)
+def test_what_the_user_got_wrong_is_one_line_and_exit_code_2(
+    words: list[str], fedkd: Callable[..., Done]
+) -> None:
+    _is_one_line(fedkd(*words))
+
+
+def test_a_process_ends_with_that_line_and_code() -> None:
+    _is_one_line(process("run", "configs/quickstart.yaml", "rouns=3"))
+
+
+def _is_one_line(done: Done) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
@@ -65,7 +101,7 @@ def test_what_the_user_got_wrong_is_one_line_and_exit_code_2(words: list[str]) -
 def test_run_ends_with_table_and_paths(tiny: Callable[..., Experiment], tmp_path: Path) -> None:
     config = tmp_path / "mine.yaml"
     config.write_text(tiny("rounds=1").to_yaml())
-    done = fedkd("run", config, "--runner", "local", "distillation.epochs=1")
+    done = process("run", config, "--runner", "local", "distillation.epochs=1")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     for word in (
@@ -85,20 +121,21 @@ def test_run_ends_with_table_and_paths(tiny: Callable[..., Experiment], tmp_path
 
 
 def test_ctrl_c_ends_in_good_order_and_the_run_goes_on(
-    tiny: Callable[..., Experiment], tmp_path: Path
+    tiny: Callable[..., Experiment], tmp_path: Path, fedkd: Callable[..., Done]
 ) -> None:
     config = tmp_path / "mine.yaml"
-    config.write_text(tiny("rounds=3", "distillation.epochs=30").to_yaml())
-    process = subprocess.Popen(
-        [sys.executable, "-m", "simulations.cli", "run", str(config), "--runner", "local"],
+    few = ("teachers.models=[mlp]", "fusion=[entropy]", "evaluation.baselines=[]")
+    config.write_text(tiny("rounds=3", "distillation.epochs=30", *few).to_yaml())
+    begun = subprocess.Popen(
+        [*COMMAND, "run", str(config), "--runner", "local"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("runs/*/checkpoints/*.pt")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    begun.send_signal(signal.SIGINT)
+    _, stderr = begun.communicate(timeout=60)
+    assert begun.returncode == 130
     (path,) = (tmp_path / "runs").iterdir()
     assert stderr == f"interrupted; go on with: fedkd run --resume {path}\n"
     resumed = fedkd("run", "--resume", path, "--runner", "local")
@@ -108,14 +145,15 @@ def test_ctrl_c_ends_in_good_order_and_the_run_goes_on(
     assert ours["hash"] == theirs["hash"]
 
 
-def test_config_show_prints_every_default() -> None:
+@pytest.mark.smoke
+def test_config_show_prints_every_default(fedkd: Callable[..., Done]) -> None:
     done = fedkd("config", "show", "configs/quickstart.yaml", "rounds=5")
     shown = yaml.safe_load(done.stdout)
     assert shown["rounds"] == 5
     assert shown["federation"]["quorum"] == 0.5
 
 
-def test_partition_shows_table_and_picture(tmp_path: Path) -> None:
+def test_partition_shows_table_and_picture(tmp_path: Path, fedkd: Callable[..., Done]) -> None:
     picture = tmp_path / "who.png"
     done = fedkd("partition", "configs/quickstart.yaml", "--picture", picture)
     assert done.returncode == 0, done.stderr
@@ -130,13 +168,15 @@ def test_partition_shows_table_and_picture(tmp_path: Path) -> None:
         ("datasets", "fashion_mnist"), ("partitions", "dirichlet"),
     ],
 )  # fmt: skip
-def test_list_has_a_line_for_each(what: str, expected: str) -> None:
+def test_list_has_a_line_for_each(what: str, expected: str, fedkd: Callable[..., Done]) -> None:
     done = fedkd("list", what)
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout
 
 
-def test_report_predict_and_export(finished: RunDirectory, tmp_path: Path) -> None:
+def test_report_predict_and_export(
+    finished: RunDirectory, tmp_path: Path, fedkd: Callable[..., Done]
+) -> None:
     (finished.path / "report.html").unlink()
     assert fedkd("report", finished.path).returncode == 0
     assert (finished.path / "report.html").is_file()
