@@ -83,6 +83,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
 # -- configs ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_every_shipped_study_is_valid(path: Path) -> None:
     check_study(load_study(path))

@@ -28,11 +28,13 @@ from fedkd.rounds.common import Workspace
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_shipped_config_is_valid(path: Path) -> None:
     check(load_experiment(path))
 
 
+@pytest.mark.smoke
 def test_resolved_config_reads_back_as_itself() -> None:
     experiment = make_experiment({"fusion": ["entropy"]}, ["distillation.losses=[kd]"])
     assert make_experiment(yaml.safe_load(experiment.to_yaml())) == experiment
@@ -128,6 +130,7 @@ def test_student_as_init_needs_a_teacher_of_its_model() -> None:
 # -- the recipe --------------------------------------------------------------------------------
 
 
+@pytest.mark.smoke
 def test_an_empty_config_and_the_python_api_are_one_recipe() -> None:
     from fedkd.api import train_student, train_teacher
     from fedkd.distillation import distill

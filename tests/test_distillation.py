@@ -160,6 +160,7 @@ def test_a_list_of_modules_teaches_a_student_without_flower(
     assert [network_hash(teacher) for teacher in teachers] == before
 
 
+@pytest.mark.smoke
 def test_the_same_seed_gives_the_same_student(patterns: tuple[ImageSet, ImageSet]) -> None:
     train, _ = patterns
     teacher = fedkd.network("mlp", train)

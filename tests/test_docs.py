@@ -74,7 +74,15 @@ def _the_student_beats_its_teachers(names: dict[str, Any]) -> None:
     assert student > max(evaluate(teacher, test) for teacher in names["teachers"])
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p)], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(p, marks=[pytest.mark.smoke] if p.name == "CONTRIBUTING.md" else [])
+        for p in PAGES
+        if _blocks(p)
+    ],
+    ids=lambda p: p.name,
+)
 def test_python_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,6 +177,7 @@ def test_a_module_is_called_as_its_name(registry: Registry[Any], name: str) -> N
     assert registry.get(name).__module__.rsplit(".", 1)[1] == name
 
 
+@pytest.mark.smoke
 def test_design_lists_the_floors_and_doors_that_are_tested() -> None:
     from tests.test_architecture import DOORS, FLOORS
 

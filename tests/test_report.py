@@ -139,6 +139,7 @@ class _Tags(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
+@pytest.mark.smoke
 def test_page_needs_nothing_but_itself(complete):
     page = (complete[0].path / "report.html").read_text(encoding="utf-8")
     tags = _Tags(page).found
@@ -195,6 +196,7 @@ def test_text_from_outside_cannot_become_html_and_lost_images_cost_their_picture
     assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
 
 
+@pytest.mark.smoke
 def test_complete_run_shows_every_part(complete):
     page = (complete[0].path / "report.html").read_text(encoding="utf-8")
     for part in (

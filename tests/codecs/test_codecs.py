@@ -50,6 +50,7 @@ def test_other_kinds_come_back_within_the_bound(codec: Codec, shape: tuple[int, 
     assert np.abs(back - values).max(initial=0.0) <= codec.error(values)
 
 
+@pytest.mark.smoke
 def test_logits_come_back_within_the_bound_and_with_their_winner(codec: Codec) -> None:
     values = _logits()
     back = codec.decode(codec.encode(values, logits=True), values.shape, logits=True)

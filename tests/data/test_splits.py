@@ -26,6 +26,7 @@ def private(data: FederatedData) -> list[int]:
     return sorted(np.concatenate([*data.shard_rows, *data.holdout_rows]).tolist())
 
 
+@pytest.mark.smoke
 def test_sets_have_the_asked_sizes_and_share_nothing(split):
     data = split(private_size=200, validation_size=30, holdout=0.1, test_size=50)
     assert len(data.transfer) == 80
@@ -44,6 +45,7 @@ def test_without_a_private_size_clients_share_all_that_is_left(split):
     assert len(private(split())) == 320
 
 
+@pytest.mark.smoke
 def test_the_same_seed_gives_the_same_split(split):
     first, again, other = split(holdout=0.2), split(holdout=0.2), split(holdout=0.2, seed=2)
     assert first.transfer.fingerprint == again.transfer.fingerprint

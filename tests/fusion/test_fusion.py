@@ -44,7 +44,14 @@ def ready(rule: Fusion, item: Ensemble) -> Fusion:
     return fit_rules([rule], Evidence(bank, labels=labels, student=student, seed=3))[0]
 
 
-@pytest.fixture(params=FUSIONS.names())
+SMOKE = ("density_ratio", "class_gated")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(n, marks=[pytest.mark.smoke] if n in SMOKE else []) for n in FUSIONS.names()
+    ]
+)
 def rule(request: pytest.FixtureRequest) -> Fusion:
     return FUSIONS.create(request.param)
 

@@ -10,8 +10,13 @@ from tests.golden.file import differences, expected
 from tests.golden.machine import machine
 from tests.golden.paths import PATHS, values_of
 
+SMOKE = ("resume", "privacy", "unlearn", "contribution", "audit", "distill", "attack", "api")
 
-@pytest.mark.parametrize("name", PATHS)
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.smoke] if n in SMOKE else []) for n in PATHS],
+)
 def test_no_value_moved(name: str, tmp_path: Path) -> None:
     here = machine()
     kept = expected(here)

@@ -30,6 +30,7 @@ def payload() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return pack(Knowledge(Teacher(3, 10, (1, 2, 3, 4)), tensors), EXPECTED)
 
 
+@pytest.mark.smoke
 def test_what_is_packed_comes_back_to_half_precision() -> None:
     arrays, header = payload()
     knowledge = unpack(arrays, header, EXPECTED, 3)
@@ -58,6 +59,7 @@ def array(make: Callable[[np.ndarray], np.ndarray]) -> Callable[..., None]:
     return lambda arrays, header: arrays.__setitem__("logits", make(arrays["logits"]))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("tamper", "reason"),
     [

@@ -12,7 +12,12 @@ from tests.losses.contract import NAMES, SINGLE, TOGETHER, Loss, adapted, batch,
 NOT_ZERO_AT_IDENTITY = {"ce", "wkd_l"}
 
 
-@pytest.fixture(params=NAMES)
+SMOKE = ("dkd", "vrm", "fitnet")  # of logits, over pairs, with layers of its own
+
+
+@pytest.fixture(
+    params=[pytest.param(n, marks=[pytest.mark.smoke] if n in SMOKE else []) for n in NAMES]
+)
 def loss(request: pytest.FixtureRequest) -> Loss:
     return LOSSES.create(request.param)
 

@@ -85,11 +85,13 @@ def test_numerical_accounting_is_that_of_another_library(
     assert ours <= epsilon(history, DELTA) + 1e-9
 
 
+@pytest.mark.smoke
 def test_order_and_grouping_do_not_matter() -> None:
     one, two = Steps(0.1, 1.2, 30), Steps(0.02, 0.9, 50)
     assert epsilon([one, two, one], DELTA) == epsilon([two, Steps(0.1, 1.2, 60)], DELTA)
 
 
+@pytest.mark.smoke
 def test_nothing_costs_nothing_and_more_costs_more() -> None:
     assert epsilon([], DELTA) == 0
     costs = [epsilon([Steps(0.1, 1.0, n)], DELTA) for n in (0, 1, 10, 100)]

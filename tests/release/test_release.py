@@ -28,6 +28,7 @@ def test_mu_of_published_budgets(epsilon: float, mu: float) -> None:
     assert epsilon_of(mu_of(epsilon, 1e-5), 1e-5) == pytest.approx(epsilon, rel=1e-6)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("epsilon", [0.01, 0.5, 3.0, 30.0, 200.0])
 @pytest.mark.parametrize("delta", [1e-9, 1e-5, 1e-2])
 def test_a_budget_is_never_overdrawn_and_hardly_left_over(epsilon: float, delta: float) -> None:

@@ -136,6 +136,7 @@ def test_a_device_that_is_not_here_is_refused_before_a_folder_exists(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.smoke
 @pytest.mark.skipif(
     tuple(map(int, metadata.version("click").split(".")[:2])) >= (8, 5),
     reason="this click is out of the bounds in pyproject.toml: pip install 'click<8.5'",

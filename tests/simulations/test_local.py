@@ -22,6 +22,7 @@ def student(run: RunDirectory) -> str:
     return str(run.read_json("summary.json")["hash"])
 
 
+@pytest.mark.smoke
 def test_a_run_leaves_everything_behind(tiny: Tiny) -> None:
     run = run_local(tiny("distillation.epochs=20"))
     names = {path.name for path in run.path.iterdir()}

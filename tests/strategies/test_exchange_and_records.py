@@ -89,6 +89,7 @@ def records() -> RecordDict:
     return knowledge_records({"logits": np.ones((5, 4), np.float16)}, {"run": "r", "round": 1})
 
 
+@pytest.mark.smoke
 def test_records_come_back_as_they_were() -> None:
     arrays, header = read_knowledge(records(), 1e6)
     assert np.array_equal(arrays["logits"], np.ones((5, 4), np.float16))
@@ -134,6 +135,7 @@ def test_a_reply_without_knowledge_is_refused() -> None:
         read_knowledge(content, 1e6)
 
 
+@pytest.mark.smoke
 def test_bytes_are_those_of_the_serialised_message() -> None:
     grid = LocalGrid(make_client_app(), 1)
     assert grid is not None  # sets the process's task, which Flower stamps on messages

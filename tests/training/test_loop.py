@@ -356,6 +356,7 @@ def _trapped() -> Network:
     return fedkd.network(body, _images())
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_gradient_that_is_not_finite_ends_the_training(loop: str) -> None:
     with pytest.raises(
