@@ -497,7 +497,7 @@ class FederatedDistillation(Strategy):
             error = reply.message.error
             reason = error.reason or ""
             # The end of it tells most; a client chooses how long it is.
-            logger.warning("%s, round %d, %s:\n%s", who, number, phase.name, reason[-20_000:])
+            logger.warning("%s, round %d, %s:\n%s", who, number, phase.name, reason[-2000:])
             self._refuse(number, phase, client, f"{explain(reason)} (code {error.code})")
         else:
             try:
