@@ -220,6 +220,8 @@ class Trainer:
         Raises:
             RuntimeError: no step was taken.
         """
+        # Whoever owns this trainer may be asked through it, and holds maps of files: let go of it.
+        self.explain = None
         who = self.phase.who
         if self.steps == 0:
             raise RuntimeError(f"{who} was not trained: there was no step to take")
