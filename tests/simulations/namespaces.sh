@@ -48,12 +48,13 @@ for k in $(seq 0 $((nodes - 1))); do
   on "node$k" ip link set eth0 up
 done
 
-fedkd deploy init "$work/federation" --nodes "$nodes" --host "$name" --host "$lan.10" "$@"
+fedkd deploy init "$work/federation" --nodes "$nodes" --host "$name" --host "$lan.10" --listen 0.0.0.0 "$@"
 began=$(date +%s)
 cd "$work/federation"
 on server superlink/superlink.sh > superlink.log 2>&1 &
-until on node0 python3 -c "import socket; socket.create_connection(('$name', 8443), 2)" 2>/dev/null
-do sleep 1; done
+reached() { on "$1" python3 -c "import socket; socket.create_connection(('$2', $3), 2)" 2>/dev/null; }
+until reached node0 "$name" 8443 && reached server 127.0.0.1 8444; do sleep 1; done
+if reached node0 "$name" 8444; then echo "the SuperLink itself is open to nodes" >&2; exit 1; fi
 on server superlink/register.sh > register.log 2>&1
 for k in $(seq 0 $((nodes - 1))); do
   on "node$k" fedkd deploy check "node-$k"
