@@ -15,12 +15,12 @@ from typing import Annotated, Any, NoReturn
 
 import click
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import configs
 from fedkd import __version__
 from fedkd.config import ConfigError, Experiment
+from fedkd.plain import PlainFormatter
 from simulations.commands.ablate import ablate
 from simulations.commands.arguments import Config, Overrides, RunPath, StudentPath, Trust
 from simulations.commands.attack import attack
@@ -35,6 +35,7 @@ from simulations.commands.status import status
 from simulations.commands.unlearn import unlearn
 from simulations.commands.usage import explain, run_app
 from simulations.failures import INTERRUPTED, OUTPUT_GONE, USER_ERROR, failure_of, noted, one_line
+from simulations.screen import screen
 
 app = typer.Typer(
     help="Distil many private teachers into one small student.",
@@ -109,7 +110,7 @@ def run(
         print(f"interrupted; go on with: {go_on}", file=sys.stderr)
         sys.exit(130)
     summary = directory.read_json("summary.json")
-    console = Console()
+    console = screen()
     console.print(summary_table(summary))
     console.print(f"run     {directory.path}", soft_wrap=True, highlight=False, markup=False)
     console.print(
@@ -149,7 +150,7 @@ def distill(
         study = load(Study, config, overrides or [], "distill")
         images = prepare(study)  # what is missing or does not fit is said before a folder exists
         folder = StudyFolder.new(study)
-    console = Console()
+    console = screen()
     trusted = " --trust" if folder.study.plugins else ""
     try:
         with folder.lock, StudyView(console) as view:
@@ -227,7 +228,7 @@ def partition(
     check(experiment)
     data = build_data(experiment)
     counts = data.class_counts()
-    console = Console()
+    console = screen()
     console.print(partition_table(counts, data.classes))
     console.print(
         f"transfer set: {len(data.transfer.images):,} images, "
@@ -296,7 +297,7 @@ def list_things(
         table.add_row(f"[bold]{name}[/]", registry.summary(name), f"[dim]{options}[/]")
     if what == "models":
         table.add_row("[bold]torchvision/<name>[/]", "Any torchvision classification model.", "")
-    Console().print(table)
+    screen().print(table)
 
 
 @app.command()
@@ -314,7 +315,7 @@ def report(path: RunPath, trust: Trust = False) -> None:
         return
     directory = RunDirectory.open(path, trust=trust)
     written = write_report(directory)
-    console = Console()
+    console = screen()
     summary = directory.read_json("summary.json")
     if summary is not None:
         console.print(summary_table(summary))
@@ -329,7 +330,7 @@ def _report_study(path: Path, trust: bool) -> None:
 
     folder = StudyFolder.open(path, trust=trust)
     written = write_report(folder)
-    console = Console()
+    console = screen()
     console.print(study_table(results(folder)))
     console.print(f"report  {written}", soft_wrap=True, highlight=False, markup=False)
 
@@ -371,9 +372,9 @@ def predict(
                 table.add_column(f"{place}.", justify="right", overflow="fold")
             for name, cells in rows:
                 table.add_row(Text(name), *map(Text, cells))
-            console = Console()
+            console = screen()
             # Into a file or a pipe a row is a line, however long its name.
-            (console if console.is_terminal else Console(width=10_000)).print(table)
+            (console if console.is_terminal else screen(width=10_000)).print(table)
     for problem in problems:
         print(f"fedkd: {problem}", file=sys.stderr)
     if problems:
@@ -392,7 +393,7 @@ def export(
 
     done = export_student(_student(path, trust), format, output)
     kind = "test images" if done.missing is None else "images of noise"
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = screen(soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"{done.path}: {done.size:,} bytes; {done.images} {kind} through both: "
         f"largest logit difference {done.difference:.2g}, same class on {done.agreement:.1%}"
@@ -419,6 +420,8 @@ def _options(
 def main() -> None:
     """Entry point: whatever goes wrong is one line and an exit code, never a traceback."""
     _for_any_terminal()
+    if logging.lastResort is not None:  # where warnings of the library are shown
+        logging.lastResort.setFormatter(PlainFormatter())
     words = sys.argv[1:]
     _place_working_directory(words)
     try:

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fedkd.config import ConfigError
+from fedkd.plain import visible
 
 FAILED, USER_ERROR, INTERNAL, INTERRUPTED, OUTPUT_GONE = 1, 2, 70, 130, 141
 
@@ -93,7 +94,7 @@ def noted(log: Path, go_on: str = "") -> Iterator[None]:
             raise
         try:
             with log.open("a", encoding="utf-8") as file:
-                traceback.print_exception(error, file=file)
+                file.write(visible("".join(traceback.format_exception(error)), keep="\n\t"))
         except OSError:  # a full disk: the line alone has to do
             raise error from None
         more = f"; go on with: {go_on}" if go_on and "--resume" not in str(error) else ""

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedkd.config import Experiment
+from simulations.screen import screen
 
 _PHASES = {
     "describe": "meeting the clients",
@@ -190,7 +191,7 @@ def quiet_descriptors(log: Path) -> Iterator[Console]:
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
         try:
-            yield Console(file=out)
+            yield screen(file=out)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

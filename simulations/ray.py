@@ -27,6 +27,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedkd.build import check
 from fedkd.config import ConfigError, Experiment
+from fedkd.plain import PlainFormatter
 from fedkd.rounds import Notify, silent, workspace, workspace_of
 from fedkd.rundir import RunDirectory
 from simulations.client_app import make_client_app
@@ -194,7 +195,7 @@ def _cause(error: BaseException) -> str:
 def _flower_logs_to(run: RunDirectory) -> Iterator[None]:
     """Send Flower's, Ray's and our own log records to the run's log file for a while."""
     handler = logging.FileHandler(run.log, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("flwr", "ray", "fedkd", "strategies")]
     before = [(log.handlers[:], log.propagate, log.level) for log in loggers]
     for log in loggers:

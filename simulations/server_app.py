@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedkd.build import check
 from fedkd.config import load_experiment
+from fedkd.plain import PlainFormatter
 from fedkd.rounds import workspace, workspace_of
 from fedkd.rundir import RunDirectory
 from simulations.deploy.identity import NodeKeys
@@ -58,7 +59,7 @@ def main(grid: Grid, context: Context) -> None:
 def _log_to_stderr() -> logging.Logger:
     """Flower ships this process's output to `flwr log`: say what matters, and no more."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s fedkd: %(message)s"))
+    handler.setFormatter(PlainFormatter("%(levelname)s fedkd: %(message)s"))
     for name in ("fedkd", "strategies"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

@@ -21,6 +21,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedkd.build import data_root
 from fedkd.config import ConfigError
 from fedkd.knowledge.wire import Refused
+from fedkd.plain import plain
 from fedkd.privacy.statement import write_statement
 from fedkd.quarantine import distrusted, quarantined, strike
 from fedkd.rounds import Server, Stopwatch
@@ -32,7 +33,6 @@ from strategies.records import (
     Number,
     check_length,
     explain,
-    plain,
     read_knowledge,
     read_numbers,
     wire_bytes,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import re
-import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from fedkd.knowledge.wire import Header, HeaderValue, Refused
+from fedkd.plain import ESCAPES, plain
 
 KNOWLEDGE, HEADER, JOB, STUDENT, METRICS = "knowledge", "header", "job", "student", "metrics"
 # To a node that is asked who it is: what to sign; and its answer.
@@ -25,8 +25,6 @@ CHALLENGE, SIGNATURE = "challenge", "signature"
 
 # Bytes of a reply beside the arrays of knowledge: names, numbers, Flower's wrapping.
 ENVELOPE = 2**20
-# Characters of a reason that are kept; it may quote what a client sent.
-REASON = 300
 
 
 def knowledge_records(arrays: Mapping[str, np.ndarray], header: Header) -> RecordDict:
@@ -161,21 +159,9 @@ def wire_bytes(message: Message) -> int:
     return sum(len(item.deflate()) for item in get_all_nested_objects(message).values())
 
 
-# Escape sequences of a terminal: colours, and those that name windows, write links or clear it.
-_ESCAPES = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b\[[0-?]*[ -/]*[@-~]|\x1b.?", re.S)
-
-
-def plain(text: str, limit: int = REASON) -> str:
-    """One line of printable characters, cut to `limit`: text from elsewhere moves no cursor."""
-    text = _ESCAPES.sub("", text[: 8 * limit])
-    shown = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in text)
-    line = " ".join(shown.split())
-    return line if len(line) <= limit else line[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
 def explain(reason: str) -> str:
     """The last telling line of an error's reason, without colours or tracebacks."""
-    lines = [line.strip() for line in _ESCAPES.sub("", reason[-20_000:]).splitlines()]
+    lines = [line.strip() for line in ESCAPES.sub("", reason[-20_000:]).splitlines()]
     lines = [line for line in lines if line]
     telling = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Refused)\b", line)]
     return plain((telling or lines or ["no reason given"])[-1])

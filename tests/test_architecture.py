@@ -19,7 +19,7 @@ PACKAGES = ("fedkd", "strategies", "simulations", "configs")
 
 # Rooms from the ground up. A room may import from floors below its own, and from itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("closed_form", "lock", "options", "precision"),
+    ("closed_form", "lock", "options", "plain", "precision"),
     (
         "registry",
         "randomness",
@@ -122,6 +122,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "simulations/compare/view.py",
         "simulations/live.py",
         "simulations/progress.py",
+        "simulations/screen.py",
         "simulations/steps.py",
         "simulations/tables.py",
     ),

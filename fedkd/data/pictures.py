@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from fedkd.plain import visible
+
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (
@@ -66,7 +68,7 @@ def read_pictures(files: Sequence[Path], *, channels: int, height: int, width: i
 
 def shown(path: str | Path) -> str:
     """A path for a message of one line."""
-    return str(path).replace("\n", "\\n").replace("\r", "\\r")
+    return visible(str(path))
 
 
 def _read(

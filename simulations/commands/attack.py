@@ -22,8 +22,6 @@ def attack(
     trust: Trust = False,
 ) -> None:
     """Try attacks on the knowledge against fusion rules: what does each cost the student?"""
-    from rich.console import Console
-
     from fedkd.attacks.config import AttackStudy, check_study, resolved
     from fedkd.attacks.matrix import run_matrix
     from fedkd.attacks.report import table, write
@@ -32,6 +30,7 @@ def attack(
     from fedkd.rundir import new_folder
     from simulations.live import Interrupted
     from simulations.machine import check_machine
+    from simulations.screen import screen
     from simulations.steps import StepView
 
     if resume is not None:
@@ -49,7 +48,7 @@ def attack(
         check_machine(study.experiment, workers=False)
         study = resolved(study)
         folder = new_folder(study.output, study.name, study)
-    console = Console()
+    console = screen()
     try:
         with StepView(console, f"study   {folder}") as view:
             results = run_matrix(study, folder, view)

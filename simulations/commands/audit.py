@@ -40,14 +40,13 @@ def audit(
     trust: Trust = False,
 ) -> None:
     """Attack a finished run: who was trained on, and how large must epsilon be at least?"""
-    from rich.console import Console
-
     from fedkd.audit.promise import Claim
     from fedkd.audit.report import sentence, write
     from fedkd.audit.study import Options, audit_run, chosen
     from fedkd.rounds import workspace_of
     from fedkd.teachers.dp_sgd import Mechanism
     from simulations.live import Interrupted
+    from simulations.screen import screen
     from simulations.steps import StepView
 
     run = open_run(path, trust=trust)
@@ -88,7 +87,7 @@ def audit(
         except ValueError as error:
             raise ConfigError(f"--{str(error).replace('_', '-', 2)}") from None
     claim = None if epsilon is None else Claim(epsilon, delta)
-    console = Console()
+    console = screen()
     try:
         with StepView(console, f"audit   {run.path}") as view:
             facts = audit_run(run, space, options, mechanism=mechanism, claim=claim, notify=view)

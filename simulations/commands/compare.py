@@ -50,13 +50,12 @@ def side_by_side(
     trust: bool,
 ) -> None:
     """Run a comparison or an ablation, or what is left of it."""
-    from rich.console import Console
-
     from simulations.compare.engine import prepare, run_all
     from simulations.compare.folder import CompareFolder
     from simulations.compare.table import result_table
     from simulations.compare.view import CompareView
     from simulations.live import Interrupted
+    from simulations.screen import screen
 
     if config is None and resume is None:
         raise ConfigError(f"give a config file, e.g. fedkd {command} configs/{_EXAMPLES[command]}")
@@ -70,7 +69,7 @@ def side_by_side(
         folder.import_plugins()
         if not isinstance(folder.config, sort):
             raise ConfigError(f"{folder.path} is not of fedkd {command}")
-    console = Console()
+    console = screen()
     go_on = f"fedkd {command} --resume {folder.path}{' --trust' * bool(folder.config.plugins)}"
     try:
         with folder.lock, CompareView(console) as view:
@@ -89,9 +88,8 @@ def side_by_side(
 
 def report_again(path: Path, *, trust: bool) -> bool:
     """Write tables and report of a comparison or ablation; False if `path` is none."""
-    from rich.console import Console
-
     from simulations.compare.folder import CompareFolder
+    from simulations.screen import screen
 
     if CompareFolder.sort_of(path) is None:
         return False
@@ -99,7 +97,7 @@ def report_again(path: Path, *, trust: bool) -> bool:
     from simulations.compare.table import result_table
 
     folder = CompareFolder.open(path, trust=trust)
-    console = Console()
+    console = screen()
     console.print(result_table(write_all(folder)))
     console.print(
         f"report  {folder.path / 'report.html'}", soft_wrap=True, highlight=False, markup=False

@@ -25,19 +25,18 @@ def contribution(
     trust: Trust = False,
 ) -> None:
     """Show what each client gives to the ensemble: influence, fair share, classes."""
-    from rich.console import Console
-
     from fedkd import contribution as measured
     from fedkd.removal import check_removal
     from fedkd.rounds import workspace_of
     from simulations.live import Interrupted
+    from simulations.screen import screen
     from simulations.steps import StepView
 
     run = open_run(path, trust=trust)
     if students:
         check_removal(run, [0])  # feedback, or rounds that are gone: said before the work
     space = workspace_of(run)
-    console = Console()
+    console = screen()
     facts: dict[str, Any] = {}
     try:
         with StepView(console, "contribution") as view:

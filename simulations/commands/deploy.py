@@ -41,12 +41,11 @@ def init(
     ] = "127.0.0.1",
 ) -> None:
     """Write certificates, node keys, start scripts and a README, one folder per machine."""
-    from rich.console import Console
-
     from fedkd.build import check
     from fedkd.rounds import workspace
     from simulations.deploy.folder import deployable, write_folder
     from simulations.deploy.plan import Plan
+    from simulations.screen import screen
 
     plan = Plan(nodes, tuple(host), port, own_data, deal, data, days=days, listen=listen)
     base = [*(overrides or []), f"clients={nodes}"]
@@ -54,7 +53,7 @@ def init(
     check(before)
     experiment = load_experiment(config, [*base, *deployable(before, plan)])
     write_folder(folder, plan, experiment, workspace(before.to_json()))
-    console = Console()
+    console = screen()
     console.print(
         f"wrote {folder}: superlink, {nodes} nodes, ca (move ca/ca.key offline)", markup=False
     )
@@ -125,16 +124,15 @@ def check_(
     ] = False,
 ) -> None:
     """Look whether a node is ready; exit code 1 if something has to be mended."""
-    from rich.console import Console
-
     from simulations.deploy.check import check_node, node_workspace
     from simulations.deploy.fingerprint import fingerprint_of
+    from simulations.screen import screen
 
     folder = node.expanduser().resolve()
     if show:
         print(json.dumps(fingerprint_of(node_workspace(folder)), indent=2))
         return
-    console = Console(soft_wrap=True, highlight=False)
+    console = screen(soft_wrap=True, highlight=False)
     colours = {"ok": "green", "warning": "yellow", "failed": "red"}
     failed = 0
     for finding in check_node(folder):

@@ -40,13 +40,13 @@ def sweep(
 @app.command("plan")
 def plan_(config: Config, overrides: Overrides = None) -> None:
     """What a private config costs round by round, before anything is trained."""
-    from rich.console import Console
     from rich.table import Table
 
     from fedkd.config import Experiment
     from fedkd.privacy.accounting import Steps
     from fedkd.privacy.accounting import epsilon as epsilon_of
     from fedkd.privacy.plan import plan
+    from simulations.screen import screen
 
     experiment = load(Experiment, config, overrides or [], "privacy plan")
     planned = plan(experiment)
@@ -68,7 +68,7 @@ def plan_(config: Config, overrides: Overrides = None) -> None:
             privacy.accountant,
         )
         table.add_row(str(number), f"{spent:.3f}", f"{spent / planned.epsilon:.0%}")
-    console = Console()
+    console = screen()
     console.print(table)
     console.print(
         f"delta {planned.delta:.0e} · noise multiplier {steps.noise_multiplier:.4g} · clipping "

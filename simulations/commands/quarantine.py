@@ -18,14 +18,14 @@ def quarantine(
     ] = None,
 ) -> None:
     """Show strikes against clients and who is in quarantine; lift it."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from fedkd import quarantine as room
+    from simulations.screen import screen
 
     run = open_run(path)
-    console = Console()
+    console = screen()
     for client in lift or []:
         if not 0 <= client < run.experiment.clients:
             raise ConfigError(

@@ -144,15 +144,16 @@ def status(
     """Show a run's round and phase, its clients' health, bytes and disk."""
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.table import Table
+
+    from simulations.screen import screen
 
     found = status_of(path)
     if as_json:
         print(json.dumps(asdict(found), indent=2))
         return
     now = time.time()
-    console = Console(highlight=False, soft_wrap=True)
+    console = screen(highlight=False, soft_wrap=True)
     score = "" if found.accuracy is None else f", student {100 * found.accuracy:.2f} %"
     phase = "" if found.state == "finished" else f" ({found.phase})"
     console.print(f"{found.state}: round {found.round} of {found.rounds}{phase}{score}")

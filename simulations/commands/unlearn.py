@@ -31,14 +31,13 @@ def unlearn(
     trust: Trust = False,
 ) -> None:
     """Distil the student again from what the run stored, without some clients."""
-    from rich.console import Console
-
     from fedkd import removal
     from fedkd.report import write_report
     from fedkd.rounds import workspace_of
     from fedkd.rundir import Session
     from fedkd.summary import summarise
     from simulations.live import Interrupted
+    from simulations.screen import screen
     from simulations.steps import StepView
 
     if quick and erase:
@@ -47,7 +46,7 @@ def unlearn(
     run.import_plugins()
     without = sorted(set(client))
     removal.check_removal(run, without, influenced=influenced)
-    console = Console()
+    console = screen()
     exact = removal.find_exact(run, without)
     try:
         with StepView(console, f"{run.identity} without {', '.join(map(str, without))}") as view:

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 
 from fedkd.knowledge.store import write_atomically
+from fedkd.plain import cell
 from simulations.compare.entries import Entry
 from simulations.compare.folder import CompareFolder, Record
 
@@ -95,5 +96,5 @@ def write_tables(folder: CompareFolder, found: Record) -> None:
 
 def _csv(table: Sequence[Sequence[object]]) -> bytes:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(table)
+    csv.writer(buffer, lineterminator="\n").writerows([cell(each) for each in row] for row in table)
     return buffer.getvalue().encode()

@@ -1,0 +1,48 @@
+"""Text from elsewhere as text: it moves no cursor, names no window and is no formula.
+
+What a client, a folder or a file name says ends on terminals, in logs and in tables.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+
+# Escape sequences of a terminal: colours, and those that name windows, write links or clear it.
+ESCAPES = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b\[[0-?]*[ -/]*[@-~]|\x1b.?", re.S)
+# Characters that are kept of a reason; it may quote what a client sent.
+REASON = 300
+
+
+def plain(text: str, limit: int = REASON) -> str:
+    """One line of printable characters, cut to `limit`: text from elsewhere moves no cursor."""
+    text = ESCAPES.sub("", text[: 8 * limit])
+    shown = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in text)
+    line = " ".join(shown.split())
+    return line if len(line) <= limit else line[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def visible(text: str, keep: str = "") -> str:
+    """All of a text, with characters that do not print written as `\\x1b`, less those in `keep`."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c in keep or c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def cell(value: object) -> object:
+    """A cell of a table that spreadsheets open: a text that they would compute is quoted."""
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\\t", "\\r")) else text
+
+
+class PlainFormatter(logging.Formatter):
+    """A formatter of log records, each as the text that it is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record, with its traceback."""
+        return visible(super().format(record), keep="\n\t")
