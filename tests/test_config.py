@@ -303,3 +303,9 @@ def test_what_travels_is_json_without_aliases() -> None:
         read_experiment(b"\0" * 8 + zlib.compress(text))
     with pytest.raises(ConfigError, match="cannot be read"):
         read_experiment(b"\0" * 8 + zlib.compress(b"[" * 100_000))
+
+
+def test_a_nul_character_is_named_by_its_key() -> None:
+    for values, key in (({"output": "a\0b"}, "output"), ({"plugins": ["x", "a\0"]}, "plugins.1")):
+        with pytest.raises(ConfigError, match=f"{key}: holds a NUL character"):
+            make_experiment(values)

@@ -254,10 +254,22 @@ def validate(root: type[Root], values: Mapping[str, Any], where: str) -> Root:
 
 
 def _validate(root: type[Root], values: Mapping[str, Any]) -> Root:
+    if (key := _with_nul(values)) is not None:
+        raise ConfigError(f"{key}: holds a NUL character, which no name or path can have")
     try:
         return root.model_validate(values)
     except ValidationError as error:
         raise ConfigError(one_line(root, error)) from None
+
+
+def _with_nul(value: Any, key: str = "") -> str | None:
+    """The dotted key of a text with a NUL character, if there is one."""
+    if isinstance(value, str):
+        return key if "\0" in value else None
+    items = enumerate(value) if isinstance(value, list | tuple) else ()
+    items = value.items() if isinstance(value, Mapping) else items
+    found = (_with_nul(each, f"{key}.{name}".lstrip(".")) for name, each in items)
+    return next((place for place in found if place is not None), None)
 
 
 def _read(file: Path, shown: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -93,6 +93,7 @@ def _read(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(file) as picture:
+                _check_size(picture.size, file)
                 deep = _deep(picture)
                 if picture.mode.startswith(("I", "F")):
                     raise _TooDeep(picture.mode)
@@ -113,6 +114,8 @@ def _read(
                 pixels = np.array(upright, dtype=np.uint8)
                 if _has_more_frames(picture):
                     notes.append(_FRAMES)
+    except _TooManyPixels as error:
+        raise ValueError(f"{name}: {error}") from None
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"{name}: too large a picture ({str(error).split(',')[0]}); save it smaller, e.g. with "
@@ -141,6 +144,24 @@ def _has_more_frames(picture: Any) -> bool:
         return bool(getattr(picture, "is_animated", False))
     except Exception:  # a damaged later frame is no fault of the first one
         return False
+
+
+# Pixels that any file may have, and beyond them pixels per byte: of a scan of text some hundreds.
+_FEW, _PER_BYTE = 40_000_000, 1000
+
+
+def _check_size(size: tuple[int, int], file: Path) -> None:
+    """Raise `_TooManyPixels` if so few bytes hold no picture of this size; nothing is unpacked."""
+    pixels, there = size[0] * size[1], file.stat().st_size
+    if pixels > max(_FEW, _PER_BYTE * there):
+        raise _TooManyPixels(
+            f"{there:,} bytes announce {size[0]} x {size[1]} pixels, which no picture has so few "
+            "for; save it smaller, e.g. with PIL.Image.thumbnail"
+        )
+
+
+class _TooManyPixels(Exception):
+    """More than a file of its size holds."""
 
 
 class _TooDeep(Exception):

@@ -120,4 +120,12 @@ def _body(
         return model
     if model.startswith(PREFIX):
         return torchvision_model(model, num_classes, in_channels, image_size, options)
-    return MODELS.create(model, num_classes, in_channels, image_size, **options)
+    try:
+        return MODELS.create(model, num_classes, in_channels, image_size, **options)
+    except (RuntimeError, MemoryError, ArithmeticError, IndexError) as error:
+        if not options:
+            raise
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise ValueError(
+            f"model {model!r} cannot be built with {given}: {one_line(error)[:200]}"
+        ) from None

@@ -154,3 +154,11 @@ def test_damaged_pictures_never_raise_anything_else(tmp_path):
 def test_two_channels_are_not_a_picture(tmp_path):
     with pytest.raises(ValueError, match=r"channels: expected 1 .grey. or 3 .colour., got 2"):
         read_picture(tmp_path / "a.png", channels=2)
+
+
+def test_a_picture_of_few_bytes_and_many_pixels_is_not_unpacked(tmp_path: Path) -> None:
+    """10 kB used to take 460 MB of memory."""
+    file = tmp_path / "z.png"
+    Image.new("1", (9000, 9000)).save(file)
+    with pytest.raises(ValueError, match=r"z.png: [\d,]+ bytes announce 9000 x 9000 pixels"):
+        read_picture(file, channels=3, height=8, width=8)

@@ -183,3 +183,12 @@ def test_a_network_without_a_map_under_a_linear_classifier_says_so(name: str) ->
         name, num_classes=5, in_channels=3, image_size=32, mean=[0.5] * 3, std=[0.2] * 3
     ).eval()
     assert network.read(torch.rand(2, 3, 32, 32)).final is None
+
+
+@pytest.mark.parametrize("hidden", [-5, 10**12])
+def test_sizes_that_no_layer_can_have_are_named(hidden: int) -> None:
+    with pytest.raises(ValueError, match=f"'mlp' cannot be built with hidden={hidden}: "):
+        build_model(
+            "mlp", num_classes=3, in_channels=1, image_size=8, mean=[0.0], std=[1.0],
+            options={"hidden": hidden},
+        )  # fmt: skip
