@@ -266,8 +266,9 @@ def _with_nul(value: Any, key: str = "") -> str | None:
     """The dotted key of a text with a NUL character, if there is one."""
     if isinstance(value, str):
         return key if "\0" in value else None
-    items = enumerate(value) if isinstance(value, list | tuple) else ()
-    items = value.items() if isinstance(value, Mapping) else items
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    items = value.items() if isinstance(value, Mapping) else ()
     found = (_with_nul(each, f"{key}.{name}".lstrip(".")) for name, each in items)
     return next((place for place in found if place is not None), None)
 
