@@ -64,6 +64,7 @@ def path(name: str) -> Callable[[Walk], Walk]:
 
 def values_of(name: str, folder: Path) -> Values:
     """Go one path: value by name, the path's own name in front."""
+    folder.mkdir(parents=True, exist_ok=True)
     return {f"{name}: {key}": value for key, value in PATHS[name](folder).items()}
 
 
