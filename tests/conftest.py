@@ -48,6 +48,12 @@ TINY: dict[str, Any] = {
 
 
 @pytest.fixture
+def pageless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw no page at their end, which takes longer than the run."""
+    monkeypatch.setattr("simulations.job.write_report", lambda run: None)
+
+
+@pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., Experiment]:
     """`tiny("rounds=3", ...)`: the tiny experiment with overrides, writing under tmp_path."""
 

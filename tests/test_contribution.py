@@ -17,6 +17,8 @@ from simulations.local import run_local
 
 Tiny = Callable[..., Experiment]
 
+pytestmark = pytest.mark.usefixtures("pageless")
+
 
 def glove(coalition: frozenset[int]) -> Tensor:
     """Shapley's glove game: 0 and 1 hold left gloves, 2 a right one; a pair is worth 1."""

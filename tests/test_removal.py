@@ -12,6 +12,14 @@ from simulations.local import run_local
 from tests.simulations.faults import BAD_PAYLOADS, tampering
 
 Tiny = Callable[..., Experiment]
+
+
+@pytest.fixture
+def tiny(tiny: Tiny, pageless: None) -> Tiny:
+    """Without what only measures, and without its page."""
+    return lambda *words: tiny("evaluation.baselines=[]", *words)
+
+
 QUIET = ("evaluation.baselines=[]", "teachers.models=[mlp]", "rounds=2")
 
 

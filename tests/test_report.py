@@ -15,7 +15,7 @@ from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Knowledge, Teacher, fuse
 from fedkd.page import PAGE
 from fedkd.report import human_bytes, percent, write_report
-from fedkd.rundir import RunDirectory
+from fedkd.rundir import RunDirectory, network_hash
 
 NAN = float("nan")
 
@@ -48,6 +48,9 @@ def _run(tmp_path, *, clients=3, rounds=2, finished=2, summary=True, root=None, 
     teachers = options.get("teachers", True)
     generator = torch.Generator().manual_seed(0)
     truth = torch.randint(0, len(names), (60,), generator=generator)
+    student = None
+    if finished and not root and len(names) == 10:
+        student = build_network(experiment, experiment.student.model, build_data(experiment), "s")
     counts = torch.randint(0, 9, (clients, len(names)), generator=generator)
     for number in range(1, finished + 1):
         for client in range(clients):
@@ -65,7 +68,7 @@ def _run(tmp_path, *, clients=3, rounds=2, finished=2, summary=True, root=None, 
         run.metric(
             "round",
             round=number,
-            hash="0123456789abcdef",
+            hash="0123456789abcdef" if student is None else network_hash(student),
             status="ok" if number != 2 else "degraded",
             answered=list(range(clients)),
             seconds={"train": 3.0, "knowledge": 1.0, "fuse": 0.1, "distil": 4.0, "evaluate": 0.5},
@@ -80,8 +83,7 @@ def _run(tmp_path, *, clients=3, rounds=2, finished=2, summary=True, root=None, 
                 else {}
             ),
         )
-    if finished and not root and len(names) == 10:
-        student = build_network(experiment, experiment.student.model, build_data(experiment), "s")
+    if student is not None:
         run.save_checkpoint(finished, {"student": student.state_dict(), "optimizer": None})
     if summary:
         run.write_json(

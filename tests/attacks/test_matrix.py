@@ -15,6 +15,12 @@ from simulations.local import run_local
 Tiny = Callable[..., Experiment]
 
 
+@pytest.fixture
+def tiny(tiny: Tiny, pageless: None) -> Tiny:
+    """Without what only measures, and without its page."""
+    return lambda *words: tiny("evaluation.baselines=[]", *words)
+
+
 def make(tiny: Tiny, *overrides: str, **values: object) -> AttackStudy:
     experiment = tiny("teachers.models=[mlp]", "student.model=mlp", "fusion=[uniform]", *overrides)
     given = {"experiment": experiment.model_dump(mode="json"), "rules": ["class_gated"], **values}

@@ -24,6 +24,8 @@ from simulations.local import run_local
 
 Tiny = Callable[..., Experiment]
 
+pytestmark = pytest.mark.usefixtures("pageless")
+
 # What the tiny experiment says about private images beside its teachers' answers.
 QUIET = (
     "teachers.models=[mlp]",

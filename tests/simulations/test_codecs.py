@@ -21,6 +21,14 @@ from strategies.records import JOB
 from tests.simulations.faults import tampering
 
 Tiny = Callable[..., Experiment]
+
+
+@pytest.fixture
+def tiny(tiny: Tiny, pageless: None) -> Tiny:
+    """Without what only measures, and without its page."""
+    return lambda *words: tiny("evaluation.baselines=[]", *words)
+
+
 DELTA = "federation.codec={name: delta, inner: float32}"
 SUBSET = ("federation.subset=0.25", "data.views.refresh=false", "rounds=3")
 

@@ -22,6 +22,14 @@ from simulations.client_app import make_client_app
 from simulations.deploy.folder import policy_text
 
 Tiny = Callable[..., Experiment]
+
+
+@pytest.fixture
+def tiny(tiny: Tiny, pageless: None) -> Tiny:
+    """Without what only measures, and without its page."""
+    return lambda *words: tiny("evaluation.baselines=[]", *words)
+
+
 Ask = Callable[..., RecordDict]
 SMALL = (
     "teachers.models=[mlp]", "teachers.epochs=1", "student.model=mlp", "distillation.losses=[kd]",

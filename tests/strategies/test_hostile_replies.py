@@ -18,16 +18,25 @@ from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord
 from flwr.clientapp import ClientApp
 
 from fedkd.config import Experiment
+from fedkd.plain import REASON, plain
 from fedkd.rounds import Server, workspace
 from fedkd.rundir import RunDirectory
 from simulations.client_app import make_client_app
 from simulations.local import LocalGrid, run_local
 from strategies.distillation import FederatedDistillation
 from strategies.exchange import Reply
-from strategies.records import ENVELOPE, HEADER, KNOWLEDGE, METRICS, REASON, plain
+from strategies.records import ENVELOPE, HEADER, KNOWLEDGE, METRICS
 from tests.strategies.mutations import CODES, REASONS, mutated
 
 Tiny = Callable[..., Experiment]
+
+
+@pytest.fixture
+def tiny(tiny: Tiny, pageless: None) -> Tiny:
+    """Without what only measures, and without its page."""
+    return lambda *words: tiny("evaluation.baselines=[]", *words)
+
+
 SMALL = (
     "clients=3", "rounds=1", "teachers.models=[mlp]", "teachers.epochs=1", "student.model=mlp",
     "distillation.epochs=1", "distillation.losses=[kd]", "fusion=[class_gated]",
