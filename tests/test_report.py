@@ -52,6 +52,9 @@ def _run(tmp_path, *, clients=3, rounds=2, finished=2, summary=True, root=None, 
     if finished and not root and len(names) == 10:
         student = build_network(experiment, experiment.student.model, build_data(experiment), "s")
     counts = torch.randint(0, 9, (clients, len(names)), generator=generator)
+    student = None
+    if finished and not root and len(names) == 10:
+        student = build_network(experiment, experiment.student.model, build_data(experiment), "s")
     for number in range(1, finished + 1):
         for client in range(clients):
             logits = torch.randn(60, len(names), generator=generator)
