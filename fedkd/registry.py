@@ -63,7 +63,7 @@ class Registry(Generic[T]):
         self._discover()
         if name not in self._members:
             names = sorted(self._members)
-            hint = "; a list is written [a, b]" if "," in name else nearest(name, names)
+            hint = "; a list is written [a, b]" if "," in str(name) else nearest(name, names)
             raise ValueError(f"unknown {self.family} {name!r}{hint} (known: {', '.join(names)})")
         return self._members[name]
 

@@ -126,7 +126,7 @@ def test_shadows_learn_from_lies_where_labels_are_randomised(
 def test_what_is_promised_behind_the_server_is_said_to_be_untested(tiny: Tiny) -> None:
     experiment = tiny(
         *BASE,
-        "release={name: prob_sum, epsilon: 2}",
+        "release={name: prob_sum, epsilon: 2, min_clients: 3}",
         "evaluation.teachers=false",
         "distillation.losses=[{name: kd, temperature: 1.0}]",
     )

@@ -155,11 +155,13 @@ def _options(folder: Path) -> Values:
 @path("run that measures everything")
 def _measured(folder: Path) -> Values:
     done = run(folder, page=True)
-    kept = done.read_json("summary.json")
-    clock = ("seconds", "wall", "path", "run", "time", "id", "versions", "bytes", "started")
-    rounds = [digest(record, *clock) for record in done.metrics("round")]
+    found = done.read_json("summary.json")
+    scores = ("student", "ensemble", "pseudo_labels", "worst_client", "oracle", "ceiling")
+    accuracies = [teacher["accuracy"] for teacher in found["teachers"]]
+    of_a_round = ("hash", "status", "answered", "student", "teachers", "ensemble")
+    rounds = [{key: record[key] for key in of_a_round} for record in done.metrics("round")]
     return {
-        "summary": digest(kept, *clock),
+        "summary": digest([*(found[key] for key in scores), accuracies]),
         "rounds": digest(rounds),
         "page": skeleton(done.path / "report.html"),
     }
