@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from fedkd.attacks import ATTACKS
 from fedkd.codecs import CODECS
 from fedkd.data import DATASETS, PARTITIONS
 from fedkd.data.views import AUGMENTATIONS
@@ -28,6 +29,7 @@ from fedkd.models import MODELS
 from fedkd.models.network import parameter_count
 from fedkd.registry import Registry
 from fedkd.release import RELEASES
+from simulations.baselines import BASELINES
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -86,7 +88,9 @@ def _the_student_beats_its_teachers(names: dict[str, Any]) -> None:
 def test_python_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for registry in REGISTRIES.values():  # what a page registers is forgotten after it
+    # What a page registers is forgotten after it.
+    for registry in (*REGISTRIES.values(), ATTACKS, BASELINES):
+        registry.names()
         monkeypatch.setattr(registry, "_members", dict(registry._members))
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "page"}
