@@ -478,8 +478,10 @@ def _place_working_directory(words: Sequence[str]) -> None:
     resumes = any(word.split("=")[0] == "--resume" for word in words)
     if (resumes or not _LOOKS.isdisjoint(words[:1])) and "--trust" not in words:
         return
-    if here not in sys.path:
-        sys.path.append(here)
+    # An editable install is found after all folders of the path: ours must come before that one.
+    for folder in (str(Path(configs.__file__).parents[1]), here):
+        if folder not in sys.path:
+            sys.path.append(folder)
 
 
 def _leave(code: int) -> NoReturn:

@@ -45,6 +45,8 @@ SETTLE_SECONDS = 5.0
 MEET_SECONDS = 60.0
 # A real node that was killed and started again is let in when its heartbeat has been missed.
 REJOIN_SECONDS = 60.0
+# Ray starts a dead worker again meanwhile; only then is anybody asked more than twice.
+RETRIES, RESTART_SECONDS = 5, 2.0
 
 
 @dataclass(frozen=True)
@@ -451,15 +453,23 @@ class FederatedDistillation(Strategy):
                 f"Lower the number of clients at once (resources.client_cpus), then go on with: "
                 f"fedkd run --resume {self.run.path}"
             )
-        if lost:
+        for attempt in range(1, RETRIES + 1):
+            if not lost:
+                return
             # The worker or its machine went down (out of memory, usually), not the client's fault:
             # once more. What it finished before is in its files and not done again.
             self._await(grid, {self.nodes[reply.client] for reply in lost})
             again = {reply.client: letters[reply.client] for reply in lost}
+            lost = []
             for reply in self._exchange(grid, again):
                 self._count(number, phase, down, reply)
+                if attempt < RETRIES and self._restarting(reply.message):
+                    lost.append(reply)
+                    continue
                 self.notify("reply", round=number, phase=phase.name, client=reply.client)
                 yield reply
+            if lost:
+                time.sleep(RESTART_SECONDS)
 
     def _await(self, grid: Grid, nodes: set[int]) -> None:
         """Give real nodes that went down (`federation.wait`) the time to come back."""
@@ -577,6 +587,11 @@ class FederatedDistillation(Strategy):
         reason = message.error.reason or ""
         died = "ActorDied" in reason or "ActorUnavailable" in reason
         return died and message.error.code == UNKNOWN
+
+    def _restarting(self, message: Message | None) -> bool:
+        """Whether Flower says that a Ray worker is not up again yet."""
+        died = self._actor_died(message)
+        return died and message is not None and "Unavailable" in (message.error.reason or "")
 
 
 # flwr.common.constant.ErrorCode, which is not public.
