@@ -17,8 +17,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from fedkd.models import MODELS
-from fedkd.teachers.clipping import ClippedSteps, Clipping
-from fedkd.teachers.private_check import example_cross_entropy
+from fedkd.privacy.clipping import ClippedSteps, Clipping
+from fedkd.privacy.model_check import example_cross_entropy
 
 CASES: dict[str, tuple[str, dict[str, object], int, int]] = {
     "cnn_small, 28x28": ("cnn_small", {"norm": "group"}, 1, 28),

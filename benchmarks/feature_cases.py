@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd.features import spectral_norms
+from fedkd.functional.feature_statistics import spectral_norms
 from fedkd.losses.cat import cat_loss
 from fedkd.losses.fitnet import fitnet_loss
 from fedkd.losses.london import london_loss

@@ -9,11 +9,11 @@ from output_cases import z_scores
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedkd.functional.relations import class_relation_loss, sample_relation_loss
 from fedkd.losses.dist import dist_loss
 from fedkd.losses.rkd import rkd_loss
 from fedkd.losses.sp import sp_loss
 from fedkd.losses.vrm import vrm_loss
-from fedkd.relations import class_relation_loss, sample_relation_loss
 
 Run = Callable[[], object]
 

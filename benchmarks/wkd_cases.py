@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd.features import cell_statistics, spatial_moments
+from fedkd.functional.feature_statistics import cell_statistics, spatial_moments
+from fedkd.functional.similarity import angle_costs
 from fedkd.losses.cka import cka_loss
 from fedkd.losses.wkd_f import wkd_f_loss
 from fedkd.losses.wkd_l import wkd_l_loss
-from fedkd.similarity import angle_costs
 
 Run = Callable[[], object]
 

@@ -33,8 +33,9 @@ if TYPE_CHECKING:  # `X as X`: re-exported, for type checkers
     from fedkd.data.datasets import load_dataset as load_dataset
     from fedkd.data.images import ImageSet as ImageSet
     from fedkd.data.splits import federate as federate
-    from fedkd.distillation import distill as distill
-    from fedkd.evaluation import evaluate as evaluate
+    from fedkd.distillation.objective import Objective as Objective
+    from fedkd.distillation.objective import Term as Term
+    from fedkd.distillation.trainer import distill as distill
     from fedkd.fusion import FUSIONS as FUSIONS
     from fedkd.fusion.base import Fusion as Fusion
     from fedkd.knowledge.kinds import Logits as Logits
@@ -44,8 +45,7 @@ if TYPE_CHECKING:  # `X as X`: re-exported, for type checkers
     from fedkd.losses.base import DistillationLoss as DistillationLoss
     from fedkd.models import MODELS as MODELS
     from fedkd.models.network import Network as Network
-    from fedkd.objective import Objective as Objective
-    from fedkd.objective import Term as Term
+    from fedkd.training.evaluation import evaluate as evaluate
 
 _PUBLIC = {
     "network": "api",
@@ -58,8 +58,8 @@ _PUBLIC = {
     "load_dataset": "data.datasets",
     "ImageSet": "data.images",
     "federate": "data.splits",
-    "distill": "distillation",
-    "evaluate": "evaluation",
+    "distill": "distillation.trainer",
+    "evaluate": "training.evaluation",
     "FUSIONS": "fusion",
     "Fusion": "fusion.base",
     "Logits": "knowledge.kinds",
@@ -69,8 +69,8 @@ _PUBLIC = {
     "DistillationLoss": "losses.base",
     "MODELS": "models",
     "Network": "models.network",
-    "Objective": "objective",
-    "Term": "objective",
+    "Objective": "distillation.objective",
+    "Term": "distillation.objective",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

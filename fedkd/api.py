@@ -18,8 +18,17 @@ from fedkd.build import objective_of
 from fedkd.config import Experiment, Optimizer, Teachers
 from fedkd.data.images import ImageSet
 from fedkd.data.views import AUGMENTATIONS, MAGNITUDES, Strength, virtual_view
-from fedkd.distillation import EpochRecord, distill
-from fedkd.door import (
+from fedkd.distillation.batches import SharedLessons
+from fedkd.distillation.objective import Objective, Term
+from fedkd.distillation.trainer import EpochRecord, distill
+from fedkd.fusion import FUSIONS
+from fedkd.fusion.base import Evidence, Fusion, fit_rules
+from fedkd.knowledge.extract import Unreadable, extract, shapes
+from fedkd.knowledge.kinds import Comparison, Kind
+from fedkd.knowledge.payload import Bank, Ensemble, Knowledge, Rule, Teacher, fuse
+from fedkd.losses import LOSSES
+from fedkd.losses.base import DistillationLoss, EnsembleLoss
+from fedkd.models.arguments import (
     a_network,
     an_optimizer,
     fitting,
@@ -30,20 +39,11 @@ from fedkd.door import (
     truth,
     whole,
 )
-from fedkd.fusion import FUSIONS
-from fedkd.fusion.base import Evidence, Fusion, fit_rules
-from fedkd.knowledge.extract import Unreadable, extract, shapes
-from fedkd.knowledge.kinds import Comparison, Kind
-from fedkd.knowledge.payload import Bank, Ensemble, Knowledge, Rule, Teacher, fuse
-from fedkd.lessons import SharedLessons
-from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, EnsembleLoss
 from fedkd.models.build import build_model
 from fedkd.models.network import Network, parameter_count, shown
-from fedkd.objective import Objective, Term
 from fedkd.randomness import stream_seed
 from fedkd.registry import Registry
-from fedkd.teachers.sgd import fit
+from fedkd.training.supervised import fit
 
 logger = logging.getLogger(__name__)
 

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from fedkd.codecs import CODECS
-from fedkd.codecs.base import Codec
 from fedkd.config import Component, ConfigError, Experiment, import_plugins
 from fedkd.config import Term as LossTerm
 from fedkd.data import DATASETS, PARTITIONS, ImageSet
 from fedkd.data.datasets import load_dataset
-from fedkd.data.own import Own, read_own
+from fedkd.data.local_shard import Own, read_own
 from fedkd.data.splits import FederatedData, federate
+from fedkd.distillation.objective import Objective, Term
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Fusion
+from fedkd.knowledge.codecs import CODECS
+from fedkd.knowledge.codecs.base import Codec
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
 from fedkd.models import MODELS
 from fedkd.models.build import build_model
 from fedkd.models.network import Network
-from fedkd.objective import Objective, Term
+from fedkd.privacy.release import RELEASES
+from fedkd.privacy.release.base import Release
 from fedkd.registry import Registry, nearest
-from fedkd.release import RELEASES
-from fedkd.release.base import Release
-from fedkd.rundir import RunDirectory
-from fedkd.signature import check_images, read_signature
-
-Made = TypeVar("Made")
 
 
 def check(experiment: Experiment) -> None:
@@ -136,43 +132,6 @@ def data_root(experiment: Experiment, root: str | Path | None = None) -> Path:
     """The absolute folder that relative data paths start from, on this machine and now."""
     chosen = root or experiment.data.root or os.environ.get("FEDKD_DATA") or "."
     return (_folder(chosen) or Path()).absolute()
-
-
-def found_again(
-    run: RunDirectory,
-    make: Callable[[str | None], Made],
-    data: Callable[[Made], FederatedData],
-) -> Made:
-    """Something made of a run's images: from where they were, else from where they are today.
-
-    Args:
-        run: A run.
-        make: Makes it, with the folder that relative data paths start from; None: today's.
-        data: The images in what was made.
-
-    Raises:
-        ConfigError: the images are not those of the run.
-        FileNotFoundError: they are in neither place.
-    """
-    signature, first = read_signature(run), None
-    places: list[str | None] = [None]
-    if signature is not None and signature.root != str(data_root(run.experiment)):
-        places.insert(0, signature.root)
-    for place in places:
-        try:
-            made = make(place)
-            check_images(run, data(made))
-            return made
-        except (FileNotFoundError, ValueError) as error:
-            first = first or error
-    assert first is not None
-    raise first
-
-
-def run_data(run: RunDirectory) -> FederatedData:
-    """The images of a run. Raises as `found_again`."""
-    run.import_plugins()
-    return found_again(run, partial(build_data, run.experiment), lambda data: data)
 
 
 def _load(dataset: Component, place: Path | None, key: str) -> tuple[ImageSet, ImageSet]:

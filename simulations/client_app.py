@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 
 from fedkd import __version__
 from fedkd.config import Experiment, import_plugins, read_experiment
-from fedkd.data.own import Own, write_private, write_public
+from fedkd.data.local_shard import Own, write_private, write_public
 from fedkd.knowledge.store import write_atomically
 from fedkd.privacy.policy import (
     Policy,

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fedkd.config import ConfigError
-from fedkd.plain import visible
+from fedkd.io.text import visible
 
 FAILED, USER_ERROR, INTERNAL, INTERRUPTED, OUTPUT_GONE = 1, 2, 70, 130, 141
 

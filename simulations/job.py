@@ -7,11 +7,11 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fedkd.data.splits import overlaps
-from fedkd.report import write_report
+from fedkd.reporting.run_page import write_report
 from fedkd.rounds import Notify, Server, Workspace, silent, threads
-from fedkd.rundir import RunDirectory, Session
-from fedkd.summary import summarise
-from strategies.distillation import FederatedDistillation, Keys
+from fedkd.rounds.summary import summarise
+from fedkd.runs.directory import RunDirectory, Session
+from strategies.strategy import FederatedDistillation, Keys
 
 
 def run_job(

@@ -19,7 +19,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedkd.build import check
 from fedkd.config import Experiment
 from fedkd.rounds import Notify, silent, workspace, workspace_of
-from fedkd.rundir import RunDirectory
+from fedkd.runs.directory import RunDirectory
 from simulations.client_app import make_client_app
 from simulations.job import run_job
 from simulations.machine import check_machine

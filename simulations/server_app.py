@@ -11,9 +11,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedkd.build import check
 from fedkd.config import load_experiment
-from fedkd.plain import PlainFormatter
+from fedkd.io.text import PlainFormatter
 from fedkd.rounds import workspace, workspace_of
-from fedkd.rundir import RunDirectory
+from fedkd.runs.directory import RunDirectory
 from simulations.deploy.identity import NodeKeys
 from simulations.job import run_job
 

@@ -16,8 +16,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
+from fedkd.io.text import ESCAPES, plain
 from fedkd.knowledge.wire import Header, HeaderValue, Refused
-from fedkd.plain import ESCAPES, plain
 
 KNOWLEDGE, HEADER, JOB, STUDENT, METRICS = "knowledge", "header", "job", "student", "metrics"
 # To a node that is asked who it is: what to sign; and its answer.

@@ -17,18 +17,18 @@ from typing import Any
 import pytest
 
 from fedkd.attacks import ATTACKS
-from fedkd.codecs import CODECS
 from fedkd.data import DATASETS, PARTITIONS
 from fedkd.data.views import AUGMENTATIONS
-from fedkd.evaluation import evaluate
 from fedkd.fusion import FUSIONS
 from fedkd.knowledge import kinds as kinds_module
+from fedkd.knowledge.codecs import CODECS
 from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.losses import LOSSES
 from fedkd.models import MODELS
 from fedkd.models.network import parameter_count
+from fedkd.privacy.release import RELEASES
 from fedkd.registry import Registry
-from fedkd.release import RELEASES
+from fedkd.training.evaluation import evaluate
 from simulations.baselines import BASELINES
 
 ROOT = Path(__file__).parents[1]

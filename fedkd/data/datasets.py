@@ -139,7 +139,7 @@ def svhn(root: Path | None) -> Pair:
     """SVHN: 73,257 + 26,032 colour 32x32 house-number digits (`train_32x32.mat`, `test_...`)."""
     names = ("train_32x32.mat", "test_32x32.mat")
     get = (
-        "from fedkd.vision import datasets; "
+        "from fedkd.data.vision import datasets; "
         "[datasets.SVHN({root!r}, s, download=True) for s in ('train', 'test')]"
     )
     files = _files(root, "svhn", names, names, get)
@@ -345,7 +345,7 @@ def _idx_pair(root: Path | None, name: str, folder: str, classes: tuple[str, ...
         "train-images-idx3-ubyte", "train-labels-idx1-ubyte",
         "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte",
     )  # fmt: skip
-    get = f"from fedkd.vision import datasets; datasets.{folder}({{root!r}}, download=True)"
+    get = f"from fedkd.data.vision import datasets; datasets.{folder}({{root!r}}, download=True)"
     files = [f"{folder}/raw/{stem}" for stem in stems]
     found = _files(root, name, files, [f"{files[0]}(.gz)"], get)
     train, test = (
@@ -391,7 +391,9 @@ def _read_idx(file: Path, expected: int) -> np.ndarray:
 def _cifar(
     root: Path | None, name: str, torch_name: str, folder: str, classes: tuple[str, ...]
 ) -> Pair:
-    get = f"from fedkd.vision import datasets; datasets.{torch_name}({{root!r}}, download=True)"
+    get = (
+        f"from fedkd.data.vision import datasets; datasets.{torch_name}({{root!r}}, download=True)"
+    )
     if root is None or not (root / folder).is_dir():
         (file,) = _files(root, name, [f"{name}.npz"], [folder, f"{name}.npz"], get)
         arrays = read_npz(file)
@@ -401,7 +403,7 @@ def _cifar(
         arrays = {key: array for key, array in arrays.items() if key != "classes"}
         train, test = labelled_sets(file, arrays, ["_train", "_test"], classes)
         return train, test
-    from fedkd.vision import datasets
+    from fedkd.data.vision import datasets
 
     try:
         parts = [

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.plain import visible
+from fedkd.io.text import visible
 
 logger = logging.getLogger(__name__)
 

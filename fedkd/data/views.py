@@ -171,7 +171,7 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 
 def _transforms() -> Any:
     """torchvision's transforms, imported on first use: it takes a second."""
-    from fedkd.vision import transforms
+    from fedkd.data.vision import transforms
 
     return transforms
 

@@ -10,10 +10,10 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
+from fedkd.functional.options import options_checked
+from fedkd.functional.precision import full_precision
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Bank, Ensemble, Rule, Teacher
-from fedkd.options import options_checked
-from fedkd.precision import full_precision
 
 # Samples that `Evidence.batches` hands over at once.
 BATCH = 1024

@@ -8,10 +8,10 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from fedkd.functional.similarity import linear_cka
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Evidence, Fusion
 from fedkd.knowledge.payload import Ensemble
-from fedkd.similarity import linear_cka
 
 
 @FUSIONS.register("cka_alignment")

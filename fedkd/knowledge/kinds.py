@@ -17,10 +17,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedkd.density import density_ratio
-from fedkd.features import cell_statistics, class_maps, spatial_moments, spectral_norms
+from fedkd.functional.density_ratio import density_ratio
+from fedkd.functional.feature_statistics import (
+    cell_statistics,
+    class_maps,
+    spatial_moments,
+    spectral_norms,
+)
+from fedkd.functional.similarity import alignment_costs, angle_costs
 from fedkd.models.network import Network, Outputs
-from fedkd.similarity import alignment_costs, angle_costs
 
 
 class Reading:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedkd.functional.precision import full_precision
 from fedkd.knowledge.kinds import Kind, Logits
-from fedkd.precision import full_precision
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fedkd.io.records import TEACHER, Damaged, read_json, refuse_link
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Bank, Knowledge, Teacher
-from fedkd.records import TEACHER, Damaged, read_json, refuse_link
 
 MANIFEST = "manifest.json"
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from fedkd.codecs.base import Codec
-from fedkd.codecs.float16 import Float16
+from fedkd.knowledge.codecs.base import Codec
+from fedkd.knowledge.codecs.float16 import Float16
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Knowledge, Teacher
 

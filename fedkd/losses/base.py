@@ -14,9 +14,9 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from fedkd.functional.options import options_checked
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Ensemble
-from fedkd.options import options_checked
 
 Tensors = Mapping[Kind, Tensor]
 

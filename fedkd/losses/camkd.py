@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Classifier, Kind, Logits, Stage
 from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
@@ -24,8 +25,7 @@ from fedkd.losses.divergence import (
 )
 from fedkd.losses.inputs import check_batch, class_numbers, loss_function
 from fedkd.losses.kd import comparable
-from fedkd.precision import full
-from fedkd.projectors import embedding
+from fedkd.models.projectors import embedding
 
 
 @loss_function("camkd")

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd.features import averaged
+from fedkd.functional.feature_statistics import averaged
+from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import ClassMaps, Kind
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
 from fedkd.losses.inputs import check_batch, loss_function
-from fedkd.precision import full
 
 KeepRule = Literal["top", "above_nth", "below_nth_of_100"]
 

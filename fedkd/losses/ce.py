@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
 from fedkd.losses.inputs import check_batch, class_numbers, loss_function
-from fedkd.precision import full
 
 # A target that is no class is refused or, on a GPU, stops the device, as in all other losses.
 _NOTHING = torch.iinfo(torch.int64).min

@@ -6,11 +6,11 @@ from typing import Literal
 
 from torch import Tensor
 
+from fedkd.functional.similarity import linear_cka, rbf_cka, unbiased_cka
 from fedkd.knowledge.kinds import Pooled
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
 from fedkd.losses.inputs import check_batch, loss_function
-from fedkd.similarity import linear_cka, rbf_cka, unbiased_cka
 
 Similarity = Literal["linear", "rbf", "unbiased"]
 

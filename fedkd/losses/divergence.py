@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd.closed_form import with_gradient
+from fedkd.functional.analytic_grad import with_gradient
 from fedkd.losses.inputs import check_batch, loss_function
 from fedkd.losses.kd import comparable, floored, softened_kl, unfloored
 

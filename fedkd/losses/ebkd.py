@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
@@ -13,7 +14,6 @@ from fedkd.losses.base import EnsembleLoss, Tensors
 from fedkd.losses.divergence import Scale, check_teachers, kl_to_teachers, prior, reweighted
 from fedkd.losses.inputs import loss_function
 from fedkd.losses.kd import comparable, floored
-from fedkd.precision import full
 
 
 @loss_function("ebkd")

@@ -8,12 +8,12 @@ from typing import Literal, Self
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Kind, Stage
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
 from fedkd.losses.inputs import check_batch, loss_function
-from fedkd.precision import full
-from fedkd.projectors import regressor
+from fedkd.models.projectors import regressor
 
 Reduction = Literal["mean", "half_sum_channel"]
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Kind, Logits, Pooled, Stage
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
 from fedkd.losses.ce import ce_loss
 from fedkd.losses.inputs import check_batch, class_numbers, loss_function
 from fedkd.losses.kd import divergence, kl_to_teacher
-from fedkd.precision import full
 
 
 @loss_function("hcd")

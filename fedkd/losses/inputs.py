@@ -16,9 +16,9 @@ from typing import ParamSpec
 import torch
 from torch import Tensor
 
-from fedkd.closed_form import transformed
-from fedkd.options import options_checked
-from fedkd.precision import full_precision
+from fedkd.functional.analytic_grad import transformed
+from fedkd.functional.options import options_checked
+from fedkd.functional.precision import full_precision
 
 P = ParamSpec("P")
 

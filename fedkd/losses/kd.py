@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd.closed_form import through, transformed, with_gradient
+from fedkd.functional.analytic_grad import through, transformed, with_gradient
+from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
 from fedkd.losses.inputs import check_batch, loss_function
-from fedkd.precision import full
 
 
 @loss_function("kd")

@@ -7,12 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedkd.features import spectral_norms
+from fedkd.functional.feature_statistics import spectral_norms
+from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Kind, SpectralNorms, Stage
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
 from fedkd.losses.inputs import check_batch, loss_function
-from fedkd.precision import full
 
 
 @loss_function("london")

@@ -9,13 +9,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from fedkd.closed_form import transformed
-from fedkd.features import averaged
+from fedkd.functional.analytic_grad import transformed
+from fedkd.functional.feature_statistics import averaged
+from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Kind, Stage
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
 from fedkd.losses.inputs import check_batch, loss_function
-from fedkd.precision import full
 
 
 @loss_function("ofd")

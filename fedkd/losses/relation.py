@@ -12,12 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedkd.knowledge.kinds import Kind, Logits, Pooled, VirtualLogits
-from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
-from fedkd.losses.inputs import check_batch, loss_function
-from fedkd.losses.kd import standardised
-from fedkd.relations.general import (
+from fedkd.functional.relations.general import (
     LENGTHS,
     VECTORS,
     Discrepancy,
@@ -26,6 +21,11 @@ from fedkd.relations.general import (
     Relations,
     differences,
 )
+from fedkd.knowledge.kinds import Kind, Logits, Pooled, VirtualLogits
+from fedkd.losses import LOSSES
+from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.inputs import check_batch, loss_function
+from fedkd.losses.kd import standardised
 
 Vertices = Literal["samples", "classes", "samples_and_views", "classes_over_views"]
 Space = Literal["logits", "probabilities", "features"]

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd.closed_form import with_gradient
+from fedkd.functional.analytic_grad import with_gradient
+from fedkd.functional.relations.general import cosines, squares
 from fedkd.knowledge.kinds import Kind, Logits, Pooled
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
 from fedkd.losses.inputs import check_batch, loss_function
 from fedkd.losses.kd import comparable
-from fedkd.relations.general import cosines, squares
 
 Space = Literal["features", "logits"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd.closed_form import with_gradient
+from fedkd.functional.analytic_grad import with_gradient
 from fedkd.knowledge.kinds import Kind, Pooled, Stage
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedkd.closed_form import with_gradient
-from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
-from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
-from fedkd.losses.inputs import check_batch, loss_function
-from fedkd.losses.kd import comparable, paired, standardised
-from fedkd.relations import (
+from fedkd.functional.analytic_grad import with_gradient
+from fedkd.functional.relations import (
     Distance,
     Edges,
     Pruning,
@@ -22,6 +17,11 @@ from fedkd.relations import (
     sample_graph,
     solve,
 )
+from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
+from fedkd.losses import LOSSES
+from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.inputs import check_batch, loss_function
+from fedkd.losses.kd import comparable, paired, standardised
 
 
 @loss_function("vrm")

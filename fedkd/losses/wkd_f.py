@@ -7,14 +7,14 @@ from typing import Literal, Self
 
 from torch import Tensor, nn
 
-from fedkd.features import cell_statistics
+from fedkd.functional.feature_statistics import cell_statistics
+from fedkd.functional.optimal_transport import bures_distance
+from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import FeatureMoments, FeatureStatistics, Kind, Stage
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
 from fedkd.losses.inputs import check_batch, loss_function
-from fedkd.precision import full
-from fedkd.projectors import bottleneck, regressor
-from fedkd.transport import bures_distance
+from fedkd.models.projectors import bottleneck, regressor
 
 
 @loss_function("wkd_f")

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedkd.functional.optimal_transport import transport_cost
+from fedkd.functional.precision import full
+from fedkd.functional.similarity import sharpened
 from fedkd.knowledge.kinds import ClassCosts, Kind, Logits
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
 from fedkd.losses.inputs import check_batch, class_numbers, loss_function
-from fedkd.precision import full
-from fedkd.similarity import sharpened
-from fedkd.transport import transport_cost
 
 
 @loss_function("wkd_l")

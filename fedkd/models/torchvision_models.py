@@ -26,7 +26,7 @@ _REFUSED = {
 
 def torchvision_names() -> list[str]:
     """`torchvision/alexnet`, `torchvision/convnext_base`, ..., sorted."""
-    from fedkd.vision import models
+    from fedkd.data.vision import models
 
     names: list[str] = models.list_models(module=models)  # type: ignore[attr-defined]
     return [PREFIX + name for name in sorted(names)]
@@ -51,7 +51,7 @@ def torchvision_model(
     Raises:
         ValueError: unknown name or option, or a size the architecture cannot be built for.
     """
-    from fedkd.vision import models
+    from fedkd.data.vision import models
 
     known = torchvision_names()
     if name not in known:

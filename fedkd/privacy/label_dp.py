@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fedkd.noise import SecureGenerator
+from fedkd.privacy.noise import SecureGenerator
 
 
 def keep_probability(epsilon: float, classes: int) -> float:

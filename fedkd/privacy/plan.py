@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedkd.config import ConfigError, Experiment, Privacy
 from fedkd.privacy.accounting import Steps, epsilon, noise_for
-from fedkd.teachers.dp_sgd import Mechanism
+from fedkd.privacy.dp_sgd import Mechanism
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ where the two ends live.
 """
 
 from fedkd.rounds.client import Client
-from fedkd.rounds.common import Workspace, workspace, workspace_of
+from fedkd.rounds.context import Workspace, workspace, workspace_of
 from fedkd.rounds.progress import Notify, Stopwatch, silent, threads
 from fedkd.rounds.server import Server
 

@@ -18,23 +18,23 @@ from torch import Tensor
 
 from fedkd.build import build_network
 from fedkd.data.images import ImageSet
-from fedkd.evaluation import predict
+from fedkd.io.records import read_json
 from fedkd.knowledge.extract import extract
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Knowledge, Teacher
 from fedkd.knowledge.store import write_atomically
 from fedkd.knowledge.wire import Expected, HeaderValue, pack, unpack
 from fedkd.models.network import Network
+from fedkd.privacy.dp_sgd import fit_private
 from fedkd.privacy.label_dp import randomised
 from fedkd.privacy.ledger import Account, BudgetSpent, Ledger, LedgerBroken
 from fedkd.privacy.plan import Plan
 from fedkd.privacy.policy import Limits, Policy, PolicyRefused
 from fedkd.randomness import stream_seed
-from fedkd.records import read_json
-from fedkd.rounds.common import VALIDATION, Workspace
-from fedkd.rundir import load_state, network_hash, save_state
-from fedkd.teachers.dp_sgd import fit_private
-from fedkd.teachers.sgd import Fit, align, fit
+from fedkd.rounds.context import VALIDATION, Workspace
+from fedkd.runs.directory import load_state, network_hash, save_state
+from fedkd.training.evaluation import predict
+from fedkd.training.supervised import Fit, align, fit
 
 logger = logging.getLogger(__name__)
 

@@ -12,27 +12,27 @@ import torch
 from torch import Tensor
 
 from fedkd.build import build_network, device_of
-from fedkd.chains import with_assistant, with_memory
-from fedkd.distillation import EpochRecord, Snapshot, distill
-from fedkd.evaluation import accuracy, calibration, evaluate, per_class_accuracy, predict
+from fedkd.distillation.assistants import with_assistant, with_memory
+from fedkd.distillation.batches import SharedLessons
+from fedkd.distillation.trainer import EpochRecord, Snapshot, distill
 from fedkd.fusion.base import Evidence, Fusion, fit_rules
+from fedkd.io.records import Damaged
 from fedkd.knowledge.extract import extract
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Fused, Knowledge, Teacher, fuse
 from fedkd.knowledge.wire import Header, Refused, unpack
-from fedkd.lessons import SharedLessons
 from fedkd.models.network import Network, parameter_count
-from fedkd.noise import SecureGenerator
-from fedkd.pretraining import pretrain
+from fedkd.privacy.noise import SecureGenerator
+from fedkd.privacy.release.base import Release, Released
+from fedkd.privacy.release.gaussian import epsilon_of
 from fedkd.randomness import stream, stream_seed
-from fedkd.records import Damaged
-from fedkd.release.base import Release, Released
-from fedkd.release.gaussian import epsilon_of
-from fedkd.rounds.common import VALIDATION, Workspace
+from fedkd.rounds.context import VALIDATION, Workspace
 from fedkd.rounds.progress import Notify, silent
-from fedkd.rundir import RunDirectory, load_state, network_hash, save_state
-from fedkd.signature import Signature, keep_signature
+from fedkd.runs.directory import RunDirectory, load_state, network_hash, save_state
+from fedkd.runs.signature import Signature, keep_signature
 from fedkd.training.batches import steps_per_epoch
+from fedkd.training.contrastive import pretrain
+from fedkd.training.evaluation import accuracy, calibration, evaluate, per_class_accuracy, predict
 
 logger = logging.getLogger(__name__)
 

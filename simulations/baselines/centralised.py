@@ -7,7 +7,7 @@ import torch
 from fedkd.data.images import ImageSet
 from fedkd.randomness import stream_seed
 from fedkd.rounds import Workspace
-from fedkd.teachers.sgd import fit
+from fedkd.training.supervised import fit
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.loop import Journal, fresh_student, model

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from fedkd.config import Teachers
 from fedkd.data.images import ImageSet
-from fedkd.evaluation import predict
 from fedkd.losses.kd import kd_loss
 from fedkd.models.network import Network
 from fedkd.randomness import stream_seed
 from fedkd.rounds import Workspace, threads
-from fedkd.teachers.sgd import TEACHER, fit_towards
+from fedkd.training.evaluation import predict
+from fedkd.training.supervised import TEACHER, fit_towards
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.loop import Journal, fresh_teachers, model, tensors
@@ -118,7 +118,7 @@ def train_towards(
 ) -> None:
     """Local training with gamma * KL(softmax(means[label]) || softmax(logits)) in the loss.
 
-    Without the term this is `fedkd.teachers.sgd.fit`, draw by draw.
+    Without the term this is `fedkd.training.supervised.fit`, draw by draw.
 
     Args:
         network: Trained in place.

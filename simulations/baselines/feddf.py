@@ -8,9 +8,9 @@ import torch
 from flwr.app import Message
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
-from fedkd.evaluation import predict
 from fedkd.models.network import Network
 from fedkd.rounds import Workspace
+from fedkd.training.evaluation import predict
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.fedavg import at_least_one, average, refuse_other_networks

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedkd.evaluation import predict
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
 from fedkd.models.network import Network
 from fedkd.rounds import Workspace
+from fedkd.training.evaluation import predict
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.fedavg import at_least_one

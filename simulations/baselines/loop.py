@@ -13,17 +13,17 @@ from torch import Tensor
 from fedkd.build import build_network, device_of
 from fedkd.config import ConfigError, Optimizer
 from fedkd.data.images import ImageSet
-from fedkd.distillation import distill
-from fedkd.evaluation import accuracy, calibration, per_class_accuracy, predict
+from fedkd.distillation.batches import SharedLessons
+from fedkd.distillation.objective import Objective, Term
+from fedkd.distillation.trainer import distill
 from fedkd.knowledge.payload import Fused, Teacher
-from fedkd.lessons import SharedLessons
 from fedkd.losses.base import DistillationLoss
 from fedkd.losses.kd import KDLoss
 from fedkd.models.network import Network
-from fedkd.objective import Objective, Term
 from fedkd.randomness import stream_seed
 from fedkd.rounds import Workspace, threads
-from fedkd.teachers.sgd import fit
+from fedkd.training.evaluation import accuracy, calibration, per_class_accuracy, predict
+from fedkd.training.supervised import fit
 from simulations.baselines.base import OnRound, Outcome, RoundResult
 from simulations.baselines.traffic import Arrays, Mail, read
 

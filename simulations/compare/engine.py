@@ -15,20 +15,20 @@ from typing import Any
 from fedkd.build import check
 from fedkd.config import ConfigError, Experiment
 from fedkd.data.splits import FederatedData
+from fedkd.io.records import SHAPES, read_json
 from fedkd.knowledge.store import write_atomically
-from fedkd.records import SHAPES, read_json
 from fedkd.rounds import Notify, silent, threads, workspace
-from fedkd.rundir import RunDirectory, versions, write_json
-from fedkd.signature import keep_images
+from fedkd.runs.directory import RunDirectory, versions, write_json
+from fedkd.runs.signature import keep_images
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Outcome, RoundResult
+from simulations.cli.live import Interrupted
 from simulations.client_app import make_client_app
 from simulations.compare.entries import Entry
 from simulations.compare.folder import CompareFolder, Config, Record
 from simulations.compare.report import write_report
 from simulations.compare.results import results, write_tables
 from simulations.compare.teachers import TeacherCache, teachers_key
-from simulations.live import Interrupted
 from simulations.local import run_local
 from simulations.machine import check_machine
 

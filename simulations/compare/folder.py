@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.config import ConfigError, import_trusted, load_config, read_yaml
+from fedkd.io.lock import Lock
+from fedkd.io.records import ROW, SHAPES, check_tree, read_json
 from fedkd.knowledge.store import write_atomically
-from fedkd.lock import Lock
-from fedkd.records import ROW, SHAPES, check_tree, read_json
-from fedkd.rundir import new_folder, versions, write_json
+from fedkd.runs.directory import new_folder, versions, write_json
 from simulations.compare.config import Comparison
 from simulations.compare.entries import Entry
 from simulations.compare.grid import Ablation

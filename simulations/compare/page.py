@@ -1,6 +1,6 @@
 """The page of a comparison or an ablation: HTML with Jinja's blanks."""
 
-from fedkd.page import STYLE
+from fedkd.reporting.template import STYLE
 
 PAGE = (
     """\

@@ -12,8 +12,9 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from fedkd import plots
 from fedkd.knowledge.store import write_atomically
+from fedkd.reporting import figures
+from simulations.cli.tables import human_bytes
 from simulations.compare import pictures
 from simulations.compare.config import Comparison
 from simulations.compare.effects import main_effects, two_way
@@ -21,7 +22,6 @@ from simulations.compare.folder import CompareFolder, Record
 from simulations.compare.grid import EXPERIMENT, Ablation
 from simulations.compare.page import PAGE
 from simulations.compare.sweep import Sweep, budget
-from simulations.tables import human_bytes
 
 DASH = "\N{EN DASH}"
 
@@ -63,7 +63,7 @@ def render(folder: CompareFolder, found: Record) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    with plots.style():
+    with figures.style():
         if isinstance(folder.config, Sweep):
             sections = _sweep(folder.config, found)
         else:
@@ -322,5 +322,5 @@ def _section(key: str, title: str, *cards: Record) -> Record:
 
 
 def _picture(figure: Any, name: str, caption: str, title: str = "") -> Record:
-    drawn = Markup(plots.svg(figure, name))
+    drawn = Markup(figures.svg(figure, name))
     return {"title": title, "picture": drawn, "header": (), "rows": (), "caption": caption}

@@ -7,8 +7,8 @@ import io
 import statistics
 from collections.abc import Sequence
 
+from fedkd.io.text import cell
 from fedkd.knowledge.store import write_atomically
-from fedkd.plain import cell
 from simulations.compare.entries import Entry
 from simulations.compare.folder import CompareFolder, Record
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from flwr.app import Context, Message
 
 from fedkd.config import Experiment
-from fedkd.records import NUMBER, read_json
-from fedkd.rundir import write_json
+from fedkd.io.records import NUMBER, read_json
+from fedkd.runs.directory import write_json
 from strategies.records import JOB
 
 Call = Callable[[Message, Context], Message]

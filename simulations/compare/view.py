@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from simulations.live import StopOnRequest, percent
+from simulations.cli.live import StopOnRequest, percent
 
 
 class CompareView:

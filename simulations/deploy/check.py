@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 
 from fedkd.config import ConfigError, Experiment, load_experiment
-from fedkd.data.own import Own
+from fedkd.data.local_shard import Own
+from fedkd.io.records import read_json
 from fedkd.privacy.policy import (
     PolicyRefused,
     check_config,
@@ -21,9 +22,8 @@ from fedkd.privacy.policy import (
     explained,
     load_policy,
 )
-from fedkd.records import read_json
 from fedkd.rounds import Workspace
-from fedkd.rundir import versions
+from fedkd.runs.directory import versions
 from simulations.deploy.apps import read_apps
 from simulations.deploy.fingerprint import fingerprint_of
 from simulations.deploy.folder import read_settings

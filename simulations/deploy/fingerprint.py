@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedkd.rounds import Workspace
-from fedkd.rundir import versions
+from fedkd.runs.directory import versions
 
 
 def fingerprint_of(space: Workspace) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 from fedkd.config import ConfigError, Experiment
-from fedkd.data.own import write_private, write_public
+from fedkd.data.local_shard import write_private, write_public
 from fedkd.knowledge.store import write_atomically
 from fedkd.privacy.policy import Policy
 from fedkd.rounds import Workspace

@@ -9,7 +9,7 @@ import pytest
 from fedkd.data import arrays
 from fedkd.data.arrays import image_set, read_npz
 from fedkd.data.datasets import load_dataset
-from fedkd.data.own import _read_private
+from fedkd.data.local_shard import _read_private
 
 RNG = np.random.default_rng(5)
 Y = np.arange(10) % 2

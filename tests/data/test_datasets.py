@@ -192,7 +192,7 @@ def test_cifar_names_are_the_official_ones():
 
 
 def test_cifar_from_torchvisions_layout(tmp_path, monkeypatch):
-    from fedkd.vision import datasets
+    from fedkd.data.vision import datasets
 
     monkeypatch.setattr(datasets.cifar, "check_integrity", lambda *_: True)  # md5 of the real files
     folder = tmp_path / "cifar-10-batches-py"

@@ -7,7 +7,7 @@ from PIL import Image
 
 from fedkd.data.datasets import load_dataset
 from fedkd.data.folders import read_folder
-from fedkd.data.own import _read_private
+from fedkd.data.local_shard import _read_private
 
 LOG = "fedkd.data.folders"
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from fedkd.data.randaugment import OPERATIONS, randaugment_batch
+from fedkd.data.vision import transforms
 from fedkd.randomness import beside, stream
-from fedkd.vision import transforms
 
 NAMES = {
     "identity": "Identity", "shear_x": "ShearX", "shear_y": "ShearY", "translate_x": "TranslateX",

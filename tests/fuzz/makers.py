@@ -17,8 +17,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from fedkd.central.config import Study
 from fedkd.config import Experiment
+from fedkd.studies.central.config import Study
 from tests.fuzz.engine import ROOT, Case
 from tests.fuzz.material import CONFIGS, FEDERATION, Material
 from tests.fuzz.mutations import (

@@ -13,11 +13,11 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from fedkd.codecs import CODECS
 from fedkd.data import DATASETS, PARTITIONS
 from fedkd.fusion import FUSIONS
+from fedkd.knowledge.codecs import CODECS
 from fedkd.losses import LOSSES
-from fedkd.release import RELEASES
+from fedkd.privacy.release import RELEASES
 
 SMALL: list[Any] = [
     -1, 0, 1, 2, 3, 0.5, -0.5, 1e-9, math.nan, math.inf, -math.inf, 1e300, True, False, None, "",

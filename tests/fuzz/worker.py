@@ -84,7 +84,7 @@ def _be_fedkd(words: list[str], cwd: str, out: int, err: int) -> None:
         os.chdir(cwd)
         os.environ["HOME"] = tempfile.tempdir = cwd
         sys.argv = ["fedkd", *words]
-        from simulations.cli import main
+        from simulations.cli.main import main
 
         main()
         code = 0

@@ -16,21 +16,21 @@ from typing import Any
 from unittest import mock
 
 import fedkd
-from fedkd import removal
 from fedkd.attacks.config import AttackStudy
-from fedkd.attacks.matrix import run_matrix
-from fedkd.audit.study import Options, audit_run
-from fedkd.central.config import make_study
-from fedkd.central.folder import StudyFolder
-from fedkd.central.study import prepare, run_study
-from fedkd.codecs import CODECS
 from fedkd.config import Experiment, make_config, make_experiment
-from fedkd.contribution import contribution
+from fedkd.knowledge.codecs import CODECS
 from fedkd.losses import LOSSES
-from fedkd.noise import SecureGenerator
-from fedkd.release import RELEASES
+from fedkd.privacy.noise import SecureGenerator
+from fedkd.privacy.release import RELEASES
 from fedkd.rounds import silent, workspace
-from fedkd.rundir import RunDirectory, network_hash
+from fedkd.runs.directory import RunDirectory, network_hash
+from fedkd.studies import unlearning
+from fedkd.studies.attack import run_matrix
+from fedkd.studies.audit.study import Options, audit_run
+from fedkd.studies.central.config import make_study
+from fedkd.studies.central.folder import StudyFolder
+from fedkd.studies.central.study import prepare, run_study
+from fedkd.studies.contribution import contribution
 from simulations.baselines import BASELINES
 from simulations.compare.config import Comparison
 from simulations.compare.engine import run_entry
@@ -255,9 +255,9 @@ def _feedback(folder: Path) -> Values:
 @path("unlearn")
 def _unlearn(folder: Path) -> Values:
     whole = run(folder, *SHORT)
-    exact = removal.prepare(whole, [1])
-    server = removal.distil_again(exact, workspace(exact.experiment.to_json()))
-    quick = removal.continue_without(whole, [1], workspace(whole.experiment.to_json()))
+    exact = unlearning.prepare(whole, [1])
+    server = unlearning.distil_again(exact, workspace(exact.experiment.to_json()))
+    quick = unlearning.continue_without(whole, [1], workspace(whole.experiment.to_json()))
     return {"exact": network_hash(server.student), "quick": network_hash(quick.student)}
 
 
@@ -293,7 +293,7 @@ def central(folder: Path, methods: Mapping[str, Any], **more: Any) -> Values:
     """Hash of the student of each method."""
     study = make_study({**CENTRAL, **more, "methods": methods})
     place = StudyFolder.new(study, folder)
-    with mock.patch("fedkd.central.study.write_report"):
+    with mock.patch("fedkd.studies.central.study.write_report"):
         run_study(place, prepare(study))
     return {name: (place.student(name, 0).result() or {})["hash"] for name in study.runs()}
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 import fedkd
-from fedkd.chains import with_assistant, with_memory
 from fedkd.config import Experiment
+from fedkd.distillation.assistants import with_assistant, with_memory
+from fedkd.distillation.batches import SharedLessons
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Fused, Knowledge, Teacher, fuse
-from fedkd.lessons import SharedLessons
 from fedkd.rounds import Server, Workspace
-from fedkd.rundir import RunDirectory
+from fedkd.runs.directory import RunDirectory
 
 INDEX = torch.tensor([2, 3, 7, 11])
 

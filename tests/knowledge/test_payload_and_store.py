@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from fedkd.fusion import FUSIONS
+from fedkd.io.records import Damaged
 from fedkd.knowledge import payload as payload_module
 from fedkd.knowledge.kinds import Logits, VirtualLogits
 from fedkd.knowledge.payload import Bank, Ensemble, Knowledge, Teacher, fuse
 from fedkd.knowledge.store import KnowledgeStore
-from fedkd.records import Damaged
 
 KINDS = (Logits(), VirtualLogits(0))
 

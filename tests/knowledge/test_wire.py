@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.codecs.delta import Delta
-from fedkd.codecs.float16 import Float16
-from fedkd.codecs.float32 import Float32
-from fedkd.codecs.int import Int
+from fedkd.knowledge.codecs.delta import Delta
+from fedkd.knowledge.codecs.float16 import Float16
+from fedkd.knowledge.codecs.float32 import Float32
+from fedkd.knowledge.codecs.int import Int
 from fedkd.knowledge.kinds import Logits, VirtualLogits
 from fedkd.knowledge.payload import Knowledge, Teacher
 from fedkd.knowledge.wire import Expected, Refused, pack, unpack

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from fedkd.functional.similarity import linear_cka, rbf_cka, unbiased_cka
 from fedkd.knowledge.kinds import Pooled
 from fedkd.losses.base import Trust
 from fedkd.losses.cka import CKALoss, cka_loss
-from fedkd.similarity import linear_cka, rbf_cka, unbiased_cka
 
 SIMILARITIES = ["linear", "rbf", "unbiased"]
 

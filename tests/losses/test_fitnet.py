@@ -10,7 +10,7 @@ from torch import nn
 from fedkd.knowledge.kinds import Stage
 from fedkd.losses.base import Trust
 from fedkd.losses.fitnet import FitNetLoss, fitnet_loss
-from fedkd.projectors import regressor
+from fedkd.models.projectors import regressor
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/features.json").read_text())
 

@@ -8,13 +8,18 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from fedkd.features import cell_statistics, class_maps, spatial_moments, spectral_norms
+from fedkd.functional.feature_statistics import (
+    cell_statistics,
+    class_maps,
+    spatial_moments,
+    spectral_norms,
+)
+from fedkd.functional.optimal_transport import transport_cost
+from fedkd.functional.similarity import linear_cka
 from fedkd.knowledge.kinds import Classifier, Logits, Pooled
 from fedkd.losses import LOSSES
 from fedkd.losses.kd import kd_loss
 from fedkd.losses.wkd_l import wkd_l_loss
-from fedkd.similarity import linear_cka
-from fedkd.transport import transport_cost
 from tests.losses.contract import NAMES, VARIANTS, adapted, batch, call, each, title
 
 FUNCTIONS = {

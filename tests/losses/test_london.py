@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedkd.features import spectral_norms
+from fedkd.functional.feature_statistics import spectral_norms
 from fedkd.knowledge.kinds import SpectralNorms, Stage
 from fedkd.losses.base import Trust
 from fedkd.losses.london import LONDONLoss, london_loss

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedkd.functional.relations import class_relation_loss, sample_relation_loss
 from fedkd.knowledge.kinds import Logits, VirtualLogits
 from fedkd.losses import LOSSES
 from fedkd.losses.base import Trust
 from fedkd.losses.kd import standardised
 from fedkd.losses.vrm import VRMLoss, vrm_loss
-from fedkd.relations import class_relation_loss, sample_relation_loss
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/output_relational.json").read_text())
 INPUTS = GOLDEN["inputs"]

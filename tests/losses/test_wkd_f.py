@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.features import cell_statistics, spatial_moments
+from fedkd.functional.feature_statistics import cell_statistics, spatial_moments
 from fedkd.knowledge.kinds import FeatureMoments, FeatureStatistics, Stage
 from fedkd.losses.base import Trust
 from fedkd.losses.wkd_f import WKDFeatureLoss, wkd_f_loss

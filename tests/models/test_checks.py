@@ -11,7 +11,7 @@ from fedkd.config import ConfigError
 from fedkd.models.build import build_model
 from fedkd.models.checks import check_network, check_training
 from fedkd.models.network import Network
-from fedkd.rounds.common import Workspace
+from fedkd.rounds.context import Workspace
 
 
 class TwoFaced(nn.Module):

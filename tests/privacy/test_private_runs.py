@@ -17,9 +17,9 @@ from fedkd.privacy.accounting import Steps, epsilon
 from fedkd.privacy.label_dp import keep_probability, randomised
 from fedkd.privacy.ledger import LedgerBroken
 from fedkd.privacy.plan import delta_of, plan
-from fedkd.report import render
+from fedkd.reporting.run_page import render
 from fedkd.rounds import Client, Workspace
-from fedkd.rundir import RunDirectory, load_state
+from fedkd.runs.directory import RunDirectory, load_state
 from simulations.local import run_local
 
 Tiny = Callable[..., Experiment]

@@ -11,13 +11,13 @@ import yaml
 from rich.console import Console
 
 from fedkd.attacks.config import AttackStudy
-from fedkd.attacks.matrix import CLEAN, Cell, run_matrix
-from fedkd.attacks.report import table as costs
 from fedkd.config import load_config
-from fedkd.quarantine import strike
-from fedkd.rundir import RunDirectory
-from simulations.cli import main
-from simulations.commands.attack import costs_table
+from fedkd.runs.directory import RunDirectory
+from fedkd.runs.quarantine import strike
+from fedkd.studies.attack import CLEAN, Cell, run_matrix
+from fedkd.studies.attack_report import table as costs
+from simulations.cli.attack import costs_table
+from simulations.cli.main import main
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from fedkd.config import ConfigError, make_experiment
 from fedkd.data.images import ImageSet
-from fedkd.evaluation import evaluate, predict
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses.base import Trust
 from fedkd.models.network import Network, parameter_count
 from fedkd.randomness import stream
 from fedkd.rounds import Workspace
-from fedkd.teachers.sgd import fit
+from fedkd.training.evaluation import evaluate, predict
+from fedkd.training.supervised import fit
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Outcome, RoundResult
 from simulations.baselines.cfd import coded, decoded

@@ -17,14 +17,14 @@ import yaml
 from PIL import Image
 
 from fedkd.config import Experiment
-from fedkd.rundir import RunDirectory
-from simulations import cli
+from fedkd.runs.directory import RunDirectory
+from simulations.cli import main as cli
 from simulations.local import run_local
 
 ROOT = Path(__file__).parents[2]
 
 
-COMMAND = (sys.executable, "-m", "simulations.cli")
+COMMAND = (sys.executable, "-m", "simulations.cli.main")
 Done = subprocess.CompletedProcess[str]
 
 

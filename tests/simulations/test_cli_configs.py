@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from fedkd.config import ConfigError, Experiment, make_experiment
-from fedkd.rundir import RunDirectory
-from simulations import cli
-from simulations.commands.configs import load, open_run
+from fedkd.runs.directory import RunDirectory
+from simulations.cli import main as cli
+from simulations.cli.configs import load, open_run
 from tests.conftest import TINY
 from tests.simulations.test_failures import Run, fedkd, tracebacks  # noqa: F401
 
@@ -85,7 +85,7 @@ def test_a_finished_run_is_not_run_again(
     monkeypatch.setattr(RunDirectory, "read_json", lambda *_: {})
     assert cli._is_finished(run)
     monkeypatch.setattr(cli, "_run", lambda *_: pytest.fail("it was run"))
-    monkeypatch.setattr("simulations.tables.summary_table", lambda _: "the table")
+    monkeypatch.setattr("simulations.cli.tables.summary_table", lambda _: "the table")
     assert fedkd("run", "--resume", run.path) == (0, "")
 
 

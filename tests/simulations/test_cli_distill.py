@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedkd.central.folder import StudyFolder
-from fedkd.central.training import Images
-from simulations.cli import main
-from tests.test_central import TINY
+from fedkd.studies.central.folder import StudyFolder
+from fedkd.studies.central.training import Images
+from simulations.cli.main import main
+from tests.studies.test_central import TINY
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_ctrl_c_keeps_the_epoch_and_says_how_to_go_on(
 def test_a_remark_about_a_foreign_checkpoint_is_shown(fedkd, config: Path) -> None:
     import torch
 
-    from tests.test_central import study
+    from tests.studies.test_central import study
 
     body = Images.load(study()).network(study("student.model=resnet8").student.model, 0).body
     given = {f"x{n}": t for n, (_, t) in enumerate(body.state_dict().items())}

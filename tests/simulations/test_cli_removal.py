@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from fedkd.rundir import RunDirectory
+from fedkd.runs.directory import RunDirectory
 from simulations.local import run_local
 from tests.simulations.test_attack_cli import fedkd
 

@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from fedkd.config import ConfigError, Experiment, load_experiment, read_experiment
 from fedkd.knowledge.kinds import Logits
 from fedkd.rounds import Workspace
-from fedkd.rundir import RunDirectory
+from fedkd.runs.directory import RunDirectory
 from simulations.client_app import make_client_app
 from simulations.local import run_local
 from strategies.records import JOB

@@ -14,16 +14,16 @@ import yaml
 
 from fedkd.config import ConfigError, load_config, make_config
 from fedkd.rounds import Workspace
-from fedkd.rundir import RunDirectory
+from fedkd.runs.directory import RunDirectory
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome, RoundResult
-from simulations.cli import main
+from simulations.cli.live import Interrupted
+from simulations.cli.main import main
 from simulations.compare.config import Comparison
 from simulations.compare.engine import prepare, read_run, run_all
 from simulations.compare.folder import CompareFolder
 from simulations.compare.results import spread
 from simulations.compare.teachers import teachers_key
-from simulations.live import Interrupted
 from simulations.local import run_local
 from tests.conftest import TINY
 

@@ -24,12 +24,12 @@ from typer.testing import CliRunner
 
 from fedkd.build import build_data
 from fedkd.config import ConfigError, Experiment
-from fedkd.data.own import Own, write_private, write_public
+from fedkd.data.local_shard import Own, write_private, write_public
 from fedkd.rounds import Workspace
-from fedkd.rundir import RunDirectory
-from simulations.cli import app
+from fedkd.runs.directory import RunDirectory
+from simulations.cli.main import app
+from simulations.cli.status import status_of
 from simulations.client_app import make_client_app
-from simulations.commands.status import status_of
 from simulations.deploy import plan, scripts
 from simulations.deploy.check import check_node
 from simulations.deploy.folder import policy_text

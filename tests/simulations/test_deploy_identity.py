@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord
 
 from fedkd.config import ConfigError, Experiment
 from fedkd.rounds import Workspace, workspace
-from fedkd.rundir import RunDirectory
+from fedkd.runs.directory import RunDirectory
 from simulations.client_app import make_client_app
 from simulations.deploy.folder import policy_text
 from simulations.deploy.identity import NodeKeys, proof

@@ -22,9 +22,9 @@ from flwr.app import Context, Message
 
 from fedkd.config import Experiment
 from fedkd.rounds import Workspace
-from fedkd.rundir import RunDirectory
+from fedkd.runs.directory import RunDirectory
+from simulations.cli.status import status_of
 from simulations.client_app import make_client_app
-from simulations.commands.status import status_of
 from simulations.deploy.folder import deployable, read_settings, write_folder
 from simulations.deploy.keys import node_pair
 from simulations.deploy.plan import Plan

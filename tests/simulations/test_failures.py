@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedkd.config import ConfigError
-from simulations import cli
+from simulations.cli import main as cli
 from simulations.failures import failure_of, noted
 
 Run = Callable[..., tuple[int, str]]

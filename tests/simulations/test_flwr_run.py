@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from fedkd.config import Experiment
-from fedkd.rundir import RunDirectory
+from fedkd.runs.directory import RunDirectory
 from simulations.local import run_local
 from simulations.ray import OFFLINE
 

@@ -11,8 +11,8 @@ import torch
 
 from fedkd.config import ConfigError, Experiment
 from fedkd.knowledge.kinds import Logits
-from fedkd.report import render
-from fedkd.rundir import RunDirectory, load_state
+from fedkd.reporting.run_page import render
+from fedkd.runs.directory import RunDirectory, load_state
 from simulations.local import run_local
 from tests.simulations.faults import BAD_PAYLOADS, crashing, tampering
 
@@ -156,7 +156,7 @@ def test_below_quorum_the_student_is_kept_and_the_round_is_degraded(tiny: Tiny) 
 def test_a_federation_of_another_size_is_refused_by_name(
     tiny: Tiny, nodes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("strategies.distillation.SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr("strategies.strategy.SETTLE_SECONDS", 0.2)
     with pytest.raises(
         ConfigError, match=f"the experiment has 3 clients, the federation has {nodes}"
     ):

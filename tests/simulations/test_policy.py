@@ -14,7 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
 from fedkd.config import ConfigError, Experiment
-from fedkd.data.own import write_private, write_public
+from fedkd.data.local_shard import write_private, write_public
 from fedkd.knowledge.kinds import Logits
 from fedkd.privacy.policy import Policy, PolicyRefused, check_config, explained, load_policy
 from fedkd.rounds import Workspace
@@ -309,7 +309,7 @@ def test_the_membership_oracle_learns_nothing(tmp_path: Path, tiny: Tiny) -> Non
     Against a config that lets students be judged it tells members exactly; a node under a promise
     answers no such question, and one without a promise answers about one student only.
     """
-    from fedkd.evaluation import predict
+    from fedkd.training.evaluation import predict
 
     # The attack works: the very students tell members from others on the images themselves.
     open_config = tiny(*SMALL, *ORACLE)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from fedkd.config import ConfigError, Experiment
-from fedkd.rundir import RunDirectory
+from fedkd.runs.directory import RunDirectory
 from simulations.local import run_local
 from simulations.ray import run_ray
 from tests.simulations.faults import BAD_PAYLOADS, killed_once, slow, tampering
@@ -121,8 +121,9 @@ def test_modules_beside_the_run_hide_none_of_ours_and_a_long_tmpdir_does_no_harm
     text = config.to_yaml().replace("plugins: []", "plugins: [mine]")
     (tmp_path / "tiny.yaml").write_text(text.replace("name: class_gated", "name: mine"))
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.path.pop(0); from simulations.cli import main; "
-         "main()", "run", "tiny.yaml"],
+        [sys.executable, "-c",
+         "import sys; sys.path.pop(0); from simulations.cli.main import main; main()",
+         "run", "tiny.yaml"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
         env={**os.environ, "TMPDIR": str(scratch), "RAY_ADDRESS": "10.1.2.3:6379"},
     )  # fmt: skip
@@ -145,7 +146,7 @@ def test_a_killed_server_leaves_no_process_and_can_be_resumed(tiny: Tiny, tmp_pa
     config = tmp_path / "tiny.yaml"
     config.write_text(tiny("rounds=3").to_yaml())
     process = subprocess.Popen(
-        [sys.executable, "-m", "simulations.cli", "run", str(config)],
+        [sys.executable, "-m", "simulations.cli.main", "run", str(config)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     runs = tmp_path / "runs"
@@ -160,7 +161,7 @@ def test_a_killed_server_leaves_no_process_and_can_be_resumed(tiny: Tiny, tmp_pa
     process.wait()
     (path,) = [p for p in runs.glob("*") if p not in known]
     resumed = subprocess.run(
-        [sys.executable, "-m", "simulations.cli", "run", "--resume", str(path)],
+        [sys.executable, "-m", "simulations.cli.main", "run", "--resume", str(path)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert resumed.returncode == 0, resumed.stderr

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from fedkd.config import Experiment
-from fedkd.rundir import RunDirectory
+from fedkd.runs.directory import RunDirectory
 from simulations.local import run_local
 from tests.conftest import TINY
 
@@ -24,7 +24,7 @@ KILLS = 20
 
 def start(*words: str, folder: Path) -> subprocess.Popen[bytes]:
     """The `fedkd` command in a process group of its own, all on one thread."""
-    code = "from simulations.cli import main; main()"
+    code = "from simulations.cli.main import main; main()"
     log = (folder / "log.txt").open("ab")
     return subprocess.Popen(
         [sys.executable, "-c", code, *words],

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fedkd.config import ConfigError, Experiment, load_config, make_config
-from fedkd.rundir import RunDirectory
+from fedkd.runs.directory import RunDirectory
 from simulations.compare.engine import prepare, run_all
 from simulations.compare.folder import CompareFolder
 from simulations.compare.sweep import Sweep

@@ -3,7 +3,7 @@ import io
 import torch
 from rich.console import Console
 
-from simulations.tables import partition_table
+from simulations.cli.tables import partition_table
 
 
 def test_names_of_classes_are_shown_as_they_are():

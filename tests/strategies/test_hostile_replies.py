@@ -18,14 +18,14 @@ from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord
 from flwr.clientapp import ClientApp
 
 from fedkd.config import Experiment
-from fedkd.plain import REASON, plain
+from fedkd.io.text import REASON, plain
 from fedkd.rounds import Server, workspace
-from fedkd.rundir import RunDirectory
+from fedkd.runs.directory import RunDirectory
 from simulations.client_app import make_client_app
 from simulations.local import LocalGrid, run_local
-from strategies.distillation import FederatedDistillation
-from strategies.exchange import Reply
+from strategies.messaging import Reply
 from strategies.records import ENVELOPE, HEADER, KNOWLEDGE, METRICS
+from strategies.strategy import FederatedDistillation
 from tests.strategies.mutations import CODES, REASONS, mutated
 
 Tiny = Callable[..., Experiment]

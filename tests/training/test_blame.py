@@ -14,14 +14,14 @@ import fedkd
 from fedkd.build import build_network
 from fedkd.config import ConfigError, Experiment, make_experiment
 from fedkd.data.images import ImageSet
-from fedkd.distillation import distill
-from fedkd.evaluation import accuracy, agreement, calibration, per_class_accuracy
+from fedkd.distillation.batches import LiveLessons, SharedLessons
+from fedkd.distillation.objective import Objective, Term
+from fedkd.distillation.trainer import distill
 from fedkd.knowledge.kinds import Kind, Logits, Pooled
 from fedkd.knowledge.payload import Bank, Ensemble, Fused, Knowledge, Teacher, fuse
-from fedkd.lessons import LiveLessons, SharedLessons
-from fedkd.objective import Objective, Term
 from fedkd.rounds import Client, Workspace
-from fedkd.rundir import load_state
+from fedkd.runs.directory import load_state
+from fedkd.training.evaluation import accuracy, agreement, calibration, per_class_accuracy
 
 BAD = [float("nan"), float("inf"), float("-inf")]
 

@@ -14,23 +14,23 @@ import torch
 from torch import Tensor, nn
 
 import fedkd
-from fedkd.audit.training import proxy
 from fedkd.config import Experiment, Optimizer, Teachers, make_experiment
 from fedkd.data.images import ImageSet
-from fedkd.distillation import Precision, distill
+from fedkd.distillation.batches import LiveLessons, SharedLessons
+from fedkd.distillation.objective import Objective, Term
+from fedkd.distillation.trainer import Precision, distill
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Fused, Teacher
-from fedkd.lessons import LiveLessons, SharedLessons
 from fedkd.losses.base import DistillationLoss, Tensors, Trust
 from fedkd.models.network import Network
-from fedkd.objective import Objective, Term
-from fedkd.pretraining import pretrain
+from fedkd.privacy.dp_sgd import Mechanism, fit_private
 from fedkd.rounds import Workspace
-from fedkd.rundir import network_hash
-from fedkd.teachers.dp_sgd import Mechanism, fit_private
-from fedkd.teachers.sgd import align, fit
+from fedkd.runs.directory import network_hash
+from fedkd.studies.audit.training import proxy
 from fedkd.training.batches import Order, batches, steps_per_epoch
+from fedkd.training.contrastive import pretrain
 from fedkd.training.loop import CHECK_EVERY
+from fedkd.training.supervised import align, fit
 from simulations.baselines.fd import train_towards
 from simulations.baselines.loop import digest, teach_student, train
 

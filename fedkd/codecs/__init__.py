@@ -1,6 +1,0 @@
-"""How knowledge is written for the wire: one codec, one module."""
-
-from fedkd.codecs.base import Codec
-from fedkd.registry import Registry
-
-CODECS: Registry[Codec] = Registry("codec", "fedkd.codecs")

@@ -1,0 +1,411 @@
+"""The student's training loop, the only one."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from fedkd.config import Distillation, Optimizer
+from fedkd.distillation.batches import Lesson, Lessons
+from fedkd.distillation.objective import Objective, Value
+from fedkd.knowledge.kinds import Kind, Logits
+from fedkd.knowledge.payload import not_finite
+from fedkd.losses.base import EnsembleLoss
+from fedkd.models.arguments import a_network, an_optimizer, function, one_of, real, whole
+from fedkd.models.network import Network, shown
+from fedkd.randomness import seeded
+from fedkd.training.batches import batch_norm, check_batch_size
+from fedkd.training.loop import Measured, Phase, Trainer, gradient_norm
+
+logger = logging.getLogger(__name__)
+
+# Share of the untrained student in the running mean of weights from which on people are told.
+STALE = 0.1
+
+STUDENT = Phase("the student", "lower the learning rate or a loss's weight")
+
+Precision = Literal["float32", "bfloat16", "float16"]
+DTYPES: dict[str, torch.dtype | None] = {
+    "float32": None,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch gave.
+
+    Attributes:
+        epoch: From 1.
+        loss: Mean total loss.
+        terms: Mean of each counting term, unweighted.
+        lr: Learning rate of the first step.
+        gradients: Norm of each weighted term's gradient on the student's parameters in the
+            epoch's first batch: who pulls how hard. Empty for a single term.
+    """
+
+    epoch: int
+    loss: float
+    terms: dict[str, float]
+    lr: float
+    gradients: dict[str, float] = field(default_factory=dict)
+
+
+Snapshot = Callable[[], dict[str, Any]]
+"""Makes the state of a call after an epoch, to `resume` from."""
+
+
+def distill(
+    student: Network,
+    lessons: Lessons,
+    objective: Objective,
+    *,
+    epochs: int = Distillation().epochs,
+    optimizer: Optimizer | None = None,
+    moments: dict[str, Any] | None = None,
+    fitted: Mapping[str, Tensor] | None = None,
+    resume: dict[str, Any] | None = None,
+    precision: Precision = "float32",
+    ema: float = 0.0,
+    seed: int = 0,
+    on_epoch: Callable[[EpochRecord, Snapshot], None] | None = None,
+) -> tuple[list[EpochRecord], dict[str, Any]]:
+    """Train `student` (in place, on the device it is on) to match its teachers.
+
+    Args:
+        student: Network to train.
+        lessons: Images and what the teachers say of them, on the student's device.
+        objective: Losses and weights; its trainable parts are fitted to student and teachers and
+            trained along.
+        epochs: Passes over the lessons.
+        optimizer: Optimiser and schedule over these epochs.
+        moments: State of an earlier call's optimiser; the student's moments are taken over, its
+            schedule is not.
+        fitted: Weights of an earlier call's trainable parts; those that still fit are taken over.
+        resume: A snapshot of an interrupted call with the same arguments, to go on from; the
+            result is the same as if it had not been interrupted.
+        precision: In which networks compute; losses always compute in float32.
+        ema: Decay per step of a running mean of the student's weights, which is what comes out
+            in the end; 0 is without. (Mean teachers: Tarvainen and Valpola, NeurIPS 2017.)
+        seed: Seed of dropout and of the objective's own parameters.
+        on_epoch: Called after every epoch with its record and a maker of snapshots.
+
+    Returns:
+        One record per epoch trained here, and `{"moments": ..., "fitted": ...}` for a next call.
+
+    Raises:
+        RuntimeError: loss, gradient or weights are no longer finite, or a teacher's answers were
+            not.
+        ValueError: no loss counts in some epoch, a loss does not fit student and teachers, or
+            the student cannot be trained on such batches.
+    """
+    epochs, seed = whole("epochs", epochs, 1), whole("seed", seed)
+    ema, options = real("ema", ema, 0, 1), an_optimizer("optimizer", optimizer)
+    one_of("precision", precision, list(DTYPES))
+    function("on_epoch", on_epoch, "a record and a maker of snapshots")
+    _check_parts(student, lessons, objective)
+    objective.check(epochs)
+    loop = _Loop(student, lessons, objective, epochs, options, precision, ema, seed)
+    if fitted is not None:
+        loop.take_over(fitted)
+    if moments is not None:
+        loop.take_over_moments(moments)
+    history = []
+    with seeded(seed, "student"):
+        first = 1 if resume is None else loop.restore(resume)
+        for epoch in range(first, epochs + 1):
+            record = loop.epoch(epoch)
+            history.append(record)
+            if on_epoch is not None:
+                on_epoch(record, lambda epoch=epoch: loop.snapshot(epoch))  # type: ignore[misc]
+    if history:
+        loop.trainer.finish()
+    loop.finish()
+    student.eval()
+    return history, {
+        "moments": loop.trainer.optimizer.state_dict(),
+        "fitted": objective.fitted.state_dict(),
+    }
+
+
+def rehearse(student: Network, lessons: Lessons, objective: Objective) -> None:
+    """Refuse what `distill` would refuse before its first step.
+
+    Args:
+        student: As in `distill`; left as it is.
+        lessons: A few of them do.
+        objective: Copied.
+
+    Raises:
+        ValueError: a loss does not fit student and teachers, or batches are too small.
+    """
+    _Loop(student, lessons, copy.deepcopy(objective), 1, Optimizer(), "float32", 0.0, 0)
+
+
+def _check_parts(student: object, lessons: object, objective: object) -> None:
+    a_network("student", student, "images")
+    if not isinstance(objective, Objective):
+        raise ValueError(
+            f"objective: expected a fedkd.Objective of fedkd.Terms, got {shown(objective)}"
+        )
+    if not all(hasattr(lessons, name) for name in ("steps", "example", "epoch")):
+        raise ValueError(f"lessons: expected SharedLessons or LiveLessons, got {shown(lessons)}")
+
+
+class _Loop:
+    """What lives as long as one call of `distill`."""
+
+    def __init__(
+        self,
+        student: Network,
+        lessons: Lessons,
+        objective: Objective,
+        epochs: int,
+        options: Optimizer,
+        precision: Precision,
+        ema: float,
+        seed: int,
+    ) -> None:
+        self.student = student
+        self.lessons = lessons
+        self.objective = objective
+        self.epochs = epochs
+        self.options = options
+        self.device = student.mean.device
+        self.dtype = DTYPES[precision]
+        objective.to(self.device)
+        # float16 gradients of small losses vanish unless scaled; bfloat16 has float32's range.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
+        self._check_batches()
+        self._adapt(seed)
+        self.trainer = Trainer(
+            student,
+            options,
+            STUDENT,
+            lessons.steps * epochs,
+            more=objective.parameters(),
+            scaler=self.scaler,
+            explain=self._explain,
+        )
+        if ema**self.trainer.total_steps > STALE:
+            logger.warning(
+                "ema %g over %d steps: %.0f%% of the student that comes out is the one after its "
+                "first step; take a smaller ema or more steps",
+                ema,
+                self.trainer.total_steps,
+                100 * ema**self.trainer.total_steps,
+            )
+        self.average = (
+            AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
+            if ema > 0
+            else None
+        )
+
+    # -- one epoch -------------------------------------------------------------------------
+
+    def epoch(self, epoch: int) -> EpochRecord:
+        """Train one epoch."""
+        # A single image is trained on in evaluation mode: batch norm cannot compare it.
+        self.student.train(self.lessons.samples > 1)
+        self.objective.train(self.lessons.samples > 1)
+        lr = float(self.trainer.schedule.get_last_lr()[0])
+        gradients: dict[str, float] = {}
+        seen: dict[Kind, Tensor] = {}
+        learners = self.objective.learners_in(epoch)
+
+        def measure(_step: int, lesson: Lesson) -> Measured:
+            nonlocal seen
+            value, seen = self._value(lesson, epoch)
+            return Measured(value.total, len(lesson.images), value.terms)
+
+        def before(step: int, measured: Measured) -> None:
+            if step == 0 and len(measured.parts) > 1:
+                gradients.update(self._gradients(measured.parts, epoch))
+
+        def after(step: int, lesson: Lesson) -> None:
+            if self.average is not None:
+                self.average.update_parameters(self.student)
+            for loss in learners:
+                if (step + 1) % loss.meta_every == 0:
+                    self._meta_step(loss, lesson, seen)
+
+        lessons = self.lessons.epoch(epoch)
+        means = self.trainer.epoch(epoch, lessons, measure, before=before, after=after)
+        return EpochRecord(epoch, means.loss, means.parts, lr, gradients)
+
+    def _value(self, lesson: Lesson, epoch: int) -> tuple[Value, dict[Kind, Tensor]]:
+        with self._autocast():
+            readings = lesson.read(self.student, self.objective.reads_in(epoch))
+        readings = {kind: tensor.float() for kind, tensor in readings.items()}
+        value: Value = self.objective(readings, lesson.ensemble, lesson.targets, epoch, self.epochs)
+        return value, readings
+
+    def _meta_step(self, loss: EnsembleLoss, lesson: Lesson, seen: dict[Kind, Tensor]) -> None:
+        """Let a loss learn from what the student got wrong in this batch."""
+        if lesson.targets is None:
+            return
+        wrong = (seen[Logits()].argmax(dim=1) != lesson.targets).nonzero()[:, 0]
+        part = lesson.rows(wrong) if len(wrong) > 1 else lesson
+        reader = _Reader(self.student)
+        own = {f"student.{name}": p for name, p in self.student.named_parameters()}
+        buffers = {f"student.{name}": buffer for name, buffer in self.student.named_buffers()}
+
+        def forward(parameters: dict[str, Tensor]) -> dict[Kind, Tensor]:
+            state = {**{name: b.clone() for name, b in buffers.items()}, **parameters}
+            read: dict[Kind, Tensor] = torch.func.functional_call(reader, state, (part, loss.reads))
+            return {kind: tensor.float() for kind, tensor in read.items()}
+
+        assert part.targets is not None
+        lr = float(self.trainer.optimizer.param_groups[0]["lr"])
+        loss.meta_step(forward, own, part.ensemble, part.targets, lr)
+
+    def _gradients(self, terms: Mapping[str, Tensor], epoch: int) -> dict[str, float]:
+        """Norm of each weighted term's gradient on the student."""
+        weights = [p for p in self.student.parameters() if p.requires_grad]
+        shares = self.objective.weights_in(epoch, self.epochs)
+        return {name: shares[name] * gradient_norm(term, weights) for name, term in terms.items()}
+
+    def _explain(self, epoch: int, step: int) -> str | None:
+        """Whether the teachers were to blame: lessons are the same when they are drawn again."""
+        for number, lesson in enumerate(self.lessons.epoch(epoch)):
+            if number == step:
+                return not_finite(lesson.ensemble)
+        return None
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    # -- state -----------------------------------------------------------------------------
+
+    def _check_batches(self) -> None:
+        """Refuse batches of one for what has batch norm; a single image is another matter."""
+        if self.lessons.samples > 1:
+            size = self.lessons.batch_size
+            check_batch_size(self.student, size, STUDENT.batch_size, STUDENT.who)
+
+    def _check_losses(self, seed: int) -> None:
+        """Refuse batches of one for losses that need more."""
+        single = self.lessons.samples == 1
+        for key, fitted in self.objective.fitted.items() if not single else ():
+            if batch_norm(fitted) is not None:
+                name = self.objective.terms[int(key.split("-")[0])].name
+                raise ValueError(
+                    f"{STUDENT.batch_size}: loss {name!r} brings a layer with batch norm, which "
+                    "cannot train on batches of one; take at least 2"
+                )
+        alone = self._gradients_of(1, seed)
+        together = {} if single else self._gradients_of(4, seed)
+        for name, norm in alone.items():
+            if norm == 0 and together.get(name, 1.0) > 0:
+                key = "images: there is only one" if single else f"{STUDENT.batch_size}: is 1"
+                raise ValueError(
+                    f"{key}, but loss {name!r} learns from the images of a batch together; take "
+                    "more, or another loss"
+                )
+
+    def _gradients_of(self, count: int, seed: int) -> dict[str, float]:
+        """Norm of each term's gradient on the student, from the first images of the example."""
+        lesson = self.lessons.example()
+        lesson = lesson.rows(torch.arange(min(count, len(lesson.images)), device=self.device))
+        weights = [p for p in self.student.parameters() if p.requires_grad]
+        norms: dict[str, float] = {}
+        mode = self.student.training
+        self.student.eval()
+        self.objective.eval()
+        with seeded(seed, "example"):
+            for epoch in sorted({term.start for term in self.objective.terms}):
+                value, _ = self._value(lesson, epoch)
+                norms |= {name: gradient_norm(term, weights) for name, term in value.terms.items()}
+        self.student.train(mode)
+        return norms
+
+    def _adapt(self, seed: int) -> None:
+        example = self.lessons.example()
+        if (problem := not_finite(example.ensemble)) is not None:
+            raise RuntimeError(problem)
+        mode = self.student.training
+        self.student.eval()
+        with torch.no_grad(), seeded(seed, "example"):
+            readings: dict[Kind, Tensor] = example.read(self.student, self.objective.reads)
+        self.student.train(mode)
+        self.objective.adapt(readings, example.ensemble, seed)
+        if min(self.lessons.batch_size, self.lessons.samples) == 1:
+            self._check_losses(seed)
+
+    def take_over(self, fitted: Mapping[str, Tensor]) -> None:
+        """Weights of trainable parts that still exist and have the same shape."""
+        own = self.objective.fitted.state_dict()
+        kept = {k: t for k, t in fitted.items() if k in own and own[k].shape == t.shape}
+        self.objective.fitted.load_state_dict(kept, strict=False)
+
+    def take_over_moments(self, state: dict[str, Any]) -> None:
+        """The student's momentum and moments, but this call's learning rate and schedule.
+
+        Teachers may have come or gone since, so only the student's parameters, which come first,
+        are sure to be the same.
+        """
+        count = sum(p.requires_grad for p in self.student.parameters())
+        optimizer = self.trainer.optimizer
+        groups = [dict(group) for group in optimizer.state_dict()["param_groups"]]
+        kept = {number: value for number, value in state["state"].items() if number < count}
+        optimizer.load_state_dict({"state": kept, "param_groups": groups})
+
+    def snapshot(self, epoch: int) -> dict[str, Any]:
+        """Everything needed to go on after `epoch`."""
+        generators = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {
+            "epoch": epoch,
+            "student": _on_cpu(self.student),
+            "fitted": _on_cpu(self.objective.fitted),
+            "optimizer": copy.deepcopy(self.trainer.optimizer.state_dict()),
+            "schedule": self.trainer.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "generators": generators,
+            "average": None if self.average is None else _on_cpu(self.average),
+        }
+
+    def finish(self) -> None:
+        """Give the student the weights that count."""
+        if self.average is not None:
+            self.student.load_state_dict(self.average.module.state_dict())
+
+    def restore(self, state: dict[str, Any]) -> int:
+        """Take up a snapshot; returns the epoch that comes next."""
+        self.student.load_state_dict(state["student"])
+        self.objective.fitted.load_state_dict(state["fitted"])
+        self.trainer.optimizer.load_state_dict(state["optimizer"])
+        self.trainer.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        torch.set_rng_state(state["generators"]["cpu"])
+        if "cuda" in state["generators"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
+        return int(state["epoch"]) + 1
+
+
+class _Reader(nn.Module):
+    """Reading a student as a call of a module, so that it can be made with other parameters."""
+
+    def __init__(self, student: Network) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, lesson: Lesson, kinds: tuple[Kind, ...]) -> dict[Kind, Tensor]:
+        """Kind -> tensor."""
+        return lesson.read(self.student, kinds)
+
+
+def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}

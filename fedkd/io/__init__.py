@@ -1,0 +1,1 @@
+"""Files and text from elsewhere: locks, JSON lines, text for terminals."""

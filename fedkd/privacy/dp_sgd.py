@@ -1,0 +1,215 @@
+"""Local training of a teacher with DP-SGD: its weights say little about any single image.
+
+The guarantee is for adding or removing one image of one client (Poisson sampling, Gaussian noise).
+All that fixes it is public: sampling rate, steps, noise, clipping norm and the divisor of the
+gradient follow from the config and a *nominal* shard size, never from the number of images that a
+client has. Whatever is done with the trained teacher later costs nothing more.
+
+What a number of such steps costs is computed, and held to a budget, elsewhere.
+
+References:
+    Abadi et al., "Deep Learning with Differential Privacy", CCS 2016,
+    https://arxiv.org/abs/1607.00133
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fedkd.config import Teachers
+from fedkd.data.images import ImageSet
+from fedkd.data.views import augment_batch
+from fedkd.losses.kd import kd_loss
+from fedkd.models.network import Network
+from fedkd.privacy.clipping import ClippedSteps, Clipping, Criterion, Part
+from fedkd.privacy.model_check import static_problems
+from fedkd.privacy.noise import SecureGenerator
+from fedkd.randomness import seeded
+from fedkd.training.loop import check_finite
+from fedkd.training.optimizers import make_optimizer
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """What a client does in one round; all of it is public.
+
+    Attributes:
+        sample_rate: Probability with which an image takes part in a step.
+        expected_batch_size: What the noisy sum of gradients is divided by.
+        steps: Steps of one client in one round.
+        noise_multiplier: Standard deviation of the noise in units of `max_grad_norm`.
+        max_grad_norm: Euclidean norm to which each image's gradient is clipped.
+        clipping: `ghost` needs less memory and is faster where large linear layers dominate.
+        physical_batch: Images that go through the network at once; a matter of memory alone.
+    """
+
+    sample_rate: float
+    expected_batch_size: float
+    steps: int
+    noise_multiplier: float
+    max_grad_norm: float = 1.0
+    clipping: Clipping = "hooks"
+    physical_batch: int = 256
+
+    def __post_init__(self) -> None:
+        wrong = [
+            ("sample_rate", 0 < self.sample_rate <= 1, "more than 0 and at most 1"),
+            ("expected_batch_size", self.expected_batch_size > 0, "more than 0"),
+            ("steps", self.steps >= 1, "at least 1"),
+            ("noise_multiplier", self.noise_multiplier >= 0, "at least 0"),
+            ("max_grad_norm", self.max_grad_norm > 0, "more than 0"),
+            ("clipping", self.clipping in ("hooks", "ghost"), "hooks or ghost"),
+            ("physical_batch", self.physical_batch >= 1, "at least 1"),
+        ]
+        for name, right, expected in wrong:
+            if not right:
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+
+    @classmethod
+    def of(
+        cls,
+        nominal_size: int,
+        batch_size: int,
+        epochs: int,
+        noise_multiplier: float,
+        **more: Any,
+    ) -> Self:
+        """The steps that `epochs` over a shard of nominal size take.
+
+        Args:
+            nominal_size: Public size of a shard. A client with fewer images loses accuracy, one
+                with more draws larger batches; the guarantee holds for both.
+            batch_size: Expected size of a batch; the whole nominal shard if that is smaller.
+            epochs: Passes over the nominal shard.
+            noise_multiplier: As in the class.
+            **more: `max_grad_norm`, `clipping`, `physical_batch`.
+        """
+        batch = min(batch_size, nominal_size)
+        steps = math.ceil(nominal_size / batch) * epochs
+        return cls(batch / nominal_size, float(batch), steps, noise_multiplier, **more)
+
+
+def fit_private(
+    teacher: Network,
+    shard: ImageSet,
+    options: Teachers,
+    mechanism: Mechanism,
+    *,
+    seed: int | None = None,
+    noise_seed: int | None = None,
+    student: Network | None = None,
+) -> None:
+    """Train `teacher` (in place) on a private shard for one round of `mechanism`.
+
+    Nothing is returned: a loss or an accuracy on private images is not covered by the guarantee.
+    Weights go on from round to round; the optimiser and its schedule begin anew.
+
+    Args:
+        teacher: A network that `check_private` has let pass.
+        shard: Labelled private images, any number of them; none moves the teacher by noise alone.
+        options: Optimiser, augmentation, label smoothing and feedback. Epochs and batch size are
+            the mechanism's.
+        mechanism: What is done.
+        seed: Of who is drawn, augmentation and dropout; None takes a secret from the operating
+            system. The bound for sampled batches holds only against those who cannot tell who was
+            drawn, and the server knows the run's seed: give one in simulations only.
+        noise_seed: Of the noise, otherwise the operating system's. Who knows it can take the noise
+            away again, so there is no privacy: for tests only.
+        student: The server's student as a regulariser, as in plain training.
+
+    Raises:
+        ValueError: a model that is seen to break the guarantee, an optimiser that clips batches,
+            or a shard without labels.
+        RuntimeError: weights are not finite, the teacher's before or after, or the student's.
+    """
+    problems = list(static_problems(teacher, mechanism.clipping))
+    if problems:
+        raise ValueError(f"this teacher cannot be trained privately: {problems[0]}")
+    if options.optimizer.max_grad_norm is not None:
+        raise ValueError(
+            "teachers.optimizer.max_grad_norm clips the gradient of a batch; with DP-SGD each "
+            "image's is clipped already, leave it out"
+        )
+    if shard.labels is None:
+        raise ValueError("a teacher learns from labelled images, this shard has no labels")
+    seed = secrets.randbits(128) if seed is None else seed
+    device = teacher.mean.device
+    draws = SecureGenerator(seed)
+    optimizer, schedule = make_optimizer(
+        [p for p in teacher.parameters() if p.requires_grad], options.optimizer, mechanism.steps
+    )
+    check_finite(teacher, "the teacher's weights are not finite before its training")
+    if student is not None:
+        student.eval()
+        check_finite(student, "the weights of the student that regularises are not finite")
+    with (
+        seeded(seed, "teacher"),
+        ClippedSteps(
+            teacher,
+            private_criterion(options),
+            optimizer,
+            noise_multiplier=mechanism.noise_multiplier,
+            max_grad_norm=mechanism.max_grad_norm,
+            expected_batch_size=mechanism.expected_batch_size,
+            clipping=mechanism.clipping,
+            noise=SecureGenerator(noise_seed),
+        ) as steps,
+    ):
+        for step in range(mechanism.steps):
+            drawn = poisson(len(shard), mechanism.sample_rate, draws)
+            images = shard.images[drawn]
+            if len(images):  # an empty draw is a step as well, of noise alone
+                images = augment_batch(images, options.augment, seed, "augment", step)
+            pieces = _split((images, shard.labels[drawn]), mechanism.physical_batch)
+            steps.step([_part(piece, student, device) for piece in pieces])
+            schedule.step()
+    teacher.eval()
+    # The weights are protected already: to look at them costs nothing.
+    check_finite(
+        teacher,
+        "the teacher's weights are not finite after its training",
+        "lower teachers.optimizer.lr or the noise",
+    )
+
+
+def poisson(total: int, rate: float, generator: SecureGenerator) -> Tensor:
+    """Numbers of the examples that take part: each with probability `rate`, on its own."""
+    return generator.bernoulli(rate, total).nonzero().flatten()
+
+
+def private_criterion(options: Teachers) -> Criterion:
+    """The teacher's loss per example: (logits, labels, the student's logits if it regularises)."""
+
+    def criterion(logits: Tensor, labels: Tensor, *told: Tensor) -> Tensor:
+        loss = functional.cross_entropy(
+            logits, labels, label_smoothing=options.label_smoothing, reduction="none"
+        )
+        for other in told:
+            pull = kd_loss(logits, other, temperature=options.feedback.temperature)
+            loss = loss + options.feedback.weight * pull
+        return loss
+
+    return criterion
+
+
+def _split(batch: tuple[Tensor, Tensor], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pieces of at most `size` images; none of an empty batch."""
+    images, labels = batch
+    for start in range(0, len(images), size):
+        yield images[start : start + size], labels[start : start + size]
+
+
+def _part(piece: tuple[Tensor, Tensor], student: Network | None, device: torch.device) -> Part:
+    images, labels = (tensor.to(device) for tensor in piece)
+    if student is None:
+        return images, labels
+    with torch.no_grad():
+        return images, labels, student(images)

@@ -1,0 +1,119 @@
+"""The contract of a mechanism at the aggregator."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedkd.privacy.noise import SecureGenerator
+from fedkd.privacy.release.gaussian import epsilon_of, mu_of
+
+# Sums are rounded to multiples of this, and so is their noise: whole numbers of it are added, which
+# give away nothing but their sum. So fine that discrete noise costs what continuous noise does, to
+# more digits than the accounting has.
+GRID = 2.0**-20
+
+Unit = Literal["example", "client"]
+
+
+@dataclass(frozen=True)
+class Released:
+    """What came out.
+
+    Attributes:
+        scores: (K, C) for the K transfer images that were answered: probabilities, rows sum to 1.
+        index: Which images those are, (K,), ascending.
+        mu: What the release cost, as mu of Gaussian differential privacy.
+    """
+
+    scores: Tensor
+    index: Tensor
+    mu: float
+
+
+class Release(ABC):
+    """Noise on what all teachers say together; the rest is thrown away.
+
+    The server sees every teacher's answers and is trusted with them. Protected against everybody
+    else (the other clients, whoever gets the student or the report) is one unit: an `example`
+    of a client (it can change one teacher's answers, all of them), or a `client` as a whole. A
+    teacher trained on either changes by replacing it, so the two cost the same here.
+
+    The budget holds for the whole run: the noise is set once, for all rounds.
+
+    Args:
+        epsilon: Of the whole run.
+        delta: Of the whole run.
+        queries: Transfer images asked about in each round, drawn from the run's seed; None asks
+            about all of them. Fewer need less noise.
+        unit: What is protected; said in the statement.
+    """
+
+    #: How far one teacher's answer to one image can move the sum, in L2 norm (replaced).
+    sensitivity: float = math.sqrt(2)
+
+    def __init__(
+        self,
+        *,
+        epsilon: float,
+        delta: float = 1e-5,
+        queries: int | None = None,
+        unit: Unit = "example",
+    ) -> None:
+        if not (math.isfinite(epsilon) and epsilon > 0):
+            raise ValueError(f"release: epsilon must be positive and finite, got {epsilon}")
+        if not 0 < delta < 1:
+            raise ValueError(f"release: delta must lie between 0 and 1, got {delta}")
+        if queries is not None and queries < 1:
+            raise ValueError(f"release: queries must be at least 1, got {queries}")
+        if unit not in ("example", "client"):
+            raise ValueError(f"release: unit is 'example' or 'client', got {unit!r}")
+        self.epsilon = epsilon
+        self.delta = delta
+        self.queries = queries
+        self.unit: Unit = unit
+
+    def budget(self) -> float:
+        """The whole run's mu."""
+        return mu_of(self.epsilon, self.delta)
+
+    def asked(self, total: int, generator: torch.Generator) -> Tensor:
+        """Which of `total` transfer images are asked about, ascending. Public."""
+        count = total if self.queries is None else min(self.queries, total)
+        return torch.randperm(total, generator=generator)[:count].sort().values
+
+    @abstractmethod
+    def __call__(
+        self, probabilities: Tensor, index: Tensor, rounds: int, noise: SecureGenerator
+    ) -> Released:
+        """Answer.
+
+        Args:
+            probabilities: What the teachers say of the images asked about, (M, K, C).
+            index: Those images, (K,).
+            rounds: Rounds in the whole run.
+            noise: Keyed by the operating system, never by the run: who knows the seed knows the
+                noise.
+        """
+
+    def statement(self, mu: float) -> str:
+        """What is claimed after spending `mu` in all, in a sentence."""
+        what = "one training example of one client" if self.unit == "example" else "one client"
+        return (
+            f"everything that left the server is ({epsilon_of(mu, self.delta):.3g}, "
+            f"{self.delta:g})-differentially private with respect to replacing {what}; the server "
+            "itself is trusted"
+        )
+
+
+def noisy_sum(total: Tensor, deviation: float, noise: SecureGenerator) -> Tensor:
+    """`total`, rounded to multiples of `GRID`, plus Gaussian noise on the same grid, float64."""
+    if total.numel() == 0:
+        return total.double()
+    drawn = noise.discrete_gaussian(tuple(total.shape), deviation / GRID)
+    return ((total.double() / GRID).round().long() + drawn).double() * GRID

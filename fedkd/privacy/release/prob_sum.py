@@ -1,0 +1,72 @@
+"""The sum of the teachers' probabilities, under noise."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fedkd.privacy.noise import SecureGenerator
+from fedkd.privacy.release import RELEASES
+from fedkd.privacy.release.base import GRID, Release, Released, Unit, noisy_sum
+
+
+@RELEASES.register("prob_sum")
+class ProbSum(Release):
+    """Soft labels: probability vectors summed, noised, and turned into probabilities again.
+
+    A probability vector has length at most one, so nothing is clipped. Raw noisy sums have
+    negative entries on which a student memorises noise; the softmax of `sharpness` times their
+    mean does not (post-processing, free).
+
+    Args:
+        epsilon: See `Release`; so are `delta`, `queries` and `unit`.
+        sharpness: Inverse temperature of that softmax.
+        min_clients: Fewer teachers are refused: the noise does not shrink with them.
+
+    References:
+        Example-level: the noisy sum of Papernot et al. 2018 with soft votes. Client-level: the
+            aggregation of DS-FL (Itahara et al., https://arxiv.org/abs/2008.06180) under noise.
+    """
+
+    def __init__(
+        self,
+        *,
+        epsilon: float,
+        delta: float = 1e-5,
+        queries: int | None = None,
+        unit: Unit = "example",
+        sharpness: float = 8.0,
+        min_clients: int = 50,
+    ) -> None:
+        super().__init__(epsilon=epsilon, delta=delta, queries=queries, unit=unit)
+        if sharpness <= 0:
+            raise ValueError("release 'prob_sum': sharpness must be positive")
+        self.sharpness = sharpness
+        self.min_clients = min_clients
+
+    def deviation(self, queries: int, rounds: int) -> float:
+        """Standard deviation of the noise on an entry of the sum."""
+        return self.sensitivity * math.sqrt(queries * rounds) / self.budget()
+
+    def __call__(
+        self, probabilities: Tensor, index: Tensor, rounds: int, noise: SecureGenerator
+    ) -> Released:
+        """Probabilities. Raises `ValueError` for too few teachers."""
+        teachers = len(probabilities)
+        if teachers < self.min_clients:
+            raise ValueError(
+                f"release: {teachers} teachers answered, at least {self.min_clients} are needed "
+                "for a sum that is worth its noise (release.min_clients)"
+            )
+        classes = probabilities.shape[2]
+        # Each teacher's answer is rounded, not only the sum: that may move two answers apart by
+        # half a step in each entry.
+        total = (probabilities.double() / GRID).round().sum(dim=0) * GRID
+        wider = 1 + math.sqrt(classes) * GRID / self.sensitivity
+        sigma = self.deviation(len(index), rounds) * wider
+        noisy = noisy_sum(total, sigma, noise)
+        scores = torch.softmax(self.sharpness * noisy / teachers, dim=1).float()
+        mu = self.sensitivity * wider * math.sqrt(len(index)) / sigma
+        return Released(scores, index, mu)

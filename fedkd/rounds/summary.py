@@ -1,0 +1,128 @@
+"""What a run comes to: student, teachers, ensemble, oracle, ceiling, bytes, seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fedkd.build import build_network
+from fedkd.data.images import ImageSet
+from fedkd.models.network import Network, parameter_count
+from fedkd.randomness import stream_seed
+from fedkd.rounds import Server
+from fedkd.runs.directory import network_hash
+from fedkd.runs.privacy_statement import statement, write_statement
+from fedkd.training.evaluation import evaluate
+from fedkd.training.supervised import fit
+
+
+def summarise(server: Server, *, seconds: float) -> dict[str, Any]:
+    """Everything the final table shows, as plain values.
+
+    Trains the baselines named in `evaluation.baselines`; they are measures, not part of the
+    federation: they use labels and private images that a real server never sees.
+    """
+    run, experiment, data = server.run, server.experiment, server.workspace.data
+    rounds = run.metrics("round")
+    last = rounds[-1]
+    best = max(rounds, key=lambda record: record["student"]["accuracy"])
+    verdicts = [r for r in run.metrics("client") if r["phase"] == "evaluate"]
+    holdouts = {r["client"]: r["holdout_right"] / r["holdout_total"] for r in verdicts}
+    counts = data.class_counts()
+    summary: dict[str, Any] = {
+        "name": experiment.name,
+        "seed": experiment.seed,
+        "rounds": len(rounds),
+        "hash": network_hash(server.student),
+        "classes": list(data.classes),
+        **({} if experiment.promises else {"class_counts": counts.tolist()}),
+        "transfer": {
+            "size": len(data.transfer.images),
+            "labelled": data.transfer.labelled,
+            "fingerprint": data.transfer.fingerprint,
+            "bytes": data.transfer.images.images.numel(),
+        },
+        "test": {"size": len(data.test)},
+        "student": {
+            "model": experiment.student.model.name,
+            "parameters": parameter_count(server.student),
+            "best_accuracy": best["student"]["accuracy"],
+            "best_round": best["round"],
+            **last["student"],
+        },
+        "teachers": [
+            {
+                "client": client,
+                "model": experiment.teachers.model_of(client).name,
+                "examples": None if experiment.promises else int(counts[client].sum()),
+                "accuracy": last.get("teachers", {}).get(str(client)),
+                "student_on_holdout": holdouts.get(client),
+            }
+            for client in range(experiment.clients)
+        ],
+        "ensemble": last.get("ensemble"),
+        "pseudo_labels": last.get("pseudo_labels"),
+        "worst_client": min(holdouts.values(), default=None),
+        "degraded_rounds": [r["round"] for r in rounds if r["status"] != "ok"],
+        "refused": run.metrics("refused"),
+    }
+    privacy = statement(run)
+    if privacy is not None:
+        summary["privacy"] = privacy
+        write_statement(run)
+    for name in experiment.evaluation.baselines:
+        server.notify("phase", round=None, phase=name)
+        summary[name] = _baseline(server, name)
+    summary["bytes"] = bytes_by_phase(run.ledger_entries())
+    summary["seconds"] = _seconds(rounds) | {"total": seconds}
+    return summary
+
+
+def bytes_by_phase(ledger: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Bytes up and down per phase, summed over clients and rounds."""
+    totals: dict[str, dict[str, int]] = {}
+    for entry in ledger:
+        phase = totals.setdefault(entry["phase"], {"down": 0, "up": 0})
+        phase["down"] += entry["down"]
+        phase["up"] += entry["up"]
+    return totals
+
+
+def _seconds(rounds: list[dict[str, Any]]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for record in rounds:
+        for phase, spent in record["seconds"].items():
+            totals[phase] = totals.get(phase, 0.0) + spent
+    return totals
+
+
+def _baseline(server: Server, name: str) -> float | None:
+    """Test accuracy of the same student trained on labels: `oracle` or `ceiling`.
+
+    Oracle: on the transfer set's true labels, for as many epochs as the student saw it.
+    Ceiling: on all private images in one place, for as many epochs as each teacher saw its own.
+    """
+    experiment, data = server.experiment, server.workspace.data
+    if name == "oracle":
+        hidden = data.transfer.true_labels
+        if hidden is None:  # a transfer set with other classes has no right answers
+            return None
+        images = ImageSet(data.transfer.images.images, hidden, data.classes)
+        recipe = experiment.distillation
+    else:
+        shards = [data.shard(client) for client in range(experiment.clients)]
+        labels = torch.cat([shard.labels for shard in shards if shard.labels is not None])
+        images = ImageSet(torch.cat([shard.images for shard in shards]), labels, data.classes)
+        recipe = experiment.teachers  # type: ignore[assignment]
+    options = experiment.teachers.model_copy(
+        update={
+            "epochs": recipe.epochs * experiment.rounds,
+            "batch_size": recipe.batch_size,
+            "optimizer": recipe.optimizer,
+        }
+    )
+    network: Network = build_network(experiment, experiment.student.model, data, "student")
+    network.to(server.student.mean.device)
+    fit(network, images, options, seed=stream_seed(experiment.seed, "baseline", name))
+    return evaluate(network, data.test)

@@ -1,0 +1,1 @@
+"""Folders of runs: what is written, read, exported and stated."""

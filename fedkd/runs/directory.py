@@ -1,0 +1,405 @@
+"""A run's folder: everything that happened, in files a person can open.
+
+config.yaml      the resolved config          versions.json  what ran it
+config.sha256    hash of its values, which stay the same when the run goes on
+signature.json   what its student needs where the data set is not
+sessions.json    when somebody worked on it, and how long
+metrics.jsonl    one JSON object per event    ledger.jsonl   bytes per message
+checkpoints/     student and optimiser after each round
+knowledge/       what was accepted, per round and client
+clients/         the simulated clients' teachers (on real nodes they stay there)
+summary.json, report.html, run.log
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import math
+import platform
+import secrets
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.config import (
+    ConfigError,
+    Experiment,
+    Section,
+    import_trusted,
+    load_experiment,
+    parse_yaml,
+)
+from fedkd.io.lock import Lock
+from fedkd.io.records import (
+    EVENTS,
+    MESSAGE,
+    SHAPES,
+    Damaged,
+    append_line,
+    check_tree,
+    read_json,
+    read_lines,
+    refuse_link,
+)
+from fedkd.knowledge.store import KnowledgeStore, write_atomically
+
+SESSIONS = "sessions.json"
+PINNED = "config.sha256"
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("fedkd", "torch", "torchvision", "flwr", "ray", "flwr-datasets", "numpy", "opacus")
+
+
+class RunDirectory:
+    """The folder of one run; create it with `new` or open it with `open`."""
+
+    def __init__(
+        self, path: Path, experiment: Experiment, identity: str, *, trusted: bool = True
+    ) -> None:
+        self.path = path
+        self.experiment = experiment
+        self.identity = identity
+        #: Whether its plugins, which are code, may be imported.
+        self.trusted = trusted
+        #: Held by whoever writes rounds into it.
+        self.lock = Lock(path)
+        self._stores: dict[tuple[int, str], KnowledgeStore] = {}
+
+    @classmethod
+    def new(cls, experiment: Experiment, parent: str | Path | None = None) -> RunDirectory:
+        """A fresh folder under `parent` (default: the config's `output`)."""
+        name = f"{experiment.name}-seed{experiment.seed}"
+        path = new_folder(parent or experiment.output, name, experiment)
+        write_atomically(path / PINNED, f"{_config_hash(path)}\n".encode())
+        return cls(path, experiment, path.name)
+
+    @classmethod
+    def open(cls, path: str | Path, *, trust: bool = False) -> RunDirectory:
+        """An existing run, which is only read: nothing in it is made, changed or followed.
+
+        Args:
+            path: Its folder.
+            trust: Import the plugins that its config names. They are code, and the folder may be
+                somebody else's; without, those alone are used that are imported already.
+
+        Raises:
+            ConfigError: `path` is no run directory, or something in it is a link.
+        """
+        path = Path(path).expanduser().resolve()
+        if not (path / "config.yaml").is_file():
+            raise ConfigError(f"{path} is not a run directory (it has no config.yaml)")
+        with _refused():
+            check_tree(path)
+        try:
+            experiment = load_experiment(path / "config.yaml", plugins=False)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{path} is not a run directory (its config.yaml is not that of one: {error})"
+            ) from None
+        run = cls(path, experiment, path.name, trusted=trust)
+        try:
+            run.import_plugins()
+        except ConfigError as error:  # whoever needs one says so; its state can be shown without
+            logger.info("%s: %s", path, error)
+        return run
+
+    def import_plugins(self) -> None:
+        """Import the config's plugins. Raises `ConfigError` if the run is not trusted."""
+        import_trusted(self.experiment.plugins, self.path, trust=self.trusted)
+
+    def check_config(self) -> None:
+        """Raise `ConfigError` if config.yaml is not the one that the run began with."""
+        pinned = self.path / PINNED
+        if pinned.is_file() and pinned.read_text(errors="replace").strip() != _config_hash(
+            self.path
+        ):
+            raise ConfigError(
+                f"{self.path / 'config.yaml'} was changed since the run began ({PINNED} has the "
+                "hash of its values): put it back to go on, or start a new run with it: fedkd run "
+                f"{self.path / 'config.yaml'}"
+            )
+
+    # -- what happened ---------------------------------------------------------------------
+
+    def metric(self, event: str, **facts: Any) -> None:
+        """Append one event to metrics.jsonl."""
+        append_line(self.path / "metrics.jsonl", {"event": event, **facts})
+
+    def ledger(self, **facts: Any) -> None:
+        """Append one message's bytes to ledger.jsonl."""
+        if append_line(self.path / "ledger.jsonl", facts):
+            self.metric(
+                "warning",
+                text="a line of ledger.jsonl was cut short, by a crash or a full disk: the bytes "
+                "of one message are not counted",
+            )
+
+    def metrics(self, event: str | None = None) -> list[dict[str, Any]]:
+        """All events, or those called `event`."""
+        with _refused():
+            records = list(read_lines(self.path / "metrics.jsonl", EVENTS))
+        return records if event is None else [r for r in records if r["event"] == event]
+
+    def ledger_entries(self) -> list[dict[str, Any]]:
+        """All ledger lines."""
+        with _refused():
+            return list(read_lines(self.path / "ledger.jsonl", MESSAGE))
+
+    def rewind(self, last_round: int) -> None:
+        """Forget events after `last_round`: a resumed run does those rounds again.
+
+        The ledger keeps its lines: what was sent before the crash was sent.
+        """
+        kept = [r for r in self.metrics() if (r.get("round") or 0) <= last_round]
+        known = max((r["round"] for r in kept if r["event"] == "round"), default=0)
+        if known < last_round:
+            raise ConfigError(
+                f"{self.path / 'metrics.jsonl'} is damaged (it ends with round {known}, the "
+                f"checkpoint is of round {last_round}); restore it from a copy"
+            )
+        text = "".join(json.dumps(r) + "\n" for r in kept)
+        write_atomically(self.path / "metrics.jsonl", text.encode())
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file atomically."""
+        write_json(self.path / name, value)
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of this run, or None if it is not there (yet)."""
+        with _refused():
+            return read_json(self.path / name, SHAPES.get(name))
+
+    # -- state -----------------------------------------------------------------------------
+
+    @property
+    def log(self) -> Path:
+        """Where Flower's and Ray's own output goes."""
+        return self.path / "run.log"
+
+    @property
+    def clients(self) -> Path:
+        """Where simulated clients keep their teachers."""
+        return self.path / "clients"
+
+    def knowledge(self, round_number: int, what: str = "transfer") -> KnowledgeStore:
+        """The round's knowledge about the `transfer` (or `test`) images."""
+        key = (round_number, what)
+        if key not in self._stores:  # kept, since it knows whose files it has looked through
+            folder = self.path / "knowledge" / f"round-{round_number:04d}"
+            with _refused():
+                for path in (folder.parent, folder):
+                    refuse_link(path)
+            self._stores[key] = KnowledgeStore(folder / what)
+        return self._stores[key]
+
+    def save_checkpoint(self, round_number: int, state: dict[str, Any]) -> None:
+        """Keep `state` as the state after `round_number`; those of earlier rounds stay too."""
+        save_state(self._checkpoint(round_number), {"round": round_number, **state})
+
+    def load_checkpoint(
+        self, passed_over: Callable[[str], None] | None = None
+    ) -> dict[str, Any] | None:
+        """The newest usable checkpoint, or None; what cannot be used is passed over.
+
+        Args:
+            passed_over: Hears of each that is; default: a warning in the log.
+        """
+        try:
+            known = {record["round"]: record.get("hash") for record in self.metrics("round")}
+        except ConfigError:  # a student can be used without what is written about it
+            known = {}
+        for path in sorted((self.path / "checkpoints").glob("round-*.pt"), reverse=True):
+            try:
+                with _refused():
+                    refuse_link(path)
+                state = load_state(path)
+                _check_checkpoint(path, state, known)
+                return state
+            except (RuntimeError, OSError, EOFError, ValueError) as error:
+                text = f"checkpoint {path.name} is passed over: {error}"
+                if passed_over is None:
+                    logger.warning("%s: %s", self.path, text)
+                else:
+                    passed_over(text)
+        return None
+
+    def _checkpoint(self, round_number: int) -> Path:
+        return self.path / "checkpoints" / f"round-{round_number:04d}.pt"
+
+
+def _check_checkpoint(path: Path, state: Any, known: Mapping[int, str | None]) -> None:
+    """Raise `ValueError` unless this is the state after the round that the file is named for."""
+    student = state.get("student") if isinstance(state, dict) else None
+    if not isinstance(student, dict) or not all(isinstance(t, Tensor) for t in student.values()):
+        raise ValueError("it holds no student")
+    number = state.get("round")
+    if path.stem != f"round-{number:04d}" if isinstance(number, int) else True:
+        raise ValueError(f"it is of round {number}")
+    found = weights_hash(student)
+    if known.get(number) not in (None, found):
+        raise ValueError(
+            f"its student has the hash {found}, metrics.jsonl says {known[number]} of that round"
+        )
+
+
+def _config_hash(path: Path) -> str:
+    """Of the values in config.yaml, however they are written."""
+    file = path / "config.yaml"
+    values = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """A damaged file of a run is refused as its config is."""
+    try:
+        yield
+    except Damaged as error:
+        raise ConfigError(str(error)) from None
+
+
+class Session:
+    """The time that a run takes, over all its sessions: interrupted and killed ones too.
+
+    Entered when work on a run begins, left when it ends, however it ends.
+
+    Args:
+        run: The run.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._before = _sessions(run)
+        self._started, self._clock = time.time(), time.perf_counter()
+        self._written = -math.inf
+
+    @property
+    def total(self) -> float:
+        """Seconds of all sessions so far."""
+        earlier: float = sum(record["seconds"] for record in self._before)
+        return earlier + self._seconds
+
+    @property
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._clock
+
+    def note(self, every: float = 10.0) -> None:
+        """Write the time down if that was last done `every` seconds ago; a kill costs no more."""
+        if self._seconds - self._written >= every:
+            self._written = self._seconds
+            now = {"started": self._started, "seconds": self._seconds}
+            self._run.write_json(SESSIONS, [*self._before, now])
+
+    def __enter__(self) -> Session:
+        self._run.lock.__enter__()
+        self.note()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.note(every=0.0)
+        finally:
+            self._run.lock.__exit__()
+
+
+def _sessions(run: RunDirectory) -> list[dict[str, float]]:
+    """Those that have ended; older runs have only the times of their finished rounds."""
+    rounds = run.metrics("round")
+    try:
+        records = run.read_json(SESSIONS)
+        if records is None:
+            spent = sum(sum(r.get("seconds", {}).values()) for r in rounds)
+            return [{"started": 0.0, "seconds": float(spent)}] if rounds else []
+        records = [{k: float(r[k]) for k in ("started", "seconds")} for r in records]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"{run.path / SESSIONS} is damaged ({type(error).__name__}: {error}); remove it: only "
+            "the total of seconds is lost"
+        ) from None
+    if records:  # one that was killed went on until its last message at least
+        last = records[-1]
+        moments = [line.get("time") for line in run.ledger_entries()]
+        latest = max((m for m in moments if isinstance(m, int | float)), default=0.0)
+        last["seconds"] = max(last["seconds"], latest - last["started"])
+    return records
+
+
+def new_folder(parent: str | Path, name: str, config: Section) -> Path:
+    """A fresh folder `NAME-DATE-TIME-xxxx` that holds config.yaml and versions.json.
+
+    Raises:
+        ConfigError: it cannot be created.
+    """
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    path = Path(parent).expanduser().resolve() / f"{name}-{stamp}"
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"output: cannot create {path}: {error.strerror}") from None
+    write_atomically(path / "config.yaml", config.to_yaml().encode())
+    write_json(path / "versions.json", versions())
+    return path
+
+
+def save_state(path: Path, state: dict[str, Any], *, private: bool = False) -> None:
+    """Save tensors and plain values atomically; `private` for their owner's eyes only."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue(), private=private)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Load what `save_state` wrote, if it is what was written; never unpickles code."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums in it
+                if (part := archive.testzip()) is not None:
+                    raise ValueError(f"the checksum of its part {part} is wrong")
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch reports a damaged file in half a dozen exception types
+        reason = " ".join(str(error).split()).split(". ")[0][:300]  # the rest is advice to trust it
+        raise RuntimeError(f"cannot read {path}: {type(error).__name__}: {reason}") from error
+    return state
+
+
+def network_hash(network: nn.Module) -> str:
+    """Hash of all weights and buffers: equal iff two networks are bit-identical."""
+    return weights_hash(network.state_dict())
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """`network_hash` of a network with these weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        value: Tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a number."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())

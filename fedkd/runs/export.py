@@ -1,0 +1,318 @@
+"""The student as one file, and the student at work on a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.build import data_root
+from fedkd.config import Component, ConfigError
+from fedkd.data.pictures import SUFFIXES, read_picture, shown
+from fedkd.data.splits import FederatedData
+from fedkd.models.network import Network
+from fedkd.runs.directory import RunDirectory
+from fedkd.runs.images import run_data
+from fedkd.runs.signature import SIGNATURE, Signature, read_signature
+
+FORMATS = {"torch": "student.pt2", "onnx": "student.onnx"}
+CHECKED = 256  # images on which an exported file is compared with the student
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A student ready for use, wherever it was trained.
+
+    Attributes:
+        network: In evaluation mode on the CPU.
+        classes: Names in label order.
+        shape: (channels, height, width) of the images it takes.
+        about: What an exported file says of it.
+        folder: Where it lies.
+        test_images: Gives its test images; raises where they are not at hand.
+    """
+
+    network: Network
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    about: Mapping[str, Any]
+    folder: Path
+    test_images: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, run: RunDirectory) -> Trained:
+        """A run's. Raises `ConfigError` if it has none yet, or one of its files is damaged."""
+        signature = signature_of(run)
+        return cls(
+            _load(run, signature),
+            signature.classes,
+            signature.shape,
+            # Nothing of the machine that it was made on.
+            signature.model_dump(mode="json", exclude={"root", "plugins"}),
+            run.path,
+            lambda: run_data(run).test.images,
+        )
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported student and how it compares to the original.
+
+    Attributes:
+        path: The file.
+        size: Its bytes.
+        images: Images that both were run on.
+        difference: Largest absolute difference of a logit.
+        agreement: Share of images on which both name the same class.
+        missing: Why the images are noise and not the test images; None if they are test images.
+    """
+
+    path: Path
+    size: int
+    images: int
+    difference: float
+    agreement: float
+    missing: str | None = None
+
+
+def load_student(run: RunDirectory, data: FederatedData | None = None) -> Network:
+    """The run's student after its last finished round, in evaluation mode on the CPU.
+
+    Needs the run's folder alone: no data set and no particular working directory.
+
+    Args:
+        run: The run.
+        data: Its images, for a run of an older fedkd that has no `signature.json`; None: looked
+            for where the config says, if that is needed.
+
+    Raises:
+        ConfigError: there is no student yet, or one of its files is damaged.
+    """
+    return _load(run, signature_of(run, data))
+
+
+def load_assistants(run: RunDirectory) -> list[Network]:
+    """The networks between teachers and student (`distillation.assistants`), large to small."""
+    signature = signature_of(run)
+    states = _checkpoint(run).get("assistants", [])
+    return [
+        _filled(run, signature, model, state)
+        for model, state in zip(signature.assistants, states, strict=True)
+    ]
+
+
+def signature_of(run: RunDirectory, data: FederatedData | None = None) -> Signature:
+    """What the run's networks take and say; of an older run, what its images tell.
+
+    Raises:
+        ConfigError: the file is damaged, or the images are not those of the run.
+        FileNotFoundError: an older run's images are missing.
+    """
+    signature = read_signature(run)
+    if signature is not None:
+        return signature
+    try:
+        return Signature.of(run.experiment, data or run_data(run), data_root(run.experiment))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{run.path} has no {SIGNATURE} (an older fedkd made it), so its student needs the "
+            f"images it was made with: {error}"
+        ) from None
+
+
+def predict_files(
+    run: RunDirectory | Trained,
+    files: Iterable[Path],
+    *,
+    top: int = 3,
+    on_error: Callable[[str], None] | None = None,
+) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
+    """The student's most probable classes of picture files, best first.
+
+    Pictures are read by the function that reads training folders: upright, in the channels and
+    the size that the student was trained on, without regard to their aspect ratio.
+
+    Args:
+        run: The run, or another student.
+        files: Picture files; a folder stands for all pictures in it and below, hidden ones less.
+        top: Classes per picture; all of them if there are fewer.
+        on_error: Told of each file that cannot be read, which is then passed over; None: the
+            first one raises.
+
+    Raises:
+        ConfigError: a file is missing or no picture, or the student cannot be loaded.
+    """
+    if top < 1:
+        raise ConfigError(f"--top: expected at least 1, got {top}")
+    student = run if isinstance(run, Trained) else Trained.of(run)
+    return _predictions(student, files, top, on_error)
+
+
+def _predictions(
+    student: Trained,
+    files: Iterable[Path],
+    top: int,
+    on_error: Callable[[str], None] | None,
+) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
+    channels, height, width = student.shape
+    for place in files:
+        try:
+            found = _pictures(Path(place))
+        except ValueError as error:
+            _say(error, on_error)
+            continue
+        for file in found:
+            try:
+                pixels = read_picture(file, channels=channels, height=height, width=width)
+            except ValueError as error:
+                _say(error, on_error)
+                continue
+            with torch.no_grad():
+                logits = student.network(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
+            if not logits.isfinite().all():
+                raise RuntimeError(
+                    f"the student's logits for {file} are not finite: its weights are not usable"
+                )
+            best = torch.softmax(logits, dim=0).topk(min(top, len(student.classes)))
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            yield file, [(student.classes[index], value) for index, value in pairs]
+
+
+def _say(error: ValueError, on_error: Callable[[str], None] | None) -> None:
+    if on_error is None:
+        raise ConfigError(str(error)) from None
+    on_error(str(error))
+
+
+def _pictures(place: Path) -> list[Path]:
+    """The picture files that an argument stands for. Raises `ValueError`."""
+    if not place.is_dir():
+        return [place]
+    found = sorted(
+        path
+        for path in place.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(place).parts)
+    )
+    if not found:
+        raise ValueError(f"{shown(place)}: no pictures in this folder ({', '.join(SUFFIXES)})")
+    return found
+
+
+def export_student(
+    run: RunDirectory | Trained, format: str, output: Path | None = None
+) -> Exported:
+    """Write the student and check the written file against it.
+
+    The check is on real test images, or on noise where the run's images are not at hand. The
+    exported function takes uint8 images (B, channels, h, w), any B, and gives logits (B, C):
+    scaling and normalisation are inside. Class names and the rest of `signature.json` are in the
+    file too.
+
+    Args:
+        run: A run with at least one finished round, or another student.
+        format: `torch` (a `torch.export` program, `.pt2`) or `onnx`.
+        output: File to write; default: `student.pt2` or `student.onnx` in the run directory.
+
+    Raises:
+        ConfigError: unknown format, a library for it is not installed, or no such folder.
+        RuntimeError: the written file does not do what the student does.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"--format: expected {' or '.join(FORMATS)}, got {format!r}")
+    student = run if isinstance(run, Trained) else Trained.of(run)
+    path = output or student.folder / FORMATS[format]
+    if not path.parent.is_dir() or path.is_dir():
+        problem = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ConfigError(f"--output: expected a file to write, {path}: {problem}")
+    images, missing = _images(student)
+    write = _write_torch if format == "torch" else _write_onnx
+    again = write(student.network, images, path, json.dumps(student.about))
+    with torch.no_grad():
+        expected = student.network(images)
+    difference = float((again - expected).abs().max())
+    agreement = float((again.argmax(1) == expected.argmax(1)).double().mean())
+    if not difference <= 1e-3 * max(1.0, float(expected.abs().max())):
+        raise RuntimeError(
+            f"{path} differs from the student by {difference:.3g} in a logit "
+            f"(same class on {agreement:.1%} of {len(images)} images); do not use it"
+        )
+    return Exported(path, path.stat().st_size, len(images), difference, agreement, missing)
+
+
+def _images(student: Trained) -> tuple[Tensor, str | None]:
+    """Images to compare two networks on: test images, or noise and why there is nothing better."""
+    try:
+        return student.test_images()[:CHECKED], None
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        noise = torch.Generator().manual_seed(0)
+        size = (CHECKED, *student.shape)
+        pixels = torch.randint(256, size, generator=noise, dtype=torch.uint8)
+        return pixels, " ".join(str(error).split())
+
+
+def _load(run: RunDirectory, signature: Signature) -> Network:
+    return _filled(run, signature, signature.student, _checkpoint(run)["student"])
+
+
+def _checkpoint(run: RunDirectory) -> dict[str, Any]:
+    checkpoint = run.load_checkpoint()
+    if checkpoint is not None and "student" in checkpoint:
+        return checkpoint
+    if any((run.path / "checkpoints").glob("round-*.pt")):
+        raise ConfigError(f"{run.path}: none of the checkpoints in checkpoints/ can be read")
+    raise ConfigError(f"{run.path} has no student yet: no round has finished")
+
+
+def _filled(
+    run: RunDirectory, signature: Signature, model: Component, state: dict[str, Tensor]
+) -> Network:
+    network = signature.network(model, run)
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{run.path}: the weights in checkpoints/ are not those of the model {model.name!r} "
+            f"({reason})"
+        ) from None
+    return network.eval()
+
+
+def _write_torch(student: nn.Module, images: Tensor, path: Path, about: str) -> Tensor:
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(student, (images[:2],), dynamic_shapes=({0: batch},))
+    torch.export.save(program, path, extra_files={SIGNATURE: about})
+    with torch.no_grad():
+        logits: Tensor = torch.export.load(path).module()(images)
+    return logits
+
+
+def _write_onnx(student: nn.Module, images: Tensor, path: Path, about: str) -> Tensor:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  (torch.onnx needs it)
+    except ImportError as error:
+        raise ConfigError(f"--format onnx needs {error.name}: pip install 'fedkd[onnx]'") from None
+    program = torch.onnx.export(
+        student,
+        (images[:2],),
+        dynamo=True,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        verbose=False,
+    )
+    assert program is not None  # as always with dynamo
+    program.model.metadata_props[SIGNATURE] = about
+    program.save(str(path), external_data=False)
+    session = onnxruntime.InferenceSession(  # type: ignore[attr-defined]
+        str(path), providers=["CPUExecutionProvider"]
+    )
+    return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])

@@ -1,0 +1,104 @@
+"""What a run has promised and spent, in one place: `privacy.json`, the report and the summary."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fedkd.config import Experiment
+from fedkd.privacy.plan import plan
+from fedkd.privacy.release.gaussian import epsilon_of
+from fedkd.runs.directory import RunDirectory
+
+FILE = "privacy.json"
+
+_EVERYBODY = "everybody: the server, the other clients, the student's readers"
+_READERS = "the other clients and the student's readers; not against the server"
+
+
+def statement(run: RunDirectory) -> dict[str, Any] | None:
+    """What is protected, against whom, under what assumption, and what it has cost so far.
+
+    Worked out from the run's config and events alone. Epsilon is per client and for the whole run
+    so far; `worst` is the largest of them. None for a run that promises nothing.
+    """
+    experiment = run.experiment
+    if experiment.release is not None:
+        return _release(run, experiment)
+    if experiment.teachers.privacy is not None:
+        return _teachers(run, experiment)
+    return None
+
+
+def _teachers(run: RunDirectory, experiment: Experiment) -> dict[str, Any]:
+    privacy = experiment.teachers.privacy
+    assert privacy is not None
+    clients: dict[int, dict[str, Any]] = {
+        client: {"epsilon": 0.0, "frozen_in": []} for client in range(experiment.clients)
+    }
+    for event in run.metrics("client"):
+        if event["phase"] != "train" or "epsilon" not in event:
+            continue
+        mine = clients[event["client"]]
+        mine["epsilon"] = max(mine["epsilon"], event["epsilon"])
+        if not event["trained"] and event["round"] not in mine["frozen_in"]:
+            mine["frozen_in"].append(event["round"])
+    facts: dict[str, Any] = {
+        "mechanism": privacy.mechanism,
+        "against": _EVERYBODY,
+        "clients": {str(client): mine for client, mine in clients.items()},
+        "worst": max(mine["epsilon"] for mine in clients.values()),
+    }
+    planned = plan(experiment)
+    if planned is None:
+        return facts | {
+            "protects": "the label of one private image; not the image, nor that it was used",
+            "assumes": "clients run this code",
+            "budget": privacy.epsilon,
+            "delta": 0.0,
+            "how": f"randomised response, {len(run.metrics('round'))} rounds on one draw",
+        }
+    steps = planned.steps
+    return facts | {
+        "protects": "whether one image, with its label, is among one client's private images",
+        "assumes": "clients run this code; who is drawn and the noise stay secret",
+        "budget": planned.epsilon,
+        "delta": planned.delta,
+        "how": (
+            f"DP-SGD, {steps.count} steps a round for {planned.rounds} rounds, sampling rate "
+            f"{steps.sample_rate:.4g}, noise {steps.noise_multiplier:.4g} times the clipping norm "
+            f"{planned.mechanism.max_grad_norm:g}; {privacy.accountant.upper()} accountant"
+        ),
+    }
+
+
+def _release(run: RunDirectory, experiment: Experiment) -> dict[str, Any]:
+    assert experiment.release is not None
+    # A round that was taken up again tells the same release twice.
+    events = {event["round"]: event for event in run.metrics("release")}
+    options = experiment.release.options
+    delta = float(options.get("delta", 1e-5))
+    spent = epsilon_of(math.hypot(*(event["mu"] for event in events.values())), delta)
+    unit = options.get("unit", "example")
+    what = "one image of one client" if unit == "example" else "all images of one client"
+    answered = sum(event["answered"] for event in events.values())
+    return {
+        "mechanism": experiment.release.name,
+        "protects": what,
+        "against": _READERS,
+        "assumes": "the server is trusted with every client's answers, and clients run this code",
+        "budget": options["epsilon"],
+        "delta": delta,
+        "how": f"{answered} answers in {len(events)} rounds, Gaussian noise, exact accounting",
+        "clients": {
+            str(client): {"epsilon": spent, "frozen_in": []} for client in range(experiment.clients)
+        },
+        "worst": spent,
+    }
+
+
+def write_statement(run: RunDirectory) -> None:
+    """Put it beside the run's other files; nothing for a run that promises nothing."""
+    facts = statement(run)
+    if facts is not None:
+        run.write_json(FILE, facts)

@@ -1,0 +1,1 @@
+"""Many runs compared: distillation, attacks, audits, contributions, unlearning."""

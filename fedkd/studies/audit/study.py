@@ -1,0 +1,299 @@
+"""The audit of a finished run: its teachers, what was told of them, its student, and epsilon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd.build import build_network
+from fedkd.config import ConfigError
+from fedkd.data.images import ImageSet
+from fedkd.knowledge.kinds import Logits
+from fedkd.models.network import Network
+from fedkd.privacy.dp_sgd import Mechanism
+from fedkd.randomness import stream_seed
+from fedkd.rounds import Notify, Workspace, silent
+from fedkd.runs.directory import RunDirectory, load_state
+from fedkd.runs.export import load_student
+from fedkd.studies.audit.membership import (
+    calibrated,
+    confidence,
+    halves,
+    likelihood_ratio,
+    membership,
+)
+from fedkd.studies.audit.one_run import Bound, audit_scores
+from fedkd.studies.audit.promise import Claim, Training, promised, verdict
+from fedkd.studies.audit.training import joined, matched, mislabelled, proxy, tossed, train_again
+from fedkd.training.evaluation import predict
+
+AUDIT = "audit.json"
+FEWEST_CANARIES = 50
+
+# Targets from the private images outwards.
+_NEAREST = ("teacher", "knowledge", "student")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How hard the audit tries.
+
+    Attributes:
+        client: Whose teacher is trained again; None takes the one with most images, which gives
+            the tightest intervals.
+        shadows: Shadow models for LiRA; an even number, 0 for none.
+        canaries: Mislabelled images for the bound on epsilon; 0 for none.
+        most: Images of either kind that an attack looks at.
+        delta: Of the bound where nothing is claimed.
+    """
+
+    client: int | None = None
+    shadows: int = 8
+    canaries: int = 200
+    most: int = 1000
+    delta: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.shadows and (self.shadows < 2 or self.shadows % 2):
+            raise ConfigError(f"--shadows: expected 0 or an even number, got {self.shadows}")
+        if self.canaries and self.canaries < FEWEST_CANARIES:
+            raise ConfigError(
+                f"--canaries: expected 0 or at least {FEWEST_CANARIES}, got {self.canaries}: with "
+                "fewer no guess can prove anything"
+            )
+
+
+def audit_run(
+    run: RunDirectory,
+    workspace: Workspace,
+    options: Options,
+    *,
+    mechanism: Mechanism | None = None,
+    claim: Claim | None = None,
+    notify: Notify = silent,
+) -> dict[str, Any]:
+    """Attack a finished run and write what was found to `audit.json`.
+
+    Reads private images, so it belongs where they are: in a simulation, or at a client. What it
+    finds is about private images too.
+
+    Args:
+        run: Its clients' teachers must still be there.
+        workspace: Of its experiment.
+        options: How hard to try.
+        mechanism: What if its teachers were trained so in each round? For runs that promise
+            nothing; those that do say it themselves.
+        claim: What if this were promised for the whole run? Likewise.
+        notify: Hears of each training.
+
+    Returns:
+        attacks (a list of {target, attack, client, ...Membership}), `bound` or None, promise,
+        claim, training, verdict and options, as plain values.
+
+    Raises:
+        ConfigError: the run cannot be audited so.
+    """
+    data, seed = workspace.data, run.experiment.seed
+    pool = unseen(workspace)
+    client = chosen(workspace, options)
+    promise = promised(run, workspace, client)
+    if promise.text and (mechanism is not None or claim is not None):
+        raise ConfigError(
+            f"{run.path}: this run promises privacy itself, and that is what is audited; another "
+            "mechanism or claim is for runs that promise nothing"
+        )
+    training, claim = promise.training, promise.claim or claim
+    if mechanism is not None:
+        training = replace(training, mechanism=mechanism)
+    work = _Progress(notify, options.shadows + 1 + (options.canaries > 0))
+
+    attacks = list(_all_teachers(run, workspace, pool, options.most))
+    student = load_student(run, data)
+    everyone = data.source.subset(np.concatenate(data.shard_rows))
+    attacks += _loss(student, everyone, pool, options.most, seed, "student", None)
+
+    members, others = matched(data.shard(client), pool, options.most, seed)
+    if len(members) == 0:
+        raise ConfigError(
+            f"--client {client}: no image that nobody trained on has a label of this client's"
+        )
+    target = _Target(joined(members, others), len(members), seed)
+    teacher = _teacher(run, workspace, client)
+    told = _told(run, client)
+    networks: dict[str, Network] = {"student": student}
+    if told is not None:
+        work("a proxy from what the server holds")
+        networks["knowledge"] = proxy(workspace, told)
+    if options.shadows:
+        inside = halves(options.shadows, len(target.images), target.generator)
+        shadows = []
+        for number, learnt in enumerate(inside):
+            work(f"shadow {number + 1}")
+            shadow = train_again(
+                workspace,
+                client,
+                target.images.subset(learnt.nonzero()[0]),
+                training,
+                "shadow",
+                number,
+            )
+            shadows.append(target.confidence(shadow))
+        known = np.stack(shadows), inside
+        on = target.confidence(teacher)
+        attacks.append(target.scored("teacher", "lira", client, likelihood_ratio(on, *known)))
+        attacks.append(target.scored("teacher", "lira offline", client, calibrated(on, *known)))
+    for name, network in networks.items():
+        on = target.confidence(network)
+        attacks.append(target.scored(name, "loss", client, on))
+        if options.shadows:
+            attacks.append(target.scored(name, "calibrated", client, calibrated(on, *known)))
+
+    bound = None
+    if options.canaries:
+        work("canaries")
+        delta = claim.delta if claim is not None else options.delta
+        bound = epsilon_of_training(workspace, client, pool, options.canaries, delta, training)
+    attacks.sort(key=lambda attack: _NEAREST.index(attack["target"]))
+    facts = {
+        "run": run.identity,
+        "client": client,
+        "model": run.experiment.teachers.model_of(client).name,
+        "promise": promise.text,
+        "training": asdict(training),
+        "options": asdict(options),
+        "attacks": attacks,
+        "claim": None if claim is None else asdict(claim),
+        "bound": None if bound is None else asdict(bound),
+        "verdict": verdict(claim, bound),
+    }
+    run.write_json(AUDIT, facts)
+    return facts
+
+
+def chosen(workspace: Workspace, options: Options) -> int:
+    """The client whose teacher is trained again. Raises `ConfigError` if there is none such."""
+    data = workspace.data
+    if options.client is None:
+        return int(np.argmax([len(rows) for rows in data.shard_rows]))
+    if not 0 <= options.client < data.num_clients:
+        raise ConfigError(f"--client: this run's clients are 0 to {data.num_clients - 1}")
+    return options.client
+
+
+def unseen(workspace: Workspace) -> ImageSet:
+    """Labelled images that no teacher learnt: the clients' held-out parts and the test set."""
+    data = workspace.data
+    held = data.source.subset(np.concatenate(data.holdout_rows))
+    return joined(held, data.test)
+
+
+def epsilon_of_training(
+    workspace: Workspace,
+    client: int,
+    pool: ImageSet,
+    canaries: int,
+    delta: float,
+    training: Training,
+) -> Bound:
+    """Train the client's teacher once more with half of the canaries, and guess which half."""
+    seed = workspace.experiment.seed
+    try:
+        planted = mislabelled(pool, canaries, seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    included = tossed(canaries, seed)
+    images = joined(workspace.data.shard(client), planted.subset(included.nonzero()[0]))
+    network = train_again(workspace, client, images, training, "canaries")
+    assert planted.labels is not None
+    scores = confidence(predict(network, planted.images), planted.labels)
+    return audit_scores(scores, included, delta)
+
+
+class _Target:
+    """Images that an attack has to tell apart; the first `members` were trained on."""
+
+    def __init__(self, images: ImageSet, members: int, seed: int) -> None:
+        self.images, self.members = images, members
+        self.generator = np.random.default_rng(stream_seed(seed, "audit", "bootstrap"))
+
+    def confidence(self, network: Network) -> np.ndarray:
+        assert self.images.labels is not None
+        return confidence(predict(network, self.images.images), self.images.labels)
+
+    def scored(
+        self, target: str, attack: str, client: int | None, scores: np.ndarray
+    ) -> dict[str, Any]:
+        found = membership(scores[: self.members], scores[self.members :], self.generator)
+        return {
+            "target": target, "attack": attack, "client": client,
+            **asdict(found), "leaks": found.leaks,
+        }  # fmt: skip
+
+
+class _Progress:
+    def __init__(self, notify: Notify, total: int) -> None:
+        self._notify, self._total, self._done = notify, total, 0
+
+    def __call__(self, note: str) -> None:
+        self._notify("teacher", done=self._done, total=self._total, note=note)
+        self._done += 1
+
+
+def _loss(
+    network: Network,
+    members: ImageSet,
+    others: ImageSet,
+    most: int,
+    seed: int,
+    target: str,
+    client: int | None,
+) -> list[dict[str, Any]]:
+    """The loss threshold; nothing if no class is on both sides."""
+    mine, theirs = matched(members, others, most, seed)
+    if len(mine) == 0:
+        return []
+    pair = _Target(joined(mine, theirs), len(mine), seed)
+    return [pair.scored(target, "loss", client, pair.confidence(network))]
+
+
+def _all_teachers(
+    run: RunDirectory, workspace: Workspace, pool: ImageSet, most: int
+) -> Iterator[dict[str, Any]]:
+    for client in range(workspace.data.num_clients):
+        if len(workspace.data.shard_rows[client]):
+            teacher = _teacher(run, workspace, client)
+            shard, seed = workspace.data.shard(client), run.experiment.seed
+            yield from _loss(teacher, shard, pool, most, seed, "teacher", client)
+
+
+def _teacher(run: RunDirectory, workspace: Workspace, client: int) -> Network:
+    """The client's last teacher. Raises `ConfigError` if it is not in the run's folder."""
+    places = sorted((run.clients / f"client-{client:04d}").glob("teacher-*.pt"))
+    if not places:
+        raise ConfigError(
+            f"{run.path}: client {client} keeps no teacher in clients/; on real nodes the "
+            "teachers stay there, and so must the audit"
+        )
+    experiment = run.experiment
+    model = experiment.teachers.model_of(client)
+    teacher = build_network(experiment, model, workspace.data, "teacher", client)
+    teacher.load_state_dict(load_state(places[-1])["weights"])
+    return teacher.eval()
+
+
+def _told(run: RunDirectory, client: int) -> Tensor | None:
+    """The client's logits on the transfer set as the server holds them; None without any."""
+    for record in reversed(run.metrics("round")):
+        store = run.knowledge(int(record["round"]))
+        if client in store.clients():
+            try:
+                said = store.answers(client, (Logits(),))[Logits()]
+            except FileNotFoundError:  # the losses asked for other kinds alone
+                return None
+            return torch.from_numpy(np.array(said, np.float32))
+    return None

@@ -1,0 +1,374 @@
+"""One network trained from beginning to end, by the one loop, in a folder of its own."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedkd.build import device_named, objective_of
+from fedkd.config import Component, ConfigError
+from fedkd.config import Term as LossTerm
+from fedkd.data.datasets import load_dataset
+from fedkd.data.images import ImageSet
+from fedkd.distillation.batches import LiveLessons, Told
+from fedkd.distillation.objective import Objective
+from fedkd.distillation.trainer import DTYPES, EpochRecord, Snapshot, distill
+from fedkd.models.build import build_model, model_names
+from fedkd.models.network import Network, parameter_count
+from fedkd.randomness import stream, stream_seed
+from fedkd.rounds import Notify
+from fedkd.runs.directory import load_state, network_hash, save_state
+from fedkd.runs.export import Trained
+from fedkd.runs.signature import Pictures
+from fedkd.studies.central.config import Recipe, Study
+from fedkd.studies.central.folder import ROLES, Place, Record, StudyFolder
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a study trains and tests on.
+
+    Attributes:
+        everything: All training images, those in use first; on the CPU.
+        train: Training images in use.
+        test: Test images, on the device.
+        mean: Per-channel mean of the training pixels scaled to [0, 1].
+        std: Likewise.
+        device: Where networks are trained.
+    """
+
+    everything: ImageSet
+    train: ImageSet
+    test: ImageSet
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    device: torch.device
+
+    @classmethod
+    def load(cls, study: Study) -> Images:
+        """The study's images; a cut takes the same ones for every seed.
+
+        Raises:
+            ConfigError: fewer images than asked for, or unlabelled ones.
+            FileNotFoundError: images are missing; the message says how to get them.
+        """
+        data, device = study.data, device_named(study.resources.device)
+        pair = load_dataset(data.dataset.name, data.root, **data.dataset.options)
+        everything, test = _shuffled(pair[0], "train"), _shuffled(pair[1], "test")
+        train = _first(everything, data.train, "data.train")
+        test = _first(test, data.test, "data.test")
+        mean, std = train.statistics()
+        if test.labels is None or train.labels is None:
+            raise ConfigError("data.dataset: a study needs labelled images")
+        test = ImageSet(test.images.to(device), test.labels.to(device), test.classes)
+        return cls(everything, train, test, mean, std, device)
+
+    def first(self, count: int | None, where: str) -> ImageSet:
+        """So many training images; None: those in use. Raises `ConfigError` if there are fewer."""
+        return self.train if count is None else _first(self.everything, count, where)
+
+    def network(self, model: Component, seed: int) -> Network:
+        """A fresh network on the device. Raises `ConfigError` if it cannot take the images."""
+        try:
+            network = build_model(
+                model.name,
+                num_classes=len(self.train.classes),
+                in_channels=self.train.shape[0],
+                image_size=self.train.side,
+                mean=self.mean,
+                std=self.std,
+                seed=seed,
+                options=model.options,
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        return network.to(self.device)
+
+    @torch.no_grad()
+    def accuracy(self, network: Network, batch_size: int = 500) -> float:
+        """Share of the test images that `network` names rightly; its mode is kept."""
+        assert self.test.labels is not None
+        mode = network.training
+        network.eval()
+        right = torch.zeros((), dtype=torch.int64, device=self.device)
+        for images, labels in zip(
+            self.test.images.split(batch_size), self.test.labels.split(batch_size), strict=True
+        ):
+            right += (network.read(images).logits.argmax(dim=1) == labels).sum()
+        network.train(mode)
+        return int(right) / len(self.test)
+
+
+def _shuffled(images: ImageSet, name: str) -> ImageSet:
+    """In an order that is the same for every seed."""
+    return images.subset(torch.randperm(len(images), generator=stream(0, "study", name)))
+
+
+def _first(images: ImageSet, count: int | None, where: str) -> ImageSet:
+    if count is None:
+        return images
+    if count > len(images):
+        raise ConfigError(f"{where}: {count} images are asked for, there are {len(images)}")
+    return images.subset(torch.arange(count))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One network to train.
+
+    Attributes:
+        label: What people call it ("dkd, seed 0").
+        place: Its folder.
+        model: Its architecture.
+        terms: Its objective.
+        recipe: How it is trained.
+        init: Seed of its weights.
+        seed: Seed of order, augmentation and everything else.
+        teachers: Whom it learns from, in evaluation mode on the device.
+        say: Their weights; default: all the same.
+        images: What it learns from; default: the study's training images.
+        facts: Written into its results.
+        told: What teachers have told once and for all, kept from task to task.
+    """
+
+    label: str
+    place: Place
+    model: Component
+    terms: Sequence[LossTerm]
+    recipe: Recipe
+    init: int
+    seed: int
+    teachers: Sequence[Network] = ()
+    say: Sequence[float] | None = None
+    images: ImageSet | None = None
+    facts: Record = field(default_factory=dict)
+    told: Told | None = None
+
+    def lessons(self, images: Images, objective: Objective, some: ImageSet) -> LiveLessons:
+        """Batches of `some` images with what the teachers say."""
+        recipe = self.recipe
+        return LiveLessons(
+            some,
+            self.teachers,
+            objective.needs if self.teachers else (),
+            augment=recipe.augment,
+            virtual=recipe.virtual,
+            batch_size=recipe.batch_size,
+            seed=stream_seed(self.seed, "lessons"),
+            device=images.device,
+            say=self.say,
+            autocast=DTYPES[recipe.precision],
+            memory_format=_layout(recipe),
+            told=self.told,
+        )
+
+
+def train(task: Task, images: Images, notify: Notify) -> Network:
+    """Train a network, or go on with it, or take it from its folder if it is finished.
+
+    Raises:
+        ConfigError: the losses do not fit student and teachers.
+        RuntimeError: the loss is no longer finite.
+    """
+    recipe, place = task.recipe, task.place
+    network = images.network(task.model, task.init)
+    notify("training", label=task.label, epochs=recipe.epochs)
+    if (result := place.result()) is not None:
+        network.load_state_dict(load_state(place.weights)["weights"])
+        notify("trained", label=task.label, **result)
+        return network.eval()
+    for each in (network, *task.teachers):
+        each.to(memory_format=_layout(recipe))  # type: ignore[call-overload]
+    objective = objective_of(task.terms)
+    if recipe.compile:
+        torch.compiler.reset()  # all networks share one cache, of which eight entries are kept
+        for each in (network, *task.teachers):
+            each.compile_reading()
+    state = place.begin()
+    diary = _Diary(task, images, network, notify)
+    try:
+        distill(
+            network,
+            task.lessons(images, objective, task.images or images.train),
+            objective,
+            epochs=recipe.epochs,
+            optimizer=recipe.optimizer,
+            resume=state,
+            precision=recipe.precision,
+            seed=task.seed,
+            on_epoch=diary,
+        )
+    except ValueError as error:
+        raise ConfigError(f"{task.label}: {error}") from None
+    keep(network, task, images)
+    result = diary.result()
+    place.finish(result)
+    notify("trained", label=task.label, **result)
+    return network
+
+
+def keep(network: Network, task: Task, images: Images) -> None:
+    """Write the network to its folder, with what is needed to build it again."""
+    weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+    about = {
+        "model": task.model.name,
+        "options": task.model.options,
+        "classes": list(images.train.classes),
+        "image": list(images.train.shape),
+    }
+    save_state(task.place.weights, {**about, "weights": weights})
+
+
+def load_student(folder: StudyFolder, method: str, seed: int) -> Network:
+    """The trained student of a method and seed, in evaluation mode on the CPU.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    return load_trained(folder.student(method, seed).path).network
+
+
+def trained_in(folder: StudyFolder) -> list[Path]:
+    """Folders of all finished students, those of a method together."""
+    places = (
+        folder.student(method, seed)
+        for method in folder.study.runs()
+        for seed in folder.study.seeds
+    )
+    return [place.path for place in places if place.weights.is_file()]
+
+
+def load_trained(path: Path, *, trust: bool = False) -> Trained:
+    """What was trained in a folder of a study: a student, a teacher or an assistant.
+
+    Needs no data set. A study's own folder will do if it has one student.
+
+    Args:
+        path: The folder.
+        trust: Import the plugins that the study's config names: they are code.
+
+    Raises:
+        ConfigError: it is not there, there are several, or the file is damaged.
+    """
+    path = path.expanduser().resolve()
+    if StudyFolder.is_one(path):
+        found = trained_in(StudyFolder.open(path))
+        if len(found) != 1:
+            one = found[0] if found else path / "methods" / "METHOD" / "seed0"
+            raise ConfigError(
+                f"{path} is a study with {len(found)} finished students: name the folder of one, "
+                f"e.g. {one}"
+            )
+        (path,) = found
+    file = next((f for role in ROLES if (f := path / f"{role}.pt").is_file()), None)
+    if file is None:
+        raise ConfigError(f"{path} has no finished student")
+    try:
+        saved = load_state(file)
+        classes, (channels, height, width) = tuple(map(str, saved["classes"])), saved["image"]
+        if saved["model"] not in model_names() and (study := _study_of(path)):
+            StudyFolder.open(study, trust=trust).import_plugins()
+        network = build_model(
+            saved["model"],
+            num_classes=len(classes),
+            in_channels=channels,
+            image_size=height,
+            mean=[0.0] * channels,
+            std=[1.0] * channels,
+            options=saved["options"],
+        )
+        network.load_state_dict(saved["weights"])
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{file} cannot be used ({type(error).__name__}: {reason})") from None
+    shape = (channels, height, width)
+    about = {
+        "student": {"name": saved["model"], **saved["options"]},
+        "classes": classes,
+        "pictures": Pictures(channels=channels, height=height, width=width).model_dump(),
+        "mean": network.mean.flatten().tolist(),
+        "std": network.std.flatten().tolist(),
+    }
+
+    def test_images() -> torch.Tensor:
+        study = _study_of(path)
+        if study is None:
+            raise ConfigError("the study's config.yaml is not there")
+        test = Images.load(StudyFolder.open(study).study).test
+        if (test.classes, test.shape) != (classes, shape):
+            raise ConfigError("the data set has other classes, or images of another shape, today")
+        return test.images.cpu()
+
+    return Trained(network.eval(), classes, shape, about, path, test_images)
+
+
+def _study_of(path: Path) -> Path | None:
+    """The study that a training's folder belongs to; None if it was taken out of it."""
+    return next((above for above in path.parents[:4] if StudyFolder.is_one(above)), None)
+
+
+class _Diary:
+    """Hears of every epoch: tests, writes down, keeps checkpoints."""
+
+    def __init__(self, task: Task, images: Images, network: Network, notify: Notify) -> None:
+        self._task = task
+        self._images = images
+        self._network = network
+        self._notify = notify
+        self._count = len(task.images or images.train)
+        self._since = time.perf_counter()
+
+    def __call__(self, record: EpochRecord, snapshot: Callable[[], dict[str, Any]]) -> None:
+        spent = time.perf_counter() - self._since
+        recipe = self._task.recipe
+        tested = record.epoch % recipe.test_every == 0 or record.epoch == recipe.epochs
+        facts = {
+            **asdict(record),
+            "accuracy": self._images.accuracy(self._network) if tested else None,
+            "seconds": spent,
+            "images_per_second": self._count / spent,
+        }
+        self._task.place.add_epoch(facts)
+        due = record.epoch % recipe.checkpoint_every == 0 and record.epoch < recipe.epochs
+        if due:
+            self._keep(snapshot)
+        try:
+            self._notify("epoch", label=self._task.label, epochs=recipe.epochs, **facts)
+        except BaseException:  # whoever listens wants to stop here: nothing shall be lost
+            if not due:
+                self._keep(snapshot)
+            raise
+        self._since = time.perf_counter()
+
+    def _keep(self, snapshot: Snapshot) -> None:
+        save_state(self._task.place.checkpoint, snapshot())
+
+    def result(self) -> Record:
+        """What came out, from the record of all epochs (also those before an interruption)."""
+        epochs = self._task.place.epochs()
+        best = max((e for e in epochs if e["accuracy"] is not None), key=lambda e: e["accuracy"])
+        return {
+            **self._task.facts,
+            "model": self._task.model.name,
+            "parameters": parameter_count(self._network),
+            "epochs": len(epochs),
+            "last": epochs[-1]["accuracy"],
+            "best": best["accuracy"],
+            "best_epoch": best["epoch"],
+            "seconds": sum(e["seconds"] for e in epochs),
+            # The first epoch also warms up caches and compilers.
+            "images_per_second": statistics.median(e["images_per_second"] for e in epochs),
+            "hash": network_hash(self._network),
+        }
+
+
+def _layout(recipe: Recipe) -> torch.memory_format:
+    return torch.channels_last if recipe.channels_last else torch.contiguous_format

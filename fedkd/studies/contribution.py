@@ -1,0 +1,440 @@
+"""What each client gives to the ensemble: leave-one-out influence and fair (Shapley) shares.
+
+Everything is computed from what the run stored. Nothing is trained: the measure is the fused
+ensemble of some of the teachers on the test images. What a client gives to the *student* is told
+by `leave_one_out_students`, which distils anew for every client.
+
+References:
+    Shapley, "A Value for n-Person Games", 1953.
+    Ghorbani, Zou, "Data Shapley: Equitable Valuation of Data for Machine Learning", ICML 2019,
+        https://arxiv.org/abs/1904.02868 (permutation sampling with truncation).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd.config import ConfigError
+from fedkd.fusion.base import Evidence, fit_rules
+from fedkd.knowledge.payload import Bank, fuse
+from fedkd.randomness import stream, stream_seed
+from fedkd.reporting import figures, page
+from fedkd.rounds import Notify, Workspace, silent
+from fedkd.runs.directory import RunDirectory
+from fedkd.runs.export import load_student
+from fedkd.studies.unlearning import distil_again, finished_rounds, prepare
+from fedkd.training.evaluation import accuracy, predict
+
+# Up to this many teachers all 2^M coalitions are tried.
+EXACT_UP_TO = 8
+# A permutation is cut short once the coalition is this close to everybody (accuracy and nats).
+TRUNCATE = 0.002
+
+Value = Callable[[frozenset[int]], Tensor]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shapley values of the members of a game with several measures.
+
+    Attributes:
+        values: (M, K), a member's share of each measure; columns sum to v(all) - v(nobody),
+            up to the truncation if sampled.
+        errors: (M, K), standard errors; zeros if exact.
+        permutations: How many were sampled; 0 if exact.
+    """
+
+    values: Tensor
+    errors: Tensor
+    permutations: int
+
+
+def shapley(members: int, value: Value) -> Shares:
+    """Exact shares over all 2^M coalitions of members 0 to M - 1.
+
+    Args:
+        members: M.
+        value: Coalition -> (K,) measures.
+    """
+    worth = {
+        frozenset(chosen): value(frozenset(chosen)).double()
+        for size in range(members + 1)
+        for chosen in combinations(range(members), size)
+    }
+    rows = []
+    for member in range(members):
+        share = torch.zeros_like(worth[frozenset()])
+        for coalition, amount in worth.items():
+            if member not in coalition:
+                weight = 1 / (members * math.comb(members - 1, len(coalition)))
+                share = share + weight * (worth[coalition | {member}] - amount)
+        rows.append(share)
+    values = torch.stack(rows)
+    return Shares(values, torch.zeros_like(values), 0)
+
+
+def sampled_shapley(
+    members: int,
+    value: Value,
+    *,
+    permutations: int,
+    generator: torch.Generator,
+    tolerance: float = TRUNCATE,
+    on_permutation: Callable[[int], None] = lambda _done: None,
+) -> Shares:
+    """Shares as means over random orders of arrival.
+
+    The rest of an order is taken for zero once the first two measures are within `tolerance` of
+    those of everybody; further measures are cut there with them.
+
+    Args:
+        members: M.
+        value: Coalition -> (K,) measures.
+        permutations: Orders drawn, at least 2.
+        generator: Draws them.
+        tolerance: Largest difference that is taken for none; 0 never truncates.
+        on_permutation: Hears how many are done.
+    """
+    if permutations < 2:
+        raise ValueError(f"standard errors need at least 2 permutations, got {permutations}")
+    nobody, everybody = value(frozenset()).double(), value(frozenset(range(members))).double()
+    gains = torch.zeros(permutations, members, len(nobody), dtype=torch.double)
+    for number in range(permutations):
+        before, coalition = nobody, frozenset[int]()
+        for member in torch.randperm(members, generator=generator).tolist():
+            if float((everybody - before)[:2].abs().max()) < tolerance:
+                break
+            coalition = coalition | {member}
+            after = value(coalition).double()
+            gains[number, member] = after - before
+            before = after
+        on_permutation(number + 1)
+    errors = gains.std(dim=0) / math.sqrt(permutations)
+    return Shares(gains.mean(dim=0), errors, permutations)
+
+
+def ensemble_game(
+    run: RunDirectory, workspace: Workspace, round_number: int
+) -> tuple[list[int], Value]:
+    """Clients who answered, and the worth of each coalition of them.
+
+    The measures are accuracy, mean log-likelihood (nats) and accuracy per class of the fused
+    ensemble on the test images, (2 + C,). Nobody's prediction is uniform. Fusion rules are fitted
+    to each coalition anew, as in a first round: without memory, and with the run's last student
+    where a rule looks at one.
+
+    Raises:
+        ConfigError: the teachers were not asked about the test images.
+    """
+    answers, asked = run.knowledge(round_number), run.knowledge(round_number, "test")
+    clients = [client for client in asked.clients() if client in answers.clients()]
+    if not clients:
+        raise ConfigError(
+            f"round {round_number} holds no answers about the test images "
+            "(evaluation.teachers: true asks for them)"
+        )
+    transfer, test = answers.bank(workspace.kinds), asked.bank(workspace.prediction_kinds)
+    data = workspace.data
+    labels = data.test.labels
+    assert labels is not None
+    truth = labels
+    classes = len(data.classes)
+    per_class = torch.nn.functional.one_hot(truth, classes).double()
+    count = per_class.sum(0)
+    looks = any(rule.needs_student for rule in workspace.fusion)
+    student = load_student(run, data) if looks else None
+    said = None if student is None else predict(student, data.transfer.images.images)
+    known = data.transfer.images.labels if data.transfer.labelled else None
+    seed = stream_seed(run.experiment.seed, "fuse", round_number)
+    seen: dict[frozenset[int], Tensor] = {}
+
+    def measure(probabilities: Tensor) -> Tensor:
+        right = (probabilities.argmax(1) == truth).double()
+        chance = probabilities.double().gather(1, truth[:, None]).clamp(min=1e-12)
+        by_class = (right @ per_class) / count.clamp(min=1)
+        return torch.cat([right.mean()[None], chance.log().mean()[None], by_class])
+
+    def value(coalition: frozenset[int]) -> Tensor:
+        if coalition not in seen:
+            if not coalition:
+                # Argmax of equal chances is class 0: expected accuracy of a guess instead.
+                guess = torch.full((2 + classes,), 1 / classes, dtype=torch.double)
+                guess[1] = -math.log(classes)
+                seen[coalition] = guess
+            else:
+                names = {clients[member] for member in coalition}
+                evidence = Evidence(_some(transfer, names), labels=known, student=said, seed=seed)
+                rules = fit_rules(workspace.fusion, evidence)
+                seen[coalition] = measure(fuse(_some(test, names), rules).probabilities)
+        return seen[coalition]
+
+    return clients, value
+
+
+def contribution(
+    run: RunDirectory,
+    workspace: Workspace,
+    *,
+    all_rounds: bool = False,
+    permutations: int = 200,
+    notify: Notify = silent,
+) -> dict[str, Any]:
+    """Who carries the ensemble, as plain values; also written to `contribution.json`.
+
+    Args:
+        run: A finished run.
+        workspace: What its config means.
+        all_rounds: The mean over all rounds; else the last round.
+        permutations: Orders drawn with more than `EXACT_UP_TO` teachers.
+        notify: Hears of progress.
+    """
+    rounds = finished_rounds(run)
+    rounds = rounds if all_rounds else rounds[-1:]
+    told = [_round(run, workspace, number, permutations, notify) for number in rounds]
+    facts = {
+        "run": run.identity,
+        "rounds": rounds,
+        "classes": list(workspace.data.classes),
+        "fusion": [rule.name for rule in run.experiment.fusion],
+        "permutations": max(r["permutations"] for r in told),
+        "everybody": _mean_of([r["everybody"] for r in told]),
+        "nobody": told[0]["nobody"],
+        "clients": {
+            client: _mean_of([r["clients"][client] for r in told if client in r["clients"]])
+            for client in sorted({c for r in told for c in r["clients"]})
+        },
+    }
+    old = run.read_json("contribution.json") or {}
+    if "students" in old:
+        facts["students"] = old["students"]
+    run.write_json("contribution.json", facts)
+    return facts
+
+
+def leave_one_out_students(
+    run: RunDirectory, workspace: Workspace, notify: Notify = silent
+) -> dict[str, Any]:
+    """The student distilled anew without each client in turn, all rounds; added to the JSON.
+
+    Slow: as many distillations as clients. They are kept under `contribution/` of the run and
+    taken up again.
+    """
+    clients = [c for c in range(run.experiment.clients) if _ever_answered(run, c)]
+    truth = workspace.data.test.labels
+    assert truth is not None
+    images = workspace.data.test.images
+    whole = accuracy(predict(load_student(run, workspace.data), images), truth)
+    table = {}
+    for done, client in enumerate(clients):
+        notify("client", client=client, done=done, clients=len(clients))
+        new = prepare(run, [client], run.path / "contribution")
+        server = distil_again(new, workspace, notify)
+        alone = accuracy(predict(server.student, images), truth)
+        table[client] = {"accuracy_without": alone, "influence": whole - alone}
+    facts = run.read_json("contribution.json") or {}
+    facts["students"] = {"accuracy": whole, "clients": table}
+    run.write_json("contribution.json", facts)
+    return dict(facts)
+
+
+def write_page(run: RunDirectory, facts: dict[str, Any]) -> Path:
+    """`contribution.html` in the run's folder."""
+    clients = facts["clients"]
+    names = [f"client {client}" for client in clients]
+    shares = [100 * row["share"] for row in clients.values()]
+    errors = [100 * row["share_error"] for row in clients.values()]
+    influence = [100 * row["influence"] for row in clients.values()]
+    with figures.style():
+        bars = figures.svg(_bars(names, shares, errors, influence), "shares")
+        heat = figures.svg(
+            _heat(names, facts["classes"], [row["per_class"] for row in clients.values()]),
+            "classes",
+        )
+    students = facts.get("students", {}).get("clients", {})
+    header = ["client", "share, points", "± error", "lost if it alone goes",
+              "log-likelihood, nats", "carries"]  # fmt: skip
+    rows = [
+        [
+            str(client), f"{100 * row['share']:+.2f}", f"{100 * row['share_error']:.2f}",
+            f"{100 * row['influence']:+.2f}", f"{row['share_log_likelihood']:+.3f}",
+            ", ".join(carried(facts, client)) or "–",
+        ]
+        for client, row in clients.items()
+    ]  # fmt: skip
+    if students:
+        header.append("student loses, points")
+        for row, client in zip(rows, clients, strict=True):
+            told = students.get(client) or students.get(str(client))
+            row.append("–" if told is None else f"{100 * told['influence']:+.2f}")
+    how = (
+        f"{facts['permutations']} random orders, truncated"
+        if facts["permutations"]
+        else "exact, all coalitions"
+    )
+    which = f"round {facts['rounds'][-1]}" if len(facts["rounds"]) == 1 else "mean of all rounds"
+    return page.write(
+        run.path / "contribution.html",
+        title="Who carries the ensemble",
+        sentence=(
+            f"Test accuracy of the fused ensemble ({' → '.join(facts['fusion'])}), {which}: "
+            f"{100 * facts['everybody']['accuracy']:.1f} % with everybody, "
+            f"{100 * facts['nobody']['accuracy']:.1f} % by guessing. Shapley values: {how}. "
+            "Measured on the ensemble, without distilling again; a student also generalises, so "
+            "its gain or loss may differ."
+        ),
+        cards=[
+            page.Card(
+                "Fair shares and leave-one-out influence",
+                "The share is what a client adds on average over all orders of arrival; shares "
+                "add up to the gain over guessing. Influence is what is lost if only this client "
+                "goes: near zero where others know the same.",
+                picture=bars,
+            ),
+            page.Card(
+                "Clients",
+                "Positive is good for the ensemble: what a client adds, what is lost without it.",
+                header=header,
+                rows=rows,
+            ),
+            page.Card(
+                "Who carries which class",
+                "Share of each class's accuracy in points; red rows hurt a class.",
+                picture=heat,
+            ),
+        ],
+        footer=run.identity,
+    )
+
+
+def carried(facts: dict[str, Any], client: int | str, most: int = 3) -> list[str]:
+    """Classes to which no client contributes more than this one, largest share first."""
+    table = {key: row["per_class"] for key, row in facts["clients"].items()}
+    own = table[client]
+    best = [
+        c for c in range(len(own)) if own[c] > 0 and own[c] == max(r[c] for r in table.values())
+    ]
+    best.sort(key=lambda c: -own[c])
+    names = [facts["classes"][c] for c in best[:most]]
+    return [*names, "…"] if len(best) > most else names
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+
+def _round(
+    run: RunDirectory, workspace: Workspace, number: int, permutations: int, notify: Notify
+) -> dict[str, Any]:
+    clients, value = ensemble_game(run, workspace, number)
+    members = len(clients)
+    if members <= EXACT_UP_TO:
+        shares = shapley(members, value)
+    else:
+        shares = sampled_shapley(
+            members, value, permutations=permutations,
+            generator=stream(run.experiment.seed, "contribution", number),
+            on_permutation=lambda done: notify(
+                "permutation", done=done, total=permutations, round=number
+            ),
+        )  # fmt: skip
+    everybody = frozenset(range(members))
+    whole, nothing = value(everybody), value(frozenset())
+    rows = {}
+    for member, client in enumerate(clients):
+        lost = whole - value(everybody - {member})
+        share, error = shares.values[member], shares.errors[member]
+        rows[client] = {
+            "share": float(share[0]),
+            "share_error": float(error[0]),
+            "share_log_likelihood": float(share[1]),
+            "influence": float(lost[0]),
+            "influence_log_likelihood": float(lost[1]),
+            "per_class": share[2:].tolist(),
+            "influence_per_class": lost[2:].tolist(),
+        }
+    return {
+        "permutations": shares.permutations,
+        "everybody": {"accuracy": float(whole[0]), "log_likelihood": float(whole[1])},
+        "nobody": {"accuracy": float(nothing[0]), "log_likelihood": float(nothing[1])},
+        "clients": rows,
+    }
+
+
+def _some(bank: Bank, clients: set[int]) -> Bank:
+    """The bank of some of its teachers."""
+    kept = [i for i, teacher in enumerate(bank.teachers) if teacher.client in clients]
+    return replace(
+        bank,
+        teachers=tuple(bank.teachers[i] for i in kept),
+        arrays={kind: [arrays[i] for i in kept] for kind, arrays in bank.arrays.items()},
+    )
+
+
+def _mean_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of numbers and lists of numbers, key by key."""
+    return {
+        key: np.mean([record[key] for record in records], axis=0).tolist() for key in records[0]
+    }
+
+
+def _ever_answered(run: RunDirectory, client: int) -> bool:
+    return any(client in run.knowledge(number).clients() for number in finished_rounds(run))
+
+
+def _bars(
+    names: list[str], shares: list[float], errors: list[float], influence: list[float]
+) -> Any:
+    """One row per client, largest share on top: a bar with its error, a diamond for influence."""
+    order = np.argsort(shares)
+    places = np.arange(len(names))
+    figure, axes = figures.canvas(9.0, 1.2 + 0.3 * len(names))
+    sizes = np.asarray(shares)[order]
+    axes.barh(
+        places, sizes, height=0.62,
+        color=[figures.STUDENT if size >= 0 else figures.PSEUDO for size in sizes],
+        xerr=np.asarray(errors)[order] if any(errors) else None,
+        ecolor=figures.INK,
+    )  # fmt: skip
+    axes.plot(
+        np.asarray(influence)[order], places, ls="", marker="D", ms=5.5, color=figures.ENSEMBLE,
+        mec="white", mew=0.6, label="influence (left out alone)",
+    )  # fmt: skip
+    axes.barh([], [], color=figures.STUDENT, label="fair share")
+    axes.axvline(0, color=figures.INK, lw=0.8)
+    axes.set_yticks(places, [names[i] for i in order])
+    axes.set_xlabel("points of test accuracy of the ensemble")
+    figure.legend(loc="outside upper left", ncols=2)
+    return figure
+
+
+def _heat(names: list[str], classes: list[str], table: list[list[float]]) -> Any:
+    values = 100 * np.asarray(table, dtype=float)
+    figure, axes = figures.canvas(min(11.0, 2.6 + 0.55 * len(classes)), 1.0 + 0.3 * len(names))
+    limit = max(float(np.abs(values).max(initial=0)), 1e-9)
+    image = axes.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+    axes.set_yticks(range(len(names)), names)
+    step = max(1, -(-len(classes) // 40))
+    axes.set_xticks(
+        range(0, len(classes), step), [figures.short(c, 10) for c in classes[::step]],
+        rotation=90 if len(classes) > 12 else 0,
+    )  # fmt: skip
+    axes.grid(visible=False)
+    if len(classes) <= 20:
+        for (row, column), value in np.ndenumerate(values):
+            strong = abs(value) > 0.6 * limit
+            axes.annotate(
+                f"{value:.0f}", (column, row), ha="center", va="center", fontsize=7.5,
+                color="white" if strong else figures.INK,
+            )  # fmt: skip
+    figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, label="points").outline.set_visible(
+        False
+    )
+    return figure

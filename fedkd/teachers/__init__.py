@@ -1,1 +1,0 @@
-"""How a client trains its private teacher."""

@@ -1,0 +1,104 @@
+"""How good predictions are: accuracy, per class, calibration, agreement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedkd.data.images import ImageSet
+from fedkd.knowledge.extract import extract
+from fedkd.knowledge.kinds import Logits
+from fedkd.models.arguments import a_network, fitting, image_set
+from fedkd.models.network import Network
+
+
+def predict(network: Network, images: Tensor, *, batch_size: int = 256) -> Tensor:
+    """Logits (N, C) on the CPU, in evaluation mode."""
+    return extract(network, images, (Logits(),), batch_size=batch_size)[Logits()]
+
+
+def accuracy(predictions: Tensor, labels: Tensor) -> float:
+    """Share of rows of `predictions` (N, C) whose argmax is the label; NaN if N is 0.
+
+    Raises:
+        ValueError: a prediction is NaN, which is no answer at all.
+    """
+    if len(labels) == 0:
+        return float("nan")
+    return float((_winners(predictions) == labels).double().mean())
+
+
+def _winners(predictions: Tensor) -> Tensor:
+    bad = int(predictions.isnan().any(dim=1).sum())
+    if bad:
+        raise ValueError(
+            f"predictions: {bad} of {len(predictions)} rows are NaN; look at the network's weights"
+        )
+    return predictions.argmax(dim=1)
+
+
+def evaluate(network: Network, images: ImageSet) -> float:
+    """Accuracy of a network on a labelled set.
+
+    Raises:
+        ValueError: the set is empty or has no labels, or the network is made for other images or
+            another number of classes.
+    """
+    a_network("network", network, "images")
+    labels = image_set("images", images, labelled=True).labels
+    assert labels is not None
+    fitting("network", network, images, "images")
+    return accuracy(predict(network, images.images), labels)
+
+
+def per_class_accuracy(predictions: Tensor, labels: Tensor) -> list[float]:
+    """Accuracy within each class, NaN for a class without samples. Raises as `accuracy`."""
+    right = (_winners(predictions) == labels).double()
+    classes = predictions.shape[1]
+    hits = torch.zeros(classes, dtype=torch.double).index_add_(0, labels, right)
+    counts = torch.bincount(labels, minlength=classes).double()
+    return (hits / counts.where(counts > 0, torch.nan)).tolist()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Reliability of the winning probability, in equal-width bins of confidence.
+
+    Attributes:
+        ece: Expected calibration error (Guo et al. 2017), in [0, 1].
+        confidence: Mean confidence per bin (NaN where empty).
+        accuracy: Accuracy per bin (NaN where empty).
+        counts: Samples per bin.
+    """
+
+    ece: float
+    confidence: list[float]
+    accuracy: list[float]
+    counts: list[int]
+
+
+def calibration(predictions: Tensor, labels: Tensor, *, bins: int = 15) -> Calibration:
+    """Calibration of logits (N, C) against labels (N,). Raises as `accuracy`."""
+    _winners(predictions)
+    confidence, winner = torch.softmax(predictions.double(), dim=1).max(dim=1)
+    right = (winner == labels).double()
+    place = (confidence * bins).long().clamp(max=bins - 1)
+    counts = torch.bincount(place, minlength=bins).double()
+    zero = torch.zeros(bins, dtype=torch.double)
+    mean_confidence = zero.index_add(0, place, confidence) / counts
+    mean_accuracy = zero.index_add(0, place, right) / counts
+    gap = (mean_confidence - mean_accuracy).abs().nan_to_num()
+    return Calibration(
+        ece=float((gap * counts).sum() / counts.sum()),
+        confidence=mean_confidence.tolist(),
+        accuracy=mean_accuracy.tolist(),
+        counts=[int(n) for n in counts],
+    )
+
+
+def agreement(predictions: list[Tensor]) -> Tensor:
+    """Share of samples on which each pair of predictors names the same class, (M, M)."""
+    names = torch.stack([_winners(p) for p in predictions])
+    return (names[:, None, :] == names[None, :, :]).double().mean(dim=2)

@@ -1,0 +1,125 @@
+"""`fedkd audit`: does the promise hold in practice?"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from fedkd.config import ConfigError
+from simulations.cli.arguments import RunPath, Trust
+from simulations.cli.configs import open_run
+
+
+def audit(
+    path: RunPath,
+    client: Annotated[
+        int | None, typer.Option(help="whose teacher is trained again; default: most images")
+    ] = None,
+    shadows: Annotated[int, typer.Option(help="shadow models, an even number; 0: none")] = 8,
+    canaries: Annotated[int, typer.Option(help="for the bound on epsilon; 0: none")] = 200,
+    epsilon: Annotated[
+        float | None, typer.Option(help="what if this were promised? for runs without a promise")
+    ] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option(help="of the claim and the bound; default: the run's promise, else 1e-5"),
+    ] = None,
+    noise_multiplier: Annotated[
+        float | None,
+        typer.Option(help="what if teachers were trained with DP-SGD and this noise? likewise"),
+    ] = None,
+    max_grad_norm: Annotated[
+        float | None, typer.Option(help="with --noise-multiplier: the clipping norm  [default: 1]")
+    ] = None,
+    nominal_size: Annotated[
+        int | None,
+        typer.Option(help="with --noise-multiplier: size of a shard; default: the client's"),
+    ] = None,
+    trust: Trust = False,
+) -> None:
+    """Attack a finished run: who was trained on, and how large must epsilon be at least?"""
+    from fedkd.privacy.dp_sgd import Mechanism
+    from fedkd.rounds import workspace_of
+    from fedkd.studies.audit.promise import Claim
+    from fedkd.studies.audit.report import sentence, write
+    from fedkd.studies.audit.study import Options, audit_run, chosen
+    from simulations.cli.live import Interrupted
+    from simulations.cli.screen import screen
+    from simulations.cli.steps import StepView
+
+    run = open_run(path, trust=trust)
+    what_if = {
+        "--epsilon": epsilon,
+        "--delta": delta,
+        "--noise-multiplier": noise_multiplier,
+        "--max-grad-norm": max_grad_norm,
+        "--nominal-size": nominal_size,
+    }
+    given = [name for name, value in what_if.items() if value is not None]
+    if given and run.experiment.promises:
+        raise ConfigError(
+            f"{given[0]}: this run promises privacy itself, in its config, and that is what is "
+            "audited; leave the option out"
+        )
+    if noise_multiplier is None and (max_grad_norm or nominal_size):
+        raise ConfigError(f"{given[-1]}: is of DP-SGD, and needs --noise-multiplier")
+    delta = 1e-5 if delta is None else delta
+    if epsilon is not None and epsilon <= 0:
+        raise ConfigError(f"--epsilon: expected more than 0, got {epsilon}")
+    if not 0 < delta < 1:
+        raise ConfigError(f"--delta: expected more than 0 and less than 1, got {delta}")
+    options = Options(client=client, shadows=shadows, canaries=canaries, delta=delta)
+    space = workspace_of(run)
+    mechanism = None
+    if noise_multiplier is not None:
+        teachers = run.experiment.teachers
+        size = nominal_size or len(space.data.shard_rows[chosen(space, options)])
+        try:
+            mechanism = Mechanism.of(
+                size,
+                teachers.batch_size,
+                teachers.epochs,
+                noise_multiplier,
+                max_grad_norm=1.0 if max_grad_norm is None else max_grad_norm,
+            )
+        except ValueError as error:
+            raise ConfigError(f"--{str(error).replace('_', '-', 2)}") from None
+    claim = None if epsilon is None else Claim(epsilon, delta)
+    console = screen()
+    try:
+        with StepView(console, f"audit   {run.path}") as view:
+            facts = audit_run(run, space, options, mechanism=mechanism, claim=claim, notify=view)
+    except Interrupted:
+        print("interrupted; nothing was written", file=sys.stderr)
+        sys.exit(130)
+    page = write(facts, run.path)
+    console.print(_table(facts))
+    console.print(sentence(facts), highlight=False)
+    console.print(f"report  {page}", soft_wrap=True, highlight=False, markup=False)
+    if facts["verdict"] == "refuted":
+        sys.exit(1)
+
+
+def _table(facts: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="membership: members against others, 95 % intervals", title_justify="left")
+    for name in ("target", "attack"):
+        table.add_column(name, no_wrap=True)
+    for name in ("AUC", "interval", "TPR at 1 %", "interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for attack in facts["attacks"]:
+        low, high = attack["auc_interval"]
+        least, most = attack["tpr_interval"]
+        table.add_row(
+            f"{attack['target']} {'' if attack['client'] is None else attack['client']}",
+            attack["attack"],
+            f"{attack['auc']:.3f}",
+            f"{low:.2f} to {high:.2f}",
+            f"{100 * attack['tpr']:.1f} %",
+            f"{100 * least:.1f} to {100 * most:.1f}",
+            style="bold" if attack["leaks"] else None,
+        )
+    return table

@@ -1,0 +1,78 @@
+"""`fedkd privacy`: what a budget buys, and what a config is going to spend."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fedkd.config import ConfigError
+from simulations.cli.arguments import Config, Overrides, Trust
+from simulations.cli.compare import Resume, side_by_side
+from simulations.cli.configs import load
+
+app = typer.Typer(no_args_is_help=True, help="Budgets: plan one, sweep over several.")
+
+
+@app.command()
+def sweep(
+    config: Annotated[
+        str | None, typer.Argument(help="a YAML file, e.g. configs/privacy/digits.yaml")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, e.g. seeds=[0,1] rounds=2")
+    ] = None,
+    epsilon: Annotated[
+        str | None, typer.Option(help="budgets instead of the config's, e.g. inf,10,5,2,1")
+    ] = None,
+    resume: Resume = None,
+    trust: Trust = False,
+) -> None:
+    """Utility against epsilon: mechanisms, budgets and seeds in one table and picture."""
+    from simulations.compare.sweep import Sweep
+
+    words = list(overrides or [])
+    if epsilon is not None:
+        words.append(f"epsilons=[{epsilon}]")
+    side_by_side(Sweep, config, words, resume, "privacy sweep", trust=trust)
+
+
+@app.command("plan")
+def plan_(config: Config, overrides: Overrides = None) -> None:
+    """What a private config costs round by round, before anything is trained."""
+    from rich.table import Table
+
+    from fedkd.config import Experiment
+    from fedkd.privacy.accounting import Steps
+    from fedkd.privacy.accounting import epsilon as epsilon_of
+    from fedkd.privacy.plan import plan
+    from simulations.cli.screen import screen
+
+    experiment = load(Experiment, config, overrides or [], "privacy plan")
+    planned = plan(experiment)
+    if planned is None:
+        raise ConfigError(
+            "teachers.privacy: this config trains its teachers without DP-SGD; there is nothing to "
+            "plan (try teachers.privacy='{epsilon: 5, nominal_size: 500}')"
+        )
+    steps, mechanism = planned.steps, planned.mechanism
+    privacy = experiment.teachers.privacy
+    assert privacy is not None
+    table = Table(title=f"{experiment.name}: what one client spends", title_justify="left")
+    for title in ("round", "epsilon", "of the budget"):
+        table.add_column(title, justify="right")
+    for number in range(1, planned.rounds + 1):
+        spent = epsilon_of(
+            [Steps(steps.sample_rate, steps.noise_multiplier, number * steps.count)],
+            planned.delta,
+            privacy.accountant,
+        )
+        table.add_row(str(number), f"{spent:.3f}", f"{spent / planned.epsilon:.0%}")
+    console = screen()
+    console.print(table)
+    console.print(
+        f"delta {planned.delta:.0e} · noise multiplier {steps.noise_multiplier:.4g} · clipping "
+        f"norm {mechanism.max_grad_norm:g} · {steps.count} steps a round, batches of "
+        f"{mechanism.expected_batch_size:g} expected, rate {steps.sample_rate:.4g}",
+        highlight=False,
+    )

@@ -1,0 +1,197 @@
+"""`fedkd status`: how a run stands, read from its folder alone (live, finished or killed)."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from simulations.cli.arguments import RunPath
+from simulations.cli.configs import open_run
+
+# What is written down while a round goes on, in the order of its phases.
+_PHASES = ("describe", "train", "knowledge", "distil", "evaluate")
+
+
+@dataclass
+class Health:
+    """One client, as far as the run's folder tells.
+
+    Attributes:
+        last_round: Latest round in which something of it was accepted or refused.
+        seconds: Mean seconds per phase, for the phases that were timed.
+        refusals: Phases that it lost.
+        reason: Why it lost the latest one.
+        up: Bytes it sent.
+        seen: When it last answered (Unix time); None if it never did.
+    """
+
+    last_round: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    refusals: int = 0
+    reason: str = ""
+    up: int = 0
+    seen: float | None = None
+
+
+@dataclass
+class Status:
+    """How a run stands."""
+
+    state: str
+    round: int
+    rounds: int
+    phase: str
+    accuracy: float | None
+    changed: float
+    clients: dict[int, Health]
+    down: int
+    up: int
+    disk: dict[str, int]
+
+
+def status_of(path: Path) -> Status:
+    """Read a run's folder; nothing is written and no process is asked.
+
+    Raises:
+        ConfigError: `path` is no run directory.
+    """
+    run = open_run(path)
+    events, ledger = run.metrics(), run.ledger_entries()
+    rounds = [event for event in events if event["event"] == "round"]
+    finished = int(rounds[-1]["round"]) if rounds else 0
+    clients = {number: Health() for number in range(run.experiment.clients)}
+    for line in ledger:
+        if line["client"] in clients:
+            health = clients[line["client"]]
+            health.up += line["up"]
+            if line["up"] > 0:
+                health.last_round = max(health.last_round, line["round"])
+                health.seen = line.get("time", health.seen)
+    _refusals(events, clients)
+    _seconds(events, ledger, clients)
+    changed = max(
+        (p.stat().st_mtime for p in run.path.iterdir() if p.is_file()),
+        default=run.path.stat().st_mtime,
+    )
+    done = (run.path / "summary.json").is_file() and finished >= run.experiment.rounds
+    current = finished if done else finished + 1
+    return Status(
+        state="finished" if done else "unfinished",
+        round=current,
+        rounds=run.experiment.rounds,
+        phase="-" if done else _phase(events, ledger, current),
+        accuracy=rounds[-1]["student"]["accuracy"] if rounds else None,
+        changed=changed,
+        clients=clients,
+        down=sum(line["down"] for line in ledger),
+        up=sum(line["up"] for line in ledger),
+        disk=_disk(run.path),
+    )
+
+
+def _refusals(events: list[dict[str, Any]], clients: dict[int, Health]) -> None:
+    for event in events:
+        if event["event"] == "refused" and event.get("client") in clients:
+            health = clients[event["client"]]
+            health.refusals += 1
+            health.reason = f"round {event['round']}, {event['phase']}: {event['reason']}"
+
+
+def _seconds(
+    events: list[dict[str, Any]], ledger: list[dict[str, Any]], clients: dict[int, Health]
+) -> None:
+    """Mean seconds per phase: the ledger times every message, older runs only some."""
+    timed = [line for line in ledger if "seconds" in line and line["up"] > 0]
+    timed = timed or [e for e in events if e["event"] == "client" and "seconds" in e]
+    spent: dict[tuple[int, str], list[float]] = {}
+    for line in timed:
+        if line["client"] in clients:
+            spent.setdefault((line["client"], line["phase"]), []).append(line["seconds"])
+    for (client, phase), values in spent.items():
+        clients[client].seconds[phase] = sum(values) / len(values)
+
+
+def _phase(events: list[dict[str, Any]], ledger: list[dict[str, Any]], current: int) -> str:
+    """The latest phase of which anything is written down in the round under way."""
+    seen = {line["phase"] for line in ledger if line["round"] == current}
+    seen |= {"distil" for e in events if e["event"] == "epoch" and e["round"] == current}
+    return max(seen, key=_PHASES.index, default="waiting for clients")
+
+
+def _disk(path: Path) -> dict[str, int]:
+    """Bytes per entry of the folder."""
+    sizes: dict[str, int] = {}
+    for file in path.rglob("*"):
+        try:
+            size = file.stat().st_size if file.is_file() else 0
+        except OSError:  # a live run replaces files under us
+            continue
+        part = file.relative_to(path).parts
+        name = part[0] if len(part) > 1 else "files"
+        sizes[name] = sizes.get(name, 0) + size
+    return sizes
+
+
+def status(
+    path: RunPath,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, for scripts")] = False,
+) -> None:
+    """Show a run's round and phase, its clients' health, bytes and disk."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from simulations.cli.screen import screen
+
+    found = status_of(path)
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+        return
+    now = time.time()
+    console = screen(highlight=False, soft_wrap=True)
+    score = "" if found.accuracy is None else f", student {100 * found.accuracy:.2f} %"
+    phase = "" if found.state == "finished" else f" ({found.phase})"
+    console.print(f"{found.state}: round {found.round} of {found.rounds}{phase}{score}")
+    console.print(f"last written {_ago(now - found.changed)} ago")
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("client")
+    for name in ("round", "seen", "train", "answer", "judge", "sent", "lost"):
+        table.add_column(name, justify="right")
+    for number, health in found.clients.items():
+        seen = "never" if not health.last_round else "-"
+        if health.seen is not None:
+            seen = f"{_ago(now - health.seen)} ago"
+        times = [
+            f"{health.seconds[phase]:.1f} s" if phase in health.seconds else "-"
+            for phase in ("train", "knowledge", "evaluate")
+        ]
+        row = [str(health.last_round or "-"), seen, *times, _size(health.up), str(health.refusals)]
+        table.add_row(str(number), *row)
+    console.print(table)
+    for number, health in found.clients.items():
+        if health.reason:
+            console.print(f"client {number}, {health.reason}", markup=False)
+    console.print(f"messages: {_size(found.down)} down, {_size(found.up)} up")
+    parts = ", ".join(f"{name} {_size(size)}" for name, size in sorted(found.disk.items()))
+    console.print(f"disk: {_size(sum(found.disk.values()))} ({parts})", markup=False)
+
+
+def _ago(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 172800 else f"{seconds / 86400:.0f} days"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError

@@ -1,1 +1,0 @@
-"""The commands of `fedkd`, one module each; `simulations.cli` puts them together."""

@@ -1,0 +1,58 @@
+"""Assistants between teachers and student: who teaches, and with what say."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedkd.distillation.assistants import with_assistant, with_memory
+from fedkd.knowledge.kinds import Logits
+from fedkd.knowledge.payload import Bank, Fused, Knowledge, Teacher, fuse
+
+SURE = torch.eye(3) * 20
+
+
+def _fused() -> Fused:
+    knowledge = [Knowledge(Teacher(n), {Logits(): torch.roll(SURE, n, 0)}) for n in (0, 1)]
+    return fuse(Bank.of(knowledge), [lambda e: e.weighted(torch.tensor([[1.0] * 3, [0.0] * 3]))])
+
+
+def _assistant(number: int) -> Knowledge:
+    return Knowledge(Teacher(number), {Logits(): torch.roll(SURE, 2, 0)})
+
+
+def test_the_next_network_alone_teaches_but_the_targets_stay() -> None:
+    fused = _fused()
+    told = with_assistant(fused, _assistant(2), "next", 1)
+    assert [t.client for t in told.bank.teachers] == [2]
+    assert told.probabilities.argmax(1).tolist() == [1, 2, 0]
+    assert told.targets.tolist() == fused.targets.tolist() == [0, 1, 2]
+    ensemble = told.bank.rows(torch.tensor([1]))
+    assert ensemble.weights.tolist() == [[1.0]]
+
+
+def test_densely_guided_every_assistant_counts_as_much_as_all_first_teachers_together() -> None:
+    one = with_assistant(_fused(), _assistant(2), "dense", 1)
+    two = with_assistant(one, _assistant(3), "dense", 2)
+    assert [t.client for t in two.bank.teachers] == [0, 1, 2, 3]
+    weights = two.bank.rows(torch.arange(3)).weights
+    torch.testing.assert_close(weights.sum(0), torch.ones(3))
+    torch.testing.assert_close(weights[:, 0], torch.tensor([1 / 3, 0, 1 / 3, 1 / 3]))
+    mean = two.bank.rows(torch.arange(3)).mean_probabilities()
+    torch.testing.assert_close(two.probabilities, mean, atol=1e-6, rtol=0)
+
+
+def test_the_students_memory_has_its_say_and_may_turn_a_target() -> None:
+    fused = _fused()
+    little = with_memory(fused, _assistant(2), 0.3)
+    assert little.targets.tolist() == fused.targets.tolist()
+    much = with_memory(fused, _assistant(2), 0.7)
+    assert much.targets.tolist() == _assistant(2).tensors[Logits()].argmax(1).tolist()
+    mean = much.bank.rows(torch.arange(3)).mean_probabilities()
+    torch.testing.assert_close(much.probabilities, mean, atol=1e-6, rtol=0)
+    assert much.bank.rows(torch.arange(3)).weights[-1].tolist() == pytest.approx([0.7] * 3)
+
+
+def test_memory_does_not_overrule_true_labels() -> None:
+    labelled = replace(_fused(), targets=torch.tensor([2, 2, 2]))
+    assert with_memory(labelled, _assistant(2), 0.9).targets.tolist() == [2, 2, 2]

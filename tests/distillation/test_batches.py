@@ -1,0 +1,155 @@
+"""Batches for the student: the same for the same seed, and from any epoch on."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+import fedkd
+from fedkd.data.images import ImageSet
+from fedkd.distillation.batches import LiveLessons, SharedLessons
+from fedkd.knowledge.kinds import Fact, Kind, Logits, Stage, VirtualLogits
+from fedkd.knowledge.payload import Bank, Knowledge, Teacher, fuse
+from fedkd.models.network import Network
+
+
+@pytest.fixture
+def images() -> ImageSet:
+    return fedkd.load_dataset("synthetic", classes=3, size=8, per_class=10)[0]
+
+
+@pytest.fixture
+def teacher(images: ImageSet) -> Network:
+    return fedkd.network("cnn_tiny", images).eval()
+
+
+def test_every_epoch_shows_all_images_in_an_order_of_its_own(images: ImageSet) -> None:
+    lessons = LiveLessons(images, batch_size=8)
+    epochs = [[lesson.targets for lesson in lessons.epoch(number)] for number in (1, 2)]
+    assert lessons.steps == len(epochs[0]) == 4
+    for epoch in epochs:
+        assert torch.cat(epoch).bincount().tolist() == [10, 10, 10]
+    assert not torch.cat(epochs[0]).equal(torch.cat(epochs[1]))
+
+
+def test_an_epoch_does_not_depend_on_those_before(images: ImageSet, teacher: Network) -> None:
+    def make() -> LiveLessons:
+        kinds = (Logits(), VirtualLogits(0))
+        return LiveLessons(images, [teacher], kinds, augment="crop", seed=3, batch_size=8)
+
+    straight, anew = make(), make()
+    for number in (1, 2):
+        list(straight.epoch(number))
+    for one, two in zip(straight.epoch(3), anew.epoch(3), strict=True):
+        assert one.images.equal(two.images)
+        assert one.ensemble.logits.equal(two.ensemble.logits)
+        virtual = VirtualLogits(0)
+        assert one.ensemble.tensors[virtual].equal(two.ensemble.tensors[virtual])  # type: ignore[union-attr]
+
+
+def test_a_teacher_answers_to_the_very_pixels_the_student_sees(
+    images: ImageSet, teacher: Network
+) -> None:
+    kinds = (Logits(), VirtualLogits(0), Stage(-1))
+    lessons = LiveLessons(images, [teacher], kinds, augment="crop", virtual="batch_randaugment")
+    lesson = next(lessons.epoch(1))
+    mine = lesson.read(teacher, kinds)
+    for kind in kinds:
+        torch.testing.assert_close(mine[kind], lesson.ensemble.tensors[kind][0])
+    assert lesson.virtual is not None
+    assert not lesson.virtual(0).equal(lesson.images)
+    assert not lesson.virtual(0).equal(lesson.virtual(1))
+
+
+def test_teachers_of_different_shapes_stand_side_by_side(images: ImageSet) -> None:
+    teachers = [fedkd.network("cnn_tiny", images, width=width).eval() for width in (4, 8)]
+    lessons = LiveLessons(images, teachers, (Logits(), Stage(-1)), say=[1.0, 3.0])
+    ensemble = next(lessons.epoch(1)).ensemble
+    assert ensemble.logits.shape[0] == 2
+    assert [maps.shape[1] for maps in ensemble.tensors[Stage(-1)]] == [6, 12]
+    assert ensemble.weights[:, 0].tolist() == [0.25, 0.75]
+
+
+@dataclass(frozen=True)
+class Counted(Fact):
+    """A fact that costs a look at all images."""
+
+    def state(self, network: Network, images: Tensor, labels: Tensor | None) -> Tensor:
+        asked.append(len(images))
+        return torch.zeros(3, 3)
+
+
+asked: list[int] = []
+
+
+def test_a_fact_is_asked_once_for_all_lessons_about_the_same_images(
+    images: ImageSet, teacher: Network
+) -> None:
+    asked.clear()
+    told: dict[Network, dict[Kind, Tensor]] = {}
+    for _ in range(2):
+        lessons = LiveLessons(images, [teacher], (Logits(), Counted()), told=told)
+        assert next(lessons.epoch(1)).ensemble.teacher(0)[Counted()].shape == (3, 3)
+    assert asked == [30]
+
+
+def test_who_lacks_what_is_named(images: ImageSet, teacher: Network) -> None:
+    flat = fedkd.network("mlp", images).eval()
+    lessons = LiveLessons(images, [teacher, flat], (Logits(), Stage(-1)))
+    with pytest.raises(ValueError, match=r"stage\(index=-1\) cannot be read from teacher 1: it"):
+        lessons.example()
+    lesson = LiveLessons(images).example()
+    with pytest.raises(ValueError, match=r"cannot be read from the student"):
+        lesson.read(flat, (Stage(-1),))
+    with pytest.raises(ValueError, match="needs labelled images"):
+        LiveLessons(images.unlabelled())
+
+
+def test_shared_lessons_give_rows_of_the_bank(images: ImageSet) -> None:
+    logits = torch.randn(len(images), 3)
+    fused = fuse(Bank.of([Knowledge(Teacher(0), {Logits(): logits})]), [], labels=images.labels)
+    lessons = SharedLessons(images.images, fused, batch_size=7, seed=1)
+    seen = torch.cat([lesson.ensemble.logits[0] for lesson in lessons.epoch(1)])
+    assert lessons.steps == 5
+    assert seen.sum(dim=0).allclose(logits.sum(dim=0), atol=1e-5)
+    first = lessons.example()
+    assert first.ensemble.logits[0].equal(logits[: len(first.images)])
+    assert first.virtual is None
+
+
+def test_a_last_batch_of_one_is_left_out(images: ImageSet) -> None:
+    lessons = LiveLessons(images, batch_size=29)
+    assert [len(lesson.images) for lesson in lessons.epoch(1)] == [29]
+    assert lessons.steps == 1
+
+
+def test_a_curriculum_starts_with_the_samples_that_teachers_are_sure_of(images: ImageSet) -> None:
+    """Sample n of 30 has confidence falling with n; the share shown rises from half to all."""
+    sure = torch.linspace(8, 0, 30)[:, None] * torch.tensor([1.0, 0.0, 0.0])
+    fused = fuse(Bank.of([Knowledge(Teacher(0), {Logits(): sure})]), [])
+    marked = images.images.clone()
+    marked[:, 0, 0, 0] = torch.arange(30, dtype=torch.uint8)
+    lessons = SharedLessons(marked, fused, batch_size=8, curriculum=2)
+
+    def shown(epoch: int) -> list[int]:
+        batches = list(lessons.epoch(epoch))
+        assert len(batches) == lessons.steps
+        return sorted(int(n) for b in batches for n in b.images[:, 0, 0, 0])
+
+    assert set(shown(1)) == set(range(15))
+    assert len(shown(1)) == 30
+    assert set(shown(2)) == set(range(23))
+    assert shown(3) == list(range(30))
+
+
+def test_a_sample_that_lends_its_place_brings_its_own_answers(images: ImageSet) -> None:
+    logits = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
+    fused = fuse(Bank.of([Knowledge(Teacher(0), {Logits(): logits})]), [])
+    marked = images.images.clone()
+    marked[:, 0, 0, 0] = torch.arange(30, dtype=torch.uint8)
+    for lesson in SharedLessons(marked, fused, batch_size=8, curriculum=3).epoch(1):
+        index = lesson.images[:, 0, 0, 0].long()
+        assert lesson.ensemble.logits[0].equal(logits[index])
+        assert lesson.targets is not None
+        assert lesson.targets.equal(logits[index].argmax(1))

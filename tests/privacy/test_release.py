@@ -1,0 +1,179 @@
+"""Mechanisms at the aggregator: what they cost, what they let out, what they refuse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from fedkd.build import check
+from fedkd.config import ConfigError, Experiment
+from fedkd.privacy.noise import SecureGenerator
+from fedkd.privacy.release import RELEASES
+from fedkd.privacy.release.base import Release
+from fedkd.privacy.release.gaussian import delta_of, epsilon_of, mu_of
+from fedkd.privacy.release.gnmax import ConfidentGNMax, GNMax
+from fedkd.privacy.release.prob_sum import ProbSum
+from fedkd.rounds import Server, Workspace
+from simulations.local import run_local
+
+
+@pytest.mark.parametrize(("epsilon", "mu"), [(1, 0.268), (2, 0.502), (5, 1.121), (10, 2.000)])
+def test_mu_of_published_budgets(epsilon: float, mu: float) -> None:
+    assert mu_of(epsilon, 1e-5) == pytest.approx(mu, abs=6e-4)
+    assert epsilon_of(mu_of(epsilon, 1e-5), 1e-5) == pytest.approx(epsilon, rel=1e-6)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("epsilon", [0.01, 0.5, 3.0, 30.0, 200.0])
+@pytest.mark.parametrize("delta", [1e-9, 1e-5, 1e-2])
+def test_a_budget_is_never_overdrawn_and_hardly_left_over(epsilon: float, delta: float) -> None:
+    mu = mu_of(epsilon, delta)
+    assert delta_of(epsilon, mu) <= delta
+    assert delta_of(epsilon, mu * 1.001) > delta
+
+
+def _votes(teachers: int, queries: int, sure: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Each image of class q mod 4; a share `sure` of the teachers says so."""
+    truth = torch.arange(queries) % 4
+    said = one_hot(truth, 4).float().expand(teachers, -1, -1).clone()
+    for number in range(round(teachers * (1 - sure))):
+        said[number] = one_hot((truth + 1 + number % 3) % 4, 4).float()
+    return said, truth
+
+
+def _noise() -> SecureGenerator:
+    return SecureGenerator(0)
+
+
+def _ask(release: Release, said: Tensor, rounds: int = 1):  # type: ignore[no-untyped-def]
+    return release(said, torch.arange(said.shape[1]), rounds, _noise())
+
+
+@pytest.mark.parametrize("rounds", [1, 4])
+@pytest.mark.parametrize("make", [GNMax, ProbSum])
+def test_all_rounds_together_cost_the_budget(make: type[Release], rounds: int) -> None:
+    release = make(epsilon=3.0, delta=1e-5)
+    said, _ = _votes(80, 60)
+    mus = [_ask(release, said, rounds).mu for _ in range(rounds)]
+    assert epsilon_of(math.sqrt(sum(mu**2 for mu in mus)), 1e-5) == pytest.approx(3.0, rel=1e-6)
+
+
+def test_the_noise_on_a_count_is_what_the_budget_asks() -> None:
+    """epsilon 8, delta 1e-5, 138 queries: sigma is about 10, a fifth of 50 votes (notes, 3.1)."""
+    assert GNMax(epsilon=8.0).deviation(138, 1) == pytest.approx(10.0, rel=0.01)
+    flat = torch.full((200, 4000, 2), 0.5)
+    release = ProbSum(epsilon=8.0, sharpness=1.0)
+    scores = _ask(release, flat).scores.double()
+    back = 200 * (scores[:, 0].log() - scores[:, 1].log())  # the difference of two noises
+    expected = math.sqrt(2) * release.deviation(4000, 1)
+    assert float(back.std()) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("name", RELEASES.names())
+def test_many_agreeing_teachers_survive_the_noise_and_few_queries_need_less(name: str) -> None:
+    said, truth = _votes(300, 40)
+    out = _ask(RELEASES.create(name, epsilon=8.0), said)
+    assert (out.scores.argmax(1) == truth[out.index]).double().mean() > 0.95
+    assert torch.allclose(out.scores.sum(1), torch.ones(len(out.index)))
+    assert out.index.tolist() == sorted(out.index.tolist())
+
+
+@pytest.mark.parametrize("name", RELEASES.names())
+def test_a_tiny_budget_leaves_nothing_to_read(name: str) -> None:
+    said, truth = _votes(60, 400)
+    out = _ask(RELEASES.create(name, epsilon=0.01), said)
+    right = (out.scores.argmax(1) == truth[out.index]).double().sum()
+    assert float(right) < 0.4 * 400
+
+
+def test_confident_answers_where_teachers_agree_and_stops_before_the_budget() -> None:
+    sure, _ = _votes(200, 60, sure=1.0)
+    torn, _ = _votes(200, 60, sure=0.3)
+    said = torch.cat([sure, torn], dim=1)
+    release = ConfidentGNMax(epsilon=20.0, noise=0.1)
+    out = _ask(release, said)
+    assert (out.index < 60).double().mean() > 0.9
+    assert epsilon_of(out.mu, 1e-5) <= 20.0
+    poor = _ask(ConfidentGNMax(epsilon=1.0, noise=0.1), said)
+    assert len(poor.index) < len(out.index)
+    assert epsilon_of(poor.mu, 1e-5) <= 1.0
+
+
+@pytest.mark.parametrize("name", RELEASES.names())
+def test_too_few_teachers_are_refused(name: str) -> None:
+    said, _ = _votes(10, 5)
+    with pytest.raises(ValueError, match=r"10 teachers .* at least 50"):
+        _ask(RELEASES.create(name, epsilon=1.0), said)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epsilon": 0.0}, "epsilon"),
+        ({"epsilon": math.nan}, "epsilon"),
+        ({"epsilon": math.inf}, "epsilon"),
+        ({"epsilon": 1.0, "delta": 1.0}, "delta"),
+        ({"epsilon": 1.0, "queries": 0}, "queries"),
+        ({"epsilon": 1.0, "unit": "pixel"}, "unit"),
+    ],
+)
+def test_impossible_budgets_are_named(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        GNMax(**options)  # type: ignore[arg-type]
+
+
+QUIET = (
+    "evaluation.teachers=false",
+    "evaluation.clients=false",
+    "fusion=[uniform]",
+    "evaluation.baselines=[oracle]",
+)
+LOSSES = ("distillation.losses=[ce]",)
+GNMAX = "release={name: gnmax, epsilon: 50.0, min_votes: 3, queries: 24}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ((GNMAX, *LOSSES, *QUIET, "evaluation.teachers=true"), "evaluation.teachers"),
+        ((GNMAX, *LOSSES, *QUIET, "evaluation.clients=true"), "evaluation.clients"),
+        ((GNMAX, *LOSSES, *QUIET, "evaluation.baselines=[ceiling]"), "evaluation.baselines"),
+        ((GNMAX, *LOSSES, *QUIET[:2], "fusion=[class_gated]"), "fusion"),
+        ((GNMAX, *QUIET, "distillation.losses=[dkd, vrm]"), "distillation.losses"),
+        (("release={name: gnmix, epsilon: 1.0}", *LOSSES, *QUIET), "gnmax"),
+    ],
+)
+def test_what_would_leak_beside_the_mechanism_is_refused(
+    tiny: Callable[..., Experiment], overrides: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check(tiny(*overrides))
+
+
+def test_a_run_lets_out_labels_once_and_learns_from_those_only(
+    tiny: Callable[..., Experiment],
+) -> None:
+    experiment = tiny(GNMAX, *LOSSES, *QUIET)
+    run = run_local(experiment)
+    events = run.metrics("release")
+    assert [e["answered"] for e in events] == [24, 24]
+    together = math.sqrt(sum(e["mu"] ** 2 for e in events))
+    assert epsilon_of(together, 1e-5) == pytest.approx(50.0, rel=1e-6)
+    rounds = run.metrics("round")
+    assert "teachers" not in rounds[-1]
+    assert "ensemble" not in rounds[-1]
+
+
+def test_taking_a_round_up_again_does_not_draw_again(tiny: Callable[..., Experiment]) -> None:
+    experiment = tiny(GNMAX, *LOSSES, *QUIET)
+    run = run_local(experiment)
+    server = Server(Workspace(experiment), run)
+    first, second = server.fuse(2), server.fuse(2)
+    assert torch.equal(first.probabilities, second.probabilities)
+    assert torch.equal(first.index, second.index)  # type: ignore[arg-type]
+    assert len(first.probabilities) == 24

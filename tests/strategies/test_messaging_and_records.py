@@ -1,0 +1,162 @@
+"""Messages: what is sent, what comes back when, and what a damaged reply costs."""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+from fedkd.knowledge.wire import Refused
+from simulations.client_app import make_client_app
+from simulations.local import LocalGrid
+from strategies import messaging as module
+from strategies.messaging import exchange
+from strategies.records import (
+    HEADER,
+    KNOWLEDGE,
+    explain,
+    knowledge_records,
+    read_knowledge,
+    wire_bytes,
+)
+
+
+class SlowGrid(LocalGrid):
+    """Replies become visible in reverse order, some never."""
+
+    def __init__(self, order: list[int], lost: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+        super().__init__(make_client_app(), 1)
+        self.order, self.lost = order, lost
+        self.sent: dict[str, int] = {}
+        self.peak = 0
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        identities = []
+        for message in messages:
+            identity = f"m{message.metadata.dst_node_id}"
+            self.sent[identity] = message.metadata.dst_node_id
+            self._replies[identity] = message
+            identities.append(identity)
+        self.peak = max(self.peak, len(self._replies))
+        return identities
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        ready = []
+        for identity in message_ids:
+            node = self.sent[identity]
+            due = [n for n in self.order if f"m{n}" in self._replies and n not in self.lost]
+            if due and node == due[0]:
+                ready.append(self._replies.pop(identity))
+        return ready
+
+
+def letters(nodes: Iterable[int]) -> dict[int, Any]:
+    def make(node: int) -> Message:
+        return Message(RecordDict(), dst_node_id=node, message_type="train", ttl=5.0)
+
+    return {node: (lambda node=node: make(node)) for node in nodes}
+
+
+def test_replies_come_as_they_arrive_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
+    grid = SlowGrid(order=[3, 1, 2, 0])
+    assert [reply.client for reply in exchange(grid, letters(range(4)), deadline=5)] == [3, 1, 2, 0]
+
+
+def test_no_more_than_the_window_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
+    grid = SlowGrid(order=list(range(20)))
+    replies = list(exchange(grid, letters(range(20)), deadline=5, window=3))
+    assert len(replies) == 20
+    assert grid.peak == 3
+
+
+def test_a_silent_node_is_given_up_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(module, "GRACE_SECONDS", 0.1)
+    grid = SlowGrid(order=[0, 1, 2], lost={1})
+    started = time.monotonic()
+    replies = {r.client: r.message for r in exchange(grid, letters(range(3)), deadline=0.1)}
+    assert time.monotonic() - started < 5
+    assert replies[1] is None
+    assert replies[0] is not None
+    assert replies[2] is not None
+
+
+def records() -> RecordDict:
+    return knowledge_records({"logits": np.ones((5, 4), np.float16)}, {"run": "r", "round": 1})
+
+
+@pytest.mark.smoke
+def test_records_come_back_as_they_were() -> None:
+    arrays, header = read_knowledge(records(), 1e6)
+    assert np.array_equal(arrays["logits"], np.ones((5, 4), np.float16))
+    assert header == {"run": "r", "round": 1}
+
+
+def test_size_is_checked_before_anything_is_decoded() -> None:
+    with pytest.raises(Refused, match="payload of 168 bytes, at most 100 are accepted"):
+        read_knowledge(records(), 100)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"junk", b"\x93NUMPY\x01\x00" + b"\xff" * 20, np.ones(3).tobytes()]
+)
+def test_a_damaged_array_is_refused(data: bytes) -> None:
+    content = records()
+    content[KNOWLEDGE] = ArrayRecord(
+        {"logits": Array(dtype="float16", shape=(5, 4), stype="numpy.ndarray", data=data)}
+    )
+    with pytest.raises(Refused, match="logits: cannot be decoded"):
+        read_knowledge(content, 1e6)
+
+
+def test_a_pickled_array_is_refused() -> None:
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    content = records()
+    content[KNOWLEDGE] = ArrayRecord(
+        {"logits": Array(dtype="object", shape=(1,), stype="numpy.ndarray", data=buffer.getvalue())}
+    )
+    with pytest.raises(Refused, match="cannot be decoded"):
+        read_knowledge(content, 1e6)
+
+
+def test_a_reply_without_knowledge_is_refused() -> None:
+    with pytest.raises(Refused, match="no knowledge in the reply"):
+        read_knowledge(RecordDict({"other": ConfigRecord()}), 1e6)
+    content = records()
+    del content[HEADER]
+    with pytest.raises(Refused, match="no knowledge"):
+        read_knowledge(content, 1e6)
+
+
+@pytest.mark.smoke
+def test_bytes_are_those_of_the_serialised_message() -> None:
+    grid = LocalGrid(make_client_app(), 1)
+    assert grid is not None  # sets the process's task, which Flower stamps on messages
+    sizes = [
+        wire_bytes(
+            Message(
+                knowledge_records({"logits": np.ones((n, 4), np.float16)}, {"round": 1}),
+                dst_node_id=1,
+                message_type="train",
+            )
+        )
+        for n in (100, 200)
+    ]
+    assert sizes[1] - sizes[0] == pytest.approx(100 * 4 * 2, abs=16)
+    assert sizes[0] - 800 < 1500
+
+
+def test_an_error_is_told_in_one_plain_line() -> None:
+    reason = (
+        "\x1b[36mray::ClientAppActor.run()\x1b[39m\nTraceback (most recent call last):\n"
+        '  File "x.py", line 1\nOSError: the disk is full\n'
+    )
+    assert explain(reason) == "OSError: the disk is full"
+    assert explain("") == "no reason given"

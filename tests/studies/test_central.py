@@ -1,0 +1,566 @@
+"""Studies: teachers in the loop, several methods and seeds, from config to page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from fedkd.config import ConfigError
+from fedkd.data.images import ImageSet
+from fedkd.rounds import silent
+from fedkd.runs.export import export_student, predict_files
+from fedkd.studies.central.config import Study, load_study, make_study
+from fedkd.studies.central.folder import StudyFolder
+from fedkd.studies.central.report import write_report
+from fedkd.studies.central.results import results
+from fedkd.studies.central.study import _chain, check_study, prepare, run_study
+from fedkd.studies.central.training import Images, load_student, load_trained
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHIPPED = sorted(
+    path
+    for folder in ("distill", "parity")
+    for path in (CONFIGS / folder).rglob("*.yaml")
+    if not path.name.startswith("_")
+)
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"dataset": {"name": "synthetic", "classes": 3, "size": 8, "per_class": 20}},
+    "teachers": {"model": {"name": "cnn_tiny", "norm": "batch"}},
+    "student": {"model": {"name": "cnn_tiny", "width": 4}},
+    "methods": {"kd": ["ce", "kd"], "vrm": ["ce", "vrm"]},
+    "recipe": {
+        "epochs": 2,
+        "batch_size": 16,
+        "augment": "crop",
+        "virtual": "batch_randaugment",
+    },
+    "resources": {"device": "cpu"},
+}
+
+
+def study(*overrides: str, **values: Any) -> Study:
+    return make_study({**TINY, **values}, overrides)
+
+
+@pytest.fixture
+def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No page: drawing one takes seconds."""
+    monkeypatch.setattr("fedkd.studies.central.study.write_report", lambda folder: None)
+
+
+@pytest.fixture
+def run(tmp_path: Path, unreported: None) -> Callable[..., StudyFolder]:
+    """`run("seeds=[0,1]")`: the tiny study with overrides, run in a folder of its own."""
+
+    def go(*overrides: str, notify: Any = silent, **values: Any) -> StudyFolder:
+        config = study(*overrides, **values)
+        folder = StudyFolder.new(config, tmp_path)
+        run_study(folder, prepare(config), notify)
+        return folder
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    config = study("seeds=[0,1]")
+    folder = StudyFolder.new(config, tmp_path_factory.mktemp("studies"))
+    run_study(folder, prepare(config))
+    return folder
+
+
+# -- configs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_shipped_study_is_valid(path: Path) -> None:
+    check_study(load_study(path))
+
+
+def test_a_resolved_study_reads_back_as_itself() -> None:
+    config = study(methods={"kd": {"losses": "kd", "recipe": {"epochs": 3}}})
+    assert make_study(config.model_dump(mode="json")) == config
+
+
+def test_a_base_holds_where_a_file_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "teachers: resnet20\nrecipe: {epochs: 9, optimizer: {lr: 0.3}}\n"
+        "student: {model: {name: cnn_tiny, width: 8}}\nmethods: {kd: [kd], vrm: [vrm]}\n"
+    )
+    (tmp_path / "mine.yaml").write_text(
+        "base: base.yaml\nrecipe: {epochs: 4}\nstudent: {model: {name: mlp}}\n"
+        "methods: {vrm: null, dkd: dkd}\n"
+    )
+    config = load_study(tmp_path / "mine.yaml")
+    assert (config.name, config.recipe.epochs, config.recipe.optimizer.lr) == ("mine", 4, 0.3)
+    assert list(config.runs()) == ["student", "kd", "dkd"]
+    assert config.student.model.options == {}
+    (tmp_path / "base.yaml").write_text("base: mine.yaml\n")
+    with pytest.raises(ConfigError, match=r"base: .*mine\.yaml is this file's own base"):
+        load_study(tmp_path / "mine.yaml")
+    (tmp_path / "mine.yaml").write_text("base: nothing.yaml\n")
+    with pytest.raises(ConfigError, match=r"nothing\.yaml does not exist"):
+        load_study(tmp_path / "mine.yaml")
+
+
+def test_a_method_may_have_a_recipe_of_its_own_and_the_rest_is_the_studys() -> None:
+    config = study(
+        "recipe.optimizer.lr=0.5",
+        "recipe.epochs=7",
+        methods={"kd": {"losses": "kd", "recipe": {"epochs": 3}}},
+    )
+    assert config.recipe_of("kd").epochs == 3
+    assert config.recipe_of("kd").optimizer.lr == 0.5
+    assert config.recipe_of("student").epochs == 7
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("only=kdd", "only: there is no method 'kdd'; did you mean 'kd'?"),
+        ("seeds=[1,1]", "seeds: 1 is listed twice"),
+        ("recipe.epoch=3", "recipe.epoch: unknown key; did you mean 'epochs'?"),
+        ("methods.kd.recipe={epoch: 3}", "methods.kd.recipe.epoch: unknown key; did you mean"),
+        ("teachers.0.recipe={epochs: x}", "teachers.0.recipe.epochs: input should be a valid int"),
+        ("methods.kd.losses=[kdd]", "methods.kd.losses.0: unknown loss 'kdd'; did you mean 'kd'?"),
+        ("methods.kd.losses.1.temprature=2", "has no option 'temprature'; did you mean 'temper"),
+        ("methods={a/b: kd}", "methods.a/b"),
+        ("methods={kd: {loses: kd}}", "methods.kd.loses: unknown key; did you mean 'losses'?"),
+        ("methods.kd.losses.1.stop=1", ""),
+        ("methods.kd.losses=[{name: kd, start: 2}]", "no loss counts in epoch 1 of 2"),
+        ("student.model=resnet2", "student.model: unknown model 'resnet2'; did you mean 'resnet"),
+        ("assistants=[resnt8]", "assistants.0: unknown model 'resnt8'; did you mean 'resnet8'?"),
+        ("recipe.augment=cropp", "recipe.augment: unknown augmentation 'cropp'; did you mean"),
+        ("teachers.0.checkpoint=no.pt", "teachers.0.checkpoint: there is no file no.pt"),
+        ("data.train=61", "data.train: 61 images are asked for, there are 60"),
+        ("teachers.0.train=61", "teachers.0.train: 61 images are asked for, there are 60"),
+        (
+            "methods={x: {name: fitnet, stage: 2}}",
+            "methods.x: stage(index=2) cannot be read from teacher 0: it has",
+        ),
+        ("resources.device=cuda:99", "resources.device: 'cuda:99' is not usable here"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_trained(word: str, expected: str) -> None:
+    if not expected:
+        prepare(study(word))
+        return
+    with pytest.raises(ConfigError) as caught:
+        prepare(study(word))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# -- a whole study ---------------------------------------------------------------------------------
+
+
+def test_everything_is_in_the_folder(finished: StudyFolder) -> None:
+    found = json.loads((finished.path / "results.json").read_text())
+    assert found["finished"]
+    assert list(found["methods"]) == ["student", "kd", "vrm"]
+    assert (finished.path / "teachers" / "0" / "teacher.pt").is_file()
+    for method in found["methods"]:
+        for seed in (0, 1):
+            place = finished.student(method, seed)
+            epochs = place.epochs()
+            assert [epoch["epoch"] for epoch in epochs] == [1, 2]
+            assert {"loss", "terms", "gradients", "accuracy", "lr", "seconds"} <= set(epochs[0])
+            result = place.result()
+            assert result is not None
+            assert result["last"] == epochs[-1]["accuracy"]
+            assert result["best"] == max(epoch["accuracy"] for epoch in epochs)
+            assert result["images_per_second"] > 0
+            assert not place.checkpoint.exists()
+    row = found["methods"]["kd"]
+    scores = [row["seeds"][seed]["last"] for seed in ("0", "1")]
+    assert row["last"] == {
+        "mean": statistics.fmean(scores),
+        "std": statistics.stdev(scores),
+        "n": 2,
+    }
+    assert set(finished.student("kd", 0).epochs()[0]["gradients"]) == {"ce", "kd"}
+
+
+def test_methods_of_a_seed_start_from_the_same_weights_and_seeds_do_not(
+    finished: StudyFolder,
+) -> None:
+    def first(method: str, seed: int) -> float:
+        return float(finished.student(method, seed).epochs()[0]["terms"]["ce"])
+
+    hashes = {
+        (method, seed): (finished.student(method, seed).result() or {})["hash"]
+        for method in ("student", "kd", "vrm")
+        for seed in (0, 1)
+    }
+    assert len(set(hashes.values())) == 6
+    images = Images.load(finished.study)
+    chains = {
+        (method, seed): next(_chain(finished, method, seed, [[]]))
+        for method in ("student", "kd")
+        for seed in (0, 1)
+    }
+    assert chains["student", 0].init == chains["kd", 0].init != chains["kd", 1].init
+    assert chains["student", 0].seed == chains["kd", 0].seed
+    assert images.network(chains["kd", 0].model, 0).mean.shape == (1, 1, 1, 1)
+
+
+def training(seed: int, last: float, best: float) -> dict[str, Any]:
+    """What a training wrote down."""
+    return {
+        "model": "mlp", "seed": seed, "parameters": 7, "last": last, "best": best, "seconds": 2.0,
+    }  # fmt: skip
+
+
+def test_mean_deviation_and_best_epoch_are_kept_apart(tmp_path: Path) -> None:
+    folder = StudyFolder.new(study("seeds=[0,1,2]", "only=[kd]"), tmp_path)
+    for seed, last, best in ((0, 0.5, 0.9), (1, 0.6, 0.7), (2, 0.7, 0.8)):
+        place = folder.student("kd", seed)
+        place.begin()
+        place.finish(training(seed, last, best))
+    row = results(folder)["methods"]["kd"]
+    assert row["last"]["mean"] == pytest.approx(0.6)
+    assert row["last"]["std"] == pytest.approx(0.1)
+    assert row["best"]["mean"] == pytest.approx(0.8)
+    assert row["seconds"] == 2.0
+    assert row["images_per_second"] is None
+    assert results(folder)["methods"]["student"]["last"] is None
+    assert not results(folder)["finished"]
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "60.00 ± 10.00 %" in page
+    assert "not complete · 3 of 6 students so far" in page
+
+
+def test_a_method_counts_as_a_help_only_beyond_chance(tmp_path: Path) -> None:
+    folder = StudyFolder.new(study("seeds=[0,1,2]", "only=[kd,vrm]"), tmp_path)
+    accuracies = {
+        "student": (0.50, 0.52, 0.51),
+        "kd": (0.55, 0.48, 0.53),  # +1.00 on average, which may be chance
+        "vrm": (0.60, 0.61, 0.61),
+    }
+    for name, values in accuracies.items():
+        for seed, last in enumerate(values):
+            place = folder.student(name, seed)
+            place.begin()
+            place.finish(training(seed, last, last))
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "methods that surely help" in page
+    assert "1 of 2" in page
+    assert "+1.00 ± 11.38" in page
+    assert "60.67 ± 0.58 %" in page  # the headline has its spread
+
+
+def test_the_page_needs_nothing_but_itself(finished: StudyFolder) -> None:
+    page = (finished.path / "report.html").read_text(encoding="utf-8")
+    assert "student alone" in page
+    assert "chosen on the\n    test set" in page
+    assert not re.search(r"https?://|<script|@import|url\((?!#)", page)
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="|url\()#([\w-]+)', page)) <= set(ids)
+    assert write_report(finished).read_text(encoding="utf-8") == page
+
+
+def test_a_student_comes_back_as_it_was(finished: StudyFolder) -> None:
+    images = Images.load(finished.study)
+    network = load_student(finished, "kd", 1)
+    result = finished.student("kd", 1).result()
+    assert result is not None
+    assert images.accuracy(network) == result["last"]
+    with pytest.raises(ConfigError, match="has no finished student"):
+        load_student(finished, "kd", 7)
+
+
+def test_a_student_is_used_without_its_study(finished: StudyFolder, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"finished students: name the folder of one, e\.g\. /"):
+        load_trained(finished.path)
+    alone = tmp_path / "taken" / "away"
+    shutil.copytree(finished.student("kd", 1).path, alone)
+    student = load_trained(alone)
+    images = Images.load(finished.study)
+    channels = images.test.shape[0]
+    pixels = images.test.images[0].permute(1, 2, 0).numpy()
+    Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(tmp_path / "one.png")
+    ((_, best),) = predict_files(student, [tmp_path / "one.png"], top=1)
+    with torch.no_grad():
+        expected = load_student(finished, "kd", 1)(images.test.images[:1]).softmax(1).max(1)
+    assert best[0][0] == images.test.classes[int(expected.indices)]
+    assert best[0][1] == pytest.approx(float(expected.values), abs=1e-5)
+    done = export_student(student, "torch")
+    assert (done.path, done.agreement) == (alone / "student.pt2", 1)
+    assert done.missing is not None
+    whole = load_trained(finished.student("kd", 1).path)
+    assert whole.test_images().shape == images.test.images.shape
+    (alone / "student.pt").write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match=r"student\.pt cannot be used"):
+        load_trained(alone)
+
+
+# -- going on --------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """Somebody pulled the plug."""
+
+
+def stop_at(label: str, epoch: int) -> Callable[..., None]:
+    def notify(event: str, **facts: Any) -> None:
+        if event == "epoch" and facts["label"] == label and facts["epoch"] == epoch:
+            raise Stopped
+
+    return notify
+
+
+@pytest.mark.parametrize(
+    ("label", "epoch", "every"), [("teacher", 1, 1), ("vrm, seed 0", 2, 10), ("vrm, seed 0", 2, 2)]
+)
+def test_a_study_gone_on_with_gives_the_same_students(
+    tmp_path: Path, unreported: None, label: str, epoch: int, every: int
+) -> None:
+    config = study("recipe.epochs=3", f"recipe.checkpoint_every={every}", "only=[vrm]")
+    images = prepare(config)
+    whole = StudyFolder.new(config, tmp_path / "whole")
+    run_study(whole, images)
+    broken = StudyFolder.new(config, tmp_path / "broken")
+    with pytest.raises(Stopped):
+        run_study(broken, images, stop_at(label, epoch))
+    assert results(broken)["finished"] is False
+    trained: list[str] = []
+    again = StudyFolder.open(broken.path)
+    run_study(
+        again, Images.load(again.study),
+        lambda event, **facts: trained.append(facts["label"]) if event == "epoch" else None,
+    )  # fmt: skip
+    assert trained.count(label) == 3 - epoch
+    for name in ("student", "vrm"):
+        ours, theirs = (folder.student(name, 0) for folder in (again, whole))
+        assert (ours.result() or {})["hash"] == (theirs.result() or {})["hash"]
+        for one, two in zip(ours.epochs(), theirs.epochs(), strict=True):
+            assert (one["loss"], one["accuracy"]) == (two["loss"], two["accuracy"])
+
+
+def test_a_killed_process_goes_on_from_its_last_checkpoint(
+    tmp_path: Path, unreported: None
+) -> None:
+    config = study("recipe.epochs=4", "recipe.checkpoint_every=2", "only=[kd]")
+    images = prepare(config)
+    whole, killed = (StudyFolder.new(config, tmp_path / name) for name in ("whole", "killed"))
+    run_study(whole, images)
+    with pytest.raises(Stopped):
+        run_study(killed, images, stop_at("kd, seed 0", 2))
+    # What a kill -9 leaves: an epoch more in the diary than in the checkpoint, and half a line.
+    diary = killed.student("kd", 0).path / "metrics.jsonl"
+    more = {**json.loads(diary.read_text().splitlines()[-1]), "epoch": 3}
+    diary.write_text(f'{diary.read_text()}{json.dumps(more)}\n{{"epo')
+    run_study(killed, images)
+    place = killed.student("kd", 0)
+    assert [epoch["epoch"] for epoch in place.epochs()] == [1, 2, 3, 4]
+    assert (place.result() or {})["hash"] == (whole.student("kd", 0).result() or {})["hash"]
+
+
+# -- chains and teachers ---------------------------------------------------------------------------
+
+
+def test_a_chain_learns_from_the_next_or_from_all(run: Callable[..., StudyFolder]) -> None:
+    folder = run(
+        "assistants=[{name: cnn_tiny, width: 12}]", "only=[near, all]",
+        methods={
+            "near": "kd", "all": {"losses": "kd", "guidance": "dense"},
+            "none": {"losses": "kd", "assistants": []},
+        },
+    )  # fmt: skip
+    for name in ("near", "all"):
+        assistant = folder.assistant(name, 0, 1).result()
+        assert assistant is not None
+        assert assistant["parameters"] > (folder.student(name, 0).result() or {})["parameters"]
+    first, second = object(), object()
+    expected = {"near": ([second], [1.0]), "all": ([first, second], [1.0, 1.0])}
+    for name, (teachers, say) in expected.items():
+        ranks: list[Any] = [[first]]
+        tasks = _chain(folder, name, 0, ranks)
+        assert list(next(tasks).teachers) == [first]
+        ranks.append([second])
+        student = next(tasks)
+        assert (list(student.teachers), list(student.say or ())) == (teachers, say)
+    none = StudyFolder(folder.path, folder.study.model_copy(update={"only": None}))
+    assert len(list(_chain(none, "none", 0, [[first]]))) == 1
+    assert results(folder)["methods"]["all"]["guidance"] == "dense"
+
+
+def test_every_rank_of_a_dense_chain_has_the_same_say() -> None:
+    config = study("assistants=[mlp]", methods={"m": {"losses": "kd", "guidance": "dense"}})
+    ranks: list[Any] = [["t1", "t2"]]
+    tasks = _chain(StudyFolder(Path(), config), "m", 0, ranks)
+    assert next(tasks).say == [0.5, 0.5]
+    ranks.append(["a"])
+    assert next(tasks).say == [0.5, 0.5, 1.0]
+
+
+def test_teachers_are_shared_unless_each_seed_has_its_own(run: Callable[..., StudyFolder]) -> None:
+    folder = run("seeds=[0,1]", "teachers_per_seed=true", "only=student", "recipe.epochs=1")
+    hashes = {(folder.teacher(0, seed).result() or {})["hash"] for seed in (0, 1)}
+    assert len(hashes) == 2
+    assert results(folder)["teachers"][0]["last"]["n"] == 2
+
+
+def test_a_teacher_may_have_seen_more_images(run: Callable[..., StudyFolder]) -> None:
+    seen: dict[str, float] = {}
+
+    def notify(event: str, **facts: Any) -> None:
+        if event == "epoch":
+            seen[facts["label"]] = facts["images_per_second"] * facts["seconds"]
+
+    run("data.train=20", "teachers.0.train=50", "only=student", "recipe.epochs=1", notify=notify)
+    assert {label: round(count) for label, count in seen.items()} == {
+        "teacher": 50,
+        "student, seed 0": 20,
+    }
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def resnet(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a ResNet-8's weights under other names and wrappings."""
+    images = Images.load(study())
+    network = images.network(study("student.model=resnet8").student.model, 5)
+    body = network.body.state_dict()
+
+    def write(kind: str) -> Path:
+        file = tmp_path / f"{kind}.pt"
+        content: Any = {
+            "bare": body,
+            "wrapped": {"epoch": 3, "model": {f"module.{k}": t for k, t in body.items()}},
+            "whole": {"state_dict": network.state_dict()},
+            "foreign": {
+                f"layer{number}": tensor
+                for number, (key, tensor) in enumerate(body.items())
+                if not key.endswith("num_batches_tracked")
+            },
+            "classes": {
+                k: torch.zeros(7, *t.shape[1:]) if k.startswith("head") else t
+                for k, t in body.items()
+            },
+            "short": dict(list(body.items())[:-1]),
+            "numbers": {"epoch": 3},
+        }.get(kind)
+        torch.save(network if kind == "code" else content, file)
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["bare", "wrapped", "whole", "foreign"])
+def test_teachers_come_from_files_of_many_shapes(
+    run: Callable[..., StudyFolder], resnet: Callable[..., Path], kind: str
+) -> None:
+    remarks: list[str] = []
+
+    def notify(event: str, **facts: Any) -> None:
+        if event == "warning":
+            remarks.append(facts["text"])
+
+    folder = run(
+        f"teachers=[{{model: resnet8, checkpoint: {resnet(kind)}}}]", "only=student",
+        "recipe.epochs=1", notify=notify,
+    )  # fmt: skip
+    images = Images.load(folder.study)
+    expected = images.network(study("student.model=resnet8").student.model, 5).eval()
+    result = folder.teacher(0, 0).result()
+    assert result is not None
+    assert result["last"] == images.accuracy(expected)
+    assert len(remarks) == (kind == "foreign")
+    assert results(folder)["teachers"][0]["source"].endswith(f"{kind}.pt")
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "expected"),
+    [
+        ("classes", "resnet8", "does not fit resnet8 for 3 classes: head.weight is 7x64, expected"),
+        ("bare", "resnet14", "does not fit resnet14 for 3 classes: it has no 'stage1.1.branch.0"),
+        ("bare", "wrn_16_1", "does not fit wrn_16_1 for 3 classes"),
+        ("short", "resnet8", "it has no 'head.bias'"),
+        ("numbers", "resnet8", "holds no weights"),
+        ("code", "resnet8", "expected tensors, as torch.save(model.state_dict()) writes"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_one_line(
+    resnet: Callable[..., Path], kind: str, model: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        prepare(study(f"teachers=[{{model: {model}, checkpoint: {resnet(kind)}}}]"))
+    assert str(caught.value).startswith("teachers.0.checkpoint: ")
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# -- precision and layout --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_and_channels_last_learn_as_well(
+    run: Callable[..., StudyFolder], precision: str
+) -> None:
+    folder = run(
+        f"recipe.precision={precision}", "recipe.channels_last=true", "only=kd", "recipe.epochs=8",
+        "student.model.norm=batch",
+    )  # fmt: skip
+    result = folder.student("kd", 0).result()
+    assert result is not None
+    assert result["last"] > 0.6  # chance is 0.33
+    assert all(w.dtype == torch.float32 for w in load_student(folder, "kd", 0).parameters())
+
+
+def test_a_compiled_network_is_read_like_another() -> None:
+    images = Images.load(study())
+    plain, compiled = (images.network(study().student.model, 0) for _ in range(2))
+    compiled(images.train.images[:4])  # hooks set after a first plain call must be seen too
+    compiled.compile_reading(backend="eager")
+    ours, theirs = (network.read(images.train.images[:8]) for network in (compiled, plain))
+    for one, two in zip((ours.logits, *ours.stages), (theirs.logits, *theirs.stages), strict=True):
+        assert one.equal(two)
+    assert ours.pooled is not None
+    assert ours.final is not None
+    ours.stages[0].sum().backward()
+    assert next(compiled.parameters()).grad is not None
+
+
+@pytest.mark.slow
+def test_a_study_of_compiled_networks_comes_to_the_same(run: Callable[..., StudyFolder]) -> None:
+    words = ("only=cat", "recipe.batch_size=16")
+    compiled, plain = (
+        run(f"recipe.compile={on}", *words, methods={"cat": ["ce", "cat"]})
+        for on in ("true", "false")
+    )
+    ours, theirs = (folder.student("cat", 0).epochs() for folder in (compiled, plain))
+    for one, two in zip(ours, theirs, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
+
+
+def test_the_test_set_need_not_be_looked_at_every_epoch(run: Callable[..., StudyFolder]) -> None:
+    folder = run("recipe.test_every=2", "recipe.epochs=3", "only=kd")
+    epochs = folder.student("kd", 0).epochs()
+    assert [epoch["accuracy"] is None for epoch in epochs] == [True, False, False]
+    write_report(folder)
+
+
+def test_images_without_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unlabelled(*_: Any, **__: Any) -> tuple[ImageSet, ImageSet]:
+        images = ImageSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), None, ("a", "b", "c"))
+        return images, images
+
+    monkeypatch.setattr("fedkd.studies.central.training.load_dataset", unlabelled)
+    with pytest.raises(ConfigError, match="needs labelled images"):
+        Images.load(study())

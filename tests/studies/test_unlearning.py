@@ -1,0 +1,159 @@
+"""Taking clients out: exact against a run that never heard them, quick, refused, erased."""
+
+from collections.abc import Callable
+
+import pytest
+
+from fedkd.config import ConfigError, Experiment
+from fedkd.rounds import workspace
+from fedkd.runs.directory import RunDirectory
+from fedkd.studies import unlearning
+from simulations.local import run_local
+from tests.simulations.faults import BAD_PAYLOADS, tampering
+
+Tiny = Callable[..., Experiment]
+
+
+@pytest.fixture
+def tiny(tiny: Tiny, pageless: None) -> Tiny:
+    """Without what only measures, and without its page."""
+    return lambda *words: tiny("evaluation.baselines=[]", *words)
+
+
+QUIET = ("evaluation.baselines=[]", "teachers.models=[mlp]", "rounds=2")
+
+
+def unlearn(run: RunDirectory, *clients: int):  # type: ignore[no-untyped-def]
+    new = unlearning.prepare(run, clients)
+    return unlearning.distil_again(new, workspace(new.experiment.to_json()))
+
+
+def test_unlearning_nobody_s_knowledge_is_what_the_run_did(tiny: Tiny) -> None:
+    """Distilling again without a client who never answered gives the run's own student."""
+    tamper = BAD_PAYLOADS["nan"][0]
+    never = run_local(tiny(*QUIET), client_app=tampering({1: tamper}))
+    server = unlearn(never, 1)
+    assert [r["hash"] for r in server.run.metrics("round")] == [
+        r["hash"] for r in never.metrics("round")
+    ]
+
+
+@pytest.mark.parametrize("warm", ["true", "false"])
+def test_the_student_is_that_of_a_run_that_never_had_the_client(tiny: Tiny, warm: str) -> None:
+    experiment = tiny(*QUIET, f"distillation.warm_start={warm}")
+    whole = run_local(experiment)
+    never = run_local(experiment, client_app=tampering({1: BAD_PAYLOADS["nan"][0]}))
+    server = unlearn(whole, 1)
+    hashes = [r["hash"] for r in server.run.metrics("round")]
+    assert hashes == [r["hash"] for r in never.metrics("round")]
+    assert hashes != [r["hash"] for r in whole.metrics("round")]
+    assert server.run.metrics("round")[-1]["answered"] == [0, 2]
+    assert server.run.read_json("lineage.json") == {
+        "source": whole.identity, "without": [1], "mode": "exact",
+    }  # fmt: skip
+
+
+def test_an_interrupted_removal_goes_on_in_the_same_folder(tiny: Tiny) -> None:
+    whole = run_local(tiny(*QUIET))
+    new = unlearning.prepare(whole, [2])
+    space = workspace(new.experiment.to_json())
+
+    def stop(event: str, **facts: object) -> None:
+        if event == "round_start" and facts["round"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        unlearning.distil_again(new, space, stop)
+    again = unlearning.prepare(whole, [2])
+    assert again.path == new.path
+    resumed = unlearning.distil_again(again, space)
+    assert [r["round"] for r in resumed.run.metrics("round")] == [1, 2]
+    fresh = unlearning.prepare(whole, [2], whole.path / "elsewhere")
+    assert (
+        unlearning.distil_again(fresh, space).run.metrics("round")[-1]["hash"]
+        == resumed.run.metrics("round")[-1]["hash"]
+    )
+
+
+def test_evidence_compares_the_students_and_the_opinions(tiny: Tiny) -> None:
+    whole = run_local(tiny(*QUIET, "distillation.epochs=10"))
+    assert unlearning.find_exact(whole, [0]) is None
+    facts = unlearning.evidence(whole, unlearn(whole, 0), [0])
+    assert set(facts["students"]) == {"before", "after"}
+    assert facts["students"]["after"]["agrees_with_after"] == 1.0
+    assert not facts["influenced"]
+    told = facts["opinions"][0]
+    assert told["round"] == 2
+    # The student that heard the client is closer to it than the one that did not.
+    assert told["before"]["divergence"] < told["after"]["divergence"]
+    exact = unlearning.find_exact(whole, [0])
+    assert exact is not None
+    space = workspace(whole.experiment.to_json())
+    quick = unlearning.continue_without(whole, [0], space)
+    measured = unlearning.evidence(whole, quick, [0], exact=exact)
+    assert measured["mode"] == "quick"
+    assert measured["students"]["exact"]["accuracy"] == facts["students"]["after"]["accuracy"]
+    assert 0 <= measured["students"]["exact"]["agrees_with_after"] <= 1
+    # A student that went on from one who knew the client is not clean of it.
+    assert [other.path for other in unlearning.tainted(whole, [0])] == [quick.run.path]
+    assert len(unlearning.tainted(whole, [0, 1])) == 2
+    # The quick way took the source's student along and left the source alone.
+    assert len(quick.run.metrics("round")) == 1
+    assert whole.load_checkpoint()["round"] == 2  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("clients", "message"),
+    [
+        ([3], "--client 3: this run's clients are 0 to 2"),
+        ([], "at least one"),
+        ([0, 1, 2], "leave at least one"),
+    ],
+)
+def test_impossible_requests_are_refused(tiny: Tiny, clients: list[int], message: str) -> None:
+    run = RunDirectory.new(tiny())
+    run.metric("round", round=1, student={"accuracy": 0.5})
+    run.knowledge(1).folder.mkdir(parents=True)
+    with pytest.raises(ConfigError, match=message):
+        unlearning.check_removal(run, clients)
+
+
+def test_feedback_is_refused_unless_accepted(tiny: Tiny) -> None:
+    run = RunDirectory.new(tiny("teachers.feedback.use=regulariser"))
+    for number in (1, 2):
+        run.metric("round", round=number, student={"accuracy": 0.5})
+        run.knowledge(number).folder.mkdir(parents=True)
+    with pytest.raises(ConfigError, match="does not remove them entirely"):
+        unlearning.check_removal(run, [0])
+    unlearning.check_removal(run, [0], influenced=True)
+
+
+def test_knowledge_that_is_gone_is_named(tiny: Tiny) -> None:
+    run = RunDirectory.new(tiny())
+    with pytest.raises(ConfigError, match="has no finished round"):
+        unlearning.finished_rounds(run)
+    run.metric("round", round=1, student={"accuracy": 0.5})
+    with pytest.raises(ConfigError, match="the knowledge of round 1 is gone"):
+        unlearning.check_removal(run, [0])
+
+
+def test_erasing_leaves_nothing_of_the_client_and_the_new_run_whole(tiny: Tiny) -> None:
+    whole = run_local(tiny(*QUIET))
+    server = unlearn(whole, 1)
+    paths = unlearning.erasable(whole, [1])
+    names = {str(path.relative_to(whole.path)) for path in paths}
+    assert {
+        "knowledge/round-0001/transfer/client-0001", "knowledge/round-0002/test/client-0001",
+        "knowledge/round-0001/transfer/fused", "clients/client-0001",
+        "checkpoints/round-0001.pt", "checkpoints/round-0002.pt",
+    } <= names  # fmt: skip
+    unlearning.erase(whole, paths, [1])
+    assert unlearning.erasable(whole, [1]) == []
+    assert not list(whole.path.rglob("client-0001"))
+    assert whole.load_checkpoint() is None
+    assert whole.metrics("erased")[0]["clients"] == [1]
+    # The links of the new run do not lead into what was deleted.
+    assert server.answered(2) == [0, 2]
+    server.fuse(2)
+    kept = whole.knowledge(1).clients()
+    assert kept == [0, 2]
