@@ -18,13 +18,13 @@ from fedkd.build import objective_of
 from fedkd.config import Experiment, Optimizer, Teachers
 from fedkd.data.images import ImageSet
 from fedkd.data.views import AUGMENTATIONS, MAGNITUDES, Strength, virtual_view
-from fedkd.distillation.batches import SharedLessons
+from fedkd.distillation.batches import TransferBatches
 from fedkd.distillation.objective import Objective, Term
 from fedkd.distillation.trainer import EpochRecord, distill
 from fedkd.fusion import FUSIONS
-from fedkd.fusion.base import Evidence, Fusion, fit_rules
+from fedkd.fusion.base import FitContext, Fusion, fit_rules
 from fedkd.knowledge.extract import Unreadable, extract, shapes
-from fedkd.knowledge.kinds import Comparison, Kind
+from fedkd.knowledge.kinds import DataStatistic, Kind
 from fedkd.knowledge.payload import Bank, Ensemble, Knowledge, Rule, Teacher, fuse
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, EnsembleLoss
@@ -200,9 +200,9 @@ def train_student(
         _check_finite(f"teachers[{number}]", tensors)
         knowledge.append(Knowledge(who, tensors))
     bank = Bank.of(knowledge)
-    rules = fit_rules(rules, Evidence(bank, labels=transfer.labels, seed=seed))
+    rules = fit_rules(rules, FitContext(bank, labels=transfer.labels, seed=seed))
     fused = fuse(bank, rules, labels=transfer.labels)
-    lessons = SharedLessons(
+    batches = TransferBatches(
         transfer.images,
         fused,
         views=views,
@@ -212,7 +212,7 @@ def train_student(
     )
     distill(
         learner,
-        lessons,
+        batches,
         objective,
         epochs=epochs,
         optimizer=optimizer,
@@ -290,7 +290,7 @@ def _shards(
         for number, rule in enumerate(rules):
             own = isinstance(rule, Fusion) and [
                 *rule.discloses,
-                *(str(kind) for kind in rule.needs if isinstance(kind, Comparison)),
+                *(str(kind) for kind in rule.needs if isinstance(kind, DataStatistic)),
             ]
             if own:
                 raise ValueError(

@@ -14,7 +14,7 @@ from fedkd.config import Component, ConfigError, Experiment, import_plugins
 from fedkd.config import Term as LossTerm
 from fedkd.data import DATASETS, PARTITIONS, ImageSet
 from fedkd.data.datasets import load_dataset
-from fedkd.data.local_shard import Own, read_own
+from fedkd.data.local_shard import LocalShard, read_local_shard
 from fedkd.data.splits import FederatedData, federate
 from fedkd.distillation.objective import Objective, Term
 from fedkd.fusion import FUSIONS
@@ -66,7 +66,7 @@ def check(experiment: Experiment) -> None:
 
 
 def build_data(
-    experiment: Experiment, root: str | Path | None = None, own: Own | None = None
+    experiment: Experiment, root: str | Path | None = None, own: LocalShard | None = None
 ) -> FederatedData:
     """The split of this experiment: the same on every machine with the same images.
 
@@ -85,7 +85,7 @@ def build_data(
     public = own.public if own is not None and own.public else _public(experiment, place)
     if public is not None:
         try:
-            return read_own(
+            return read_local_shard(
                 public,
                 own,
                 clients=experiment.clients,

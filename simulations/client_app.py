@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 
 from fedkd import __version__
 from fedkd.config import Experiment, import_plugins, read_experiment
-from fedkd.data.local_shard import Own, write_private, write_public
+from fedkd.data.local_shard import LocalShard, write_private, write_public
 from fedkd.knowledge.store import write_atomically
 from fedkd.privacy.policy import (
     Policy,
@@ -26,7 +26,7 @@ from fedkd.privacy.policy import (
     judges,
     load_policy,
 )
-from fedkd.rounds import Client, Workspace, threads, workspace
+from fedkd.rounds import Client, ExperimentContext, threads, workspace
 from fedkd.training.loop import time_limit
 from simulations.deploy.identity import proof
 from strategies.records import (
@@ -219,18 +219,18 @@ def _space(
     number: int,
     node: Any,
     folder: Path,
-) -> Workspace:
+) -> ExperimentContext:
     """What the config means on this node.
 
     A real node starts a process for every message. It keeps its part of the split beside its
     teachers, so that only the first message of a run reads and deals the data set.
     """
     config = experiment.to_json()
-    kept = Own(number, folder / "private.npz", folder / "public.npz")
+    kept = LocalShard(number, folder / "private.npz", folder / "public.npz")
     if kept.public is not None and kept.public.is_file():
         return workspace(config, root, kept)
     data = node.get("data")
-    own = Own(number, Path(str(data)).expanduser()) if data else None
+    own = LocalShard(number, Path(str(data)).expanduser()) if data else None
     space = workspace(config, root, own)
     if space.experiment.data.public is not None and own is None:
         raise RuntimeError(

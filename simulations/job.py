@@ -8,7 +8,7 @@ from flwr.serverapp import Grid
 
 from fedkd.data.splits import overlaps
 from fedkd.reporting.run_page import write_report
-from fedkd.rounds import Notify, Server, Workspace, silent, threads
+from fedkd.rounds import ExperimentContext, Notify, Server, silent, threads
 from fedkd.rounds.summary import summarise
 from fedkd.runs.directory import RunDirectory, Session
 from strategies.strategy import FederatedDistillation, Keys
@@ -17,7 +17,7 @@ from strategies.strategy import FederatedDistillation, Keys
 def run_job(
     grid: Grid,
     run: RunDirectory,
-    workspace: Workspace,
+    workspace: ExperimentContext,
     *,
     notify: Notify = silent,
     simulated: bool = True,

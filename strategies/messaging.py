@@ -25,9 +25,9 @@ class Reply:
     seconds: float
 
 
-def exchange(
+def send_and_receive(
     grid: Grid,
-    letters: Mapping[int, Callable[[], Message]],
+    messages: Mapping[int, Callable[[], Message]],
     *,
     deadline: float,
     window: int = WINDOW,
@@ -40,12 +40,12 @@ def exchange(
 
     Args:
         grid: Flower's way to the nodes.
-        letters: Client -> maker of its message.
+        messages: Client -> maker of its message.
         deadline: Seconds after which a client is given up.
         window: Messages under way at once.
         on_poll: Called whenever nothing has arrived; may raise to give up.
     """
-    waiting = list(letters.items())[::-1]
+    waiting = list(messages.items())[::-1]
     under_way: dict[str, tuple[int, float]] = {}
     while waiting or under_way:
         while waiting and len(under_way) < window:

@@ -25,7 +25,7 @@ from fedkd.knowledge.wire import Refused
 from fedkd.rounds import Server, Stopwatch
 from fedkd.runs.privacy_statement import write_statement
 from fedkd.runs.quarantine import distrusted, quarantined, strike
-from strategies.messaging import Reply, exchange
+from strategies.messaging import Reply, send_and_receive
 from strategies.records import (
     CHALLENGE,
     JOB,
@@ -142,9 +142,9 @@ class FederatedDistillation(Strategy):
         result = Result()
         self.summary()
         self.server.recover()
-        self._gather(grid)
+        self._wait_for_nodes(grid)
         for number in range(self.server.round + 1, (num_rounds or self.experiment.rounds) + 1):
-            self._meet(grid, number)
+            self._register_nodes(grid, number)
             self._round(grid, number, result)
         result.arrays = ArrayRecord(self.server.student.state_dict())
         return result
@@ -200,7 +200,7 @@ class FederatedDistillation(Strategy):
 
     # -- who is there ----------------------------------------------------------------------
 
-    def _gather(self, grid: Grid) -> None:
+    def _wait_for_nodes(self, grid: Grid) -> None:
         """Wait until the federation has the experiment's number of nodes, or refuse the run."""
         wanted = self.experiment.clients
         started = changed = time.monotonic()
@@ -223,7 +223,7 @@ class FederatedDistillation(Strategy):
             self.notify("waiting")
             time.sleep(0.1)
 
-    def _meet(self, grid: Grid, number: int) -> None:
+    def _register_nodes(self, grid: Grid, number: int) -> None:
         """Ask nodes not yet known who they are; a restarted node takes its place again."""
         online = set(grid.get_node_ids())
         self.nodes = {client: node for client, node in self.nodes.items() if node in online}
@@ -232,14 +232,14 @@ class FederatedDistillation(Strategy):
         if not unknown:
             return
         challenges = {node: self.keys.challenge() for node in unknown} if self.keys else {}
-        letters = {}
+        messages = {}
         for node in unknown:
             question = RecordDict()
             if node in challenges:
                 question[CHALLENGE] = ConfigRecord({CHALLENGE: challenges[node]})
-            letters[node] = partial(self._letter, node, number, DESCRIBE, question)
-        down = wire_bytes(next(iter(letters.values()))())
-        for reply in self._exchange(grid, letters):
+            messages[node] = partial(self._message, node, number, DESCRIBE, question)
+        down = wire_bytes(next(iter(messages.values()))())
+        for reply in self._send_and_receive(grid, messages):
             node = reply.client
             up = 0 if reply.message is None else wire_bytes(reply.message)
             self.run.ledger(round=number, phase=DESCRIBE.name, client=None, down=down, up=up)
@@ -384,14 +384,14 @@ class FederatedDistillation(Strategy):
     def _messages(
         self, number: int, phase: Phase, content: RecordDict, nodes: dict[int, int]
     ) -> Iterable[Message]:
-        """One message per client; kept by client in `_letters`, since Flower's are anonymous."""
-        self._letters: dict[int, Callable[[], Message]] = {
-            client: partial(self._letter, node, number, phase, content, client)
+        """One message per client; kept by client in `_pending`, since Flower's are anonymous."""
+        self._pending: dict[int, Callable[[], Message]] = {
+            client: partial(self._message, node, number, phase, content, client)
             for client, node in sorted(nodes.items())
         }
-        return (make() for make in self._letters.values())
+        return (make() for make in self._pending.values())
 
-    def _letter(
+    def _message(
         self,
         node: int,
         number: int,
@@ -435,11 +435,11 @@ class FederatedDistillation(Strategy):
         first = next(iter(configure(number, arrays, config, grid)), None)
         if first is None:
             return
-        letters = dict(self._letters)
-        self.notify("phase", round=number, phase=phase.name, total=len(letters))
+        messages = dict(self._pending)
+        self.notify("phase", round=number, phase=phase.name, total=len(messages))
         down = wire_bytes(first)  # a phase says the same to everybody
         lost: list[Reply] = []
-        for reply in self._exchange(grid, letters):
+        for reply in self._send_and_receive(grid, messages):
             self._count(number, phase, down, reply)
             if self._worker_lost(reply.message):
                 lost.append(reply)
@@ -447,7 +447,7 @@ class FederatedDistillation(Strategy):
             self.notify("reply", round=number, phase=phase.name, client=reply.client)
             yield reply
         dead = sum(self._actor_died(reply.message) for reply in lost)
-        if dead > 1 and dead >= len(letters):
+        if dead > 1 and dead >= len(messages):
             raise RuntimeError(
                 f"every worker process died in round {number} ({phase.name}); out of memory? "
                 f"Lower the number of clients at once (resources.client_cpus), then go on with: "
@@ -459,9 +459,9 @@ class FederatedDistillation(Strategy):
             # The worker or its machine went down (out of memory, usually), not the client's fault:
             # once more. What it finished before is in its files and not done again.
             self._await(grid, {self.nodes[reply.client] for reply in lost})
-            again = {reply.client: letters[reply.client] for reply in lost}
+            again = {reply.client: messages[reply.client] for reply in lost}
             lost = []
-            for reply in self._exchange(grid, again):
+            for reply in self._send_and_receive(grid, again):
                 self._count(number, phase, down, reply)
                 if attempt < RETRIES and self._restarting(reply.message):
                     lost.append(reply)
@@ -478,12 +478,12 @@ class FederatedDistillation(Strategy):
             self.notify("waiting")
             time.sleep(0.5)
 
-    def _exchange(
-        self, grid: Grid, letters: Mapping[int, Callable[[], Message]]
+    def _send_and_receive(
+        self, grid: Grid, messages: Mapping[int, Callable[[], Message]]
     ) -> Iterator[Reply]:
-        return exchange(
+        return send_and_receive(
             grid,
-            letters,
+            messages,
             deadline=self.experiment.federation.deadline,
             on_poll=lambda: self.notify("waiting"),
         )

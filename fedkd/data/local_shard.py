@@ -26,7 +26,7 @@ from fedkd.data.transfer import TransferSet
 
 
 @dataclass(frozen=True)
-class Own:
+class LocalShard:
     """Where this machine's images are.
 
     Attributes:
@@ -74,9 +74,9 @@ def write_private(data: FederatedData, client: int, path: Path) -> None:
     )
 
 
-def read_own(
+def read_local_shard(
     public: Path,
-    own: Own | None,
+    own: LocalShard | None,
     *,
     clients: int,
     transfer_labelled: bool,

@@ -1,8 +1,8 @@
 """What the student is shown, batch by batch: images, what the teachers say of them, targets.
 
 Two sources, one loop. Federated, the teachers' knowledge about the transfer set lies in a bank
-(`SharedLessons`). Centrally, the teachers are in the loop and answer to every augmented batch
-anew (`LiveLessons`).
+(`TransferBatches`). Centrally, the teachers are in the loop and answer to every augmented batch
+anew (`OnlineBatches`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedkd.data.images import ImageSet
 from fedkd.data.views import augment_batch
-from fedkd.knowledge.kinds import Fact, Kind, Logits, Reading
+from fedkd.knowledge.kinds import Kind, Logits, Reading, TeacherStatistic
 from fedkd.knowledge.payload import Ensemble, Fused, Teacher, not_finite
 from fedkd.models.network import Network, parameter_count
 from fedkd.training.batches import Order, batches, positive, steps_per_epoch
@@ -31,7 +31,7 @@ Told = MutableMapping[Network, dict[Kind, Tensor]]
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Batch:
     """One batch.
 
     Attributes:
@@ -46,12 +46,12 @@ class Lesson:
     ensemble: Ensemble
     targets: Tensor | None
 
-    def rows(self, index: Tensor) -> Lesson:
+    def rows(self, index: Tensor) -> Batch:
         """Some of its samples."""
         whole = self.virtual
         virtual = None if whole is None else lambda number: whole(number)[index]
         targets = None if self.targets is None else self.targets[index]
-        return Lesson(self.images[index], virtual, self.ensemble.rows(index), targets)
+        return Batch(self.images[index], virtual, self.ensemble.rows(index), targets)
 
     def read(self, student: Network, kinds: Collection[Kind]) -> dict[Kind, Tensor]:
         """The student's side of it."""
@@ -59,8 +59,8 @@ class Lesson:
         return {kind: _read(kind, reading, "the student") for kind in kinds}
 
 
-class Lessons(Protocol):
-    """A source of lessons, the same for the same seed."""
+class BatchSource(Protocol):
+    """A source of batches, the same for the same seed."""
 
     @property
     def samples(self) -> int:
@@ -74,14 +74,14 @@ class Lessons(Protocol):
     def steps(self) -> int:
         """Batches per epoch."""
 
-    def example(self) -> Lesson:
+    def example(self) -> Batch:
         """A few samples, to fit losses to the shapes of student and teachers."""
 
-    def epoch(self, number: int) -> Iterator[Lesson]:
+    def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of epoch `number`, from 1."""
 
 
-class SharedLessons:
+class TransferBatches:
     """The transfer set with what the teachers have shared about it.
 
     Args:
@@ -93,7 +93,7 @@ class SharedLessons:
             teachers are surest, then more and more of the rest. 0 shows all at once. An epoch has
             the same number of steps throughout.
         seed: Seed of the order of samples.
-        device: Where lessons are put.
+        device: Where batches are put.
 
     Raises:
         ValueError: `fused` is about another number of images, or is not finite.
@@ -140,11 +140,11 @@ class SharedLessons:
         """Batches per epoch."""
         return steps_per_epoch(len(self._images), self.batch_size)
 
-    def example(self) -> Lesson:
+    def example(self) -> Batch:
         """The first few transfer images."""
         return self._lesson(torch.arange(min(EXAMPLE, len(self._images))))
 
-    def epoch(self, number: int) -> Iterator[Lesson]:
+    def epoch(self, number: int) -> Iterator[Batch]:
         """The transfer set in an order of its own."""
         total = len(self._images)
         known = self._surest
@@ -154,13 +154,13 @@ class SharedLessons:
             # A sample that is not shown yet lends its place to one that is.
             yield self._lesson(known[index % len(known)] if len(known) < total else index)
 
-    def _lesson(self, index: Tensor) -> Lesson:
+    def _lesson(self, index: Tensor) -> Batch:
         device = self._device
         virtual = (
             None if self._views is None else lambda number: self._view(number)[index].to(device)
         )
         ensemble = self._fused.bank.rows(index, device)
-        return Lesson(self._images[index].to(device), virtual, ensemble, self._targets[index])
+        return Batch(self._images[index].to(device), virtual, ensemble, self._targets[index])
 
     def _view(self, number: int) -> Tensor:
         assert self._views is not None
@@ -172,7 +172,7 @@ class SharedLessons:
         return view
 
 
-class LiveLessons:
+class OnlineBatches:
     """Labelled images, augmented anew in every epoch, with the teachers in the loop.
 
     Images lie on the device and are augmented there. Without teachers this is plain supervised
@@ -186,7 +186,7 @@ class LiveLessons:
         virtual: Recipe of the virtual view.
         batch_size: Samples per step; a left-over batch of one is dropped (batch norm).
         seed: Seed of order and augmentation.
-        device: Where lessons are put.
+        device: Where batches are put.
         say: Weight of each teacher; default: all the same.
         autocast: Precision in which teachers compute, None for float32.
         memory_format: Layout of the images.
@@ -238,7 +238,7 @@ class LiveLessons:
         self._facts: dict[Kind, Tensor | Sequence[Tensor]] = {
             kind: [self._fact(kind, teacher, told) for teacher in teachers]
             for kind in kinds
-            if isinstance(kind, Fact)
+            if isinstance(kind, TeacherStatistic)
         }
 
     @property
@@ -251,12 +251,12 @@ class LiveLessons:
         """Batches per epoch."""
         return steps_per_epoch(len(self._images), self.batch_size)
 
-    def example(self) -> Lesson:
+    def example(self) -> Batch:
         """The first few images."""
         count = min(EXAMPLE, len(self._images))
         return self._lesson(torch.arange(count, device=self._device), 0, 0)
 
-    def epoch(self, number: int) -> Iterator[Lesson]:
+    def epoch(self, number: int) -> Iterator[Batch]:
         """All images in an order of its own, each batch augmented by its own stream."""
         # The order moves at once: a copy in every step would make an accelerator wait.
         order = self._order.epoch(number).to(self._device)
@@ -264,14 +264,14 @@ class LiveLessons:
             yield self._lesson(index, number, step)
 
     @torch.no_grad()
-    def _fact(self, kind: Fact, teacher: Network, told: Told) -> Tensor:
+    def _fact(self, kind: TeacherStatistic, teacher: Network, told: Told) -> Tensor:
         """A fact may be dear: some look at all images."""
         known = told.setdefault(teacher, {})
         if kind not in known:
             known[kind] = kind.state(teacher, self._images, self._labels).to(self._device)
         return known[kind]
 
-    def _lesson(self, index: Tensor, epoch: int, step: int) -> Lesson:
+    def _lesson(self, index: Tensor, epoch: int, step: int) -> Batch:
         pixels, labels = self._images[index], self._labels[index]
         images = self._augmented(pixels, self._augment, "augment", epoch, step)
         cache: dict[int, Tensor] = {}
@@ -282,7 +282,7 @@ class LiveLessons:
                 cache[number] = self._augmented(pixels, self._virtual, *names)
             return cache[number]
 
-        return Lesson(images, virtual, self._ask(images, virtual), labels)
+        return Batch(images, virtual, self._ask(images, virtual), labels)
 
     def _augmented(self, images: Tensor, recipe: str, *names: object) -> Tensor:
         changed = augment_batch(images, recipe, self._seed, *names)

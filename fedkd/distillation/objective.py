@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.knowledge.payload import Ensemble
-from fedkd.losses.base import DistillationLoss, EnsembleLoss, Trust
+from fedkd.losses.base import DistillationLoss, EnsembleLoss, TeacherWeights
 from fedkd.models.arguments import real, several, whole
 from fedkd.models.network import shown
 from fedkd.randomness import seeded
@@ -247,13 +247,15 @@ class Objective(nn.Module):
             return value.mean()
         if not loss.needs:
             everyone = ensemble.weights.sum(dim=0)
-            return _mean(loss(student, {}, targets, Trust(everyone)), everyone)
+            return _mean(loss(student, {}, targets, TeacherWeights(everyone)), everyone)
         classes = ensemble.class_weights
         parts = []
         for m, (who, weights) in enumerate(zip(ensemble.teachers, ensemble.weights, strict=True)):
             fitted = self._fitted(f"{number}-{who.client}", loss)
-            trust = Trust(weights, None if classes is None else classes[m])
-            parts.append(_mean(fitted(student, ensemble.teacher(m), targets, trust), weights))
+            teacher_weights = TeacherWeights(weights, None if classes is None else classes[m])
+            parts.append(
+                _mean(fitted(student, ensemble.teacher(m), targets, teacher_weights), weights)
+            )
         total = parts[0]
         for part in parts[1:]:
             total = total + part

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fedkd.config import Distillation, Optimizer
-from fedkd.distillation.batches import Lesson, Lessons
+from fedkd.distillation.batches import Batch, BatchSource
 from fedkd.distillation.objective import Objective, Value
 from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.knowledge.payload import not_finite
@@ -66,7 +66,7 @@ Snapshot = Callable[[], dict[str, Any]]
 
 def distill(
     student: Network,
-    lessons: Lessons,
+    batches: BatchSource,
     objective: Objective,
     *,
     epochs: int = Distillation().epochs,
@@ -83,10 +83,10 @@ def distill(
 
     Args:
         student: Network to train.
-        lessons: Images and what the teachers say of them, on the student's device.
+        batches: Images and what the teachers say of them, on the student's device.
         objective: Losses and weights; its trainable parts are fitted to student and teachers and
             trained along.
-        epochs: Passes over the lessons.
+        epochs: Passes over the batches.
         optimizer: Optimiser and schedule over these epochs.
         moments: State of an earlier call's optimiser; the student's moments are taken over, its
             schedule is not.
@@ -112,9 +112,9 @@ def distill(
     ema, options = real("ema", ema, 0, 1), an_optimizer("optimizer", optimizer)
     one_of("precision", precision, list(DTYPES))
     function("on_epoch", on_epoch, "a record and a maker of snapshots")
-    _check_parts(student, lessons, objective)
+    _check_parts(student, batches, objective)
     objective.check(epochs)
-    loop = _Loop(student, lessons, objective, epochs, options, precision, ema, seed)
+    loop = _Loop(student, batches, objective, epochs, options, precision, ema, seed)
     if fitted is not None:
         loop.take_over(fitted)
     if moments is not None:
@@ -137,28 +137,30 @@ def distill(
     }
 
 
-def rehearse(student: Network, lessons: Lessons, objective: Objective) -> None:
+def rehearse(student: Network, batches: BatchSource, objective: Objective) -> None:
     """Refuse what `distill` would refuse before its first step.
 
     Args:
         student: As in `distill`; left as it is.
-        lessons: A few of them do.
+        batches: A few of them do.
         objective: Copied.
 
     Raises:
         ValueError: a loss does not fit student and teachers, or batches are too small.
     """
-    _Loop(student, lessons, copy.deepcopy(objective), 1, Optimizer(), "float32", 0.0, 0)
+    _Loop(student, batches, copy.deepcopy(objective), 1, Optimizer(), "float32", 0.0, 0)
 
 
-def _check_parts(student: object, lessons: object, objective: object) -> None:
+def _check_parts(student: object, batches: object, objective: object) -> None:
     a_network("student", student, "images")
     if not isinstance(objective, Objective):
         raise ValueError(
             f"objective: expected a fedkd.Objective of fedkd.Terms, got {shown(objective)}"
         )
-    if not all(hasattr(lessons, name) for name in ("steps", "example", "epoch")):
-        raise ValueError(f"lessons: expected SharedLessons or LiveLessons, got {shown(lessons)}")
+    if not all(hasattr(batches, name) for name in ("steps", "example", "epoch")):
+        raise ValueError(
+            f"batches: expected TransferBatches or OnlineBatches, got {shown(batches)}"
+        )
 
 
 class _Loop:
@@ -167,7 +169,7 @@ class _Loop:
     def __init__(
         self,
         student: Network,
-        lessons: Lessons,
+        batches: BatchSource,
         objective: Objective,
         epochs: int,
         options: Optimizer,
@@ -176,7 +178,7 @@ class _Loop:
         seed: int,
     ) -> None:
         self.student = student
-        self.lessons = lessons
+        self.batches = batches
         self.objective = objective
         self.epochs = epochs
         self.options = options
@@ -191,7 +193,7 @@ class _Loop:
             student,
             options,
             STUDENT,
-            lessons.steps * epochs,
+            batches.steps * epochs,
             more=objective.parameters(),
             scaler=self.scaler,
             explain=self._explain,
@@ -215,46 +217,46 @@ class _Loop:
     def epoch(self, epoch: int) -> EpochRecord:
         """Train one epoch."""
         # A single image is trained on in evaluation mode: batch norm cannot compare it.
-        self.student.train(self.lessons.samples > 1)
-        self.objective.train(self.lessons.samples > 1)
+        self.student.train(self.batches.samples > 1)
+        self.objective.train(self.batches.samples > 1)
         lr = float(self.trainer.schedule.get_last_lr()[0])
         gradients: dict[str, float] = {}
         seen: dict[Kind, Tensor] = {}
         learners = self.objective.learners_in(epoch)
 
-        def measure(_step: int, lesson: Lesson) -> Measured:
+        def measure(_step: int, batch: Batch) -> Measured:
             nonlocal seen
-            value, seen = self._value(lesson, epoch)
-            return Measured(value.total, len(lesson.images), value.terms)
+            value, seen = self._value(batch, epoch)
+            return Measured(value.total, len(batch.images), value.terms)
 
         def before(step: int, measured: Measured) -> None:
             if step == 0 and len(measured.parts) > 1:
                 gradients.update(self._gradients(measured.parts, epoch))
 
-        def after(step: int, lesson: Lesson) -> None:
+        def after(step: int, batch: Batch) -> None:
             if self.average is not None:
                 self.average.update_parameters(self.student)
             for loss in learners:
                 if (step + 1) % loss.meta_every == 0:
-                    self._meta_step(loss, lesson, seen)
+                    self._meta_step(loss, batch, seen)
 
-        lessons = self.lessons.epoch(epoch)
-        means = self.trainer.epoch(epoch, lessons, measure, before=before, after=after)
+        batches = self.batches.epoch(epoch)
+        means = self.trainer.epoch(epoch, batches, measure, before=before, after=after)
         return EpochRecord(epoch, means.loss, means.parts, lr, gradients)
 
-    def _value(self, lesson: Lesson, epoch: int) -> tuple[Value, dict[Kind, Tensor]]:
+    def _value(self, batch: Batch, epoch: int) -> tuple[Value, dict[Kind, Tensor]]:
         with self._autocast():
-            readings = lesson.read(self.student, self.objective.reads_in(epoch))
+            readings = batch.read(self.student, self.objective.reads_in(epoch))
         readings = {kind: tensor.float() for kind, tensor in readings.items()}
-        value: Value = self.objective(readings, lesson.ensemble, lesson.targets, epoch, self.epochs)
+        value: Value = self.objective(readings, batch.ensemble, batch.targets, epoch, self.epochs)
         return value, readings
 
-    def _meta_step(self, loss: EnsembleLoss, lesson: Lesson, seen: dict[Kind, Tensor]) -> None:
+    def _meta_step(self, loss: EnsembleLoss, batch: Batch, seen: dict[Kind, Tensor]) -> None:
         """Let a loss learn from what the student got wrong in this batch."""
-        if lesson.targets is None:
+        if batch.targets is None:
             return
-        wrong = (seen[Logits()].argmax(dim=1) != lesson.targets).nonzero()[:, 0]
-        part = lesson.rows(wrong) if len(wrong) > 1 else lesson
+        wrong = (seen[Logits()].argmax(dim=1) != batch.targets).nonzero()[:, 0]
+        part = batch.rows(wrong) if len(wrong) > 1 else batch
         reader = _Reader(self.student)
         own = {f"student.{name}": p for name, p in self.student.named_parameters()}
         buffers = {f"student.{name}": buffer for name, buffer in self.student.named_buffers()}
@@ -275,10 +277,10 @@ class _Loop:
         return {name: shares[name] * gradient_norm(term, weights) for name, term in terms.items()}
 
     def _explain(self, epoch: int, step: int) -> str | None:
-        """Whether the teachers were to blame: lessons are the same when they are drawn again."""
-        for number, lesson in enumerate(self.lessons.epoch(epoch)):
+        """Whether the teachers were to blame: batches are the same when they are drawn again."""
+        for number, batch in enumerate(self.batches.epoch(epoch)):
             if number == step:
-                return not_finite(lesson.ensemble)
+                return not_finite(batch.ensemble)
         return None
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -288,13 +290,13 @@ class _Loop:
 
     def _check_batches(self) -> None:
         """Refuse batches of one for what has batch norm; a single image is another matter."""
-        if self.lessons.samples > 1:
-            size = self.lessons.batch_size
+        if self.batches.samples > 1:
+            size = self.batches.batch_size
             check_batch_size(self.student, size, STUDENT.batch_size, STUDENT.who)
 
     def _check_losses(self, seed: int) -> None:
         """Refuse batches of one for losses that need more."""
-        single = self.lessons.samples == 1
+        single = self.batches.samples == 1
         for key, fitted in self.objective.fitted.items() if not single else ():
             if batch_norm(fitted) is not None:
                 name = self.objective.terms[int(key.split("-")[0])].name
@@ -314,8 +316,8 @@ class _Loop:
 
     def _gradients_of(self, count: int, seed: int) -> dict[str, float]:
         """Norm of each term's gradient on the student, from the first images of the example."""
-        lesson = self.lessons.example()
-        lesson = lesson.rows(torch.arange(min(count, len(lesson.images)), device=self.device))
+        batch = self.batches.example()
+        batch = batch.rows(torch.arange(min(count, len(batch.images)), device=self.device))
         weights = [p for p in self.student.parameters() if p.requires_grad]
         norms: dict[str, float] = {}
         mode = self.student.training
@@ -323,13 +325,13 @@ class _Loop:
         self.objective.eval()
         with seeded(seed, "example"):
             for epoch in sorted({term.start for term in self.objective.terms}):
-                value, _ = self._value(lesson, epoch)
+                value, _ = self._value(batch, epoch)
                 norms |= {name: gradient_norm(term, weights) for name, term in value.terms.items()}
         self.student.train(mode)
         return norms
 
     def _adapt(self, seed: int) -> None:
-        example = self.lessons.example()
+        example = self.batches.example()
         if (problem := not_finite(example.ensemble)) is not None:
             raise RuntimeError(problem)
         mode = self.student.training
@@ -338,7 +340,7 @@ class _Loop:
             readings: dict[Kind, Tensor] = example.read(self.student, self.objective.reads)
         self.student.train(mode)
         self.objective.adapt(readings, example.ensemble, seed)
-        if min(self.lessons.batch_size, self.lessons.samples) == 1:
+        if min(self.batches.batch_size, self.batches.samples) == 1:
             self._check_losses(seed)
 
     def take_over(self, fitted: Mapping[str, Tensor]) -> None:
@@ -402,9 +404,9 @@ class _Reader(nn.Module):
         super().__init__()
         self.student = student
 
-    def forward(self, lesson: Lesson, kinds: tuple[Kind, ...]) -> dict[Kind, Tensor]:
+    def forward(self, batch: Batch, kinds: tuple[Kind, ...]) -> dict[Kind, Tensor]:
         """Kind -> tensor."""
-        return lesson.read(self.student, kinds)
+        return batch.read(self.student, kinds)
 
 
 def _on_cpu(module: nn.Module) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from fedkd.functional.precision import full, full_precision
 
 @full_precision
 def class_maps(maps: Tensor, weight: Tensor, size: int | None = None) -> Tensor:
-    """Evidence for each class at each place, (B, D, h, w) x (C, D) -> (B, C, size, size).
+    """FitContext for each class at each place, (B, D, h, w) x (C, D) -> (B, C, size, size).
 
     The classifier's weights are applied at every place; its bias is left out, so the mean over
     places is the logit less the bias. Pooling first is the same and cheaper, since both are

@@ -15,12 +15,12 @@ from fedkd.functional.precision import full_precision
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Bank, Ensemble, Rule, Teacher
 
-# Samples that `Evidence.batches` hands over at once.
+# Samples that `FitContext.batches` hands over at once.
 BATCH = 1024
 
 
 @dataclass(frozen=True)
-class Evidence:
+class FitContext:
     """What a rule may look at before it judges single samples.
 
     Attributes:
@@ -94,7 +94,7 @@ class Fusion(ABC):
             if name in cls.__dict__:
                 type.__setattr__(cls, name, full_precision(cls.__dict__[name]))
 
-    def fitted(self, evidence: Evidence) -> Self:
+    def fitted(self, evidence: FitContext) -> Self:
         """This rule made ready for a round; itself if it judges samples by themselves.
 
         Raises:
@@ -126,17 +126,17 @@ def merged(ensemble: Ensemble, combine: Combine) -> Ensemble:
         if kind.logits and isinstance(logits, Tensor):
             together = combine(torch.softmax(logits.float(), dim=-1), ensemble.weights)
             tensors[kind] = together.clamp(min=1e-12).log()[None]
-    return Ensemble((CROWD,), tensors, torch.ones_like(ensemble.weights[:1]))
+    return Ensemble((AGGREGATE,), tensors, torch.ones_like(ensemble.weights[:1]))
 
 
 # Whom a merged teacher stands for: nobody in particular.
-CROWD = Teacher(client=-1)
+AGGREGATE = Teacher(client=-1)
 
 AnyRule = TypeVar("AnyRule", bound=Rule)
 
 
 def fit_rules(
-    rules: Sequence[AnyRule], evidence: Evidence, memories: Sequence[Mapping[str, Tensor]] = ()
+    rules: Sequence[AnyRule], evidence: FitContext, memories: Sequence[Mapping[str, Tensor]] = ()
 ) -> list[AnyRule]:
     """Fit a chain, each rule to what those before it leave.
 

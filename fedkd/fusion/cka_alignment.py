@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedkd.functional.similarity import linear_cka
 from fedkd.fusion import FUSIONS
-from fedkd.fusion.base import Evidence, Fusion
+from fedkd.fusion.base import FitContext, Fusion
 from fedkd.knowledge.payload import Ensemble
 
 
@@ -40,7 +40,7 @@ class CKAAlignment(Fusion):
         self.needs_student = to == "student"
         self.scores: Tensor | None = None
 
-    def fitted(self, evidence: Evidence) -> Self:
+    def fitted(self, evidence: FitContext) -> Self:
         """CKA of every teacher over the whole transfer set."""
         logits = torch.cat([e.logits.float() for _, e in evidence.batches()], dim=1)
         teachers = range(len(logits))

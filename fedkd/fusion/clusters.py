@@ -12,7 +12,7 @@ from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor
 
 from fedkd.fusion import FUSIONS
-from fedkd.fusion.base import CROWD, Evidence, Fusion
+from fedkd.fusion.base import AGGREGATE, FitContext, Fusion
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Ensemble
 
@@ -37,7 +37,7 @@ class Clusters(Fusion):
         self.count = count
         self.groups: Tensor | None = None  # (M,)
 
-    def fitted(self, evidence: Evidence) -> Self:
+    def fitted(self, evidence: FitContext) -> Self:
         """Who belongs together."""
         total = 0.0 * torch.zeros(0)
         for _, ensemble in evidence.batches():
@@ -72,5 +72,5 @@ class Clusters(Fusion):
             if kind.logits and isinstance(logits, Tensor):
                 said = torch.softmax(logits.float(), dim=-1)
                 tensors[kind] = torch.einsum("gmb,mbc->gbc", inside, said).clamp(min=1e-12).log()
-        teachers = tuple(replace(CROWD, client=-1 - group) for group in range(count))
+        teachers = tuple(replace(AGGREGATE, client=-1 - group) for group in range(count))
         return Ensemble(teachers, tensors, say)

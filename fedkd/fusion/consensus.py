@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from fedkd.fusion import FUSIONS
-from fedkd.fusion.base import Evidence, Fusion
+from fedkd.fusion.base import FitContext, Fusion
 from fedkd.knowledge.payload import Ensemble
 
 # A teacher whose probabilities vary less than this over the transfer set says nothing about images.
 CONSTANT = 1e-6
 
 
-def agreement(evidence: Evidence) -> Tensor:
+def agreement(evidence: FitContext) -> Tensor:
     """Correlation of what each two teachers say over the images that both may judge, (M, M).
 
     `sum_c cov(p_ic, p_jc)` over the square roots of the same with themselves; an image counts as
@@ -72,7 +72,7 @@ class Consensus(Fusion):
         self.least = least
         self.heard: Tensor | None = None
 
-    def fitted(self, evidence: Evidence) -> Self:
+    def fitted(self, evidence: FitContext) -> Self:
         """Who is heard: all, if nobody stands above chance."""
         ready = copy(self)
         count = len(evidence.bank.teachers)

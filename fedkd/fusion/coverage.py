@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from fedkd.fusion import FUSIONS
-from fedkd.fusion.base import Evidence, Fusion
+from fedkd.fusion.base import FitContext, Fusion
 from fedkd.fusion.class_gated import gate
 from fedkd.knowledge.payload import Ensemble
 
@@ -41,7 +41,7 @@ class Coverage(Fusion):
         self.sharpness = sharpness
         self.counts: Tensor | None = None
 
-    def fitted(self, evidence: Evidence) -> Self:
+    def fitted(self, evidence: FitContext) -> Self:
         """Number of transfer images that each teacher takes for each class."""
         counts = torch.stack(
             [

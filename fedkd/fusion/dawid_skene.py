@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedkd.fusion import FUSIONS
-from fedkd.fusion.base import Evidence, Fusion
+from fedkd.fusion.base import FitContext, Fusion
 from fedkd.knowledge.payload import Ensemble
 
 
@@ -66,7 +66,7 @@ class DawidSkene(Fusion):
         self.confusion: Tensor | None = None  # log p(answer | class, teacher), (M, C, C)
         self.classes: Tensor | None = None  # log p(class), (C,)
 
-    def fitted(self, evidence: Evidence) -> Self:
+    def fitted(self, evidence: FitContext) -> Self:
         """Confusion matrices of this round."""
         ready = copy(self)
         ready.confusion = ready.classes = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedkd.fusion import FUSIONS
-from fedkd.fusion.base import Evidence, Fusion
+from fedkd.fusion.base import FitContext, Fusion
 from fedkd.fusion.sample_count import believed_sizes
 from fedkd.knowledge.kinds import Familiarity
 from fedkd.knowledge.payload import Ensemble
@@ -62,7 +62,7 @@ class DensityRatio(Fusion):
         self.limit = limit
         self.scale: Tensor | None = None
 
-    def fitted(self, evidence: Evidence) -> Self:
+    def fitted(self, evidence: FitContext) -> Self:
         """Ratios scaled to a mean of one over the transfer set, and sizes believed up to `cap`.
 
         A ratio of densities has mean one; so nobody gains by claiming to know everything.

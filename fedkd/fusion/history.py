@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from fedkd.fusion import FUSIONS
-from fedkd.fusion.base import Evidence, Fusion
+from fedkd.fusion.base import FitContext, Fusion
 from fedkd.fusion.geometric_median import nearest_to_all
 from fedkd.knowledge.payload import Ensemble
 
 
-def distances(evidence: Evidence) -> Tensor:
+def distances(evidence: FitContext) -> Tensor:
     """How far each teacher is from the others, (M,): mean total variation to a robust centre.
 
     Weighted by the teacher's say: where the rules before give it none it may be wrong.
@@ -54,8 +54,8 @@ class History(Fusion):
         self.known: dict[int, float] = {}
         self.trust: Tensor | None = None
 
-    def fitted(self, evidence: Evidence) -> Self:
-        """Trust after this round."""
+    def fitted(self, evidence: FitContext) -> Self:
+        """TeacherWeights after this round."""
         before: dict[int, float] = {}
         if evidence.memory:
             clients = evidence.memory["clients"].tolist()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.fusion import FUSIONS
-from fedkd.fusion.base import Evidence, Fusion
+from fedkd.fusion.base import FitContext, Fusion
 from fedkd.fusion.validation_accuracy import labelled
 from fedkd.knowledge.payload import Ensemble
 from fedkd.randomness import seeded
@@ -43,7 +43,7 @@ class LearnedGate(Fusion):
         self.lr = lr
         self.network: nn.Module | None = None
 
-    def fitted(self, evidence: Evidence) -> Self:
+    def fitted(self, evidence: FitContext) -> Self:
         """Train the gate. Raises `ValueError` without labelled images."""
         batches, labels = labelled(evidence, "learned_gate")
         probabilities = torch.cat(

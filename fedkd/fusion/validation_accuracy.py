@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from fedkd.fusion import FUSIONS
-from fedkd.fusion.base import Evidence, Fusion
+from fedkd.fusion.base import FitContext, Fusion
 from fedkd.knowledge.payload import Ensemble
 
 
-def labelled(evidence: Evidence, rule: str) -> tuple[list[Ensemble], Tensor]:
+def labelled(evidence: FitContext, rule: str) -> tuple[list[Ensemble], Tensor]:
     """Batches of labelled images and their classes: the server's own, or a labelled transfer set.
 
     Raises:
@@ -51,7 +51,7 @@ class ValidationAccuracy(Fusion):
         self.per_class = per_class
         self.scores: Tensor | None = None  # (M, C)
 
-    def fitted(self, evidence: Evidence) -> Self:
+    def fitted(self, evidence: FitContext) -> Self:
         """Accuracies. Raises `ValueError` without labelled images."""
         batches, labels = labelled(evidence, "validation_accuracy")
         logits = torch.cat([batch.logits for batch in batches], dim=1)

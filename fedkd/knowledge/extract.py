@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from fedkd.knowledge.kinds import Comparison, Fact, Kind, Reading
+from fedkd.knowledge.kinds import DataStatistic, Kind, Reading, TeacherStatistic
 from fedkd.models.network import Network
 from fedkd.models.taps import evaluating
 
@@ -54,7 +54,7 @@ def extract(
     kinds = tuple(kinds)
     device = network.mean.device
     parts: dict[Kind, list[Tensor]] = {
-        kind: [] for kind in kinds if kind.per_sample and not isinstance(kind, Comparison)
+        kind: [] for kind in kinds if kind.per_sample and not isinstance(kind, DataStatistic)
     }
     with evaluating(network):
         for start in range(0, len(images), batch_size) if parts else ():
@@ -64,13 +64,13 @@ def extract(
                 taken.append(_named(kind, kind.read, reading).float().cpu())
         told = {kind: torch.cat(taken) for kind, taken in parts.items()}
         for kind in kinds:
-            if isinstance(kind, Comparison):
+            if isinstance(kind, DataStatistic):
                 if own is None:
                     raise ValueError(
                         f"{kind} is computed from a client's own images; there are none"
                     )
                 told[kind] = kind.compare(images, own)
-            if isinstance(kind, Fact):
+            if isinstance(kind, TeacherStatistic):
                 told[kind] = _named(kind, kind.state, network, images, None).float().cpu()
     return told
 

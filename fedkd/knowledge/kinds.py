@@ -2,7 +2,7 @@
 
 A kind is a small frozen value used as the key of its tensor. Options are part of the key, and
 `str(kind)` is its name on the wire. Each docstring says what the kind discloses. Most kinds say
-something of every sample; a `Fact` says something of the teacher, once.
+something of every sample; a `TeacherStatistic` says something of the teacher, once.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Kind(ABC):
     """One kind of knowledge; subclasses are final.
 
     Attributes:
-        per_sample: Whether the first axis is the sample; else the kind is a `Fact`.
+        per_sample: Whether the first axis is the sample; else the kind is a `TeacherStatistic`.
         fusible: Whether fusion rules see it: the same small shape from every teacher.
         logits: Whether its last axis are logits, of which only differences mean anything.
     """
@@ -89,7 +89,7 @@ class Kind(ABC):
 
 
 @dataclass(frozen=True)
-class Fact(Kind, ABC):
+class TeacherStatistic(Kind, ABC):
     """Something that holds for a teacher and not for a sample; sent once per round."""
 
     per_sample: ClassVar[bool] = False
@@ -110,7 +110,7 @@ class Fact(Kind, ABC):
 
 
 @dataclass(frozen=True)
-class Comparison(Kind, ABC):
+class DataStatistic(Kind, ABC):
     """Something of each transfer image that a client finds by looking at its own images.
 
     Training its network privately does not protect it.
@@ -275,7 +275,7 @@ class SpectralNorms(Kind):
 
 
 @dataclass(frozen=True)
-class Familiarity(Comparison):
+class Familiarity(DataStatistic):
     """How much likelier the image is among the client's own images than in the transfer set, (B,).
 
     Discloses one number per transfer image about the client's images themselves: which public
@@ -298,7 +298,7 @@ class Familiarity(Comparison):
 
 
 @dataclass(frozen=True)
-class ClassCosts(Fact):
+class ClassCosts(TeacherStatistic):
     """How unlike the classes are to the teacher, (C, C): 0 on the diagonal, up to 2.
 
     Discloses the geometry of its classes.
@@ -332,7 +332,7 @@ class ClassCosts(Fact):
 
 
 @dataclass(frozen=True)
-class Classifier(Fact):
+class Classifier(TeacherStatistic):
     """Weights of the linear classifier and, in the last column, its bias, (C, D + 1).
 
     Discloses the classifier; with `Pooled` or `Stage` it gives the teacher's logits, also for

@@ -58,7 +58,7 @@ class Ensemble:
         tensors: Kind -> (M, B, ...), or M tensors where the teachers' networks differ in shape.
             A fact has no axis B.
         weights: Say of each teacher on each sample, (M, B); columns sum to one.
-        class_weights: Trust in each teacher's view of each class, (M, C) in [0, 1]; ones unless
+        class_weights: Weights of each teacher's view of each class, (M, C) in [0, 1]; ones unless
             a fusion rule knows better. Relation losses gate class-graph edges with it.
     """
 

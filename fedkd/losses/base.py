@@ -22,13 +22,13 @@ Tensors = Mapping[Kind, Tensor]
 
 
 @dataclass(frozen=True)
-class Trust:
+class TeacherWeights:
     """How far one teacher is trusted on one batch.
 
     Attributes:
         samples: Its weight on each sample, (B,), in [0, 1]; over all teachers the weights of a
             sample sum to one.
-        classes: Trust in its view of each class, (C,), in [0, 1]; None means full trust. Losses
+        classes: Weights of its view of each class, (C,), in [0, 1]; None means full weight. Losses
             over a class graph gate their edges with it.
     """
 
@@ -98,7 +98,11 @@ class DistillationLoss(Loss, ABC):
 
     @abstractmethod
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self,
+        student: Tensors,
+        teacher: Tensors,
+        targets: Tensor | None,
+        weights: TeacherWeights,
     ) -> Tensor:
         """Match `student` to one `teacher`.
 
@@ -106,12 +110,12 @@ class DistillationLoss(Loss, ABC):
             student: Kind -> tensor with gradient, first axis B.
             teacher: Kind -> detached tensor, first axis B (but for facts).
             targets: Class indices (B,), or None if `needs_targets` is False.
-            trust: This teacher's weights on samples and classes.
+            weights: This teacher's weights on samples and classes.
 
         Returns:
-            Per-sample losses (B,), which the objective weights by `trust.samples` and averages;
+            Per-sample losses (B,), which the objective weights by `weights.samples` and averages;
             or a scalar if the loss does not decompose over samples, which must then have
-            applied `trust` itself.
+            applied `weights` itself.
         """
 
 

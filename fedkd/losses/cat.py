@@ -12,7 +12,7 @@ from fedkd.functional.feature_statistics import averaged
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import ClassMaps, Kind
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.losses.inputs import check_batch, loss_function
 
 KeepRule = Literal["top", "above_nth", "below_nth_of_100"]
@@ -121,7 +121,11 @@ class CATLoss(DistillationLoss):
         return (ClassMaps(self.size),)
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self,
+        student: Tensors,
+        teacher: Tensors,
+        targets: Tensor | None,
+        weights: TeacherWeights,
     ) -> Tensor:
         """Losses (B,)."""
         return cat_loss(

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.losses.inputs import check_batch, class_numbers, loss_function
 
 # A target that is no class is refused or, on a GPU, stops the device, as in all other losses.
@@ -49,7 +49,11 @@ class CELoss(DistillationLoss):
         return (Logits(),)
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self,
+        student: Tensors,
+        teacher: Tensors,
+        targets: Tensor | None,
+        weights: TeacherWeights,
     ) -> Tensor:
         """Losses (B,)."""
         assert targets is not None

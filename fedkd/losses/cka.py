@@ -9,7 +9,7 @@ from torch import Tensor
 from fedkd.functional.similarity import linear_cka, rbf_cka, unbiased_cka
 from fedkd.knowledge.kinds import Pooled
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.losses.inputs import check_batch, loss_function
 
 Similarity = Literal["linear", "rbf", "unbiased"]
@@ -74,13 +74,17 @@ class CKALoss(DistillationLoss):
         self.sigma = sigma
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self,
+        student: Tensors,
+        teacher: Tensors,
+        targets: Tensor | None,
+        weights: TeacherWeights,
     ) -> Tensor:
-        """Scalar loss, `trust` applied."""
+        """Scalar loss, `weights` applied."""
         return cka_loss(
             student[Pooled()],
             teacher[Pooled()],
-            weights=trust.samples,
+            weights=weights.samples,
             similarity=self.similarity,
             sigma=self.sigma,
         )

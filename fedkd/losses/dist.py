@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fedkd.functional.analytic_grad import with_gradient
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.losses.inputs import check_batch, loss_function
 from fedkd.losses.kd import comparable
 
@@ -43,7 +43,7 @@ def dist_loss(
         teacher_logits: (B, C), detached.
         weights: This teacher's weight on each sample, (B,); ones if None. Classes are correlated
             over samples so weighted, and count the weights' mean.
-        class_weights: Trust in the teacher's view of each class, (C,); ones if None.
+        class_weights: Weights of the teacher's view of each class, (C,); ones if None.
         beta: As in `DISTLoss`, like all that follow.
         gamma: See there.
         temperature: See there.
@@ -124,14 +124,18 @@ class DISTLoss(DistillationLoss):
         self.eps = eps
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self,
+        student: Tensors,
+        teacher: Tensors,
+        targets: Tensor | None,
+        weights: TeacherWeights,
     ) -> Tensor:
-        """Scalar loss, `trust` applied."""
+        """Scalar loss, `weights` applied."""
         return dist_loss(
             student[Logits()],
             teacher[Logits()],
-            weights=trust.samples,
-            class_weights=trust.classes,
+            weights=weights.samples,
+            class_weights=weights.classes,
             beta=self.beta,
             gamma=self.gamma,
             temperature=self.temperature,
@@ -177,12 +181,12 @@ class _Problem:
             columns = both - means
         else:
             weights = self.weights.to(both.dtype)
-            trust = weights.mean()
-            metric = torch.where(trust > 0, weights / trust, 1)[:, None]
+            mean_weight = weights.mean()
+            metric = torch.where(mean_weight > 0, weights / mean_weight, 1)[:, None]
             root = metric.sqrt()
             means = (metric * both).mean(dim=1, keepdim=True)
             columns = (both - means).mul_(root)
-            row_share, column_share = row_share * weights[:, None], column_share * trust
+            row_share, column_share = row_share * weights[:, None], column_share * mean_weight
         if self.class_weights is not None:
             column_share = column_share * self.class_weights.to(both.dtype)
         rows = self._distance(both - 1 / classes, 2, row_share, classes**-0.5)
@@ -205,12 +209,12 @@ class _Problem:
         size, classes = student.shape
         p, q = (F.softmax(z.to(wide) / self.temperature, dim=1) for z in (student, teacher))
         rows = 1 - self._correlation(p - 1 / classes, q - 1 / classes, 1, classes**-0.5)
-        trust = rows.new_ones(())
+        mean_weight = rows.new_ones(())
         metric = weights = rows.new_ones(size)
         if self.weights is not None:
             weights = self.weights.to(wide)
-            trust = weights.mean()
-            metric = torch.where(trust > 0, weights / trust, 1)
+            mean_weight = weights.mean()
+            metric = torch.where(mean_weight > 0, weights / mean_weight, 1)
         means = [(metric[:, None] * z).mean(dim=0) for z in (p, q)]
         root = metric.sqrt()[:, None]
         columns = 1 - self._correlation(
@@ -218,7 +222,7 @@ class _Problem:
         )
         gate = 1 if self.class_weights is None else self.class_weights.to(wide)
         inter, intra = self.inter * (weights * rows).mean(), self.intra * (gate * columns).mean()
-        return (inter + trust * intra).to(student.dtype)
+        return (inter + mean_weight * intra).to(student.dtype)
 
     def _correlation(
         self, x: Tensor, y: Tensor, dim: int, size: Tensor | float, other: Tensor | None = None

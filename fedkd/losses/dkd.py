@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from fedkd.functional.analytic_grad import with_gradient
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.losses.inputs import check_batch, class_numbers, loss_function
 from fedkd.losses.kd import comparable, divergence, floored, paired, standardised
 
@@ -84,7 +84,11 @@ class DKDLoss(DistillationLoss):
         self.standardise = standardise
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self,
+        student: Tensors,
+        teacher: Tensors,
+        targets: Tensor | None,
+        weights: TeacherWeights,
     ) -> Tensor:
         """Losses (B,)."""
         assert targets is not None

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Kind, Stage
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.losses.inputs import check_batch, loss_function
 from fedkd.models.projectors import regressor
 
@@ -98,7 +98,11 @@ class FitNetLoss(DistillationLoss):
         return ready
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self,
+        student: Tensors,
+        teacher: Tensors,
+        targets: Tensor | None,
+        weights: TeacherWeights,
     ) -> Tensor:
         """Losses (B,)."""
         assert self.regressor is not None, "adapt it to student and teacher first"

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Kind, Logits, Pooled, Stage
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.losses.ce import ce_loss
 from fedkd.losses.inputs import check_batch, class_numbers, loss_function
 from fedkd.losses.kd import divergence, kl_to_teacher
@@ -237,7 +237,11 @@ class HCDLoss(DistillationLoss):
         return ready
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self,
+        student: Tensors,
+        teacher: Tensors,
+        targets: Tensor | None,
+        weights: TeacherWeights,
     ) -> Tensor:
         """Losses (B,)."""
         assert targets is not None

@@ -69,7 +69,7 @@ def check_batch(
         student: Of the student, (B, ...).
         teachers: Of a teacher, (B, ...) each; None is passed over.
         weights: The teacher's weight on each sample, (B,).
-        class_weights: Trust in each class, (C,).
+        class_weights: TeacherWeights in each class, (C,).
         classes: C, if the student's are logits: softmax of a single one is 1, whatever it is.
         together: The teachers' have an axis of M teachers in front, (M, B, ...), and the weights
             are (M, B).

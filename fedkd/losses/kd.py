@@ -13,7 +13,7 @@ from fedkd.functional.analytic_grad import through, transformed, with_gradient
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.losses.inputs import check_batch, loss_function
 
 
@@ -128,7 +128,11 @@ class KDLoss(DistillationLoss):
         self.standardise = standardise
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self,
+        student: Tensors,
+        teacher: Tensors,
+        targets: Tensor | None,
+        weights: TeacherWeights,
     ) -> Tensor:
         """Losses (B,)."""
         return kd_loss(

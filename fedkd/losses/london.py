@@ -11,7 +11,7 @@ from fedkd.functional.feature_statistics import spectral_norms
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Kind, SpectralNorms, Stage
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.losses.inputs import check_batch, loss_function
 
 
@@ -92,7 +92,11 @@ class LONDONLoss(DistillationLoss):
         return tuple(Stage(index) for index in range(-self.stages, 0))
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self,
+        student: Tensors,
+        teacher: Tensors,
+        targets: Tensor | None,
+        weights: TeacherWeights,
     ) -> Tensor:
         """Losses (B,)."""
         if self.gradient == "exact":

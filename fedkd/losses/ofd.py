@@ -14,7 +14,7 @@ from fedkd.functional.feature_statistics import averaged
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Kind, Stage
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.losses.inputs import check_batch, loss_function
 
 
@@ -124,7 +124,11 @@ class OFDLoss(DistillationLoss):
         return ready
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self,
+        student: Tensors,
+        teacher: Tensors,
+        targets: Tensor | None,
+        weights: TeacherWeights,
     ) -> Tensor:
         """Losses (B,)."""
         assert len(self.connectors) == len(self.needs), "adapt it to student and teacher first"

@@ -23,7 +23,7 @@ from fedkd.functional.relations.general import (
 )
 from fedkd.knowledge.kinds import Kind, Logits, Pooled, VirtualLogits
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.losses.inputs import check_batch, loss_function
 from fedkd.losses.kd import standardised
 
@@ -66,7 +66,7 @@ def relation_loss(
         weights: This teacher's weight on each sample, (B,); ones if None. A relation of samples
             counts the geometric mean of their weights; for relations of classes the weights are
             a metric on the sample axis, and the loss is multiplied by their mean.
-        class_weights: Trust in the teacher's view of each class, (C,); ones if None. A relation
+        class_weights: Weights of the teacher's view of each class, (C,); ones if None. A relation
             of classes counts the geometric mean of theirs.
         vertices: As in `RelationLoss`, like all that follow.
         space: See there.
@@ -108,14 +108,16 @@ def relation_loss(
     w = x.new_ones(size) if weights is None else weights.detach().to(x.dtype)
     w = w.repeat(len(x) // size)
     # What a constant vector looks like; it is not ones where coordinates are weighted.
-    constant, trust, scale = x.new_ones(x.shape[1]), w, x.new_ones(())
+    constant, class_trust, scale = x.new_ones(x.shape[1]), w, x.new_ones(())
     if vertices.startswith("classes"):
         scale = w.mean()
         constant = torch.where(scale > 0, w / scale, 1).sqrt()
         x, y = (x * constant[:, None]).T, (y * constant[:, None]).T
-        trust = x.new_ones(len(x)) if class_weights is None else class_weights.detach().to(x.dtype)
+        class_trust = (
+            x.new_ones(len(x)) if class_weights is None else class_weights.detach().to(x.dtype)
+        )
     graph = Relations(relation, normalisation, len(x) // 2 if edges != "all" else 0, eps)
-    share = graph.share(trust)
+    share = graph.share(class_trust)
     apart = differences(graph.between(x, share), graph.between(y, share), distance, delta, constant)
     if apart.ndim > share.ndim:
         apart = apart.sum(dim=-1)
@@ -197,16 +199,20 @@ class RelationLoss(DistillationLoss):
         self.reduction: Reduction = reduction
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self,
+        student: Tensors,
+        teacher: Tensors,
+        targets: Tensor | None,
+        weights: TeacherWeights,
     ) -> Tensor:
-        """Scalar loss, `trust` applied."""
+        """Scalar loss, `weights` applied."""
         kind, *virtual = self.needs
         return relation_loss(
             student[kind],
             teacher[kind],
             *(side[view] for view in virtual for side in (student, teacher)),
-            weights=trust.samples,
-            class_weights=trust.classes,
+            weights=weights.samples,
+            class_weights=weights.classes,
             vertices=self.vertices,
             space=self.space,
             temperature=self.temperature,

@@ -12,7 +12,7 @@ from fedkd.functional.analytic_grad import with_gradient
 from fedkd.functional.relations.general import cosines, squares
 from fedkd.knowledge.kinds import Kind, Logits, Pooled
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.losses.inputs import check_batch, loss_function
 from fedkd.losses.kd import comparable
 
@@ -165,14 +165,18 @@ class RKDLoss(DistillationLoss):
         self.needs = (Pooled(),) if space == "features" else (Logits(),)
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self,
+        student: Tensors,
+        teacher: Tensors,
+        targets: Tensor | None,
+        weights: TeacherWeights,
     ) -> Tensor:
-        """Scalar loss, `trust` applied."""
+        """Scalar loss, `weights` applied."""
         (kind,) = self.needs
         return rkd_loss(
             student[kind],
             teacher[kind],
-            weights=trust.samples,
+            weights=weights.samples,
             distance_weight=self.distance_weight,
             angle_weight=self.angle_weight,
             squared=self.squared,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fedkd.functional.analytic_grad import with_gradient
 from fedkd.knowledge.kinds import Kind, Pooled, Stage
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.losses.inputs import check_batch, loss_function
 from fedkd.losses.kd import comparable
 
@@ -80,11 +80,15 @@ class SPLoss(DistillationLoss):
         self.needs = (Stage(-1),) if space == "map" else (Pooled(),)
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self,
+        student: Tensors,
+        teacher: Tensors,
+        targets: Tensor | None,
+        weights: TeacherWeights,
     ) -> Tensor:
-        """Scalar loss, `trust` applied."""
+        """Scalar loss, `weights` applied."""
         (kind,) = self.needs
-        return sp_loss(student[kind], teacher[kind], weights=trust.samples)
+        return sp_loss(student[kind], teacher[kind], weights=weights.samples)
 
 
 def _metric(root: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from fedkd.functional.relations import (
 )
 from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.losses.inputs import check_batch, loss_function
 from fedkd.losses.kd import comparable, paired, standardised
 
@@ -51,7 +51,7 @@ def vrm_loss(
         teacher_real: The teacher's, detached.
         teacher_virtual: The teacher's, detached.
         weights: This teacher's weight on each sample, (B,); ones if None.
-        class_weights: Trust in the teacher's view of each class, (C,); ones if None.
+        class_weights: Weights of the teacher's view of each class, (C,); ones if None.
         sample_weight: As in `VRMLoss`, like all that follow.
         class_weight: See there.
         standardise: See there.
@@ -183,17 +183,21 @@ class VRMLoss(DistillationLoss):
         self.reduction: Reduction = reduction
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self,
+        student: Tensors,
+        teacher: Tensors,
+        targets: Tensor | None,
+        weights: TeacherWeights,
     ) -> Tensor:
-        """Scalar loss, `trust` applied."""
+        """Scalar loss, `weights` applied."""
         virtual = VirtualLogits(0)
         return vrm_loss(
             student[Logits()],
             student.get(virtual),
             teacher[Logits()],
             teacher.get(virtual),
-            weights=trust.samples,
-            class_weights=trust.classes,
+            weights=weights.samples,
+            class_weights=weights.classes,
             sample_weight=self.sample_weight,
             class_weight=self.class_weight,
             standardise=self.standardise,

@@ -12,7 +12,7 @@ from fedkd.functional.optimal_transport import bures_distance
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import FeatureMoments, FeatureStatistics, Kind, Stage
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.losses.inputs import check_batch, loss_function
 from fedkd.models.projectors import bottleneck, regressor
 
@@ -131,7 +131,11 @@ class WKDFeatureLoss(DistillationLoss):
         return ready
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self,
+        student: Tensors,
+        teacher: Tensors,
+        targets: Tensor | None,
+        weights: TeacherWeights,
     ) -> Tensor:
         """Losses (B,)."""
         assert self.projection is not None, "adapt it to student and teacher first"

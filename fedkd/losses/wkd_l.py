@@ -13,7 +13,7 @@ from fedkd.functional.precision import full
 from fedkd.functional.similarity import sharpened
 from fedkd.knowledge.kinds import ClassCosts, Kind, Logits
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.losses.inputs import check_batch, class_numbers, loss_function
 
 
@@ -145,7 +145,11 @@ class WKDLogitLoss(DistillationLoss):
         self.cost = cost
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self,
+        student: Tensors,
+        teacher: Tensors,
+        targets: Tensor | None,
+        weights: TeacherWeights,
     ) -> Tensor:
         """Losses (B,)."""
         return wkd_l_loss(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fedkd.config import ConfigError, Experiment
 from fedkd.fusion.base import Fusion
-from fedkd.knowledge.kinds import Comparison, Kind
+from fedkd.knowledge.kinds import DataStatistic, Kind
 
 
 def check_leaks(experiment: Experiment, rules: Sequence[Fusion], kinds: Sequence[Kind]) -> None:
@@ -31,7 +31,7 @@ def check_leaks(experiment: Experiment, rules: Sequence[Fusion], kinds: Sequence
                 "entropy, coverage, consensus)"
             )
     for kind in kinds:
-        if isinstance(kind, Comparison):
+        if isinstance(kind, DataStatistic):
             raise ConfigError(
                 f"fusion: {kind} is computed from the clients' images themselves, which training "
                 "privately does not protect; with teachers.privacy take another rule"

@@ -5,16 +5,16 @@ where the two ends live.
 """
 
 from fedkd.rounds.client import Client
-from fedkd.rounds.context import Workspace, workspace, workspace_of
+from fedkd.rounds.context import ExperimentContext, workspace, workspace_of
 from fedkd.rounds.progress import Notify, Stopwatch, silent, threads
 from fedkd.rounds.server import Server
 
 __all__ = [
     "Client",
+    "ExperimentContext",
     "Notify",
     "Server",
     "Stopwatch",
-    "Workspace",
     "silent",
     "threads",
     "workspace",

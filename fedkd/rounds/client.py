@@ -31,7 +31,7 @@ from fedkd.privacy.ledger import Account, BudgetSpent, Ledger, LedgerBroken
 from fedkd.privacy.plan import Plan
 from fedkd.privacy.policy import Limits, Policy, PolicyRefused
 from fedkd.randomness import stream_seed
-from fedkd.rounds.context import VALIDATION, Workspace
+from fedkd.rounds.context import VALIDATION, ExperimentContext
 from fedkd.runs.directory import load_state, network_hash, save_state
 from fedkd.training.evaluation import predict
 from fedkd.training.supervised import Fit, align, fit
@@ -56,7 +56,7 @@ class Client:
 
     def __init__(
         self,
-        workspace: Workspace,
+        workspace: ExperimentContext,
         number: int,
         run: str,
         folder: Path,

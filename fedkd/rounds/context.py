@@ -23,10 +23,10 @@ from fedkd.build import (
 )
 from fedkd.config import Component, ConfigError, Experiment, make_experiment, parse_yaml
 from fedkd.data.images import class_map
-from fedkd.data.local_shard import Own
+from fedkd.data.local_shard import LocalShard
 from fedkd.data.splits import FederatedData
 from fedkd.data.views import virtual_view
-from fedkd.distillation.batches import SharedLessons
+from fedkd.distillation.batches import TransferBatches
 from fedkd.distillation.objective import Objective
 from fedkd.distillation.trainer import rehearse
 from fedkd.knowledge.extract import Unreadable, extract, shapes
@@ -47,11 +47,11 @@ from fedkd.training.batches import check_batch_size
 VALIDATION = "validation:"
 
 
-class Workspace:
+class ExperimentContext:
     """What both ends derive from the config alone: split, orders, virtual views."""
 
     def __init__(
-        self, experiment: Experiment, root: str | Path | None = None, own: Own | None = None
+        self, experiment: Experiment, root: str | Path | None = None, own: LocalShard | None = None
     ) -> None:
         self.experiment = experiment
         #: Where relative data paths start.
@@ -239,7 +239,7 @@ def _rehearse(experiment: Experiment, data: FederatedData, objective: Objective)
         for number, model in enumerate(experiment.teachers.models)
     ]
     fused = fuse(Bank.of(knowledge), [], labels=images.labels)
-    lessons = SharedLessons(
+    batches = TransferBatches(
         images.images,
         fused,
         views=lambda _number: images.images.flip(3),
@@ -247,24 +247,28 @@ def _rehearse(experiment: Experiment, data: FederatedData, objective: Objective)
     )
     student = build_network(experiment, experiment.student.model, data, "shapes", "student")
     try:
-        rehearse(student, lessons, objective)
+        rehearse(student, batches, objective)
     except ValueError as error:
         where = "distillation." if str(error).startswith("batch_size") else "data.transfer."
         raise ConfigError(f"{where}{error}") from None
 
 
-def workspace(config: str, root: str | None = None, own: Own | None = None) -> Workspace:
+def workspace(
+    config: str, root: str | None = None, own: LocalShard | None = None
+) -> ExperimentContext:
     """The workspace of a config (`to_json`), kept: a process answers many messages."""
     return _kept(config, root, own, str(Path.cwd()), os.environ.get("FEDKD_DATA"))
 
 
 @lru_cache(maxsize=2)
-def _kept(config: str, root: str | None, own: Own | None, *_where: str | None) -> Workspace:
+def _kept(
+    config: str, root: str | None, own: LocalShard | None, *_where: str | None
+) -> ExperimentContext:
     """Relative paths start from `_where` it may be: another folder, other images."""
-    return Workspace(make_experiment(parse_yaml(config, "the run's config")), root, own)
+    return ExperimentContext(make_experiment(parse_yaml(config, "the run's config")), root, own)
 
 
-def workspace_of(run: RunDirectory, experiment: Experiment | None = None) -> Workspace:
+def workspace_of(run: RunDirectory, experiment: Experiment | None = None) -> ExperimentContext:
     """The workspace of a run that may have been made elsewhere, with the images it was made with.
 
     Args:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fedkd.build import build_network, device_of
 from fedkd.distillation.assistants import with_assistant, with_memory
-from fedkd.distillation.batches import SharedLessons
+from fedkd.distillation.batches import TransferBatches
 from fedkd.distillation.trainer import EpochRecord, Snapshot, distill
-from fedkd.fusion.base import Evidence, Fusion, fit_rules
+from fedkd.fusion.base import FitContext, Fusion, fit_rules
 from fedkd.io.records import Damaged
 from fedkd.knowledge.extract import extract
 from fedkd.knowledge.kinds import Logits
@@ -26,7 +26,7 @@ from fedkd.privacy.noise import SecureGenerator
 from fedkd.privacy.release.base import Release, Released
 from fedkd.privacy.release.gaussian import epsilon_of
 from fedkd.randomness import stream, stream_seed
-from fedkd.rounds.context import VALIDATION, Workspace
+from fedkd.rounds.context import VALIDATION, ExperimentContext
 from fedkd.rounds.progress import Notify, silent
 from fedkd.runs.directory import RunDirectory, load_state, network_hash, save_state
 from fedkd.runs.signature import Signature, keep_signature
@@ -49,7 +49,9 @@ class Server:
         notify: Hears of progress.
     """
 
-    def __init__(self, workspace: Workspace, run: RunDirectory, notify: Notify = silent) -> None:
+    def __init__(
+        self, workspace: ExperimentContext, run: RunDirectory, notify: Notify = silent
+    ) -> None:
         self.workspace = workspace
         self.experiment = workspace.experiment
         self.run = run
@@ -176,7 +178,7 @@ class Server:
             return self._release(round_number, self.workspace.release, bank, evidence.labels)
         return fuse(bank, self._rules, labels=evidence.labels, store=store.allocate)
 
-    def _evidence(self, round_number: int, bank: Bank) -> Evidence:
+    def _evidence(self, round_number: int, bank: Bank) -> FitContext:
         """What the fusion rules may look at, of the teachers in `bank`."""
         transfer = self.workspace.data.transfer
         looks = any(rule.needs_student for rule in self.workspace.fusion)
@@ -186,7 +188,7 @@ class Server:
             if checks.clients():
                 clients = {teacher.client for teacher in bank.teachers}
                 validation = checks.bank(self.workspace.prediction_kinds).only(clients)
-        return Evidence(
+        return FitContext(
             bank,
             labels=transfer.images.labels if transfer.labelled else None,
             validation=validation,
@@ -297,7 +299,7 @@ class Server:
 
         seed = stream_seed(self.experiment.seed, *names, round_number)
         images, views = self._shown(round_number, fused)
-        lessons = SharedLessons(
+        batches = TransferBatches(
             images,
             fused,
             views=views,
@@ -308,7 +310,7 @@ class Server:
         )
         history, learner.learnt = distill(
             learner.network,
-            lessons,
+            batches,
             self.workspace.objective,
             epochs=options.epochs,
             optimizer=options.optimizer,

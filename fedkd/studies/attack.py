@@ -32,7 +32,7 @@ from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.knowledge.store import write_atomically
 from fedkd.knowledge.wire import Refused
 from fedkd.randomness import stream, stream_seed
-from fedkd.rounds import Client, Notify, Server, Workspace, silent, threads
+from fedkd.rounds import Client, ExperimentContext, Notify, Server, silent, threads
 from fedkd.runs.directory import RunDirectory, network_hash, write_json
 from fedkd.runs.signature import keep_images
 
@@ -110,7 +110,7 @@ class Answers:
     Asked for all that any rule of the study needs; kept on disk, a file per client and round.
     """
 
-    def __init__(self, folder: Path, workspace: Workspace) -> None:
+    def __init__(self, folder: Path, workspace: ExperimentContext) -> None:
         self.folder = folder
         self.workspace = workspace
 
@@ -143,7 +143,7 @@ class Answers:
         return self.folder / kind / f"client-{client:04d}" / f"answer-{round_number:04d}.npz"
 
 
-def _mislabelled(workspace: Workspace) -> Workspace:
+def _mislabelled(workspace: ExperimentContext) -> ExperimentContext:
     """The same clients, each class called by the name of the next."""
     source = workspace.data.source
     assert source.labels is not None
@@ -166,7 +166,7 @@ def _run_seed(
     asked = {"honest": tuple(range(experiment.clients))}
     if any(threat.name == MISLABELLED for threat in threats.values()):
         asked["mislabelled"] = attackers
-    union = Workspace(experiment.model_copy(update={"fusion": rules}))
+    union = ExperimentContext(experiment.model_copy(update={"fusion": rules}))
     data = union.data
     keep_images(folder, f"seed {seed}", transfer=data.transfer.images, test=data.test)
     answers = Answers(folder / "teachers" / f"seed{seed}", union)
@@ -177,7 +177,9 @@ def _run_seed(
     finished = len(list(folder.glob("cells/*/*/*.json")))
     for done, cell in enumerate(missing, start=finished + 1):
         if cell.rule != current:
-            workspace = Workspace(experiment.model_copy(update={"fusion": chains[cell.rule]}))
+            workspace = ExperimentContext(
+                experiment.model_copy(update={"fusion": chains[cell.rule]})
+            )
             current, twins = cell.rule, {}
         place = _place(study, folder, cell)
         attack = threats.get(cell.threat)
@@ -195,7 +197,7 @@ def _run_seed(
 
 
 def _student(
-    workspace: Workspace,
+    workspace: ExperimentContext,
     answers: Answers,
     attackers: tuple[int, ...],
     attack: Component | None,
@@ -315,7 +317,7 @@ def _student_says(server: Server, number: int) -> dict[str, np.ndarray] | None:
 
 
 def _as_ordered(
-    payload: Payload, workspace: Workspace, run: str
+    payload: Payload, workspace: ExperimentContext, run: str
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The message less what this rule would not have asked for, addressed to this run."""
     names = {str(kind) for kind in workspace.kinds}

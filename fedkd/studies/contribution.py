@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from fedkd.config import ConfigError
-from fedkd.fusion.base import Evidence, fit_rules
+from fedkd.fusion.base import FitContext, fit_rules
 from fedkd.knowledge.payload import Bank, fuse
 from fedkd.randomness import stream, stream_seed
 from fedkd.reporting import figures, page
-from fedkd.rounds import Notify, Workspace, silent
+from fedkd.rounds import ExperimentContext, Notify, silent
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.export import load_student
 from fedkd.studies.unlearning import distil_again, finished_rounds, prepare
@@ -123,7 +123,7 @@ def sampled_shapley(
 
 
 def ensemble_game(
-    run: RunDirectory, workspace: Workspace, round_number: int
+    run: RunDirectory, workspace: ExperimentContext, round_number: int
 ) -> tuple[list[int], Value]:
     """Clients who answered, and the worth of each coalition of them.
 
@@ -172,7 +172,7 @@ def ensemble_game(
                 seen[coalition] = guess
             else:
                 names = {clients[member] for member in coalition}
-                evidence = Evidence(_some(transfer, names), labels=known, student=said, seed=seed)
+                evidence = FitContext(_some(transfer, names), labels=known, student=said, seed=seed)
                 rules = fit_rules(workspace.fusion, evidence)
                 seen[coalition] = measure(fuse(_some(test, names), rules).probabilities)
         return seen[coalition]
@@ -182,7 +182,7 @@ def ensemble_game(
 
 def contribution(
     run: RunDirectory,
-    workspace: Workspace,
+    workspace: ExperimentContext,
     *,
     all_rounds: bool = False,
     permutations: int = 200,
@@ -221,7 +221,7 @@ def contribution(
 
 
 def leave_one_out_students(
-    run: RunDirectory, workspace: Workspace, notify: Notify = silent
+    run: RunDirectory, workspace: ExperimentContext, notify: Notify = silent
 ) -> dict[str, Any]:
     """The student distilled anew without each client in turn, all rounds; added to the JSON.
 
@@ -331,7 +331,7 @@ def carried(facts: dict[str, Any], client: int | str, most: int = 3) -> list[str
 
 
 def _round(
-    run: RunDirectory, workspace: Workspace, number: int, permutations: int, notify: Notify
+    run: RunDirectory, workspace: ExperimentContext, number: int, permutations: int, notify: Notify
 ) -> dict[str, Any]:
     clients, value = ensemble_game(run, workspace, number)
     members = len(clients)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from fedkd.config import ConfigError
 from fedkd.io.records import SHAPES, read_json
 from fedkd.knowledge.kinds import Logits
-from fedkd.rounds import Notify, Server, Workspace, silent, threads
+from fedkd.rounds import ExperimentContext, Notify, Server, silent, threads
 from fedkd.runs.directory import RunDirectory, Session, network_hash
 from fedkd.runs.export import load_student
 from fedkd.runs.signature import keep_signature, read_signature
@@ -100,7 +100,9 @@ def prepare(
     return new
 
 
-def distil_again(run: RunDirectory, workspace: Workspace, notify: Notify = silent) -> Server:
+def distil_again(
+    run: RunDirectory, workspace: ExperimentContext, notify: Notify = silent
+) -> Server:
     """Every round of `run` from the knowledge it holds, as a run does it; goes on where it ended.
 
     Args:
@@ -122,7 +124,7 @@ def distil_again(run: RunDirectory, workspace: Workspace, notify: Notify = silen
 def continue_without(
     run: RunDirectory,
     without: Collection[int],
-    workspace: Workspace,
+    workspace: ExperimentContext,
     notify: Notify = silent,
     parent: Path | None = None,
 ) -> Server:
@@ -207,7 +209,7 @@ def evidence(
 
 def _opinions(
     run: RunDirectory,
-    workspace: Workspace,
+    workspace: ExperimentContext,
     client: int,
     without: Collection[int],
     students: dict[str, Tensor],

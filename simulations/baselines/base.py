@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 
 
 @dataclass(frozen=True)
@@ -74,5 +74,5 @@ class Baseline(ABC):
     has_student: bool = True
 
     @abstractmethod
-    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds; `on_round` hears of each as it ends."""

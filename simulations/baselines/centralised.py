@@ -6,20 +6,20 @@ import torch
 
 from fedkd.data.images import ImageSet
 from fedkd.randomness import stream_seed
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from fedkd.training.supervised import fit
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
-from simulations.baselines.loop import Journal, fresh_student, model
+from simulations.baselines.loop import RoundLog, fresh_student, model
 
 
 @BASELINES.register("centralised")
 class Centralised(Baseline):
     """The student's network on all private images in one place, for as many epochs as a client."""
 
-    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds."""
-        journal = Journal(workspace, on_round)
+        journal = RoundLog(workspace, on_round)
         experiment, data = workspace.experiment, workspace.data
         shards = [data.shard(client) for client in range(experiment.clients)]
         labels = torch.cat([shard.labels for shard in shards if shard.labels is not None])

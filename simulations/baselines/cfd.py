@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 
 from fedkd.models.network import Network
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from fedkd.training.evaluation import predict
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.fedavg import at_least_one
 from simulations.baselines.loop import (
-    Journal,
+    RoundLog,
     digest,
+    distill_server,
     fresh_student,
     fresh_teachers,
+    local_round,
     log_of,
     model,
     one_hot,
-    teach_student,
-    visit,
 )
-from simulations.baselines.traffic import Arrays, Mail
+from simulations.baselines.traffic import Arrays, MessageMeter
 
 
 @BASELINES.register("cfd")
@@ -44,9 +44,9 @@ class CFD(Baseline):
     def __init__(self, *, digest_epochs: int | None = None) -> None:
         self.digest_epochs = at_least_one("cfd", "digest_epochs", digest_epochs)
 
-    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds."""
-        journal = Journal(workspace, on_round)
+        journal = RoundLog(workspace, on_round)
         networks, student = fresh_teachers(workspace), fresh_student(workspace)
         images = workspace.data.transfer.images.images
         classes = len(workspace.data.classes)
@@ -65,14 +65,14 @@ class CFD(Baseline):
             return {"labels": coded(_winners(network, images), said[client], classes)}
 
         for number in range(1, workspace.experiment.rounds + 1):
-            mail = Mail(number)
-            answers = visit(workspace, networks, mail, [news] * len(networks), learn, say)
+            mail = MessageMeter(number)
+            answers = local_round(workspace, networks, mail, [news] * len(networks), learn, say)
             said[:] = [
                 decoded(answer["labels"].numpy(), before, classes)
                 for answer, before in zip(answers, said, strict=True)
             ]
             hard = [one_hot(torch.from_numpy(labels), classes) for labels in said]
-            teach_student(workspace, student, log_of(torch.stack(hard).mean(dim=0)), number)
+            distill_server(workspace, student, log_of(torch.stack(hard).mean(dim=0)), number)
             told = _winners(student, images)
             news = {"labels": coded(told, server_before, classes)}
             server_before = told

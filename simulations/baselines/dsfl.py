@@ -8,22 +8,22 @@ import torch
 from torch import Tensor
 
 from fedkd.models.network import Network
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from fedkd.training.evaluation import predict
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.fedavg import at_least_one
 from simulations.baselines.loop import (
-    Journal,
+    RoundLog,
     digest,
+    distill_server,
     fresh_student,
     fresh_teachers,
+    local_round,
     log_of,
     model,
-    teach_student,
-    visit,
 )
-from simulations.baselines.traffic import Arrays, Mail
+from simulations.baselines.traffic import Arrays, MessageMeter
 
 
 @BASELINES.register("dsfl")
@@ -55,9 +55,9 @@ class DSFL(Baseline):
         self.temperature = temperature
         self.digest_epochs = at_least_one("dsfl", "digest_epochs", digest_epochs)
 
-    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds."""
-        journal = Journal(workspace, on_round)
+        journal = RoundLog(workspace, on_round)
         networks, student = fresh_teachers(workspace), fresh_student(workspace)
         images = workspace.data.transfer.images.images
         shared: Arrays | None = None
@@ -70,14 +70,14 @@ class DSFL(Baseline):
             return {"probabilities": predict(network, images).softmax(dim=1).numpy()}
 
         for number in range(1, workspace.experiment.rounds + 1):
-            mail = Mail(number)
+            mail = MessageMeter(number)
             news = [shared] * len(networks)
-            answers = visit(workspace, networks, mail, news, learn, say)
+            answers = local_round(workspace, networks, mail, news, learn, say)
             together = torch.stack([answer["probabilities"] for answer in answers]).mean(dim=0)
             if self.aggregation == "era":
                 together = sharpened(together, self.temperature)
             shared = {"probabilities": together.numpy()}
-            teach_student(workspace, student, log_of(together), number)
+            distill_server(workspace, student, log_of(together), number)
             journal.end_round([model(student)], mail)
         return journal.outcome([model(student)], uses_transfer=True)
 

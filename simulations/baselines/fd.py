@@ -12,13 +12,13 @@ from fedkd.data.images import ImageSet
 from fedkd.losses.kd import kd_loss
 from fedkd.models.network import Network
 from fedkd.randomness import stream_seed
-from fedkd.rounds import Workspace, threads
+from fedkd.rounds import ExperimentContext, threads
 from fedkd.training.evaluation import predict
 from fedkd.training.supervised import TEACHER, fit_towards
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
-from simulations.baselines.loop import Journal, fresh_teachers, model, tensors
-from simulations.baselines.traffic import Mail, read
+from simulations.baselines.loop import RoundLog, fresh_teachers, model, tensors
+from simulations.baselines.traffic import MessageMeter, read
 
 
 @BASELINES.register("fd")
@@ -42,9 +42,9 @@ class FD(Baseline):
             raise ValueError(f"baseline 'fd': gamma must not be negative, got {gamma}")
         self.gamma = gamma
 
-    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds."""
-        journal = Journal(workspace, on_round)
+        journal = RoundLog(workspace, on_round)
         experiment, data = workspace.experiment, workspace.data
         networks = fresh_teachers(workspace)
         models = [model(network) for network in networks]
@@ -52,7 +52,7 @@ class FD(Baseline):
         told = torch.zeros(len(networks), classes, classes)
         known = torch.zeros(len(networks), classes, dtype=torch.bool)
         for number in range(1, experiment.rounds + 1):
-            mail, answers = Mail(number), []
+            mail, answers = MessageMeter(number), []
             for client, network in enumerate(networks):
                 means, there = of_the_others(told, known, client)
                 news = {"means": means.numpy(), "known": there.numpy()} if number > 1 else None

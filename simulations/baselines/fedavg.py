@@ -11,11 +11,11 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from fedkd.config import ConfigError
 from fedkd.models.network import Network
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
-from simulations.baselines.loop import Journal, fresh_student, model, train
-from simulations.baselines.traffic import Mail, load, read, weights
+from simulations.baselines.loop import RoundLog, fresh_student, model, train
+from simulations.baselines.traffic import MessageMeter, load, read, weights
 
 Refine = Callable[[Network, Sequence[Message], int], None]
 """(averaged network, the clients' replies, round): improves the network in place."""
@@ -36,14 +36,14 @@ class FedAvg(Baseline):
     def __init__(self, *, epochs: int | None = None) -> None:
         self.epochs = at_least_one("fedavg", "epochs", epochs)
 
-    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds. Raises `ConfigError` if clients have other networks than the student's."""
         refuse_other_networks(workspace, "fedavg")
         return average(workspace, on_round, FlowerFedAvg(), epochs=self.epochs)
 
 
 def average(
-    workspace: Workspace,
+    workspace: ExperimentContext,
     on_round: OnRound,
     strategy: FlowerFedAvg,
     *,
@@ -61,13 +61,13 @@ def average(
         mu: Weight of the proximal term.
         refine: What the server does after averaging.
     """
-    journal = Journal(workspace, on_round)
+    journal = RoundLog(workspace, on_round)
     student, local = fresh_student(workspace), fresh_student(workspace)
     if workspace.experiment.resources.client_gpus == 0:
         local.cpu()
     config = {"proximal-mu": mu} if mu > 0 else {}
     for number in range(1, workspace.experiment.rounds + 1):
-        mail, replies = Mail(number), []
+        mail, replies = MessageMeter(number), []
         for client in range(workspace.experiment.clients):
             request = mail.ask(client, weights(student), **config)
             load(local, read(request))
@@ -107,7 +107,7 @@ def held(network: Network, mu: float) -> Iterator[None]:
             hook.remove()
 
 
-def refuse_other_networks(workspace: Workspace, name: str) -> None:
+def refuse_other_networks(workspace: ExperimentContext, name: str) -> None:
     """Raise `ConfigError` unless every client's network is the student's."""
     experiment = workspace.experiment
     wanted = experiment.student.model

@@ -9,12 +9,12 @@ from flwr.app import Message
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from fedkd.models.network import Network
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from fedkd.training.evaluation import predict
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.fedavg import at_least_one, average, refuse_other_networks
-from simulations.baselines.loop import fresh_student, teach_student
+from simulations.baselines.loop import distill_server, fresh_student
 from simulations.baselines.traffic import load, read
 
 
@@ -35,7 +35,7 @@ class FedDF(Baseline):
     def __init__(self, *, epochs: int | None = None) -> None:
         self.epochs = at_least_one("feddf", "epochs", epochs)
 
-    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds. Raises `ConfigError` if clients have other networks than the student's."""
         refuse_other_networks(workspace, "feddf")
         images = workspace.data.transfer.images.images
@@ -46,6 +46,6 @@ class FedDF(Baseline):
             for reply in replies:
                 load(teacher, read(reply))
                 told.append(predict(teacher, images))
-            teach_student(workspace, student, torch.stack(told).mean(dim=0), number)
+            distill_server(workspace, student, torch.stack(told).mean(dim=0), number)
 
         return average(workspace, on_round, FlowerFedAvg(), epochs=self.epochs, refine=refine)

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from fedkd.knowledge.kinds import Logits
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.models.network import Network
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from fedkd.training.evaluation import predict
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.fedavg import at_least_one
-from simulations.baselines.loop import Journal, digest, fresh_teachers, model, visit
-from simulations.baselines.traffic import Arrays, Mail
+from simulations.baselines.loop import RoundLog, digest, fresh_teachers, local_round, model
+from simulations.baselines.traffic import Arrays, MessageMeter
 
 
 @BASELINES.register("fedmd")
@@ -35,9 +35,9 @@ class FedMD(Baseline):
         at_least_one("fedmd", "digest_epochs", digest_epochs)
         self.digest_epochs = digest_epochs
 
-    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds."""
-        journal = Journal(workspace, on_round)
+        journal = RoundLog(workspace, on_round)
         networks = fresh_teachers(workspace)
         models = [model(network) for network in networks]
         images = workspace.data.transfer.images.images
@@ -52,9 +52,9 @@ class FedMD(Baseline):
             return {"logits": predict(network, images).numpy()}
 
         for number in range(1, workspace.experiment.rounds + 1):
-            mail = Mail(number)
+            mail = MessageMeter(number)
             news = [consensus] * len(networks)
-            answers = visit(workspace, networks, mail, news, learn, say)
+            answers = local_round(workspace, networks, mail, news, learn, say)
             together = torch.stack([answer["logits"] for answer in answers]).mean(dim=0)
             consensus = {"logits": together.numpy()}
             journal.end_round(models, mail)
@@ -67,7 +67,7 @@ class _Distance(DistillationLoss):
     needs = (Logits(),)
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: TeacherWeights
     ) -> Tensor:
         """Losses (B,)."""
         return (student[Logits()] - teacher[Logits()]).abs().mean(dim=1)

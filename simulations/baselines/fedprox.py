@@ -5,7 +5,7 @@ from __future__ import annotations
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import FedProx as FlowerFedProx
 
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.fedavg import at_least_one, average, refuse_other_networks
@@ -30,7 +30,7 @@ class FedProx(Baseline):
         self.mu = mu
         self.epochs = at_least_one("fedprox", "epochs", epochs)
 
-    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds. Raises `ConfigError` if clients have other networks than the student's."""
         refuse_other_networks(workspace, "fedprox")
         strategy = FlowerFedProx(proximal_mu=self.mu) if self.mu > 0 else FlowerFedAvg()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fedkd.models.network import Network
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
-from simulations.baselines.loop import Journal, fresh_teachers, model, train
+from simulations.baselines.loop import RoundLog, fresh_teachers, model, train
 
 
 @BASELINES.register("local_only")
@@ -15,9 +15,9 @@ class LocalOnly(Baseline):
 
     has_student = False
 
-    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds."""
-        journal = Journal(workspace, on_round)
+        journal = RoundLog(workspace, on_round)
         networks = fresh_teachers(workspace)
         models = [model(network) for network in networks]
         for number in range(1, workspace.experiment.rounds + 1):
@@ -27,7 +27,7 @@ class LocalOnly(Baseline):
         return journal.outcome(models, uses_transfer=False)
 
 
-def trained_alone(workspace: Workspace) -> list[Network]:
+def trained_alone(workspace: ExperimentContext) -> list[Network]:
     """The networks that `local_only` ends with: where one-shot methods begin."""
     networks = fresh_teachers(workspace)
     for client, network in enumerate(networks):

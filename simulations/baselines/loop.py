@@ -13,7 +13,7 @@ from torch import Tensor
 from fedkd.build import build_network, device_of
 from fedkd.config import ConfigError, Optimizer
 from fedkd.data.images import ImageSet
-from fedkd.distillation.batches import SharedLessons
+from fedkd.distillation.batches import TransferBatches
 from fedkd.distillation.objective import Objective, Term
 from fedkd.distillation.trainer import distill
 from fedkd.knowledge.payload import Fused, Teacher
@@ -21,11 +21,11 @@ from fedkd.losses.base import DistillationLoss
 from fedkd.losses.kd import KDLoss
 from fedkd.models.network import Network
 from fedkd.randomness import stream_seed
-from fedkd.rounds import Workspace, threads
+from fedkd.rounds import ExperimentContext, threads
 from fedkd.training.evaluation import accuracy, calibration, per_class_accuracy, predict
 from fedkd.training.supervised import fit
 from simulations.baselines.base import OnRound, Outcome, RoundResult
-from simulations.baselines.traffic import Arrays, Mail, read
+from simulations.baselines.traffic import Arrays, MessageMeter, read
 
 Model = Callable[[Tensor], Tensor]
 """Images, uint8 (N, channels, h, w), to logits (N, C)."""
@@ -37,14 +37,14 @@ Say = Callable[[int, Network], Arrays]
 """(client, its network) -> its answer."""
 
 
-class Journal:
+class RoundLog:
     """Times the rounds, judges what they leave behind, and tells who listens.
 
     Models are the server's only one, or one for each client. Judging takes none of the method's
     time.
     """
 
-    def __init__(self, workspace: Workspace, on_round: OnRound) -> None:
+    def __init__(self, workspace: ExperimentContext, on_round: OnRound) -> None:
         if workspace.experiment.data.public is not None:
             raise ConfigError(
                 "data.public: a baseline trains all clients in one place, but their images are "
@@ -55,7 +55,7 @@ class Journal:
         self._rounds: list[RoundResult] = []
         self._started = time.perf_counter()
 
-    def end_round(self, models: Sequence[Model], mail: Mail | None = None) -> None:
+    def end_round(self, models: Sequence[Model], mail: MessageMeter | None = None) -> None:
         """Write a round down; scores are means over the models."""
         seconds = time.perf_counter() - self._started
         test, labels = self._data.test, self._data.test.labels
@@ -92,14 +92,14 @@ def model(network: Network) -> Model:
     return partial(predict, network)
 
 
-def fresh_student(workspace: Workspace) -> Network:
+def fresh_student(workspace: ExperimentContext) -> Network:
     """The server's untrained network, on the server's device; in every method the same."""
     experiment = workspace.experiment
     network = build_network(experiment, experiment.student.model, workspace.data, "student")
     return network.to(device_of(experiment))
 
 
-def fresh_teachers(workspace: Workspace) -> list[Network]:
+def fresh_teachers(workspace: ExperimentContext) -> list[Network]:
     """The clients' untrained networks, on the clients' device: those fedkd's clients start from."""
     experiment = workspace.experiment
     granted = experiment.resources.client_gpus > 0 and torch.cuda.is_available()
@@ -113,7 +113,7 @@ def fresh_teachers(workspace: Workspace) -> list[Network]:
 
 
 def train(
-    workspace: Workspace,
+    workspace: ExperimentContext,
     network: Network,
     client: int,
     round_number: int,
@@ -141,10 +141,10 @@ def train(
         )
 
 
-def visit(
-    workspace: Workspace,
+def local_round(
+    workspace: ExperimentContext,
     networks: Sequence[Network],
-    mail: Mail,
+    mail: MessageMeter,
     news: Sequence[Arrays | None],
     learn: Learn,
     say: Say,
@@ -174,7 +174,7 @@ def visit(
 
 
 def digest(
-    workspace: Workspace,
+    workspace: ExperimentContext,
     network: Network,
     client: int,
     round_number: int,
@@ -209,8 +209,12 @@ def digest(
         )
 
 
-def teach_student(
-    workspace: Workspace, student: Network, logits: Tensor, round_number: int, times: int = 1
+def distill_server(
+    workspace: ExperimentContext,
+    student: Network,
+    logits: Tensor,
+    round_number: int,
+    times: int = 1,
 ) -> None:
     """Distil logits (N, C) about the transfer set into the server's network, in place.
 
@@ -251,7 +255,7 @@ def tensors(arrays: Arrays) -> dict[str, Tensor]:
 
 
 def _distil(
-    workspace: Workspace,
+    workspace: ExperimentContext,
     network: Network,
     logits: Tensor,
     *,
@@ -261,7 +265,7 @@ def _distil(
     seed: int,
     loss: DistillationLoss | None = None,
 ) -> None:
-    lessons = SharedLessons(
+    batches = TransferBatches(
         workspace.data.transfer.images.images,
         Fused.of(Teacher(workspace.experiment.clients), logits),
         batch_size=batch_size,
@@ -269,7 +273,7 @@ def _distil(
         device=network.mean.device,
     )
     objective = Objective([Term("kd", loss or KDLoss(temperature=1.0))])
-    distill(network, lessons, objective, epochs=epochs, optimizer=optimizer, seed=seed)
+    distill(network, batches, objective, epochs=epochs, optimizer=optimizer, seed=seed)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from fedkd.training.evaluation import predict
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.local_only import trained_alone
-from simulations.baselines.loop import Journal, fresh_student, log_of, model, teach_student, tensors
-from simulations.baselines.traffic import Mail, read
+from simulations.baselines.loop import (
+    RoundLog,
+    distill_server,
+    fresh_student,
+    log_of,
+    model,
+    tensors,
+)
+from simulations.baselines.traffic import MessageMeter, read
 
 
 @BASELINES.register("one_shot")
@@ -23,10 +30,10 @@ class OneShot(Baseline):
         Guha et al., "One-Shot Federated Learning", 2019, https://arxiv.org/abs/1902.11175
     """
 
-    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
         """One round."""
-        journal = Journal(workspace, on_round)
-        images, mail = workspace.data.transfer.images.images, Mail(1)
+        journal = RoundLog(workspace, on_round)
+        images, mail = workspace.data.transfer.images.images, MessageMeter(1)
         told = []
         for client, network in enumerate(trained_alone(workspace)):
             answer = {"probabilities": predict(network, images).softmax(dim=1).numpy()}
@@ -34,6 +41,6 @@ class OneShot(Baseline):
             told.append(tensors(read(reply))["probabilities"])
         student = fresh_student(workspace)
         together = log_of(torch.stack(told).mean(dim=0))
-        teach_student(workspace, student, together, 1, times=workspace.experiment.rounds)
+        distill_server(workspace, student, together, 1, times=workspace.experiment.rounds)
         journal.end_round([model(student)], mail)
         return journal.outcome([model(student)], uses_transfer=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from fedkd.training.evaluation import predict
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.local_only import trained_alone
-from simulations.baselines.loop import Journal
-from simulations.baselines.traffic import Mail, load, read, weights
+from simulations.baselines.loop import RoundLog
+from simulations.baselines.traffic import MessageMeter, load, read, weights
 
 
 @BASELINES.register("one_shot_ensemble")
@@ -24,10 +24,10 @@ class OneShotEnsemble(Baseline):
         Guha et al., "One-Shot Federated Learning", 2019, https://arxiv.org/abs/1902.11175
     """
 
-    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
         """One round."""
-        journal = Journal(workspace, on_round)
-        networks, mail = trained_alone(workspace), Mail(1)
+        journal = RoundLog(workspace, on_round)
+        networks, mail = trained_alone(workspace), MessageMeter(1)
         for client, network in enumerate(networks):
             load(network, read(mail.answer(mail.ask(client), weights(network))))
 

@@ -7,21 +7,21 @@ import torch
 from torch import Tensor
 
 from fedkd.randomness import stream
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from fedkd.training.evaluation import predict
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.local_only import trained_alone
 from simulations.baselines.loop import (
-    Journal,
+    RoundLog,
+    distill_server,
     fresh_student,
     log_of,
     model,
     one_hot,
-    teach_student,
     tensors,
 )
-from simulations.baselines.traffic import Mail, read
+from simulations.baselines.traffic import MessageMeter, read
 
 
 @BASELINES.register("pate_vote")
@@ -46,10 +46,10 @@ class PateVote(Baseline):
             raise ValueError(f"baseline 'pate_vote': sigma must not be negative, got {sigma}")
         self.sigma = sigma
 
-    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
         """One round."""
-        journal = Journal(workspace, on_round)
-        images, mail = workspace.data.transfer.images.images, Mail(1)
+        journal = RoundLog(workspace, on_round)
+        images, mail = workspace.data.transfer.images.images, MessageMeter(1)
         classes = len(workspace.data.classes)
         votes = []
         for client, network in enumerate(trained_alone(workspace)):
@@ -61,7 +61,7 @@ class PateVote(Baseline):
         winning = winners(torch.stack(votes), classes, self.sigma, generator)
         student = fresh_student(workspace)
         hard = log_of(one_hot(winning, classes))
-        teach_student(workspace, student, hard, 1, times=workspace.experiment.rounds)
+        distill_server(workspace, student, hard, 1, times=workspace.experiment.rounds)
         journal.end_round([model(student)], mail)
         return journal.outcome([model(student)], uses_transfer=True)
 

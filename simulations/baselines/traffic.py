@@ -24,7 +24,7 @@ from strategies.records import wire_bytes
 Arrays = Mapping[str, np.ndarray]
 
 
-class Mail:
+class MessageMeter:
     """The messages of one round; the other end reads what the message carries.
 
     Attributes:

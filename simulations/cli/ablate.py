@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli.arguments import Trust
+from simulations.cli.arguments import TeacherWeights
 from simulations.cli.compare import Resume, side_by_side
 
 
@@ -18,7 +18,7 @@ def ablate(
         list[str] | None, typer.Argument(help="key=value, e.g. seeds=[0,1] mode=each rounds=2")
     ] = None,
     resume: Resume = None,
-    trust: Trust = False,
+    trust: TeacherWeights = False,
 ) -> None:
     """Try a grid of options over several seeds: which choice matters, and what it costs."""
     from simulations.compare.grid import Ablation

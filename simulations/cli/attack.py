@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fedkd.config import ConfigError
-from simulations.cli.arguments import Overrides, Trust
+from simulations.cli.arguments import Overrides, TeacherWeights
 from simulations.cli.configs import load
 
 
@@ -19,7 +19,7 @@ def attack(
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="go on with this study's folder")] = None,
-    trust: Trust = False,
+    trust: TeacherWeights = False,
 ) -> None:
     """Try attacks on the knowledge against fusion rules: what does each cost the student?"""
     from fedkd.attacks.config import AttackStudy, check_study, resolved

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fedkd.config import ConfigError
-from simulations.cli.arguments import RunPath, Trust
+from simulations.cli.arguments import RunPath, TeacherWeights
 from simulations.cli.configs import open_run
 
 
@@ -37,7 +37,7 @@ def audit(
         int | None,
         typer.Option(help="with --noise-multiplier: size of a shard; default: the client's"),
     ] = None,
-    trust: Trust = False,
+    trust: TeacherWeights = False,
 ) -> None:
     """Attack a finished run: who was trained on, and how large must epsilon be at least?"""
     from fedkd.privacy.dp_sgd import Mechanism

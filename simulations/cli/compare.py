@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fedkd.config import ConfigError
-from simulations.cli.arguments import Trust
+from simulations.cli.arguments import TeacherWeights
 from simulations.cli.configs import load
 
 Resume = Annotated[
@@ -32,7 +32,7 @@ def compare(
         list[str] | None, typer.Argument(help="key=value, e.g. seeds=[0,1] only=[fedkd,fedavg]")
     ] = None,
     resume: Resume = None,
-    trust: Trust = False,
+    trust: TeacherWeights = False,
 ) -> None:
     """Compare fedkd and baselines on one split: accuracy, bytes, calibration, several seeds."""
     from simulations.compare.config import Comparison

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from simulations.cli.arguments import RunPath, Trust
+from simulations.cli.arguments import RunPath, TeacherWeights
 from simulations.cli.configs import open_run
 
 
@@ -22,7 +22,7 @@ def contribution(
     students: Annotated[
         bool, typer.Option("--students", help="also distil anew without each client (slow)")
     ] = False,
-    trust: Trust = False,
+    trust: TeacherWeights = False,
 ) -> None:
     """Show what each client gives to the ensemble: influence, fair share, classes."""
     from fedkd.rounds import workspace_of

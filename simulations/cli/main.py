@@ -22,7 +22,7 @@ from fedkd import __version__
 from fedkd.config import ConfigError, Experiment
 from fedkd.io.text import PlainFormatter
 from simulations.cli.ablate import ablate
-from simulations.cli.arguments import Config, Overrides, RunPath, StudentPath, Trust
+from simulations.cli.arguments import Config, Overrides, RunPath, StudentPath, TeacherWeights
 from simulations.cli.attack import attack
 from simulations.cli.audit import audit
 from simulations.cli.compare import compare, report_again
@@ -65,7 +65,7 @@ def run(
     runner: Annotated[
         str, typer.Option(help="ray (Flower's simulation runtime) or local (one process)")
     ] = "ray",
-    trust: Trust = False,
+    trust: TeacherWeights = False,
 ) -> None:
     """Run an experiment: teachers, knowledge, fusion, student, report."""
     from fedkd.build import check
@@ -127,7 +127,7 @@ def distill(
         list[str] | None, typer.Argument(help="key=value, e.g. only=[kd,dkd] recipe.epochs=5")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="go on with this study's folder")] = None,
-    trust: Trust = False,
+    trust: TeacherWeights = False,
 ) -> None:
     """Compare distillation methods in one place: teachers, a student per method and seed."""
     from fedkd.studies.central.config import Study
@@ -301,7 +301,7 @@ def list_things(
 
 
 @app.command()
-def report(path: RunPath, trust: Trust = False) -> None:
+def report(path: RunPath, trust: TeacherWeights = False) -> None:
     """Write the HTML report of a run, study, comparison or ablation again; print its table."""
     from fedkd.reporting.run_page import write_report
     from fedkd.runs.directory import RunDirectory
@@ -351,7 +351,7 @@ def predict(
     path: StudentPath,
     images: Annotated[list[Path], typer.Argument(help="picture files, or folders of pictures")],
     top: Annotated[int, typer.Option(help="classes shown per picture")] = 3,
-    trust: Trust = False,
+    trust: TeacherWeights = False,
 ) -> None:
     """Name what is in pictures with a run's student; its folder is all that is needed."""
     from rich.text import Text
@@ -386,7 +386,7 @@ def export(
     path: StudentPath,
     format: Annotated[str, typer.Option(help="torch (torch.export program) or onnx")] = "torch",
     output: Annotated[Path | None, typer.Option(help="file to write")] = None,
-    trust: Trust = False,
+    trust: TeacherWeights = False,
 ) -> None:
     """Write the student to one file and check it against the student."""
     from fedkd.runs.export import export_student

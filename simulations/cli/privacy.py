@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fedkd.config import ConfigError
-from simulations.cli.arguments import Config, Overrides, Trust
+from simulations.cli.arguments import Config, Overrides, TeacherWeights
 from simulations.cli.compare import Resume, side_by_side
 from simulations.cli.configs import load
 
@@ -26,7 +26,7 @@ def sweep(
         str | None, typer.Option(help="budgets instead of the config's, e.g. inf,10,5,2,1")
     ] = None,
     resume: Resume = None,
-    trust: Trust = False,
+    trust: TeacherWeights = False,
 ) -> None:
     """Utility against epsilon: mechanisms, budgets and seeds in one table and picture."""
     from simulations.compare.sweep import Sweep

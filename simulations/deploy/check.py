@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from fedkd.config import ConfigError, Experiment, load_experiment
-from fedkd.data.local_shard import Own
+from fedkd.data.local_shard import LocalShard
 from fedkd.io.records import read_json
 from fedkd.privacy.policy import (
     PolicyRefused,
@@ -22,7 +22,7 @@ from fedkd.privacy.policy import (
     explained,
     load_policy,
 )
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import versions
 from simulations.deploy.apps import read_apps
 from simulations.deploy.fingerprint import fingerprint_of
@@ -46,7 +46,7 @@ class Finding:
     mend: str = ""
 
 
-def node_workspace(folder: Path) -> Workspace:
+def node_workspace(folder: Path) -> ExperimentContext:
     """What the node's config means with the node's data.
 
     Raises:
@@ -63,10 +63,10 @@ def node_workspace(folder: Path) -> Workspace:
     number = int(told)
     root = settings.get("DATA_ROOT")
     data = settings.get("DATA")
-    own = Own(number, folder / Path(data).expanduser()) if data else None
+    own = LocalShard(number, folder / Path(data).expanduser()) if data else None
     if experiment.data.public is not None and own is None:
         raise ConfigError("the node has no images of its own: set DATA in settings.env")
-    return Workspace(experiment, folder / Path(root).expanduser() if root else None, own)
+    return ExperimentContext(experiment, folder / Path(root).expanduser() if root else None, own)
 
 
 def check_node(folder: Path) -> Iterator[Finding]:

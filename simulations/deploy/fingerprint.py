@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import versions
 
 
-def fingerprint_of(space: Workspace) -> dict[str, Any]:
+def fingerprint_of(space: ExperimentContext) -> dict[str, Any]:
     """Public facts of this machine's data and packages; nothing of private images."""
     data = space.data
     return {

@@ -11,7 +11,7 @@ from fedkd.config import ConfigError, Experiment
 from fedkd.data.local_shard import write_private, write_public
 from fedkd.knowledge.store import write_atomically
 from fedkd.privacy.policy import Policy
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from simulations.deploy import scripts
 from simulations.deploy.apps import checkout_hash
 from simulations.deploy.fingerprint import fingerprint_of
@@ -23,7 +23,7 @@ PUBLIC = "public.npz"
 PRIVATE = "private.npz"
 
 
-def write_folder(path: Path, plan: Plan, experiment: Experiment, space: Workspace) -> None:
+def write_folder(path: Path, plan: Plan, experiment: Experiment, space: ExperimentContext) -> None:
     """Write keys, scripts, the config and a README below `path`.
 
     Args:
@@ -43,7 +43,7 @@ def write_folder(path: Path, plan: Plan, experiment: Experiment, space: Workspac
         raise ConfigError(f"cannot write {path}: {error.strerror}") from None
 
 
-def _write_all(path: Path, plan: Plan, experiment: Experiment, space: Workspace) -> None:
+def _write_all(path: Path, plan: Plan, experiment: Experiment, space: ExperimentContext) -> None:
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o700)
     # The SuperLink's own helper process reaches it by loopback; without these names in the
@@ -102,7 +102,7 @@ def _write_all(path: Path, plan: Plan, experiment: Experiment, space: Workspace)
         folder.chmod(0o700)
 
 
-def policy_text(experiment: Experiment, space: Workspace) -> str:
+def policy_text(experiment: Experiment, space: ExperimentContext) -> str:
     """The strictest policy under which an experiment runs, as a file for its owner to edit."""
     policy = Policy.of(experiment, space.kinds, space.fusion, space.largest_network)
     return f"""\

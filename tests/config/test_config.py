@@ -22,7 +22,7 @@ from fedkd.config import (
 )
 from fedkd.distillation.objective import Term
 from fedkd.losses import LOSSES
-from fedkd.rounds.context import Workspace
+from fedkd.rounds.context import ExperimentContext
 
 # Studies, in folders of their own, are tested in test_central.py.
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -193,7 +193,7 @@ PROMISES: list[dict[str, Any]] = [
 def test_no_default_is_refused_under_a_promise(values: dict[str, Any]) -> None:
     experiment = make_experiment(values)
     check(experiment)
-    Workspace(experiment)  # refuses what leaks
+    ExperimentContext(experiment)  # refuses what leaks
     assert [rule.name for rule in experiment.fusion] == ["uniform"]
     assert [term.name for term in experiment.distillation.losses] == ["ce"]
     assert experiment.evaluation.baselines == ("oracle",)
@@ -225,7 +225,7 @@ def test_what_is_written_is_still_refused_under_a_promise(
     values: dict[str, Any], given: str, expected: str
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(expected)):
-        Workspace(make_experiment(values, [given]))
+        ExperimentContext(make_experiment(values, [given]))
 
 
 @pytest.mark.parametrize("name", ["gnmax", "confident_gnmax", "prob_sum"])

@@ -8,8 +8,8 @@ from torch import Tensor
 
 import fedkd
 from fedkd.data.images import ImageSet
-from fedkd.distillation.batches import LiveLessons, SharedLessons
-from fedkd.knowledge.kinds import Fact, Kind, Logits, Stage, VirtualLogits
+from fedkd.distillation.batches import OnlineBatches, TransferBatches
+from fedkd.knowledge.kinds import Kind, Logits, Stage, TeacherStatistic, VirtualLogits
 from fedkd.knowledge.payload import Bank, Knowledge, Teacher, fuse
 from fedkd.models.network import Network
 
@@ -25,18 +25,18 @@ def teacher(images: ImageSet) -> Network:
 
 
 def test_every_epoch_shows_all_images_in_an_order_of_its_own(images: ImageSet) -> None:
-    lessons = LiveLessons(images, batch_size=8)
-    epochs = [[lesson.targets for lesson in lessons.epoch(number)] for number in (1, 2)]
-    assert lessons.steps == len(epochs[0]) == 4
+    batches = OnlineBatches(images, batch_size=8)
+    epochs = [[batch.targets for batch in batches.epoch(number)] for number in (1, 2)]
+    assert batches.steps == len(epochs[0]) == 4
     for epoch in epochs:
         assert torch.cat(epoch).bincount().tolist() == [10, 10, 10]
     assert not torch.cat(epochs[0]).equal(torch.cat(epochs[1]))
 
 
 def test_an_epoch_does_not_depend_on_those_before(images: ImageSet, teacher: Network) -> None:
-    def make() -> LiveLessons:
+    def make() -> OnlineBatches:
         kinds = (Logits(), VirtualLogits(0))
-        return LiveLessons(images, [teacher], kinds, augment="crop", seed=3, batch_size=8)
+        return OnlineBatches(images, [teacher], kinds, augment="crop", seed=3, batch_size=8)
 
     straight, anew = make(), make()
     for number in (1, 2):
@@ -52,27 +52,27 @@ def test_a_teacher_answers_to_the_very_pixels_the_student_sees(
     images: ImageSet, teacher: Network
 ) -> None:
     kinds = (Logits(), VirtualLogits(0), Stage(-1))
-    lessons = LiveLessons(images, [teacher], kinds, augment="crop", virtual="batch_randaugment")
-    lesson = next(lessons.epoch(1))
-    mine = lesson.read(teacher, kinds)
+    batches = OnlineBatches(images, [teacher], kinds, augment="crop", virtual="batch_randaugment")
+    batch = next(batches.epoch(1))
+    mine = batch.read(teacher, kinds)
     for kind in kinds:
-        torch.testing.assert_close(mine[kind], lesson.ensemble.tensors[kind][0])
-    assert lesson.virtual is not None
-    assert not lesson.virtual(0).equal(lesson.images)
-    assert not lesson.virtual(0).equal(lesson.virtual(1))
+        torch.testing.assert_close(mine[kind], batch.ensemble.tensors[kind][0])
+    assert batch.virtual is not None
+    assert not batch.virtual(0).equal(batch.images)
+    assert not batch.virtual(0).equal(batch.virtual(1))
 
 
 def test_teachers_of_different_shapes_stand_side_by_side(images: ImageSet) -> None:
     teachers = [fedkd.network("cnn_tiny", images, width=width).eval() for width in (4, 8)]
-    lessons = LiveLessons(images, teachers, (Logits(), Stage(-1)), say=[1.0, 3.0])
-    ensemble = next(lessons.epoch(1)).ensemble
+    batches = OnlineBatches(images, teachers, (Logits(), Stage(-1)), say=[1.0, 3.0])
+    ensemble = next(batches.epoch(1)).ensemble
     assert ensemble.logits.shape[0] == 2
     assert [maps.shape[1] for maps in ensemble.tensors[Stage(-1)]] == [6, 12]
     assert ensemble.weights[:, 0].tolist() == [0.25, 0.75]
 
 
 @dataclass(frozen=True)
-class Counted(Fact):
+class Counted(TeacherStatistic):
     """A fact that costs a look at all images."""
 
     def state(self, network: Network, images: Tensor, labels: Tensor | None) -> Tensor:
@@ -89,39 +89,39 @@ def test_a_fact_is_asked_once_for_all_lessons_about_the_same_images(
     asked.clear()
     told: dict[Network, dict[Kind, Tensor]] = {}
     for _ in range(2):
-        lessons = LiveLessons(images, [teacher], (Logits(), Counted()), told=told)
-        assert next(lessons.epoch(1)).ensemble.teacher(0)[Counted()].shape == (3, 3)
+        batches = OnlineBatches(images, [teacher], (Logits(), Counted()), told=told)
+        assert next(batches.epoch(1)).ensemble.teacher(0)[Counted()].shape == (3, 3)
     assert asked == [30]
 
 
 def test_who_lacks_what_is_named(images: ImageSet, teacher: Network) -> None:
     flat = fedkd.network("mlp", images).eval()
-    lessons = LiveLessons(images, [teacher, flat], (Logits(), Stage(-1)))
+    batches = OnlineBatches(images, [teacher, flat], (Logits(), Stage(-1)))
     with pytest.raises(ValueError, match=r"stage\(index=-1\) cannot be read from teacher 1: it"):
-        lessons.example()
-    lesson = LiveLessons(images).example()
+        batches.example()
+    batch = OnlineBatches(images).example()
     with pytest.raises(ValueError, match=r"cannot be read from the student"):
-        lesson.read(flat, (Stage(-1),))
+        batch.read(flat, (Stage(-1),))
     with pytest.raises(ValueError, match="needs labelled images"):
-        LiveLessons(images.unlabelled())
+        OnlineBatches(images.unlabelled())
 
 
 def test_shared_lessons_give_rows_of_the_bank(images: ImageSet) -> None:
     logits = torch.randn(len(images), 3)
     fused = fuse(Bank.of([Knowledge(Teacher(0), {Logits(): logits})]), [], labels=images.labels)
-    lessons = SharedLessons(images.images, fused, batch_size=7, seed=1)
-    seen = torch.cat([lesson.ensemble.logits[0] for lesson in lessons.epoch(1)])
-    assert lessons.steps == 5
+    batches = TransferBatches(images.images, fused, batch_size=7, seed=1)
+    seen = torch.cat([batch.ensemble.logits[0] for batch in batches.epoch(1)])
+    assert batches.steps == 5
     assert seen.sum(dim=0).allclose(logits.sum(dim=0), atol=1e-5)
-    first = lessons.example()
+    first = batches.example()
     assert first.ensemble.logits[0].equal(logits[: len(first.images)])
     assert first.virtual is None
 
 
 def test_a_last_batch_of_one_is_left_out(images: ImageSet) -> None:
-    lessons = LiveLessons(images, batch_size=29)
-    assert [len(lesson.images) for lesson in lessons.epoch(1)] == [29]
-    assert lessons.steps == 1
+    batches = OnlineBatches(images, batch_size=29)
+    assert [len(batch.images) for batch in batches.epoch(1)] == [29]
+    assert batches.steps == 1
 
 
 def test_a_curriculum_starts_with_the_samples_that_teachers_are_sure_of(images: ImageSet) -> None:
@@ -130,12 +130,12 @@ def test_a_curriculum_starts_with_the_samples_that_teachers_are_sure_of(images: 
     fused = fuse(Bank.of([Knowledge(Teacher(0), {Logits(): sure})]), [])
     marked = images.images.clone()
     marked[:, 0, 0, 0] = torch.arange(30, dtype=torch.uint8)
-    lessons = SharedLessons(marked, fused, batch_size=8, curriculum=2)
+    batches = TransferBatches(marked, fused, batch_size=8, curriculum=2)
 
     def shown(epoch: int) -> list[int]:
-        batches = list(lessons.epoch(epoch))
-        assert len(batches) == lessons.steps
-        return sorted(int(n) for b in batches for n in b.images[:, 0, 0, 0])
+        drawn = list(batches.epoch(epoch))
+        assert len(drawn) == batches.steps
+        return sorted(int(n) for b in drawn for n in b.images[:, 0, 0, 0])
 
     assert set(shown(1)) == set(range(15))
     assert len(shown(1)) == 30
@@ -148,8 +148,8 @@ def test_a_sample_that_lends_its_place_brings_its_own_answers(images: ImageSet) 
     fused = fuse(Bank.of([Knowledge(Teacher(0), {Logits(): logits})]), [])
     marked = images.images.clone()
     marked[:, 0, 0, 0] = torch.arange(30, dtype=torch.uint8)
-    for lesson in SharedLessons(marked, fused, batch_size=8, curriculum=3).epoch(1):
-        index = lesson.images[:, 0, 0, 0].long()
-        assert lesson.ensemble.logits[0].equal(logits[index])
-        assert lesson.targets is not None
-        assert lesson.targets.equal(logits[index].argmax(1))
+    for batch in TransferBatches(marked, fused, batch_size=8, curriculum=3).epoch(1):
+        index = batch.images[:, 0, 0, 0].long()
+        assert batch.ensemble.logits[0].equal(logits[index])
+        assert batch.targets is not None
+        assert batch.targets.equal(logits[index].argmax(1))

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 import fedkd
 from fedkd.config import Optimizer, Teachers
 from fedkd.data.images import ImageSet
-from fedkd.distillation.batches import LiveLessons
+from fedkd.distillation.batches import OnlineBatches
 from fedkd.distillation.objective import Objective, Term
 from fedkd.distillation.trainer import EpochRecord, Snapshot, distill
 from fedkd.knowledge.kinds import Logits, Reading, VirtualLogits
 from fedkd.knowledge.payload import Bank, Ensemble, Knowledge, Teacher, fuse
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.losses.dkd import DKDLoss
 from fedkd.losses.kd import kd_loss
 from fedkd.models.network import Network
@@ -111,7 +111,7 @@ def test_a_loss_may_bring_parameters_and_they_are_trained(
             self.shift = nn.Parameter(torch.zeros(3))
 
         def forward(
-            self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+            self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: TeacherWeights
         ) -> Tensor:
             return (student[Logits()] + self.shift - teacher[Logits()]).square().mean(1)
 
@@ -241,13 +241,13 @@ def test_a_call_resumed_from_a_snapshot_ends_in_the_same_student(
 
     def call(**options: Any) -> tuple[str, dict[int, Any]]:
         student = fedkd.network("cnn_tiny", train, seed=3, norm="batch")
-        lessons = LiveLessons(train, teachers, objective.needs, augment="crop", seed=5)
+        batches = OnlineBatches(train, teachers, objective.needs, augment="crop", seed=5)
         kept: dict[int, Any] = {}
 
         def keep(record: EpochRecord, snapshot: Snapshot) -> None:
             kept[record.epoch] = snapshot()
 
-        distill(student, lessons, objective, epochs=3, seed=5, on_epoch=keep, **options)
+        distill(student, batches, objective, epochs=3, seed=5, on_epoch=keep, **options)
         return network_hash(student), kept
 
     objective = Objective(
@@ -285,7 +285,7 @@ def test_a_running_mean_of_weights_comes_out_also_after_an_interruption(
             kept.append(snapshot())
 
         distill(
-            student, LiveLessons(images), objective, epochs=epochs, ema=ema, resume=resume,
+            student, OnlineBatches(images), objective, epochs=epochs, ema=ema, resume=resume,
             optimizer=Optimizer(lr=0.01, schedule="constant"), on_epoch=keep,
         )  # fmt: skip
         return student, kept

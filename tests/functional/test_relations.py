@@ -24,9 +24,9 @@ RULES = ["joint_entropy_indep", "joint_entropy_diag", "edge_discrepancy", "view_
 def _as_on_gpu(monkeypatch):
     """Gram matrices in the dtype of the logits, whatever they hold."""
 
-    def single(vertices, lefts, twins):
-        found = gram.Cosines(vertices, lefts, gram._NOISE)
-        if twins:
+    def single(vertices, sources, view_pairs):
+        found = gram.Cosines(vertices, sources, gram._NOISE)
+        if view_pairs:
             found.mend_twins()
         return found
 

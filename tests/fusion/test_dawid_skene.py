@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedkd.fusion.base import Evidence, fit_rules
+from fedkd.fusion.base import FitContext, fit_rules
 from fedkd.fusion.dawid_skene import DawidSkene
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Ensemble, Knowledge, Teacher
@@ -21,7 +21,7 @@ def _answers(answers: list[Tensor]) -> Bank:
 
 
 def _fused(bank: Bank, rule: DawidSkene | None) -> Ensemble:
-    rules = [] if rule is None else fit_rules([rule], Evidence(bank))
+    rules = [] if rule is None else fit_rules([rule], FitContext(bank))
     ensemble = bank.rows(torch.arange(bank.num_samples))
     for ready in rules:
         after = ready(ensemble)
@@ -46,7 +46,7 @@ def _right(ensemble: Ensemble, label: int | None = None) -> float:
 def test_confusion_matrices_are_found() -> None:
     swap = torch.where(TRUTH == 3, 1, TRUTH)  # calls every 3 a 1, and is right otherwise
     bank = _answers([_noisy(m, 0.7) for m in range(6)] + [swap])
-    (ready,) = fit_rules([DawidSkene()], Evidence(bank))
+    (ready,) = fit_rules([DawidSkene()], FitContext(bank))
     assert ready.confusion is not None
     found = ready.confusion.exp()
     assert torch.allclose(found.sum(-1), torch.ones(7, CLASSES))
@@ -86,7 +86,7 @@ def test_weights_of_the_rules_before_say_where_a_teacher_is_judged() -> None:
 
     confusions = []
     for before in ([], [claims]):
-        ready = fit_rules([*before, DawidSkene()], Evidence(bank))[-1]
+        ready = fit_rules([*before, DawidSkene()], FitContext(bank))[-1]
         assert isinstance(ready, DawidSkene)
         assert ready.confusion is not None
         confusions.append(ready.confusion.exp()[5])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedkd.fusion.base import Evidence, fit_rules
+from fedkd.fusion.base import FitContext, fit_rules
 from fedkd.fusion.density_ratio import DensityRatio, limited
 from fedkd.knowledge.kinds import Familiarity, Logits
 from fedkd.knowledge.payload import Bank, Ensemble, Knowledge, Teacher, fuse
@@ -25,7 +25,7 @@ def _bank(scores: Tensor, sizes: list[int | None], logits: Tensor | None = None)
 
 
 def _weights(bank: Bank, rule: DensityRatio) -> Tensor:
-    [ready] = fit_rules([rule], Evidence(bank))
+    [ready] = fit_rules([rule], FitContext(bank))
     ensemble = bank.rows(torch.arange(bank.num_samples))
     after = ready(ensemble)
     assert isinstance(after, Ensemble)
@@ -73,7 +73,7 @@ def test_teachers_who_know_one_half_each_answer_as_one_who_knows_all() -> None:
     logits[1, :2] = torch.tensor([0.0, 9.0])
     bank = _bank(torch.tensor([[2.0, 2.0, 0.0, 0.0], [0.0, 0.0, 2.0, 2.0]]), [7, 7], logits)
     assert fuse(bank, []).targets.tolist() != truth.tolist()
-    rules = fit_rules([DensityRatio()], Evidence(bank))
+    rules = fit_rules([DensityRatio()], FitContext(bank))
     assert fuse(bank, rules).targets.tolist() == truth.tolist()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedkd.fusion import FUSIONS
-from fedkd.fusion.base import Evidence, Fusion, fit_rules
+from fedkd.fusion.base import FitContext, Fusion, fit_rules
 from fedkd.fusion.consensus import agreement
 from fedkd.fusion.median import weighted_median
 from fedkd.fusion.trimmed_mean import trimmed
@@ -41,7 +41,7 @@ def ready(rule: Fusion, item: Ensemble) -> Fusion:
     bank = Bank(item.teachers, {k: list(t.numpy()) for k, t in item.tensors.items()})
     labels = item.logits.sum(0).argmax(-1)
     student = item.logits.mean(0)
-    return fit_rules([rule], Evidence(bank, labels=labels, student=student, seed=3))[0]
+    return fit_rules([rule], FitContext(bank, labels=labels, student=student, seed=3))[0]
 
 
 SMOKE = ("density_ratio", "class_gated")
@@ -173,7 +173,7 @@ def crowd(bad: str, teachers: int = 10, samples: int = 200, classes: int = 5) ->
 )
 def test_robust_rules_bear_thirty_percent_of_attackers(name: str, bad: str) -> None:
     bank = crowd(bad)
-    fused = fuse(bank, fit_rules([FUSIONS.create(name)], Evidence(bank)))
+    fused = fuse(bank, fit_rules([FUSIONS.create(name)], FitContext(bank)))
     assert float((fused.targets == torch.arange(200) % 5).double().mean()) > 0.97
     # What they would learn from is right, not only its winner.
     sure = fused.probabilities[torch.arange(200), torch.arange(200) % 5].mean()
@@ -224,7 +224,7 @@ def test_consensus_tells_liars_from_specialists(order: str, classes: int, lie: s
         else:
             logits[m] = 20 * torch.randn(400, 10, generator=torch.Generator().manual_seed(m))
     bank = familiar_bank(logits, familiar, [10**6 if m in liars else 50 for m in range(10)])
-    rules = fit_rules([FUSIONS.create(name) for name in order.split()], Evidence(bank))
+    rules = fit_rules([FUSIONS.create(name) for name in order.split()], FitContext(bank))
     fused = fuse(bank, rules)
     assert fused.bank.weights is not None
     silent = [m for m in range(10) if fused.bank.weights[m].max() == 0]
@@ -238,7 +238,7 @@ def test_consensus_hears_all_where_nobody_agrees() -> None:
     constant = [torch.eye(5)[m].expand(300, 5) for m in range(4)]
     for said in (noise, constant):
         bank = Bank.of([Knowledge(Teacher(m), {Logits(): x}) for m, x in enumerate(said)])
-        [rule] = fit_rules([FUSIONS.create("consensus")], Evidence(bank))
+        [rule] = fit_rules([FUSIONS.create("consensus")], FitContext(bank))
         weights = rule(bank.rows(torch.arange(300))).weights
         assert torch.isfinite(weights).all()
         assert torch.allclose(weights.sum(0), torch.ones(300))
@@ -252,8 +252,8 @@ def test_agreement_is_the_correlation_over_common_ground() -> None:
     logits[1] += logits[0]
     familiar = torch.rand(3, 2500, generator=generator)
     bank = familiar_bank(logits, familiar, [10] * 3)
-    before = fit_rules([FUSIONS.create("density_ratio")], Evidence(bank))
-    found = agreement(Evidence(bank, before=tuple(before)))
+    before = fit_rules([FUSIONS.create("density_ratio")], FitContext(bank))
+    found = agreement(FitContext(bank, before=tuple(before)))
     weights = before[0](bank.rows(torch.arange(2500), kinds=bank.fusible)).weights
     told = torch.softmax(logits, -1).numpy()
     for i in range(3):
@@ -272,13 +272,13 @@ def test_history_remembers_who_attacked_before() -> None:
     """Attackers who behave in the second round are still trusted less than the others."""
     rule = FUSIONS.create("history")
     first = crowd("collude")
-    [after] = fit_rules([rule], Evidence(first))
+    [after] = fit_rules([rule], FitContext(first))
     second = crowd("none")
-    [now] = fit_rules([rule], Evidence(second), [after.memory])
+    [now] = fit_rules([rule], FitContext(second), [after.memory])
     weights = now(second.rows(torch.arange(5))).weights
     assert weights[:3].max() < 0.5 * weights[3:].min()
     late = Bank(tuple(Teacher(t.client + 5) for t in second.teachers), second.arrays)
-    [later] = fit_rules([rule], Evidence(late), [after.memory])
+    [later] = fit_rules([rule], FitContext(late), [after.memory])
     assert later(late.rows(torch.arange(5))).weights[-1, 0] > 0
 
 
@@ -324,7 +324,7 @@ def test_coverage_needs_no_counts_to_find_who_never_saw_a_class() -> None:
     logits[0, truth >= 2] *= 0.3
     logits[1, truth < 2] *= 0.3
     bank = Bank.of([Knowledge(Teacher(m), {Logits(): logits[m]}) for m in (0, 1)])
-    [rule] = fit_rules([FUSIONS.create("coverage")], Evidence(bank))
+    [rule] = fit_rules([FUSIONS.create("coverage")], FitContext(bank))
     after = rule(bank.rows(torch.arange(40)))
     assert after.class_weights is not None
     assert (after.class_weights[0, 2:] == 0).all()
@@ -336,14 +336,14 @@ def test_labelled_images_show_who_is_right(name: str, least: float) -> None:
     bank = crowd("collude")
     truth = torch.arange(200) % 5
     known = Bank(bank.teachers, {Logits(): [a[:100] for a in bank.arrays[Logits()]]})
-    evidence = Evidence(bank, validation=known, validation_labels=truth[:100])
+    evidence = FitContext(bank, validation=known, validation_labels=truth[:100])
     [rule] = fit_rules([FUSIONS.create(name)], evidence)
     weights = rule(bank.rows(torch.arange(100, 200))).weights
     assert weights[3:].sum(0).mean() > least
     fused = fuse(bank, [rule])
     assert float((fused.targets == truth).double().mean()) > 0.97
     with pytest.raises(ValueError, match=r"data\.validation"):
-        fit_rules([FUSIONS.create(name)], Evidence(bank))
+        fit_rules([FUSIONS.create(name)], FitContext(bank))
 
 
 def test_per_class_accuracy_sends_each_class_to_who_knows_it() -> None:
@@ -354,7 +354,7 @@ def test_per_class_accuracy_sends_each_class_to_who_knows_it() -> None:
     logits[0, truth == 1, 0] = 0.5
     bank = Bank.of([Knowledge(Teacher(m), {Logits(): logits[m]}) for m in (0, 1)])
     rule = FUSIONS.create("validation_accuracy", per_class=True)
-    [fitted] = fit_rules([rule], Evidence(bank, labels=truth))
+    [fitted] = fit_rules([rule], FitContext(bank, labels=truth))
     weights = fitted(bank.rows(torch.arange(60))).weights
     assert weights[0, truth == 0].mean() > 0.5 > weights[0, truth == 1].mean()
 
@@ -369,19 +369,19 @@ def test_aligned_teachers_outweigh_a_random_one_even_under_other_names() -> None
             Knowledge(Teacher(10), {Logits(): noise}),
         ]
     )  # fmt: skip
-    [rule] = fit_rules([FUSIONS.create("cka_alignment")], Evidence(strangers))
+    [rule] = fit_rules([FUSIONS.create("cka_alignment")], FitContext(strangers))
     weights = rule(strangers.rows(torch.arange(3))).weights[:, 0]
     assert weights[10] < 0.1 * weights[:10].min()
     truth = 5.0 * torch.nn.functional.one_hot(torch.arange(200) % 5, 5).float()
     [rule] = fit_rules(
-        [FUSIONS.create("cka_alignment", to="student")], Evidence(strangers, student=truth)
+        [FUSIONS.create("cka_alignment", to="student")], FitContext(strangers, student=truth)
     )
     assert rule(strangers.rows(torch.arange(3))).weights[10, 0] < 0.02
 
 
 def test_clusters_find_the_colluders_and_keep_everybodys_say() -> None:
     bank = crowd("collude")
-    [rule] = fit_rules([FUSIONS.create("clusters", count=2)], Evidence(bank))
+    [rule] = fit_rules([FUSIONS.create("clusters", count=2)], FitContext(bank))
     after = rule(bank.rows(torch.arange(200)))
     assert len(after) == 2
     assert sorted(after.weights[:, 0].tolist()) == pytest.approx([0.3, 0.7])

@@ -16,10 +16,10 @@ from torch import Tensor
 import fedkd
 from fedkd.config import Experiment
 from fedkd.distillation.assistants import with_assistant, with_memory
-from fedkd.distillation.batches import SharedLessons
+from fedkd.distillation.batches import TransferBatches
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Fused, Knowledge, Teacher, fuse
-from fedkd.rounds import Server, Workspace
+from fedkd.rounds import ExperimentContext, Server
 from fedkd.runs.directory import RunDirectory
 
 INDEX = torch.tensor([2, 3, 7, 11])
@@ -94,19 +94,19 @@ def test_lessons_refuse_images_that_are_not_those_of_the_answers() -> None:
     images = fedkd.load_dataset("synthetic", classes=3, size=8, per_class=4)[0].images[:8]
     fused = Fused.of(Teacher(0), _logits(4), index=INDEX)
     with pytest.raises(ValueError, match="answered about 4 images, here are 8"):
-        SharedLessons(images, fused)
-    lessons = SharedLessons(images[:4], fused, views=lambda _number: images)
-    lesson = lessons.example()
-    assert lesson.virtual is not None
+        TransferBatches(images, fused)
+    batches = TransferBatches(images[:4], fused, views=lambda _number: images)
+    batch = batches.example()
+    assert batch.virtual is not None
     with pytest.raises(ValueError, match="view 0 has 8 images, the real one 4"):
-        lesson.virtual(0)
+        batch.virtual(0)
 
 
 @pytest.mark.parametrize("guidance", ["next", "dense"])
 def test_after_a_release_assistants_and_student_learn_the_images_that_were_answered(
     tiny: Callable[..., Experiment], guidance: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workspace = Workspace(
+    workspace = ExperimentContext(
         tiny(
             "distillation.losses=[kd]", "fusion=[uniform]",
             "release={name: gnmax, epsilon: 500, min_votes: 3}",
@@ -116,12 +116,12 @@ def test_after_a_release_assistants_and_student_learn_the_images_that_were_answe
     )  # fmt: skip
     images, shown = workspace.data.transfer.images.images, []
 
-    class Noted(SharedLessons):
+    class Noted(TransferBatches):
         def __init__(self, images: Tensor, fused: Fused, **more: object) -> None:
             shown.append((images, fused))
             super().__init__(images, fused, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("fedkd.rounds.server.SharedLessons", Noted)
+    monkeypatch.setattr("fedkd.rounds.server.TransferBatches", Noted)
     server = Server(workspace, RunDirectory.new(workspace.experiment))
     answered = torch.arange(0, len(images), 3)
     scores = torch.softmax(torch.randn(len(answered), 4), dim=1)

@@ -10,7 +10,7 @@ from fedkd.knowledge.extract import extract
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Ensemble, Teacher
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, EnsembleLoss, Trust
+from fedkd.losses.base import DistillationLoss, EnsembleLoss, TeacherWeights
 from fedkd.models.build import build_model
 from fedkd.models.network import Network
 
@@ -66,7 +66,7 @@ def call(
         alone = {kind: tensor[None] for kind, tensor in teacher.items()}
         ensemble = Ensemble((Teacher(0),), alone, torch.ones(1, len(weights)))
         return loss(student, ensemble, seen)
-    value: Tensor = loss(student, teacher, seen, Trust(weights))
+    value: Tensor = loss(student, teacher, seen, TeacherWeights(weights))
     return value
 
 

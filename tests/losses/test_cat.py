@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from fedkd.knowledge.kinds import ClassMaps
-from fedkd.losses.base import Trust
+from fedkd.losses.base import TeacherWeights
 from fedkd.losses.cat import CATLoss, cat_loss
 from fedkd.losses.ce import ce_loss
 
@@ -178,7 +178,9 @@ def test_cat_asks_for_full_maps_only_if_it_binarises_them():
     loss = CATLoss(size=4, binarise=True)
     assert (loss.needs, loss.reads) == ((ClassMaps(None),), (ClassMaps(4),))
     student, teacher = _maps(2, 3, 4, 4), _maps(2, 3, 8, 8, seed=1)
-    value = loss({ClassMaps(4): student}, {ClassMaps(None): teacher}, None, Trust(torch.ones(2)))
+    value = loss(
+        {ClassMaps(4): student}, {ClassMaps(None): teacher}, None, TeacherWeights(torch.ones(2))
+    )
     torch.testing.assert_close(value, cat_loss(student, teacher, size=4, binarise=True))
 
 

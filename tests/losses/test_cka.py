@@ -5,7 +5,7 @@ import torch
 
 from fedkd.functional.similarity import linear_cka, rbf_cka, unbiased_cka
 from fedkd.knowledge.kinds import Pooled
-from fedkd.losses.base import Trust
+from fedkd.losses.base import TeacherWeights
 from fedkd.losses.cka import CKALoss, cka_loss
 
 SIMILARITIES = ["linear", "rbf", "unbiased"]
@@ -38,13 +38,13 @@ def test_trust_is_a_measure_on_samples(similarity):
     loss = CKALoss(similarity=similarity)
     student, teacher = _draw(8, 5).requires_grad_(), {Pooled(): _draw(8, 3, seed=1)}
     weights = torch.tensor([1.0, 0, 0.5, 1, 1, 0.2, 1, 1])
-    value = loss({Pooled(): student}, teacher, None, Trust(weights))
+    value = loss({Pooled(): student}, teacher, None, TeacherWeights(weights))
     (gradient,) = torch.autograd.grad(value, student)
     assert (gradient[1] == 0).all()
     assert (gradient[2] != 0).all()
-    half = loss({Pooled(): student}, teacher, None, Trust(weights / 2))
+    half = loss({Pooled(): student}, teacher, None, TeacherWeights(weights / 2))
     torch.testing.assert_close(half, value / 2)
-    silent = loss({Pooled(): student}, teacher, None, Trust(torch.zeros(8)))
+    silent = loss({Pooled(): student}, teacher, None, TeacherWeights(torch.zeros(8)))
     (gradient,) = torch.autograd.grad(silent, student)
     assert silent == 0
     assert (gradient == 0).all()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
-from fedkd.losses.base import Trust
+from fedkd.losses.base import TeacherWeights
 from fedkd.losses.ce import ce_loss
 from fedkd.losses.dkd import dkd_loss
 from fedkd.losses.kd import kd_loss
@@ -92,7 +92,7 @@ def test_standardised_dkd_is_dkd_of_z_scores():
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-14)
     options = LOSSES.create("dkd", beta=2.0, standardise=True)
     logits = Logits()
-    loss = options({logits: student}, {logits: teacher}, targets, Trust(torch.ones(8)))
+    loss = options({logits: student}, {logits: teacher}, targets, TeacherWeights(torch.ones(8)))
     torch.testing.assert_close(loss.sum(), value)
 
 

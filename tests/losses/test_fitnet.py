@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedkd.knowledge.kinds import Stage
-from fedkd.losses.base import Trust
+from fedkd.losses.base import TeacherWeights
 from fedkd.losses.fitnet import FitNetLoss, fitnet_loss
 from fedkd.models.projectors import regressor
 
@@ -104,7 +104,7 @@ def test_the_adapted_loss_learns_to_meet_the_teacher(ours, theirs):
     optimizer = torch.optim.Adam(ready.parameters(), lr=0.02)
     values = []
     for _ in range(30):
-        value = ready(student, teacher, None, Trust(torch.ones(4))).mean()
+        value = ready(student, teacher, None, TeacherWeights(torch.ones(4))).mean()
         optimizer.zero_grad()
         value.backward()
         optimizer.step()

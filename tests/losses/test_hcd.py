@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedkd.knowledge.kinds import Logits, Pooled, Stage
-from fedkd.losses.base import Trust
+from fedkd.losses.base import TeacherWeights
 from fedkd.losses.hcd import HCDLoss, hcd_loss, orthogonality_loss, sub_logits
 from fedkd.losses.kd import kd_loss
 
@@ -197,7 +197,7 @@ def test_the_adapted_loss_fits_any_stages(sides):
     maps = [projector(student[kind]) for kind, projector in zip(ready.stages, ready.projectors)]
     assert [m.shape for m in maps] == [(4, 7)] * 3  # the wider of 6 and 7
     student = {kind: tensor.requires_grad_() for kind, tensor in student.items()}
-    value = ready(student, teacher, targets, Trust(torch.ones(4)))
+    value = ready(student, teacher, targets, TeacherWeights(torch.ones(4)))
     assert value.shape == (4,)
     value.sum().backward()
     assert all(tensor.grad.abs().max() > 0 for tensor in student.values())

@@ -8,7 +8,7 @@ import torch
 
 from fedkd.functional.feature_statistics import spectral_norms
 from fedkd.knowledge.kinds import SpectralNorms, Stage
-from fedkd.losses.base import Trust
+from fedkd.losses.base import TeacherWeights
 from fedkd.losses.london import LONDONLoss, london_loss
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/features.json").read_text())
@@ -100,7 +100,7 @@ def test_the_class_reads_norms_or_maps(gradient):
     seen = dict(student)
     seen[kind] = spectral_norms(list(student.values()), iterations=200)
     sent = {kind: spectral_norms(list(teacher.values()), iterations=200)}
-    value = loss({k: seen[k] for k in loss.reads}, sent, None, Trust(torch.ones(4)))
+    value = loss({k: seen[k] for k in loss.reads}, sent, None, TeacherWeights(torch.ones(4)))
     torch.testing.assert_close(value, london_loss(seen[kind], sent[kind]), rtol=1e-4, atol=1e-6)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from fedkd.knowledge.kinds import Stage
-from fedkd.losses.base import Trust
+from fedkd.losses.base import TeacherWeights
 from fedkd.losses.ofd import OFDLoss, connector, negative_mean, ofd_loss, ofd_margin
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/features.json").read_text())
@@ -115,7 +115,7 @@ def test_the_adapted_loss_weighs_stages_and_averages_larger_maps():
     loss = OFDLoss(stages=2, scale=0.01)
     ready = loss.adapted(student, teacher).eval()
     assert list(loss.parameters()) == []
-    value = ready(student, teacher, None, Trust(torch.ones(4)))
+    value = ready(student, teacher, None, TeacherWeights(torch.ones(4)))
     expected = torch.zeros(4)
     for weight, kind, connect in zip((0.005, 0.01), ready.needs, ready.connectors):
         hint = F.adaptive_avg_pool2d(teacher[kind], student[kind].shape[2:])

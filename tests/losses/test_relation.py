@@ -5,7 +5,7 @@ import torch
 
 from fedkd.knowledge.kinds import Logits, Pooled, VirtualLogits
 from fedkd.losses import LOSSES
-from fedkd.losses.base import Trust
+from fedkd.losses.base import TeacherWeights
 from fedkd.losses.dist import dist_loss
 from fedkd.losses.relation import relation_loss
 from fedkd.losses.rkd import rkd_loss
@@ -65,8 +65,8 @@ SPECIAL = {
 def test_relations_of_samples(name, weights):
     a, _, d, _ = _views()
     special, options = SPECIAL[name]
-    trust = {key: value for key, value in weights.items() if key == "weights"}
-    _same(relation_loss(a, d, **options, **trust), special(a, d, trust), a)
+    teacher_weights = {key: value for key, value in weights.items() if key == "weights"}
+    _same(relation_loss(a, d, **options, **teacher_weights), special(a, d, teacher_weights), a)
 
 
 @WEIGHTS
@@ -204,7 +204,7 @@ def test_needs_follow_from_space_and_vertices():
         assert loss.needs == loss.reads == needs
         a, b, d, e = _views()
         student, teacher = dict(zip(needs, (a, b))), dict(zip(needs, (d, e)))
-        value = loss(student, teacher, None, Trust(torch.ones(6)))
+        value = loss(student, teacher, None, TeacherWeights(torch.ones(6)))
         pairs = (a, d, b, e) if len(needs) == 2 else (a, d)
         torch.testing.assert_close(value, relation_loss(*pairs, **options))
 

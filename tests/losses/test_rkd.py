@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import fedkd.losses.rkd as rkd
 from fedkd.knowledge.kinds import Logits, Pooled
 from fedkd.losses import LOSSES
-from fedkd.losses.base import Trust
+from fedkd.losses.base import TeacherWeights
 from fedkd.losses.rkd import rkd_loss
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/output_relational.json").read_text())
@@ -160,7 +160,7 @@ def test_space_chooses_what_is_shared():
     for space, kind in (("features", Pooled()), ("logits", Logits())):
         loss = LOSSES.create("rkd", space=space)
         assert loss.needs == loss.reads == (kind,)
-        value = loss({kind: student}, {kind: teacher}, None, Trust(torch.ones(6)))
+        value = loss({kind: student}, {kind: teacher}, None, TeacherWeights(torch.ones(6)))
         torch.testing.assert_close(value, rkd_loss(student, teacher))
 
 

@@ -6,7 +6,7 @@ import torch
 
 from fedkd.knowledge.kinds import Pooled, Stage
 from fedkd.losses import LOSSES
-from fedkd.losses.base import Trust
+from fedkd.losses.base import TeacherWeights
 from fedkd.losses.sp import sp_loss
 
 
@@ -100,6 +100,6 @@ def test_space_chooses_what_is_shared():
     for space, kind in (("map", Stage(-1)), ("features", Pooled())):
         loss = LOSSES.create("sp", space=space)
         assert loss.needs == loss.reads == (kind,)
-        value = loss({kind: student}, {kind: teacher}, None, Trust(torch.ones(6)))
+        value = loss({kind: student}, {kind: teacher}, None, TeacherWeights(torch.ones(6)))
         torch.testing.assert_close(value, sp_loss(student, teacher))
     assert LOSSES.create("sp").needs == (Stage(-1),)

@@ -9,7 +9,7 @@ import torch
 from fedkd.functional.relations import class_relation_loss, sample_relation_loss
 from fedkd.knowledge.kinds import Logits, VirtualLogits
 from fedkd.losses import LOSSES
-from fedkd.losses.base import Trust
+from fedkd.losses.base import TeacherWeights
 from fedkd.losses.kd import standardised
 from fedkd.losses.vrm import VRMLoss, vrm_loss
 
@@ -29,7 +29,7 @@ def _kinds(real, virtual):
 
 @pytest.mark.parametrize("case", RECONSTRUCTION, ids=lambda case: case["name"])
 def test_golden_reconstruction(case):
-    """Own literal reconstruction of the published formulas, not the authors' code."""
+    """LocalShard literal reconstruction of the published formulas, not the authors' code."""
     name = case["name"]
     a, b, d, e = (
         torch.tensor(INPUTS[key], dtype=torch.float64)
@@ -67,7 +67,7 @@ def test_vrm_is_the_weighted_sum_of_both_graphs():
         torch.cat(z[:2]), torch.cat(z[2:]), sample_weights=weights.repeat(2)
     )
     value = VRMLoss(sample_weight=3.0, class_weight=2.0)(
-        _kinds(a, b), _kinds(d, e), None, Trust(weights)
+        _kinds(a, b), _kinds(d, e), None, TeacherWeights(weights)
     )
     torch.testing.assert_close(value, 3 * samples + 2 * classes)
 
@@ -77,8 +77,10 @@ def test_real_edges_ask_for_no_view_and_ignore_one():
     loss, weights = VRMLoss(edges="real"), torch.ones(5)
     assert loss.needs == loss.reads == (Logits(),)
     assert VRMLoss().needs == (Logits(), VirtualLogits(0))
-    alone = loss({Logits(): a}, {Logits(): d}, None, Trust(weights))
-    torch.testing.assert_close(loss(_kinds(a, b), _kinds(d, e), None, Trust(weights)), alone)
+    alone = loss({Logits(): a}, {Logits(): d}, None, TeacherWeights(weights))
+    torch.testing.assert_close(
+        loss(_kinds(a, b), _kinds(d, e), None, TeacherWeights(weights)), alone
+    )
     expected = sample_relation_loss(standardised(a), None, standardised(d), None, edges="real")
     expected += 0.25 * class_relation_loss(standardised(a), standardised(d))
     torch.testing.assert_close(alone, expected)
@@ -100,7 +102,7 @@ def test_every_combination_of_options_trains(edges, distance, pruning, size):
     a, b, d, e = (view.float() for view in _views(size))
     a.requires_grad_()
     loss = LOSSES.create("vrm", edges=edges, distance=distance, pruning=pruning, rho=0.3)
-    value = loss(_kinds(a, b), _kinds(d, e), None, Trust(torch.ones(size)))
+    value = loss(_kinds(a, b), _kinds(d, e), None, TeacherWeights(torch.ones(size)))
     value.backward()
     assert value.ndim == 0
     assert value.isfinite()

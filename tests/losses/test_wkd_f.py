@@ -9,7 +9,7 @@ from torch import nn
 
 from fedkd.functional.feature_statistics import cell_statistics, spatial_moments
 from fedkd.knowledge.kinds import FeatureMoments, FeatureStatistics, Stage
-from fedkd.losses.base import Trust
+from fedkd.losses.base import TeacherWeights
 from fedkd.losses.wkd_f import WKDFeatureLoss, wkd_f_loss
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/wasserstein.json").read_text())
@@ -108,7 +108,7 @@ def _call(loss, student, teacher):
     read = {Stage(loss.stage): student}
     ready = loss.adapted(read, told)
     assert loss.projection is None
-    return ready, ready(read, told, None, Trust(torch.ones(len(student))))
+    return ready, ready(read, told, None, TeacherWeights(torch.ones(len(student))))
 
 
 def kind_tensor(kind, maps):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fedkd.knowledge.kinds import ClassCosts, Logits
 from fedkd.losses import LOSSES
-from fedkd.losses.base import Trust
+from fedkd.losses.base import TeacherWeights
 from fedkd.losses.wkd_l import WKDLogitLoss, wkd_l_loss
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/wasserstein.json").read_text())
@@ -162,7 +162,7 @@ def test_the_class_asks_for_its_costs():
     assert WKDLogitLoss().needs_targets
     student, teacher = _double("logits_s"), _double("logits_t")
     told = {Logits(): teacher, ClassCosts(): COSTS}
-    value = WKDLogitLoss()({Logits(): student}, told, TARGETS, Trust(torch.ones(4)))
+    value = WKDLogitLoss()({Logits(): student}, told, TARGETS, TeacherWeights(torch.ones(4)))
     torch.testing.assert_close(value, wkd_l_loss(student, teacher, TARGETS, COSTS))
 
 

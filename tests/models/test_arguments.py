@@ -216,7 +216,7 @@ class Batches:
 def distill(**changes: Any) -> Call:
     given: dict[str, Any] = {
         "student": TEACHER,
-        "lessons": Batches(),
+        "batches": Batches(),
         "objective": fedkd.Objective([fedkd.Term("kd", KDLoss())]),
         **changes,
     }
@@ -247,7 +247,7 @@ BAD_PARTS: list[tuple[Call, str]] = [
     (lambda: fedkd.Objective(3), "terms: expected a list of fedkd.Term, got int"),
     (distill(student="mlp"), "student: expected a fedkd.Network, got 'mlp'"),
     (distill(student=TEACHER.body), "student: expected a fedkd.Network, got Perceptron"),
-    (distill(lessons=SET), "lessons: .*got ImageSet"),
+    (distill(batches=SET), "batches: .*got ImageSet"),
     (distill(objective=["kd"]), "objective: expected a fedkd.Objective.*got list"),
     (distill(epochs=0), "epochs: expected a whole number of at least 1, got 0"),
     (distill(epochs=1.5), "epochs: .*got 1.5"),
@@ -415,7 +415,7 @@ def test_floats_and_bytes_of_the_same_pixels_give_the_same_logits() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_module_that_normalises_by_itself_is_refused_with_the_remedy(training: bool) -> None:
-    class Own(nn.Module):
+    class LocalShard(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("mean", torch.tensor([0.5]).view(1, 1, 1, 1))
@@ -429,7 +429,7 @@ def test_a_module_that_normalises_by_itself_is_refused_with_the_remedy(training:
 
     normalise = transforms.Normalize([0.5], [0.5])
     chain = nn.Sequential(normalise, nn.Flatten(), nn.Linear(64, 4))
-    for body in (Own(), chain, nn.Sequential(Own()), nn.Sequential(net())):
+    for body in (LocalShard(), chain, nn.Sequential(LocalShard()), nn.Sequential(net())):
         with pytest.raises(ValueError, match=r"normalises images itself .*mean=\[0.0\]"):
             fedkd.network(body.train(training), SET)
     fedkd.network(fedkd.Network(chain, mean=[0.0], std=[1.0]), SET)

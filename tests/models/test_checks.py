@@ -11,7 +11,7 @@ from fedkd.config import ConfigError
 from fedkd.models.build import build_model
 from fedkd.models.checks import check_network, check_training
 from fedkd.models.network import Network
-from fedkd.rounds.context import Workspace
+from fedkd.rounds.context import ExperimentContext
 
 
 class TwoFaced(nn.Module):
@@ -76,7 +76,7 @@ def test_an_experiment_names_key_network_and_loss(
         [override],
     )
     with pytest.raises(ConfigError, match=f"^{message}"):
-        Workspace(experiment)
+        ExperimentContext(experiment)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -18,7 +18,7 @@ from fedkd.privacy.label_dp import keep_probability, randomised
 from fedkd.privacy.ledger import LedgerBroken
 from fedkd.privacy.plan import delta_of, plan
 from fedkd.reporting.run_page import render
-from fedkd.rounds import Client, Workspace
+from fedkd.rounds import Client, ExperimentContext
 from fedkd.runs.directory import RunDirectory, load_state
 from simulations.local import run_local
 
@@ -90,13 +90,13 @@ def test_a_budget_for_not_even_one_round_is_refused(tiny: Tiny) -> None:
     with pytest.raises(
         ConfigError, match=r"teachers.privacy: a single round costs epsilon [\d.]+, "
     ):
-        Workspace(tiny(few, *QUIET, "rounds=1"))
+        ExperimentContext(tiny(few, *QUIET, "rounds=1"))
 
 
 def test_killed_in_training_the_client_pays_twice_and_stops_earlier(tiny: Tiny) -> None:
     experiment = tiny(DP, *QUIET, "rounds=3")
     run = RunDirectory.new(experiment)
-    space = Workspace(experiment)
+    space = ExperimentContext(experiment)
     folder = run.clients / "client-0000"
 
     def client() -> Client:  # every time as a new process finds it
@@ -117,7 +117,7 @@ def test_killed_in_training_the_client_pays_twice_and_stops_earlier(tiny: Tiny) 
 def test_a_round_that_is_asked_for_again_costs_nothing_more(tiny: Tiny) -> None:
     experiment = tiny(DP, *QUIET)
     run = RunDirectory.new(experiment)
-    client = Client(Workspace(experiment), 1, run.identity, run.clients / "client-0001")
+    client = Client(ExperimentContext(experiment), 1, run.identity, run.clients / "client-0001")
     client.train(1)
     once = client.spent
     client.train(1)
@@ -130,9 +130,9 @@ def test_a_ledger_does_not_serve_other_images(tiny: Tiny) -> None:
     experiment = tiny(DP, *QUIET)
     run = RunDirectory.new(experiment)
     folder = run.clients / "client-0000"
-    Client(Workspace(experiment), 0, run.identity, folder).train(1)
+    Client(ExperimentContext(experiment), 0, run.identity, folder).train(1)
     with pytest.raises(LedgerBroken, match="was opened for"):
-        Client(Workspace(experiment), 1, run.identity, folder).train(2)
+        Client(ExperimentContext(experiment), 1, run.identity, folder).train(2)
 
 
 def test_nothing_about_private_images_reaches_server_or_report(tiny: Tiny) -> None:
@@ -167,7 +167,7 @@ def test_what_would_break_the_promise_is_refused_by_its_key(
 ) -> None:
     experiment = tiny(DP, *QUIET, override)
     with pytest.raises(ConfigError, match=words):
-        check(experiment) or Workspace(experiment)  # type: ignore[func-returns-value]
+        check(experiment) or ExperimentContext(experiment)  # type: ignore[func-returns-value]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_the_default_delta_is_far_below_one_over_the_size(tiny: Tiny) -> None:
 
 def test_the_mechanism_is_the_same_whatever_a_client_holds(tiny: Tiny) -> None:
     experiment = tiny(DP, *QUIET)
-    data: FederatedData = Workspace(experiment).data
+    data: FederatedData = ExperimentContext(experiment).data
     assert len({len(data.shard(c)) for c in range(3)}) > 1
     run = run_local(experiment)
     lines = [[line for line in ledger_lines(run, c) if "reserve" in line] for c in range(3)]
@@ -217,7 +217,7 @@ def test_randomised_labels_keep_as_many_as_they_should() -> None:
 
 def test_label_dp_draws_once_and_trains_on_what_it_drew(tiny: Tiny, tmp_path: Path) -> None:
     experiment = tiny("teachers.privacy={mechanism: label_dp, epsilon: 1.0}", *QUIET)
-    client = Client(Workspace(experiment), 0, "run", tmp_path / "client-0000")
+    client = Client(ExperimentContext(experiment), 0, "run", tmp_path / "client-0000")
     first, again = client._lessons(), client._lessons()
     assert first.labels is not None
     assert again.labels is not None

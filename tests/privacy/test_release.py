@@ -18,7 +18,7 @@ from fedkd.privacy.release.base import Release
 from fedkd.privacy.release.gaussian import delta_of, epsilon_of, mu_of
 from fedkd.privacy.release.gnmax import ConfidentGNMax, GNMax
 from fedkd.privacy.release.prob_sum import ProbSum
-from fedkd.rounds import Server, Workspace
+from fedkd.rounds import ExperimentContext, Server
 from simulations.local import run_local
 
 
@@ -172,7 +172,7 @@ def test_a_run_lets_out_labels_once_and_learns_from_those_only(
 def test_taking_a_round_up_again_does_not_draw_again(tiny: Callable[..., Experiment]) -> None:
     experiment = tiny(GNMAX, *LOSSES, *QUIET)
     run = run_local(experiment)
-    server = Server(Workspace(experiment), run)
+    server = Server(ExperimentContext(experiment), run)
     first, second = server.fuse(2), server.fuse(2)
     assert torch.equal(first.probabilities, second.probabilities)
     assert torch.equal(first.index, second.index)  # type: ignore[arg-type]

@@ -14,10 +14,10 @@ from torch import Tensor
 from fedkd.config import ConfigError, make_experiment
 from fedkd.data.images import ImageSet
 from fedkd.knowledge.kinds import Logits
-from fedkd.losses.base import Trust
+from fedkd.losses.base import TeacherWeights
 from fedkd.models.network import Network, parameter_count
 from fedkd.randomness import stream
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from fedkd.training.evaluation import evaluate, predict
 from fedkd.training.supervised import fit
 from simulations.baselines import BASELINES
@@ -30,7 +30,7 @@ from simulations.baselines.fedmd import _Distance
 from simulations.baselines.local_only import trained_alone
 from simulations.baselines.loop import digest, fresh_student, fresh_teachers, model, train
 from simulations.baselines.pate_vote import winners
-from simulations.baselines.traffic import Mail, load, read, weights
+from simulations.baselines.traffic import MessageMeter, load, read, weights
 
 CLIENTS, TRANSFER, CLASSES = 3, 400, 10
 ONE_ROUND = ("one_shot", "one_shot_ensemble", "pate_vote")
@@ -64,8 +64,8 @@ DIGITS: dict[str, Any] = {
 
 
 @lru_cache
-def workspace(*overrides: str) -> Workspace:
-    return Workspace(make_experiment(DIGITS, overrides))
+def workspace(*overrides: str) -> ExperimentContext:
+    return ExperimentContext(make_experiment(DIGITS, overrides))
 
 
 def run(name: str, *overrides: str, **options: Any) -> Outcome:
@@ -158,7 +158,7 @@ def test_impossible_options_are_named(name: str, options: dict[str, float]) -> N
 
 
 def test_clients_on_other_machines_cannot_be_trained_here() -> None:
-    space = Workspace(make_experiment(DIGITS))
+    space = ExperimentContext(make_experiment(DIGITS))
     data = space.experiment.data.model_copy(update={"public": "public.npz"})
     space.experiment = space.experiment.model_copy(update={"data": data})
     with pytest.raises(ConfigError, match=r"data\.public: a baseline trains all clients"):
@@ -200,7 +200,7 @@ def test_the_transfer_set_is_counted_where_clients_need_it(outcomes: dict[str, O
 
 
 def test_what_is_read_is_what_was_sent() -> None:
-    mail = Mail(3)
+    mail = MessageMeter(3)
     request = mail.ask(0, {"a": np.arange(6, dtype=np.float32).reshape(2, 3)})
     assert read(request)["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert read(mail.ask(1)) == {}
@@ -213,7 +213,7 @@ def test_weights_travel_with_the_buffers_of_batch_norm() -> None:
     space = workspace("student.model={name: cnn_tiny, norm: batch}")
     sent, received = fresh_student(space), fresh_student(space)
     fit(sent, space.data.shard(0), space.experiment.teachers, seed=0)
-    load(received, read(Mail(1).ask(0, weights(sent))))
+    load(received, read(MessageMeter(1).ask(0, weights(sent))))
     assert same(received, sent)
 
 
@@ -360,7 +360,7 @@ def test_fedmds_digest_brings_a_client_nearer_to_the_consensus() -> None:
 
 def test_the_distance_of_fedmd_is_the_mean_over_classes() -> None:
     student, teacher = torch.tensor([[1.0, -2.0], [0.0, 4.0]]), torch.tensor([[0.0, 1.0], [0, 4]])
-    trust = Trust(torch.ones(2))
+    trust = TeacherWeights(torch.ones(2))
     loss = _Distance()({Logits(): student}, {Logits(): teacher}, None, trust)
     assert loss.tolist() == [2.0, 0.0]
 

@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from fedkd.config import ConfigError, Experiment, load_experiment, read_experiment
 from fedkd.knowledge.kinds import Logits
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
 from simulations.client_app import make_client_app
 from simulations.local import run_local
@@ -86,7 +86,7 @@ def test_a_part_of_the_samples_is_asked_and_the_rest_is_kept(tiny: Tiny) -> None
         changed = (np.asarray(before) != np.asarray(after)).any(axis=1)
         assert before.shape == after.shape == (48, 4)
         assert 0 < changed.sum() <= 12
-        assert set(np.flatnonzero(changed)) <= set(Workspace(run.experiment).asked(2))
+        assert set(np.flatnonzero(changed)) <= set(ExperimentContext(run.experiment).asked(2))
     assert _up(run) < 0.9 * _up(run_local(tiny("data.views.refresh=false", "rounds=3")))
 
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from fedkd.config import ConfigError, load_config, make_config
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome, RoundResult
@@ -37,7 +37,7 @@ class Fake(Baseline):
         self.fails_on = fails_on
         self.lead = lead
 
-    def run(self, workspace: Workspace, on_round: OnRound) -> Outcome:
+    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
         seed = workspace.experiment.seed
         CALLS.append(seed)
         if seed == self.fails_on:

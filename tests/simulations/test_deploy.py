@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 
 from fedkd.build import build_data
 from fedkd.config import ConfigError, Experiment
-from fedkd.data.local_shard import Own, write_private, write_public
-from fedkd.rounds import Workspace
+from fedkd.data.local_shard import LocalShard, write_private, write_public
+from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
 from simulations.cli.main import app
 from simulations.cli.status import status_of
@@ -329,7 +329,7 @@ def test_nodes_with_their_shards_alone_reach_the_student_of_the_simulation(
 
 def test_a_node_reads_the_data_set_once_per_run(tmp_path: Path, tiny: Tiny) -> None:
     experiment = tiny("evaluation.baselines=[]", "rounds=1")
-    (tmp_path / "policy.yaml").write_text(policy_text(experiment, Workspace(experiment)))
+    (tmp_path / "policy.yaml").write_text(policy_text(experiment, ExperimentContext(experiment)))
     nodes = [
         {
             "state-dir": str(tmp_path / f"state-{number}"),
@@ -352,7 +352,9 @@ def test_the_two_files_are_the_split(tmp_path: Path, tiny: Tiny) -> None:
     whole = build_data(experiment)
     write_public(whole, tmp_path / "public.npz", answers=True)
     write_private(whole, 1, tmp_path / "private.npz")
-    part = build_data(experiment, own=Own(1, tmp_path / "private.npz", tmp_path / "public.npz"))
+    part = build_data(
+        experiment, own=LocalShard(1, tmp_path / "private.npz", tmp_path / "public.npz")
+    )
     for mine, theirs in (
         (part.shard(1), whole.shard(1)),
         (part.holdout(1), whole.holdout(1)),
@@ -381,19 +383,19 @@ def test_pictures_in_class_folders_go_by_name(tmp_path: Path, tiny: Tiny) -> Non
     for name, shade in (("pattern 3", 200), ("pattern 1", 100)):
         (tmp_path / "mine" / name).mkdir(parents=True)
         Image.new("L", (20, 20), shade).save(tmp_path / "mine" / name / "a.png")
-    part = build_data(experiment, own=Own(0, tmp_path / "mine", tmp_path / "public.npz"))
+    part = build_data(experiment, own=LocalShard(0, tmp_path / "mine", tmp_path / "public.npz"))
     shard = part.shard(0)
     assert (shard.labels.tolist(), shard.images[:, 0, 0, 0].tolist()) == ([1, 3], [100, 200])  # type: ignore[union-attr]
     (tmp_path / "mine" / "pattern 1").rename(tmp_path / "mine" / "cat")
     with pytest.raises(ConfigError, match="unknown classes cat"):
-        build_data(experiment, own=Own(0, tmp_path / "mine", tmp_path / "public.npz"))
+        build_data(experiment, own=LocalShard(0, tmp_path / "mine", tmp_path / "public.npz"))
 
 
 def test_private_images_have_to_fit_the_public_ones(tmp_path: Path, tiny: Tiny) -> None:
     write_public(build_data(tiny()), tmp_path / "public.npz", answers=False)
     np.savez(tmp_path / "mine.npz", x=np.zeros((2, 5, 5), np.uint8), y=np.array([0, 1]))
     with pytest.raises(ConfigError, match=re.escape("images are (1, 5, 5), the public ones")):
-        build_data(tiny(), own=Own(0, tmp_path / "mine.npz", tmp_path / "public.npz"))
+        build_data(tiny(), own=LocalShard(0, tmp_path / "mine.npz", tmp_path / "public.npz"))
 
 
 def test_the_ceiling_is_refused_where_private_images_stay_away(tiny: Tiny) -> None:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from flwr.app import ConfigRecord
 
 from fedkd.config import ConfigError, Experiment
-from fedkd.rounds import Workspace, workspace
+from fedkd.rounds import ExperimentContext, workspace
 from fedkd.runs.directory import RunDirectory
 from simulations.client_app import make_client_app
 from simulations.deploy.folder import policy_text
@@ -95,7 +95,7 @@ def federation(
 ) -> tuple[dict[str, Any], RunDirectory]:
     """Summary and folder of a run with keys on in-process nodes with these node configs."""
     policy = tmp_path / "policy.yaml"
-    policy.write_text(policy_text(experiment, Workspace(experiment)))
+    policy.write_text(policy_text(experiment, ExperimentContext(experiment)))
     grid = LocalGrid(make_client_app(), len(nodes))
     for number, extra in enumerate(nodes):
         state = {"state-dir": str(tmp_path / f"state-{number}"), "policy": str(policy)}

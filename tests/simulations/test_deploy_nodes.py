@@ -21,7 +21,7 @@ import pytest
 from flwr.app import Context, Message
 
 from fedkd.config import Experiment
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
 from simulations.cli.status import status_of
 from simulations.client_app import make_client_app
@@ -111,7 +111,7 @@ def deploy(
     experiment: Experiment, deployed: Experiment, folder: Path, plan: Plan, start: Start
 ) -> Federation:
     """What the guide says, up to `register.sh`."""
-    write_folder(folder, plan, deployed, Workspace(experiment))
+    write_folder(folder, plan, deployed, ExperimentContext(experiment))
     link = folder / "superlink"
     replace(link, f"CONTROL_PORT={plan.control_port}\n", f"CONTROL_PORT={free_port()}\n")
     for number in range(plan.nodes):

@@ -17,7 +17,7 @@ from fedkd.config import ConfigError, Experiment
 from fedkd.data.local_shard import write_private, write_public
 from fedkd.knowledge.kinds import Logits
 from fedkd.privacy.policy import Policy, PolicyRefused, check_config, explained, load_policy
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from simulations.client_app import make_client_app
 from simulations.deploy.folder import policy_text
 
@@ -93,12 +93,12 @@ _FINGERPRINTS: dict[str, str] = {}
 def _transfer(experiment: Experiment) -> str:
     key = experiment.data.to_json()
     if key not in _FINGERPRINTS:
-        _FINGERPRINTS[key] = Workspace(experiment).data.transfer.fingerprint
+        _FINGERPRINTS[key] = ExperimentContext(experiment).data.transfer.fingerprint
     return _FINGERPRINTS[key]
 
 
 def strictest(experiment: Experiment) -> Policy:
-    space = Workspace(experiment)
+    space = ExperimentContext(experiment)
     return Policy.of(experiment, space.kinds, space.fusion, space.largest_network)
 
 
@@ -201,7 +201,7 @@ def test_the_config_of_a_run_is_that_of_its_first_message(tmp_path: Path, tiny: 
 
 def test_one_budget_over_all_runs_seeds_and_names(tmp_path: Path, tiny: Tiny) -> None:
     """Two rounds fit the budget; other runs find it spent, whatever seed or holdout they choose."""
-    whole = Workspace(tiny(*PRIVATE)).data
+    whole = ExperimentContext(tiny(*PRIVATE)).data
     write_public(whole, tmp_path / "public.npz", answers=False)
     write_private(whole, 0, tmp_path / "mine.npz")
     experiment = tiny(*PRIVATE, "data.public=public.npz")
@@ -256,7 +256,7 @@ def test_a_delta_not_below_one_over_the_true_size_is_refused_without_telling_it(
 ) -> None:
     small = "teachers.privacy={epsilon: 2.0, nominal_size: 4, delta: 0.2}"
     experiment = tiny(*PRIVATE, small)
-    held = len(Workspace(experiment).data.shard(0))
+    held = len(ExperimentContext(experiment).data.shard(0))
     assert held > 5
     with pytest.raises(PolicyRefused, match="this node's log says why") as refusal:
         node(tmp_path, strictest(experiment))("train", experiment)
@@ -265,7 +265,7 @@ def test_a_delta_not_below_one_over_the_true_size_is_refused_without_telling_it(
 
 def _detector(image: Tensor, label: int, bias: float, experiment: Experiment) -> dict[str, Tensor]:
     """A student whose one hidden unit fires on one image: the membership oracle of a red team."""
-    data = Workspace(experiment).data
+    data = ExperimentContext(experiment).data
     z = (image.double() / 255 - data.mean[0]) / data.std[0]
     classes = len(data.classes)
     other = (label + 1) % classes
@@ -290,7 +290,7 @@ def _detector(image: Tensor, label: int, bias: float, experiment: Experiment) ->
 def _as_student(parts: dict[str, Tensor], experiment: Experiment) -> dict[str, Tensor]:
     from fedkd.build import build_network
 
-    space = Workspace(experiment)
+    space = ExperimentContext(experiment)
     network = build_network(experiment, experiment.student.model, space.data, "student")
     state = {k: v.clone() for k, v in network.state_dict().items()}
     linear = [k for k in state if k.endswith("weight")]
@@ -313,7 +313,7 @@ def test_the_membership_oracle_learns_nothing(tmp_path: Path, tiny: Tiny) -> Non
 
     # The attack works: the very students tell members from others on the images themselves.
     open_config = tiny(*SMALL, *ORACLE)
-    data = Workspace(open_config).data
+    data = ExperimentContext(open_config).data
     held = data.holdout(0)
     other = data.holdout(1)
     assert held.labels is not None
@@ -410,7 +410,7 @@ def test_work_has_limits(tmp_path: Path, tiny: Tiny) -> None:
 def test_the_policy_file_is_checked_and_explained(tmp_path: Path, tiny: Tiny) -> None:
     experiment = tiny(*PRIVATE)
     file = tmp_path / "policy.yaml"
-    file.write_text(policy_text(experiment, Workspace(experiment)))
+    file.write_text(policy_text(experiment, ExperimentContext(experiment)))
     policy = load_policy(file)
     assert policy == strictest(experiment)
     text = "\n".join(explained(policy))

@@ -246,11 +246,11 @@ def test_no_reply_ends_the_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> N
             replies = list(_mutants(grid.kept, kind, each, seed=len(overrides)))
             seen += len(replies)
             if kind == "query.describe":
-                monkeypatch.setattr(strategy, "_exchange", lambda *_, r=replies: iter(r))
+                monkeypatch.setattr(strategy, "_send_and_receive", lambda *_, r=replies: iter(r))
                 strategy._strangers.clear()
                 strategy.nodes = {7: 7}  # somebody is there whatever comes
                 monkeypatch.setattr(grid, "get_node_ids", lambda: [7, 8])
-                strategy._meet(grid, 1)
+                strategy._register_nodes(grid, 1)
                 assert all(type(c) is int and 0 <= c < 8 for c in strategy.nodes)
             elif kind == "train":
                 strategy.aggregate_train(1, replies)

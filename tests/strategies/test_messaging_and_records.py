@@ -12,7 +12,7 @@ from fedkd.knowledge.wire import Refused
 from simulations.client_app import make_client_app
 from simulations.local import LocalGrid
 from strategies import messaging as module
-from strategies.messaging import exchange
+from strategies.messaging import send_and_receive
 from strategies.records import (
     HEADER,
     KNOWLEDGE,
@@ -52,7 +52,7 @@ class SlowGrid(LocalGrid):
         return ready
 
 
-def letters(nodes: Iterable[int]) -> dict[int, Any]:
+def messages(nodes: Iterable[int]) -> dict[int, Any]:
     def make(node: int) -> Message:
         return Message(RecordDict(), dst_node_id=node, message_type="train", ttl=5.0)
 
@@ -62,13 +62,18 @@ def letters(nodes: Iterable[int]) -> dict[int, Any]:
 def test_replies_come_as_they_arrive_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
     grid = SlowGrid(order=[3, 1, 2, 0])
-    assert [reply.client for reply in exchange(grid, letters(range(4)), deadline=5)] == [3, 1, 2, 0]
+    assert [reply.client for reply in send_and_receive(grid, messages(range(4)), deadline=5)] == [
+        3,
+        1,
+        2,
+        0,
+    ]
 
 
 def test_no_more_than_the_window_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
     grid = SlowGrid(order=list(range(20)))
-    replies = list(exchange(grid, letters(range(20)), deadline=5, window=3))
+    replies = list(send_and_receive(grid, messages(range(20)), deadline=5, window=3))
     assert len(replies) == 20
     assert grid.peak == 3
 
@@ -78,7 +83,9 @@ def test_a_silent_node_is_given_up_after_the_deadline(monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "GRACE_SECONDS", 0.1)
     grid = SlowGrid(order=[0, 1, 2], lost={1})
     started = time.monotonic()
-    replies = {r.client: r.message for r in exchange(grid, letters(range(3)), deadline=0.1)}
+    replies = {
+        r.client: r.message for r in send_and_receive(grid, messages(range(3)), deadline=0.1)
+    }
     assert time.monotonic() - started < 5
     assert replies[1] is None
     assert replies[0] is not None

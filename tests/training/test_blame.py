@@ -14,12 +14,12 @@ import fedkd
 from fedkd.build import build_network
 from fedkd.config import ConfigError, Experiment, make_experiment
 from fedkd.data.images import ImageSet
-from fedkd.distillation.batches import LiveLessons, SharedLessons
+from fedkd.distillation.batches import OnlineBatches, TransferBatches
 from fedkd.distillation.objective import Objective, Term
 from fedkd.distillation.trainer import distill
 from fedkd.knowledge.kinds import Kind, Logits, Pooled
 from fedkd.knowledge.payload import Bank, Ensemble, Fused, Knowledge, Teacher, fuse
-from fedkd.rounds import Client, Workspace
+from fedkd.rounds import Client, ExperimentContext
 from fedkd.runs.directory import load_state
 from fedkd.training.evaluation import accuracy, agreement, calibration, per_class_accuracy
 
@@ -60,10 +60,10 @@ def test_a_teacher_handed_over_is_named(images: ImageSet, number: float, loss: s
 @pytest.mark.parametrize("number", BAD)
 def test_a_live_teacher_is_named(images: ImageSet, number: float) -> None:
     teachers = [fedkd.network("mlp", images).eval(), fedkd.network(Masked(number), images).eval()]
-    lessons = LiveLessons(images, teachers, (Logits(),))
+    batches = OnlineBatches(images, teachers, (Logits(),))
     objective = Objective([Term("kd", fedkd.LOSSES.create("kd"))])
     with pytest.raises(RuntimeError, match=rf"teacher 1 gives {number} as logits for image 0 of"):
-        distill(fedkd.network("mlp", images), lessons, objective, epochs=1)
+        distill(fedkd.network("mlp", images), batches, objective, epochs=1)
 
 
 @pytest.mark.parametrize("kind", [Logits(), Pooled()])
@@ -79,7 +79,7 @@ def test_lessons_look_at_what_the_teachers_say_together(images: ImageSet) -> Non
     logits = torch.zeros(30, 3)
     logits[4, 2] = torch.nan
     with pytest.raises(ValueError, match="teacher 6 gives nan as logits for image 4"):
-        SharedLessons(images.images, Fused.of(Teacher(6), logits))
+        TransferBatches(images.images, Fused.of(Teacher(6), logits))
 
 
 def test_a_fusion_rule_is_named_where_the_teachers_are_right() -> None:
@@ -107,7 +107,7 @@ def test_predictions_that_are_none_are_not_scored(measure: Callable[..., object]
 def test_a_client_learns_nothing_from_a_student_that_is_not_finite(
     tiny: Callable[..., Experiment], use: str, tmp_path: Path
 ) -> None:
-    workspace = Workspace(
+    workspace = ExperimentContext(
         tiny("teachers.models=[mlp]", "student.model=mlp", f"teachers.feedback.use={use}")
     )
     student = fedkd.network("mlp", workspace.data.test)
@@ -135,7 +135,7 @@ def _refused(*overrides: str) -> str:
         "distillation": {"losses": ["kd"]},
     }
     with pytest.raises(ConfigError) as error:
-        Workspace(make_experiment(values, overrides))
+        ExperimentContext(make_experiment(values, overrides))
     return str(error.value)
 
 
@@ -190,13 +190,13 @@ def test_a_running_mean_that_is_hardly_trained_is_warned_of(
     objective = Objective([Term("ce", fedkd.LOSSES.create("ce"))])
     for ema, warned in ((0.9, False), (0.99, True)):
         caplog.clear()
-        lessons = LiveLessons(images, batch_size=3)
-        distill(fedkd.network("mlp", images), lessons, objective, epochs=4, ema=ema)
+        batches = OnlineBatches(images, batch_size=3)
+        distill(fedkd.network("mlp", images), batches, objective, epochs=4, ema=ema)
         assert ("67% of the student that comes out" in caplog.text) == warned
 
 
 def test_a_client_trains_on_batches_of_one(tiny: Callable[..., Experiment], tmp_path: Path) -> None:
-    workspace = Workspace(
+    workspace = ExperimentContext(
         tiny("student.model=mlp", "teachers={models: [mlp], batch_size: 1, epochs: 1}")
     )
     fresh = build_network(

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 import fedkd
 from fedkd.config import Experiment, Optimizer, Teachers, make_experiment
 from fedkd.data.images import ImageSet
-from fedkd.distillation.batches import LiveLessons, SharedLessons
+from fedkd.distillation.batches import OnlineBatches, TransferBatches
 from fedkd.distillation.objective import Objective, Term
 from fedkd.distillation.trainer import Precision, distill
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Fused, Teacher
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.models.network import Network
 from fedkd.privacy.dp_sgd import Mechanism, fit_private
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import network_hash
 from fedkd.studies.audit.training import proxy
 from fedkd.training.batches import Order, batches, steps_per_epoch
@@ -77,7 +77,7 @@ class Setting:
             **more,  # type: ignore[arg-type]
         )
 
-    def workspace(self) -> Workspace:
+    def workspace(self) -> ExperimentContext:
         return _workspace(self.to_experiment().to_json())
 
     def to_experiment(self) -> Experiment:
@@ -105,8 +105,8 @@ class Setting:
 
 
 @cache
-def _workspace(config: str) -> Workspace:
-    return Workspace(make_experiment(json.loads(config)))
+def _workspace(config: str) -> ExperimentContext:
+    return ExperimentContext(make_experiment(json.loads(config)))
 
 
 Loop = Callable[[Network, Setting], object]
@@ -157,19 +157,19 @@ def _train(network: Network, setting: Setting) -> object:
 
 def _shared(network: Network, setting: Setting, *losses: str | DistillationLoss) -> object:
     fused = Fused.of(Teacher(0), _logits(setting.samples))
-    lessons = SharedLessons(setting.images.images, fused, batch_size=setting.batch_size)
-    return _distil(network, lessons, setting, *losses)
+    batches = TransferBatches(setting.images.images, fused, batch_size=setting.batch_size)
+    return _distil(network, batches, setting, *losses)
 
 
 def _live(network: Network, setting: Setting, *losses: str | DistillationLoss) -> object:
     teacher = _network(seed=5).eval()
-    lessons = LiveLessons(setting.images, [teacher], (Logits(),), batch_size=setting.batch_size)
-    return _distil(network, lessons, setting, *losses)
+    batches = OnlineBatches(setting.images, [teacher], (Logits(),), batch_size=setting.batch_size)
+    return _distil(network, batches, setting, *losses)
 
 
 def _distil(
     network: Network,
-    lessons: SharedLessons | LiveLessons,
+    batches: TransferBatches | OnlineBatches,
     setting: Setting,
     *losses: str | DistillationLoss,
     precision: Precision = "float32",
@@ -177,7 +177,7 @@ def _distil(
     made = [fedkd.LOSSES.create(item) if isinstance(item, str) else item for item in losses]
     terms = [Term(f"loss {n}", loss) for n, loss in enumerate(made or [fedkd.LOSSES.create("kd")])]
     return distill(
-        network, lessons, Objective(terms), epochs=setting.epochs, optimizer=setting.optimizer,
+        network, batches, Objective(terms), epochs=setting.epochs, optimizer=setting.optimizer,
         precision=precision,
     )  # fmt: skip
 
@@ -375,7 +375,7 @@ class _Flat(DistillationLoss):
         self.root = root
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: TeacherWeights
     ) -> Tensor:
         zero = student[Logits()].sum(dim=1) * 0
         return zero.sqrt() if self.root else zero
@@ -406,21 +406,21 @@ def test_a_teacher_that_spoils_a_later_batch_is_named(monkeypatch: pytest.Monkey
     monkeypatch.setitem(CHECK_EVERY, "cpu", 50)
     logits = _logits(8)
     fused = Fused.of(Teacher(4), logits)
-    lessons = SharedLessons(_images().images, fused, batch_size=2)
+    batches = TransferBatches(_images().images, fused, batch_size=2)
     bad = int(list(Order(8, 0).epoch(1))[5])  # in the third of four batches
     fused.bank.arrays[Logits()][0][bad, 1] = torch.nan
-    monkeypatch.setattr(SharedLessons, "example", lambda self: self._lesson(torch.arange(0)))
+    monkeypatch.setattr(TransferBatches, "example", lambda self: self._lesson(torch.arange(0)))
     with pytest.raises(RuntimeError, match="teacher 4 gives nan as logits for image"):
-        _distil(_network(), lessons, Setting())
+        _distil(_network(), batches, Setting())
 
 
 def test_in_float16_a_training_without_a_step_is_an_error() -> None:
-    lessons = SharedLessons(_images().images, Fused.of(Teacher(0), _logits(8)), batch_size=3)
+    batches = TransferBatches(_images().images, Fused.of(Teacher(0), _logits(8)), batch_size=3)
     with pytest.raises(RuntimeError, match="not trained: in float16 the gradient of none of 6"):
-        _distil(_network(), lessons, Setting(), _Flat(root=True), precision="float16")
+        _distil(_network(), batches, Setting(), _Flat(root=True), precision="float16")
     setting = Setting(epochs=10)
     with pytest.raises(RuntimeError, match="however little it is scaled for float16"):
-        _distil(_network(), lessons, setting, _Flat(root=True), precision="float16")
+        _distil(_network(), batches, setting, _Flat(root=True), precision="float16")
 
 
 def test_a_loss_without_any_gradient_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
@@ -464,13 +464,13 @@ def test_an_empty_shard_is_refused(loop: str) -> None:
 def test_no_epoch_or_weight_is_refused() -> None:
     with pytest.raises(ValueError, match="epochs: expected a whole number of at least 1, got 0"):
         _shared(_network(), Setting(epochs=0))
-    lessons = SharedLessons(_images().images, Fused.of(Teacher(0), _logits(8)))
+    batches = TransferBatches(_images().images, Fused.of(Teacher(0), _logits(8)))
     nothing = Objective([Term("kd", fedkd.LOSSES.create("kd"), weight=0.0)])
     with pytest.raises(ValueError, match="every loss has weight 0"):
-        distill(_network(), lessons, nothing)
+        distill(_network(), batches, nothing)
     for wrong in (0, -1):
         with pytest.raises(ValueError, match="batch_size: expected at least 1"):
-            SharedLessons(_images().images, Fused.of(Teacher(0), _logits(8)), batch_size=wrong)
+            TransferBatches(_images().images, Fused.of(Teacher(0), _logits(8)), batch_size=wrong)
 
 
 def test_a_student_that_is_not_finite_is_blamed_and_not_the_teachers_learning_rate() -> None:

@@ -31,13 +31,13 @@ class Relations:
     Attributes:
         relation: What it is; see `RelationLoss`.
         normalisation: See there.
-        lefts: How many vertices edges start from, to end at the others; 0 joins all pairs.
+        sources: How many vertices edges start from, to end at the others; 0 joins all pairs.
         eps: Smallest squared distance.
     """
 
     relation: Psi
     normalisation: Normalisation
-    lefts: int
+    sources: int
     eps: float
 
     def share(self, weights: Tensor) -> Tensor:
@@ -78,12 +78,12 @@ class Relations:
         return found
 
     def _ends(self, of: Tensor) -> tuple[Tensor, Tensor]:
-        return (of[: self.lefts], of[self.lefts :]) if self.lefts else (of, of)
+        return (of[: self.sources], of[self.sources :]) if self.sources else (of, of)
 
     def _different(self, found: Tensor) -> Tensor:
         """1 for two vertices, 0 for a vertex and itself."""
         ones = torch.ones_like(found)
-        return ones if self.lefts else ones.fill_diagonal_(0)
+        return ones if self.sources else ones.fill_diagonal_(0)
 
 
 def differences(

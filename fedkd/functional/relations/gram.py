@@ -29,26 +29,26 @@ _PRECISE = 1e-2
 _NOISE = 32 * torch.finfo(torch.float32).eps
 
 
-def cosines(vertices: Tensor, lefts: int, twins: bool) -> Cosines:
+def cosines(vertices: Tensor, sources: int, view_pairs: bool) -> Cosines:
     """Edges of two graphs, in the cheapest precision that holds them.
 
     Args:
         vertices: The student's and the teacher's, (2, N, d).
-        lefts: How many of them edges start from; edges end at the others, or, if there are no
+        sources: How many of them edges start from; edges end at the others, or, if there are no
             others, at the same ones, and then no vertex has an edge to itself.
-        twins: Whether the second half of the vertices are other views of the first, and may lie
-            close to them.
+        view_pairs: Whether the second half of the vertices are other views of the first, and may
+            lie close to them.
     """
     if vertices.dtype != torch.float64:
         on_cpu = vertices.device.type == "cpu"
-        edges = Cosines(vertices, lefts, _PRECISE if on_cpu else _NOISE)
+        edges = Cosines(vertices, sources, _PRECISE if on_cpu else _NOISE)
         if on_cpu and edges.complete():
             return edges
-        if twins:
+        if view_pairs:
             edges.mend_twins()
-        if not on_cpu or (twins and edges.complete()):
+        if not on_cpu or (view_pairs and edges.complete()):
             return edges
-    return Cosines(vertices.double(), lefts, SHORTEST**2)
+    return Cosines(vertices.double(), sources, SHORTEST**2)
 
 
 class Cosines:
@@ -57,12 +57,12 @@ class Cosines:
     Edges of less squared length than `shortest`, relative to their ends, count as zero.
     """
 
-    def __init__(self, vertices: Tensor, lefts: int, shortest: float) -> None:
-        self.own = lefts == vertices.shape[1]
+    def __init__(self, vertices: Tensor, sources: int, shortest: float) -> None:
+        self.own = sources == vertices.shape[1]
         self.vertices = vertices
         vertices, self.origin = centred(vertices)
-        left = vertices[:, :lefts]
-        right = left if self.own else vertices[:, lefts:]
+        left = vertices[:, :sources]
+        right = left if self.own else vertices[:, sources:]
         self.a, self.d = a, d = left.unbind()
         self.b, self.e = b, e = right.unbind()
         dots = (a * d).sum(dim=1) if self.own else (vertices[0] * vertices[1]).sum(dim=1)
@@ -70,22 +70,22 @@ class Cosines:
         least = torch.add(norm * shortest, self.origin[:, None], alpha=SHORTEST**2 / 2)
         least += CLOSEST
         rest = norm - least
-        products = torch.addmm(dots[:lefts, None], a, e.T, alpha=-1)
+        products = torch.addmm(dots[:sources, None], a, e.T, alpha=-1)
         # The shortest edge's square is left out and put back: a threshold at 0 costs a tenth of
         # a mask.
-        square = torch.baddbmm(rest[:, :lefts, None], left, right.mT, alpha=-2)
+        square = torch.baddbmm(rest[:, :sources, None], left, right.mT, alpha=-2)
         if self.own:
             products = products + products.T
             starts, ends = least[:, :, None], least[:, None]
             square += rest[:, None]
         else:
-            products.addmm_(d, b.T, alpha=-1).add_(dots[lefts:])
-            starts, ends = least[:, :lefts, None], least[:, None, lefts:]
-            square += rest[:, None, lefts:]
+            products.addmm_(d, b.T, alpha=-1).add_(dots[sources:])
+            starts, ends = least[:, :sources, None], least[:, None, sources:]
+            square += rest[:, None, sources:]
         torch.threshold_(square, 0, torch.inf).add_(starts).add_(ends)
         self.products = products
         self.inverse = square.rsqrt_()  # 0 where an edge is zero
-        self.twins: Tensor | None = None
+        self.view_pairs: Tensor | None = None
         self.visible: int | None = None  # how many edges there are, if it was counted
 
     def complete(self) -> bool:
@@ -98,11 +98,11 @@ class Cosines:
         # Not of the centred ones, which have been rounded.
         half = self.vertices.shape[1] // 2
         self.offsets = (half, -half) if self.own else (0,)
-        self.twins = twins = self.vertices[:, :half] - self.vertices[:, half:]
-        square = (twins * twins).sum(dim=2)
+        self.view_pairs = view_pairs = self.vertices[:, :half] - self.vertices[:, half:]
+        square = (view_pairs * view_pairs).sum(dim=2)
         reach = self.norm[:, :half] + self.norm[:, half:] + self.origin[:, None]
         inverse = square.rsqrt().masked_fill_(square <= SHORTEST**2 * reach + CLOSEST, 0)
-        product = (twins[0] * twins[1]).sum(dim=1)
+        product = (view_pairs[0] * view_pairs[1]).sum(dim=1)
         for offset in self.offsets:
             self.inverse.diagonal(offset, dim1=1, dim2=2).copy_(inverse)
             self.products.diagonal(offset).copy_(product)
@@ -132,10 +132,10 @@ class Cosines:
             return value, None
         push.mul_(inverse).mul_(inverse)
         at_twins: Tensor | None = None
-        if self.twins is not None:
+        if self.view_pairs is not None:
             pushes, pulls = push.diagonal(self.offsets[0]), pull.diagonal(self.offsets[0])
-            at_twins = pushes[:, None] * self.twins[0]
-            at_twins.addcmul_(pulls[:, None], self.twins[1], value=-1)
+            at_twins = pushes[:, None] * self.view_pairs[0]
+            at_twins.addcmul_(pulls[:, None], self.view_pairs[1], value=-1)
             for offset in self.offsets:
                 push.diagonal(offset).zero_()
                 pull.diagonal(offset).zero_()

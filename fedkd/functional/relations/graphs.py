@@ -71,7 +71,7 @@ def class_graph(
     Args:
         sample_weights: This teacher's weight on each row, (N,): a metric on the sample axis
             (coordinates times sqrt(w)), and the graph is multiplied by their mean.
-        class_weights: Trust in the teacher's view of each class, (C,); an edge counts
+        class_weights: Weights of the teacher's view of each class, (C,); an edge counts
             sqrt(c_k * c_l).
         distance: As in `sample_graph`, like all that follow.
         delta: See there.
@@ -194,7 +194,7 @@ def reliable(
     if rule == "edge_discrepancy":
         both = full(torch.stack([student, teacher.to(student.dtype)]))
         graph = sample_graph(edges=edges)
-        scores = cosines(both, graph.lefts(both), graph.twins).distances()
+        scores = cosines(both, graph.sources(both), graph.view_pairs).distances()
     else:
         scores = edge_scores(*judged, rule, edges)
     return smallest(scores, rho, own=edges != "real_virtual")

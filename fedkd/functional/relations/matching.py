@@ -60,11 +60,11 @@ class Graph:
     weight: float = 1.0
 
     @property
-    def twins(self) -> bool:
+    def view_pairs(self) -> bool:
         """Whether some edges join two views of the same thing, which may lie close."""
         return self.edges != "real"
 
-    def lefts(self, vertices: Tensor) -> int:
+    def sources(self, vertices: Tensor) -> int:
         """How many of the vertices (2, N, d) edges start from."""
         return vertices.shape[1] // (2 if self.edges == "real_virtual" else 1)
 
@@ -76,7 +76,7 @@ class Graph:
     def share(self, vertices: Tensor) -> Tensor | float:
         """How much each edge counts, (n, m), or one number for all."""
         _, size, length = vertices.shape
-        n = self.lefts(vertices)
+        n = self.sources(vertices)
         count = n * (n - 1) if n == size else n * (size - n)
         if self.keep is not None:
             count = int(self.keep.sum())
@@ -121,7 +121,7 @@ class Graph:
 
     def _edges(self, vertices: Tensor) -> Tensor:
         """Unit vectors from one vertex to another, 0 where these are the same, (n, m, d)."""
-        n = self.lefts(vertices[None])
+        n = self.sources(vertices[None])
         left = vertices[:n]
         right = left if n == len(vertices) else vertices[n:]
         none = (squares(left, right) == 0)[..., None]
@@ -168,7 +168,7 @@ def solve(both: Tensor, graphs: Sequence[Graph], differentiate: bool) -> Found:
 
 def _gram(vertices: Tensor, graph: Graph, share: Tensor | float, differentiate: bool) -> Found:
     """Sum of share * distance over edges, and its gradient by the student's vertices."""
-    edges = cosines(vertices, graph.lefts(vertices), graph.twins)
+    edges = cosines(vertices, graph.sources(vertices), graph.view_pairs)
     if graph.distance != "edge_huber":
         return edges.solve(share, differentiate)
     # For r = sqrt(2 - 2 cos) beyond delta: delta * r - delta^2 / 2, whose slope by 1 - cos is
@@ -189,7 +189,7 @@ def _written_out(
     matrices do, and float32 stays float32.
     """
     vertices, origin = centred(vertices)
-    n, size = graph.lefts(vertices), vertices.shape[1]
+    n, size = graph.sources(vertices), vertices.shape[1]
     reach = torch.add((vertices * vertices).sum(dim=2), origin[:, None], alpha=0.5)
     ends = slice(0, n) if n == size else slice(n, None)
     right, right_reach = vertices[:, ends], reach[:, ends]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fedkd.config import ConfigError, Experiment
 from fedkd.privacy.dp_sgd import Mechanism
 from fedkd.privacy.ledger import LedgerBroken
-from fedkd.rounds import Client, Workspace
+from fedkd.rounds import Client, ExperimentContext
 from fedkd.runs.directory import RunDirectory
 from fedkd.studies.audit.one_run import Bound
 
@@ -50,7 +50,7 @@ class Promise:
     text: str
 
 
-def promised(run: RunDirectory, workspace: Workspace, client: int) -> Promise:
+def promised(run: RunDirectory, workspace: ExperimentContext, client: int) -> Promise:
     """Promise and training of one client, from the plan and the client's ledger.
 
     The claim is what the ledger says was spent, which is at most the plan's epsilon: the stricter

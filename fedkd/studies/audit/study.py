@@ -17,7 +17,7 @@ from fedkd.knowledge.kinds import Logits
 from fedkd.models.network import Network
 from fedkd.privacy.dp_sgd import Mechanism
 from fedkd.randomness import stream_seed
-from fedkd.rounds import Notify, Workspace, silent
+from fedkd.rounds import ExperimentContext, Notify, silent
 from fedkd.runs.directory import RunDirectory, load_state
 from fedkd.runs.export import load_student
 from fedkd.studies.audit.membership import (
@@ -70,7 +70,7 @@ class Options:
 
 def audit_run(
     run: RunDirectory,
-    workspace: Workspace,
+    workspace: ExperimentContext,
     options: Options,
     *,
     mechanism: Mechanism | None = None,
@@ -175,7 +175,7 @@ def audit_run(
     return facts
 
 
-def chosen(workspace: Workspace, options: Options) -> int:
+def chosen(workspace: ExperimentContext, options: Options) -> int:
     """The client whose teacher is trained again. Raises `ConfigError` if there is none such."""
     data = workspace.data
     if options.client is None:
@@ -185,7 +185,7 @@ def chosen(workspace: Workspace, options: Options) -> int:
     return options.client
 
 
-def unseen(workspace: Workspace) -> ImageSet:
+def unseen(workspace: ExperimentContext) -> ImageSet:
     """Labelled images that no teacher learnt: the clients' held-out parts and the test set."""
     data = workspace.data
     held = data.source.subset(np.concatenate(data.holdout_rows))
@@ -193,7 +193,7 @@ def unseen(workspace: Workspace) -> ImageSet:
 
 
 def epsilon_of_training(
-    workspace: Workspace,
+    workspace: ExperimentContext,
     client: int,
     pool: ImageSet,
     canaries: int,
@@ -262,7 +262,7 @@ def _loss(
 
 
 def _all_teachers(
-    run: RunDirectory, workspace: Workspace, pool: ImageSet, most: int
+    run: RunDirectory, workspace: ExperimentContext, pool: ImageSet, most: int
 ) -> Iterator[dict[str, Any]]:
     for client in range(workspace.data.num_clients):
         if len(workspace.data.shard_rows[client]):
@@ -271,7 +271,7 @@ def _all_teachers(
             yield from _loss(teacher, shard, pool, most, seed, "teacher", client)
 
 
-def _teacher(run: RunDirectory, workspace: Workspace, client: int) -> Network:
+def _teacher(run: RunDirectory, workspace: ExperimentContext, client: int) -> Network:
     """The client's last teacher. Raises `ConfigError` if it is not in the run's folder."""
     places = sorted((run.clients / f"client-{client:04d}").glob("teacher-*.pt"))
     if not places:

@@ -16,14 +16,14 @@ from fedkd.models.network import Network
 from fedkd.privacy.dp_sgd import fit_private
 from fedkd.privacy.label_dp import randomised
 from fedkd.randomness import seeded, stream, stream_seed
-from fedkd.rounds import Workspace
+from fedkd.rounds import ExperimentContext
 from fedkd.studies.audit.promise import Training
 from fedkd.training.loop import Measured, Phase, train_epochs
 from fedkd.training.supervised import fit
 
 
 def train_again(
-    workspace: Workspace,
+    workspace: ExperimentContext,
     client: int,
     images: ImageSet,
     training: Training,
@@ -63,7 +63,7 @@ def train_again(
     return teacher.eval()
 
 
-def proxy(workspace: Workspace, told: Tensor) -> Network:
+def proxy(workspace: ExperimentContext, told: Tensor) -> Network:
     """What a reader of a client's answers can rebuild: a student of that client alone.
 
     Args:

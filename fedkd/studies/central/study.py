@@ -90,7 +90,7 @@ def prepare(study: Study) -> Images:
             task = replace(task, recipe=whole)
             objective = objective_of(task.terms).to(images.device)
             try:
-                example = task.lessons(images, objective, few).example()
+                example = task.batches(images, objective, few).example()
                 with seeded(0, "rehearsal"):
                     readings = example.read(student, objective.reads)
                     objective.adapt(readings, example.ensemble, 0)

@@ -16,7 +16,7 @@ from fedkd.config import Component, ConfigError
 from fedkd.config import Term as LossTerm
 from fedkd.data.datasets import load_dataset
 from fedkd.data.images import ImageSet
-from fedkd.distillation.batches import LiveLessons, Told
+from fedkd.distillation.batches import OnlineBatches, Told
 from fedkd.distillation.objective import Objective
 from fedkd.distillation.trainer import DTYPES, EpochRecord, Snapshot, distill
 from fedkd.models.build import build_model, model_names
@@ -150,10 +150,10 @@ class Task:
     facts: Record = field(default_factory=dict)
     told: Told | None = None
 
-    def lessons(self, images: Images, objective: Objective, some: ImageSet) -> LiveLessons:
+    def batches(self, images: Images, objective: Objective, some: ImageSet) -> OnlineBatches:
         """Batches of `some` images with what the teachers say."""
         recipe = self.recipe
-        return LiveLessons(
+        return OnlineBatches(
             some,
             self.teachers,
             objective.needs if self.teachers else (),
@@ -195,7 +195,7 @@ def train(task: Task, images: Images, notify: Notify) -> Network:
     try:
         distill(
             network,
-            task.lessons(images, objective, task.images or images.train),
+            task.batches(images, objective, task.images or images.train),
             objective,
             epochs=recipe.epochs,
             optimizer=recipe.optimizer,

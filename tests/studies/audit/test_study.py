@@ -17,7 +17,7 @@ from fedkd.build import build_network
 from fedkd.config import ConfigError, make_experiment
 from fedkd.data.images import ImageSet
 from fedkd.privacy.dp_sgd import Mechanism
-from fedkd.rounds import Workspace, workspace
+from fedkd.rounds import ExperimentContext, workspace
 from fedkd.runs.directory import RunDirectory
 from fedkd.studies.audit.membership import confidence, membership
 from fedkd.studies.audit.one_run import Bound
@@ -63,12 +63,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 
 @pytest.fixture(scope="module")
-def space(run: RunDirectory) -> Workspace:
+def space(run: RunDirectory) -> ExperimentContext:
     return workspace(run.experiment.to_json())
 
 
 def test_an_overfitted_run_is_caught_and_the_page_says_so(
-    run: RunDirectory, space: Workspace, tmp_path: Path
+    run: RunDirectory, space: ExperimentContext, tmp_path: Path
 ) -> None:
     seen: list[str] = []
     facts = audit_run(
@@ -92,14 +92,14 @@ def test_an_overfitted_run_is_caught_and_the_page_says_so(
     assert "claimed: at most 0.5" in page
 
 
-def test_large_noise_shows_nothing_and_its_claim_stands(space: Workspace) -> None:
+def test_large_noise_shows_nothing_and_its_claim_stands(space: ExperimentContext) -> None:
     mechanism = Mechanism.of(80, 32, 2, 20.0)
     bound = epsilon_of_training(space, 0, unseen(space), 150, 1e-5, Training(1, mechanism))
     assert bound.epsilon == 0.0
     assert verdict(Claim(0.5, 1e-5), bound) == "consistent"
 
 
-def test_a_private_training_does_not_contradict_its_accountant(space: Workspace) -> None:
+def test_a_private_training_does_not_contradict_its_accountant(space: ExperimentContext) -> None:
     mechanism = Mechanism.of(80, 32, 10, 1.0)
     accountant = create_accountant("rdp")
     accountant.history = [(1.0, mechanism.sample_rate, mechanism.steps)]
@@ -122,7 +122,7 @@ def test_the_command_fails_on_a_refuted_claim_alone(run: RunDirectory) -> None:
     assert str(wrong.exception).startswith("--noise-multiplier: expected at least 0, got -1")
 
 
-def test_a_teacher_trained_on_nothing_is_not_accused(space: Workspace) -> None:
+def test_a_teacher_trained_on_nothing_is_not_accused(space: ExperimentContext) -> None:
     model = space.experiment.teachers.model_of(0)
     teacher = build_network(space.experiment, model, space.data, "nothing")
     members, others = matched(space.data.shard(0), unseen(space), 1000, 0)
@@ -149,7 +149,7 @@ def test_both_sides_of_an_attack_have_the_same_labels() -> None:
     assert len(matched(members, others, 3, 0)[0]) == 3
 
 
-def test_canaries_have_wrong_labels_and_even_coins(space: Workspace) -> None:
+def test_canaries_have_wrong_labels_and_even_coins(space: ExperimentContext) -> None:
     pool = unseen(space)
     right = {image.numpy().tobytes(): int(label) for image, label in zip(pool.images, pool.labels)}  # type: ignore[arg-type]
     canaries = mislabelled(pool, 100, 0)
@@ -174,7 +174,7 @@ def test_impossible_options_are_refused(make: Callable[[], Options], message: st
 
 
 def test_a_run_without_its_teachers_is_refused(
-    run: RunDirectory, space: Workspace, tmp_path: Path
+    run: RunDirectory, space: ExperimentContext, tmp_path: Path
 ) -> None:
     (tmp_path / "config.yaml").write_text(run.experiment.to_yaml())
     with pytest.raises(ConfigError, match="client 0 keeps no teacher"):
