@@ -32,7 +32,7 @@ from fedkd.training.contrastive import pretrain
 from fedkd.training.loop import CHECK_EVERY
 from fedkd.training.supervised import align, fit
 from simulations.baselines.fd import train_towards
-from simulations.baselines.loop import digest, teach_student, train
+from simulations.baselines.loop import digest, distill_server, train
 
 CLASSES, SIDE = 3, 8
 
@@ -145,8 +145,8 @@ def _digest(network: Network, setting: Setting) -> object:
     return None
 
 
-def _teach_student(network: Network, setting: Setting) -> object:
-    teach_student(setting.workspace(), network, _logits(setting.samples), 1)
+def _distill_server(network: Network, setting: Setting) -> object:
+    distill_server(setting.workspace(), network, _logits(setting.samples), 1)
     return None
 
 
@@ -195,7 +195,7 @@ LOOPS: dict[str, Loop] = {
     "pretrain": _pretrain,
     "towards": _towards,
     "digest": _digest,
-    "teach_student": _teach_student,
+    "distill_server": _distill_server,
     "train": _train,
     "shared": _shared,
     "live": _live,
