@@ -47,6 +47,8 @@ class Lock:
         with self._guard:
             self._depth -= 1
             if self._depth == 0 and self._descriptor is not None:
+                # A child between fork and exec has the file open too; closing would not unlock it.
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
                 os.close(self._descriptor)
                 self._descriptor = None
 
