@@ -61,7 +61,6 @@ def check(experiment: Experiment) -> None:
     distillation = experiment.distillation
     check_losses(distillation.losses, distillation.epochs, "distillation.losses")
     check_augmentation(experiment.teachers.augment, "teachers.augment")
-    check_augmentation(experiment.student.pretraining.augment, "student.pretraining.augment")
     device_of(experiment)
 
 

@@ -12,6 +12,14 @@ from fedkd.registry import nearest
 # Keys of earlier versions, and what to write today.
 _RENAMED = {"federation.dtype": "federation.codec (float16, float32 or another codec)"}
 
+# Keys of features that are gone: measured, they gave nothing.
+_GONE = (
+    "distillation.memory",
+    "distillation.curriculum",
+    "distillation.ema",
+    "student.pretraining",
+)
+
 
 def one_line(root: type[BaseModel], error: ValidationError) -> str:
     """The first problem of a pydantic error, in our words.
@@ -23,8 +31,11 @@ def one_line(root: type[BaseModel], error: ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"])
     kind, given = first["type"], first["input"]
     if kind == "extra_forbidden":
-        if where in _RENAMED:
-            return f"{where}: is called {_RENAMED[where]} now"
+        old = ".".join(where.split(".")[-2:])  # a study nests the experiment
+        if old in _RENAMED:
+            return f"{where}: is called {_RENAMED[old]} now"
+        if old in _GONE:
+            return f"{where}: is gone, since it made no student better; leave it out"
         allowed = list(model_at(root, first["loc"][:-1]).model_fields)
         return (
             f"{where}: unknown key{nearest(str(first['loc'][-1]), allowed)} "

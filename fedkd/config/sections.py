@@ -245,20 +245,10 @@ class Teachers(Section):
         return self.models[client % len(self.models)]
 
 
-class Pretraining(Section):
-    """Self-supervised learning on the transfer images before the first round (SimCLR)."""
-
-    epochs: int = Field(default=0, ge=0, description="0 is without")
-    batch_size: Annotated[int, Field(ge=2)] = 128
-    augment: str = "randaugment"
-    optimizer: Optimizer = Optimizer()
-
-
 class Student(Section):
     """The one network that comes out."""
 
     model: Named = Component(name="cnn_small")
-    pretraining: Pretraining = Pretraining()
 
 
 class Term(Component):
@@ -298,30 +288,12 @@ class Distillation(Section):
     batch_size: Positive = 32
     optimizer: Optimizer = Optimizer()
     warm_start: bool = Field(default=True, description="the student goes on from the last round")
-    memory: float = Field(
-        default=0.0, ge=0, lt=1, description="say of the student's own predictions of last round"
-    )
-    curriculum: int = Field(
-        default=0, ge=0, description="epochs until samples that teachers are unsure of are shown"
-    )
-    ema: float = Field(
-        default=0.0, ge=0, lt=1, description="decay per step of a running mean of the weights"
-    )
     assistants: Annotated[tuple[Named, ...], BeforeValidator(_components)] = Field(
         default=(), description="networks trained in between on the server, large to small"
     )
     guidance: Literal["next", "dense"] = Field(
         default="dense", description="learn from the next larger network, or from all (DGKD)"
     )
-
-    @model_validator(mode="after")
-    def _possible(self) -> Distillation:
-        if self.curriculum >= self.epochs:
-            raise ValueError(
-                f"curriculum: {self.curriculum} epochs of {self.epochs} would leave samples that "
-                "are never shown; take fewer than epochs"
-            )
-        return self
 
 
 class Quarantine(Section):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
-
-import torch
 
 from fedkd.knowledge.payload import Fused, Knowledge
 
@@ -32,23 +29,3 @@ def with_assistant(fused: Fused, assistant: Knowledge, guidance: Guidance, rank:
         # The targets stay: they are what the first teachers (or the labels) say.
         return fused.replaced_by(assistant)
     return fused.with_teacher(assistant, 1 / (rank + 1))
-
-
-def with_memory(fused: Fused, student: Knowledge, share: float) -> Fused:
-    """Let the student of the round before teach too: targets averaged over rounds.
-
-    Each round's targets are then a running mean of what the teachers said in all rounds, in so far
-    as the student has learnt it (temporal ensembling with the student as the memory).
-
-    Args:
-        fused: What the teachers say in this round.
-        student: What the student said before this round.
-        share: Its say, in [0, 1).
-
-    References:
-        Laine and Aila, "Temporal Ensembling for Semi-Supervised Learning", ICLR 2017,
-            https://arxiv.org/abs/1610.02242
-    """
-    told = fused.with_teacher(student, share)
-    learnt = torch.equal(fused.targets, fused.probabilities.argmax(dim=1))
-    return replace(told, targets=told.probabilities.argmax(dim=1)) if learnt else told

@@ -7,7 +7,6 @@ anew (`OnlineBatches`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -89,9 +88,6 @@ class TransferBatches:
         fused: What the teachers say about them.
         views: View number -> all transfer images under that virtual view.
         batch_size: Samples per step; a left-over batch of one is dropped (batch norm).
-        curriculum: Epochs until all samples are shown: the first is about the half of which the
-            teachers are surest, then more and more of the rest. 0 shows all at once. An epoch has
-            the same number of steps throughout.
         seed: Seed of the order of samples.
         device: Where batches are put.
 
@@ -106,7 +102,6 @@ class TransferBatches:
         *,
         views: Views | None = None,
         batch_size: int = 64,
-        curriculum: int = 0,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -127,8 +122,6 @@ class TransferBatches:
         self._order = Order(len(images), seed)
         self._device = torch.device(device)
         self._targets = fused.targets.to(self._device)
-        self._curriculum = curriculum
-        self._surest = fused.probabilities.amax(dim=1).argsort(descending=True, stable=True)
 
     @property
     def samples(self) -> int:
@@ -146,13 +139,8 @@ class TransferBatches:
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The transfer set in an order of its own."""
-        total = len(self._images)
-        known = self._surest
-        if number <= self._curriculum:
-            known = known[: math.ceil(total * (0.5 + 0.5 * (number - 1) / self._curriculum))]
         for index in batches(self._order.epoch(number), self.batch_size):
-            # A sample that is not shown yet lends its place to one that is.
-            yield self._lesson(known[index % len(known)] if len(known) < total else index)
+            yield self._lesson(index)
 
     def _lesson(self, index: Tensor) -> Batch:
         device = self._device

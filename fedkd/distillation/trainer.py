@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fedkd.config import Distillation, Optimizer
 from fedkd.distillation.batches import Batch, BatchSource
@@ -19,16 +17,11 @@ from fedkd.distillation.objective import Objective, Value
 from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.knowledge.payload import not_finite
 from fedkd.losses.base import EnsembleLoss
-from fedkd.models.arguments import a_network, an_optimizer, function, one_of, real, whole
+from fedkd.models.arguments import a_network, an_optimizer, function, one_of, whole
 from fedkd.models.network import Network, shown
 from fedkd.randomness import seeded
 from fedkd.training.batches import batch_norm, check_batch_size
 from fedkd.training.loop import Measured, Phase, Trainer, gradient_norm
-
-logger = logging.getLogger(__name__)
-
-# Share of the untrained student in the running mean of weights from which on people are told.
-STALE = 0.1
 
 STUDENT = Phase("the student", "lower the learning rate or a loss's weight")
 
@@ -75,7 +68,6 @@ def distill(
     fitted: Mapping[str, Tensor] | None = None,
     resume: dict[str, Any] | None = None,
     precision: Precision = "float32",
-    ema: float = 0.0,
     seed: int = 0,
     on_epoch: Callable[[EpochRecord, Snapshot], None] | None = None,
 ) -> tuple[list[EpochRecord], dict[str, Any]]:
@@ -94,8 +86,6 @@ def distill(
         resume: A snapshot of an interrupted call with the same arguments, to go on from; the
             result is the same as if it had not been interrupted.
         precision: In which networks compute; losses always compute in float32.
-        ema: Decay per step of a running mean of the student's weights, which is what comes out
-            in the end; 0 is without. (Mean teachers: Tarvainen and Valpola, NeurIPS 2017.)
         seed: Seed of dropout and of the objective's own parameters.
         on_epoch: Called after every epoch with its record and a maker of snapshots.
 
@@ -109,12 +99,12 @@ def distill(
             the student cannot be trained on such batches.
     """
     epochs, seed = whole("epochs", epochs, 1), whole("seed", seed)
-    ema, options = real("ema", ema, 0, 1), an_optimizer("optimizer", optimizer)
+    options = an_optimizer("optimizer", optimizer)
     one_of("precision", precision, list(DTYPES))
     function("on_epoch", on_epoch, "a record and a maker of snapshots")
     _check_parts(student, batches, objective)
     objective.check(epochs)
-    loop = _Loop(student, batches, objective, epochs, options, precision, ema, seed)
+    loop = _Loop(student, batches, objective, epochs, options, precision, seed)
     if fitted is not None:
         loop.take_over(fitted)
     if moments is not None:
@@ -129,7 +119,6 @@ def distill(
                 on_epoch(record, lambda epoch=epoch: loop.snapshot(epoch))  # type: ignore[misc]
     if history:
         loop.trainer.finish()
-    loop.finish()
     student.eval()
     return history, {
         "moments": loop.trainer.optimizer.state_dict(),
@@ -148,7 +137,7 @@ def rehearse(student: Network, batches: BatchSource, objective: Objective) -> No
     Raises:
         ValueError: a loss does not fit student and teachers, or batches are too small.
     """
-    _Loop(student, batches, copy.deepcopy(objective), 1, Optimizer(), "float32", 0.0, 0)
+    _Loop(student, batches, copy.deepcopy(objective), 1, Optimizer(), "float32", 0)
 
 
 def _check_parts(student: object, batches: object, objective: object) -> None:
@@ -174,7 +163,6 @@ class _Loop:
         epochs: int,
         options: Optimizer,
         precision: Precision,
-        ema: float,
         seed: int,
     ) -> None:
         self.student = student
@@ -197,19 +185,6 @@ class _Loop:
             more=objective.parameters(),
             scaler=self.scaler,
             explain=self._explain,
-        )
-        if ema**self.trainer.total_steps > STALE:
-            logger.warning(
-                "ema %g over %d steps: %.0f%% of the student that comes out is the one after its "
-                "first step; take a smaller ema or more steps",
-                ema,
-                self.trainer.total_steps,
-                100 * ema**self.trainer.total_steps,
-            )
-        self.average = (
-            AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
-            if ema > 0
-            else None
         )
 
     # -- one epoch -------------------------------------------------------------------------
@@ -234,8 +209,6 @@ class _Loop:
                 gradients.update(self._gradients(measured.parts, epoch))
 
         def after(step: int, batch: Batch) -> None:
-            if self.average is not None:
-                self.average.update_parameters(self.student)
             for loss in learners:
                 if (step + 1) % loss.meta_every == 0:
                     self._meta_step(loss, batch, seen)
@@ -374,13 +347,7 @@ class _Loop:
             "schedule": self.trainer.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "generators": generators,
-            "average": None if self.average is None else _on_cpu(self.average),
         }
-
-    def finish(self) -> None:
-        """Give the student the weights that count."""
-        if self.average is not None:
-            self.student.load_state_dict(self.average.module.state_dict())
 
     def restore(self, state: dict[str, Any]) -> int:
         """Take up a snapshot; returns the epoch that comes next."""
@@ -389,8 +356,6 @@ class _Loop:
         self.trainer.optimizer.load_state_dict(state["optimizer"])
         self.trainer.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
         torch.set_rng_state(state["generators"]["cpu"])
         if "cuda" in state["generators"] and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)

@@ -30,7 +30,7 @@ from fedkd.distillation.batches import TransferBatches
 from fedkd.distillation.objective import Objective
 from fedkd.distillation.trainer import rehearse
 from fedkd.knowledge.extract import Unreadable, extract, shapes
-from fedkd.knowledge.kinds import Kind, Logits, Pooled, VirtualLogits
+from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.knowledge.payload import Bank, Knowledge, Teacher, fuse
 from fedkd.knowledge.wire import Expected
 from fedkd.models.checks import check_training
@@ -212,8 +212,7 @@ def _describe(
         tried(assistant, both, "distillation.assistants")
         for assistant in experiment.distillation.assistants
     ]
-    looks = (Pooled(),) if experiment.student.pretraining.epochs > 0 else ()
-    others.append(tried(experiment.student.model, (*objective.reads, *looks), "student.model"))
+    others.append(tried(experiment.student.model, objective.reads, "student.model"))
     teachers = {
         model: tried(model, asked, f"teachers.models.{number}", looks_private)
         for number, model in enumerate(experiment.teachers.models)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedkd.build import build_network, device_of
-from fedkd.distillation.assistants import with_assistant, with_memory
+from fedkd.distillation.assistants import with_assistant
 from fedkd.distillation.batches import TransferBatches
 from fedkd.distillation.trainer import EpochRecord, Snapshot, distill
 from fedkd.fusion.base import FitContext, Fusion, fit_rules
@@ -31,7 +31,6 @@ from fedkd.rounds.progress import Notify, silent
 from fedkd.runs.directory import RunDirectory, load_state, network_hash, save_state
 from fedkd.runs.signature import Signature, keep_signature
 from fedkd.training.batches import steps_per_epoch
-from fedkd.training.contrastive import pretrain
 from fedkd.training.evaluation import accuracy, calibration, evaluate, per_class_accuracy, predict
 
 logger = logging.getLogger(__name__)
@@ -244,16 +243,8 @@ class Server:
             )
         images, views = self._shown(round_number, fused)
         needs = self.workspace.objective.needs
-        if options.memory > 0 and round_number > 1:
-            who = Teacher(self.experiment.clients, parameters=parameter_count(self.student))
-            told = extract(self.student, images, needs, views=views)
-            fused = with_memory(fused, Knowledge(who, told), options.memory)
         if not options.warm_start and round_number > 1:
             self._chain = self._fresh_chain()
-        if self.experiment.student.pretraining.epochs > 0 and (
-            round_number == 1 or not options.warm_start
-        ):
-            self._pretrain(round_number)
         for rank, assistant in enumerate(self._chain[:-1], start=1):
             network = assistant.network
             self._teach(assistant, fused, round_number, "assist", rank)
@@ -269,20 +260,6 @@ class Server:
         if index is None:
             return images, views
         return images[index], lambda number: views(number)[index]
-
-    def _pretrain(self, round_number: int) -> None:
-        """Let a fresh student look at the transfer images before it is taught."""
-        options = self.experiment.student.pretraining
-        losses = pretrain(
-            self.student,
-            self.workspace.data.transfer.images.images,
-            epochs=options.epochs,
-            augment=options.augment,
-            batch_size=options.batch_size,
-            optimizer=options.optimizer,
-            seed=stream_seed(self.experiment.seed, "pretrain"),
-        )
-        self.run.metric("pretraining", round=round_number, losses=losses)
 
     def _teach(
         self, learner: _Learner, fused: Fused, round_number: int, *names: object
@@ -304,7 +281,6 @@ class Server:
             fused,
             views=views,
             batch_size=options.batch_size,
-            curriculum=options.curriculum,
             seed=seed,
             device=learner.network.mean.device,
         )
@@ -314,7 +290,6 @@ class Server:
             self.workspace.objective,
             epochs=options.epochs,
             optimizer=options.optimizer,
-            ema=options.ema,
             seed=seed,
             on_epoch=on_epoch,
             **learner.learnt,

@@ -412,7 +412,6 @@ def train_epochs(
     epochs: int,
     batch_size: int,
     order: torch.Generator,
-    more: Iterable[nn.Parameter] = (),
 ) -> list[Means]:
     """Train `network` (in place) on samples that are told apart by their numbers.
 
@@ -427,7 +426,6 @@ def train_epochs(
         epochs: Passes over the samples.
         batch_size: Samples per step; a left-over batch of one is dropped.
         order: Draws the order of samples.
-        more: Parameters trained along that are not the network's.
 
     Returns:
         What each epoch gave.
@@ -444,7 +442,7 @@ def train_epochs(
         check_batch_size(network, batch_size, phase.batch_size, phase.who)
     batch = min(positive(batch_size), total)
     steps = steps_per_epoch(total, batch) * epochs
-    trainer = Trainer(network, options, phase, steps, more=more)
+    trainer = Trainer(network, options, phase, steps)
     network.train(total > 1)
     history = []
     for epoch in range(epochs):

@@ -44,6 +44,8 @@ def test_resolved_config_reads_back_as_itself() -> None:
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
+        ("distillation.ema=0.9", "distillation.ema: is gone, since it made no student better"),
+        ("student.pretraining={epochs: 1}", "student.pretraining: is gone"),
         ("rouns=3", "rouns: unknown key; did you mean 'rounds'?"),
         ("data.transfr.size=3", "data.transfr: unknown key; did you mean 'transfer'?"),
         ("data.transfer.sizes=3", "data.transfer.sizes: unknown key; did you mean 'size'?"),

@@ -1,11 +1,8 @@
 """Assistants between teachers and student: who teaches, and with what say."""
 
-from dataclasses import replace
-
-import pytest
 import torch
 
-from fedkd.distillation.assistants import with_assistant, with_memory
+from fedkd.distillation.assistants import with_assistant
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Fused, Knowledge, Teacher, fuse
 
@@ -40,19 +37,3 @@ def test_densely_guided_every_assistant_counts_as_much_as_all_first_teachers_tog
     torch.testing.assert_close(weights[:, 0], torch.tensor([1 / 3, 0, 1 / 3, 1 / 3]))
     mean = two.bank.rows(torch.arange(3)).mean_probabilities()
     torch.testing.assert_close(two.probabilities, mean, atol=1e-6, rtol=0)
-
-
-def test_the_students_memory_has_its_say_and_may_turn_a_target() -> None:
-    fused = _fused()
-    little = with_memory(fused, _assistant(2), 0.3)
-    assert little.targets.tolist() == fused.targets.tolist()
-    much = with_memory(fused, _assistant(2), 0.7)
-    assert much.targets.tolist() == _assistant(2).tensors[Logits()].argmax(1).tolist()
-    mean = much.bank.rows(torch.arange(3)).mean_probabilities()
-    torch.testing.assert_close(much.probabilities, mean, atol=1e-6, rtol=0)
-    assert much.bank.rows(torch.arange(3)).weights[-1].tolist() == pytest.approx([0.7] * 3)
-
-
-def test_memory_does_not_overrule_true_labels() -> None:
-    labelled = replace(_fused(), targets=torch.tensor([2, 2, 2]))
-    assert with_memory(labelled, _assistant(2), 0.9).targets.tolist() == [2, 2, 2]

@@ -122,34 +122,3 @@ def test_a_last_batch_of_one_is_left_out(images: ImageSet) -> None:
     batches = OnlineBatches(images, batch_size=29)
     assert [len(batch.images) for batch in batches.epoch(1)] == [29]
     assert batches.steps == 1
-
-
-def test_a_curriculum_starts_with_the_samples_that_teachers_are_sure_of(images: ImageSet) -> None:
-    """Sample n of 30 has confidence falling with n; the share shown rises from half to all."""
-    sure = torch.linspace(8, 0, 30)[:, None] * torch.tensor([1.0, 0.0, 0.0])
-    fused = fuse(Bank.of([Knowledge(Teacher(0), {Logits(): sure})]), [])
-    marked = images.images.clone()
-    marked[:, 0, 0, 0] = torch.arange(30, dtype=torch.uint8)
-    batches = TransferBatches(marked, fused, batch_size=8, curriculum=2)
-
-    def shown(epoch: int) -> list[int]:
-        drawn = list(batches.epoch(epoch))
-        assert len(drawn) == batches.steps
-        return sorted(int(n) for b in drawn for n in b.images[:, 0, 0, 0])
-
-    assert set(shown(1)) == set(range(15))
-    assert len(shown(1)) == 30
-    assert set(shown(2)) == set(range(23))
-    assert shown(3) == list(range(30))
-
-
-def test_a_sample_that_lends_its_place_brings_its_own_answers(images: ImageSet) -> None:
-    logits = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
-    fused = fuse(Bank.of([Knowledge(Teacher(0), {Logits(): logits})]), [])
-    marked = images.images.clone()
-    marked[:, 0, 0, 0] = torch.arange(30, dtype=torch.uint8)
-    for batch in TransferBatches(marked, fused, batch_size=8, curriculum=3).epoch(1):
-        index = batch.images[:, 0, 0, 0].long()
-        assert batch.ensemble.logits[0].equal(logits[index])
-        assert batch.targets is not None
-        assert batch.targets.equal(logits[index].argmax(1))

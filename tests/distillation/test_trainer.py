@@ -18,7 +18,6 @@ from fedkd.knowledge.payload import Bank, Ensemble, Knowledge, Teacher, fuse
 from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.losses.dkd import DKDLoss
 from fedkd.losses.kd import kd_loss
-from fedkd.models.network import Network
 from fedkd.runs.directory import network_hash
 from fedkd.training.evaluation import agreement, predict
 from fedkd.training.supervised import align, fit
@@ -268,39 +267,6 @@ def test_what_was_learnt_about_some_teachers_is_not_believed_of_others() -> None
 
     assert adapt([0, 1]).keys() == adapt([0, 1]).keys()
     assert adapt([0, 1]).keys().isdisjoint(adapt([0, 2]).keys())
-
-
-def test_a_running_mean_of_weights_comes_out_also_after_an_interruption(
-    patterns: tuple[ImageSet, ImageSet],
-) -> None:
-    """The mean lags behind the weights themselves, which only move away from the start."""
-    images, _ = patterns
-    objective = Objective([Term("ce", fedkd.LOSSES.create("ce"))])
-
-    def train(ema: float, epochs: int = 3, resume: dict[str, Any] | None = None) -> Any:
-        student = fedkd.network("cnn_tiny", images)
-        kept: list[dict[str, Any]] = []
-
-        def keep(_record: EpochRecord, snapshot: Snapshot) -> None:
-            kept.append(snapshot())
-
-        distill(
-            student, OnlineBatches(images), objective, epochs=epochs, ema=ema, resume=resume,
-            optimizer=Optimizer(lr=0.01, schedule="constant"), on_epoch=keep,
-        )  # fmt: skip
-        return student, kept
-
-    def distance(one: Network, two: Network) -> float:
-        pairs = zip(one.parameters(), two.parameters())
-        return float(sum((p - q).detach().square().sum() for p, q in pairs))
-
-    plain, _ = train(0.0)
-    slow, kept = train(0.9)
-    assert network_hash(plain) != network_hash(slow)
-    again, _ = train(0.9, resume=kept[0])
-    assert network_hash(again) == network_hash(slow)
-    start = fedkd.network("cnn_tiny", images)
-    assert 0 < distance(slow, start) < distance(plain, start)
 
 
 def test_aligned_teachers_say_what_the_student_says(

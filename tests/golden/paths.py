@@ -144,11 +144,9 @@ def _options(folder: Path) -> Values:
         "distillation.optimizer={name: adam, warmup: 0.5}",
         "distillation.losses=[{name: ce, warmup: 2}, {name: dkd, start: 2}]",
     )
-    pretrained = "student.pretraining={epochs: 1, batch_size: 16}"
     return {
         "teachers": student(folder, *SHORT, *teachers),
         "server": student(folder, *SHORT, *server),
-        "pretraining": student(folder, *SHORT, "rounds=1", pretrained),
     }
 
 

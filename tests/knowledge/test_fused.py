@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fedkd
 from fedkd.config import Experiment
-from fedkd.distillation.assistants import with_assistant, with_memory
+from fedkd.distillation.assistants import with_assistant
 from fedkd.distillation.batches import TransferBatches
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Fused, Knowledge, Teacher, fuse
@@ -36,7 +36,6 @@ def _knowledge(client: int, count: int = 4) -> Knowledge:
 PATHS: dict[str, Callable[[Fused], Fused]] = {
     "next": lambda fused: with_assistant(fused, _knowledge(8), "next", 1),
     "dense": lambda fused: with_assistant(fused, _knowledge(8), "dense", 2),
-    "memory": lambda fused: with_memory(fused, _knowledge(9), 0.3),
     "replaced": lambda fused: fused.replaced_by(_knowledge(7)),
     "with teacher": lambda fused: fused.with_teacher(_knowledge(7), 0.5),
 }

@@ -167,10 +167,6 @@ def test_batches_of_one_are_refused_by_their_key_before_work_starts() -> None:
     [
         ("teachers.optimizer={nesterov: true, momentum: 0}", "nesterov: needs name sgd and a mom"),
         ("distillation.optimizer={name: adam, nesterov: true}", "nesterov: needs name sgd"),
-        (
-            "distillation={epochs: 5, curriculum: 5}",
-            "curriculum: 5 epochs of 5 would leave",
-        ),
     ],
 )
 def test_options_that_would_be_ignored_are_refused(override: str, message: str) -> None:
@@ -182,17 +178,6 @@ def test_a_loss_that_never_counts_is_refused(late: dict[str, int]) -> None:
     terms = [Term("ce", fedkd.LOSSES.create("ce")), Term("kd", fedkd.LOSSES.create("kd"), **late)]  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="loss 'kd' never counts: it starts in epoch"):
         Objective(terms).check(3)
-
-
-def test_a_running_mean_that_is_hardly_trained_is_warned_of(
-    images: ImageSet, caplog: pytest.LogCaptureFixture
-) -> None:
-    objective = Objective([Term("ce", fedkd.LOSSES.create("ce"))])
-    for ema, warned in ((0.9, False), (0.99, True)):
-        caplog.clear()
-        batches = OnlineBatches(images, batch_size=3)
-        distill(fedkd.network("mlp", images), batches, objective, epochs=4, ema=ema)
-        assert ("67% of the student that comes out" in caplog.text) == warned
 
 
 def test_a_client_trains_on_batches_of_one(tiny: Callable[..., Experiment], tmp_path: Path) -> None:

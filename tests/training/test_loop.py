@@ -28,7 +28,6 @@ from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import network_hash
 from fedkd.studies.audit.training import proxy
 from fedkd.training.batches import Order, batches, steps_per_epoch
-from fedkd.training.contrastive import pretrain
 from fedkd.training.loop import CHECK_EVERY
 from fedkd.training.supervised import align, fit
 from simulations.baselines.fd import train_towards
@@ -125,13 +124,6 @@ def _align(network: Network, setting: Setting) -> object:
     return None
 
 
-def _pretrain(network: Network, setting: Setting) -> object:
-    return pretrain(
-        network, setting.images.images, epochs=setting.epochs, batch_size=setting.batch_size,
-        optimizer=setting.optimizer, augment="crop",
-    )  # fmt: skip
-
-
 def _towards(network: Network, setting: Setting) -> object:
     train_towards(
         network, setting.images, setting.teachers(), means=_logits(CLASSES),
@@ -192,7 +184,6 @@ LOOPS: dict[str, Loop] = {
     "fit": _fit,
     "regularised": _fit_regularised,
     "align": _align,
-    "pretrain": _pretrain,
     "towards": _towards,
     "digest": _digest,
     "distill_server": _distill_server,
@@ -251,7 +242,7 @@ def test_every_key_of_the_optimizer_acts_on_the_audits_proxy(key: str) -> None:
     assert len(hashes) == 2
 
 
-@pytest.mark.parametrize("loop", [name for name in ALL if name != "pretrain"])
+@pytest.mark.parametrize("loop", ALL)
 def test_batches_of_one_train(loop: str) -> None:
     """Another order of the same samples gives another network: single steps were taken."""
     start = network_hash(_network())
@@ -269,7 +260,7 @@ def test_batches_of_one_and_batch_norm_are_refused_by_the_key(loop: str) -> None
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-@pytest.mark.parametrize("loop", [name for name in LOOPS if name != "pretrain"])
+@pytest.mark.parametrize("loop", LOOPS)
 def test_a_single_image_is_learnt(loop: str, norm: str) -> None:
     network = fedkd.network("cnn_tiny", _images(), norm=norm)
     start = network_hash(network)
@@ -296,11 +287,6 @@ def test_losses_that_bring_batch_norm_refuse_batches_of_one(name: str) -> None:
     teacher = fedkd.network("cnn_tiny", _images())
     with pytest.raises(ValueError, match=f"batch_size: loss '{name}' brings a layer with batch"):
         fedkd.train_student("cnn_tiny", [teacher], _images(), losses=[name], batch_size=1)
-
-
-def test_two_images_are_the_least_for_pretraining() -> None:
-    with pytest.raises(ValueError, match="pretraining compares images"):
-        _pretrain(_network(), Setting(samples=1))
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -389,7 +375,7 @@ def test_the_loss_whose_gradient_is_not_finite_is_named(distil: Callable[..., ob
     assert all(p.isfinite().all() for p in student.parameters())
 
 
-@pytest.mark.parametrize("loop", [name for name in LOOPS if name != "pretrain"])
+@pytest.mark.parametrize("loop", LOOPS)
 def test_where_numbers_are_fetched_seldom_the_first_bad_step_is_found(
     loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,11 +157,6 @@ class Study(Section):
         repeated = [seed for seed, times in Counter(self.seeds).items() if times > 1]
         if repeated:
             raise ValueError(f"seeds: {repeated[0]} is listed twice")
-        if self.student.pretraining.epochs > 0:
-            raise ValueError(
-                "student.pretraining: a study trains on labelled images and pretrains nothing; "
-                "leave it out"
-            )
         known = [BASELINE, *self.methods]
         for name in self.only or ():
             if name not in known:
