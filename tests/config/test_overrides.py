@@ -16,7 +16,7 @@ from fedkd.studies.central.config import make_study
         ("data=digits", "did you mean data.dataset=digits?"),
         ("teachers.optimizer=adam", "did you mean teachers.optimizer.name=adam?"),
         ("teachers=5", "teachers: expected a mapping (keys: models, epochs,"),
-        ("student=null", "student: is empty; leave the key out, or give some of: model, pre"),
+        ("student=null", "student: is empty; leave the key out, or give some of: model"),
         ("data.partition=[a]", "data.partition: expected a name, or a mapping with a name and"),
         ("student=", "override 'student=': the value is missing; for none write student=null"),
         ("=5", "expected key=value without spaces"),
