@@ -28,9 +28,8 @@ from flwr.serverapp import Grid, ServerApp
 from fedkd.build import check
 from fedkd.config import ConfigError, Experiment
 from fedkd.io.text import PlainFormatter
-from fedkd.rounds import Notify, silent, workspace, workspace_of
+from fedkd.rounds import Interrupted, Notify, silent, workspace, workspace_of
 from fedkd.runs.directory import RunDirectory
-from simulations.cli.live import Interrupted
 from simulations.client_app import make_client_app
 from simulations.job import run_job
 from simulations.machine import check_machine

@@ -43,7 +43,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "yaml": ("fedkd/config/",),
     "pydantic": (
         "fedkd/config/",
-        "fedkd/studies/central/config.py",
+        "fedkd/studies/",
         "fedkd/privacy/policy.py",
         "fedkd/registry.py",
         "simulations/compare/config.py",

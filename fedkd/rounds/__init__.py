@@ -6,12 +6,13 @@ where the two ends live.
 
 from fedkd.rounds.client import Client
 from fedkd.rounds.context import ExperimentContext, workspace, workspace_of
-from fedkd.rounds.progress import Notify, Stopwatch, silent, threads
+from fedkd.rounds.progress import Interrupted, Notify, Stopwatch, silent, threads
 from fedkd.rounds.server import Server
 
 __all__ = [
     "Client",
     "ExperimentContext",
+    "Interrupted",
     "Notify",
     "Server",
     "Stopwatch",

@@ -41,11 +41,10 @@ def audit(
 ) -> None:
     """Attack a finished run: who was trained on, and how large must epsilon be at least?"""
     from fedkd.privacy.dp_sgd import Mechanism
-    from fedkd.rounds import workspace_of
+    from fedkd.rounds import Interrupted, workspace_of
     from fedkd.studies.audit.promise import Claim
     from fedkd.studies.audit.report import sentence, write
     from fedkd.studies.audit.study import Options, audit_run, chosen
-    from simulations.cli.live import Interrupted
     from simulations.cli.screen import screen
     from simulations.cli.steps import StepView
 

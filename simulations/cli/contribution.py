@@ -25,10 +25,9 @@ def contribution(
     trust: TeacherWeights = False,
 ) -> None:
     """Show what each client gives to the ensemble: influence, fair share, classes."""
-    from fedkd.rounds import workspace_of
+    from fedkd.rounds import Interrupted, workspace_of
     from fedkd.studies import contribution as measured
     from fedkd.studies.unlearning import check_removal
-    from simulations.cli.live import Interrupted
     from simulations.cli.screen import screen
     from simulations.cli.steps import StepView
 

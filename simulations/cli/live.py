@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedkd.config import Experiment
+from fedkd.rounds import Interrupted
 from simulations.cli.screen import screen
 
 _PHASES = {
@@ -30,10 +31,6 @@ _PHASES = {
     "ceiling": "baseline: ceiling",
     "report": "writing the report",
 }
-
-
-class Interrupted(Exception):
-    """The user wants the run to stop."""
 
 
 class StopOnRequest:

@@ -69,8 +69,8 @@ def run(
 ) -> None:
     """Run an experiment: teachers, knowledge, fusion, student, report."""
     from fedkd.build import check
+    from fedkd.rounds import Interrupted
     from fedkd.runs.directory import RunDirectory
-    from simulations.cli.live import Interrupted
     from simulations.cli.tables import summary_table
     from simulations.machine import check_machine
 
@@ -130,11 +130,11 @@ def distill(
     trust: TeacherWeights = False,
 ) -> None:
     """Compare distillation methods in one place: teachers, a student per method and seed."""
+    from fedkd.rounds import Interrupted
     from fedkd.studies.central.config import Study
     from fedkd.studies.central.folder import StudyFolder
     from fedkd.studies.central.study import prepare, run_study
     from fedkd.studies.central.training import Images
-    from simulations.cli.live import Interrupted
     from simulations.cli.progress import StudyView
     from simulations.cli.tables import study_table
 

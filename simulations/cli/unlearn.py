@@ -32,11 +32,10 @@ def unlearn(
 ) -> None:
     """Distil the student again from what the run stored, without some clients."""
     from fedkd.reporting.run_page import write_report
-    from fedkd.rounds import workspace_of
+    from fedkd.rounds import Interrupted, workspace_of
     from fedkd.rounds.summary import summarise
     from fedkd.runs.directory import Session
     from fedkd.studies import unlearning
-    from simulations.cli.live import Interrupted
     from simulations.cli.screen import screen
     from simulations.cli.steps import StepView
 

@@ -17,12 +17,11 @@ from fedkd.config import ConfigError, Experiment
 from fedkd.data.splits import FederatedData
 from fedkd.io.records import SHAPES, read_json
 from fedkd.knowledge.store import write_atomically
-from fedkd.rounds import Notify, silent, threads, workspace
+from fedkd.rounds import Interrupted, Notify, silent, threads, workspace
 from fedkd.runs.directory import RunDirectory, versions, write_json
 from fedkd.runs.signature import keep_images
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Outcome, RoundResult
-from simulations.cli.live import Interrupted
 from simulations.client_app import make_client_app
 from simulations.compare.entries import Entry
 from simulations.compare.folder import CompareFolder, Config, Record

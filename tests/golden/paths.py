@@ -16,21 +16,23 @@ from typing import Any
 from unittest import mock
 
 import fedkd
-from fedkd.attacks.config import AttackStudy
 from fedkd.config import Experiment, make_config, make_experiment
 from fedkd.knowledge.codecs import CODECS
 from fedkd.losses import LOSSES
 from fedkd.privacy.noise import SecureGenerator
 from fedkd.privacy.release import RELEASES
-from fedkd.rounds import silent, workspace
+from fedkd.rounds import workspace
 from fedkd.runs.directory import RunDirectory, network_hash
 from fedkd.studies import unlearning
-from fedkd.studies.attack import run_matrix
+from fedkd.studies.attack.config import AttackConfig
+from fedkd.studies.attack.study import AttackStudy
 from fedkd.studies.audit.study import Options, audit_run
 from fedkd.studies.central.config import make_study
 from fedkd.studies.central.folder import StudyFolder
 from fedkd.studies.central.study import prepare, run_study
 from fedkd.studies.contribution import contribution
+from fedkd.studies.engine import StudyFolder as Folder
+from fedkd.studies.engine import run_study as run_cells
 from simulations.baselines import BASELINES
 from simulations.compare.config import Comparison
 from simulations.compare.engine import run_entry
@@ -337,8 +339,10 @@ def _attack(folder: Path) -> Values:
     tiny = experiment(folder, *SHORT).model_dump(mode="json")
     attacks = ["collude", "inflate", "label_noise", "copycat"]
     given = {"experiment": tiny, "rules": ["class_gated"], "attacks": attacks}
-    found = run_matrix(make_config(AttackStudy, given), folder, silent)
-    return {f"{cell.rule} / {cell.threat}": digest(facts) for cell, facts in found.items()}
+    study = AttackStudy(make_config(AttackConfig, given))
+    place = Folder.new(study.config, folder)
+    run_cells(study, place)
+    return {c.name: digest(place.result(c), "name", "seed", "settings") for c in study.cells}
 
 
 # -- Python ----------------------------------------------------------------------------------------

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.attacks.config import AttackStudy
 from fedkd.config import ConfigError, make_config, make_experiment
 from fedkd.io.records import EVENTS, SUMMARY, Damaged, append_line, mismatch, read_json, read_lines
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Knowledge, Teacher
 from fedkd.knowledge.store import KnowledgeStore
 from fedkd.runs.directory import RunDirectory
-from fedkd.studies import attack
+from fedkd.studies.attack.config import AttackConfig
+from fedkd.studies.attack.study import AttackStudy
+from fedkd.studies.engine import StudyFolder, results_of
 
 
 @pytest.mark.parametrize(
@@ -121,11 +122,10 @@ def test_damaged_knowledge_is_named(
 
 
 def test_cells_of_other_classes_are_not_averaged(tmp_path: Path) -> None:
-    study = make_config(AttackStudy, {"rules": ["class_gated"], "attacks": ["collude"]})
-    for number, cell in enumerate(attack.cells(study)):
-        cell_file = attack._place(study, tmp_path, cell)
-        cell_file.parent.mkdir(parents=True, exist_ok=True)
+    config = make_config(AttackConfig, {"rules": ["class_gated"], "attacks": ["collude"]})
+    study, folder = AttackStudy(config), StudyFolder(tmp_path, config)
+    for number, cell in enumerate(study.cells):
         scores = [0.5] * (3 if number else 2)
-        cell_file.write_text(json.dumps({"accuracy": 0.5, "per_class": scores, "refused": {}}))
-    with pytest.raises(Damaged, match=r"per_class has 3 classes, not those of .*attack00.json"):
-        attack.run_matrix(study, tmp_path)
+        folder.finish(cell, {"accuracy": 0.5, "per_class": scores, "refused": {}})
+    with pytest.raises(Damaged, match=r"per_class has 3 classes, not the 2 of .*attack00.json"):
+        results_of(study, folder)

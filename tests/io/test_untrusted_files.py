@@ -315,9 +315,10 @@ def test_children_do_not_keep_the_lock(tmp_path: Path) -> None:
 
 
 def test_studies_have_one_writer_too(tiny: Callable[..., Experiment], tmp_path: Path) -> None:
-    from fedkd.attacks.config import AttackStudy
-    from fedkd.studies.attack import run_matrix
+    from fedkd.studies.attack.config import AttackConfig
+    from fedkd.studies.attack.study import AttackStudy
+    from fedkd.studies.engine import StudyFolder, run_study
 
-    study = AttackStudy.model_validate({"experiment": tiny().model_dump(mode="json")})
+    study = AttackStudy(AttackConfig(experiment=tiny()))
     with Lock(tmp_path), pytest.raises(Busy):
-        run_matrix(study, tmp_path)
+        run_study(study, StudyFolder(tmp_path, study.config))

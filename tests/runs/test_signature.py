@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fedkd.attacks.config import AttackStudy
 from fedkd.config import ConfigError, make_config, make_experiment
 from fedkd.models import MODELS
 from fedkd.reporting.run_record import Found
@@ -21,7 +20,9 @@ from fedkd.rounds import Server, workspace_of
 from fedkd.runs.directory import RunDirectory, network_hash, write_json
 from fedkd.runs.export import export_student, load_assistants, load_student, predict_files
 from fedkd.runs.signature import IMAGES, SIGNATURE, read_signature
-from fedkd.studies.attack import run_matrix
+from fedkd.studies import engine
+from fedkd.studies.attack.config import AttackConfig
+from fedkd.studies.attack.study import AttackStudy
 from fedkd.studies.central.config import make_study
 from fedkd.studies.central.folder import StudyFolder
 from fedkd.studies.central.study import prepare as prepare_study
@@ -404,10 +405,11 @@ def test_a_comparison_does_not_go_on_with_other_images(
 
 def test_a_matrix_of_attacks_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     experiment = make_experiment(small(tmp_path, data=TINY["data"], clients=3))
-    study = AttackStudy(experiment=experiment, rules=(("entropy",),), attacks=("nan",))
+    config = AttackConfig(experiment=experiment, rules=(("entropy",),), attacks=("nan",))
+    study = AttackStudy(config)
     write_json(tmp_path / IMAGES, {"seed 0": {"classes": []}})
     with pytest.raises(ConfigError, match=r"classes are not those .* \(0 then, 4 now"):
-        run_matrix(study, tmp_path)
+        engine.run_study(study, engine.StudyFolder(tmp_path, study.config))
 
 
 # -- plugins ---------------------------------------------------------------------------------------

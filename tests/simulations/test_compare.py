@@ -13,11 +13,10 @@ import torch
 import yaml
 
 from fedkd.config import ConfigError, load_config, make_config
-from fedkd.rounds import ExperimentContext
+from fedkd.rounds import ExperimentContext, Interrupted
 from fedkd.runs.directory import RunDirectory
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome, RoundResult
-from simulations.cli.live import Interrupted
 from simulations.cli.main import main
 from simulations.compare.config import Comparison
 from simulations.compare.engine import prepare, read_run, run_all

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 
 from fedkd.attacks import ATTACKS
-from fedkd.attacks.config import FIRST, AttackStudy
 from fedkd.reporting import figures, page
-from fedkd.runs.directory import write_json
-from fedkd.studies.attack import CLEAN, Cell, attackers_of
+from fedkd.studies.attack.config import CLEAN, FIRST, AttackConfig, attackers_of
+from fedkd.studies.engine import REPORT, Found
 
 DASH = "\N{EN DASH}"
 
 
-def table(study: AttackStudy, results: Mapping[Cell, dict[str, Any]]) -> dict[str, Any]:
+def table(study: AttackConfig, found: Found) -> dict[str, Any]:
     """Mean over seeds of every cell, with costs in points of accuracy.
 
     `rows` maps threat -> rule -> {accuracy, cost, class_cost, against_default, refused} or None
@@ -28,13 +27,16 @@ def table(study: AttackStudy, results: Mapping[Cell, dict[str, Any]]) -> dict[st
     """
     rules, threats = [*study.chains()], [CLEAN, *study.threats()]
 
+    def cell(rule: str, threat: str, seed: int) -> Mapping[str, Any]:
+        return found.get((f"{rule} / {threat}", seed), {})
+
     def mean(rule: str, threat: str) -> float | None:
-        told = [results[Cell(seed, rule, threat)].get("accuracy") for seed in study.seeds]
-        known = [value for value in told if value is not None]
-        return statistics.fmean(known) if len(known) == len(told) else None
+        cells = [cell(rule, threat, seed).get("accuracy") for seed in study.seeds]
+        known = [value for value in cells if value is not None]
+        return statistics.fmean(known) if len(known) == len(cells) else None
 
     def per_class(rule: str, threat: str) -> np.ndarray:
-        cells = [results[Cell(seed, rule, threat)].get("per_class") for seed in study.seeds]
+        cells = [cell(rule, threat, seed).get("per_class") for seed in study.seeds]
         known = [np.array(c, dtype=float) for c in cells if c is not None]
         return np.nanmean(known, axis=0) if len(known) == len(cells) else np.full(1, np.nan)
 
@@ -46,8 +48,7 @@ def table(study: AttackStudy, results: Mapping[Cell, dict[str, Any]]) -> dict[st
         for rule in rules:
             accuracy, own = mean(rule, threat), base[rule]
             refused = sum(
-                sum(results[Cell(seed, rule, threat)].get("refused", {}).values())
-                for seed in study.seeds
+                sum(cell(rule, threat, seed).get("refused", {}).values()) for seed in study.seeds
             )
             rows[threat][rule] = None if accuracy is None or own is None else {
                 "accuracy": accuracy,
@@ -66,10 +67,13 @@ def table(study: AttackStudy, results: Mapping[Cell, dict[str, Any]]) -> dict[st
             attack = max(costs, key=lambda name: costs[name])
             worst[rule] = {"attack": attack, "cost": costs[attack]}
     problems = {
-        cell.rule: result["problem"] for cell, result in results.items() if "problem" in result
+        rule: text
+        for rule in rules
+        for threat in threats
+        for seed in study.seeds
+        if (text := cell(rule, threat, seed).get("problem"))
     }
     return {
-        "name": study.name,
         "clients": study.experiment.clients,
         "attackers": {seed: list(attackers_of(study, seed)) for seed in study.seeds},
         "default": rules[0],
@@ -79,10 +83,8 @@ def table(study: AttackStudy, results: Mapping[Cell, dict[str, Any]]) -> dict[st
     }
 
 
-def write(study: AttackStudy, results: Mapping[Cell, dict[str, Any]], folder: Path) -> Path:
-    """`attack.json` and `report.html` in the study's folder; returns the page's path."""
-    facts = table(study, results)
-    write_json(folder / "attack.json", facts)
+def write(study: AttackConfig, facts: Mapping[str, Any], folder: Path) -> Path:
+    """`report.html` in the study's folder; returns its path."""
     rules = [*facts["worst"]]
     with figures.style():
         picture = figures.svg(heat_map(facts), "attacks")
@@ -145,7 +147,7 @@ def write(study: AttackStudy, results: Mapping[Cell, dict[str, Any]], folder: Pa
         )
     count = len(study.seeds)
     return page.write(
-        folder / "report.html",
+        folder / REPORT,
         title=f"{study.name}: attacks on the knowledge",
         sentence=(
             f"{study.num_attackers} of {study.experiment.clients} clients attack; "
