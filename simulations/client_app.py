@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedkd import __version__
-from fedkd.config import Experiment, import_plugins, read_experiment
+from fedkd.config import Experiment, import_plugins
 from fedkd.data.local_shard import LocalShard, write_private, write_public
 from fedkd.knowledge.store import write_atomically
 from fedkd.privacy.policy import (
@@ -26,7 +26,8 @@ from fedkd.privacy.policy import (
     judges,
     load_policy,
 )
-from fedkd.rounds import Client, ExperimentContext, threads, workspace
+from fedkd.rounds import Client, ExperimentContext, experiment_context, threads
+from fedkd.rounds.context import received_experiment
 from fedkd.training.loop import time_limit
 from simulations.deploy.identity import proof
 from strategies.records import (
@@ -178,7 +179,7 @@ def _experiment(job: ConfigRecord, policy: Policy | None, state: Path) -> Experi
     sent = job["config"]
     if not isinstance(sent, bytes):
         raise RuntimeError("the server speaks an older protocol: install its version of fedkd here")
-    experiment = read_experiment(sent, plugins=False)
+    experiment = received_experiment(sent)
     if policy is not None:
         check_config(policy, experiment)
         place, ours = state / "config.sha256", hashlib.sha256(sent).hexdigest()
@@ -225,13 +226,12 @@ def _space(
     A real node starts a process for every message. It keeps its part of the split beside its
     teachers, so that only the first message of a run reads and deals the data set.
     """
-    config = experiment.to_json()
     kept = LocalShard(number, folder / "private.npz", folder / "public.npz")
     if kept.public is not None and kept.public.is_file():
-        return workspace(config, root, kept)
+        return experiment_context(experiment, root, kept)
     data = node.get("data")
     own = LocalShard(number, Path(str(data)).expanduser()) if data else None
-    space = workspace(config, root, own)
+    space = experiment_context(experiment, root, own)
     if space.experiment.data.public is not None and own is None:
         raise RuntimeError(
             f"client {number} has no images of its own, and the experiment deals none: start the "

@@ -106,7 +106,7 @@ class FederatedDistillation(Strategy):
     ) -> None:
         self.server = server
         self.experiment = server.experiment
-        self.config = server.experiment.to_bytes()
+        self.config = server.workspace.sent
         self.run = server.run
         self.notify = server.notify
         self.state_dir = state_dir

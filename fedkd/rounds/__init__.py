@@ -5,7 +5,7 @@ where the two ends live.
 """
 
 from fedkd.rounds.client import Client
-from fedkd.rounds.context import ExperimentContext, workspace, workspace_of
+from fedkd.rounds.context import ExperimentContext, context_of_run, experiment_context
 from fedkd.rounds.progress import Interrupted, Notify, Stopwatch, silent, threads
 from fedkd.rounds.server import Server
 
@@ -16,8 +16,8 @@ __all__ = [
     "Notify",
     "Server",
     "Stopwatch",
+    "context_of_run",
+    "experiment_context",
     "silent",
     "threads",
-    "workspace",
-    "workspace_of",
 ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from fedkd.build import (
     build_release,
     data_root,
 )
-from fedkd.config import Component, ConfigError, Experiment, make_experiment, parse_yaml
+from fedkd.config import Component, ConfigError, Experiment, read_experiment
 from fedkd.data.images import class_map
 from fedkd.data.local_shard import LocalShard
 from fedkd.data.splits import FederatedData
@@ -80,6 +81,11 @@ class ExperimentContext:
         self._models, self.largest_network = _describe(
             experiment, self.data, self.objective, self.kinds
         )
+
+    @cached_property
+    def sent(self) -> bytes:
+        """The experiment as it travels to the clients."""
+        return self.experiment.to_bytes()
 
     def order(self, run: str, round_number: int, client: int, base: int = 0) -> Expected:
         """What a client is asked to say about the transfer set in this round.
@@ -252,23 +258,49 @@ def _rehearse(experiment: Experiment, data: FederatedData, objective: Objective)
         raise ConfigError(f"{where}{error}") from None
 
 
-def workspace(
-    config: str, root: str | None = None, own: LocalShard | None = None
+#: The contexts of this process, the last ones used. Relative paths start from the working directory
+#: and FEDKD_DATA, so these are part of the key: another folder holds other images.
+_CONTEXTS: OrderedDict[tuple[object, ...], ExperimentContext] = OrderedDict()
+_KEPT = 2
+
+
+def experiment_context(
+    experiment: Experiment, root: str | None = None, own: LocalShard | None = None
 ) -> ExperimentContext:
-    """The workspace of a config (`to_json`), kept: a process answers many messages."""
-    return _kept(config, root, own, str(Path.cwd()), os.environ.get("FEDKD_DATA"))
+    """The context of an experiment, made once and kept: a process answers many messages.
+
+    Args:
+        experiment: Known by its hash; plugins are imported already.
+        root: Folder of local data; overrides `data.root`.
+        own: The images of the one client that lives on this machine, where it has no others.
+
+    Raises:
+        ConfigError: as `build.check`, or the images cannot be split this way.
+        FileNotFoundError: images are missing.
+    """
+    key = (experiment.hash, root, own, str(Path.cwd()), os.environ.get("FEDKD_DATA"))
+    if key not in _CONTEXTS:
+        _CONTEXTS[key] = ExperimentContext(experiment, root, own)
+        while len(_CONTEXTS) > _KEPT:
+            _CONTEXTS.popitem(last=False)
+    _CONTEXTS.move_to_end(key)
+    return _CONTEXTS[key]
 
 
-@lru_cache(maxsize=2)
-def _kept(
-    config: str, root: str | None, own: LocalShard | None, *_where: str | None
-) -> ExperimentContext:
-    """Relative paths start from `_where` it may be: another folder, other images."""
-    return ExperimentContext(make_experiment(parse_yaml(config, "the run's config")), root, own)
+def received_experiment(sent: bytes) -> Experiment:
+    """The experiment in a message, without its plugins imported; a known one is not parsed again.
+
+    Raises:
+        ConfigError: as `read_experiment`.
+    """
+    for context in _CONTEXTS.values():
+        if context.sent == sent:
+            return context.experiment
+    return read_experiment(sent, plugins=False)
 
 
-def workspace_of(run: RunDirectory, experiment: Experiment | None = None) -> ExperimentContext:
-    """The workspace of a run that may have been made elsewhere, with the images it was made with.
+def context_of_run(run: RunDirectory, experiment: Experiment | None = None) -> ExperimentContext:
+    """The context of a run that may have been made elsewhere, with the images it was made with.
 
     Args:
         run: The run.
@@ -279,5 +311,5 @@ def workspace_of(run: RunDirectory, experiment: Experiment | None = None) -> Exp
         FileNotFoundError: they are missing.
     """
     run.import_plugins()
-    config = (experiment or run.experiment).to_json()
-    return found_again(run, partial(workspace, config), lambda space: space.data)
+    make = partial(experiment_context, experiment or run.experiment)
+    return found_again(run, make, lambda context: context.data)

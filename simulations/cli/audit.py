@@ -41,7 +41,7 @@ def audit(
 ) -> None:
     """Attack a finished run: who was trained on, and how large must epsilon be at least?"""
     from fedkd.privacy.dp_sgd import Mechanism
-    from fedkd.rounds import Interrupted, workspace_of
+    from fedkd.rounds import Interrupted, context_of_run
     from fedkd.studies.audit.promise import Claim
     from fedkd.studies.audit.report import sentence, write
     from fedkd.studies.audit.study import Options, audit_run, chosen
@@ -70,7 +70,7 @@ def audit(
     if not 0 < delta < 1:
         raise ConfigError(f"--delta: expected more than 0 and less than 1, got {delta}")
     options = Options(client=client, shadows=shadows, canaries=canaries, delta=delta)
-    space = workspace_of(run)
+    space = context_of_run(run)
     mechanism = None
     if noise_multiplier is not None:
         teachers = run.experiment.teachers

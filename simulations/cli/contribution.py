@@ -25,7 +25,7 @@ def contribution(
     trust: TeacherWeights = False,
 ) -> None:
     """Show what each client gives to the ensemble: influence, fair share, classes."""
-    from fedkd.rounds import Interrupted, workspace_of
+    from fedkd.rounds import Interrupted, context_of_run
     from fedkd.studies import contribution as measured
     from fedkd.studies.unlearning import check_removal
     from simulations.cli.screen import screen
@@ -34,7 +34,7 @@ def contribution(
     run = open_run(path, trust=trust)
     if students:
         check_removal(run, [0])  # feedback, or rounds that are gone: said before the work
-    space = workspace_of(run)
+    space = context_of_run(run)
     console = screen()
     facts: dict[str, Any] = {}
     try:

@@ -194,9 +194,9 @@ def _check_data(experiment: Experiment) -> None:
 
     The workspace is kept, so the run itself does not do this again.
     """
-    from fedkd.rounds import workspace
+    from fedkd.rounds import experiment_context
 
-    workspace(experiment.to_json())
+    experiment_context(experiment)
 
 
 @config_app.command("show")

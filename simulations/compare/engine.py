@@ -17,7 +17,7 @@ from fedkd.config import ConfigError, Experiment
 from fedkd.data.splits import FederatedData
 from fedkd.io.records import SHAPES, read_json
 from fedkd.knowledge.store import write_atomically
-from fedkd.rounds import Interrupted, Notify, silent, threads, workspace
+from fedkd.rounds import Interrupted, Notify, experiment_context, silent, threads
 from fedkd.runs.directory import RunDirectory, versions, write_json
 from fedkd.runs.signature import keep_images
 from simulations.baselines import BASELINES
@@ -45,14 +45,13 @@ def prepare(config: Config) -> None:
     seen = set()
     for entry in config.entries():
         experiment = entry.seeded(config.seeds[0])
-        text = experiment.to_json()
-        if text in seen:
+        if experiment.hash in seen:
             continue
-        seen.add(text)
+        seen.add(experiment.hash)
         try:
             check(experiment)
             check_machine(experiment, workers=False)
-            workspace(text)
+            experiment_context(experiment)
         except ConfigError as error:
             raise ConfigError(f"{entry.name}: {error}") from None
 
@@ -76,7 +75,7 @@ def run_all(folder: CompareFolder, notify: Notify = silent, *, share: bool = Tru
 
 def _run_all(folder: CompareFolder, notify: Notify, *, share: bool) -> Record:
     for experiment in _splits(folder):
-        data = workspace(experiment.to_json()).data
+        data = experiment_context(experiment).data
         key = json.dumps([experiment.seed, experiment.data.model_dump(mode="json")])
         keep_images(folder.path, key, transfer=data.transfer.images, test=data.test)
     work = [(entry, seed) for seed in folder.config.seeds for entry in folder.entries]
@@ -123,7 +122,7 @@ def run_entry(
     """One row for one seed: rounds, verdicts of the clients, bytes, seconds."""
     experiment = entry.seeded(seed)
     started = time.perf_counter()
-    space = workspace(experiment.to_json())
+    space = experiment_context(experiment)
     if entry.baseline is None:
         outcome = _run_fedkd(folder, entry, seed, notify, share=share)
         has_student = True

@@ -21,7 +21,7 @@ from fedkd.knowledge.codecs import CODECS
 from fedkd.losses import LOSSES
 from fedkd.privacy.noise import SecureGenerator
 from fedkd.privacy.release import RELEASES
-from fedkd.rounds import workspace
+from fedkd.rounds import experiment_context
 from fedkd.runs.directory import RunDirectory, network_hash
 from fedkd.studies import unlearning
 from fedkd.studies.attack.config import AttackConfig
@@ -256,22 +256,22 @@ def _feedback(folder: Path) -> Values:
 def _unlearn(folder: Path) -> Values:
     whole = run(folder, *SHORT)
     exact = unlearning.prepare(whole, [1])
-    server = unlearning.distil_again(exact, workspace(exact.experiment.to_json()))
-    quick = unlearning.continue_without(whole, [1], workspace(whole.experiment.to_json()))
+    server = unlearning.distil_again(exact, experiment_context(exact.experiment))
+    quick = unlearning.continue_without(whole, [1], experiment_context(whole.experiment))
     return {"exact": network_hash(server.student), "quick": network_hash(quick.student)}
 
 
 @path("contribution")
 def _contribution(folder: Path) -> Values:
     done = run(folder, *SHORT, "evaluation.teachers=true")
-    space = workspace(done.experiment.to_json())
+    space = experiment_context(done.experiment)
     return {"all rounds": digest(contribution(done, space, all_rounds=True), "run")}
 
 
 @path("audit")
 def _audit(folder: Path) -> Values:
     done = run(folder, *SHORT, "rounds=1")
-    space = workspace(done.experiment.to_json())
+    space = experiment_context(done.experiment)
     with known_noise():
         facts = audit_run(done, space, Options(shadows=2, canaries=0))
     return {"shadows": digest(facts, "run", "path")}

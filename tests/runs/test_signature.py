@@ -16,7 +16,7 @@ from PIL import Image
 from fedkd.config import ConfigError, make_config, make_experiment
 from fedkd.models import MODELS
 from fedkd.reporting.run_record import Found
-from fedkd.rounds import Server, workspace_of
+from fedkd.rounds import Server, context_of_run
 from fedkd.runs.directory import RunDirectory, network_hash, write_json
 from fedkd.runs.export import export_student, load_assistants, load_student, predict_files
 from fedkd.runs.signature import IMAGES, SIGNATURE, read_signature
@@ -214,7 +214,7 @@ def test_classes_are_those_of_the_run_and_not_of_todays_folder(
     monkeypatch.chdir(tmp_path / "now")
     assert Found.read(copied).classes == list(NAMES)
     with pytest.raises(ConfigError, match="new: bottom"):
-        workspace_of(copied)
+        context_of_run(copied)
 
 
 def test_a_run_of_an_older_version_finds_its_student_by_its_data(
@@ -321,7 +321,7 @@ def test_a_run_does_not_go_on_with_other_images(
 def test_a_run_does_not_go_on_with_another_student(halfway: RunDirectory, tmp_path: Path) -> None:
     other = make_experiment(small(tmp_path, rounds=2, student={"model": "cnn_tiny"}))
     with pytest.raises(ConfigError, match=r"student\.model was mlp .* is cnn_tiny"):
-        Server(workspace_of(halfway, other), halfway)
+        Server(context_of_run(halfway, other), halfway)
 
 
 def test_total_seconds_are_those_of_all_sessions(halfway: RunDirectory) -> None:

@@ -295,13 +295,13 @@ def test_check_refuses_a_folder_that_is_none(tmp_path: Path) -> None:
 
 def run_nodes(experiment: Experiment, node_configs: list[dict[str, Any]], root: Path) -> str:
     """The student's hash after a run on in-process nodes with these node configs."""
-    from fedkd.rounds import workspace
+    from fedkd.rounds import experiment_context
 
     grid = LocalGrid(make_client_app(), len(node_configs))
     for number, extra in enumerate(node_configs):
         grid._contexts[1000 - number].node_config.update(extra)
     run = RunDirectory.new(experiment)
-    summary = run_job(grid, run, workspace(experiment.to_json(), str(root)), simulated=False)
+    summary = run_job(grid, run, experiment_context(experiment, str(root)), simulated=False)
     assert summary["refused"] == []
     return str(summary["hash"])
 

@@ -12,6 +12,7 @@ import torch
 from fedkd.config import ConfigError, Experiment
 from fedkd.knowledge.kinds import Logits
 from fedkd.reporting.run_page import render
+from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory, load_state
 from simulations.local import run_local
 from tests.simulations.faults import BAD_PAYLOADS, crashing, tampering
@@ -168,12 +169,12 @@ def test_a_client_with_another_transfer_set_is_refused_by_name(
 ) -> None:
     import simulations.client_app as module
 
-    real = module.workspace
+    real = module.experiment_context
 
-    def other(config: str, root: str | None = None):  # type: ignore[no-untyped-def]
-        return real(config.replace('"seed":0', '"seed":7'), root)
+    def other(experiment: Experiment, *place: Any) -> ExperimentContext:
+        return real(experiment.model_copy(update={"seed": 7}), *place)
 
-    monkeypatch.setattr(module, "workspace", other)
+    monkeypatch.setattr(module, "experiment_context", other)
     with pytest.raises(ConfigError, match="no client of the federation can take part"):
         run_local(tiny())
 

@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 
 from fedkd.config import Experiment
 from fedkd.io.text import REASON, plain
-from fedkd.rounds import Server, workspace
+from fedkd.rounds import Server, experiment_context
 from fedkd.runs.directory import RunDirectory
 from simulations.client_app import make_client_app
 from simulations.local import LocalGrid, run_local
@@ -236,7 +236,7 @@ def test_no_reply_ends_the_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> N
         grid = Recorded(experiment.clients)
         run = RunDirectory.new(experiment)
         strategy = FederatedDistillation(
-            Server(workspace(experiment.to_json()), run), state_dir=str(run.clients)
+            Server(experiment_context(experiment), run), state_dir=str(run.clients)
         )
         run.clients.mkdir(exist_ok=True)
         strategy.start(grid)

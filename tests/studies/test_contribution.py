@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedkd.config import ConfigError, Experiment
-from fedkd.rounds import workspace
+from fedkd.rounds import experiment_context
 from fedkd.runs.directory import RunDirectory
 from fedkd.studies import contribution as measured
 from fedkd.studies.contribution import sampled_shapley, shapley
@@ -69,7 +69,7 @@ def run(tiny: Tiny) -> RunDirectory:
 
 
 def test_shares_add_up_and_influence_is_what_the_ensemble_loses(run: RunDirectory) -> None:
-    space = workspace(run.experiment.to_json())
+    space = experiment_context(run.experiment)
     facts = measured.contribution(run, space)
     rows = facts["clients"].values()
     gain = facts["everybody"]["accuracy"] - facts["nobody"]["accuracy"]
@@ -89,7 +89,7 @@ def test_shares_add_up_and_influence_is_what_the_ensemble_loses(run: RunDirector
 
 
 def test_all_rounds_are_their_mean(run: RunDirectory) -> None:
-    space = workspace(run.experiment.to_json())
+    space = experiment_context(run.experiment)
     facts = measured.contribution(run, space, all_rounds=True)
     wholes = [r["ensemble"]["accuracy"] for r in run.metrics("round")]
     assert facts["rounds"] == [1, 2]
@@ -98,7 +98,7 @@ def test_all_rounds_are_their_mean(run: RunDirectory) -> None:
 
 def test_many_clients_are_sampled(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "EXACT_UP_TO", 2)
-    space = workspace(run.experiment.to_json())
+    space = experiment_context(run.experiment)
     first, second = (measured.contribution(run, space, permutations=5) for _ in range(2))
     assert first["permutations"] == 5
     assert first == second
@@ -106,7 +106,7 @@ def test_many_clients_are_sampled(run: RunDirectory, monkeypatch: pytest.MonkeyP
 
 
 def test_students_without_each_client_and_the_page(run: RunDirectory) -> None:
-    space = workspace(run.experiment.to_json())
+    space = experiment_context(run.experiment)
     measured.contribution(run, space)
     facts = measured.leave_one_out_students(run, space)
     assert [*facts["students"]["clients"]] == [0, 1, 2]
@@ -123,7 +123,7 @@ def test_students_without_each_client_and_the_page(run: RunDirectory) -> None:
 def test_a_run_without_test_answers_says_which_key(tiny: Tiny) -> None:
     run = run_local(tiny("evaluation.teachers=false", "evaluation.baselines=[]", "rounds=1"))
     with pytest.raises(ConfigError, match=r"evaluation\.teachers"):
-        measured.contribution(run, workspace(run.experiment.to_json()))
+        measured.contribution(run, experiment_context(run.experiment))
 
 
 def test_classes_are_carried_by_their_largest_share() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from fedkd.config import ConfigError, Experiment
-from fedkd.rounds import workspace
+from fedkd.rounds import experiment_context
 from fedkd.runs.directory import RunDirectory
 from fedkd.studies import unlearning
 from simulations.local import run_local
@@ -25,7 +25,7 @@ QUIET = ("evaluation.baselines=[]", "teachers.models=[mlp]", "rounds=2")
 
 def unlearn(run: RunDirectory, *clients: int):  # type: ignore[no-untyped-def]
     new = unlearning.prepare(run, clients)
-    return unlearning.distil_again(new, workspace(new.experiment.to_json()))
+    return unlearning.distil_again(new, experiment_context(new.experiment))
 
 
 def test_unlearning_nobody_s_knowledge_is_what_the_run_did(tiny: Tiny) -> None:
@@ -56,7 +56,7 @@ def test_the_student_is_that_of_a_run_that_never_had_the_client(tiny: Tiny, warm
 def test_an_interrupted_removal_goes_on_in_the_same_folder(tiny: Tiny) -> None:
     whole = run_local(tiny(*QUIET))
     new = unlearning.prepare(whole, [2])
-    space = workspace(new.experiment.to_json())
+    space = experiment_context(new.experiment)
 
     def stop(event: str, **facts: object) -> None:
         if event == "round_start" and facts["round"] == 2:
@@ -88,7 +88,7 @@ def test_evidence_compares_the_students_and_the_opinions(tiny: Tiny) -> None:
     assert told["before"]["divergence"] < told["after"]["divergence"]
     exact = unlearning.find_exact(whole, [0])
     assert exact is not None
-    space = workspace(whole.experiment.to_json())
+    space = experiment_context(whole.experiment)
     quick = unlearning.continue_without(whole, [0], space)
     measured = unlearning.evidence(whole, quick, [0], exact=exact)
     assert measured["mode"] == "quick"
