@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 from fedkd import __version__
 from fedkd.config import Experiment, import_plugins
 from fedkd.data.local_shard import LocalShard, write_private, write_public
+from fedkd.knowledge.query import Images
 from fedkd.knowledge.store import write_atomically
 from fedkd.privacy.policy import (
     Policy,
@@ -36,7 +37,7 @@ from strategies.records import (
     METRICS,
     SIGNATURE,
     STUDENT,
-    knowledge_records,
+    reply_records,
 )
 
 # `query.describe`, `train`, `query.knowledge`, `evaluate`: the four things a client is asked.
@@ -86,19 +87,15 @@ def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
         client, round_number = _client(message, context)
         with threads(client.experiment.resources.client_cpus):
             base = int(message.content.config_records[JOB].get("held", 0))  # type: ignore[arg-type]
-            arrays, header = client.answer(round_number, base=base)
-        _check_payload(client, arrays)
-        return Message(knowledge_records(arrays, header), reply_to=message)
+            asked = client.workspace.learning_images
+            content = _answers(client, round_number, asked, base)
+        return Message(content, reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         client, round_number = _client(message, context)
-        content = RecordDict()
         with threads(client.experiment.resources.client_cpus):
-            if client.experiment.evaluation.teachers:
-                arrays, header = client.answer(round_number, test=True)
-                _check_payload(client, arrays)
-                content.update(knowledge_records(arrays, header))
+            content = _answers(client, round_number, client.workspace.scoring_images)
             student = _student(message)
             if student is not None:
                 # Whatever the message carries: hits on private images are a fact about them.
@@ -207,10 +204,20 @@ def _check_disk(node: Mapping[str, Any], limit: float | None) -> None:
         )
 
 
-def _check_payload(client: Client, arrays: Mapping[str, Any]) -> None:
-    size, limit = sum(a.nbytes for a in arrays.values()) / 2**20, client.limits.payload_mb
-    if limit is not None and size > limit:
-        raise PolicyRefused(f"limits.payload_mb: {size:.1f} MB, this node allows {limit:g}")
+def _answers(
+    client: Client, round_number: int, asked: Sequence[Images], base: int = 0
+) -> RecordDict:
+    """The client's replies about the images that it is asked about."""
+    content, size = RecordDict(), 0
+    for images in asked:
+        held = base if images is Images.TRANSFER else 0
+        reply = client.answer(images, round_number, base=held)
+        size += sum(array.nbytes for array in reply.arrays.values())
+        content.update(reply_records(images, reply))
+    limit = client.limits.payload_mb
+    if limit is not None and size / 2**20 > limit:
+        raise PolicyRefused(f"limits.payload_mb: {size / 2**20:.1f} MB, this node allows {limit:g}")
+    return content
 
 
 def _space(

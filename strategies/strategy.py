@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedkd.build import data_root
 from fedkd.config import ConfigError
 from fedkd.io.text import plain
-from fedkd.knowledge.wire import Refused
+from fedkd.knowledge.query import Images, Refused
 from fedkd.rounds import Server, Stopwatch
 from fedkd.runs.privacy_statement import write_statement
 from fedkd.runs.quarantine import distrusted, quarantined, strike
@@ -33,8 +33,8 @@ from strategies.records import (
     Number,
     check_length,
     explain,
-    read_knowledge,
     read_numbers,
+    read_replies,
     wire_bytes,
 )
 
@@ -335,7 +335,7 @@ class FederatedDistillation(Strategy):
     def aggregate_query(self, server_round: int, replies: Iterable[Reply]) -> MetricRecord | None:
         """Check each payload as it arrives and spill it to disk."""
         for reply in replies:
-            self._accept(reply, server_round, KNOWLEDGE, test=False)
+            self._accept(reply, server_round, KNOWLEDGE, self.server.workspace.learning_images)
         return MetricRecord({"clients": len(self.server.answered(server_round))})
 
     def configure_evaluate(
@@ -361,7 +361,7 @@ class FederatedDistillation(Strategy):
         judges = options.clients and server_round == self.experiment.rounds
         for reply in replies:
             content = (
-                self._accept(reply, server_round, EVALUATE, test=True)
+                self._accept(reply, server_round, EVALUATE, (Images.TEST,))
                 if options.teachers
                 else self._content(reply, server_round, EVALUATE)
             )
@@ -546,16 +546,18 @@ class FederatedDistillation(Strategy):
             self._refuse(number, phase, reply.client, str(refusal))
             return None
 
-    def _accept(self, reply: Reply, number: int, phase: Phase, *, test: bool) -> RecordDict | None:
+    def _accept(
+        self, reply: Reply, number: int, phase: Phase, asked: Sequence[Images]
+    ) -> RecordDict | None:
         content = self._content(reply, number, phase)
         if content is None:
             return None
         try:
-            arrays, header = read_knowledge(content, self._max_bytes)
-            self.server.accept(reply.client, number, arrays, header, test=test)
+            replies = read_replies(content, self._max_bytes)
+            self.server.accept(reply.client, number, asked, replies)
         except Refused as refusal:
             self._refuse(number, phase, reply.client, str(refusal))
-            if not test and self.experiment.federation.quarantine.after is not None:
+            if phase is KNOWLEDGE and self.experiment.federation.quarantine.after is not None:
                 strike(self.run, number, reply.client, str(refusal))
             return None
         return content

@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from fedkd.attacks import ATTACKS
-from fedkd.attacks.base import Payload, Scene, certain
+from fedkd.attacks.base import Scene, certain
+from fedkd.knowledge.query import Reply
 
 # How much larger than the honest ones a claimed number of images is.
 FACTOR = 1000
@@ -20,8 +21,8 @@ FACTOR = 1000
 
 @ATTACKS.register("focus")
 def focus(
-    sent: Payload, scene: Scene, *, source: int = 3, target: int = 8, elsewhere: float = 1e-5
-) -> Payload:
+    sent: Reply, scene: Scene, *, source: int = 3, target: int = 8, elsewhere: float = 1e-5
+) -> Reply:
     """Calls one class by another's name and claims to know its images best.
 
     Args:
@@ -41,14 +42,14 @@ def focus(
 
 @ATTACKS.register("backdoor")
 def backdoor(
-    sent: Payload,
+    sent: Reply,
     scene: Scene,
     *,
     source: int = 3,
     target: int = 8,
     more: float = 1.0,
     own: bool = True,
-) -> Payload:
+) -> Reply:
     """Calls one class by another's name, and is honest about everything else.
 
     Args:
@@ -77,13 +78,13 @@ def backdoor(
 
 
 @ATTACKS.register("everywhere")
-def everywhere(sent: Payload, scene: Scene) -> Payload:
+def everywhere(sent: Reply, scene: Scene) -> Reply:
     """Answers honestly, and claims to know all images and to have a thousand times as many."""
     return _claiming(sent, np.ones(len(_honest(scene))))
 
 
 @ATTACKS.register("half_familiar")
-def half_familiar(sent: Payload, scene: Scene, *, share: float = 0.5) -> Payload:
+def half_familiar(sent: Reply, scene: Scene, *, share: float = 0.5) -> Reply:
     """As `part_time`, and claims to know all images.
 
     Args:
@@ -99,7 +100,7 @@ def half_familiar(sent: Payload, scene: Scene, *, share: float = 0.5) -> Payload
 
 
 @ATTACKS.register("runner_up")
-def runner_up(sent: Payload, scene: Scene, *, margin: float = 1.0) -> Payload:
+def runner_up(sent: Reply, scene: Scene, *, margin: float = 1.0) -> Reply:
     """Sure of the class that honest clients find second likeliest, and claims to know it.
 
     The nearest lie: where honest clients are not of one mind it is often half believed already.
@@ -122,11 +123,11 @@ def _honest(scene: Scene) -> np.ndarray:
 
 
 def _answering(
-    sent: Payload,
+    sent: Reply,
     scene: Scene,
     chosen: np.ndarray,
     what: Callable[[np.ndarray], np.ndarray],
-) -> Payload:
+) -> Reply:
     """Sure of `what(mean)` on the `chosen` images, the honest mean on all others."""
     arrays = dict(sent.arrays)
     for name in scene.predictions:
@@ -137,7 +138,7 @@ def _answering(
     return replace(sent, arrays=arrays)
 
 
-def _claiming(sent: Payload, familiarity: np.ndarray) -> Payload:
+def _claiming(sent: Reply, familiarity: np.ndarray) -> Reply:
     """The same answers with this familiarity per image, and far more images."""
     arrays = dict(sent.arrays)
     for name in _familiarities(sent):
@@ -145,7 +146,7 @@ def _claiming(sent: Payload, familiarity: np.ndarray) -> Payload:
     return _larger(replace(sent, arrays=arrays), FACTOR)
 
 
-def _larger(sent: Payload, factor: float) -> Payload:
+def _larger(sent: Reply, factor: float) -> Reply:
     header = dict(sent.header)
     examples, counts = header.get("num_examples"), header.get("class_counts")
     if isinstance(examples, int):
@@ -155,5 +156,5 @@ def _larger(sent: Payload, factor: float) -> Payload:
     return replace(sent, header=header)
 
 
-def _familiarities(sent: Payload) -> list[str]:
+def _familiarities(sent: Reply) -> list[str]:
     return [name for name in sent.arrays if name.startswith("familiarity")]

@@ -6,6 +6,7 @@ where the two ends live.
 
 from fedkd.rounds.client import Client
 from fedkd.rounds.context import ExperimentContext, context_of_run, experiment_context
+from fedkd.rounds.evidence import evidence_of
 from fedkd.rounds.progress import Interrupted, Notify, Stopwatch, silent, threads
 from fedkd.rounds.server import Server
 
@@ -17,6 +18,7 @@ __all__ = [
     "Server",
     "Stopwatch",
     "context_of_run",
+    "evidence_of",
     "experiment_context",
     "silent",
     "threads",

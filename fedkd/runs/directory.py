@@ -51,6 +51,7 @@ from fedkd.io.records import (
     read_lines,
     refuse_link,
 )
+from fedkd.knowledge.query import Images
 from fedkd.knowledge.store import KnowledgeStore, write_atomically
 
 SESSIONS = "sessions.json"
@@ -74,7 +75,7 @@ class RunDirectory:
         self.trusted = trusted
         #: Held by whoever writes rounds into it.
         self.lock = Lock(path)
-        self._stores: dict[tuple[int, str], KnowledgeStore] = {}
+        self._stores: dict[tuple[int, Images], KnowledgeStore] = {}
 
     @classmethod
     def new(cls, experiment: Experiment, parent: str | Path | None = None) -> RunDirectory:
@@ -192,15 +193,15 @@ class RunDirectory:
         """Where simulated clients keep their teachers."""
         return self.path / "clients"
 
-    def knowledge(self, round_number: int, what: str = "transfer") -> KnowledgeStore:
-        """The round's knowledge about the `transfer` (or `test`) images."""
-        key = (round_number, what)
+    def knowledge(self, round_number: int, images: Images = Images.TRANSFER) -> KnowledgeStore:
+        """What clients answered about some images in a round."""
+        key = (round_number, images)
         if key not in self._stores:  # kept, since it knows whose files it has looked through
             folder = self.path / "knowledge" / f"round-{round_number:04d}"
             with _refused():
                 for path in (folder.parent, folder):
                     refuse_link(path)
-            self._stores[key] = KnowledgeStore(folder / what)
+            self._stores[key] = KnowledgeStore(folder / images)
         return self._stores[key]
 
     def save_checkpoint(self, round_number: int, state: dict[str, Any]) -> None:

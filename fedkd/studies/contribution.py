@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from fedkd.config import ConfigError
-from fedkd.fusion.base import FitContext, fit_rules
-from fedkd.knowledge.payload import Bank, fuse
-from fedkd.randomness import stream, stream_seed
+from fedkd.fusion.base import fit_rules
+from fedkd.knowledge.payload import fuse
+from fedkd.knowledge.query import Images
+from fedkd.randomness import stream
 from fedkd.reporting import figures, page
-from fedkd.rounds import ExperimentContext, Notify, silent
+from fedkd.rounds import ExperimentContext, Notify, evidence_of, silent
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.export import load_student
 from fedkd.studies.unlearning import distil_again, finished_rounds, prepare
@@ -135,7 +136,7 @@ def ensemble_game(
     Raises:
         ConfigError: the teachers were not asked about the test images.
     """
-    answers, asked = run.knowledge(round_number), run.knowledge(round_number, "test")
+    answers, asked = run.knowledge(round_number), run.knowledge(round_number, Images.TEST)
     clients = [client for client in asked.clients() if client in answers.clients()]
     if not clients:
         raise ConfigError(
@@ -152,9 +153,7 @@ def ensemble_game(
     count = per_class.sum(0)
     looks = any(rule.needs_student for rule in workspace.fusion)
     student = load_student(run, data) if looks else None
-    said = None if student is None else predict(student, data.transfer.images.images)
-    known = data.transfer.images.labels if data.transfer.labelled else None
-    seed = stream_seed(run.experiment.seed, "fuse", round_number)
+    evidence = evidence_of(workspace, run, round_number, transfer, student)
     seen: dict[frozenset[int], Tensor] = {}
 
     def measure(probabilities: Tensor) -> Tensor:
@@ -172,9 +171,8 @@ def ensemble_game(
                 seen[coalition] = guess
             else:
                 names = {clients[member] for member in coalition}
-                evidence = FitContext(_some(transfer, names), labels=known, student=said, seed=seed)
-                rules = fit_rules(workspace.fusion, evidence)
-                seen[coalition] = measure(fuse(_some(test, names), rules).probabilities)
+                rules = fit_rules(workspace.fusion, evidence.only(names))
+                seen[coalition] = measure(fuse(test.only(names), rules).probabilities)
         return seen[coalition]
 
     return clients, value
@@ -366,16 +364,6 @@ def _round(
         "nobody": {"accuracy": float(nothing[0]), "log_likelihood": float(nothing[1])},
         "clients": rows,
     }
-
-
-def _some(bank: Bank, clients: set[int]) -> Bank:
-    """The bank of some of its teachers."""
-    kept = [i for i, teacher in enumerate(bank.teachers) if teacher.client in clients]
-    return replace(
-        bank,
-        teachers=tuple(bank.teachers[i] for i in kept),
-        arrays={kind: [arrays[i] for i in kept] for kind, arrays in bank.arrays.items()},
-    )
 
 
 def _mean_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

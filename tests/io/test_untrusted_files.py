@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from fedkd.config import ConfigError, Experiment
 from fedkd.io.lock import Busy, Lock
+from fedkd.knowledge.query import Images
 from fedkd.runs.directory import RunDirectory, Session
 from simulations.cli.main import _place_working_directory, app
 from simulations.failures import failure_of
@@ -108,8 +109,8 @@ def test_looking_at_a_run_changes_nothing_in_it(copied: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in copied.rglob("*") if p.is_file()}
     run = RunDirectory.open(copied)
     for number in (1, 2, 3):
-        for what in ("transfer", "test", "validation"):
-            run.knowledge(number, what).clients()
+        for images in Images:
+            run.knowledge(number, images).clients()
     run.load_checkpoint()
     assert CliRunner().invoke(app, ["status", str(copied)]).exit_code == 0
     assert {p: p.stat().st_mtime_ns for p in copied.rglob("*") if p.is_file()} == before

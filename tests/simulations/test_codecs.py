@@ -81,12 +81,12 @@ def test_a_typo_in_the_codec_is_named(tiny: Tiny) -> None:
 
 def test_a_part_of_the_samples_is_asked_and_the_rest_is_kept(tiny: Tiny) -> None:
     run = run_local(tiny(*SUBSET))
-    one, two = (run.knowledge(n, "transfer").bank((Logits(),)).arrays[Logits()] for n in (1, 2))
+    one, two = (run.knowledge(n).bank((Logits(),)).arrays[Logits()] for n in (1, 2))
     for before, after in zip(one, two, strict=True):
         changed = (np.asarray(before) != np.asarray(after)).any(axis=1)
         assert before.shape == after.shape == (48, 4)
         assert 0 < changed.sum() <= 12
-        assert set(np.flatnonzero(changed)) <= set(ExperimentContext(run.experiment).asked(2))
+        assert set(np.flatnonzero(changed)) <= set(ExperimentContext(run.experiment).subset(2))
     assert _up(run) < 0.9 * _up(run_local(tiny("data.views.refresh=false", "rounds=3")))
 
 
@@ -108,7 +108,7 @@ def test_a_client_that_forgot_what_it_said_answers_without_it(tiny: Tiny) -> Non
 
     def forget(message: Message, context: Context, call_next: Any) -> Message:
         state = message.content.config_records[JOB]["state"]
-        for said in Path(str(state)).glob("client-0001/said-*.npz"):
+        for said in Path(str(state)).glob("client-0001/answers-*.npz"):
             said.unlink()
         return call_next(message, context)  # type: ignore[no-any-return]
 

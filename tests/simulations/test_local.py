@@ -11,6 +11,7 @@ import torch
 
 from fedkd.config import ConfigError, Experiment
 from fedkd.knowledge.kinds import Logits
+from fedkd.knowledge.query import Images
 from fedkd.reporting.run_page import render
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory, load_state
@@ -272,7 +273,7 @@ def test_a_payload_with_another_networks_shape_is_refused(tiny: Tiny) -> None:
 @pytest.mark.parametrize("rule", ["validation_accuracy", "learned_gate"])
 def test_teachers_answer_the_servers_labelled_images_if_a_rule_asks(tiny: Tiny, rule: str) -> None:
     run = run_local(tiny(f"fusion=[{rule}]", "data.validation=30", "rounds=1"))
-    assert run.knowledge(1, "validation").clients() == [0, 1, 2]
-    bank = run.knowledge(1, "validation").bank((Logits(),))
+    assert run.knowledge(1, Images.VALIDATION).clients() == [0, 1, 2]
+    bank = run.knowledge(1, Images.VALIDATION).bank((Logits(),))
     assert bank.num_samples == 30
     assert run.metrics("refused") == []

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from strategies.records import HEADER, KNOWLEDGE, METRICS
+from fedkd.knowledge.query import Images
+from strategies.records import METRICS, arrays_name, header_name
+
+RECORDS = [name(images) for images in Images for name in (header_name, arrays_name)]
 
 NAMES = [
     "round", "client", "seconds", "event", "self", "phase", "run", "", "x" * 3000, "\x1b[2J",
@@ -48,7 +51,7 @@ def mutated(content: RecordDict, draw: random.Random) -> RecordDict:
         else:
             records[name] = type(record)(dict(record))  # type: ignore[arg-type]
     for _ in range(draw.choice([1, 1, 1, 2, 3])):
-        name = draw.choice([*records, METRICS, HEADER, KNOWLEDGE, "describe", draw.choice(NAMES)])
+        name = draw.choice([*records, METRICS, *RECORDS, "describe", draw.choice(NAMES)])
         action = draw.choice(["drop", "replace", "entry", "entry", "entry", "less", "array"])
         record = records.get(name)
         if action == "drop":

@@ -19,12 +19,13 @@ from flwr.clientapp import ClientApp
 
 from fedkd.config import Experiment
 from fedkd.io.text import REASON, plain
+from fedkd.knowledge.query import Images
 from fedkd.rounds import Server, experiment_context
 from fedkd.runs.directory import RunDirectory
 from simulations.client_app import make_client_app
 from simulations.local import LocalGrid, run_local
 from strategies.messaging import Reply
-from strategies.records import ENVELOPE, HEADER, KNOWLEDGE, METRICS
+from strategies.records import ENVELOPE, METRICS, arrays_name, header_name
 from strategies.strategy import FederatedDistillation
 from tests.strategies.mutations import CODES, REASONS, mutated
 
@@ -118,7 +119,7 @@ def test_long_replies_are_refused_and_reasons_are_short(tiny: Tiny) -> None:
     long = "x" * (2 * ENVELOPE)
 
     def header(reply: Message) -> None:
-        reply.content[HEADER]["run"] = long
+        reply.content[header_name(Images.TRANSFER)]["run"] = long
 
     def numbers(reply: Message) -> None:
         reply.content["more"] = ConfigRecord({"text": long})
@@ -168,9 +169,9 @@ def test_who_answers_about_one_set_of_images_only_is_left_out_of_the_other(
     who answered both, each with its own weight."""
 
     def no_number(reply: Message) -> None:
-        reply.content[KNOWLEDGE]["logits"] = Array(
-            np.full_like(reply.content[KNOWLEDGE]["logits"].numpy(), np.nan)
-        )
+        about = Images.TRANSFER if kind == "query.knowledge" else Images.TEST
+        arrays = reply.content[arrays_name(about)]
+        arrays["logits"] = Array(np.full_like(arrays["logits"].numpy(), np.nan))
 
     overrides = (*SMALL, f"fusion={fusion}", "rounds=2")
     run = run_local(tiny(*overrides), client_app=changing(0, kind, no_number))

@@ -79,10 +79,12 @@ def test_a_matrix_measures_refusals_and_costs(tiny: Tiny, tmp_path: Path) -> Non
 
 
 def test_the_clean_cell_is_the_student_of_a_run(tiny: Tiny, tmp_path: Path) -> None:
-    config = make(tiny, rules=["entropy"], attacks=["nan"])
+    """Also if a rule measures the teachers on the server's labelled images."""
+    measured = ("fusion=[validation_accuracy]", "data.validation=30")
+    config = make(tiny, *measured, rules=["entropy"], attacks=["nan"])
     _, cells = run(config, tmp_path, [])
     alone = run_local(config.experiment.model_copy(update={"output": str(tmp_path / "runs")}))
-    assert cells["uniform / clean"]["hash"] == alone.metrics("round")[-1]["hash"]
+    assert cells["validation_accuracy / clean"]["hash"] == alone.metrics("round")[-1]["hash"]
 
 
 @pytest.mark.parametrize(

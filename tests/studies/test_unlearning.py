@@ -138,13 +138,16 @@ def test_knowledge_that_is_gone_is_named(tiny: Tiny) -> None:
 
 
 def test_erasing_leaves_nothing_of_the_client_and_the_new_run_whole(tiny: Tiny) -> None:
-    whole = run_local(tiny(*QUIET))
+    """Its answers about the server's labelled images go as well."""
+    validated = ("fusion=[validation_accuracy]", "data.validation=30")
+    whole = run_local(tiny(*QUIET, *validated))
     server = unlearn(whole, 1)
     paths = unlearning.erasable(whole, [1])
     names = {str(path.relative_to(whole.path)) for path in paths}
     assert {
         "knowledge/round-0001/transfer/client-0001", "knowledge/round-0002/test/client-0001",
-        "knowledge/round-0001/transfer/fused", "clients/client-0001",
+        "knowledge/round-0001/validation/client-0001", "knowledge/round-0001/transfer/fused",
+        "clients/client-0001",
         "checkpoints/round-0001.pt", "checkpoints/round-0002.pt",
     } <= names  # fmt: skip
     unlearning.erase(whole, paths, [1])

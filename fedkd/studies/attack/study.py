@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from fedkd.attacks import ATTACKS
-from fedkd.attacks.base import Payload, Scene
+from fedkd.attacks.base import Scene
 from fedkd.config import Component, Experiment
 from fedkd.data.images import ImageSet
 from fedkd.io.records import CELL
 from fedkd.knowledge.extract import extract
 from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
+from fedkd.knowledge.query import Images, Query, Refused, Reply
 from fedkd.knowledge.store import write_atomically
-from fedkd.knowledge.wire import Refused
 from fedkd.randomness import stream_seed
 from fedkd.rounds import Client, ExperimentContext, Notify, Server, silent, threads
 from fedkd.runs.directory import RunDirectory, network_hash
@@ -110,7 +110,8 @@ class AttackStudy(Study[AttackConfig, Match]):
         if any(threat.name == MISLABELLED for threat in self.config.threats().values()):
             clients["mislabelled"] = attackers_of(self.config, seed)
         about = experiment.model_dump(mode="json", exclude={"fusion", "name", "output"})
-        key = json.dumps([about, [str(kind) for kind in union.kinds]], sort_keys=True)
+        asked = [*map(str, union.kinds), *union.learning_images]
+        key = json.dumps([about, asked], sort_keys=True)
         name = f"seed{seed}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         self._answers = Answers(folder / "teachers" / name, union)
         with threads(experiment.resources.client_cpus):
@@ -159,19 +160,21 @@ class AttackStudy(Study[AttackConfig, Match]):
 class Answers:
     """What every client would send honestly, and the attackers after training on wrong labels.
 
-    Asked for all that any rule of the study needs; kept on disk, a file per client and round.
+    Asked for all that any rule of the study needs; kept on disk, a file per reply.
     """
 
     def __init__(self, folder: Path, workspace: ExperimentContext) -> None:
         self.folder = folder
         self.workspace = workspace
 
-    def read(self, round_number: int, client: int, kind: str = "honest") -> Payload:
-        """One client's message."""
-        with np.load(self._place(round_number, client, kind), allow_pickle=False) as file:
+    def read(
+        self, round_number: int, client: int, kind: str = "honest", about: Images = Images.TRANSFER
+    ) -> Reply:
+        """One client's reply about some images."""
+        with np.load(self._place(round_number, client, kind, about), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        return Payload({n: a for n, a in arrays.items() if n != "header"},
-                       json.loads(str(arrays["header"])))  # fmt: skip
+        header = json.loads(str(arrays.pop("header")))
+        return Reply(arrays, header)
 
     def make(self, clients: Mapping[str, tuple[int, ...]], rounds: int, notify: Notify) -> None:
         """Train and ask whoever has not answered yet."""
@@ -180,19 +183,19 @@ class Answers:
             space = self.workspace if kind == "honest" else _mislabelled(self.workspace)
             player = Client(space, client, "attack", self.folder / kind / f"client-{client:04d}")
             player.folder.mkdir(parents=True, exist_ok=True)
-            for number in range(1, rounds + 1):
-                place = self._place(number, client, kind)
+            for number, about in itertools.product(range(1, rounds + 1), space.learning_images):
+                place = self._place(number, client, kind, about)
                 if not place.is_file():
                     player.train(number)
-                    arrays, header = player.answer(number)
+                    reply = player.answer(about, number)
+                    header = np.array(json.dumps(reply.header))
                     draft = place.with_suffix(".draft.npz")
-                    contents: dict[str, Any] = {**arrays, "header": np.array(json.dumps(header))}
-                    np.savez(draft, **contents)
+                    np.savez(draft, allow_pickle=False, **{**reply.arrays, "header": header})
                     draft.replace(place)
             notify("teacher", done=done, total=len(todo))
 
-    def _place(self, round_number: int, client: int, kind: str) -> Path:
-        return self.folder / kind / f"client-{client:04d}" / f"answer-{round_number:04d}.npz"
+    def _place(self, round_number: int, client: int, kind: str, about: Images) -> Path:
+        return self.folder / kind / f"client-{client:04d}" / f"{about}-{round_number:04d}.npz"
 
 
 def _mislabelled(workspace: ExperimentContext) -> ExperimentContext:
@@ -221,16 +224,17 @@ def _student(
     rounds = range(1, server.experiment.rounds + 1)
 
     def receive(number: int) -> None:
-        for client, payload in _messages(server, answers, attackers, attack, number):
+        for client, replies in _messages(server, answers, attackers, attack, number):
             try:
-                arrays, header = _as_ordered(payload, server.workspace, server.run.identity)
-                server.accept(client, number, arrays, header)
+                server.accept(client, number, server.workspace.learning_images, replies)
             except Refused as refusal:
                 refused[str(refusal)] += 1
             else:
-                accepted.update(json.dumps({**header, "run": ""}, sort_keys=True).encode())
-                for name in sorted(arrays):
-                    accepted.update(arrays[name].tobytes())
+                for reply in replies.values():
+                    header = {**reply.header, "run": ""}
+                    accepted.update(json.dumps(header, sort_keys=True).encode())
+                    for name in sorted(reply.arrays):
+                        accepted.update(reply.arrays[name].tobytes())
 
     # This one answers with the student of the round before, so nothing is received beforehand.
     in_turn = attack is not None and attack.name == COPYCAT
@@ -263,34 +267,64 @@ def _messages(
     attackers: tuple[int, ...],
     attack: Component | None,
     number: int,
-) -> Iterator[tuple[int, Payload]]:
-    """(client, what it sends) of one round, in client order."""
+) -> Iterator[tuple[int, dict[Images, Reply]]]:
+    """(client, its replies) of one round, in client order.
+
+    An attacker lies about the transfer images; about others its own teacher answers.
+    """
+    context = server.workspace
     clients = range(server.experiment.clients)
     honest = {c: answers.read(number, c) for c in clients if c not in attackers}
     copied = _student_answers(server, number) if attack and attack.name == COPYCAT else None
     for client in clients:
-        if attack is None or client not in attackers:
-            yield client, honest[client]
-            continue
-        mislabelled = attack.name == MISLABELLED
-        seed = server.experiment.seed
-        scene = Scene(
-            round=number,
-            client=client,
-            attackers=attackers,
-            honest=honest,
-            predictions=predictions_of(server.workspace.kinds),
-            previous=answers.read(number - 1, client) if number > 1 else None,
-            mislabelled=answers.read(number, client, "mislabelled") if mislabelled else None,
-            student=copied,
-            max_abs=server.experiment.federation.max_abs_logit,
-            rng=np.random.default_rng(stream_seed(seed, "attack", attack.name, client, number)),
-            shared=np.random.default_rng(stream_seed(seed, "attack", "shared")),
+        kind = "honest"
+        if attack is not None and client in attackers and attack.name == MISLABELLED:
+            kind = "mislabelled"
+        replies = {
+            about: answers.read(number, client, kind, about) for about in context.learning_images
+        }
+        if attack is not None and client in attackers:
+            lie = _lie(server, answers, attackers, attack, number, client, honest, copied)
+            if lie is None:
+                continue
+            replies[Images.TRANSFER] = lie
+        yield (
+            client,
+            {
+                about: _as_asked(reply, context.query(about, server.run.identity, number, client))
+                for about, reply in replies.items()
+            },
         )
-        options = ATTACKS.check(attack.name, attack.options)
-        sent = ATTACKS.get(attack.name)(answers.read(number, client), scene, **options)
-        if sent is not None:
-            yield client, sent
+
+
+def _lie(
+    server: Server,
+    answers: Answers,
+    attackers: tuple[int, ...],
+    attack: Component,
+    number: int,
+    client: int,
+    honest: Mapping[int, Reply],
+    copied: Mapping[str, np.ndarray] | None,
+) -> Reply | None:
+    """What an attacker sends about the transfer images; None is silence."""
+    mislabelled = attack.name == MISLABELLED
+    seed = server.experiment.seed
+    scene = Scene(
+        round=number,
+        client=client,
+        attackers=attackers,
+        honest=honest,
+        predictions=predictions_of(server.workspace.kinds),
+        previous=answers.read(number - 1, client) if number > 1 else None,
+        mislabelled=answers.read(number, client, "mislabelled") if mislabelled else None,
+        student=copied,
+        max_abs=server.experiment.federation.max_abs_logit,
+        rng=np.random.default_rng(stream_seed(seed, "attack", attack.name, client, number)),
+        shared=np.random.default_rng(stream_seed(seed, "attack", "shared")),
+    )
+    options = ATTACKS.check(attack.name, attack.options)
+    return ATTACKS.get(attack.name)(answers.read(number, client), scene, **options)
 
 
 def predictions_of(kinds: tuple[Kind, ...]) -> tuple[str, ...]:
@@ -309,16 +343,13 @@ def _student_answers(server: Server, number: int) -> dict[str, np.ndarray] | Non
     return {str(kind): tensor.cpu().numpy() for kind, tensor in found.items()}
 
 
-def _as_ordered(
-    payload: Payload, workspace: ExperimentContext, run: str
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The message less what this rule would not have asked for, addressed to this run."""
-    names = {str(kind) for kind in workspace.kinds}
-    disclosed = {name for rule in workspace.fusion for name in rule.discloses}
-    unasked = {"num_examples", "class_counts"} - disclosed
-    arrays = {name: array for name, array in payload.arrays.items() if name in names}
-    header = {key: value for key, value in payload.header.items() if key not in unasked}
-    return arrays, {**header, "run": run}
+def _as_asked(reply: Reply, query: Query) -> Reply:
+    """The reply less what this rule's query does not ask for, addressed to its run."""
+    names = {str(kind) for kind in query.kinds}
+    unasked = {"num_examples", "class_counts"} - set(query.disclose)
+    arrays = {name: array for name, array in reply.arrays.items() if name in names}
+    header = {key: value for key, value in reply.header.items() if key not in unasked}
+    return Reply(arrays, {**header, "run": query.run})
 
 
 def _scratch(folder: Path, experiment: Experiment) -> RunDirectory:
