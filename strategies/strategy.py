@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -23,6 +23,13 @@ from fedkd.config import ConfigError
 from fedkd.io.text import plain
 from fedkd.knowledge.query import Images, Refused
 from fedkd.rounds import Server, Stopwatch
+from fedkd.runs.events import (
+    ClientEvaluated,
+    ClientTrained,
+    MessageCounted,
+    PhaseName,
+    ReplyRefused,
+)
 from fedkd.runs.privacy_statement import write_statement
 from fedkd.runs.quarantine import distrusted, quarantined, strike
 from strategies.messaging import Reply, send_and_receive
@@ -59,7 +66,7 @@ class Phase:
         knowledge: Whether replies hold arrays of knowledge.
     """
 
-    name: str
+    name: PhaseName
     message_type: str
     knowledge: bool = False
 
@@ -179,7 +186,7 @@ class FederatedDistillation(Strategy):
         if evaluated is not None:
             result.evaluate_metrics_clientapp[number] = evaluated
         result.evaluate_metrics_serverapp[number] = MetricRecord(
-            {"accuracy": scores["student"]["accuracy"]}
+            {"accuracy": scores["student"].accuracy}
         )
         self.server.finish_round(
             number,
@@ -242,7 +249,7 @@ class FederatedDistillation(Strategy):
         for reply in self._send_and_receive(grid, messages):
             node = reply.client
             up = 0 if reply.message is None else wire_bytes(reply.message)
-            self.run.ledger(round=number, phase=DESCRIBE.name, client=None, down=down, up=up)
+            self.run.count(MessageCounted(round=number, phase="describe", down=down, up=up))
             content = self._content(reply, number, DESCRIBE, f"node {node}")
             if content is None:
                 continue
@@ -312,10 +319,18 @@ class FederatedDistillation(Strategy):
             if facts is None:
                 continue
             self._trained.append(reply.client)
-            self.run.metric(
-                "client", round=server_round, client=reply.client, phase="train",
-                seconds=round(reply.seconds, 3), **facts,
-            )  # fmt: skip
+            seconds = round(reply.seconds, 3)
+            self.run.record(
+                ClientTrained(
+                    round=server_round,
+                    client=reply.client,
+                    seconds=seconds,
+                    loss=facts.get("loss"),
+                    accuracy=facts.get("accuracy"),
+                    epsilon=facts.get("epsilon"),
+                    trained=facts.get("trained"),
+                )
+            )
             if facts.get("trained") == 0:
                 self.server.warn(
                     f"round {server_round}: the privacy budget of client {reply.client} is spent; "
@@ -373,10 +388,16 @@ class FederatedDistillation(Strategy):
             elif facts and facts["holdout_total"]:
                 right += int(facts["holdout_right"])
                 total += int(facts["holdout_total"])
-                self.run.metric(
-                    "client", round=server_round, client=reply.client, phase="evaluate",
-                    seconds=round(reply.seconds, 3), **facts,
-                )  # fmt: skip
+                seconds = round(reply.seconds, 3)
+                self.run.record(
+                    ClientEvaluated(
+                        round=server_round,
+                        client=reply.client,
+                        seconds=seconds,
+                        holdout_right=facts["holdout_right"],
+                        holdout_total=facts["holdout_total"],
+                    )
+                )
         return MetricRecord({"accuracy": right / total, "examples": total}) if total else None
 
     # -- messages --------------------------------------------------------------------------
@@ -490,10 +511,17 @@ class FederatedDistillation(Strategy):
 
     def _count(self, number: int, phase: Phase, down: int, reply: Reply) -> None:
         up = wire_bytes(reply.message) if reply.message is not None else 0
-        self.run.ledger(
-            round=number, phase=phase.name, client=reply.client, down=down, up=up,
-            seconds=round(reply.seconds, 3), time=round(time.time(), 1),
-        )  # fmt: skip
+        self.run.count(
+            MessageCounted(
+                round=number,
+                phase=phase.name,
+                client=reply.client,
+                down=down,
+                up=up,
+                seconds=round(reply.seconds, 3),
+                time=round(time.time(), 1),
+            )
+        )
 
     def _content(
         self, reply: Reply, number: int, phase: Phase, who: str | None = None
@@ -564,8 +592,9 @@ class FederatedDistillation(Strategy):
 
     def _refuse(self, number: int, phase: Phase, client: int | None, reason: str) -> None:
         reason = plain(reason)
-        self.run.metric("refused", round=number, phase=phase.name, client=client, reason=reason)
-        self.notify("refused", round=number, phase=phase.name, client=client, reason=reason)
+        event = ReplyRefused(round=number, phase=phase.name, client=client, reason=reason)
+        self.run.record(event)
+        self.notify("refused", **asdict(event))
 
     def _student(self) -> ArrayRecord:
         weights: dict[str, Any] = {

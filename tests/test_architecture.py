@@ -43,6 +43,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "yaml": ("fedkd/config/",),
     "pydantic": (
         "fedkd/config/",
+        "fedkd/io/records.py",
+        "fedkd/runs/events.py",
         "fedkd/studies/",
         "fedkd/privacy/policy.py",
         "fedkd/registry.py",

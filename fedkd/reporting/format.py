@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 from fedkd.reporting import figures
-from fedkd.reporting.run_record import Record
 from fedkd.runs.directory import RunDirectory
 
 DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
@@ -69,11 +68,6 @@ def date(run: RunDirectory) -> str:
 def as_float(value: Any) -> float:
     """Not a number for what is not known."""
     return float("nan") if value is None else float(value)
-
-
-def score(record: Record, who: str) -> float:
-    """Accuracy of `who` in a record; not a number if there is none."""
-    return as_float((record.get(who) or {}).get("accuracy"))
 
 
 def finite(values: Any) -> list[float]:

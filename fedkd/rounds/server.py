@@ -31,9 +31,15 @@ from fedkd.rounds.context import ExperimentContext
 from fedkd.rounds.evidence import evidence_of
 from fedkd.rounds.progress import Notify, silent
 from fedkd.runs.directory import RunDirectory, load_state, network_hash, save_state
+from fedkd.runs.events import (
+    AnswersReleased,
+    AssistantEpochFinished,
+    EpochFinished,
+    RoundFinished,
+)
 from fedkd.runs.signature import Signature, keep_signature
 from fedkd.training.batches import steps_per_epoch
-from fedkd.training.evaluation import accuracy, calibration, evaluate, per_class_accuracy, predict
+from fedkd.training.evaluation import Scores, accuracy, evaluate, predict
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +70,7 @@ class Server:
         self._rules: list[Fusion] = list(workspace.fusion)
         self._memories: list[dict[str, Tensor]] = []
         self.round = 0
-        checkpoint = run.load_checkpoint(lambda text: run.metric("warning", text=text))
+        checkpoint = run.load_checkpoint(run.warn)
         if checkpoint is not None:
             self.round = int(checkpoint["round"])
             states = (*checkpoint["assistants"], checkpoint["student"])
@@ -179,15 +185,16 @@ class Server:
             out = release(probabilities, index, self.experiment.rounds, SecureGenerator())
             save_state(place, {"scores": out.scores, "index": out.index, "mu": out.mu})
         out = Released(**load_state(place))
-        self.run.metric(
-            "release",
-            round=round_number,
-            mechanism=self.experiment.release.name if self.experiment.release else "",
-            answered=len(out.index),
-            mu=out.mu,
-            epsilon=epsilon_of(out.mu, release.delta),
-            delta=release.delta,
-            unit=release.unit,
+        self.run.record(
+            AnswersReleased(
+                round=round_number,
+                mechanism=self.experiment.release.name if self.experiment.release else "",
+                answered=len(out.index),
+                mu=out.mu,
+                epsilon=epsilon_of(out.mu, release.delta),
+                delta=release.delta,
+                unit=release.unit,
+            )
         )
         if len(out.index) < 2:
             raise RuntimeError(
@@ -240,8 +247,8 @@ class Server:
         is_student = learner is self._chain[-1]
 
         def on_epoch(record: EpochRecord, _snapshot: Snapshot) -> None:
-            event = "epoch" if is_student else "assistant_epoch"
-            self.run.metric(event, round=round_number, **asdict(record))
+            kind = EpochFinished if is_student else AssistantEpochFinished
+            self.run.record(kind(round=round_number, **asdict(record)))
             if is_student:
                 self.notify("epoch", round=round_number, epoch=record.epoch, loss=record.loss)
 
@@ -275,7 +282,7 @@ class Server:
         labels = data.test.labels
         assert labels is not None
         predictions = predict(self.student, data.test.images)
-        facts: dict[str, Any] = {"student": _scores(predictions, labels)}
+        facts: dict[str, Any] = {"student": Scores.of(predictions, labels)}
         if len(data.validation) > 0:
             facts["validation"] = evaluate(self.student, data.validation)
         store = self.run.knowledge(round_number, Images.TEST)
@@ -288,9 +295,9 @@ class Server:
             if fused is not None and (rules := self._rules_for(round_number, bank)) is not None:
                 heard = bank.only(set(self.answered(round_number)))
                 together = fuse(heard, rules, store=store.allocate).probabilities
-                facts["ensemble"] = _scores(together.clamp(min=1e-12).log(), labels)
+                facts["ensemble"] = Scores.of(together.clamp(min=1e-12).log(), labels)
         if fused is not None and fused.say:
-            facts["say"] = fused.say
+            facts["weights"] = fused.say
         hidden = data.transfer.true_labels
         if fused is not None and hidden is not None:
             shown = hidden if fused.index is None else hidden[fused.index]
@@ -317,8 +324,8 @@ class Server:
         """Write the round down and keep the student: the point a resumed run goes on from."""
         self.round = round_number
         self._memories = [rule.memory for rule in self._rules]
-        student = network_hash(self.student)
-        self.run.metric("round", round=round_number, hash=student, **facts)
+        event = RoundFinished(round=round_number, hash=network_hash(self.student), **facts)
+        self.run.record(event)
         states = [
             {name: tensor.cpu() for name, tensor in learner.network.state_dict().items()}
             for learner in self._chain
@@ -332,11 +339,11 @@ class Server:
                 "rules": self._memories,
             },
         )
-        self.notify("round", round=round_number, **facts)
+        self.notify("round", **event.facts())
 
     def warn(self, text: str) -> None:
         """Say something that people should know, now and in the report."""
-        self.run.metric("warning", text=text)
+        self.run.warn(text)
         self.notify("warning", text=text)
 
     def _fresh_chain(self) -> list[_Learner]:
@@ -361,11 +368,3 @@ class _Learner:
 
 def _names(images: Iterable[Images]) -> str:
     return " and ".join(sorted(images)) or "no"
-
-
-def _scores(predictions: Tensor, labels: Tensor) -> dict[str, Any]:
-    return {
-        "accuracy": accuracy(predictions, labels),
-        "per_class": per_class_accuracy(predictions, labels),
-        "calibration": asdict(calibration(predictions, labels)),
-    }

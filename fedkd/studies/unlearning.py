@@ -23,6 +23,7 @@ from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.query import Images
 from fedkd.rounds import ExperimentContext, Notify, Server, silent, threads
 from fedkd.runs.directory import RunDirectory, Session, network_hash
+from fedkd.runs.events import ClientsErased, RoundFinished
 from fedkd.runs.export import load_student
 from fedkd.runs.signature import keep_signature, read_signature
 from fedkd.training.evaluation import accuracy, per_class_accuracy, predict
@@ -32,7 +33,7 @@ LINEAGE, EVIDENCE = "lineage.json", "unlearning.json"
 
 def finished_rounds(run: RunDirectory) -> list[int]:
     """Rounds of which the run holds the knowledge. Raises `ConfigError` if some is missing."""
-    rounds = [int(record["round"]) for record in run.metrics("round")]
+    rounds = [event.round for event in run.events(RoundFinished)]
     if not rounds:
         raise ConfigError(f"{run.path} has no finished round")
     missing = [r for r in rounds if not run.knowledge(r).folder.is_dir()]
@@ -301,11 +302,10 @@ def erase(run: RunDirectory, paths: Iterable[Path], without: Collection[int]) ->
             else:
                 path.unlink()
             erased.append(str(path.relative_to(run.path)))
-    run.metric("erased", clients=sorted(without), paths=erased)
-    run.metric(
-        "warning",
-        text=f"clients {', '.join(map(str, sorted(without)))} were erased from this run; its "
-        "metrics still tell what happened, its students are gone. Do not resume it.",
+    run.record(ClientsErased(clients=sorted(without), paths=erased))
+    run.warn(
+        f"clients {', '.join(map(str, sorted(without)))} were erased from this run; its metrics "
+        "still record what happened, its students are gone. Do not resume it."
     )
 
 

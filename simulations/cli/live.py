@@ -150,7 +150,7 @@ def rounds_table() -> Table:
 def round_row(facts: dict[str, Any]) -> list[str]:
     """One row of `rounds_table` from a round's facts."""
     teachers = facts.get("teachers") or {}
-    silent = sum(share == 0 for share in (facts.get("say") or {}).values())
+    silent = sum(share == 0 for share in (facts.get("weights") or {}).values())
     note = "" if facts["status"] == "ok" else " degraded"
     return [
         f"{facts['round']}{note}",

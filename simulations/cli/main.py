@@ -71,6 +71,7 @@ def run(
     from fedkd.build import check
     from fedkd.rounds import Interrupted
     from fedkd.runs.directory import RunDirectory
+    from fedkd.runs.events import ClientsErased
     from simulations.cli.tables import summary_table
     from simulations.machine import check_machine
 
@@ -82,7 +83,7 @@ def run(
         directory = open_run(resume, trust=trust)
         directory.import_plugins()
         directory.check_config()
-        if directory.metrics("erased"):
+        if directory.events(ClientsErased):
             raise ConfigError(
                 f"{directory.path}: clients were erased from this run, so it cannot go on; go on "
                 "with the run that fedkd unlearn made in its place"
@@ -184,8 +185,10 @@ def _run(directory: Any, runner: str) -> None:
 
 
 def _is_finished(directory: Any) -> bool:
-    rounds = directory.metrics("round")
-    done = rounds and rounds[-1]["round"] >= directory.experiment.rounds
+    from fedkd.runs.events import RoundFinished
+
+    rounds = directory.events(RoundFinished)
+    done = rounds and rounds[-1].round >= directory.experiment.rounds
     return bool(done) and directory.read_json("summary.json") is not None
 
 

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,6 +24,7 @@ from fedkd.privacy.noise import SecureGenerator
 from fedkd.privacy.release import RELEASES
 from fedkd.rounds import experiment_context
 from fedkd.runs.directory import RunDirectory, network_hash
+from fedkd.runs.events import RoundFinished
 from fedkd.studies import unlearning
 from fedkd.studies.attack.config import AttackConfig
 from fedkd.studies.attack.study import AttackStudy
@@ -159,7 +161,9 @@ def _measured(folder: Path) -> Values:
     scores = ("student", "ensemble", "pseudo_labels", "worst_client", "oracle", "ceiling")
     accuracies = [teacher["accuracy"] for teacher in found["teachers"]]
     of_a_round = ("hash", "status", "answered", "student", "teachers", "ensemble")
-    rounds = [{key: record[key] for key in of_a_round} for record in done.metrics("round")]
+    rounds = [
+        {key: asdict(record)[key] for key in of_a_round} for record in done.events(RoundFinished)
+    ]
     return {
         "summary": digest([*(found[key] for key in scores), accuracies]),
         "rounds": digest(rounds),

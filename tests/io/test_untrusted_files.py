@@ -18,6 +18,7 @@ from fedkd.config import ConfigError, Experiment
 from fedkd.io.lock import Busy, Lock
 from fedkd.knowledge.query import Images
 from fedkd.runs.directory import RunDirectory, Session
+from fedkd.runs.events import Warned
 from simulations.cli.main import _place_working_directory, app
 from simulations.failures import failure_of
 from simulations.local import run_local
@@ -197,7 +198,7 @@ def test_a_checkpoint_that_is_not_what_was_written_is_passed_over(
     assert state["round"] == 1
     assert "round-0002.pt is passed over" in caplog.text
     assert go_on(copied) == expected
-    texts = [r["text"] for r in RunDirectory.open(copied).metrics("warning")]
+    texts = [r.text for r in RunDirectory.open(copied).events(Warned)]
     assert any("round-0002.pt is passed over" in text for text in texts)
 
 
@@ -216,7 +217,7 @@ def test_a_client_whose_answer_the_disk_lost_is_asked_again(harm: str, copied: P
     (copied / "knowledge" / "round-0002" / "transfer" / ".client-0002").mkdir()
     (copied / "knowledge" / "round-0002" / "transfer" / ".DS_Store").touch()
     assert go_on(copied) == expected
-    texts = [r["text"] for r in RunDirectory.open(copied).metrics("warning")]
+    texts = [r.text for r in RunDirectory.open(copied).events(Warned)]
     assert any("client 1 is asked again" in text for text in texts)
 
 
@@ -244,9 +245,9 @@ def test_a_ledger_line_cut_by_a_crash_is_dropped_and_counted(copied: Path) -> No
         file.write('{"round": 2, "pha')
     go_on(copied)
     run = RunDirectory.open(copied)
-    entries = run.ledger_entries()
+    entries = run.messages()
     assert len(entries) == len((copied / "ledger.jsonl").read_text().splitlines()) > before
-    assert any("one message are not counted" in r["text"] for r in run.metrics("warning"))
+    assert any("one message are not counted" in r.text for r in run.events(Warned))
 
 
 def test_a_config_that_was_changed_is_not_gone_on_with(copied: Path) -> None:

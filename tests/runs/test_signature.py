@@ -18,6 +18,7 @@ from fedkd.models import MODELS
 from fedkd.reporting.run_record import Found
 from fedkd.rounds import Server, context_of_run
 from fedkd.runs.directory import RunDirectory, network_hash, write_json
+from fedkd.runs.events import MessageCounted, RoundFinished
 from fedkd.runs.export import export_student, load_assistants, load_student, predict_files
 from fedkd.runs.signature import IMAGES, SIGNATURE, read_signature
 from fedkd.studies import engine
@@ -333,7 +334,9 @@ def test_total_seconds_are_those_of_all_sessions(halfway: RunDirectory) -> None:
     assert total == pytest.approx(1000 + sessions[1]["seconds"], abs=5)
     assert total > 1000
     # A session that was killed went on until its last message.
-    halfway.ledger(round=2, phase="train", client=0, down=1, up=1, time=first["started"] + 5e6)
+    halfway.count(
+        MessageCounted(round=2, phase="train", client=0, down=1, up=1, time=first["started"] + 5e6)
+    )
     halfway.write_json("sessions.json", [first])
     run_local(halfway.experiment, run=halfway)
     assert 5e6 <= halfway.read_json("summary.json")["seconds"]["total"] < 5e6 + 1000
@@ -341,9 +344,10 @@ def test_total_seconds_are_those_of_all_sessions(halfway: RunDirectory) -> None:
 
 def test_a_run_of_an_older_version_counts_the_rounds_it_had(halfway: RunDirectory) -> None:
     (halfway.path / "sessions.json").unlink()
-    (done,) = halfway.metrics("round")
-    done["seconds"]["train"] = 500.0
-    (halfway.path / "metrics.jsonl").write_text(json.dumps(done) + "\n")
+    (done,) = halfway.events(RoundFinished)
+    done.seconds["train"] = 500.0
+    (halfway.path / "metrics.jsonl").unlink()
+    halfway.record(done)
     run_local(halfway.experiment, run=halfway)
     assert 500 < halfway.read_json("summary.json")["seconds"]["total"] < 1000
 

@@ -15,6 +15,7 @@ from fedkd.config import ConfigError, Experiment, load_experiment, read_experime
 from fedkd.knowledge.kinds import Logits
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import ReplyRefused
 from simulations.client_app import make_client_app
 from simulations.local import run_local
 from strategies.records import JOB
@@ -68,7 +69,7 @@ def test_a_refused_round_does_not_put_the_ends_out_of_step(tiny: Tiny) -> None:
         run_local(tiny(codec, "rounds=3"), client_app=tampering({1: replayed}))
         for codec in (DELTA, "federation.codec=float32")
     ]
-    assert [e["client"] for e in runs[0].metrics("refused")] == [1]
+    assert [e.client for e in runs[0].events(ReplyRefused)] == [1]
     assert _hash(runs[0]) == _hash(runs[1])
 
 
@@ -117,7 +118,7 @@ def test_a_client_that_forgot_what_it_said_answers_without_it(tiny: Tiny) -> Non
         for part in (("rounds=3",), SUBSET)
         for codec in (DELTA, "federation.codec=float32")
     ]
-    assert not any(run.metrics("refused") for run in runs)
+    assert not any(run.events(ReplyRefused) for run in runs)
     assert _hash(runs[0]) == _hash(runs[1])
     assert _hash(runs[2]) == _hash(runs[3])
 

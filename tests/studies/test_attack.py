@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedkd.config import ConfigError, Experiment, make_config
+from fedkd.runs.events import RoundFinished
 from fedkd.studies.attack.config import CLEAN, AttackConfig, attackers_of, resolved
 from fedkd.studies.attack.study import AttackStudy
 from fedkd.studies.engine import Record, StudyFolder, run_study
@@ -84,7 +85,8 @@ def test_the_clean_cell_is_the_student_of_a_run(tiny: Tiny, tmp_path: Path) -> N
     config = make(tiny, *measured, rules=["entropy"], attacks=["nan"])
     _, cells = run(config, tmp_path, [])
     alone = run_local(config.experiment.model_copy(update={"output": str(tmp_path / "runs")}))
-    assert cells["validation_accuracy / clean"]["hash"] == alone.metrics("round")[-1]["hash"]
+    last = alone.events(RoundFinished)[-1]
+    assert cells["validation_accuracy / clean"]["hash"] == last.hash
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedkd.config import ConfigError, Experiment
 from fedkd.rounds import experiment_context
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import RoundFinished
 from fedkd.studies import contribution as measured
 from fedkd.studies.contribution import sampled_shapley, shapley
 from simulations.local import run_local
@@ -77,7 +78,7 @@ def test_shares_add_up_and_influence_is_what_the_ensemble_loses(run: RunDirector
     assert facts["nobody"]["accuracy"] == 0.25
     assert facts["nobody"]["log_likelihood"] == pytest.approx(-math.log(4))
     # Everybody's accuracy is what the run itself measured.
-    assert facts["everybody"]["accuracy"] == run.metrics("round")[-1]["ensemble"]["accuracy"]
+    assert facts["everybody"]["accuracy"] == run.events(RoundFinished)[-1].ensemble.accuracy
     _, value = measured.ensemble_game(run, space, 2)
     everybody = value(frozenset({0, 1, 2}))
     lost = everybody - value(frozenset({0, 2}))
@@ -94,7 +95,7 @@ def test_all_rounds_are_their_mean(tiny: Tiny) -> None:
     run = run_local(tiny("evaluation.baselines=[]", *rule))
     space = experiment_context(run.experiment)
     facts = measured.contribution(run, space, all_rounds=True)
-    wholes = [r["ensemble"]["accuracy"] for r in run.metrics("round")]
+    wholes = [r.ensemble.accuracy for r in run.events(RoundFinished)]
     assert facts["rounds"] == [1, 2]
     assert facts["everybody"]["accuracy"] == pytest.approx(sum(wholes) / 2)
 
@@ -114,7 +115,7 @@ def test_students_without_each_client_and_the_page(run: RunDirectory) -> None:
     facts = measured.leave_one_out_students(run, space)
     assert [*facts["students"]["clients"]] == [0, 1, 2]
     whole = facts["students"]["accuracy"]
-    assert whole == run.metrics("round")[-1]["student"]["accuracy"]
+    assert whole == run.events(RoundFinished)[-1].student.accuracy
     for row in facts["students"]["clients"].values():
         assert row["influence"] == pytest.approx(whole - row["accuracy_without"])
     page = measured.write_page(run, facts).read_text(encoding="utf-8")

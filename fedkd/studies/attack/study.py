@@ -250,10 +250,11 @@ def _student(
         if server.has_quorum(number):
             fused = server.fuse(number)
             server.learn(number, fused)
-        server.finish_round(number)  # what rules remember is kept here
-    scores = server.evaluate(rounds[-1], fused)
+        scores = server.evaluate(number, fused)
+        server.finish_round(number, **scores)  # what rules remember is kept here
     result = {
-        **{key: scores["student"][key] for key in ("accuracy", "per_class")},
+        "accuracy": scores["student"].accuracy,
+        "per_class": scores["student"].per_class,
         "pseudo_labels": scores.get("pseudo_labels"),
         "hash": network_hash(server.student),
     }

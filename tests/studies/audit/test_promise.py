@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 from fedkd.config import ConfigError, Experiment, make_experiment
 from fedkd.rounds import experiment_context
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import RoundFinished
 from fedkd.studies.audit.promise import Claim, Training, promised
 from fedkd.studies.audit.report import sentence
 from fedkd.studies.audit.study import Options, audit_run
 from fedkd.studies.audit.training import train_again
+from fedkd.training.evaluation import Scores
 from simulations.cli.main import app
 from simulations.local import run_local
 from tests.conftest import TINY
@@ -85,7 +87,7 @@ def test_a_teacher_that_begins_anew_saw_private_images_in_one_round(tiny: Tiny) 
     for experiment, rounds in ((kept, 2), (anew, 1)):
         run = RunDirectory.new(experiment)
         for number in (1, 2):
-            run.metric("round", round=number, student={"accuracy": 0.5})
+            run.record(RoundFinished(round=number, student=Scores(accuracy=0.5)))
         own = promised(run, experiment_context(experiment), 0)
         assert own.training == Training(rounds)
         assert (own.claim, own.text) == (None, "")
