@@ -134,10 +134,11 @@ def distill(
     from fedkd.rounds import Interrupted
     from fedkd.studies.central.config import Study
     from fedkd.studies.central.folder import StudyFolder
+    from fedkd.studies.central.report import methods_table
     from fedkd.studies.central.study import prepare, run_study
     from fedkd.studies.central.training import Images
     from simulations.cli.progress import StudyView
-    from simulations.cli.tables import study_table
+    from simulations.cli.tables import console_table
 
     if resume is not None:
         if config is not None:
@@ -160,7 +161,7 @@ def distill(
         go_on = f"fedkd distill --resume {folder.path}{trusted}"
         print(f"interrupted; go on with: {go_on}", file=sys.stderr)
         sys.exit(130)
-    console.print(study_table(results))
+    console.print(console_table(methods_table(results)))
     console.print(f"study   {folder.path}", soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"report  {folder.path / 'report.html'}", soft_wrap=True, highlight=False, markup=False
@@ -327,14 +328,14 @@ def report(path: RunPath, trust: TeacherWeights = False) -> None:
 
 def _report_study(path: Path, trust: bool) -> None:
     from fedkd.studies.central.folder import StudyFolder
-    from fedkd.studies.central.report import write_report
+    from fedkd.studies.central.report import methods_table, write_report
     from fedkd.studies.central.results import results
-    from simulations.cli.tables import study_table
+    from simulations.cli.tables import console_table
 
     folder = StudyFolder.open(path, trust=trust)
     written = write_report(folder)
     console = screen()
-    console.print(study_table(results(folder)))
+    console.print(console_table(methods_table(results(folder))))
     console.print(f"report  {written}", soft_wrap=True, highlight=False, markup=False)
 
 
