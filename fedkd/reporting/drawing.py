@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +58,10 @@ _STYLE: Any = {
     "lines.solid_capstyle": "round",
     "image.interpolation": "none",  # embed the pixels themselves, however few
 }
+
+
+Look = dict[str, Any]
+"""Colour, dashes, marker, … as matplotlib calls them."""
 
 
 @contextmanager
@@ -127,14 +131,14 @@ class Line:
         label: In the legend; "" leaves it out.
         x: Places, as many as the longest run has values.
         runs: Values of each run; the line is as long as the shortest.
-        look: Colour, dashes, marker, … as matplotlib calls them.
+        look: Its own.
         band: How opaque the band is; 0 draws none.
     """
 
     label: str
     x: Sequence[float]
     runs: Sequence[Sequence[float]]
-    look: Mapping[str, Any]
+    look: Look
     band: float = 0.12
 
     def draw(self, axes: Axes) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -120,16 +121,24 @@ def config_section(folder: Path, versions: Mapping[str, str] | None) -> Section:
     return Section("config", "Config and versions", cards)
 
 
+def progress(results: Mapping[str, Any]) -> dict[str, Any]:
+    """State and notes of a study's page, from its results."""
+    done = bool(results["finished"])
+    notes = [f"{label} failed: {error}" for label, error in results["errors"].items()]
+    return {"state": "complete" if done else "not complete", "partial": not done, "notes": notes}
+
+
 def render(page: Page) -> str:
     """The page as HTML; equal pages give equal text. What it shows of others is text."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    numbers = count(1)
-    environment.filters |= {
-        "bar": bar,
-        "svg": lambda figure: Markup(drawing.svg(figure, f"figure{next(numbers)}")),
-    }
+    places = count(1)
+
+    def svg(figure: Figure) -> Markup:
+        return Markup(drawing.svg(figure, f"figure{next(places)}"))
+
+    environment.filters |= {"bar": bar, "svg": svg}
     sections = [laid for section in page.sections if (laid := section.laid_out()).cards]
     return environment.from_string(PAGE).render(page=page, sections=sections)
 

@@ -24,6 +24,7 @@ from fedkd.reporting.drawing import (
     STUDENT,
     TEACHER,
     Line,
+    Look,
     canvas,
     heat,
     note,
@@ -71,7 +72,7 @@ def accuracy_figure(
     """
     figure, axes = canvas(*_SIZE)
     _teacher_lines(axes, rounds, teachers)
-    looks: dict[str, dict[str, Any]] = {
+    looks: dict[str, Look] = {
         "pseudo-labels": {"color": PSEUDO, "ls": "--", "marker": "s", "ms": 3.5, "lw": 1.4},
         "ensemble": {"color": ENSEMBLE, "marker": "D", "ms": 4, "lw": 1.8},
         "student": {"color": STUDENT, "marker": "o", "ms": 5, "lw": 2.4},
@@ -100,7 +101,7 @@ def _teacher_lines(
 ) -> None:
     table = np.asarray(list(teachers.values()), dtype=float)
     if len(table) <= 12:
-        thin = {"color": TEACHER, "lw": 0.8, "marker": ".", "ms": 3, "alpha": 0.8}
+        thin: Look = {"color": TEACHER, "lw": 0.8, "marker": ".", "ms": 3, "alpha": 0.8}
         for number, row in enumerate(table):
             Line("" if number else "each teacher", rounds, [row], thin).draw(axes)
         return
@@ -136,7 +137,7 @@ def loss_figure(
             axes.axvline(start + 0.5, color=GREY, lw=0.9, ls=":")
         color = INK if name == "total" else STUDENT
         for start, end in pairwise([0, *starts, len(rounds)]):
-            one = {"marker": "o", "ms": 3} if end - start == 1 else {}
+            one: Look = {"marker": "o", "ms": 3} if end - start == 1 else {}
             axes.plot(range(start + 1, end + 1), values[start:end], color=color, lw=1.6, **one)
         known = values[np.isfinite(values)]
         if len(known) and known.min() > 0 and known.max() > 20 * known.min():
@@ -303,7 +304,7 @@ def _draw_bubbles(axes: Axes, table: NDArray[Any]) -> None:
     axes.scatter(client, label, s=(24**2) * amount / largest, color=_AMOUNT, lw=0)
     axes.scatter(client, label, s=1.5, color=_AMOUNT, lw=0)  # a few images stay visible
     if len(amount):
-        corner = {"xycoords": "axes fraction", "ha": "right", "va": "top", "fontsize": 7}
+        corner: Look = {"xycoords": "axes fraction", "ha": "right", "va": "top", "fontsize": 7}
         note(axes, f"largest: {int(amount.max()):,} images", (1, 0), (0, -24), **corner)
 
 
@@ -418,7 +419,7 @@ def calibration_figure(sets: Mapping[str, Mapping[str, Any]]) -> Figure:
         )
         width = 1 / len(counts)
         left = np.arange(len(counts)) * width
-        drawn = {"width": width * 0.92, "align": "edge", "color": WHO.get(name, TEACHER)}
+        drawn: Look = {"width": width * 0.92, "align": "edge", "color": WHO.get(name, TEACHER)}
         top.bar(left, np.nan_to_num(right), alpha=0.3, **drawn)
         top.plot([0, 1], [0, 1], color=GREY, ls="--", lw=1)
         known = counts > 0
@@ -469,7 +470,7 @@ def traffic_figure(
             base = np.zeros(len(rounds))
             for phase in phases:
                 height = sign * np.asarray(way[phase], dtype=float) / factor
-                look = {"color": PHASES.get(phase, TEACHER), "edgecolor": "white", "lw": 0.5}
+                look: Look = {"color": PHASES.get(phase, TEACHER), "edgecolor": "white", "lw": 0.5}
                 if phase in measurement:
                     look["hatch"] = "////"
                 label = phase if sign == 1 else None
@@ -510,8 +511,8 @@ def cost_figure(
     if transfer:
         place = transfer / factor
         axes.axvline(place, color=PSEUDO, ls="--", lw=1.3)
-        side = {"ha": "right" if place > 0.5 * widest else "left", "va": "baseline"}
-        above = {"xycoords": ("data", "axes fraction"), "color": PSEUDO}
+        side: Look = {"ha": "right" if place > 0.5 * widest else "left", "va": "baseline"}
+        above: Look = {"xycoords": ("data", "axes fraction"), "color": PSEUDO}
         note(axes, "transfer set, once to every client", (place, 1.02), **above, **side)
     axes.set_xlim(0, widest * 1.08)
     low, high = axes.get_ylim()
@@ -532,7 +533,7 @@ def time_figure(bars: Mapping[str, Mapping[str, float]]) -> Figure:
     base = np.zeros(len(bars))
     for phase in dict.fromkeys(phase for spent in bars.values() for phase in spent):
         width = np.array([spent.get(phase, 0.0) / seconds for spent in bars.values()])
-        look = {"color": PHASES.get(phase, TEACHER), "edgecolor": "white", "lw": 0.6}
+        look: Look = {"color": PHASES.get(phase, TEACHER), "edgecolor": "white", "lw": 0.6}
         axes.barh(range(len(bars)), width, 0.62, left=base, label=phase, **look)
         base = base + width
     for row, total in enumerate(base):

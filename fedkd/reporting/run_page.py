@@ -78,7 +78,7 @@ def render(run: RunDirectory) -> str:
     return environment.from_string(PAGE).render(
         experiment=run.experiment,
         identity=run.identity,
-        date=date(run),
+        date=date(run.path),
         state=state(found),
         sentence=sentence(found),
         tiles=tiles(found),

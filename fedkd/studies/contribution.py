@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from fedkd.fusion.base import fit_rules
 from fedkd.knowledge.payload import fuse
 from fedkd.knowledge.query import Images
 from fedkd.randomness import stream
-from fedkd.reporting import figures, page
 from fedkd.rounds import ExperimentContext, Notify, evidence_of, silent
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.export import load_student
@@ -244,87 +242,6 @@ def leave_one_out_students(
     return dict(facts)
 
 
-def write_page(run: RunDirectory, facts: dict[str, Any]) -> Path:
-    """`contribution.html` in the run's folder."""
-    clients = facts["clients"]
-    names = [f"client {client}" for client in clients]
-    shares = [100 * row["share"] for row in clients.values()]
-    errors = [100 * row["share_error"] for row in clients.values()]
-    influence = [100 * row["influence"] for row in clients.values()]
-    with figures.style():
-        bars = figures.svg(_bars(names, shares, errors, influence), "shares")
-        heat = figures.svg(
-            _heat(names, facts["classes"], [row["per_class"] for row in clients.values()]),
-            "classes",
-        )
-    students = facts.get("students", {}).get("clients", {})
-    header = ["client", "share, points", "± error", "lost if it alone goes",
-              "log-likelihood, nats", "carries"]  # fmt: skip
-    rows = [
-        [
-            str(client), f"{100 * row['share']:+.2f}", f"{100 * row['share_error']:.2f}",
-            f"{100 * row['influence']:+.2f}", f"{row['share_log_likelihood']:+.3f}",
-            ", ".join(carried(facts, client)) or "–",
-        ]
-        for client, row in clients.items()
-    ]  # fmt: skip
-    if students:
-        header.append("student loses, points")
-        for row, client in zip(rows, clients, strict=True):
-            told = students.get(client) or students.get(str(client))
-            row.append("–" if told is None else f"{100 * told['influence']:+.2f}")
-    how = (
-        f"{facts['permutations']} random orders, truncated"
-        if facts["permutations"]
-        else "exact, all coalitions"
-    )
-    which = f"round {facts['rounds'][-1]}" if len(facts["rounds"]) == 1 else "mean of all rounds"
-    return page.write(
-        run.path / "contribution.html",
-        title="Who carries the ensemble",
-        sentence=(
-            f"Test accuracy of the fused ensemble ({' → '.join(facts['fusion'])}), {which}: "
-            f"{100 * facts['everybody']['accuracy']:.1f} % with everybody, "
-            f"{100 * facts['nobody']['accuracy']:.1f} % by guessing. Shapley values: {how}. "
-            "Measured on the ensemble, without distilling again; a student also generalises, so "
-            "its gain or loss may differ."
-        ),
-        cards=[
-            page.Card(
-                "Fair shares and leave-one-out influence",
-                "The share is what a client adds on average over all orders of arrival; shares "
-                "add up to the gain over guessing. Influence is what is lost if only this client "
-                "goes: near zero where others know the same.",
-                picture=bars,
-            ),
-            page.Card(
-                "Clients",
-                "Positive is good for the ensemble: what a client adds, what is lost without it.",
-                header=header,
-                rows=rows,
-            ),
-            page.Card(
-                "Who carries which class",
-                "Share of each class's accuracy in points; red rows hurt a class.",
-                picture=heat,
-            ),
-        ],
-        footer=run.identity,
-    )
-
-
-def carried(facts: dict[str, Any], client: int | str, most: int = 3) -> list[str]:
-    """Classes to which no client contributes more than this one, largest share first."""
-    table = {key: row["per_class"] for key, row in facts["clients"].items()}
-    own = table[client]
-    best = [
-        c for c in range(len(own)) if own[c] > 0 and own[c] == max(r[c] for r in table.values())
-    ]
-    best.sort(key=lambda c: -own[c])
-    names = [facts["classes"][c] for c in best[:most]]
-    return [*names, "…"] if len(best) > most else names
-
-
 # -- parts -----------------------------------------------------------------------------------------
 
 
@@ -375,54 +292,3 @@ def _mean_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _ever_answered(run: RunDirectory, client: int) -> bool:
     return any(client in run.knowledge(number).clients() for number in finished_rounds(run))
-
-
-def _bars(
-    names: list[str], shares: list[float], errors: list[float], influence: list[float]
-) -> Any:
-    """One row per client, largest share on top: a bar with its error, a diamond for influence."""
-    order = np.argsort(shares)
-    places = np.arange(len(names))
-    figure, axes = figures.canvas(9.0, 1.2 + 0.3 * len(names))
-    sizes = np.asarray(shares)[order]
-    axes.barh(
-        places, sizes, height=0.62,
-        color=[figures.STUDENT if size >= 0 else figures.PSEUDO for size in sizes],
-        xerr=np.asarray(errors)[order] if any(errors) else None,
-        ecolor=figures.INK,
-    )  # fmt: skip
-    axes.plot(
-        np.asarray(influence)[order], places, ls="", marker="D", ms=5.5, color=figures.ENSEMBLE,
-        mec="white", mew=0.6, label="influence (left out alone)",
-    )  # fmt: skip
-    axes.barh([], [], color=figures.STUDENT, label="fair share")
-    axes.axvline(0, color=figures.INK, lw=0.8)
-    axes.set_yticks(places, [names[i] for i in order])
-    axes.set_xlabel("points of test accuracy of the ensemble")
-    figure.legend(loc="outside upper left", ncols=2)
-    return figure
-
-
-def _heat(names: list[str], classes: list[str], table: list[list[float]]) -> Any:
-    values = 100 * np.asarray(table, dtype=float)
-    figure, axes = figures.canvas(min(11.0, 2.6 + 0.55 * len(classes)), 1.0 + 0.3 * len(names))
-    limit = max(float(np.abs(values).max(initial=0)), 1e-9)
-    image = axes.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
-    axes.set_yticks(range(len(names)), names)
-    step = max(1, -(-len(classes) // 40))
-    axes.set_xticks(
-        range(0, len(classes), step), [figures.short(c, 10) for c in classes[::step]],
-        rotation=90 if len(classes) > 12 else 0,
-    )  # fmt: skip
-    axes.grid(visible=False)
-    if len(classes) <= 20:
-        for (row, column), value in np.ndenumerate(values):
-            strong = abs(value) > 0.6 * limit
-            axes.annotate(
-                f"{value:.0f}", (column, row), ha="center", va="center", fontsize=7.5,
-                color="white" if strong else figures.INK,
-            )  # fmt: skip
-    figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, label="points").outline.set_visible(
-        False
-    )
-    return figure

@@ -107,7 +107,8 @@ def run_command(
 def show_results(console: Console, folder: Path, table: Any) -> None:
     """The end of a study's command: its table, where it is and where its page is."""
     from fedkd.studies.engine import REPORT
+    from simulations.cli.tables import console_table
 
-    console.print(table)
+    console.print(console_table(table))
     show(console, "folder", folder)
     show(console, "report", folder / REPORT)

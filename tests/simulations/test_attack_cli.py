@@ -14,10 +14,11 @@ from fedkd.config import load_config
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.quarantine import strike
 from fedkd.studies.attack.config import AttackConfig
+from fedkd.studies.attack.report import costs_table
 from fedkd.studies.attack.study import AttackStudy
 from fedkd.studies.engine import Record, StudyFolder, run_study
-from simulations.cli.attack import costs_table
 from simulations.cli.main import main
+from simulations.cli.tables import console_table
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_many_rules_fit_a_narrow_terminal() -> None:
     rows = {threat: dict.fromkeys(rules, cell) for threat in ("clean", "absent", "collude")}
     facts = {"name": "wide", "worst": dict.fromkeys(rules), "rows": rows}
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(costs_table(facts))
+    console.print(console_table(costs_table(facts)))
     text = console.export_text()
     assert text.count("1.5") == 16
     assert text.count("90.0") == 8

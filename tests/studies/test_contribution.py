@@ -14,6 +14,7 @@ from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import RoundFinished
 from fedkd.studies import contribution as measured
 from fedkd.studies.contribution import sampled_shapley, shapley
+from fedkd.studies.contribution_report import carried, write_page
 from simulations.local import run_local
 
 Tiny = Callable[..., Experiment]
@@ -118,7 +119,7 @@ def test_students_without_each_client_and_the_page(run: RunDirectory) -> None:
     assert whole == run.events(RoundFinished)[-1].student.accuracy
     for row in facts["students"]["clients"].values():
         assert row["influence"] == pytest.approx(whole - row["accuracy_without"])
-    page = measured.write_page(run, facts).read_text(encoding="utf-8")
+    page = write_page(run, facts).read_text(encoding="utf-8")
     assert "without distilling again" in page
     assert page.count("<svg") == 2
     assert "student loses" in page
@@ -135,5 +136,5 @@ def test_classes_are_carried_by_their_largest_share() -> None:
         "classes": ["cat", "dog"],
         "clients": {0: {"per_class": [0.4, 0.1]}, 1: {"per_class": [0.1, 0.3]}},
     }
-    assert measured.carried(facts, 0) == ["cat"]
-    assert measured.carried(facts, 1) == ["dog"]
+    assert carried(facts, 0) == ["cat"]
+    assert carried(facts, 1) == ["dog"]

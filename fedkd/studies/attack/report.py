@@ -1,77 +1,59 @@
-"""A study of attacks as numbers, a heat map and a page."""
+"""A study of attacks as numbers, a heat map, tables and a page."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from fedkd.attacks import ATTACKS
-from fedkd.reporting import figures, page
+from fedkd.reporting import page
+from fedkd.reporting.drawing import INK, canvas, heat, scale, style
+from fedkd.reporting.format import as_float, count, number, percent, seeds, short
+from fedkd.reporting.page import Card, Page, Section
+from fedkd.reporting.table import Row, Table, numbers, plain, words
 from fedkd.studies.attack.config import CLEAN, FIRST, AttackConfig, attackers_of
-from fedkd.studies.engine import REPORT, Found
+from fedkd.studies.engine import REPORT, Found, Record
 
-DASH = "\N{EN DASH}"
+_RULE = numbers("clean, %", "worst attack", "worst cost", "mean cost", "worst against the default")
+Costs = Mapping[str, float]
+"""`accuracy`, `cost`, `class_cost`, `against_default` and `refused` of a rule under an attack."""
 
 
-def table(study: AttackConfig, found: Found) -> dict[str, Any]:
+def table(study: AttackConfig, found: Found) -> Record:
     """Mean over seeds of every cell, with costs in points of accuracy.
 
-    `rows` maps threat -> rule -> {accuracy, cost, class_cost, against_default, refused} or None
-    where a rule could not be used; `clean` comes first. `cost` compares with the same rule's clean
-    run, `class_cost` is that of the class which loses most, `against_default` compares with the
-    default rule's clean run. `worst` maps rule -> its costliest attack.
+    `rows` maps threat -> rule -> `Costs`, or None where a rule could not be used; `clean` comes
+    first. `cost` compares with the same rule's clean run, `class_cost` is that of the class which
+    loses most, `against_default` compares with the default rule's clean run (NaN without one).
+    `worst` maps rule -> its costliest attack.
     """
     rules, threats = [*study.chains()], [CLEAN, *study.threats()]
 
-    def cell(rule: str, threat: str, seed: int) -> Mapping[str, Any]:
-        return found.get((f"{rule} / {threat}", seed), {})
+    def cells(rule: str, threat: str) -> list[Mapping[str, Any]]:
+        return [found.get((f"{rule} / {threat}", seed), {}) for seed in study.seeds]
 
-    def mean(rule: str, threat: str) -> float | None:
-        cells = [cell(rule, threat, seed).get("accuracy") for seed in study.seeds]
-        known = [value for value in cells if value is not None]
-        return statistics.fmean(known) if len(known) == len(cells) else None
-
-    def per_class(rule: str, threat: str) -> np.ndarray:
-        cells = [cell(rule, threat, seed).get("per_class") for seed in study.seeds]
-        known = [np.array(c, dtype=float) for c in cells if c is not None]
-        return np.nanmean(known, axis=0) if len(known) == len(cells) else np.full(1, np.nan)
-
-    base = {rule: mean(rule, CLEAN) for rule in rules}
-    default = base[rules[0]]
-    rows: dict[str, dict[str, Any]] = {}
-    for threat in threats:
-        rows[threat] = {}
-        for rule in rules:
-            accuracy, own = mean(rule, threat), base[rule]
-            refused = sum(
-                sum(cell(rule, threat, seed).get("refused", {}).values()) for seed in study.seeds
-            )
-            rows[threat][rule] = None if accuracy is None or own is None else {
-                "accuracy": accuracy,
-                "cost": 100 * (own - accuracy),
-                "class_cost": float(np.max(
-                    100 * (per_class(rule, CLEAN) - per_class(rule, threat)), initial=-100.0
-                )),
-                "against_default": None if default is None else 100 * (default - accuracy),
-                "refused": refused,
-            }  # fmt: skip
-    lies = [threat for threat in threats if threat not in (CLEAN, FIRST)]
+    rows: dict[str, dict[str, Costs | None]] = {threat: {} for threat in threats}
+    for rule in rules:
+        default = _accuracy(cells(rules[0], CLEAN))
+        for threat in threats:
+            rows[threat][rule] = _costs(cells(rule, threat), cells(rule, CLEAN), default)
     worst = {}
     for rule in rules:
-        costs = {t: rows[t][rule]["cost"] for t in lies if rows[t][rule] is not None}
+        costs = {t: row[rule]["cost"] for t, row in _lies(rows) if row[rule] is not None}
         if costs:
             attack = max(costs, key=lambda name: costs[name])
             worst[rule] = {"attack": attack, "cost": costs[attack]}
     problems = {
-        rule: text
+        rule: cell["problem"]
         for rule in rules
         for threat in threats
-        for seed in study.seeds
-        if (text := cell(rule, threat, seed).get("problem"))
+        for cell in cells(rule, threat)
+        if cell.get("problem")
     }
     return {
         "clients": study.experiment.clients,
@@ -83,137 +65,166 @@ def table(study: AttackConfig, found: Found) -> dict[str, Any]:
     }
 
 
-def write(study: AttackConfig, facts: Mapping[str, Any], folder: Path) -> Path:
+def _lies(rows: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The rows in which attackers send something."""
+    return [(threat, row) for threat, row in rows.items() if threat not in (CLEAN, FIRST)]
+
+
+def _accuracy(cells: list[Mapping[str, Any]]) -> float | None:
+    known = [cell["accuracy"] for cell in cells if cell.get("accuracy") is not None]
+    return statistics.fmean(known) if len(known) == len(cells) else None
+
+
+def _per_class(cells: list[Mapping[str, Any]]) -> np.ndarray:
+    known = [np.array(cell["per_class"], dtype=float) for cell in cells if cell.get("per_class")]
+    return np.nanmean(known, axis=0) if len(known) == len(cells) else np.full(1, np.nan)
+
+
+def _costs(
+    attacked: list[Mapping[str, Any]], clean: list[Mapping[str, Any]], default: float | None
+) -> Costs | None:
+    accuracy, own = _accuracy(attacked), _accuracy(clean)
+    if accuracy is None or own is None:
+        return None
+    lost = 100 * (_per_class(clean) - _per_class(attacked))
+    return {
+        "accuracy": accuracy,
+        "cost": 100 * (own - accuracy),
+        "class_cost": float(np.max(lost, initial=-100.0)),
+        "against_default": 100 * (as_float(default) - accuracy),
+        "refused": sum(sum(cell.get("refused", {}).values()) for cell in attacked),
+    }
+
+
+def write(study: AttackConfig, facts: Record, folder: Path) -> Path:
     """`report.html` in the study's folder; returns its path."""
-    rules = [*facts["worst"]]
-    with figures.style():
-        picture = figures.svg(heat_map(facts), "attacks")
+    return page.write(folder / REPORT, make_page(study, facts, folder))
+
+
+def make_page(study: AttackConfig, facts: Record, folder: Path) -> Page:
+    """Everything on the page."""
+    rows, rules = facts["rows"], [*facts["worst"]]
+    described = [(name, ATTACKS.summary(threat.name)) for name, threat in study.threats().items()]
     cards = [
-        page.Card(
+        Card(
             "What attacks cost",
             "Points of the student's test accuracy that a rule (column) loses to an attack (row), "
             "against its own run without attackers; in the row “clean” the accuracy itself. Blue "
             "is a gain. “absent” is what is lost if the attackers simply stay away: no defence "
             "that only removes them does better. A dot marks messages that were refused.",
-            picture=picture,
+            [heat_map(facts)] if rules else (),
         ),
-        page.Card(
+        Card(
             "Rules",
             f"Loss against {facts['default']} without attackers counts what a rule costs in peace "
             "too.",
-            header=["rule", "clean, %", "worst attack", "worst cost", "mean cost",
-                    "worst against the default"],
-            rows=[_rule(facts, rule) for rule in rules],
+            table=plain([*words("rule"), *_RULE], [_rule(facts, rule) for rule in rules]),
         ),
-        page.Card(
+        Card(
             "The class that loses most",
             "Points of accuracy on the class that an attack costs most: an attack on one class of "
             "many hardly moves the mean.",
-            header=["attack", *rules],
-            rows=[
-                [threat, *(_points(row[rule], "class_cost") for rule in rules)]
-                for threat, row in facts["rows"].items()
-                if threat != CLEAN
-            ],
+            table=_per_rule(facts, "class_cost", [*rows][1:]),
         ),
-        page.Card(
+        Card(
             "Accuracy",
-            "Test accuracy of the student in per cent.",
-            header=["attack", *rules],
-            rows=[
-                [threat, *(_percent(row[rule]) for rule in rules)]
-                for threat, row in facts["rows"].items()
-            ],
+            "Test accuracy of the student in percent.",
+            table=_per_rule(facts, "accuracy", rows),
         ),
-        page.Card(
+        Card(
             "Attacks",
-            "Attackers hear what honest clients send before they answer.",
-            numbers=False,
-            header=["attack", "what it does"],
-            rows=[
-                [name, ATTACKS.summary(threat.name)] for name, threat in study.threats().items()
-            ],
+            "Attackers see what honest clients send before they send their own.",
+            table=plain(words("attack", "what it does"), described),
         ),
     ]  # fmt: skip
     if facts["problems"]:
         cards.append(
-            page.Card(
+            Card(
                 "Not tried",
                 "These rules need something that the experiment lacks.",
-                numbers=False,
-                header=["rule", "reason"],
-                rows=[[rule, text] for rule, text in facts["problems"].items()],
+                table=plain(words("rule", "reason"), facts["problems"].items()),
             )
         )
-    count = len(study.seeds)
-    return page.write(
-        folder / REPORT,
+    return Page(
         title=f"{study.name}: attacks on the knowledge",
         sentence=(
             f"{study.num_attackers} of {study.experiment.clients} clients attack; "
-            f"{len(facts['rows']) - 2} attacks on {len(rules)} fusion rules, "
-            f"{count} seed{'s' if count > 1 else ''}. Differences of a point or two on few test "
-            "images are within what another seed would change."
+            f"{count(len(rows) - 2, 'attack')} on {count(len(rules), 'fusion rule')}. Differences "
+            "of a point or two on few test images are within what another seed would change."
         ),
-        cards=cards,
+        sections=[Section("results", "Results", cards)],
         footer=folder.name,
+        remarks=[seeds(study.seeds)],
+        **page.progress(facts),
     )
 
 
-def heat_map(facts: Mapping[str, Any]) -> Any:
+def _per_rule(facts: Record, key: str, threats: Iterable[str]) -> Table:
+    rules = [*facts["worst"]]
+    rows = [[t, *(_shown(facts["rows"][t][rule], key) for rule in rules)] for t in threats]
+    return plain([*words("attack"), *numbers(*rules)], rows)
+
+
+def costs_table(facts: Record) -> Table:
+    """Clean accuracy and costs by rule, for the console; rules that do not fit are numbered."""
+    rules = [*facts["worst"]]
+    fits = sum(len(rule) + 3 for rule in rules) <= 60
+    names = rules if fits else [str(place) for place, _ in enumerate(rules, start=1)]
+    rows = [
+        Row(
+            [threat, *(_shown(row[rule], "cost" if place else "accuracy") for rule in rules)],
+            begins=place in (1, 2),
+        )
+        for place, (threat, row) in enumerate(facts["rows"].items())
+    ]
+    return Table(
+        [*words("attack"), *numbers(*names)],
+        rows,
+        f"{facts['name']}: test accuracy clean (%), then points lost to each attack",
+        "" if fits else "\n".join(f"{n}: {rule}" for n, rule in enumerate(rules, start=1)),
+    )
+
+
+@style()
+def heat_map(facts: Record) -> Figure:
     """Attacks in rows (clean first), rules in columns, the cost in each cell."""
     rules, threats = [*facts["worst"]], [*facts["rows"]]
-    costs = np.array(
-        [[_number(facts["rows"][t][r], "cost") for r in rules] for t in threats], dtype=float
-    )
+    cells = [[facts["rows"][threat][rule] for rule in rules] for threat in threats]
+    costs = np.array([[(c or {}).get("cost", np.nan) for c in row] for row in cells], dtype=float)
     costs[0] = 0.0
-    figure, axes = figures.canvas(3.0 + 0.85 * len(rules), 1.3 + 0.27 * len(threats))
-    # Beyond 30 points a student is lost, and small costs should stay visible.
-    image = axes.imshow(costs, cmap="RdBu_r", vmin=-30, vmax=30, aspect="auto")
-    axes.xaxis.tick_top()
+
+    def text(row: int, column: int, cost: float) -> str:
+        cell = cells[row][column]
+        if row == 0 or cell is None:
+            return percent((cell or {}).get("accuracy"))
+        return number(cost, ".1f") + (" ·" if cell["refused"] else "")
+
+    figure, axes = canvas(3.0 + 0.85 * len(rules), 1.3 + 0.27 * len(threats))
     # A chain takes a line for each rule, so that nothing of it has to be cut off.
-    chains = [" →\n".join(figures.short(part, 26) for part in r.split(" → ")) for r in rules]
+    chains = [" →\n".join(short(part, 26) for part in rule.split(" → ")) for rule in rules]
+    # Beyond 30 points a student is lost, and small costs should stay visible.
+    image = heat(axes, costs, "RdBu_r", (-30, 30), rows=threats, text=text)
+    axes.xaxis.tick_top()
     axes.set_xticks(range(len(rules)), chains, rotation=35, ha="left", fontsize=8)
-    axes.set_yticks(range(len(threats)), threats)
-    axes.grid(visible=False)
-    axes.axhline(0.5, color=figures.INK, lw=1)
-    axes.axhline(1.5, color=figures.INK, lw=0.6, ls=":")
-    for (row, column), cost in np.ndenumerate(costs):
-        cell = facts["rows"][threats[row]][rules[column]]
-        if cell is None:
-            text = DASH
-        elif row == 0:
-            text = f"{100 * cell['accuracy']:.1f} %"
-        else:
-            text = f"{cost:.1f}".replace("-", "\N{MINUS SIGN}") + (" ·" if cell["refused"] else "")
-        axes.annotate(
-            text, (column, row), ha="center", va="center", fontsize=7.5,
-            color="white" if abs(cost) > 18 else figures.INK,
-        )  # fmt: skip
-    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, label="points lost")
-    bar.outline.set_visible(False)
+    axes.axhline(0.5, color=INK, lw=1)
+    axes.axhline(1.5, color=INK, lw=0.6, ls=":")
+    scale(figure, image, axes, "points lost")
     return figure
 
 
-def _rule(facts: Mapping[str, Any], rule: str) -> list[str]:
-    cells = {t: row[rule] for t, row in facts["rows"].items() if row[rule] is not None}
-    lies = [cell for threat, cell in cells.items() if threat not in (CLEAN, FIRST)]
+def _rule(facts: Record, rule: str) -> list[str]:
+    lies = [row[rule] for _, row in _lies(facts["rows"]) if row[rule] is not None]
     worst = facts["worst"][rule]
-    against = max((c["against_default"] for c in lies if c["against_default"] is not None),
-                  default=float("nan"))  # fmt: skip
+    against = max(cell["against_default"] for cell in lies)
+    mean = statistics.fmean(cell["cost"] for cell in lies)
+    clean = _shown(facts["rows"][CLEAN][rule], "accuracy")
     return [
-        rule, _percent(cells[CLEAN]), worst["attack"], f"{worst['cost']:.1f}",
-        f"{statistics.fmean(cell['cost'] for cell in lies):.1f}", f"{against:.1f}",
-    ]  # fmt: skip
+        rule,
+        clean,
+        worst["attack"],
+        *(number(v, ".1f") for v in (worst["cost"], mean, against)),
+    ]
 
 
-def _percent(cell: Mapping[str, Any] | None) -> str:
-    return DASH if cell is None else f"{100 * cell['accuracy']:.1f}"
-
-
-def _points(cell: Mapping[str, Any] | None, key: str) -> str:
-    return DASH if cell is None else f"{cell[key]:.1f}"
-
-
-def _number(cell: Mapping[str, Any] | None, key: str) -> float:
-    return float("nan") if cell is None else float(cell[key])
+def _shown(cell: Costs | None, key: str) -> str:
+    return number(None if cell is None else cell[key] * (100 if key == "accuracy" else 1), ".1f")

@@ -18,6 +18,7 @@ from fedkd.reporting.drawing import (
     STUDENT,
     TEACHER,
     Line,
+    Look,
     canvas,
     panels,
     percents,
@@ -49,8 +50,8 @@ def methods_figure(
     for number, (name, value) in enumerate(teachers.items()):
         dashes = ("-", "-.", ":")[number % 3]
         axes.axvline(value, color=ENSEMBLE, ls=dashes, lw=1.8, label=short(name, 30))
-    mean = {"marker": "|", "ms": 12, "mew": 2.4, "ls": ""}
-    ring = {"marker": "o", "ms": 6, "mfc": "none", "mew": 1.2, "ls": "", "color": CEILING}
+    mean: Look = {"marker": "|", "ms": 12, "mew": 2.4, "ls": ""}
+    ring: Look = {"marker": "o", "ms": 6, "mfc": "none", "mew": 1.2, "ls": "", "color": CEILING}
     if baseline in last:
         line = {"color": GREY, "ls": "--", "lw": 1.2, "label": "student alone"}
         axes.axvline(float(np.mean(last[baseline])), **line)

@@ -105,8 +105,8 @@ def methods_table(found: Record) -> Table:
         name = f"teacher {place}" if len(found["teachers"]) > 1 else "teacher"
         size = f", {count(row['parameters'], 'parameter')}" if row["parameters"] else ""
         source = f"read from {row['source']}" if row["source"] else "trained here"
-        about = Cell(name, f"{row['model']}{size}, {source}")
-        rows.append(Row([about, row["model"], *_numbers(row)], key="ensemble"))
+        first = Cell(name, f"{row['model']}{size}, {source}")
+        rows.append(Row([first, row["model"], *_numbers(row)], key="ensemble"))
     for place, (name, row) in enumerate(_ranked(found)):
         alone = name == BASELINE
         losses = objective((term["name"], term["weight"]) for term in row["losses"])
