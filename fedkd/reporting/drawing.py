@@ -229,7 +229,7 @@ def scale(figure: Figure, image: AxesImage, axes: Any, label: str = "", *, share
           fraction: float = 0.03) -> None:  # fmt: skip
     """The colours of a heat map, beside it; `share` writes percent."""
     bar = figure.colorbar(image, ax=axes, fraction=fraction, pad=0.02, label=label)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7)
     if share:
         percents(bar.ax)

@@ -140,7 +140,7 @@ def render(page: Page) -> str:
 
     environment.filters |= {"bar": bar, "svg": svg}
     sections = [laid for section in page.sections if (laid := section.laid_out()).cards]
-    return environment.from_string(PAGE).render(page=page, sections=sections)
+    return environment.from_string(PAGE).render(page=page, sections=sections).lstrip()
 
 
 def write(path: Path, page: Page) -> Path:

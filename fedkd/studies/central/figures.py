@@ -53,7 +53,7 @@ def methods_figure(
     mean: Look = {"marker": "|", "ms": 12, "mew": 2.4, "ls": ""}
     ring: Look = {"marker": "o", "ms": 6, "mfc": "none", "mew": 1.2, "ls": "", "color": CEILING}
     if baseline in last:
-        line = {"color": GREY, "ls": "--", "lw": 1.2, "label": "student alone"}
+        line: Look = {"color": GREY, "ls": "--", "lw": 1.2, "label": "student alone"}
         axes.axvline(float(np.mean(last[baseline])), **line)
     for row, name in enumerate(names):
         values = np.asarray(last[name], dtype=float)
