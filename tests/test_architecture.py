@@ -43,9 +43,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "yaml": ("fedkd/config/",),
     "pydantic": (
         "fedkd/config/",
-        "fedkd/io/records.py",
-        "fedkd/runs/events.py",
-        "fedkd/studies/",
+        "fedkd/studies/central/config.py",
         "fedkd/privacy/policy.py",
         "fedkd/registry.py",
         "simulations/compare/config.py",
@@ -65,7 +63,6 @@ DOORS: dict[str, tuple[str, ...]] = {
     ),
     "scipy": (
         "fedkd/data/datasets.py",
-        "fedkd/losses/min_norm.py",
         "fedkd/privacy/release/gaussian.py",
         "fedkd/studies/audit/",
     ),

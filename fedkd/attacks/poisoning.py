@@ -12,26 +12,25 @@ from dataclasses import replace
 import numpy as np
 
 from fedkd.attacks import ATTACKS
-from fedkd.attacks.base import Scene, certain, changed
-from fedkd.knowledge.query import Reply
+from fedkd.attacks.base import Payload, Scene, certain
 
 
 @ATTACKS.register("loud")
-def loud(sent: Reply, scene: Scene) -> Reply:
+def loud(sent: Payload, scene: Scene) -> Payload:
     """Random numbers as large as the server believes: garbage that passes every check."""
     limit = 0.99 * scene.max_abs
-    return changed(sent, lambda old: scene.rng.uniform(-limit, limit, old.shape), scene.predictions)
+    return sent.saying(lambda old: scene.rng.uniform(-limit, limit, old.shape), scene.predictions)
 
 
 @ATTACKS.register("permuted")
-def permuted(sent: Reply, scene: Scene) -> Reply:
+def permuted(sent: Payload, scene: Scene) -> Payload:
     """The classes are in a random order, another one for each attacker and round."""
     order = scene.rng.permutation(sent.arrays[scene.predictions[0]].shape[1])
-    return changed(sent, lambda old: old[:, order], scene.predictions)
+    return sent.saying(lambda old: old[:, order], scene.predictions)
 
 
 @ATTACKS.register("shift")
-def shift(sent: Reply, scene: Scene, *, amount: float = 10.0) -> Reply:
+def shift(sent: Payload, scene: Scene, *, amount: float = 10.0) -> Payload:
     """Something is added to the logit of one class, each attacker's own.
 
     Args:
@@ -42,11 +41,11 @@ def shift(sent: Reply, scene: Scene, *, amount: float = 10.0) -> Reply:
     count = sent.arrays[scene.predictions[0]].shape[1]
     change = np.zeros(count, dtype=np.float32)
     change[scene.client % count] = amount
-    return changed(sent, lambda old: old + change, scene.predictions)
+    return sent.saying(lambda old: old + change, scene.predictions)
 
 
 @ATTACKS.register("scale")
-def scale(sent: Reply, scene: Scene, *, factor: float = 20.0) -> Reply:
+def scale(sent: Payload, scene: Scene, *, factor: float = 20.0) -> Payload:
     """Honest opinions with far too much confidence.
 
     Args:
@@ -54,19 +53,19 @@ def scale(sent: Reply, scene: Scene, *, factor: float = 20.0) -> Reply:
         scene: What the attacker knows.
         factor: Of all logits.
     """
-    return changed(
-        sent, lambda old: np.clip(factor * old, -scene.max_abs, scene.max_abs), scene.predictions
+    return sent.saying(
+        lambda old: np.clip(factor * old, -scene.max_abs, scene.max_abs), scene.predictions
     )
 
 
 @ATTACKS.register("sign_flip")
-def sign_flip(sent: Reply, scene: Scene) -> Reply:
+def sign_flip(sent: Payload, scene: Scene) -> Payload:
     """The least likely class becomes the most likely one."""
-    return changed(sent, np.negative, scene.predictions)
+    return sent.saying(np.negative, scene.predictions)
 
 
 @ATTACKS.register("top_k")
-def top_k(sent: Reply, scene: Scene, *, k: int = 3) -> Reply:
+def top_k(sent: Payload, scene: Scene, *, k: int = 3) -> Payload:
     """The k largest logits of each image in reverse: hard to see, and wrong where it matters.
 
     Args:
@@ -81,11 +80,11 @@ def top_k(sent: Reply, scene: Scene, *, k: int = 3) -> Reply:
         np.put_along_axis(logits, best, values[:, ::-1], axis=1)
         return logits
 
-    return changed(sent, reverse, scene.predictions)
+    return sent.saying(reverse, scene.predictions)
 
 
 @ATTACKS.register("lma")
-def lma(sent: Reply, scene: Scene) -> Reply:
+def lma(sent: Payload, scene: Scene) -> Payload:
     """Loss maximisation: sure of the class that the honest clients find least likely."""
     said = {
         name: certain((mean := scene.honest_mean(name)).argmin(axis=1), mean.shape[1])
@@ -95,7 +94,7 @@ def lma(sent: Reply, scene: Scene) -> Reply:
 
 
 @ATTACKS.register("cpa")
-def cpa(sent: Reply, scene: Scene) -> Reply:
+def cpa(sent: Payload, scene: Scene) -> Payload:
     """Class prior attack: sure of the class least like the one the honest clients name.
 
     Likeness is the covariance of the honest mean probabilities over the transfer set.
@@ -109,13 +108,13 @@ def cpa(sent: Reply, scene: Scene) -> Reply:
 
 
 @ATTACKS.register("collude")
-def collude(sent: Reply, scene: Scene) -> Reply:
+def collude(sent: Payload, scene: Scene) -> Payload:
     """All attackers are sure that every image shows the same class."""
     return _agreed(sent, scene)
 
 
 @ATTACKS.register("part_time")
-def part_time(sent: Reply, scene: Scene, *, share: float = 0.5) -> Reply:
+def part_time(sent: Payload, scene: Scene, *, share: float = 0.5) -> Payload:
     """As `collude` on some images, what the honest clients say on average of all others.
 
     Made to slip past rules that judge a client as a whole.
@@ -136,7 +135,7 @@ def part_time(sent: Reply, scene: Scene, *, share: float = 0.5) -> Reply:
 
 
 @ATTACKS.register("inflate")
-def inflate(sent: Reply, scene: Scene, *, factor: int = 1000) -> Reply:
+def inflate(sent: Payload, scene: Scene, *, factor: int = 1000) -> Payload:
     """As `collude`, and they claim to have seen far more images, of every class.
 
     Args:
@@ -154,18 +153,18 @@ def inflate(sent: Reply, scene: Scene, *, factor: int = 1000) -> Reply:
 
 
 @ATTACKS.register("label_noise")
-def label_noise(sent: Reply, scene: Scene) -> Reply:
+def label_noise(sent: Payload, scene: Scene) -> Payload:
     """The teacher was trained on wrong labels: each class is called by the name of the next."""
     assert scene.mislabelled is not None
     return scene.mislabelled
 
 
-def _agreed(sent: Reply, scene: Scene) -> Reply:
+def _agreed(sent: Payload, scene: Scene) -> Payload:
     count = sent.arrays[scene.predictions[0]].shape[1]
     target = int(scene.shared.integers(count))
-    return changed(sent, lambda old: certain(np.full(len(old), target), count), scene.predictions)
+    return sent.saying(lambda old: certain(np.full(len(old), target), count), scene.predictions)
 
 
-def _telling(sent: Reply, said: dict[str, np.ndarray]) -> Reply:
+def _telling(sent: Payload, said: dict[str, np.ndarray]) -> Payload:
     typed = {name: value.astype(sent.arrays[name].dtype) for name, value in said.items()}
     return replace(sent, arrays={**sent.arrays, **typed})

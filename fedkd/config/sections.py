@@ -62,14 +62,12 @@ class Section(BaseModel, metaclass=_OneLine):
 
         Versions with other defaults would mean something else by the same differences.
         """
-        return bytes.fromhex(self.hash[:16]) + zlib.compress(self.to_json().encode(), 9)
+        return self._hash() + zlib.compress(self.to_json().encode(), 9)
 
-    @property
-    def hash(self) -> str:
-        """SHA-256 of all values, in hexadecimal digits."""
+    def _hash(self) -> bytes:
         # Sorted, since the order of a component's options is lost on the way.
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(text.encode()).digest()[:8]
 
 
 class Component(BaseModel):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd.functional.options import Count, Positive
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Classifier, Kind, Logits, Stage
 from fedkd.knowledge.payload import Ensemble
@@ -36,7 +35,7 @@ def camkd_loss(
     targets: Tensor,
     *,
     weights: Tensor | None = None,
-    temperature: Positive = 4.0,
+    temperature: float = 4.0,
     scale: Scale = "normalised",
 ) -> Tensor:
     """T^2 * mean of KL(teacher || student), weighted by `confidence_weights`, per sample -> (B,).
@@ -48,9 +47,8 @@ def camkd_loss(
         teacher_logits: Of M teachers, (M, B, C).
         targets: Class indices, (B,).
         weights: What else speaks for each teacher on each sample, (M, B); None: nothing.
-        temperature: Softness of the distributions that are matched.
-        scale: "normalised": weights of a sample sum to one. "published" divides by the number of
-            teachers.
+        temperature: As in `CAMKDLoss`, like `scale`.
+        scale: See there.
     """
     check_teachers("camkd", student_logits, teacher_logits, weights)
     student_logits, teacher_logits = comparable(student_logits, teacher_logits)
@@ -81,9 +79,8 @@ def camkd_feature_loss(
         answers: What each teacher's classifier makes of the student's projected map, (M, B, C).
         targets: Class indices, (B,).
         weights: What else speaks for each teacher on each sample, (M, B); None: nothing.
-        through_weights: Let gradients flow through the weights too, as published: the student
-            then also learns to look worse to teachers far from it.
-        scale: As in `camkd_loss`.
+        through_weights: As in `CAMKDLoss`, like `scale`.
+        scale: See there.
     """
     check_teachers("camkd", answers[0], answers, weights)
     for ours, theirs in zip(student_maps, teacher_maps, strict=True):
@@ -119,10 +116,11 @@ def confidence_weights(
 
 
 @LOSSES.register("camkd")
-class CAMKDLoss(EnsembleLoss, formula=camkd_loss):
+class CAMKDLoss(EnsembleLoss):
     """Matches all teachers, on each sample those more that are right about it. Needs labels.
 
     Args:
+        temperature: Softness of the distributions that are matched.
         logit_weight: Weight of the logit part.
         feature_weight: Weight of the feature part (the paper's 50): the student's deepest map,
             projected for each teacher, against the teacher's. Asks for maps and classifiers.
@@ -130,8 +128,10 @@ class CAMKDLoss(EnsembleLoss, formula=camkd_loss):
             teacher whose map has negative values.
         convs: Three convolutions per projection instead of one.
         factor: How many times narrower than the student's map these are in the middle.
-        through_weights: Of the feature part, see `camkd_feature_loss`.
-        formula: Options of `camkd_loss`, of which `scale` holds for both parts.
+        through_weights: Let gradients flow through the weights of the feature part too, as
+            published: the student then also learns to look worse to teachers far from it.
+        scale: "normalised": weights of a sample sum to one. "published" divides both parts by
+            the number of teachers.
 
     References:
         Zhang et al., "Confidence-Aware Multi-Teacher Knowledge Distillation", ICASSP 2022,
@@ -144,25 +144,30 @@ class CAMKDLoss(EnsembleLoss, formula=camkd_loss):
     def __init__(
         self,
         *,
+        temperature: float = 4.0,
         logit_weight: float = 1.0,
         feature_weight: float = 0.0,
         relu: bool | Literal["auto"] = "auto",
         convs: bool = False,
-        factor: Count = 2,
+        factor: int = 2,
         through_weights: bool = False,
-        **formula: Any,
+        scale: Scale = "normalised",
     ) -> None:
-        super().__init__(**formula)
+        super().__init__()
         if not logit_weight and not feature_weight:
             raise ValueError("loss 'camkd': logit_weight and feature_weight are both 0")
+        if factor < 1:
+            raise ValueError(f"loss 'camkd': factor must be at least 1, got {factor}")
         if feature_weight:
             self.needs = (Logits(), Stage(-1), Classifier())
+        self.temperature = temperature
         self.logit_weight = logit_weight
         self.feature_weight = feature_weight
         self.relu: bool | Literal["auto"] = relu
         self.convs = convs
         self.factor = factor
         self.through_weights = through_weights
+        self.scale: Scale = scale
         self.projectors = nn.ModuleList()
 
     def adapted(self, student: Tensors, teachers: Sequence[Tensors]) -> Self:
@@ -194,7 +199,8 @@ class CAMKDLoss(EnsembleLoss, formula=camkd_loss):
                 ensemble.logits,
                 targets,
                 weights=ensemble.weights,
-                **vars(self.options),
+                temperature=self.temperature,
+                scale=self.scale,
             )
             parts.append(self.logit_weight * part)
         if self.feature_weight:
@@ -217,5 +223,5 @@ class CAMKDLoss(EnsembleLoss, formula=camkd_loss):
             targets,
             weights=ensemble.weights,
             through_weights=self.through_weights,
-            scale=self.options.scale,
+            scale=self.scale,
         )

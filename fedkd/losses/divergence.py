@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedkd.functional.analytic_grad import with_gradient
-from fedkd.functional.options import Positive
 from fedkd.losses.inputs import check_batch, loss_function
 from fedkd.losses.kd import comparable, floored, softened_kl, unfloored
 
@@ -27,7 +26,7 @@ def weighted_kl(
     teacher_logits: Tensor,
     weights: Tensor | None = None,
     *,
-    temperature: Positive = 4.0,
+    temperature: float = 4.0,
 ) -> Tensor:
     """T^2 * sum of weight * KL(teacher || student) per sample.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedkd.functional.feature_statistics import spectral_norms
-from fedkd.functional.options import Count, Range
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Kind, SpectralNorms, Stage
 from fedkd.losses import LOSSES
@@ -27,8 +26,7 @@ def london_loss(student_norms: Tensor, teacher_norms: Tensor, *, relative: bool 
     Args:
         student_norms: `features.spectral_norms` of the student's stages.
         teacher_norms: The teacher's.
-        relative: Divide differences by the teacher's norm. Norms have no common scale, and grow
-            with width; the published weights hold for the paper's networks only.
+        relative: As in `LONDONLoss`.
     """
     check_batch("london", student_norms, teacher_norms)
     if student_norms.shape != teacher_norms.shape:
@@ -47,7 +45,7 @@ def london_loss(student_norms: Tensor, teacher_norms: Tensor, *, relative: bool 
 
 
 @LOSSES.register("london")
-class LONDONLoss(DistillationLoss, formula=london_loss):
+class LONDONLoss(DistillationLoss):
     """Matches how much each block stretches its input, one number per pair of stages.
 
     This is the Lipschitz part of the paper alone; `ofd` is the other part of its objective.
@@ -55,9 +53,10 @@ class LONDONLoss(DistillationLoss, formula=london_loss):
     Args:
         stages: How many of the deepest stages; each pair of neighbours gives one number.
         iterations: Steps of the power iteration; published are 10 (CIFAR) and 5 (ImageNet).
+        relative: Divide differences by the teacher's norm. Norms have no common scale, and grow
+            with width; the published weights hold for the paper's networks only.
         gradient: Of the student: "exact", that of the singular value, or "unrolled", through all
             iterations, as published, which takes about twice the time.
-        formula: Options of `london_loss`.
 
     References:
         Shang et al., "Lipschitz Continuity Guided Knowledge Distillation", ICCV 2021,
@@ -69,15 +68,20 @@ class LONDONLoss(DistillationLoss, formula=london_loss):
     def __init__(
         self,
         *,
-        stages: Annotated[int, Range(lambda x: x >= 2, "at least 2")] = 3,
-        iterations: Count = 20,
+        stages: int = 3,
+        iterations: int = 20,
+        relative: bool = False,
         gradient: Literal["exact", "unrolled"] = "exact",
-        **formula: Any,
     ) -> None:
-        super().__init__(**formula)
+        super().__init__()
+        if stages < 2:
+            raise ValueError(f"loss 'london': stages must be at least 2, got {stages}")
+        if iterations < 1:
+            raise ValueError(f"loss 'london': iterations must be positive, got {iterations}")
         self.needs = (SpectralNorms(stages, iterations),)
         self.stages = stages
         self.iterations = iterations
+        self.relative = relative
         self.gradient: Literal["exact", "unrolled"] = gradient
 
     @property
@@ -103,4 +107,4 @@ class LONDONLoss(DistillationLoss, formula=london_loss):
                 iterations=self.iterations,
                 gradient="unrolled",
             )
-        return london_loss(norms, teacher[self.needs[0]], **vars(self.options))
+        return london_loss(norms, teacher[self.needs[0]], relative=self.relative)

@@ -60,7 +60,7 @@ def sp_loss(student: Tensor, teacher: Tensor, *, weights: Tensor | None = None) 
 
 
 @LOSSES.register("sp")
-class SPLoss(DistillationLoss, formula=sp_loss):
+class SPLoss(DistillationLoss):
     """Matches which samples of a batch the network finds similar.
 
     Args:
@@ -76,6 +76,7 @@ class SPLoss(DistillationLoss, formula=sp_loss):
 
     def __init__(self, *, space: Space = "map") -> None:
         super().__init__()
+        self.space = space
         self.needs = (Stage(-1),) if space == "map" else (Pooled(),)
 
     def forward(

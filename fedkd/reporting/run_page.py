@@ -32,7 +32,6 @@ from fedkd.reporting.run_record import Found
 from fedkd.reporting.tables import privacy, traffic_tables
 from fedkd.reporting.template import PAGE
 from fedkd.runs.directory import RunDirectory
-from fedkd.runs.events import Warned
 
 __all__ = ["human_bytes", "percent", "render", "write_report"]
 
@@ -74,11 +73,11 @@ def render(run: RunDirectory) -> str:
         "bar": bar,
         "known": or_dash,
     }
-    warnings = dict.fromkeys(event.text for event in run.events(Warned))
+    warnings = dict.fromkeys(r.get("text", "") for r in run.metrics("warning"))
     return environment.from_string(PAGE).render(
         experiment=run.experiment,
         identity=run.identity,
-        date=date(run.path),
+        date=date(run),
         state=state(found),
         sentence=sentence(found),
         tiles=tiles(found),
@@ -86,7 +85,7 @@ def render(run: RunDirectory) -> str:
         teachers=teachers(found),
         many=_MANY,
         sections=[
-            (key, title, _pair(cards, more=key == "costs" and bool(found.messages)))
+            (key, title, _pair(cards, more=key == "costs" and bool(found.ledger)))
             for key, title, cards in sections
         ],
         privacy=privacy(found),
@@ -94,11 +93,11 @@ def render(run: RunDirectory) -> str:
         refused=found.refused[:_REFUSED_SHOWN],
         refused_more=max(0, len(found.refused) - _REFUSED_SHOWN),
         warnings=list(warnings),
-        asked=bool(found.messages),
+        asked=bool(found.ledger),
         data_problem=found.data_problem,
         config=(run.path / "config.yaml").read_text(encoding="utf-8"),
         versions=run.read_json("versions.json") or {},
-        hash=found.last.hash if found.last else None,
+        hash=found.last.get("hash"),
     )
 
 

@@ -69,9 +69,8 @@ def run(
 ) -> None:
     """Run an experiment: teachers, knowledge, fusion, student, report."""
     from fedkd.build import check
-    from fedkd.rounds import Interrupted
     from fedkd.runs.directory import RunDirectory
-    from fedkd.runs.events import ClientsErased
+    from simulations.cli.live import Interrupted
     from simulations.cli.tables import summary_table
     from simulations.machine import check_machine
 
@@ -83,7 +82,7 @@ def run(
         directory = open_run(resume, trust=trust)
         directory.import_plugins()
         directory.check_config()
-        if directory.events(ClientsErased):
+        if directory.metrics("erased"):
             raise ConfigError(
                 f"{directory.path}: clients were erased from this run, so it cannot go on; go on "
                 "with the run that fedkd unlearn made in its place"
@@ -131,14 +130,13 @@ def distill(
     trust: TeacherWeights = False,
 ) -> None:
     """Compare distillation methods in one place: teachers, a student per method and seed."""
-    from fedkd.rounds import Interrupted
     from fedkd.studies.central.config import Study
     from fedkd.studies.central.folder import StudyFolder
-    from fedkd.studies.central.report import methods_table
     from fedkd.studies.central.study import prepare, run_study
     from fedkd.studies.central.training import Images
+    from simulations.cli.live import Interrupted
     from simulations.cli.progress import StudyView
-    from simulations.cli.tables import console_table
+    from simulations.cli.tables import study_table
 
     if resume is not None:
         if config is not None:
@@ -161,7 +159,7 @@ def distill(
         go_on = f"fedkd distill --resume {folder.path}{trusted}"
         print(f"interrupted; go on with: {go_on}", file=sys.stderr)
         sys.exit(130)
-    console.print(console_table(methods_table(results)))
+    console.print(study_table(results))
     console.print(f"study   {folder.path}", soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"report  {folder.path / 'report.html'}", soft_wrap=True, highlight=False, markup=False
@@ -186,10 +184,8 @@ def _run(directory: Any, runner: str) -> None:
 
 
 def _is_finished(directory: Any) -> bool:
-    from fedkd.runs.events import RoundFinished
-
-    rounds = directory.events(RoundFinished)
-    done = rounds and rounds[-1].round >= directory.experiment.rounds
+    rounds = directory.metrics("round")
+    done = rounds and rounds[-1]["round"] >= directory.experiment.rounds
     return bool(done) and directory.read_json("summary.json") is not None
 
 
@@ -198,9 +194,9 @@ def _check_data(experiment: Experiment) -> None:
 
     The workspace is kept, so the run itself does not do this again.
     """
-    from fedkd.rounds import experiment_context
+    from fedkd.rounds import workspace
 
-    experiment_context(experiment)
+    workspace(experiment.to_json())
 
 
 @config_app.command("show")
@@ -328,14 +324,14 @@ def report(path: RunPath, trust: TeacherWeights = False) -> None:
 
 def _report_study(path: Path, trust: bool) -> None:
     from fedkd.studies.central.folder import StudyFolder
-    from fedkd.studies.central.report import methods_table, write_report
+    from fedkd.studies.central.report import write_report
     from fedkd.studies.central.results import results
-    from simulations.cli.tables import console_table
+    from simulations.cli.tables import study_table
 
     folder = StudyFolder.open(path, trust=trust)
     written = write_report(folder)
     console = screen()
-    console.print(console_table(methods_table(results(folder))))
+    console.print(study_table(results(folder)))
     console.print(f"report  {written}", soft_wrap=True, highlight=False, markup=False)
 
 

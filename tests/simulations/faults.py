@@ -14,9 +14,8 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedkd.knowledge.query import Images, Reply
 from simulations.client_app import make_client_app
-from strategies.records import JOB, read_replies, reply_records
+from strategies.records import JOB, knowledge_records, read_knowledge
 
 Tamper = Callable[[dict[str, np.ndarray], dict[str, Any]], None]
 
@@ -57,11 +56,10 @@ def tampering(tampers: Mapping[int, Tamper]) -> ClientApp:
         reply: Message = call_next(message, context)
         client = int(context.node_config["partition-id"])
         if message.metadata.message_type == "query.knowledge" and client in tampers:
-            read = read_replies(reply.content, math.inf)[Images.TRANSFER]
-            arrays = {name: array.copy() for name, array in read.arrays.items()}
-            header = dict(read.header)
+            read, header = read_knowledge(reply.content, math.inf)
+            arrays = {name: array.copy() for name, array in read.items()}
             tampers[client](arrays, header)
-            reply.content.update(reply_records(Images.TRANSFER, Reply(arrays, header)))
+            reply.content.update(knowledge_records(arrays, header))
         return reply
 
     return make_client_app([mod])

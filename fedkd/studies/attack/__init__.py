@@ -1,1 +1,0 @@
-"""What attacks on the knowledge cost the student, by fusion rule."""
