@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from fedkd.config import make_experiment  # noqa: E402
+from fedkd.runs.events import ReplyRefused, RoundFinished  # noqa: E402
 from simulations.client_app import make_client_app  # noqa: E402
 from simulations.local import run_local  # noqa: E402
 from simulations.ray import run_ray  # noqa: E402
@@ -118,12 +119,12 @@ def main() -> None:
         app = hostile_app(words.clients - words.hostile) if words.hostile else None
         runner = run_ray if words.runner == "ray" else run_local
         run = runner(experiment, notify=watch, client_app=app)
-        rounds = run.metrics("round")
-        counted = run.ledger_entries()
+        rounds = run.events(RoundFinished)
+        counted = run.messages()
         print(
-            f"{len(rounds)} rounds, {sum(r['status'] == 'ok' for r in rounds)} ok; "
-            f"{len(run.metrics('refused'))} replies refused; {len(counted)} messages counted, "
-            f"{sum(entry['up'] for entry in counted):,} bytes up; metrics.jsonl "
+            f"{len(rounds)} rounds, {sum(event.status == 'ok' for event in rounds)} ok; "
+            f"{len(run.events(ReplyRefused))} replies refused; {len(counted)} messages counted, "
+            f"{sum(message.up for message in counted):,} bytes up; metrics.jsonl "
             f"{(run.path / 'metrics.jsonl').stat().st_size / len(rounds):,.0f} bytes a round"
         )
     late = seen[len(seen) // 5 :]

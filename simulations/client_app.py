@@ -15,8 +15,9 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedkd import __version__
-from fedkd.config import Experiment, import_plugins, read_experiment
+from fedkd.config import Experiment, import_plugins
 from fedkd.data.local_shard import LocalShard, write_private, write_public
+from fedkd.knowledge.query import Images
 from fedkd.knowledge.store import write_atomically
 from fedkd.privacy.policy import (
     Policy,
@@ -26,7 +27,8 @@ from fedkd.privacy.policy import (
     judges,
     load_policy,
 )
-from fedkd.rounds import Client, ExperimentContext, threads, workspace
+from fedkd.rounds import Client, ExperimentContext, experiment_context, threads
+from fedkd.rounds.context import received_experiment
 from fedkd.training.loop import time_limit
 from simulations.deploy.identity import proof
 from strategies.records import (
@@ -35,7 +37,7 @@ from strategies.records import (
     METRICS,
     SIGNATURE,
     STUDENT,
-    knowledge_records,
+    reply_records,
 )
 
 # `query.describe`, `train`, `query.knowledge`, `evaluate`: the four things a client is asked.
@@ -85,19 +87,15 @@ def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
         client, round_number = _client(message, context)
         with threads(client.experiment.resources.client_cpus):
             base = int(message.content.config_records[JOB].get("held", 0))  # type: ignore[arg-type]
-            arrays, header = client.answer(round_number, base=base)
-        _check_payload(client, arrays)
-        return Message(knowledge_records(arrays, header), reply_to=message)
+            asked = client.workspace.learning_images
+            content = _answers(client, round_number, asked, base)
+        return Message(content, reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         client, round_number = _client(message, context)
-        content = RecordDict()
         with threads(client.experiment.resources.client_cpus):
-            if client.experiment.evaluation.teachers:
-                arrays, header = client.answer(round_number, test=True)
-                _check_payload(client, arrays)
-                content.update(knowledge_records(arrays, header))
+            content = _answers(client, round_number, client.workspace.scoring_images)
             student = _student(message)
             if student is not None:
                 # Whatever the message carries: hits on private images are a fact about them.
@@ -178,7 +176,7 @@ def _experiment(job: ConfigRecord, policy: Policy | None, state: Path) -> Experi
     sent = job["config"]
     if not isinstance(sent, bytes):
         raise RuntimeError("the server speaks an older protocol: install its version of fedkd here")
-    experiment = read_experiment(sent, plugins=False)
+    experiment = received_experiment(sent)
     if policy is not None:
         check_config(policy, experiment)
         place, ours = state / "config.sha256", hashlib.sha256(sent).hexdigest()
@@ -206,10 +204,20 @@ def _check_disk(node: Mapping[str, Any], limit: float | None) -> None:
         )
 
 
-def _check_payload(client: Client, arrays: Mapping[str, Any]) -> None:
-    size, limit = sum(a.nbytes for a in arrays.values()) / 2**20, client.limits.payload_mb
-    if limit is not None and size > limit:
-        raise PolicyRefused(f"limits.payload_mb: {size:.1f} MB, this node allows {limit:g}")
+def _answers(
+    client: Client, round_number: int, asked: Sequence[Images], base: int = 0
+) -> RecordDict:
+    """The client's replies about the images that it is asked about."""
+    content, size = RecordDict(), 0
+    for images in asked:
+        held = base if images is Images.TRANSFER else 0
+        reply = client.answer(images, round_number, base=held)
+        size += sum(array.nbytes for array in reply.arrays.values())
+        content.update(reply_records(images, reply))
+    limit = client.limits.payload_mb
+    if limit is not None and size / 2**20 > limit:
+        raise PolicyRefused(f"limits.payload_mb: {size / 2**20:.1f} MB, this node allows {limit:g}")
+    return content
 
 
 def _space(
@@ -225,13 +233,12 @@ def _space(
     A real node starts a process for every message. It keeps its part of the split beside its
     teachers, so that only the first message of a run reads and deals the data set.
     """
-    config = experiment.to_json()
     kept = LocalShard(number, folder / "private.npz", folder / "public.npz")
     if kept.public is not None and kept.public.is_file():
-        return workspace(config, root, kept)
+        return experiment_context(experiment, root, kept)
     data = node.get("data")
     own = LocalShard(number, Path(str(data)).expanduser()) if data else None
-    space = workspace(config, root, own)
+    space = experiment_context(experiment, root, own)
     if space.experiment.data.public is not None and own is None:
         raise RuntimeError(
             f"client {number} has no images of its own, and the experiment deals none: start the "

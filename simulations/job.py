@@ -51,7 +51,7 @@ def run_job(
         doubles = {pair: count for pair, count in overlaps(workspace.data).items() if count}
         if doubles:
             text = f"identical images in two splits: {doubles}"
-            run.metric("warning", text=text)
+            run.warn(text)
             notify("warning", text=text)
         state = str(run.clients) if simulated else None
         strategy = FederatedDistillation(server, state_dir=state, keys=keys)

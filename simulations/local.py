@@ -18,7 +18,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedkd.build import check
 from fedkd.config import Experiment
-from fedkd.rounds import Notify, silent, workspace, workspace_of
+from fedkd.rounds import Notify, context_of_run, experiment_context, silent
 from fedkd.runs.directory import RunDirectory
 from simulations.client_app import make_client_app
 from simulations.job import run_job
@@ -126,7 +126,7 @@ def run_local(
         run.check_config()
     check(experiment)
     check_machine(experiment, workers=False)
-    space = workspace(experiment.to_json()) if run is None else workspace_of(run, experiment)
+    space = experiment_context(experiment) if run is None else context_of_run(run, experiment)
     run = run or RunDirectory.new(experiment)
     grid = LocalGrid(client_app or make_client_app(), nodes or experiment.clients)
     run_job(grid, run, space, notify=notify)

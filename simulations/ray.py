@@ -28,9 +28,8 @@ from flwr.serverapp import Grid, ServerApp
 from fedkd.build import check
 from fedkd.config import ConfigError, Experiment
 from fedkd.io.text import PlainFormatter
-from fedkd.rounds import Notify, silent, workspace, workspace_of
+from fedkd.rounds import Interrupted, Notify, context_of_run, experiment_context, silent
 from fedkd.runs.directory import RunDirectory
-from simulations.cli.live import Interrupted
 from simulations.client_app import make_client_app
 from simulations.job import run_job
 from simulations.machine import check_machine
@@ -77,7 +76,7 @@ def run_ray(
         run.check_config()
     check(experiment)
     check_machine(experiment)
-    space = workspace(experiment.to_json()) if run is None else workspace_of(run, experiment)
+    space = experiment_context(experiment) if run is None else context_of_run(run, experiment)
     run = run or RunDirectory.new(experiment)
     server = _Server(lambda grid, told: run_job(grid, run, space, notify=told), notify)
     with _flower_logs_to(run), _ray(experiment, notify):

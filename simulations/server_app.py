@@ -12,7 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedkd.build import check
 from fedkd.config import load_experiment
 from fedkd.io.text import PlainFormatter
-from fedkd.rounds import workspace, workspace_of
+from fedkd.rounds import context_of_run, experiment_context
 from fedkd.runs.directory import RunDirectory
 from simulations.deploy.identity import NodeKeys
 from simulations.job import run_job
@@ -39,9 +39,9 @@ def main(grid: Grid, context: Context) -> None:
     folder = str(settings.get("keys") or "")
     keys = NodeKeys(Path(folder), experiment.clients) if folder else None
     if settings.get("resume"):
-        space = workspace_of(run)
+        space = context_of_run(run)
     else:
-        space = workspace(experiment.to_json())
+        space = experiment_context(experiment)
         run = RunDirectory.new(experiment, str(settings.get("output") or "") or None)
     log.info("run directory: %s", run.path)
 

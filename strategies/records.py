@@ -17,9 +17,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from fedkd.io.text import ESCAPES, plain
-from fedkd.knowledge.wire import Header, HeaderValue, Refused
+from fedkd.knowledge.query import HeaderValue, Images, Refused, Reply
 
-KNOWLEDGE, HEADER, JOB, STUDENT, METRICS = "knowledge", "header", "job", "student", "metrics"
+JOB, STUDENT, METRICS = "job", "student", "metrics"
 # To a node that is asked who it is: what to sign; and its answer.
 CHALLENGE, SIGNATURE = "challenge", "signature"
 
@@ -27,39 +27,57 @@ CHALLENGE, SIGNATURE = "challenge", "signature"
 ENVELOPE = 2**20
 
 
-def knowledge_records(arrays: Mapping[str, np.ndarray], header: Header) -> RecordDict:
-    """A payload as the content of a reply.
+def reply_records(images: Images, reply: Reply) -> RecordDict:
+    """The records of a reply about some images, for the content of a message.
 
     Numbers travel as arrays, a codec's bytes beside the header: Flower wraps every array in some
-    700 bytes, which may be more than a coded payload has.
+    700 bytes, which may be more than a coded reply has.
     """
-    coded = {name: array.tobytes() for name, array in arrays.items() if _is_coded(array)}
-    plain = {name: Array(array) for name, array in arrays.items() if name not in coded}
-    content = RecordDict({HEADER: ConfigRecord({**header, **coded})})
+    coded = {name: array.tobytes() for name, array in reply.arrays.items() if _is_coded(array)}
+    plain = {name: Array(array) for name, array in reply.arrays.items() if name not in coded}
+    content = RecordDict({header_name(images): ConfigRecord({**reply.header, **coded})})
     if plain or not coded:
-        content[KNOWLEDGE] = ArrayRecord(plain)
+        content[arrays_name(images)] = ArrayRecord(plain)
     return content
+
+
+def header_name(images: Images) -> str:
+    """Name of the record with the header of a reply about some images."""
+    return f"{images}.header"
+
+
+def arrays_name(images: Images) -> str:
+    """Name of the record with the arrays of a reply about some images."""
+    return f"{images}.arrays"
 
 
 def _is_coded(array: np.ndarray) -> bool:
     return array.dtype == np.uint8 and array.ndim == 1
 
 
-def read_knowledge(
-    content: RecordDict, max_bytes: float
-) -> tuple[dict[str, np.ndarray], dict[str, HeaderValue]]:
-    """The payload in a reply. Raises `Refused` if it is none, too large or damaged."""
-    records, headers = content.array_records, content.config_records
-    told = headers.get(HEADER, ConfigRecord())
-    coded = {name: value for name, value in told.items() if isinstance(value, bytes)}
-    plain = records.get(KNOWLEDGE, ArrayRecord())
-    if HEADER not in headers or (KNOWLEDGE not in records and not coded):
+def read_replies(content: RecordDict, max_bytes: float) -> dict[Images, Reply]:
+    """The replies in a message, by what they are about.
+
+    Raises:
+        Refused: there is none, or one is too large or damaged.
+    """
+    found = {i for i in Images if {header_name(i), arrays_name(i)} & content.keys()}
+    if not found:
         raise Refused(f"no knowledge in the reply (it has {sorted(content.keys())})")
-    size = sum(len(array.data) for array in plain.values()) + sum(map(len, coded.values()))
+    return {images: _read_reply(content, images, max_bytes) for images in sorted(found)}
+
+
+def _read_reply(content: RecordDict, images: Images, max_bytes: float) -> Reply:
+    fields = content.config_records.get(header_name(images))
+    numbers = content.array_records.get(arrays_name(images), ArrayRecord())
+    if fields is None:
+        raise Refused(f"answers about {images} images without a header")
+    coded = {name: value for name, value in fields.items() if isinstance(value, bytes)}
+    size = sum(len(array.data) for array in numbers.values()) + sum(map(len, coded.values()))
     if size > max_bytes:
         raise Refused(f"payload of {size:,} bytes, at most {int(max_bytes):,} are accepted")
     arrays = {name: np.frombuffer(data, np.uint8) for name, data in coded.items()}
-    for name, array in plain.items():
+    for name, array in numbers.items():
         if name in arrays:
             raise Refused(f"{name}: is there twice, as an array and as bytes")
         try:
@@ -68,12 +86,12 @@ def read_knowledge(
         except Exception as error:  # whatever a damaged buffer makes the decoder raise
             raise Refused(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from None
     header: dict[str, HeaderValue] = {}
-    for key, value in told.items():
+    for key, value in fields.items():
         if isinstance(value, int | str) or (
             isinstance(value, list) and all(isinstance(n, int) for n in value)
         ):
             header[key] = value  # type: ignore[assignment]
-    return arrays, header
+    return Reply(arrays, header)
 
 
 def _check_size(data: bytes) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -21,8 +21,15 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedkd.build import data_root
 from fedkd.config import ConfigError
 from fedkd.io.text import plain
-from fedkd.knowledge.wire import Refused
+from fedkd.knowledge.query import Images, Refused
 from fedkd.rounds import Server, Stopwatch
+from fedkd.runs.events import (
+    ClientEvaluated,
+    ClientTrained,
+    MessageCounted,
+    PhaseName,
+    ReplyRefused,
+)
 from fedkd.runs.privacy_statement import write_statement
 from fedkd.runs.quarantine import distrusted, quarantined, strike
 from strategies.messaging import Reply, send_and_receive
@@ -33,8 +40,8 @@ from strategies.records import (
     Number,
     check_length,
     explain,
-    read_knowledge,
     read_numbers,
+    read_replies,
     wire_bytes,
 )
 
@@ -59,7 +66,7 @@ class Phase:
         knowledge: Whether replies hold arrays of knowledge.
     """
 
-    name: str
+    name: PhaseName
     message_type: str
     knowledge: bool = False
 
@@ -106,7 +113,7 @@ class FederatedDistillation(Strategy):
     ) -> None:
         self.server = server
         self.experiment = server.experiment
-        self.config = server.experiment.to_bytes()
+        self.config = server.workspace.sent
         self.run = server.run
         self.notify = server.notify
         self.state_dir = state_dir
@@ -179,7 +186,7 @@ class FederatedDistillation(Strategy):
         if evaluated is not None:
             result.evaluate_metrics_clientapp[number] = evaluated
         result.evaluate_metrics_serverapp[number] = MetricRecord(
-            {"accuracy": scores["student"]["accuracy"]}
+            {"accuracy": scores["student"].accuracy}
         )
         self.server.finish_round(
             number,
@@ -242,18 +249,18 @@ class FederatedDistillation(Strategy):
         for reply in self._send_and_receive(grid, messages):
             node = reply.client
             up = 0 if reply.message is None else wire_bytes(reply.message)
-            self.run.ledger(round=number, phase=DESCRIBE.name, client=None, down=down, up=up)
+            self.run.count(MessageCounted(round=number, phase="describe", down=down, up=up))
             content = self._content(reply, number, DESCRIBE, f"node {node}")
             if content is None:
                 continue
             facts = dict(content.config_records.get("describe", ConfigRecord()))
             client = facts.get("client")
             problem = self._problem(facts, node, challenges.get(node))
-            who = client if self._is_client(client) else None
-            if problem is None and who is not None:
-                self.nodes[who] = node
+            if problem is None and isinstance(client, int):
+                self.nodes[client] = node
             else:
                 self._strangers.add(node)
+                who = client if isinstance(client, int) else None
                 self._refuse(number, DESCRIBE, who, f"node {node} {problem}")
         if not self.nodes:
             raise ConfigError("no client of the federation can take part; run.log has the reasons")
@@ -268,7 +275,7 @@ class FederatedDistillation(Strategy):
                 f"is one of {partitions} partitions, the experiment has "
                 f"{self.experiment.clients} clients"
             )
-        if not self._is_client(client):
+        if type(client) is not int or not 0 <= client < self.experiment.clients:
             return f"claims to be client {client!r}"
         if self.keys is not None:
             signed = challenge or b""
@@ -285,10 +292,6 @@ class FederatedDistillation(Strategy):
         if facts.get("class_map") != self.server.workspace.class_map:
             return "has other classes than the server"
         return None
-
-    def _is_client(self, client: Any) -> TypeGuard[int]:
-        """Whether this is the number of a client; True and False, which are integers, are not."""
-        return type(client) is int and 0 <= client < self.experiment.clients
 
     # -- the phases ------------------------------------------------------------------------
 
@@ -316,10 +319,18 @@ class FederatedDistillation(Strategy):
             if facts is None:
                 continue
             self._trained.append(reply.client)
-            self.run.metric(
-                "client", round=server_round, client=reply.client, phase="train",
-                seconds=round(reply.seconds, 3), **facts,
-            )  # fmt: skip
+            seconds = round(reply.seconds, 3)
+            self.run.record(
+                ClientTrained(
+                    round=server_round,
+                    client=reply.client,
+                    seconds=seconds,
+                    loss=facts.get("loss"),
+                    accuracy=facts.get("accuracy"),
+                    epsilon=facts.get("epsilon"),
+                    trained=facts.get("trained"),
+                )
+            )
             if facts.get("trained") == 0:
                 self.server.warn(
                     f"round {server_round}: the privacy budget of client {reply.client} is spent; "
@@ -339,7 +350,7 @@ class FederatedDistillation(Strategy):
     def aggregate_query(self, server_round: int, replies: Iterable[Reply]) -> MetricRecord | None:
         """Check each payload as it arrives and spill it to disk."""
         for reply in replies:
-            self._accept(reply, server_round, KNOWLEDGE, test=False)
+            self._accept(reply, server_round, KNOWLEDGE, self.server.workspace.learning_images)
         return MetricRecord({"clients": len(self.server.answered(server_round))})
 
     def configure_evaluate(
@@ -365,7 +376,7 @@ class FederatedDistillation(Strategy):
         judges = options.clients and server_round == self.experiment.rounds
         for reply in replies:
             content = (
-                self._accept(reply, server_round, EVALUATE, test=True)
+                self._accept(reply, server_round, EVALUATE, (Images.TEST,))
                 if options.teachers
                 else self._content(reply, server_round, EVALUATE)
             )
@@ -377,10 +388,16 @@ class FederatedDistillation(Strategy):
             elif facts and facts["holdout_total"]:
                 right += int(facts["holdout_right"])
                 total += int(facts["holdout_total"])
-                self.run.metric(
-                    "client", round=server_round, client=reply.client, phase="evaluate",
-                    seconds=round(reply.seconds, 3), **facts,
-                )  # fmt: skip
+                seconds = round(reply.seconds, 3)
+                self.run.record(
+                    ClientEvaluated(
+                        round=server_round,
+                        client=reply.client,
+                        seconds=seconds,
+                        holdout_right=facts["holdout_right"],
+                        holdout_total=facts["holdout_total"],
+                    )
+                )
         return MetricRecord({"accuracy": right / total, "examples": total}) if total else None
 
     # -- messages --------------------------------------------------------------------------
@@ -494,10 +511,17 @@ class FederatedDistillation(Strategy):
 
     def _count(self, number: int, phase: Phase, down: int, reply: Reply) -> None:
         up = wire_bytes(reply.message) if reply.message is not None else 0
-        self.run.ledger(
-            round=number, phase=phase.name, client=reply.client, down=down, up=up,
-            seconds=round(reply.seconds, 3), time=round(time.time(), 1),
-        )  # fmt: skip
+        self.run.count(
+            MessageCounted(
+                round=number,
+                phase=phase.name,
+                client=reply.client,
+                down=down,
+                up=up,
+                seconds=round(reply.seconds, 3),
+                time=round(time.time(), 1),
+            )
+        )
 
     def _content(
         self, reply: Reply, number: int, phase: Phase, who: str | None = None
@@ -550,24 +574,27 @@ class FederatedDistillation(Strategy):
             self._refuse(number, phase, reply.client, str(refusal))
             return None
 
-    def _accept(self, reply: Reply, number: int, phase: Phase, *, test: bool) -> RecordDict | None:
+    def _accept(
+        self, reply: Reply, number: int, phase: Phase, asked: Sequence[Images]
+    ) -> RecordDict | None:
         content = self._content(reply, number, phase)
         if content is None:
             return None
         try:
-            arrays, header = read_knowledge(content, self._max_bytes)
-            self.server.accept(reply.client, number, arrays, header, test=test)
+            replies = read_replies(content, self._max_bytes)
+            self.server.accept(reply.client, number, asked, replies)
         except Refused as refusal:
             self._refuse(number, phase, reply.client, str(refusal))
-            if not test and self.experiment.federation.quarantine.after is not None:
+            if phase is KNOWLEDGE and self.experiment.federation.quarantine.after is not None:
                 strike(self.run, number, reply.client, str(refusal))
             return None
         return content
 
     def _refuse(self, number: int, phase: Phase, client: int | None, reason: str) -> None:
         reason = plain(reason)
-        self.run.metric("refused", round=number, phase=phase.name, client=client, reason=reason)
-        self.notify("refused", round=number, phase=phase.name, client=client, reason=reason)
+        event = ReplyRefused(round=number, phase=phase.name, client=client, reason=reason)
+        self.run.record(event)
+        self.notify("refused", **asdict(event))
 
     def _student(self) -> ArrayRecord:
         weights: dict[str, Any] = {

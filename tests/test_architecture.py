@@ -43,7 +43,9 @@ DOORS: dict[str, tuple[str, ...]] = {
     "yaml": ("fedkd/config/",),
     "pydantic": (
         "fedkd/config/",
-        "fedkd/studies/central/config.py",
+        "fedkd/io/records.py",
+        "fedkd/runs/events.py",
+        "fedkd/studies/",
         "fedkd/privacy/policy.py",
         "fedkd/registry.py",
         "simulations/compare/config.py",
@@ -63,6 +65,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     ),
     "scipy": (
         "fedkd/data/datasets.py",
+        "fedkd/losses/min_norm.py",
         "fedkd/privacy/release/gaussian.py",
         "fedkd/studies/audit/",
     ),

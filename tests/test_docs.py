@@ -17,34 +17,18 @@ from typing import Any
 import pytest
 
 from fedkd.attacks import ATTACKS
-from fedkd.data import DATASETS, PARTITIONS
 from fedkd.data.views import AUGMENTATIONS
 from fedkd.fusion import FUSIONS
 from fedkd.knowledge import kinds as kinds_module
-from fedkd.knowledge.codecs import CODECS
 from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.losses import LOSSES
-from fedkd.models import MODELS
-from fedkd.models.network import parameter_count
-from fedkd.privacy.release import RELEASES
-from fedkd.registry import Registry
 from fedkd.training.evaluation import evaluate
 from simulations.baselines import BASELINES
+from tests.tables import PATTERNS, REGISTRIES, filled, rows
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-REGISTRIES: dict[str, Registry[Any]] = {
-    "Losses": LOSSES,
-    "Fusion rules": FUSIONS,
-    "Releases": RELEASES,
-    "Codecs": CODECS,
-    "Models": MODELS,
-    "Data sets": DATASETS,
-    "Partitions": PARTITIONS,
-}
-NAMES = [(section, name) for section, registry in REGISTRIES.items() for name in registry.names()]
-
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _FILE = re.compile(r"# ([\w/]+)\.py\n")
 
@@ -53,20 +37,6 @@ def _blocks(page: Path) -> list[tuple[int, str]]:
     """(line in the page, code) of each Python block."""
     text = page.read_text(encoding="utf-8")
     return [(text.count("\n", 0, m.start(1)), m[1]) for m in _BLOCK.finditer(text)]
-
-
-def _rows(section: str) -> dict[str, list[str]]:
-    """Cells of each table row of a section of methods.md, by the name in the first cell."""
-    body = METHODS.split(f"\n## {section}\n")[1].split("\n## ")[0]
-    rows = [line.strip("|").split("|") for line in body.splitlines() if line.startswith("| `")]
-    return {row[0].strip().strip("`"): [cell.strip() for cell in row] for row in rows}
-
-
-def _options(registry: Registry[Any], name: str) -> str:
-    return ", ".join(
-        key if p.default is p.empty else f"{key}={p.default!r}"
-        for key, p in registry.options(name).items()
-    )
 
 
 def _the_student_beats_its_teachers(names: dict[str, Any]) -> None:
@@ -110,75 +80,58 @@ def test_python_blocks_run(
                 member()
 
 
-@pytest.mark.parametrize(("section", "name"), NAMES, ids=[name for _, name in NAMES])
-def test_every_name_has_its_row_with_its_options(section: str, name: str) -> None:
-    rows = _rows(section)
-    assert name in rows, f"docs/methods.md, section {section!r}: no row `{name}`"
-    options = _options(REGISTRIES[section], name)
-    expected = f"`{options}`" if options else "none"
-    assert expected in rows[name], f"docs/methods.md, `{name}`: options are {expected}"
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_tables_hold_what_the_registries_know(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert filled(text) == text, "run: python -m tests.tables"
 
 
 @pytest.mark.parametrize("section", REGISTRIES)
-def test_no_row_names_what_is_not_there(section: str) -> None:
-    assert set(_rows(section)) - {"torchvision/<name>"} <= set(REGISTRIES[section].names())
+def test_every_registry_has_its_table(section: str) -> None:
+    assert set(rows(METHODS, section)) - set(PATTERNS) == set(REGISTRIES[section].names())
 
 
 def test_every_kind_of_knowledge_has_its_row() -> None:
     kinds = [k for k in vars(kinds_module).values() if inspect.isclass(k) and issubclass(k, Kind)]
     final = {kind for kind in kinds if not inspect.isabstract(kind)}
-    rows = _rows("Knowledge")
-    assert {row.split("(")[0] for row in rows} == {kind.__name__ for kind in final}
-    for row in rows:
+    found = re.findall(r"^\| `(\w+\(.*?\))` \|", METHODS.split("\n## Losses")[0], re.M)
+    assert {row.split("(")[0] for row in found} == {kind.__name__ for kind in final}
+    for row in found:
         eval(row, vars(kinds_module))  # the options exist
 
 
 def test_augmentations_have_their_rows() -> None:
-    assert list(_rows("Augmentations")) == list(AUGMENTATIONS)
+    assert list(rows(METHODS, "Augmentations")) == list(AUGMENTATIONS)
 
 
-@pytest.mark.parametrize("name", MODELS.names())
-def test_parameter_counts_are_right(name: str) -> None:
-    import torch
-
-    with torch.device("meta"):
-        sizes = [MODELS.create(name, *shape) for shape in ((100, 3, 32), (10, 1, 28))]
-    assert [f"{parameter_count(size):,}" for size in sizes] == _rows("Models")[name][2:4]
-
-
-@pytest.mark.parametrize("name", LOSSES.names())
-def test_bytes_and_labels_of_a_loss_are_right(name: str) -> None:
-    loss = LOSSES.create(name)
-    _, _, needs, labels, size, *_ = _rows("Losses")[name]
-    assert labels == ("yes" if loss.needs_targets else "no")
-    assert needs.split(";")[0].count("`") == 2 * len(loss.needs)
-    if {type(kind) for kind in loss.needs} <= {Logits, VirtualLogits}:  # two bytes a number
-        assert size.split(";")[0] == (f"{2 * len(loss.needs)}C" if loss.needs else "0")
+def test_needs_and_bytes_of_losses_are_right() -> None:
+    for name, (_, _, needs, _, size, *_) in rows(METHODS, "Losses").items():
+        loss = LOSSES.create(name)
+        assert needs.split(";")[0].count("`") == 2 * len(loss.needs), name
+        if {type(kind) for kind in loss.needs} <= {Logits, VirtualLogits}:  # two bytes a number
+            expected = f"{2 * len(loss.needs)}C" if loss.needs else "0"
+            assert size.split(";")[0] == expected, name
 
 
-@pytest.mark.parametrize("name", LOSSES.names())
-def test_the_page_calls_each_loss_with_each_option(name: str) -> None:
-    module = sys.modules[LOSSES.get(name).__module__]
-    function = getattr(module, f"{name}_loss")
-    known = inspect.signature(function).parameters.values()
-    expected = {p.name for p in known if p.kind is p.KEYWORD_ONLY}
+def test_the_page_calls_each_loss_with_each_option() -> None:
     trees = [ast.parse(code) for _, code in _blocks(ROOT / "docs" / "methods.md")]
-    calls = [
-        {keyword.arg for keyword in node.keywords}
-        for tree in trees
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == function.__name__
-    ]
-    assert any(expected <= call for call in calls), f"methods.md calls {function.__name__} nowhere"
+    calls: dict[str, list[set[str | None]]] = {}
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            given = {keyword.arg for keyword in node.keywords}
+            calls.setdefault(node.func.id, []).append(given)
+    for name in LOSSES.names():
+        function = f"{name}_loss"
+        module = sys.modules[LOSSES.get(name).__module__]
+        known = inspect.signature(getattr(module, function)).parameters.values()
+        expected = {p.name for p in known if p.kind is p.KEYWORD_ONLY}
+        assert any(expected <= call for call in calls.get(function, ())), function
 
 
-@pytest.mark.parametrize(
-    ("registry", "name"),
-    [(registry, name) for registry in (LOSSES, FUSIONS) for name in registry.names()],
-    ids=lambda value: value if isinstance(value, str) else value.family,
-)
-def test_a_module_is_called_as_its_name(registry: Registry[Any], name: str) -> None:
-    assert registry.get(name).__module__.rsplit(".", 1)[1] == name
+def test_a_module_is_called_as_its_name() -> None:
+    for registry in (LOSSES, FUSIONS):
+        for name in registry.names():
+            assert registry.get(name).__module__.rsplit(".", 1)[1] == name
 
 
 @pytest.mark.smoke

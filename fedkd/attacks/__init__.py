@@ -1,7 +1,7 @@
 """What dishonest or broken clients send; `matrix` tries every attack on every fusion rule."""
 
-from fedkd.attacks.base import Payload
+from fedkd.knowledge.query import Reply
 from fedkd.registry import Registry
 
-#: Functions `(payload, scene, *, options) -> payload`; a result of None is silence.
-ATTACKS: Registry[Payload | None] = Registry("attack", "fedkd.attacks")
+#: Functions `(reply, scene, *, options) -> reply`; a result of None is silence.
+ATTACKS: Registry[Reply | None] = Registry("attack", "fedkd.attacks")

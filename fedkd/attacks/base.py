@@ -7,27 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedkd.knowledge.wire import HeaderValue
+from fedkd.knowledge.query import Reply
 
 # The logit that stands for probability one, and fits half precision.
 CERTAIN = 20.0
-
-
-@dataclass(frozen=True)
-class Payload:
-    """One message of knowledge, as it travels: arrays by kind name, and the header."""
-
-    arrays: Mapping[str, np.ndarray]
-    header: Mapping[str, HeaderValue]
-
-    def saying(self, logits: Callable[[np.ndarray], np.ndarray], names: tuple[str, ...]) -> Payload:
-        """The same message with the arrays `names` replaced; each keeps its dtype."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            changed = {
-                name: logits(self.arrays[name].astype(np.float32)).astype(self.arrays[name].dtype)
-                for name in names
-            }
-        return replace(self, arrays={**self.arrays, **changed})
 
 
 @dataclass(frozen=True)
@@ -52,10 +35,10 @@ class Scene:
     round: int
     client: int
     attackers: tuple[int, ...]
-    honest: Mapping[int, Payload]
+    honest: Mapping[int, Reply]
     predictions: tuple[str, ...]
-    previous: Payload | None
-    mislabelled: Payload | None
+    previous: Reply | None
+    mislabelled: Reply | None
     student: Mapping[str, np.ndarray] | None
     max_abs: float
     rng: np.random.Generator
@@ -66,6 +49,18 @@ class Scene:
         return np.mean(
             [softmax(p.arrays[name].astype(np.float32)) for p in self.honest.values()], 0
         )
+
+
+def changed(
+    reply: Reply, change: Callable[[np.ndarray], np.ndarray], names: tuple[str, ...]
+) -> Reply:
+    """The same reply with `change` applied to the arrays `names`; each keeps its dtype."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        arrays = {
+            name: change(reply.arrays[name].astype(np.float32)).astype(reply.arrays[name].dtype)
+            for name in names
+        }
+    return replace(reply, arrays={**reply.arrays, **arrays})
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

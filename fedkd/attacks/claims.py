@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from fedkd.attacks import ATTACKS
-from fedkd.attacks.base import Payload, Scene, certain
+from fedkd.attacks.base import Scene, certain
+from fedkd.knowledge.query import Reply
 
 # How much larger than the honest ones a claimed number of images is.
 FACTOR = 1000
@@ -20,8 +21,8 @@ FACTOR = 1000
 
 @ATTACKS.register("focus")
 def focus(
-    sent: Payload, scene: Scene, *, source: int = 3, target: int = 8, elsewhere: float = 1e-5
-) -> Payload:
+    sent: Reply, scene: Scene, *, source: int = 3, target: int = 8, elsewhere: float = 1e-5
+) -> Reply:
     """Calls one class by another's name and claims to know its images best.
 
     Args:
@@ -41,14 +42,14 @@ def focus(
 
 @ATTACKS.register("backdoor")
 def backdoor(
-    sent: Payload,
+    sent: Reply,
     scene: Scene,
     *,
     source: int = 3,
     target: int = 8,
     more: float = 1.0,
     own: bool = True,
-) -> Payload:
+) -> Reply:
     """Calls one class by another's name, and is honest about everything else.
 
     Args:
@@ -77,13 +78,13 @@ def backdoor(
 
 
 @ATTACKS.register("everywhere")
-def everywhere(sent: Payload, scene: Scene) -> Payload:
+def everywhere(sent: Reply, scene: Scene) -> Reply:
     """Answers honestly, and claims to know all images and to have a thousand times as many."""
     return _claiming(sent, np.ones(len(_honest(scene))))
 
 
 @ATTACKS.register("half_familiar")
-def half_familiar(sent: Payload, scene: Scene, *, share: float = 0.5) -> Payload:
+def half_familiar(sent: Reply, scene: Scene, *, share: float = 0.5) -> Reply:
     """As `part_time`, and claims to know all images.
 
     Args:
@@ -99,9 +100,7 @@ def half_familiar(sent: Payload, scene: Scene, *, share: float = 0.5) -> Payload
 
 
 @ATTACKS.register("runner_up")
-def runner_up(
-    sent: Payload, scene: Scene, *, margin: float = 1.0, share: float = 1.0, own: bool = False
-) -> Payload:
+def runner_up(sent: Reply, scene: Scene, *, margin: float = 1.0) -> Reply:
     """Sure of the class that honest clients find second likeliest, and claims to know it.
 
     The nearest lie: where honest clients are not of one mind it is often half believed already.
@@ -110,31 +109,12 @@ def runner_up(
         sent: The honest message.
         scene: What the attacker knows.
         margin: Lies only where the honest mean probabilities of the first two classes are closer
-            than this.
-        share: Of these images that it lies about, drawn by each attacker for itself: the fewer,
-            the less do their errors go together.
-        own: Answers elsewhere are the client's own; otherwise the honest clients' mean.
+            than this, and repeats the mean elsewhere.
     """
     best = np.sort(_honest(scene), axis=1)
     close = best[:, -1] - best[:, -2] < margin
-    chosen = close & (scene.rng.random(len(close)) < share)
-    lying = _answering(sent, scene, chosen, lambda mean: np.argsort(mean, axis=1)[:, -2], own=own)
+    lying = _answering(sent, scene, close, lambda mean: np.argsort(mean, axis=1)[:, -2])
     return _claiming(lying, np.where(close, 1.0, 0.2))
-
-
-@ATTACKS.register("mirror")
-def mirror(sent: Payload, scene: Scene) -> Payload:
-    """Repeats the message of the honest client that claims to know most.
-
-    Made to have an honest client taken for one of a gang.
-    """
-
-    def claimed(client: int) -> float:
-        other = scene.honest[client]
-        return sum(float(other.arrays[n].astype(np.float64).mean()) for n in _familiarities(other))
-
-    chosen = scene.honest[max(sorted(scene.honest), key=claimed)]
-    return replace(sent, arrays=dict(chosen.arrays))
 
 
 def _honest(scene: Scene) -> np.ndarray:
@@ -143,25 +123,22 @@ def _honest(scene: Scene) -> np.ndarray:
 
 
 def _answering(
-    sent: Payload,
+    sent: Reply,
     scene: Scene,
     chosen: np.ndarray,
     what: Callable[[np.ndarray], np.ndarray],
-    *,
-    own: bool = False,
-) -> Payload:
-    """Sure of `what(mean)` on the `chosen` images; the honest mean, or its own, on all others."""
+) -> Reply:
+    """Sure of `what(mean)` on the `chosen` images, the honest mean on all others."""
     arrays = dict(sent.arrays)
     for name in scene.predictions:
         mean = scene.honest_mean(name)
         lie = certain(what(mean), mean.shape[1])
-        other = arrays[name].astype(np.float32) if own else np.log(mean + 1e-6)
-        answers = np.where(chosen[:, None], lie, other)
+        answers = np.where(chosen[:, None], lie, np.log(mean + 1e-6))
         arrays[name] = answers.astype(arrays[name].dtype)
     return replace(sent, arrays=arrays)
 
 
-def _claiming(sent: Payload, familiarity: np.ndarray) -> Payload:
+def _claiming(sent: Reply, familiarity: np.ndarray) -> Reply:
     """The same answers with this familiarity per image, and far more images."""
     arrays = dict(sent.arrays)
     for name in _familiarities(sent):
@@ -169,7 +146,7 @@ def _claiming(sent: Payload, familiarity: np.ndarray) -> Payload:
     return _larger(replace(sent, arrays=arrays), FACTOR)
 
 
-def _larger(sent: Payload, factor: float) -> Payload:
+def _larger(sent: Reply, factor: float) -> Reply:
     header = dict(sent.header)
     examples, counts = header.get("num_examples"), header.get("class_counts")
     if isinstance(examples, int):
@@ -179,5 +156,5 @@ def _larger(sent: Payload, factor: float) -> Payload:
     return replace(sent, header=header)
 
 
-def _familiarities(sent: Payload) -> list[str]:
+def _familiarities(sent: Reply) -> list[str]:
     return [name for name in sent.arrays if name.startswith("familiarity")]

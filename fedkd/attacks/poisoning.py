@@ -12,25 +12,26 @@ from dataclasses import replace
 import numpy as np
 
 from fedkd.attacks import ATTACKS
-from fedkd.attacks.base import Payload, Scene, certain
+from fedkd.attacks.base import Scene, certain, changed
+from fedkd.knowledge.query import Reply
 
 
 @ATTACKS.register("loud")
-def loud(sent: Payload, scene: Scene) -> Payload:
+def loud(sent: Reply, scene: Scene) -> Reply:
     """Random numbers as large as the server believes: garbage that passes every check."""
     limit = 0.99 * scene.max_abs
-    return sent.saying(lambda old: scene.rng.uniform(-limit, limit, old.shape), scene.predictions)
+    return changed(sent, lambda old: scene.rng.uniform(-limit, limit, old.shape), scene.predictions)
 
 
 @ATTACKS.register("permuted")
-def permuted(sent: Payload, scene: Scene) -> Payload:
+def permuted(sent: Reply, scene: Scene) -> Reply:
     """The classes are in a random order, another one for each attacker and round."""
     order = scene.rng.permutation(sent.arrays[scene.predictions[0]].shape[1])
-    return sent.saying(lambda old: old[:, order], scene.predictions)
+    return changed(sent, lambda old: old[:, order], scene.predictions)
 
 
 @ATTACKS.register("shift")
-def shift(sent: Payload, scene: Scene, *, amount: float = 10.0) -> Payload:
+def shift(sent: Reply, scene: Scene, *, amount: float = 10.0) -> Reply:
     """Something is added to the logit of one class, each attacker's own.
 
     Args:
@@ -41,11 +42,11 @@ def shift(sent: Payload, scene: Scene, *, amount: float = 10.0) -> Payload:
     count = sent.arrays[scene.predictions[0]].shape[1]
     change = np.zeros(count, dtype=np.float32)
     change[scene.client % count] = amount
-    return sent.saying(lambda old: old + change, scene.predictions)
+    return changed(sent, lambda old: old + change, scene.predictions)
 
 
 @ATTACKS.register("scale")
-def scale(sent: Payload, scene: Scene, *, factor: float = 20.0) -> Payload:
+def scale(sent: Reply, scene: Scene, *, factor: float = 20.0) -> Reply:
     """Honest opinions with far too much confidence.
 
     Args:
@@ -53,19 +54,19 @@ def scale(sent: Payload, scene: Scene, *, factor: float = 20.0) -> Payload:
         scene: What the attacker knows.
         factor: Of all logits.
     """
-    return sent.saying(
-        lambda old: np.clip(factor * old, -scene.max_abs, scene.max_abs), scene.predictions
+    return changed(
+        sent, lambda old: np.clip(factor * old, -scene.max_abs, scene.max_abs), scene.predictions
     )
 
 
 @ATTACKS.register("sign_flip")
-def sign_flip(sent: Payload, scene: Scene) -> Payload:
+def sign_flip(sent: Reply, scene: Scene) -> Reply:
     """The least likely class becomes the most likely one."""
-    return sent.saying(np.negative, scene.predictions)
+    return changed(sent, np.negative, scene.predictions)
 
 
 @ATTACKS.register("top_k")
-def top_k(sent: Payload, scene: Scene, *, k: int = 3) -> Payload:
+def top_k(sent: Reply, scene: Scene, *, k: int = 3) -> Reply:
     """The k largest logits of each image in reverse: hard to see, and wrong where it matters.
 
     Args:
@@ -80,11 +81,11 @@ def top_k(sent: Payload, scene: Scene, *, k: int = 3) -> Payload:
         np.put_along_axis(logits, best, values[:, ::-1], axis=1)
         return logits
 
-    return sent.saying(reverse, scene.predictions)
+    return changed(sent, reverse, scene.predictions)
 
 
 @ATTACKS.register("lma")
-def lma(sent: Payload, scene: Scene) -> Payload:
+def lma(sent: Reply, scene: Scene) -> Reply:
     """Loss maximisation: sure of the class that the honest clients find least likely."""
     said = {
         name: certain((mean := scene.honest_mean(name)).argmin(axis=1), mean.shape[1])
@@ -94,7 +95,7 @@ def lma(sent: Payload, scene: Scene) -> Payload:
 
 
 @ATTACKS.register("cpa")
-def cpa(sent: Payload, scene: Scene) -> Payload:
+def cpa(sent: Reply, scene: Scene) -> Reply:
     """Class prior attack: sure of the class least like the one the honest clients name.
 
     Likeness is the covariance of the honest mean probabilities over the transfer set.
@@ -108,13 +109,13 @@ def cpa(sent: Payload, scene: Scene) -> Payload:
 
 
 @ATTACKS.register("collude")
-def collude(sent: Payload, scene: Scene) -> Payload:
+def collude(sent: Reply, scene: Scene) -> Reply:
     """All attackers are sure that every image shows the same class."""
     return _agreed(sent, scene)
 
 
 @ATTACKS.register("part_time")
-def part_time(sent: Payload, scene: Scene, *, share: float = 0.5) -> Payload:
+def part_time(sent: Reply, scene: Scene, *, share: float = 0.5) -> Reply:
     """As `collude` on some images, what the honest clients say on average of all others.
 
     Made to slip past rules that judge a client as a whole.
@@ -135,7 +136,7 @@ def part_time(sent: Payload, scene: Scene, *, share: float = 0.5) -> Payload:
 
 
 @ATTACKS.register("inflate")
-def inflate(sent: Payload, scene: Scene, *, factor: int = 1000) -> Payload:
+def inflate(sent: Reply, scene: Scene, *, factor: int = 1000) -> Reply:
     """As `collude`, and they claim to have seen far more images, of every class.
 
     Args:
@@ -153,18 +154,18 @@ def inflate(sent: Payload, scene: Scene, *, factor: int = 1000) -> Payload:
 
 
 @ATTACKS.register("label_noise")
-def label_noise(sent: Payload, scene: Scene) -> Payload:
+def label_noise(sent: Reply, scene: Scene) -> Reply:
     """The teacher was trained on wrong labels: each class is called by the name of the next."""
     assert scene.mislabelled is not None
     return scene.mislabelled
 
 
-def _agreed(sent: Payload, scene: Scene) -> Payload:
+def _agreed(sent: Reply, scene: Scene) -> Reply:
     count = sent.arrays[scene.predictions[0]].shape[1]
     target = int(scene.shared.integers(count))
-    return sent.saying(lambda old: certain(np.full(len(old), target), count), scene.predictions)
+    return changed(sent, lambda old: certain(np.full(len(old), target), count), scene.predictions)
 
 
-def _telling(sent: Payload, said: dict[str, np.ndarray]) -> Payload:
+def _telling(sent: Reply, said: dict[str, np.ndarray]) -> Reply:
     typed = {name: value.astype(sent.arrays[name].dtype) for name, value in said.items()}
     return replace(sent, arrays={**sent.arrays, **typed})

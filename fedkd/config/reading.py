@@ -146,7 +146,7 @@ def read_experiment(sent: bytes, *, plugins: bool = True) -> Experiment:
     except (zlib.error, UnicodeDecodeError) as error:
         raise ConfigError(f"the server's config cannot be read ({error})") from None
     experiment = make_config(Experiment, _parse_json(text), plugins=plugins)
-    if experiment._hash() != sent[:8]:
+    if bytes.fromhex(experiment.hash[:16]) != sent[:8]:
         raise ConfigError(
             "the server's config means something else to this version of fedkd: install the "
             "server's version here"

@@ -62,12 +62,14 @@ class Section(BaseModel, metaclass=_OneLine):
 
         Versions with other defaults would mean something else by the same differences.
         """
-        return self._hash() + zlib.compress(self.to_json().encode(), 9)
+        return bytes.fromhex(self.hash[:16]) + zlib.compress(self.to_json().encode(), 9)
 
-    def _hash(self) -> bytes:
+    @property
+    def hash(self) -> str:
+        """SHA-256 of all values, in hexadecimal digits."""
         # Sorted, since the order of a component's options is lost on the way.
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).digest()[:8]
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Component(BaseModel):

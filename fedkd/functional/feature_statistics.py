@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedkd.functional.analytic_grad import first_order, through, transformed
-from fedkd.functional.options import options_checked
+from fedkd.functional.options import Count, options_checked
 from fedkd.functional.precision import full, full_precision
 
 
@@ -169,7 +169,7 @@ def spatial_moments(maps: Tensor) -> Tensor:
 def spectral_norms(
     stages: Sequence[Tensor],
     *,
-    iterations: int = 20,
+    iterations: Count = 20,
     start: Literal["ones", "uniform"] | Sequence[Tensor] = "ones",
     gradient: Literal["exact", "unrolled"] = "exact",
 ) -> Tensor:
@@ -200,8 +200,6 @@ def spectral_norms(
     """
     if len(stages) < 2:
         raise ValueError(f"spectral norms need at least 2 stages, got {len(stages)}")
-    if iterations < 1:
-        raise ValueError(f"spectral norms: iterations must be positive, got {iterations}")
     norms = []
     for pair, (shallow, deep) in enumerate(pairwise(full(stage) for stage in stages)):
         size = (deep.shape[2], deep.shape[3])

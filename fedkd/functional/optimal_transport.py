@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedkd.functional.analytic_grad import through, transformed
-from fedkd.functional.options import options_checked
+from fedkd.functional.options import Count, Positive, options_checked
 from fedkd.functional.precision import full_precision
 
 
@@ -19,8 +19,8 @@ def transport_cost(
     target: Tensor,
     costs: Tensor,
     *,
-    epsilon: float = 0.05,
-    iterations: int = 10,
+    epsilon: Positive = 0.05,
+    iterations: Count = 10,
     floor: float = 1e-8,
     without: Tensor | None = None,
     debiased: bool = False,
@@ -72,8 +72,8 @@ def sinkhorn_plan(
     target: Tensor,
     costs: Tensor,
     *,
-    epsilon: float = 0.05,
-    iterations: int = 10,
+    epsilon: Positive = 0.05,
+    iterations: Count = 10,
     floor: float = 1e-8,
     without: Tensor | None = None,
 ) -> Tensor:
@@ -176,8 +176,6 @@ def _sums(
     The quotients, the scalings of columns and rows, are not kept: half the memory, and to divide
     again costs next to nothing.
     """
-    if iterations < 1:
-        raise ValueError(f"transport: iterations must be positive, got {iterations}")
     floors, back = torch.full_like(source, floor), kernel.T
     # Rows start with equal scalings, so their first sums need no product.
     column_sums = kernel.sum(dim=0).expand_as(source)

@@ -1,24 +1,135 @@
-"""Options that a formula can compute with: known words, finite numbers, and those in their range.
+"""Options: each is written once, as a keyword with its type, range and default.
 
-A config's options have been checked already; this is for Python, where nobody else looks. Nothing
-is listed twice: words and numbers are read from the signature, ranges go by the option's name.
+Everything else reads the signature: the check of a call in Python, of a config, the options of a
+class, the tables of the documentation. A range is part of the type (`temperature: Positive = 4.0`).
 """
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, make_dataclass
 from functools import cache, wraps
-from numbers import Real
+from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from torch import Tensor
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# What these names mean is the same everywhere.
-_POSITIVE = ("temperature", "entropy_temperature", "sigma", "eps", "epsilon", "delta")
-_SHARES = ("label_smoothing", "rho")
+
+@dataclass(frozen=True)
+class Range:
+    """Which numbers an option may be, and how a message calls them."""
+
+    holds: Callable[[float], bool]
+    words: str
+
+    def __repr__(self) -> str:
+        """As in messages."""
+        return self.words
+
+
+Positive = Annotated[float, Range(lambda x: x > 0, "positive")]
+NotNegative = Annotated[float, Range(lambda x: x >= 0, "at least 0")]
+Share = Annotated[float, Range(lambda x: 0 <= x < 1, "in [0, 1)")]
+Minority = Annotated[float, Range(lambda x: 0 <= x < 0.5, "in [0, 0.5)")]
+Part = Annotated[float, Range(lambda x: 0 < x <= 1, "in (0, 1]")]
+Count = Annotated[int, Range(lambda x: x >= 1, "at least 1")]
+CountFromZero = Annotated[int, Range(lambda x: x >= 0, "at least 0")]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What an option may be: words, values of some types, numbers of a range."""
+
+    words: tuple[Any, ...]
+    types: tuple[Any, ...]
+    ranges: tuple[Range, ...]
+
+    @classmethod
+    def of(cls, hint: Any) -> _Rule:
+        """Read from a type."""
+        words: list[Any] = []
+        types: list[Any] = []
+        ranges: list[Range] = []
+        for part in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
+            if get_origin(part) is Annotated:
+                part, *more = get_args(part)
+                ranges += [one for one in more if isinstance(one, Range)]
+            if get_origin(part) is Literal:
+                words += get_args(part)
+            else:
+                types.append(get_origin(part) or part)
+        return cls(tuple(words), tuple(types), tuple(ranges))
+
+    def wrong(self, value: object) -> str | None:
+        """What a value should have been, or None if it is that."""
+        if value is None and NoneType in self.types:
+            return None
+        if float in self.types or int in self.types:
+            return self._wrong_number(value)
+        others = tuple(t for t in self.types if t is not NoneType)
+        if not self.words or (isinstance(value, str) and value in self.words):
+            return None
+        if others and isinstance(value, others) and not isinstance(value, str):
+            return None
+        return f"one of {', '.join(map(repr, self.words))}"
+
+    def _wrong_number(self, value: object) -> str | None:
+        kind, what = (Real, "a number") if float in self.types else (Integral, "a whole number")
+        if isinstance(value, bool) or not isinstance(value, kind):
+            return what
+        number = float(value)
+        for one in self.ranges:
+            if not one.holds(number):
+                return one.words
+        return None if math.isfinite(number) else "finite"
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Keyword-only parameters, with their types; those that hold tensors are data, no options."""
+    return {
+        key: parameter
+        for key, parameter in _keywords(function).items()
+        if Tensor not in (parameter.annotation, *get_args(parameter.annotation))
+    }
+
+
+@cache
+def _keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    hints = get_type_hints(function, include_extras=True)
+    return {
+        key: parameter.replace(annotation=hints.get(key, Any))
+        for key, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+
+
+@cache
+def _rules(function: Callable[..., Any]) -> dict[str, _Rule]:
+    return {key: _Rule.of(p.annotation) for key, p in options_of(function).items()}
+
+
+def check_options(who: str, rules: Mapping[str, _Rule], options: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a value that its rule does not allow."""
+    for option, value in options.items():
+        if option in rules and (expected := rules[option].wrong(value)):
+            raise ValueError(f"{who}: {option} must be {expected}, got {value!r}")
 
 
 def options_checked(who: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -29,12 +140,17 @@ def options_checked(who: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        known = inspect.signature(function).parameters
+        closed = all(p.kind is not p.VAR_KEYWORD for p in known.values())
+
         @wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> T:
-            rules = _rules(function)
-            for option, value in kwargs.items():
-                if option in rules and (reason := _wrong(option, value, *rules[option])):
-                    raise ValueError(f"{who}: {option} must be {reason}")
+            for option in kwargs:
+                if closed and option not in known:
+                    near = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
+                    hint = f"; did you mean {near[0]!r}?" if near else ""
+                    raise TypeError(f"{who} has no option {option!r}{hint}")
+            check_options(who, _rules(function), kwargs)
             return function(*args, **kwargs)
 
         return checked
@@ -42,46 +158,29 @@ def options_checked(who: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     return decorate
 
 
-@cache
-def _rules(function: Callable[..., Any]) -> dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]]:
-    """Known words and further types of each option that is a word or a number."""
-    rules = {}
-    for option, hint in get_type_hints(function).items():
-        words: list[Any] = []
-        types: list[Any] = []
-        for part in _flat(hint):
-            if get_origin(part) is Literal:
-                words += get_args(part)
-            else:
-                types.append(part)
-        if option != "return" and (words or float in types):
-            rules[option] = tuple(words), tuple(types)
-    return rules
+def with_options_of(formula: Callable[..., Any] | None, init: Callable[..., None]) -> Any:
+    """A constructor that takes a formula's options beside its own keywords.
+
+    Args:
+        formula: The function whose options are taken; None: no more than its own.
+        init: The constructor; it hands on what it does not name (`**formula`).
+    """
+    more = {} if formula is None else options_of(formula)
+    known = {**more, **options_of(init)}
+
+    @wraps(init)
+    def constructor(self: Any, *args: Any, **options: Any) -> None:
+        init(self, *args, **options)
+
+    first, *_ = inspect.signature(init).parameters.values()
+    constructor.__dict__.pop("__wrapped__")
+    constructor.__dict__["__signature__"] = inspect.Signature([first, *known.values()])
+    constructor.__annotations__ = {key: p.annotation for key, p in known.items()}
+    return constructor
 
 
-def _flat(hint: Any) -> Iterable[Any]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-
-
-def _wrong(
-    option: str, value: object, words: tuple[Any, ...], types: tuple[Any, ...]
-) -> str | None:
-    """What is the matter with a value, or None."""
-    if value is None and NoneType in types:
-        return None
-    if float in types:
-        if isinstance(value, bool) or not isinstance(value, Real):
-            return f"a number, got {value!r}"
-        value = float(value)
-        if option in _POSITIVE and not value > 0:
-            return f"positive, got {value}"
-        if option in _SHARES and not 0 <= value < 1:
-            return f"in [0, 1), got {value}"
-        return None if math.isfinite(value) else f"finite, got {value}"
-    if isinstance(value, str) and value in words:
-        return None
-    others = tuple(get_origin(t) or t for t in types if t is not NoneType)
-    if others and isinstance(value, others) and not isinstance(value, str):
-        return None
-    known = ", ".join(map(repr, words))
-    return f"one of {known}, got {value!r}"
+def frozen_options(owner: type, formula: Callable[..., Any]) -> type[Any]:
+    """The options of a formula as a frozen dataclass `owner.Options`."""
+    fields = [(k, p.annotation, field(default=p.default)) for k, p in options_of(formula).items()]
+    place = {"__module__": owner.__module__, "__qualname__": f"{owner.__qualname__}.Options"}
+    return make_dataclass("Options", fields, frozen=True, kw_only=True, namespace=place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
@@ -42,6 +42,11 @@ class FitContext:
     student: Tensor | None = None
     memory: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
+
+    def only(self, clients: Collection[int]) -> FitContext:
+        """The same of some clients' teachers."""
+        checked = None if self.validation is None else self.validation.only(clients)
+        return replace(self, bank=self.bank.only(clients), validation=checked)
 
     def batches(self) -> Iterator[tuple[Tensor, Ensemble]]:
         """Indices and what the rules before left of those samples, the whole set in order."""

@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 NUMBER = (int, float)
 MAYBE = (int, float, None)
@@ -24,57 +27,8 @@ _SCORE = {
         {"ece": NUMBER, "confidence": [MAYBE], "accuracy": [MAYBE], "counts": [NUMBER]},
     ),
 }
-_PHASE = {"describe", "train", "knowledge", "distil", "evaluate"}
 
-#: Event in metrics.jsonl -> its shape.
-EVENTS: dict[str, Any] = {
-    "round": {
-        "round": int,
-        "student": _SCORE,
-        "ensemble?": (None, _SCORE),
-        "teachers?": {str: MAYBE},
-        "status?": str,
-        "answered?": [int],
-        "seconds?": {str: NUMBER},
-        "hash?": str,
-        "say?": {str: NUMBER},
-        "pseudo_labels?": MAYBE,
-    },
-    "epoch": {
-        "round": int,
-        "loss": NUMBER,
-        "terms": {str: NUMBER},
-        "gradients?": (None, {str: MAYBE}),
-    },
-    "client": {
-        "round": int,
-        "client": int,
-        "phase": _PHASE,
-        "seconds?": NUMBER,
-        "loss?": MAYBE,
-        "accuracy?": MAYBE,
-        "holdout_right?": NUMBER,
-        "holdout_total?": NUMBER,
-        "epsilon?": MAYBE,
-        "trained?": MAYBE,
-    },
-    "refused": {"round": (int, None), "phase": str, "client": (int, None), "reason": str},
-    "strike": {"round": int, "client": int, "reason": str},
-    "lift": {"client": int},
-    "warning": {"text": str},
-    "erased": {"clients": [int]},
-    "release": {"round": int, "answered": NUMBER, "mu": NUMBER, "epsilon": NUMBER},
-}
-#: A line of ledger.jsonl.
-MESSAGE = {
-    "round": int,
-    "phase": _PHASE,
-    "client": (int, None),
-    "down": NUMBER,
-    "up": NUMBER,
-    "seconds?": NUMBER,
-    "time?": NUMBER,
-}
+_REFUSED = {"round": (int, None), "phase": str, "client": (int, None), "reason": str}
 _TEACHER = {
     "client": int,
     "model": str,
@@ -109,7 +63,7 @@ SUMMARY = {
     "ceiling?": MAYBE,
     "worst_client?": MAYBE,
     "degraded_rounds": [int],
-    "refused": [EVENTS["refused"]],
+    "refused": [_REFUSED],
     "privacy?": (None, _PRIVACY),
     "bytes": {str: {"down": NUMBER, "up": NUMBER}},
     "seconds": {str: NUMBER},
@@ -240,29 +194,62 @@ def read_json(path: Path, shape: Any = None) -> Any:
     return value
 
 
+def lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Lines of a JSON-lines file, each with its place; a last one cut short by a crash is dropped.
+
+    Args:
+        path: The file; none where there is none.
+    """
+    if not path.is_file():
+        return
+    found = path.read_bytes().split(b"\n")
+    for number, line in enumerate(found, start=1):
+        if number == len(found) and (not line or not _is_whole(line)):
+            return
+        yield f"{path}, line {number}", line
+
+
+def parsed(text: bytes, kind: Any, where: Path | str) -> Any:
+    """JSON text as a value of a type, a dataclass for example; fields it lacks are passed over.
+
+    Raises:
+        Damaged: it is something else, and what.
+    """
+    try:
+        return _adapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        raise Damaged(where, _problem(error)) from None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _problem(error: ValidationError) -> str:
+    """What is wrong with a value, in a few words."""
+    first = error.errors(include_url=False)[0]
+    at = ".".join(str(part) for part in first["loc"]) or "it"
+    if first["type"] == "json_invalid":
+        return f"not JSON: {first['ctx']['error']}"
+    if first["type"] == "missing":
+        return f"{at} is missing"
+    return f"{at} is {_short(first['input'])}, {first['msg'].removeprefix('Input ')}"
+
+
 def read_lines(path: Path, shape: Any = None) -> Iterator[dict[str, Any]]:
     """Records of a JSON-lines file; a last line cut short by a crash is dropped.
 
     Args:
         path: The file; none where there is none.
-        shape: Of each record; a mapping of `EVENTS` if the records are events.
+        shape: Of each record.
 
     Raises:
         Damaged: another line does not hold what was written, and which.
     """
-    if not path.is_file():
-        return
-    lines = _text(path).split("\n")
-    for number, line in enumerate(lines, start=1):
-        where = f"{path}, line {number}"
-        if number == len(lines) and (not line or not _is_whole(line)):
-            return
+    for where, line in lines(path):
         record = _parsed(line, where)
-        if shape is EVENTS:
-            _check(record, {"event": str}, where)
-            _check(record, EVENTS.get(record["event"]), where)
-        else:
-            _check(record, shape, where)
+        _check(record, shape, where)
         yield record
 
 
@@ -284,7 +271,8 @@ def append_line(path: Path, record: Mapping[str, Any]) -> bool:
             else:
                 file.truncate(whole)
                 dropped = True
-        file.write(json.dumps(record).encode() + b"\n")
+        text = json.dumps(record, ensure_ascii=False)
+        file.write(text.encode(errors="replace") + b"\n")
     return dropped
 
 
@@ -358,7 +346,7 @@ def _text(path: Path) -> str:
         raise Damaged(str(path), f"not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parsed(text: str | bytes, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedkd.functional.options import Part, Positive
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
@@ -26,8 +27,8 @@ def aekd_loss(
     teacher_logits: Tensor,
     *,
     weights: Tensor | None = None,
-    temperature: float = 4.0,
-    nu: float | None = None,
+    temperature: Positive = 4.0,
+    nu: Part | None = None,
     normalise: bool = False,
     solver: Solver = "exact",
 ) -> Tensor:
@@ -39,10 +40,10 @@ def aekd_loss(
         student_logits: (B, C).
         teacher_logits: Of M teachers, (M, B, C).
         weights: What else speaks for each teacher on each sample, (M, B); None: nothing.
-        temperature: As in `AEKDLoss`, like all that follow.
-        nu: See there.
-        normalise: See there.
-        solver: See there.
+        temperature: As in `aekd_loss`, like all that follow.
+        nu: Bound of the weights.
+        normalise: Whether only directions count.
+        solver: "exact" or "svm".
     """
     check_teachers("aekd", student_logits, teacher_logits, weights)
     student_logits, teacher_logits = comparable(student_logits, teacher_logits)
@@ -66,8 +67,8 @@ def agreement_weights(
     teacher_logits: Tensor,
     *,
     weights: Tensor | None = None,
-    temperature: float = 4.0,
-    nu: float | None = None,
+    temperature: Positive = 4.0,
+    nu: Part | None = None,
     normalise: bool = False,
     solver: Solver = "exact",
 ) -> Tensor:
@@ -117,19 +118,11 @@ def agreement_weights(
 
 
 @LOSSES.register("aekd")
-class AEKDLoss(EnsembleLoss):
+class AEKDLoss(EnsembleLoss, formula=aekd_loss):
     """Matches all teachers with weights whose mean gradient is shortest: where all can agree.
 
     It is a step that no teacher minds, and there is nothing to learn where teachers pull in
     opposite directions. Weights hold for a whole batch.
-
-    Args:
-        temperature: Softness of all distributions.
-        nu: Share of the teachers that must have a say: no weight exceeds 1 / (nu * M). The
-            paper's tolerance C is nu = 1 / (C * M). None sets no limit.
-        normalise: Compare directions of the gradients and not their lengths.
-        solver: "svm" runs the repository's one-class support vector machine, which ends
-            before the least; "exact" does not.
 
     References:
         Du et al., "Agree to Disagree: Adaptive Ensemble Knowledge Distillation in Gradient
@@ -139,30 +132,8 @@ class AEKDLoss(EnsembleLoss):
 
     needs = (Logits(),)
 
-    def __init__(
-        self,
-        *,
-        temperature: float = 4.0,
-        nu: float | None = None,
-        normalise: bool = False,
-        solver: Solver = "exact",
-    ) -> None:
-        super().__init__()
-        if nu is not None and not 0 < nu <= 1:
-            raise ValueError(f"loss 'aekd': nu must lie in (0, 1], got {nu}")
-        self.temperature = temperature
-        self.nu = nu
-        self.normalise = normalise
-        self.solver: Solver = solver
-
     def forward(self, student: Tensors, ensemble: Ensemble, targets: Tensor | None) -> Tensor:
         """Losses (B,)."""
         return aekd_loss(
-            student[Logits()],
-            ensemble.logits,
-            weights=ensemble.weights,
-            temperature=self.temperature,
-            nu=self.nu,
-            normalise=self.normalise,
-            solver=self.solver,
+            student[Logits()], ensemble.logits, weights=ensemble.weights, **vars(self.options)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fedkd.functional.options import Positive
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
@@ -18,7 +19,7 @@ def aver_loss(
     teacher_logits: Tensor,
     *,
     weights: Tensor | None = None,
-    temperature: float = 4.0,
+    temperature: Positive = 4.0,
 ) -> Tensor:
     """T^2 * mean of KL(teacher || student) per sample, (B, C) x (M, B, C) -> (B,).
 
@@ -35,13 +36,10 @@ def aver_loss(
 
 
 @LOSSES.register("aver")
-class AverLoss(EnsembleLoss):
+class AverLoss(EnsembleLoss, formula=aver_loss):
     """Matches all teachers' softened probabilities alike.
 
     The same as `kd`, in one go: a hundred teachers cost little more than one.
-
-    Args:
-        temperature: Softness of all distributions.
 
     References:
         You et al., "Learning from Multiple Teacher Networks", KDD 2017,
@@ -50,15 +48,8 @@ class AverLoss(EnsembleLoss):
 
     needs = (Logits(),)
 
-    def __init__(self, *, temperature: float = 4.0) -> None:
-        super().__init__()
-        self.temperature = temperature
-
     def forward(self, student: Tensors, ensemble: Ensemble, targets: Tensor | None) -> Tensor:
         """Losses (B,)."""
         return aver_loss(
-            student[Logits()],
-            ensemble.logits,
-            weights=ensemble.weights,
-            temperature=self.temperature,
+            student[Logits()], ensemble.logits, weights=ensemble.weights, **vars(self.options)
         )

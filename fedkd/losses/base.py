@@ -7,14 +7,15 @@ because what it asks of one depends on the others.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, make_dataclass
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from fedkd.functional.options import options_checked
+from fedkd.functional.options import frozen_options, options_checked, with_options_of
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Ensemble
 
@@ -54,7 +55,13 @@ class Loss(nn.Module, ABC):
     - Autocast is kept out, and half precision computed in float32.
     - Derivatives of any order and mode exist, though only the first in reverse mode is fast.
 
+    A loss is written `class DKDLoss(DistillationLoss, formula=dkd_loss)`: the keywords of its
+    formula are its options, for Python and for configs, and nobody lists them again. What a loss
+    wants to know beside them it names in an `__init__` of its own, which hands on the rest.
+
     Attributes:
+        Options: The options of the formula, a frozen dataclass.
+        options: Those that were chosen; `formula(..., **vars(self.options))`.
         needs: Kinds every teacher must share; the union over all losses is what clients send.
         needs_targets: Whether `targets` (true or pseudo labels) are used.
     """
@@ -62,13 +69,23 @@ class Loss(nn.Module, ABC):
     needs: tuple[Kind, ...] = ()
     needs_targets: bool = False
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Options are checked before the constructor sees them."""
+    Options: ClassVar[type[Any]] = make_dataclass("Options", [], frozen=True)
+    options: Any
+
+    def __init_subclass__(cls, formula: Callable[..., Tensor] | None = None, **kwargs: Any) -> None:
+        """Take the options of `formula`, and check all options before the constructor runs."""
         super().__init_subclass__(**kwargs)
-        if "__init__" in cls.__dict__:
+        if formula is not None:
+            cls.Options = frozen_options(cls, formula)
+        if formula is not None or "__init__" in cls.__dict__:
             name = cls.__module__.rpartition("fedkd.losses.")[2]
             who = f"loss {name!r}" if "." not in name and name != cls.__module__ else cls.__name__
-            type.__setattr__(cls, "__init__", options_checked(who)(cls.__init__))
+            init = with_options_of(formula, inspect.unwrap(cls.__init__))
+            type.__setattr__(cls, "__init__", options_checked(who)(init))
+
+    def __init__(self, **formula: Any) -> None:
+        super().__init__()
+        self.options = self.Options(**formula)
 
     @property
     def reads(self) -> tuple[Kind, ...]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedkd.functional.options import Count, Positive
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Classifier, Kind, Logits, Stage
 from fedkd.knowledge.payload import Ensemble
@@ -35,7 +36,7 @@ def camkd_loss(
     targets: Tensor,
     *,
     weights: Tensor | None = None,
-    temperature: float = 4.0,
+    temperature: Positive = 4.0,
     scale: Scale = "normalised",
 ) -> Tensor:
     """T^2 * mean of KL(teacher || student), weighted by `confidence_weights`, per sample -> (B,).
@@ -47,8 +48,9 @@ def camkd_loss(
         teacher_logits: Of M teachers, (M, B, C).
         targets: Class indices, (B,).
         weights: What else speaks for each teacher on each sample, (M, B); None: nothing.
-        temperature: As in `CAMKDLoss`, like `scale`.
-        scale: See there.
+        temperature: Softness of the distributions that are matched.
+        scale: "normalised": weights of a sample sum to one. "published" divides by the number of
+            teachers.
     """
     check_teachers("camkd", student_logits, teacher_logits, weights)
     student_logits, teacher_logits = comparable(student_logits, teacher_logits)
@@ -79,8 +81,9 @@ def camkd_feature_loss(
         answers: What each teacher's classifier makes of the student's projected map, (M, B, C).
         targets: Class indices, (B,).
         weights: What else speaks for each teacher on each sample, (M, B); None: nothing.
-        through_weights: As in `CAMKDLoss`, like `scale`.
-        scale: See there.
+        through_weights: Let gradients flow through the weights too, as published: the student
+            then also learns to look worse to teachers far from it.
+        scale: As in `camkd_loss`.
     """
     check_teachers("camkd", answers[0], answers, weights)
     for ours, theirs in zip(student_maps, teacher_maps, strict=True):
@@ -116,11 +119,10 @@ def confidence_weights(
 
 
 @LOSSES.register("camkd")
-class CAMKDLoss(EnsembleLoss):
+class CAMKDLoss(EnsembleLoss, formula=camkd_loss):
     """Matches all teachers, on each sample those more that are right about it. Needs labels.
 
     Args:
-        temperature: Softness of the distributions that are matched.
         logit_weight: Weight of the logit part.
         feature_weight: Weight of the feature part (the paper's 50): the student's deepest map,
             projected for each teacher, against the teacher's. Asks for maps and classifiers.
@@ -128,10 +130,8 @@ class CAMKDLoss(EnsembleLoss):
             teacher whose map has negative values.
         convs: Three convolutions per projection instead of one.
         factor: How many times narrower than the student's map these are in the middle.
-        through_weights: Let gradients flow through the weights of the feature part too, as
-            published: the student then also learns to look worse to teachers far from it.
-        scale: "normalised": weights of a sample sum to one. "published" divides both parts by
-            the number of teachers.
+        through_weights: Of the feature part, see `camkd_feature_loss`.
+        formula: Options of `camkd_loss`, of which `scale` holds for both parts.
 
     References:
         Zhang et al., "Confidence-Aware Multi-Teacher Knowledge Distillation", ICASSP 2022,
@@ -144,30 +144,25 @@ class CAMKDLoss(EnsembleLoss):
     def __init__(
         self,
         *,
-        temperature: float = 4.0,
         logit_weight: float = 1.0,
         feature_weight: float = 0.0,
         relu: bool | Literal["auto"] = "auto",
         convs: bool = False,
-        factor: int = 2,
+        factor: Count = 2,
         through_weights: bool = False,
-        scale: Scale = "normalised",
+        **formula: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**formula)
         if not logit_weight and not feature_weight:
             raise ValueError("loss 'camkd': logit_weight and feature_weight are both 0")
-        if factor < 1:
-            raise ValueError(f"loss 'camkd': factor must be at least 1, got {factor}")
         if feature_weight:
             self.needs = (Logits(), Stage(-1), Classifier())
-        self.temperature = temperature
         self.logit_weight = logit_weight
         self.feature_weight = feature_weight
         self.relu: bool | Literal["auto"] = relu
         self.convs = convs
         self.factor = factor
         self.through_weights = through_weights
-        self.scale: Scale = scale
         self.projectors = nn.ModuleList()
 
     def adapted(self, student: Tensors, teachers: Sequence[Tensors]) -> Self:
@@ -199,8 +194,7 @@ class CAMKDLoss(EnsembleLoss):
                 ensemble.logits,
                 targets,
                 weights=ensemble.weights,
-                temperature=self.temperature,
-                scale=self.scale,
+                **vars(self.options),
             )
             parts.append(self.logit_weight * part)
         if self.feature_weight:
@@ -223,5 +217,5 @@ class CAMKDLoss(EnsembleLoss):
             targets,
             weights=ensemble.weights,
             through_weights=self.through_weights,
-            scale=self.scale,
+            scale=self.options.scale,
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fedkd.functional.feature_statistics import averaged
+from fedkd.functional.options import Count
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import ClassMaps, Kind
 from fedkd.losses import LOSSES
@@ -24,10 +25,10 @@ def cat_loss(
     teacher_maps: Tensor,
     teacher_logits: Tensor | None = None,
     *,
-    size: int = 2,
+    size: Count = 2,
     normalise: bool = True,
     binarise: bool = False,
-    keep: int | None = None,
+    keep: Count | None = None,
     keep_rule: KeepRule = "top",
 ) -> Tensor:
     """Mean squared distance of coarse class maps per sample, (B, C, h, w) x (B, C, H, W) -> (B,).
@@ -40,11 +41,15 @@ def cat_loss(
         teacher_maps: The teacher's, of any size.
         teacher_logits: By which `keep` ranks classes, (B, C); None takes the mean of the
             teacher's maps over places, which are its logits less the bias, as published.
-        size: As in `CATLoss`, like all that follow.
-        normalise: See there.
-        binarise: See there; the teacher's maps must not be averaged yet.
-        keep: See there.
-        keep_rule: See there.
+        size: Side of the grid the maps are averaged to.
+        normalise: Give each class map unit length first, so that only its pattern counts. At
+            `size` 1 only its sign is left.
+        binarise: Turn the teacher's maps into ones where they exceed their mean absolute value.
+            They must not be averaged yet, so they are needed at full size.
+        keep: Compare only so many classes of each sample; None compares all.
+        keep_rule: Which: "top" keeps the teacher's most likely ones. The published strategies are
+            "above_nth", those strictly above the n-th (so n - 1), and "below_nth_of_100", those
+            not above the (100 - n)-th (of 100 classes the n + 1 least likely).
     """
     check_batch("cat", student_maps, teacher_maps, teacher_logits)
     student_maps = full(student_maps)
@@ -71,21 +76,10 @@ def cat_loss(
 
 
 @LOSSES.register("cat")
-class CATLoss(DistillationLoss):
+class CATLoss(DistillationLoss, formula=cat_loss):
     """Matches where each class is seen, on a coarse grid.
 
     With `ce` it is CAT-KD, alone it is CAT.
-
-    Args:
-        size: Side of the grid the maps are averaged to.
-        normalise: Give each class map unit length first, so that only its pattern counts. At
-            `size` 1 only its sign is left.
-        binarise: Turn the teacher's maps into ones where they exceed their mean absolute value.
-            They are then needed at full size.
-        keep: Compare only so many classes of each sample; None compares all.
-        keep_rule: Which: "top" keeps the teacher's most likely ones. The published strategies are
-            "above_nth", those strictly above the n-th (so n - 1), and "below_nth_of_100", those
-            not above the (100 - n)-th (of 100 classes the n + 1 least likely).
 
     References:
         Guo et al., "Class Attention Transfer Based Knowledge Distillation", CVPR 2023,
@@ -94,31 +88,14 @@ class CATLoss(DistillationLoss):
 
     needs: tuple[Kind, ...] = (ClassMaps(2),)
 
-    def __init__(
-        self,
-        *,
-        size: int = 2,
-        normalise: bool = True,
-        binarise: bool = False,
-        keep: int | None = None,
-        keep_rule: KeepRule = "top",
-    ) -> None:
-        super().__init__()
-        if size < 1:
-            raise ValueError(f"loss 'cat': size must be positive, got {size}")
-        if keep is not None and keep < 1:
-            raise ValueError(f"loss 'cat': keep must be positive, got {keep}")
-        self.needs = (ClassMaps(None if binarise else size),)
-        self.size = size
-        self.normalise = normalise
-        self.binarise = binarise
-        self.keep = keep
-        self.keep_rule: KeepRule = keep_rule
+    def __init__(self, **formula: Any) -> None:
+        super().__init__(**formula)
+        self.needs = (ClassMaps(None if self.options.binarise else self.options.size),)
 
     @property
     def reads(self) -> tuple[Kind, ...]:
         """The coarse maps; only the teacher's are ever binarised."""
-        return (ClassMaps(self.size),)
+        return (ClassMaps(self.options.size),)
 
     def forward(
         self,
@@ -128,15 +105,7 @@ class CATLoss(DistillationLoss):
         weights: TeacherWeights,
     ) -> Tensor:
         """Losses (B,)."""
-        return cat_loss(
-            student[self.reads[0]],
-            teacher[self.needs[0]],
-            size=self.size,
-            normalise=self.normalise,
-            binarise=self.binarise,
-            keep=self.keep,
-            keep_rule=self.keep_rule,
-        )
+        return cat_loss(student[self.reads[0]], teacher[self.needs[0]], **vars(self.options))
 
 
 def _unit(maps: Tensor) -> Tensor:

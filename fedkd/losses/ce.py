@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedkd.functional.options import Share
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.losses import LOSSES
@@ -17,8 +18,14 @@ _NOTHING = torch.iinfo(torch.int64).min
 
 
 @loss_function("ce")
-def ce_loss(student_logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross entropy per sample, (B, C) x (B,) -> (B,)."""
+def ce_loss(student_logits: Tensor, targets: Tensor, *, label_smoothing: Share = 0.0) -> Tensor:
+    """Cross entropy per sample, (B, C) x (B,) -> (B,).
+
+    Args:
+        student_logits: (B, C).
+        targets: Class indices, (B,).
+        label_smoothing: Probability mass spread evenly over all classes.
+    """
     check_batch("ce", student_logits, classes=student_logits.shape[-1])
     return F.cross_entropy(
         full(student_logits),
@@ -30,18 +37,10 @@ def ce_loss(student_logits: Tensor, targets: Tensor, *, label_smoothing: float =
 
 
 @LOSSES.register("ce")
-class CELoss(DistillationLoss):
-    """Cross entropy on the targets; looks at no teacher. Needs labels.
-
-    Args:
-        label_smoothing: Probability mass spread evenly over all classes.
-    """
+class CELoss(DistillationLoss, formula=ce_loss):
+    """Cross entropy on the targets; looks at no teacher. Needs labels."""
 
     needs_targets = True
-
-    def __init__(self, *, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        self.label_smoothing = label_smoothing
 
     @property
     def reads(self) -> tuple[Kind, ...]:
@@ -57,4 +56,4 @@ class CELoss(DistillationLoss):
     ) -> Tensor:
         """Losses (B,)."""
         assert targets is not None
-        return ce_loss(student[Logits()], targets, label_smoothing=self.label_smoothing)
+        return ce_loss(student[Logits()], targets, **vars(self.options))

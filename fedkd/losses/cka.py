@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from fedkd.functional.options import Positive
 from fedkd.functional.similarity import linear_cka, rbf_cka, unbiased_cka
 from fedkd.knowledge.kinds import Pooled
 from fedkd.losses import LOSSES
@@ -22,7 +23,7 @@ def cka_loss(
     *,
     weights: Tensor | None = None,
     similarity: Similarity = "linear",
-    sigma: float = 1.0,
+    sigma: Positive = 1.0,
 ) -> Tensor:
     """1 - CKA of the two embeddings of a batch, (B, D) x (B, E) -> scalar.
 
@@ -33,8 +34,9 @@ def cka_loss(
         teacher_features: (B, E); the widths need not agree.
         weights: This teacher's weight on each sample, (B,): CKA under them as a measure, times
             their mean; ones if None.
-        similarity: As in `CKALoss`, like what follows.
-        sigma: See there.
+        similarity: `linear`; `rbf` with Gaussian kernels; `unbiased` linear, which does not call
+            small batches of wide embeddings alike (four samples or more).
+        sigma: Width of the Gaussian kernels in roots of the median squared distance.
     """
     check_batch("cka", student_features, teacher_features, weights=weights)
     teacher_features = teacher_features.detach().to(student_features)
@@ -48,16 +50,11 @@ def cka_loss(
 
 
 @LOSSES.register("cka")
-class CKALoss(DistillationLoss):
+class CKALoss(DistillationLoss, formula=cka_loss):
     """Makes the student's embeddings of a batch lie to each other as the teacher's do.
 
     Widths, rotation and scale do not matter, so nothing is projected. The published measure taken
     as a loss; there is no one code to repeat.
-
-    Args:
-        similarity: `linear`; `rbf` with Gaussian kernels; `unbiased` linear, which does not call
-            small batches of wide embeddings alike (four samples or more).
-        sigma: Width of the Gaussian kernels in roots of the median squared distance.
 
     References:
         Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019,
@@ -68,11 +65,6 @@ class CKALoss(DistillationLoss):
 
     needs = (Pooled(),)
 
-    def __init__(self, *, similarity: Similarity = "linear", sigma: float = 1.0) -> None:
-        super().__init__()
-        self.similarity: Similarity = similarity
-        self.sigma = sigma
-
     def forward(
         self,
         student: Tensors,
@@ -82,9 +74,5 @@ class CKALoss(DistillationLoss):
     ) -> Tensor:
         """Scalar loss, `weights` applied."""
         return cka_loss(
-            student[Pooled()],
-            teacher[Pooled()],
-            weights=weights.samples,
-            similarity=self.similarity,
-            sigma=self.sigma,
+            student[Pooled()], teacher[Pooled()], weights=weights.samples, **vars(self.options)
         )

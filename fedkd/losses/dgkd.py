@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from fedkd.functional.options import CountFromZero, Part, Positive
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
@@ -26,7 +27,7 @@ def dgkd_loss(
     *,
     weights: Tensor | None = None,
     kept: Sequence[int] | Tensor | None = None,
-    temperature: float = 5.0,
+    temperature: Positive = 5.0,
     reduction: Reduction = "batchmean",
     combine: Literal["mean", "sum"] = "mean",
 ) -> Tensor:
@@ -40,9 +41,10 @@ def dgkd_loss(
         weights: Weight of each teacher on each sample, (M, B); None means 1 / M.
         kept: Numbers of the teachers that have a say on this batch; None means all. Where none
             has one the loss is zero.
-        temperature: As in `DGKDLoss`, like all that follow.
-        reduction: See there.
-        combine: See there.
+        temperature: Softness of all distributions.
+        reduction: "elementwise" averages over classes as well, as the repository does: C times
+            less.
+        combine: "mean" over teachers, or their "sum" as published: M times as much.
     """
     check_teachers("dgkd", student_logits, teacher_logits, weights)
     student_logits, teacher_logits = comparable(student_logits, teacher_logits)
@@ -61,20 +63,17 @@ def dgkd_loss(
 
 
 @LOSSES.register("dgkd")
-class DGKDLoss(EnsembleLoss):
+class DGKDLoss(EnsembleLoss, formula=dgkd_loss):
     """Matches the teacher and all its assistants, of whom chance may drop some.
 
     The paper's objective is `lambda` of this and `1 - lambda` of `ce`.
 
     Args:
-        temperature: Softness of all distributions.
-        reduction: "elementwise" averages over classes as well, as the repository does: C times
-            less.
-        combine: "mean" over teachers, or their "sum" as published: M times as much.
         drop: How many teachers, drawn anew for each batch, have no say (the repository's 1); at
             least one is kept. Only while training.
         survival: Chance of each teacher to have a say on a batch (the paper's 0.75); sometimes
             none has. Only while training.
+        formula: Options of `dgkd_loss`.
 
     References:
         Son et al., "Densely Guided Knowledge Distillation Using Multiple Teacher Assistants",
@@ -86,22 +85,13 @@ class DGKDLoss(EnsembleLoss):
     def __init__(
         self,
         *,
-        temperature: float = 5.0,
-        reduction: Reduction = "batchmean",
-        combine: Literal["mean", "sum"] = "mean",
-        drop: int = 0,
-        survival: float | None = None,
+        drop: CountFromZero = 0,
+        survival: Part | None = None,
+        **formula: Any,
     ) -> None:
-        super().__init__()
-        if drop < 0:
-            raise ValueError(f"loss 'dgkd': drop must be at least 0, got {drop}")
-        if survival is not None and not 0 < survival <= 1:
-            raise ValueError(f"loss 'dgkd': survival must lie in (0, 1], got {survival}")
+        super().__init__(**formula)
         if drop and survival is not None:
             raise ValueError("loss 'dgkd': drop and survival exclude each other")
-        self.temperature = temperature
-        self.reduction: Reduction = reduction
-        self.combine: Literal["mean", "sum"] = combine
         self.drop = drop
         self.survival = survival
 
@@ -112,9 +102,7 @@ class DGKDLoss(EnsembleLoss):
             ensemble.logits,
             weights=ensemble.weights,
             kept=self._draw(len(ensemble)),
-            temperature=self.temperature,
-            reduction=self.reduction,
-            combine=self.combine,
+            **vars(self.options),
         )
 
     def _draw(self, count: int) -> Tensor | None:

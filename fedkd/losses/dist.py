@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedkd.functional.analytic_grad import with_gradient
+from fedkd.functional.options import Positive
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
@@ -31,10 +32,10 @@ def dist_loss(
     class_weights: Tensor | None = None,
     beta: float = 1.0,
     gamma: float = 1.0,
-    temperature: float = 4.0,
+    temperature: Positive = 4.0,
     tau_sq: bool = True,
     eps_mode: EpsMode = "clamp",
-    eps: float = 1e-8,
+    eps: Positive = 1e-8,
 ) -> Tensor:
     """beta * (1 - correlation of samples) + gamma * (1 - correlation of classes), a scalar.
 
@@ -44,12 +45,15 @@ def dist_loss(
         weights: This teacher's weight on each sample, (B,); ones if None. Classes are correlated
             over samples so weighted, and count the weights' mean.
         class_weights: Weights of the teacher's view of each class, (C,); ones if None.
-        beta: As in `DISTLoss`, like all that follow.
-        gamma: See there.
-        temperature: See there.
-        tau_sq: See there.
-        eps_mode: See there.
-        eps: See there.
+        beta: Weight of the samples' correlations (the paper's inter-class relation).
+        gamma: Weight of the classes' correlations (the paper's intra-class relation).
+        temperature: Softness of both distributions; the authors' CIFAR runs use 4, those on
+            ImageNet 1.
+        tau_sq: Multiply by temperature^2, as the authors' code does and the paper does not.
+        eps_mode: How a product of lengths is kept from zero: "clamp" clamps each length, and a
+            correlation is exact; "add" adds `eps` to the product, as the authors' code does,
+            which at temperature 1 swallows much of the classes' part.
+        eps: The smallest length, or what is added.
     """
     check_batch(
         "dist",
@@ -84,19 +88,8 @@ def dist_loss(
 
 
 @LOSSES.register("dist")
-class DISTLoss(DistillationLoss):
+class DISTLoss(DistillationLoss, formula=dist_loss):
     """Correlates the probabilities of each sample over classes, and of each class over samples.
-
-    Args:
-        beta: Weight of the samples' correlations (the paper's inter-class relation).
-        gamma: Weight of the classes' correlations (the paper's intra-class relation).
-        temperature: Softness of both distributions; the authors' CIFAR runs use 4, those on
-            ImageNet 1.
-        tau_sq: Multiply by temperature^2, as the authors' code does and the paper does not.
-        eps_mode: How a product of lengths is kept from zero: "clamp" clamps each length, and a
-            correlation is exact; "add" adds `eps` to the product, as the authors' code does,
-            which at temperature 1 swallows much of the classes' part.
-        eps: The smallest length, or what is added.
 
     References:
         Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022,
@@ -104,24 +97,6 @@ class DISTLoss(DistillationLoss):
     """
 
     needs = (Logits(),)
-
-    def __init__(
-        self,
-        *,
-        beta: float = 1.0,
-        gamma: float = 1.0,
-        temperature: float = 4.0,
-        tau_sq: bool = True,
-        eps_mode: EpsMode = "clamp",
-        eps: float = 1e-8,
-    ) -> None:
-        super().__init__()
-        self.beta = beta
-        self.gamma = gamma
-        self.temperature = temperature
-        self.tau_sq = tau_sq
-        self.eps_mode: EpsMode = eps_mode
-        self.eps = eps
 
     def forward(
         self,
@@ -136,12 +111,7 @@ class DISTLoss(DistillationLoss):
             teacher[Logits()],
             weights=weights.samples,
             class_weights=weights.classes,
-            beta=self.beta,
-            gamma=self.gamma,
-            temperature=self.temperature,
-            tau_sq=self.tau_sq,
-            eps_mode=self.eps_mode,
-            eps=self.eps,
+            **vars(self.options),
         )
 
 
@@ -152,9 +122,9 @@ class _Problem:
     Attributes:
         inter: Weight of the samples' part.
         intra: Weight of the classes' part.
-        temperature: As in `DISTLoss`.
-        weights: As in `dist_loss`.
-        class_weights: See there.
+        temperature: Softness of both distributions.
+        weights: Of each sample, (B,), or None.
+        class_weights: Of each class, (C,), or None.
         eps: The smallest length, or what is added to their product.
         add: Whether it is added.
         noise: Vectors whose elements differ by less, relative to their size, are constant.

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedkd.functional.analytic_grad import with_gradient
+from fedkd.functional.options import Positive
 from fedkd.losses.inputs import check_batch, loss_function
 from fedkd.losses.kd import comparable, floored, softened_kl, unfloored
 
@@ -26,7 +27,7 @@ def weighted_kl(
     teacher_logits: Tensor,
     weights: Tensor | None = None,
     *,
-    temperature: float = 4.0,
+    temperature: Positive = 4.0,
 ) -> Tensor:
     """T^2 * sum of weight * KL(teacher || student) per sample.
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedkd.functional.analytic_grad import with_gradient
+from fedkd.functional.options import Positive
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
@@ -22,13 +23,23 @@ def dkd_loss(
     *,
     alpha: float = 1.0,
     beta: float = 8.0,
-    temperature: float = 4.0,
+    temperature: Positive = 4.0,
     standardise: bool = False,
 ) -> Tensor:
     """T^2 * (alpha * TCKD + beta * NCKD) per sample, (B, C) x (B, C) x (B,) -> (B,).
 
     TCKD compares target against rest, NCKD the distributions over the rest; with two classes
     NCKD is exactly zero. Half precision is computed in float32; the teacher is detached.
+
+    Args:
+        student_logits: (B, C).
+        teacher_logits: (B, C).
+        targets: Class indices, (B,).
+        alpha: Weight of the target-class part.
+        beta: Weight of the non-target part; the paper's runs use 0.5 to 8, more where the
+            teacher is surer.
+        temperature: Softness of both distributions.
+        standardise: Compare z-scores of the logits (Sun et al.).
     """
     check_batch("dkd", student_logits, teacher_logits, classes=student_logits.shape[-1])
     targets = class_numbers("dkd", targets, student_logits)
@@ -49,15 +60,8 @@ def dkd_loss(
 
 
 @LOSSES.register("dkd")
-class DKDLoss(DistillationLoss):
+class DKDLoss(DistillationLoss, formula=dkd_loss):
     """Matches the target class and the other classes separately. Needs labels.
-
-    Args:
-        alpha: Weight of the target-class part.
-        beta: Weight of the non-target part; the paper's runs use 0.5 to 8, more where the
-            teacher is surer.
-        temperature: Softness of both distributions.
-        standardise: Compare z-scores of the logits (Sun et al.).
 
     References:
         Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022,
@@ -69,20 +73,6 @@ class DKDLoss(DistillationLoss):
     needs = (Logits(),)
     needs_targets = True
 
-    def __init__(
-        self,
-        *,
-        alpha: float = 1.0,
-        beta: float = 8.0,
-        temperature: float = 4.0,
-        standardise: bool = False,
-    ) -> None:
-        super().__init__()
-        self.alpha = alpha
-        self.beta = beta
-        self.temperature = temperature
-        self.standardise = standardise
-
     def forward(
         self,
         student: Tensors,
@@ -92,15 +82,7 @@ class DKDLoss(DistillationLoss):
     ) -> Tensor:
         """Losses (B,)."""
         assert targets is not None
-        return dkd_loss(
-            student[Logits()],
-            teacher[Logits()],
-            targets,
-            alpha=self.alpha,
-            beta=self.beta,
-            temperature=self.temperature,
-            standardise=self.standardise,
-        )
+        return dkd_loss(student[Logits()], teacher[Logits()], targets, **vars(self.options))
 
 
 def _parts(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

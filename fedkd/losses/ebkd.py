@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedkd.functional.options import Positive
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Ensemble
@@ -22,8 +23,8 @@ def ebkd_loss(
     teacher_logits: Tensor,
     *,
     weights: Tensor | None = None,
-    temperature: float = 4.0,
-    entropy_temperature: float = 1.0,
+    temperature: Positive = 4.0,
+    entropy_temperature: Positive = 1.0,
     scale: Scale = "normalised",
 ) -> Tensor:
     """T^2 * mean of KL(teacher || student), weighted by sureness, per sample -> (B,).
@@ -34,9 +35,10 @@ def ebkd_loss(
         student_logits: (B, C).
         teacher_logits: Of M teachers, (M, B, C).
         weights: What else speaks for each teacher on each sample, (M, B); None: nothing.
-        temperature: As in `EBKDLoss`, like all that follow.
-        entropy_temperature: See there.
-        scale: See there.
+        temperature: Softness of the distributions that are matched.
+        entropy_temperature: Softness of those whose entropy is compared.
+        scale: "normalised": weights of a sample sum to one. "published" multiplies by
+            (M - 1) / M, as the repository's weights and divisors come to.
     """
     check_teachers("ebkd", student_logits, teacher_logits, weights)
     student_logits, teacher_logits = comparable(student_logits, teacher_logits)
@@ -50,7 +52,7 @@ def ebkd_loss(
 @torch.no_grad()
 @loss_function("ebkd")
 def entropy_weights(
-    teacher_logits: Tensor, *, weights: Tensor | None = None, temperature: float = 1.0
+    teacher_logits: Tensor, *, weights: Tensor | None = None, temperature: Positive = 1.0
 ) -> Tensor:
     """1 - H / (sum of all H) of each teacher, made to sum to one, (M, B, C) -> (M, B).
 
@@ -72,14 +74,8 @@ def entropy_weights(
 
 
 @LOSSES.register("ebkd")
-class EBKDLoss(EnsembleLoss):
+class EBKDLoss(EnsembleLoss, formula=ebkd_loss):
     """Matches all teachers, on each sample those more that are surer of it.
-
-    Args:
-        temperature: Softness of the distributions that are matched.
-        entropy_temperature: Softness of those whose entropy is compared.
-        scale: "normalised": weights of a sample sum to one. "published" multiplies by
-            (M - 1) / M, as the repository's weights and divisors come to.
 
     References:
         Kwon et al., "Adaptive Knowledge Distillation Based on Entropy", ICASSP 2020,
@@ -88,25 +84,8 @@ class EBKDLoss(EnsembleLoss):
 
     needs = (Logits(),)
 
-    def __init__(
-        self,
-        *,
-        temperature: float = 4.0,
-        entropy_temperature: float = 1.0,
-        scale: Scale = "normalised",
-    ) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.entropy_temperature = entropy_temperature
-        self.scale: Scale = scale
-
     def forward(self, student: Tensors, ensemble: Ensemble, targets: Tensor | None) -> Tensor:
         """Losses (B,)."""
         return ebkd_loss(
-            student[Logits()],
-            ensemble.logits,
-            weights=ensemble.weights,
-            temperature=self.temperature,
-            entropy_temperature=self.entropy_temperature,
-            scale=self.scale,
+            student[Logits()], ensemble.logits, weights=ensemble.weights, **vars(self.options)
         )

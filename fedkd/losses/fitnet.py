@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,7 +27,8 @@ def fitnet_loss(regressed: Tensor, teacher_map: Tensor, *, reduction: Reduction 
     Args:
         regressed: The student's map, regressed to the shape of the teacher's.
         teacher_map: The hint.
-        reduction: As in `FitNetLoss`.
+        reduction: "mean" over all elements; the original sums squares over the D channels and
+            halves them, "half_sum_channel", which is D / 2 times as much.
 
     Raises:
         ValueError: the shapes differ.
@@ -47,7 +48,7 @@ def fitnet_loss(regressed: Tensor, teacher_map: Tensor, *, reduction: Reduction 
 
 
 @LOSSES.register("fitnet")
-class FitNetLoss(DistillationLoss):
+class FitNetLoss(DistillationLoss, formula=fitnet_loss):
     """Matches one feature map of the student, through a small regressor, to one of the teacher.
 
     Args:
@@ -56,8 +57,7 @@ class FitNetLoss(DistillationLoss):
         teacher_stage: Which of the teacher; None takes the same.
         relu: Whether the regressor ends in a ReLU, as published. "auto" leaves it out if the
             teacher's map has negative values, which it could never meet.
-        reduction: "mean" over all elements; the original sums squares over the D channels and
-            halves them, "half_sum_channel", which is D / 2 times as much.
+        formula: Options of `fitnet_loss`.
 
     References:
         Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015,
@@ -72,13 +72,12 @@ class FitNetLoss(DistillationLoss):
         stage: int = -2,
         teacher_stage: int | None = None,
         relu: bool | Literal["auto"] = "auto",
-        reduction: Reduction = "mean",
+        **formula: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**formula)
         self.needs = (Stage(stage if teacher_stage is None else teacher_stage),)
         self.stage = stage
         self.relu: bool | Literal["auto"] = relu
-        self.reduction: Reduction = reduction
         self.regressor: nn.Module | None = None
 
     @property
@@ -107,4 +106,4 @@ class FitNetLoss(DistillationLoss):
         """Losses (B,)."""
         assert self.regressor is not None, "adapt it to student and teacher first"
         ours = student[self.reads[0]].to(next(self.regressor.parameters()).dtype)
-        return fitnet_loss(self.regressor(ours), teacher[self.needs[0]], reduction=self.reduction)
+        return fitnet_loss(self.regressor(ours), teacher[self.needs[0]], **vars(self.options))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedkd.functional.options import Count, Positive, Share
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Kind, Logits, Pooled, Stage
 from fedkd.losses import LOSSES
@@ -26,13 +27,13 @@ def hcd_loss(
     targets: Tensor,
     shared: Sequence[Tensor],
     *,
-    temperature: float = 1.0,
+    temperature: Positive = 1.0,
     kd_weight: float = 1.0,
     ce_weight: float = 1.0,
     sub_weight: float = 6.0,
     orthogonality: float = 1.0,
     threshold: float = 0.5,
-    label_smoothing: float = 0.1,
+    label_smoothing: Share = 0.1,
     student_share: float = 1.0,
     teacher_share: float = 1.0,
     detach: bool = True,
@@ -49,19 +50,21 @@ def hcd_loss(
         teacher_logits: (B, C).
         targets: (B,).
         shared: Sub-logits of each stage before fusion, (B, k, C).
-        temperature: As in `HCDLoss`, like all that follow.
-        kd_weight: See there.
-        ce_weight: See there.
-        sub_weight: See there.
-        orthogonality: See there.
-        threshold: See there.
-        label_smoothing: See there.
-        student_share: See there.
-        teacher_share: See there.
-        detach: See there.
-        over_stages: See there.
-        orthogonal: See there.
-        label_entry: See there.
+        temperature: Softness of all distributions.
+        kd_weight: Weight of KL(teacher || student); 0 leaves it out.
+        ce_weight: Weight of the sub-logits' cross entropy, which trains the mapper.
+        sub_weight: Weight of KL(sub-logits || student).
+        orthogonality: Weight of the penalty on sub-logits that agree beside the target.
+        threshold: Cosine from which they agree.
+        label_smoothing: Of the sub-logits' cross entropy.
+        student_share: Factor of the mapper's output in the sub-logits.
+        teacher_share: Factor of the teacher's logits in them.
+        detach: Whether KL(sub-logits || student) leaves the sub-logits alone. The official code is
+            said not to; training is then said to diverge.
+        over_stages: "mean", or "sum", which makes everything `stages` times as heavy.
+        orthogonal: Whether the penalty looks at the sub-logits with the teacher's logits ("fused")
+            or without ("sub").
+        label_entry: What stands in for the target's entry in the penalty.
     """
     check_batch("hcd", student_logits, teacher_logits, classes=student_logits.shape[-1])
     check_batch("hcd", student_logits, *shared)
@@ -127,7 +130,7 @@ def orthogonality_loss(
 
 
 @LOSSES.register("hcd")
-class HCDLoss(DistillationLoss):
+class HCDLoss(DistillationLoss, formula=hcd_loss):
     """Lets student and teacher features speak together as several sub-heads. Needs labels.
 
     Each of the student's stages is projected and joined with the teacher's pooled feature; a small
@@ -140,21 +143,7 @@ class HCDLoss(DistillationLoss):
     Args:
         stages: How many of the student's deepest stages.
         sub_heads: Sub-logits per stage (k).
-        temperature: Softness of all distributions.
-        kd_weight: Weight of KL(teacher || student); 0 leaves it out.
-        ce_weight: Weight of the sub-logits' cross entropy, which trains the mapper.
-        sub_weight: Weight of KL(sub-logits || student).
-        orthogonality: Weight of the penalty on sub-logits that agree beside the target.
-        threshold: Cosine from which they agree.
-        label_smoothing: Of the sub-logits' cross entropy.
-        student_share: Factor of the mapper's output in the sub-logits.
-        teacher_share: Factor of the teacher's logits in them.
-        detach: Whether KL(sub-logits || student) leaves the sub-logits alone. The official code is
-            said not to; training is then said to diverge.
-        over_stages: "mean", or "sum", which makes everything `stages` times as heavy.
-        orthogonal: Whether the penalty looks at the sub-logits with the teacher's logits ("fused")
-            or without ("sub").
-        label_entry: What stands in for the target's entry in the penalty.
+        formula: Options of `hcd_loss`.
 
     References:
         Xu et al., "Heterogeneous Complementary Distillation", AAAI 2026,
@@ -164,45 +153,10 @@ class HCDLoss(DistillationLoss):
     needs = (Logits(), Pooled())
     needs_targets = True
 
-    def __init__(
-        self,
-        *,
-        stages: int = 3,
-        sub_heads: int = 4,
-        temperature: float = 1.0,
-        kd_weight: float = 1.0,
-        ce_weight: float = 1.0,
-        sub_weight: float = 6.0,
-        orthogonality: float = 1.0,
-        threshold: float = 0.5,
-        label_smoothing: float = 0.1,
-        student_share: float = 1.0,
-        teacher_share: float = 1.0,
-        detach: bool = True,
-        over_stages: Literal["mean", "sum"] = "mean",
-        orthogonal: Literal["fused", "sub"] = "fused",
-        label_entry: float = 0.0,
-    ) -> None:
-        super().__init__()
-        positive = {"stages": stages, "sub_heads": sub_heads}
-        for option, value in positive.items():
-            if value <= 0:
-                raise ValueError(f"loss 'hcd': {option} must be positive, got {value}")
+    def __init__(self, *, stages: Count = 3, sub_heads: Count = 4, **formula: Any) -> None:
+        super().__init__(**formula)
         self.stages = tuple(Stage(index) for index in range(-stages, 0))
         self.sub_heads = sub_heads
-        self.temperature = temperature
-        self.kd_weight = kd_weight
-        self.ce_weight = ce_weight
-        self.sub_weight = sub_weight
-        self.orthogonality = orthogonality
-        self.threshold = threshold
-        self.label_smoothing = label_smoothing
-        self.student_share = student_share
-        self.teacher_share = teacher_share
-        self.detach = detach
-        self.over_stages: Literal["mean", "sum"] = over_stages
-        self.orthogonal: Literal["fused", "sub"] = orthogonal
-        self.label_entry = label_entry
         self.projectors = nn.ModuleList()
         self.mappers = nn.ModuleList()
 
@@ -259,19 +213,7 @@ class HCDLoss(DistillationLoss):
             teacher[Logits()],
             targets,
             [stage.unflatten(1, (self.sub_heads, -1)) for stage in shared],
-            temperature=self.temperature,
-            kd_weight=self.kd_weight,
-            ce_weight=self.ce_weight,
-            sub_weight=self.sub_weight,
-            orthogonality=self.orthogonality,
-            threshold=self.threshold,
-            label_smoothing=self.label_smoothing,
-            student_share=self.student_share,
-            teacher_share=self.teacher_share,
-            detach=self.detach,
-            over_stages=self.over_stages,
-            orthogonal=self.orthogonal,
-            label_entry=self.label_entry,
+            **vars(self.options),
         )
 
 

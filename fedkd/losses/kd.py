@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedkd.functional.analytic_grad import through, transformed, with_gradient
+from fedkd.functional.options import Positive
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
@@ -22,12 +23,19 @@ def kd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     *,
-    temperature: float = 4.0,
+    temperature: Positive = 4.0,
     standardise: bool = False,
 ) -> Tensor:
     """T^2 * KL(teacher || student) per sample, summed over classes, (B, C) x (B, C) -> (B,).
 
     Half precision is computed in float32; the teacher is detached.
+
+    Args:
+        student_logits: (B, C).
+        teacher_logits: (B, C).
+        temperature: Softness of both distributions; 2 is usual with `standardise`.
+        standardise: Compare z-scores of the logits, so that the student need not copy their
+            shift and range (Sun et al.).
     """
     classes = student_logits.shape[-1]
     check_batch("kd", student_logits, teacher_logits, classes=classes, places=True)
@@ -105,13 +113,8 @@ def standardised(logits: Tensor) -> Tensor:
 
 
 @LOSSES.register("kd")
-class KDLoss(DistillationLoss):
+class KDLoss(DistillationLoss, formula=kd_loss):
     """Matches the teacher's softened probabilities.
-
-    Args:
-        temperature: Softness of both distributions; 2 is usual with `standardise`.
-        standardise: Compare z-scores of the logits, so that the student need not copy their
-            shift and range (Sun et al.).
 
     References:
         Hinton et al., "Distilling the Knowledge in a Neural Network", 2015,
@@ -122,11 +125,6 @@ class KDLoss(DistillationLoss):
 
     needs = (Logits(),)
 
-    def __init__(self, *, temperature: float = 4.0, standardise: bool = False) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.standardise = standardise
-
     def forward(
         self,
         student: Tensors,
@@ -135,12 +133,7 @@ class KDLoss(DistillationLoss):
         weights: TeacherWeights,
     ) -> Tensor:
         """Losses (B,)."""
-        return kd_loss(
-            student[Logits()],
-            teacher[Logits()],
-            temperature=self.temperature,
-            standardise=self.standardise,
-        )
+        return kd_loss(student[Logits()], teacher[Logits()], **vars(self.options))
 
 
 def _solve(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

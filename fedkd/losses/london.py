@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from fedkd.functional.feature_statistics import spectral_norms
+from fedkd.functional.options import Count, Range
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Kind, SpectralNorms, Stage
 from fedkd.losses import LOSSES
@@ -26,7 +27,8 @@ def london_loss(student_norms: Tensor, teacher_norms: Tensor, *, relative: bool 
     Args:
         student_norms: `features.spectral_norms` of the student's stages.
         teacher_norms: The teacher's.
-        relative: As in `LONDONLoss`.
+        relative: Divide differences by the teacher's norm. Norms have no common scale, and grow
+            with width; the published weights hold for the paper's networks only.
     """
     check_batch("london", student_norms, teacher_norms)
     if student_norms.shape != teacher_norms.shape:
@@ -45,7 +47,7 @@ def london_loss(student_norms: Tensor, teacher_norms: Tensor, *, relative: bool 
 
 
 @LOSSES.register("london")
-class LONDONLoss(DistillationLoss):
+class LONDONLoss(DistillationLoss, formula=london_loss):
     """Matches how much each block stretches its input, one number per pair of stages.
 
     This is the Lipschitz part of the paper alone; `ofd` is the other part of its objective.
@@ -53,10 +55,9 @@ class LONDONLoss(DistillationLoss):
     Args:
         stages: How many of the deepest stages; each pair of neighbours gives one number.
         iterations: Steps of the power iteration; published are 10 (CIFAR) and 5 (ImageNet).
-        relative: Divide differences by the teacher's norm. Norms have no common scale, and grow
-            with width; the published weights hold for the paper's networks only.
         gradient: Of the student: "exact", that of the singular value, or "unrolled", through all
             iterations, as published, which takes about twice the time.
+        formula: Options of `london_loss`.
 
     References:
         Shang et al., "Lipschitz Continuity Guided Knowledge Distillation", ICCV 2021,
@@ -68,20 +69,15 @@ class LONDONLoss(DistillationLoss):
     def __init__(
         self,
         *,
-        stages: int = 3,
-        iterations: int = 20,
-        relative: bool = False,
+        stages: Annotated[int, Range(lambda x: x >= 2, "at least 2")] = 3,
+        iterations: Count = 20,
         gradient: Literal["exact", "unrolled"] = "exact",
+        **formula: Any,
     ) -> None:
-        super().__init__()
-        if stages < 2:
-            raise ValueError(f"loss 'london': stages must be at least 2, got {stages}")
-        if iterations < 1:
-            raise ValueError(f"loss 'london': iterations must be positive, got {iterations}")
+        super().__init__(**formula)
         self.needs = (SpectralNorms(stages, iterations),)
         self.stages = stages
         self.iterations = iterations
-        self.relative = relative
         self.gradient: Literal["exact", "unrolled"] = gradient
 
     @property
@@ -107,4 +103,4 @@ class LONDONLoss(DistillationLoss):
                 iterations=self.iterations,
                 gradient="unrolled",
             )
-        return london_loss(norms, teacher[self.needs[0]], relative=self.relative)
+        return london_loss(norms, teacher[self.needs[0]], **vars(self.options))

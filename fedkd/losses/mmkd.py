@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from fedkd.functional.options import Count, Positive
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
@@ -34,7 +35,7 @@ def mmkd_loss(
     shares: Tensor,
     *,
     weights: Tensor | None = None,
-    temperature: float = 4.0,
+    temperature: Positive = 4.0,
 ) -> Tensor:
     """T^2 * sum of share * KL(teacher || student) per sample -> (B,).
 
@@ -109,7 +110,7 @@ def _shares(
 
 
 @LOSSES.register("mmkd")
-class MMKDLoss(EnsembleLoss):
+class MMKDLoss(EnsembleLoss, formula=mmkd_loss):
     """Matches all teachers with weights that a small network learns. Needs labels to learn them.
 
     The network sees everybody's logits. It does not learn from this loss, which it could lower by
@@ -117,11 +118,11 @@ class MMKDLoss(EnsembleLoss):
     every `meta_every` steps, with samples that the student gets wrong.
 
     Args:
-        temperature: Softness of all distributions.
         hidden: Width of the network; None takes half of its input, as published.
         meta_every: Steps of training between two of the network.
         meta_lr: Learning rate of the network.
         meta_weight_decay: Weight decay of the network.
+        formula: Options of `mmkd_loss`.
 
     References:
         Zhang et al., "Adaptive Multi-Teacher Knowledge Distillation with Meta-Learning",
@@ -136,18 +137,13 @@ class MMKDLoss(EnsembleLoss):
     def __init__(
         self,
         *,
-        temperature: float = 4.0,
-        hidden: int | None = None,
-        meta_every: int = 5,
+        hidden: Count | None = None,
+        meta_every: Count = 5,
         meta_lr: float = 1e-3,
         meta_weight_decay: float = 1e-4,
+        **formula: Any,
     ) -> None:
-        super().__init__()
-        if hidden is not None and hidden < 1:
-            raise ValueError(f"loss 'mmkd': hidden must be at least 1, got {hidden}")
-        if meta_every < 1:
-            raise ValueError(f"loss 'mmkd': meta_every must be at least 1, got {meta_every}")
-        self.temperature = temperature
+        super().__init__(**formula)
         self.hidden = hidden
         self.meta_every = meta_every
         self.meta_lr = meta_lr
@@ -244,7 +240,7 @@ class MMKDLoss(EnsembleLoss):
             ensemble.logits,
             logit_shares(student[Logits()], heard, *network),
             weights=ensemble.weights,
-            temperature=self.temperature,
+            **vars(self.options),
         )
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedkd.functional.analytic_grad import transformed
 from fedkd.functional.feature_statistics import averaged
+from fedkd.functional.options import Count, Positive
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Kind, Stage
 from fedkd.losses import LOSSES
@@ -93,12 +94,8 @@ class OFDLoss(DistillationLoss):
 
     needs: tuple[Kind, ...] = (Stage(-3), Stage(-2), Stage(-1))
 
-    def __init__(self, *, stages: int = 3, scale: float = 1e-3) -> None:
+    def __init__(self, *, stages: Count = 3, scale: Positive = 1e-3) -> None:
         super().__init__()
-        if stages < 1:
-            raise ValueError(f"loss 'ofd': stages must be positive, got {stages}")
-        if scale <= 0:
-            raise ValueError(f"loss 'ofd': scale must be positive, got {scale}")
         self.needs = tuple(Stage(index) for index in range(-stages, 0))
         self.scale = scale
         self.connectors = nn.ModuleList()

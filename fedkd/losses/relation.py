@@ -7,11 +7,12 @@ faster.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from fedkd.functional.options import Positive
 from fedkd.functional.relations.general import (
     LENGTHS,
     VECTORS,
@@ -44,14 +45,14 @@ def relation_loss(
     class_weights: Tensor | None = None,
     vertices: Vertices = "samples",
     space: Space = "logits",
-    temperature: float = 4.0,
+    temperature: Positive = 4.0,
     standardise: bool = False,
     relation: Psi = "distance",
     edges: Edges = "all",
     normalisation: Normalisation = "none",
     distance: Discrepancy = "smooth_l1",
-    delta: float = 1.0,
-    eps: float = 1e-12,
+    delta: Positive = 1.0,
+    eps: Positive = 1e-12,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """Mean of d(psi(v_i, v_j), psi(t_i, t_j)) over relations of vertices, a scalar.
@@ -68,17 +69,24 @@ def relation_loss(
             a metric on the sample axis, and the loss is multiplied by their mean.
         class_weights: Weights of the teacher's view of each class, (C,); ones if None. A relation
             of classes counts the geometric mean of theirs.
-        vertices: As in `RelationLoss`, like all that follow.
-        space: See there.
-        temperature: See there.
-        standardise: See there.
-        relation: See there.
-        edges: See there.
-        normalisation: See there.
-        distance: See there.
-        delta: See there.
-        eps: See there.
-        reduction: See there.
+        vertices: "samples" or "classes" (a class's vector holds its logit for each sample), alone
+            or with the samples' virtual views.
+        space: Where vertices lie: "logits", "probabilities" (softened) or "features" (the pooled
+            vector; of samples only).
+        temperature: Softness of probabilities.
+        standardise: Z-score each sample's logits.
+        relation: "distance", "squared_distance", "gram" (inner product), "direction" (unit vector
+            from one to the other) of two vertices; "angle" (cosine at one between two others); or
+            "identity", the vertex itself.
+        edges: "all" pairs, or those "between_views", from real samples to virtual ones.
+        normalisation: Divide distances by their "mean"; or each vertex's relations ("rows") by
+            their length.
+        distance: Of a student's relation from the teacher's: "smooth_l1", "huber" or "squared",
+            summed over the elements of a vector; for vectors also "cosine" or "pearson".
+        delta: Where smooth L1 and Huber turn linear.
+        eps: Smallest squared distance.
+        reduction: "mean" over all relations, of a vertex with itself too; "edges" without those;
+            "elements" averages over the elements of vectors as well.
     """
     _check(vertices, space, standardise, relation, edges, normalisation, distance, reduction)
     size = len(student)
@@ -132,31 +140,11 @@ def relation_loss(
 
 
 @LOSSES.register("relation")
-class RelationLoss(DistillationLoss):
+class RelationLoss(DistillationLoss, formula=relation_loss):
     """Matches relations of your choice between vertices of your choice.
 
     The general form of relation-based distillation; `rkd`, `sp`, `dist` and `vrm` are fast
     special cases.
-
-    Args:
-        vertices: "samples" or "classes" (a class's vector holds its logit for each sample), alone
-            or with the samples' virtual views.
-        space: Where vertices lie: "logits", "probabilities" (softened) or "features" (the pooled
-            vector; of samples only).
-        temperature: Softness of probabilities.
-        standardise: Z-score each sample's logits.
-        relation: "distance", "squared_distance", "gram" (inner product), "direction" (unit vector
-            from one to the other) of two vertices; "angle" (cosine at one between two others); or
-            "identity", the vertex itself.
-        edges: "all" pairs, or those "between_views", from real samples to virtual ones.
-        normalisation: Divide distances by their "mean"; or each vertex's relations ("rows") by
-            their length.
-        distance: Of a student's relation from the teacher's: "smooth_l1", "huber" or "squared",
-            summed over the elements of a vector; for vectors also "cosine" or "pearson".
-        delta: Where smooth L1 and Huber turn linear.
-        eps: Smallest squared distance.
-        reduction: "mean" over all relations, of a vertex with itself too; "edges" without those;
-            "elements" averages over the elements of vectors as well.
 
     References:
         Yang et al., "Categories of Response-Based, Feature-Based, and Relation-Based Knowledge
@@ -165,38 +153,13 @@ class RelationLoss(DistillationLoss):
 
     needs: tuple[Kind, ...] = (Logits(),)
 
-    def __init__(
-        self,
-        *,
-        vertices: Vertices = "samples",
-        space: Space = "logits",
-        temperature: float = 4.0,
-        standardise: bool = False,
-        relation: Psi = "distance",
-        edges: Edges = "all",
-        normalisation: Normalisation = "none",
-        distance: Discrepancy = "smooth_l1",
-        delta: float = 1.0,
-        eps: float = 1e-12,
-        reduction: Reduction = "mean",
-    ) -> None:
-        super().__init__()
-        _check(vertices, space, standardise, relation, edges, normalisation, distance, reduction)
-        if space == "features":
+    def __init__(self, **formula: Any) -> None:
+        super().__init__(**formula)
+        _check(**vars(self.options))
+        if self.options.space == "features":
             self.needs = (Pooled(),)
-        elif vertices.endswith("views"):
+        elif self.options.vertices.endswith("views"):
             self.needs = (Logits(), VirtualLogits(0))
-        self.vertices: Vertices = vertices
-        self.space: Space = space
-        self.temperature = temperature
-        self.standardise = standardise
-        self.relation: Psi = relation
-        self.edges: Edges = edges
-        self.normalisation: Normalisation = normalisation
-        self.distance: Discrepancy = distance
-        self.delta = delta
-        self.eps = eps
-        self.reduction: Reduction = reduction
 
     def forward(
         self,
@@ -213,17 +176,7 @@ class RelationLoss(DistillationLoss):
             *(side[view] for view in virtual for side in (student, teacher)),
             weights=weights.samples,
             class_weights=weights.classes,
-            vertices=self.vertices,
-            space=self.space,
-            temperature=self.temperature,
-            standardise=self.standardise,
-            relation=self.relation,
-            edges=self.edges,
-            normalisation=self.normalisation,
-            distance=self.distance,
-            delta=self.delta,
-            eps=self.eps,
-            reduction=self.reduction,
+            **vars(self.options),
         )
 
 
@@ -236,6 +189,7 @@ def _check(
     normalisation: Normalisation,
     distance: Discrepancy,
     reduction: Reduction,
+    **_numbers: float,
 ) -> None:
     """Raise `ValueError` for options that do not go together."""
 

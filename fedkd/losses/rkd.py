@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fedkd.functional.analytic_grad import with_gradient
+from fedkd.functional.options import Positive
 from fedkd.functional.relations.general import cosines, squares
 from fedkd.knowledge.kinds import Kind, Logits, Pooled
 from fedkd.losses import LOSSES
@@ -33,7 +34,7 @@ def rkd_loss(
     distance_weight: float = 25.0,
     angle_weight: float = 50.0,
     squared: bool = False,
-    eps: float = 1e-12,
+    eps: Positive = 1e-12,
 ) -> Tensor:
     """distance_weight * L_distance + angle_weight * L_angle, a scalar.
 
@@ -47,10 +48,11 @@ def rkd_loss(
         teacher: (B, ...), detached; sizes beyond B may differ.
         weights: This teacher's weight on each sample, (B,); ones if None. A pair or triple
             counts the geometric mean of its samples' weights, in the mean distance as well.
-        distance_weight: As in `RKDLoss`, like all that follow.
-        angle_weight: See there.
-        squared: See there.
-        eps: See there.
+        distance_weight: Weight of the distances. The paper's ratio is 1 to 2.
+        angle_weight: Weight of the angles, over all triples of a batch: their number grows
+            with its third power, so set it to 0 for very large batches.
+        squared: Compare squared distances.
+        eps: Smallest squared distance.
     """
     check_batch("rkd", student, teacher, weights=weights)
     student, teacher = comparable(student.flatten(1), teacher.flatten(1))
@@ -130,16 +132,12 @@ def _formula(
 
 
 @LOSSES.register("rkd")
-class RKDLoss(DistillationLoss):
+class RKDLoss(DistillationLoss, formula=rkd_loss):
     """Matches distances between samples and angles at them.
 
     Args:
-        distance_weight: Weight of the distances. The paper's ratio is 1 to 2.
-        angle_weight: Weight of the angles, over all triples of a batch: their number grows
-            with its third power, so set it to 0 for very large batches.
-        squared: Compare squared distances.
-        eps: Smallest squared distance.
         space: What samples are placed by: "features" (the pooled vector) or "logits".
+        formula: Options of `rkd_loss`.
 
     References:
         Park et al., "Relational Knowledge Distillation", CVPR 2019,
@@ -148,20 +146,8 @@ class RKDLoss(DistillationLoss):
 
     needs: tuple[Kind, ...] = (Pooled(),)
 
-    def __init__(
-        self,
-        *,
-        distance_weight: float = 25.0,
-        angle_weight: float = 50.0,
-        squared: bool = False,
-        eps: float = 1e-12,
-        space: Space = "features",
-    ) -> None:
-        super().__init__()
-        self.distance_weight = distance_weight
-        self.angle_weight = angle_weight
-        self.squared = squared
-        self.eps = eps
+    def __init__(self, *, space: Space = "features", **formula: Any) -> None:
+        super().__init__(**formula)
         self.needs = (Pooled(),) if space == "features" else (Logits(),)
 
     def forward(
@@ -173,15 +159,7 @@ class RKDLoss(DistillationLoss):
     ) -> Tensor:
         """Scalar loss, `weights` applied."""
         (kind,) = self.needs
-        return rkd_loss(
-            student[kind],
-            teacher[kind],
-            weights=weights.samples,
-            distance_weight=self.distance_weight,
-            angle_weight=self.angle_weight,
-            squared=self.squared,
-            eps=self.eps,
-        )
+        return rkd_loss(student[kind], teacher[kind], weights=weights.samples, **vars(self.options))
 
 
 def _squares(x: Tensor, y: Tensor, precise: bool) -> tuple[Tensor, Tensor, Tensor]:

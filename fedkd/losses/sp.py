@@ -60,7 +60,7 @@ def sp_loss(student: Tensor, teacher: Tensor, *, weights: Tensor | None = None) 
 
 
 @LOSSES.register("sp")
-class SPLoss(DistillationLoss):
+class SPLoss(DistillationLoss, formula=sp_loss):
     """Matches which samples of a batch the network finds similar.
 
     Args:
@@ -76,7 +76,6 @@ class SPLoss(DistillationLoss):
 
     def __init__(self, *, space: Space = "map") -> None:
         super().__init__()
-        self.space = space
         self.needs = (Stage(-1),) if space == "map" else (Pooled(),)
 
     def forward(

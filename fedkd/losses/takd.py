@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from fedkd.functional.options import Positive
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
@@ -23,7 +24,7 @@ def takd_loss(
     sizes: Sequence[int | None] | None = None,
     *,
     weights: Tensor | None = None,
-    temperature: float = 5.0,
+    temperature: Positive = 5.0,
     reduction: Reduction = "batchmean",
 ) -> Tensor:
     """T^2 * KL(smallest teacher || student) per sample -> (B,); the mean of it if several are.
@@ -36,8 +37,9 @@ def takd_loss(
         sizes: Each teacher's number of parameters; all count as equal if one is unknown.
         weights: Weight of each teacher on each sample, (M, B); None means 1 / M. A sample for
             which the smallest have none is taught by the others.
-        temperature: As in `TAKDLoss`, like `reduction`.
-        reduction: See there.
+        temperature: Softness of both distributions; the paper tunes it from 1 to 20.
+        reduction: "elementwise" averages over classes as well, as the repository does: C times
+            less.
     """
     check_teachers("takd", student_logits, teacher_logits, weights)
     student_logits, teacher_logits = comparable(student_logits, teacher_logits)
@@ -52,15 +54,10 @@ def takd_loss(
 
 
 @LOSSES.register("takd")
-class TAKDLoss(EnsembleLoss):
+class TAKDLoss(EnsembleLoss, formula=takd_loss):
     """Matches the smallest of the teachers only, the last assistant of a chain.
 
     The paper's objective is `lambda` of this and `1 - lambda` of `ce`.
-
-    Args:
-        temperature: Softness of both distributions; the paper tunes it from 1 to 20.
-        reduction: "elementwise" averages over classes as well, as the repository does: C times
-            less.
 
     References:
         Mirzadeh et al., "Improved Knowledge Distillation via Teacher Assistant", AAAI 2020,
@@ -69,11 +66,6 @@ class TAKDLoss(EnsembleLoss):
 
     needs = (Logits(),)
 
-    def __init__(self, *, temperature: float = 5.0, reduction: Reduction = "batchmean") -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.reduction: Reduction = reduction
-
     def forward(self, student: Tensors, ensemble: Ensemble, targets: Tensor | None) -> Tensor:
         """Losses (B,)."""
         return takd_loss(
@@ -81,6 +73,5 @@ class TAKDLoss(EnsembleLoss):
             ensemble.logits,
             [teacher.parameters for teacher in ensemble.teachers],
             weights=ensemble.weights,
-            temperature=self.temperature,
-            reduction=self.reduction,
+            **vars(self.options),
         )

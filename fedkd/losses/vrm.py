@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from fedkd.functional.analytic_grad import with_gradient
+from fedkd.functional.options import Positive, Share
 from fedkd.functional.relations import (
     Distance,
     Edges,
@@ -38,9 +41,9 @@ def vrm_loss(
     standardise: bool = True,
     edges: Edges = "real_virtual",
     pruning: Pruning | None = None,
-    rho: float = 0.1,
+    rho: Share = 0.1,
     distance: Distance = "cosine",
-    delta: float = 1.0,
+    delta: Positive = 1.0,
     reduction: Reduction = "edges",
 ) -> Tensor:
     """sample_weight * L_sample + class_weight * L_class, four times (B, C) -> scalar.
@@ -52,15 +55,20 @@ def vrm_loss(
         teacher_virtual: The teacher's, detached.
         weights: This teacher's weight on each sample, (B,); ones if None.
         class_weights: Weights of the teacher's view of each class, (C,); ones if None.
-        sample_weight: As in `VRMLoss`, like all that follow.
-        class_weight: See there.
-        standardise: See there.
-        edges: See there.
-        pruning: See there.
-        rho: See there.
-        distance: See there.
-        delta: See there.
-        reduction: See there.
+        sample_weight: Weight of the graph between samples (the paper's alpha; value ours).
+        class_weight: Weight of the graph between classes (the paper's beta; value ours).
+        standardise: Z-score each sample's logits first.
+        edges: Sample edges: "real_virtual", "full" or "real". "real" needs no virtual view and
+            uses none in the class graph either.
+        pruning: Rule that drops unreliable sample edges anew each batch, or None.
+        rho: Share of the edges to drop.
+        distance: Between a student's and the teacher's edge. "cosine" is 1 - cos; "squared" is
+            twice that; "huber" is Huber of each element, as published (equal to "cosine" unless
+            elements differ by more than `delta`, which with many classes they do not); "masked"
+            leaves such elements out; "edge_huber" is Huber of the length of the difference.
+        delta: Where Huber turns linear.
+        reduction: "edges" sums over the elements of an edge and averages over edges; "elements"
+            averages over both, which is C times less for samples and 2B times for classes.
     """
     for one in (student_real, student_virtual):
         if one is not None:
@@ -122,27 +130,11 @@ def vrm_loss(
 
 
 @LOSSES.register("vrm")
-class VRMLoss(DistillationLoss):
+class VRMLoss(DistillationLoss, formula=vrm_loss):
     """Matches how samples and classes lie to each other over a real and a virtual view.
 
     The official code could not be read. Edges follow the published formulas; the default
     reduction, both weights and the pruning rules are ours.
-
-    Args:
-        sample_weight: Weight of the graph between samples (the paper's alpha; value ours).
-        class_weight: Weight of the graph between classes (the paper's beta; value ours).
-        standardise: Z-score each sample's logits first.
-        edges: Sample edges: "real_virtual", "full" or "real". "real" needs no virtual view and
-            uses none in the class graph either.
-        pruning: Rule that drops unreliable sample edges anew each batch, or None.
-        rho: Share of the edges to drop.
-        distance: Between a student's and the teacher's edge. "cosine" is 1 - cos; "squared" is
-            twice that; "huber" is Huber of each element, as published (equal to "cosine" unless
-            elements differ by more than `delta`, which with many classes they do not); "masked"
-            leaves such elements out; "edge_huber" is Huber of the length of the difference.
-        delta: Where Huber turns linear.
-        reduction: "edges" sums over the elements of an edge and averages over edges; "elements"
-            averages over both, which is C times less for samples and 2B times for classes.
 
     References:
         Zhang et al., "VRM: Knowledge Distillation via Virtual Relation Matching", ICCV 2025,
@@ -151,36 +143,15 @@ class VRMLoss(DistillationLoss):
 
     needs: tuple[Kind, ...] = (Logits(), VirtualLogits(0))
 
-    def __init__(
-        self,
-        *,
-        sample_weight: float = 1.0,
-        class_weight: float = 0.25,
-        standardise: bool = True,
-        edges: Edges = "real_virtual",
-        pruning: Pruning | None = None,
-        rho: float = 0.1,
-        distance: Distance = "cosine",
-        delta: float = 1.0,
-        reduction: Reduction = "edges",
-    ) -> None:
-        super().__init__()
-        if edges == "real":
-            if pruning == "view_discrepancy":
+    def __init__(self, **formula: Any) -> None:
+        super().__init__(**formula)
+        if self.options.edges == "real":
+            if self.options.pruning == "view_discrepancy":
                 raise ValueError(
                     "loss 'vrm': pruning 'view_discrepancy' compares two views, "
                     "but edges 'real' use one"
                 )
             self.needs = (Logits(),)
-        self.sample_weight = sample_weight
-        self.class_weight = class_weight
-        self.standardise = standardise
-        self.edges: Edges = edges
-        self.pruning: Pruning | None = pruning
-        self.rho = rho
-        self.distance: Distance = distance
-        self.delta = delta
-        self.reduction: Reduction = reduction
 
     def forward(
         self,
@@ -198,13 +169,5 @@ class VRMLoss(DistillationLoss):
             teacher.get(virtual),
             weights=weights.samples,
             class_weights=weights.classes,
-            sample_weight=self.sample_weight,
-            class_weight=self.class_weight,
-            standardise=self.standardise,
-            edges=self.edges,
-            pruning=self.pruning,
-            rho=self.rho,
-            distance=self.distance,
-            delta=self.delta,
-            reduction=self.reduction,
+            **vars(self.options),
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
 from fedkd.functional.feature_statistics import cell_statistics
 from fedkd.functional.optimal_transport import bures_distance
+from fedkd.functional.options import Count
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import FeatureMoments, FeatureStatistics, Kind, Stage
 from fedkd.losses import LOSSES
@@ -29,7 +30,8 @@ def wkd_f_loss(student: Tensor, teacher_statistics: Tensor, *, mean_weight: floa
         teacher_statistics: `cell_statistics` of the teacher's map, (B, 2, D, grid, grid), which
             compares deviations; or its `spatial_moments`, (B, D + 1, D), which compares
             covariances and takes only a map of the student. The sizes of the maps may differ.
-        mean_weight: As in `WKDFeatureLoss`.
+        mean_weight: Weight of the means against the spreads (gamma); 2 to 8 in the paper. The
+            paper weights the whole term by 0.005 to 1.
 
     Raises:
         ValueError: the channels or the grids differ.
@@ -53,15 +55,13 @@ def wkd_f_loss(student: Tensor, teacher_statistics: Tensor, *, mean_weight: floa
 
 
 @LOSSES.register("wkd_f")
-class WKDFeatureLoss(DistillationLoss):
+class WKDFeatureLoss(DistillationLoss, formula=wkd_f_loss):
     """Matches mean and spread of each channel, as a distance between Gaussians.
 
     Teachers send statistics and not maps, so the size of their maps is unknown here: the projector
     changes the width of the student's map and keeps its size.
 
     Args:
-        mean_weight: Weight of the means against the spreads (gamma); 2 to 8 in the paper. The
-            paper weights the whole term by 0.005 to 1.
         stage: Which map of the student; -1 is the deepest.
         teacher_stage: Which of the teacher; None takes the same.
         grid: Cells per side in which means and deviations are taken; 1 takes the whole map. A
@@ -72,6 +72,7 @@ class WKDFeatureLoss(DistillationLoss):
             as the teacher already.
         relu: Whether the projector ends in a ReLU, as published. "auto" leaves it out if a mean
             of the teacher's is negative, which it could never meet.
+        formula: Options of `wkd_f_loss`.
 
     References:
         Lv et al., "Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge
@@ -83,17 +84,15 @@ class WKDFeatureLoss(DistillationLoss):
     def __init__(
         self,
         *,
-        mean_weight: float = 4.0,
         stage: int = -1,
         teacher_stage: int | None = None,
-        grid: int = 1,
+        grid: Count = 1,
         covariance: Literal["diagonal", "full"] = "diagonal",
         projector: Literal["conv1x1", "bottleneck", "none"] = "conv1x1",
         relu: bool | Literal["auto"] = "auto",
+        **formula: Any,
     ) -> None:
-        super().__init__()
-        if grid < 1:
-            raise ValueError(f"loss 'wkd_f': grid must be positive, got {grid}")
+        super().__init__(**formula)
         if covariance == "full" and grid > 1:
             raise ValueError(
                 f"loss 'wkd_f': covariance 'full' is that of the whole map, but grid is {grid}"
@@ -102,7 +101,6 @@ class WKDFeatureLoss(DistillationLoss):
         full = covariance == "full"
         self.needs = (FeatureMoments(seen) if full else FeatureStatistics(seen, grid),)
         self.stage = stage
-        self.mean_weight = mean_weight
         self.projector = projector
         self.relu: bool | Literal["auto"] = relu
         self.projection: nn.Module | None = None
@@ -143,9 +141,7 @@ class WKDFeatureLoss(DistillationLoss):
         for parameter in self.projection.parameters():
             ours = ours.to(parameter.dtype)
             break
-        return wkd_f_loss(
-            self.projection(ours), teacher[self.needs[0]], mean_weight=self.mean_weight
-        )
+        return wkd_f_loss(self.projection(ours), teacher[self.needs[0]], **vars(self.options))
 
 
 def _mismatch(ours: Tensor, theirs: Tensor) -> str:

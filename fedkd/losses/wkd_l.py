@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fedkd.functional.optimal_transport import transport_cost
+from fedkd.functional.options import Count, NotNegative, Positive
 from fedkd.functional.precision import full
 from fedkd.functional.similarity import sharpened
 from fedkd.knowledge.kinds import ClassCosts, Kind, Logits
@@ -25,10 +26,10 @@ def wkd_l_loss(
     costs: Tensor,
     *,
     transport_weight: float = 200.0,
-    temperature: float = 8.0,
-    kappa: float = 1.0,
-    epsilon: float = 0.05,
-    iterations: int = 10,
+    temperature: Positive = 8.0,
+    kappa: NotNegative = 1.0,
+    epsilon: Positive = 0.05,
+    iterations: Count = 10,
     separate_target: bool = True,
     debiased: bool = False,
 ) -> Tensor:
@@ -42,13 +43,16 @@ def wkd_l_loss(
         teacher_logits: (B, C).
         targets: Classes y, (B,); unused without `separate_target`.
         costs: How unlike the classes are, (C, C), before `kappa`.
-        transport_weight: As in `WKDLogitLoss`, like all that follow.
-        temperature: See there.
-        kappa: See there.
-        epsilon: See there.
-        iterations: See there.
-        separate_target: See there.
-        debiased: See there.
+        transport_weight: Weight of the transport against the target's part (lambda); as published
+            along with WKD-F. Alone the paper takes 600, and 25 to 200 for other pairs.
+        temperature: Softness of both distributions in the transport; 2 on ImageNet.
+        kappa: Costs are 1 - exp(-kappa D); 0 takes D itself.
+        epsilon: Strength of the entropy in the transport.
+        iterations: Sinkhorn steps.
+        separate_target: Transport among the classes other than the target, which gets a part of
+            its own; else transport among all.
+        debiased: Subtract half the transport of either side to itself, so that none is left to a
+            student that repeats the teacher (not in the paper).
 
     Raises:
         ValueError: the target is to be separated, but there are no targets.
@@ -88,7 +92,7 @@ def wkd_l_loss(
 
 
 @LOSSES.register("wkd_l")
-class WKDLogitLoss(DistillationLoss):
+class WKDLogitLoss(DistillationLoss, formula=wkd_l_loss):
     """Moves the student's probabilities to the teacher's, less far between classes that are alike.
 
     The transport is Sinkhorn's after a few steps, which are part of the published loss. It is no
@@ -96,18 +100,9 @@ class WKDLogitLoss(DistillationLoss):
     is sure of something else gets no gradient from it. Needs labels for `separate_target`.
 
     Args:
-        transport_weight: Weight of the transport against the target's part (lambda); as published
-            along with WKD-F. Alone the paper takes 600, and 25 to 200 for other pairs.
-        temperature: Softness of both distributions in the transport; 2 on ImageNet.
-        kappa: Costs are 1 - exp(-kappa D); 0 takes D itself.
-        epsilon: Strength of the entropy in the transport.
-        iterations: Sinkhorn steps.
-        separate_target: Transport among the classes other than the target, which gets a part of
-            its own; else transport among all.
-        debiased: Subtract half the transport of either side to itself, so that none is left to a
-            student that repeats the teacher (not in the paper).
         cost: Where the teacher's D comes from: angles between its classifier's `classifier`
             weights, or 1 - CKA of its `features` or `logits` (`ClassCosts`).
+        formula: Options of `wkd_l_loss`.
 
     References:
         Lv et al., "Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge
@@ -117,32 +112,11 @@ class WKDLogitLoss(DistillationLoss):
     needs: tuple[Kind, ...] = (Logits(), ClassCosts())
 
     def __init__(
-        self,
-        *,
-        transport_weight: float = 200.0,
-        temperature: float = 8.0,
-        kappa: float = 1.0,
-        epsilon: float = 0.05,
-        iterations: int = 10,
-        separate_target: bool = True,
-        debiased: bool = False,
-        cost: Literal["classifier", "features", "logits"] = "classifier",
+        self, *, cost: Literal["classifier", "features", "logits"] = "classifier", **formula: Any
     ) -> None:
-        super().__init__()
-        if iterations <= 0:
-            raise ValueError(f"loss 'wkd_l': iterations must be positive, got {iterations}")
-        if kappa < 0:
-            raise ValueError(f"loss 'wkd_l': kappa must not be negative, got {kappa}")
+        super().__init__(**formula)
         self.needs = (Logits(), ClassCosts(cost))
-        self.needs_targets = separate_target
-        self.transport_weight = transport_weight
-        self.temperature = temperature
-        self.kappa = kappa
-        self.epsilon = epsilon
-        self.iterations = iterations
-        self.separate_target = separate_target
-        self.debiased = debiased
-        self.cost = cost
+        self.needs_targets = self.options.separate_target
 
     def forward(
         self,
@@ -156,12 +130,6 @@ class WKDLogitLoss(DistillationLoss):
             student[Logits()],
             teacher[Logits()],
             targets,
-            teacher[ClassCosts(self.cost)],
-            transport_weight=self.transport_weight,
-            temperature=self.temperature,
-            kappa=self.kappa,
-            epsilon=self.epsilon,
-            iterations=self.iterations,
-            separate_target=self.separate_target,
-            debiased=self.debiased,
+            teacher[self.needs[1]],
+            **vars(self.options),
         )

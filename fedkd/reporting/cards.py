@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from fedkd.data.picture import partition_picture
 from fedkd.reporting import figures
-from fedkd.reporting.format import as_float, percent, points, score
+from fedkd.reporting.format import as_float, percent, points
 from fedkd.reporting.relation_report import Relations, likeness, relations
 from fedkd.reporting.run_record import TROUBLE, Found
 
@@ -38,16 +38,14 @@ def accuracy_card(found: Found) -> Card:
     title = "Test accuracy per round"
     if not found.rounds:
         return Card(title, "No round has finished, so there is nothing to draw yet.")
-    numbers = [r["round"] for r in found.rounds]
+    numbers = [r.round for r in found.rounds]
     lines = {
-        "student": [score(r, "student") for r in found.rounds],
-        "ensemble": [score(r, "ensemble") for r in found.rounds],
-        "pseudo-labels": [as_float(r.get("pseudo_labels")) for r in found.rounds],
+        "student": [r.student.accuracy for r in found.rounds],
+        "ensemble": [as_float(r.ensemble and r.ensemble.accuracy) for r in found.rounds],
+        "pseudo-labels": [as_float(r.pseudo_labels) for r in found.rounds],
     }
-    clients = sorted({int(c) for r in found.rounds for c in r.get("teachers", {})})
-    teachers = {
-        c: [as_float(r.get("teachers", {}).get(str(c))) for r in found.rounds] for c in clients
-    }
+    clients = sorted({c for r in found.rounds for c in r.teachers})
+    teachers = {c: [as_float(r.teachers.get(c)) for r in found.rounds] for c in clients}
     levels = {n: found.summary[n] for n in ("oracle", "ceiling") if found.summary.get(n)}
     caption = (
         "The student (blue) should rise above the single teachers (grey) towards their ensemble "
@@ -66,7 +64,7 @@ def accuracy_card(found: Found) -> Card:
 
 def classes_card(found: Found) -> Card | None:
     """Accuracy within each class; None before the first evaluation."""
-    scores = found.judged("per_class")
+    scores = {who: s.per_class for who, s in found.scores.items() if s.per_class}
     if not scores:
         return None
     classes, counts = found.classes, found.class_counts
@@ -99,15 +97,15 @@ def losses_card(found: Found) -> Card:
     title = "Loss terms per epoch"
     if not found.epochs:
         return Card(title, "The student has not trained for an epoch yet.")
-    names = list(dict.fromkeys(name for e in found.epochs for name in e["terms"]))
-    terms = {"total": [as_float(e["loss"]) for e in found.epochs]} if len(names) != 1 else {}
+    names = list(dict.fromkeys(name for e in found.epochs for name in e.terms))
+    terms = {"total": [e.loss for e in found.epochs]} if len(names) != 1 else {}
     for name in names:
-        terms[name] = [as_float(e["terms"].get(name)) for e in found.epochs]
+        terms[name] = [as_float(e.terms.get(name)) for e in found.epochs]
     weights: dict[str, float] = {}
     configured = found.run.experiment.distillation.losses
     if len(configured) == len(names):
         weights = {n: t.weight for n, t in zip(names, configured, strict=True) if t.weight != 1}
-    picture = found.draw(figures.loss_picture, terms, [e["round"] for e in found.epochs], weights)
+    picture = found.draw(figures.loss_picture, terms, [e.round for e in found.epochs], weights)
     return Card(
         title,
         "Each term before its weight; a step up at a dotted line is a new round with new teachers "
@@ -119,12 +117,12 @@ def losses_card(found: Found) -> Card:
 
 def pulls_card(found: Found) -> Card | None:
     """How hard each term pulls on the student; None if that was not measured."""
-    known = [e for e in found.epochs if e.get("gradients")]
+    known = [e for e in found.epochs if e.gradients]
     if not known:
         return None
-    names = list(dict.fromkeys(name for e in known for name in e["gradients"]))
-    pulls = {name: [as_float(e["gradients"].get(name)) for e in known] for name in names}
-    picture = found.draw(figures.pull_picture, pulls, [e["round"] for e in known])
+    names = list(dict.fromkeys(name for e in known for name in e.gradients))
+    pulls = {name: [as_float(e.gradients.get(name)) for e in known] for name in names}
+    picture = found.draw(figures.pull_picture, pulls, [e.round for e in known])
     return Card(
         "Who pulls how hard",
         "Length of each weighted term's gradient on the student, in the first batch of every "
@@ -136,7 +134,7 @@ def pulls_card(found: Found) -> Card | None:
 
 def calibration_card(found: Found) -> Card | None:
     """Confidence against accuracy; None before the first evaluation."""
-    sets = found.judged("calibration")
+    sets = {who: s.calibration for who, s in found.scores.items() if s.calibration}
     if not sets:
         return None
     return Card(
@@ -170,7 +168,7 @@ def relation_cards(found: Found) -> list[Card]:
     if found.run.experiment.release is not None:
         return [Card(title, "Not shown: answers of single teachers are not released in this run.")]
     try:
-        seen = relations(found.run, found.data, [r["round"] for r in found.rounds])
+        seen = relations(found.run, found.data, [r.round for r in found.rounds])
     except TROUBLE as error:
         return [Card(title, f"Not shown: {error}")]
     if seen is None:
@@ -245,16 +243,16 @@ def _graphs(found: Found, seen: Relations, where: str) -> list[Card]:
 def traffic_card(found: Found) -> Card:
     """Bytes up and down, per round."""
     title = "Bytes per round"
-    if not found.ledger:
+    if not found.messages:
         return Card(title, "No message has been sent yet.")
-    rounds = sorted({e["round"] for e in found.ledger})
+    rounds = sorted({m.round for m in found.messages})
     ways: dict[str, dict[str, list[float]]] = {"up": {}, "down": {}}
-    for phase in dict.fromkeys(e["phase"] for e in found.ledger):
+    for phase in dict.fromkeys(m.phase for m in found.messages):
         for way, phases in ways.items():
             sums = dict.fromkeys(rounds, 0.0)
-            for entry in found.ledger:
-                if entry["phase"] == phase:
-                    sums[entry["round"]] += entry[way]
+            for message in found.messages:
+                if message.phase == phase:
+                    sums[message.round] += message.up if way == "up" else message.down
             phases[phase] = list(sums.values())
     return Card(
         title,
@@ -268,15 +266,15 @@ def traffic_card(found: Found) -> Card:
 def cost_card(found: Found) -> Card | None:
     """Accuracy against bytes; None without either."""
     per_round: dict[int, float] = {}
-    for entry in found.ledger:
-        if entry["phase"] == "knowledge":
-            per_round[entry["round"]] = per_round.get(entry["round"], 0.0) + entry["up"]
+    for message in found.messages:
+        if message.phase == "knowledge":
+            per_round[message.round] = per_round.get(message.round, 0.0) + message.up
     if not found.rounds or not per_round:
         return None
-    numbers = [r["round"] for r in found.rounds]
+    numbers = [r.round for r in found.rounds]
     sent = np.cumsum([per_round.get(number, 0.0) for number in numbers]).tolist()
     size = found.transfer["bytes"]
-    scores = [score(r, "student") for r in found.rounds]
+    scores = [r.student.accuracy for r in found.rounds]
     everyone = size * found.run.experiment.clients if size else None
     return Card(
         "Accuracy for bytes",
@@ -295,16 +293,16 @@ def cost_card(found: Found) -> Card | None:
 
 def time_card(found: Found) -> Card | None:
     """Seconds per phase and round; None if they were not measured."""
-    timed = [r for r in found.rounds if r.get("seconds")]
+    timed = [r for r in found.rounds if r.seconds]
     if not timed:
         return None
     sums: dict[str, float] = {}
     for record in timed:
-        for phase, spent in record["seconds"].items():
+        for phase, spent in record.seconds.items():
             sums[phase] = sums.get(phase, 0.0) + spent
     bars: dict[str, Mapping[str, float]] = {}
     if len(timed) <= 8:
-        bars |= {f"round {r['round']}": r["seconds"] for r in timed}
+        bars |= {f"round {r.round}": r.seconds for r in timed}
     whole = found.summary.get("seconds", {}).get("total", 0.0)
     rest = whole - sum(sums.values())
     if rest > 0.05:

@@ -22,6 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
+from fedkd.training.evaluation import Calibration
+
 STUDENT, ENSEMBLE, ORACLE, CEILING = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 PSEUDO, TEACHER, INK, GREY, LINE = "#D55E00", "#8a929a", "#24292f", "#6a737d", "#e4e7eb"
 PHASES = {
@@ -390,20 +392,20 @@ def _mark_blocks(axes: Axes, blocks: Sequence[tuple[str, int]]) -> None:
 # -- calibration -----------------------------------------------------------------------------
 
 
-def calibration_picture(sets: Mapping[str, Mapping[str, Any]]) -> Figure:
+def calibration_picture(sets: Mapping[str, Calibration]) -> Figure:
     """Reliability diagrams: accuracy over confidence, with how many samples fall in each bin.
 
     Args:
-        sets: Name -> `confidence`, `accuracy`, `counts` per bin and `ece`.
+        sets: Name -> its calibration.
     """
     figure, panels = canvas(5.6, 3.5, grid=(2, max(1, len(sets))), height_ratios=(4, 1))
     panels = np.asarray(panels, dtype=object).reshape(2, -1)
     colors = {"student": STUDENT, "ensemble": ENSEMBLE}
     for column, (name, bins) in enumerate(sets.items()):
         top, below = panels[:, column]
-        right = np.asarray(bins["accuracy"], dtype=float)
-        sure = np.asarray(bins["confidence"], dtype=float)
-        counts = np.asarray(bins["counts"], dtype=float)
+        right = np.asarray(bins.accuracy, dtype=float)
+        sure = np.asarray(bins.confidence, dtype=float)
+        counts = np.asarray(bins.counts, dtype=float)
         width = 1 / len(counts)
         left = np.arange(len(counts)) * width
         color = colors.get(name, TEACHER)
@@ -411,7 +413,7 @@ def calibration_picture(sets: Mapping[str, Mapping[str, Any]]) -> Figure:
         top.plot([0, 1], [0, 1], color=GREY, ls="--", lw=1)
         known = counts > 0
         top.plot(sure[known], right[known], color=color, marker="o", ms=3.5, lw=1.4)
-        top.set_title(f"{name} · ECE {100 * float(bins['ece']):.1f} %")
+        top.set_title(f"{name} · ECE {100 * bins.ece:.1f} %")
         top.set_xlim(0, 1)
         top.set_ylim(0, 1)
         top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

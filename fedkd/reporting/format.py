@@ -1,68 +1,124 @@
-"""Numbers as people read them."""
+"""Numbers as people read them: the same on every page, on the console and in figures."""
 
 from __future__ import annotations
 
 import math
 import re
+import statistics
 import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
-
-from fedkd.reporting import figures
-from fedkd.reporting.run_record import Record
-from fedkd.runs.directory import RunDirectory
 
 DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
+# Student's t at 95 %, two-sided, from one degree of freedom.
+_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
-def percent(value: float | None) -> str:
+
+def known(value: float | None) -> bool:
+    """Whether there is a finite number."""
+    return value is not None and math.isfinite(value)
+
+
+def number(value: float | None, form: str = ",.0f") -> str:
+    """A number in a format, with a true minus sign; a dash for what is not known."""
+    return DASH if not known(value) else format(value, form).replace("-", MINUS)
+
+
+def percent(value: float | None, digits: int = 1, unit: str = " %") -> str:
     """`87.1 %`, or a dash for what is not known."""
-    return DASH if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
+    return DASH if value is None or not known(value) else f"{100 * value:.{digits}f}{unit}"
 
 
-def or_dash(value: int | None) -> str:
-    """`1,234`, or a dash for what is not known."""
-    return DASH if value is None else f"{value:,}"
+def spread(row: Mapping[str, Any] | None, digits: int = 2, unit: str = "") -> str:
+    """`87.12 ± 0.20` from shares `mean` and `std`; without a deviation where there is none."""
+    if row is None:
+        return DASH
+    deviation = "" if row["std"] is None else f" ± {100 * row['std']:.{digits}f}"
+    return f"{100 * row['mean']:.{digits}f}{deviation}{unit}"
 
 
-def human_bytes(size: float) -> str:
+def points(gap: float, digits: int = 1, unit: str = " points") -> str:
+    """A gap of shares as `+1.2 points`."""
+    if not math.isfinite(gap):
+        return DASH
+    shown = f"{abs(100 * gap):.{digits}f}"
+    sign = "±" if float(shown) == 0 else "+" if gap > 0 else MINUS
+    return f"{sign}{shown}{unit}"
+
+
+def interval(ends: Sequence[float], factor: float = 1) -> str:
+    """`0.55 to 0.75`; with a factor of 100 of shares in percent."""
+    return " to ".join(f"{factor * end:.{1 if factor == 100 else 2}f}" for end in ends)
+
+
+def confidence(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of at least two values and half of its 95 % confidence interval."""
+    t = _T[min(len(values) - 1, len(_T)) - 1]
+    return statistics.fmean(values), t * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def human_bytes(size: float | None) -> str:
     """`1.2 MB` (powers of 1,000, as network traffic is counted)."""
-    unit, scale = figures.byte_unit(size)
+    if not size:
+        return DASH if size is None else "0"
+    unit, scale = byte_unit(size)
     return f"{size:.0f} B" if unit == "B" else f"{size / scale:.{2 if unit == 'GB' else 1}f} {unit}"
+
+
+def byte_unit(size: float) -> tuple[str, float]:
+    """The unit in which `size` bytes read well, and its bytes (powers of 1,000)."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return unit, scale
+    return "B", 1.0
 
 
 def bar(value: float | None) -> str:
     """A share as a CSS width."""
-    return "0" if value is None or not math.isfinite(value) else f"{100 * value:.2f}%"
-
-
-def points(gap: float) -> str:
-    """A gap of shares as `+1.2 points`."""
-    if not math.isfinite(gap):
-        return DASH
-    sign = "±" if abs(gap) < 5e-4 else "+" if gap > 0 else MINUS
-    return f"{sign}{abs(100 * gap):.1f} points"
+    return "0" if value is None or not known(value) else f"{100 * value:.2f}%"
 
 
 def count(number: int, noun: str) -> str:
     """`1 round`, `2 rounds`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def duration(seconds: float) -> str:
-    """`90 s`, `12 min`, `2 h 05 min`."""
+def duration(seconds: float | None) -> str:
+    """`0.4 s`, `90 s`, `12 min`, `2 h 05 min`, or a dash."""
+    if seconds is None:
+        return DASH
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.{1 if seconds < 10 else 0}f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def date(run: RunDirectory) -> str:
-    """When the run was created: its name says so, else its config's age."""
-    match = re.search(r"-(\d{8}-\d{6})-[0-9a-f]{4}$", run.identity)
+def seeds(numbers: Sequence[int]) -> str:
+    """`seed 0`, `3 seeds`."""
+    return f"seed {numbers[0]}" if len(numbers) == 1 else count(len(numbers), "seed")
+
+
+def objective(terms: Iterable[tuple[str, float]]) -> str:
+    """`ce + 0.5 × kd` from names and weights."""
+    return " + ".join(
+        name if weight == 1 else f"{weight:g} {TIMES} {name}" for name, weight in terms
+    )
+
+
+def short(name: str, length: int = 16) -> str:
+    """A name that fits beside a figure."""
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def date(folder: Path) -> str:
+    """When a run or study was created: its name contains it, else its config's age."""
+    match = re.search(r"-(\d{8}-\d{6})-[0-9a-f]{4}$", folder.name)
     if match:
         moment = time.strptime(match[1], "%Y%m%d-%H%M%S")
     else:
-        moment = time.localtime((run.path / "config.yaml").stat().st_mtime)
+        moment = time.localtime((folder / "config.yaml").stat().st_mtime)
     return time.strftime("%Y-%m-%d %H:%M", moment)
 
 
@@ -71,11 +127,16 @@ def as_float(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
-def score(record: Record, who: str) -> float:
+def score(record: Mapping[str, Any], who: str) -> float:
     """Accuracy of `who` in a record; not a number if there is none."""
     return as_float((record.get(who) or {}).get("accuracy"))
 
 
-def finite(values: Any) -> list[float]:
+def or_dash(value: int | None) -> str:
+    """`1,234`, or a dash for what is not known."""
+    return number(value)
+
+
+def finite(values: Iterable[float | None]) -> list[float]:
     """Those that are numbers."""
-    return [float(v) for v in values if v is not None and math.isfinite(v)]
+    return [float(value) for value in values if value is not None and known(value)]

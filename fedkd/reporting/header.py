@@ -12,7 +12,7 @@ from fedkd.reporting.run_record import Found, Record
 def state(found: Found) -> Record:
     """Whether the run is finished, under way or went badly, for the badge."""
     done, wanted = len(found.rounds), found.run.experiment.rounds
-    degraded = [r["round"] for r in found.rounds if r.get("status", "ok") != "ok"]
+    degraded = [r.round for r in found.rounds if r.status != "ok"]
     if found.summary and done >= wanted:
         kind, text = "complete", f"complete · {count(done, 'round')}"
     elif done:
@@ -41,13 +41,12 @@ def sentence(found: Found) -> str:
 
 def tiles(found: Found) -> list[tuple[str, str, str]]:
     """(label, value, remark) of a few numbers worth a glance, after the student's accuracy."""
-    last, tiles = found.last, []
-    student = last.get("student", {}).get("accuracy")
-    ensemble = (last.get("ensemble") or {}).get("accuracy")
+    tiles = []
+    student, ensemble = found.accuracy("student"), found.accuracy("ensemble")
     if ensemble is not None:
         gap = f"student {points(student - ensemble)}" if student is not None else ""
         tiles.append(("teacher ensemble", percent(ensemble), gap))
-    known = finite(last.get("teachers", {}).values())
+    known = finite(found.last.teachers.values() if found.last else ())
     if known:
         middle = statistics.median(known)
         gap = f"student {points(student - middle)}" if student is not None else ""
@@ -56,14 +55,14 @@ def tiles(found: Found) -> list[tuple[str, str, str]]:
     if size and student is not None:
         half = 1.96 * math.sqrt(student * (1 - student) / size)
         tiles.append(("test images", f"{size:,}", f"student ± {100 * half:.1f} points (95 %)"))
-    sent = sum(e["up"] for e in found.ledger if e["phase"] == "knowledge")
+    sent = sum(m.up for m in found.messages if m.phase == "knowledge")
     if sent:
-        rounds = len({e["round"] for e in found.ledger if e["phase"] == "knowledge"})
+        rounds = len({m.round for m in found.messages if m.phase == "knowledge"})
         per = sent / max(1, rounds * found.run.experiment.clients)
         tiles.append(("knowledge sent", human_bytes(sent), f"{human_bytes(per)} per client, round"))
     seconds = found.summary.get("seconds", {}).get("total")
     if seconds is None and found.rounds:
-        seconds = sum(sum(r.get("seconds", {}).values()) for r in found.rounds)
+        seconds = sum(sum(r.seconds.values()) for r in found.rounds)
     if seconds:
         tiles.append(("time", duration(seconds), f"{count(len(found.rounds), 'round')}"))
     return tiles
@@ -82,20 +81,20 @@ def headline(found: Found) -> list[Record]:
 
     taught = f"what {experiment.clients} teachers say about {size:,} images"
     shown = f"{model} ({parameters:,} parameters)" if parameters else model
-    row("student", "student", shown, taught, last.get("student", {}).get("accuracy"))
+    row("student", "student", shown, taught, found.accuracy("student"))
     best = summary.get("student", {})
     if best.get("best_accuracy", 0) > best.get("accuracy", math.inf):
         source = f"the same, after round {best['best_round']}"
         row("minor", "student at its best", "", source, best["best_accuracy"])
-    if last.get("ensemble"):
-        row("ensemble", "ensemble", "all teachers, fused", "", last["ensemble"]["accuracy"])
-    known = finite(last.get("teachers", {}).values())
+    if "ensemble" in found.scores:
+        row("ensemble", "ensemble", "all teachers, fused", "", found.accuracy("ensemble"))
+    known = finite(found.last.teachers.values() if found.last else ())
     if known:
         row("teacher", "best teacher", "", "its own private images", max(known))
         row("teacher", "median teacher", "", "its own private images", statistics.median(known))
-    if last.get("pseudo_labels") is not None:
+    if last and last.pseudo_labels is not None:
         source = "ensemble on the transfer set, against its hidden labels"
-        row("pseudo", "pseudo-labels", "", source, last["pseudo_labels"])
+        row("pseudo", "pseudo-labels", "", source, last.pseudo_labels)
     if summary.get("oracle") is not None:
         source = f"{size:,} transfer images with their true labels"
         row("oracle", "oracle", model, source, summary["oracle"])
@@ -113,9 +112,9 @@ def headline(found: Found) -> list[Record]:
 
 def teachers(found: Found) -> list[Record]:
     """One row for each teacher."""
-    counts, scores = found.class_counts, found.last.get("teachers", {})
-    say = found.last.get("say") or {}
-    rows = []
+    counts, rows = found.class_counts, []
+    scores = found.last.teachers if found.last else {}
+    weights = found.last.weights if found.last else {}
     for client in range(found.run.experiment.clients):
         held = None if counts is None or client >= len(counts) else counts[client]
         rows.append(
@@ -124,8 +123,8 @@ def teachers(found: Found) -> list[Record]:
                 "model": found.run.experiment.teachers.model_of(client).name,
                 "images": None if held is None else int(held.sum()),
                 "classes": None if held is None else int((held > 0).sum()),
-                "accuracy": scores.get(str(client)),
-                "say": say.get(str(client)),
+                "accuracy": scores.get(client),
+                "weight": weights.get(client),
                 "holdout": found.verdicts.get(client),
             }
         )

@@ -1,92 +1,149 @@
-"""A short HTML page: a title, a sentence, and cards with a picture or a table."""
+"""A page that needs nothing else: no network, no scripts, no other files.
+
+A page is sections of cards, and a card figures, a table or text, each with what to see in it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from fedkd.knowledge.store import write_atomically
-from fedkd.reporting.template import STYLE
-
-_PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<meta name="color-scheme" content="light dark">
-<title>{{ title }} · fedkd</title>
-<style>{{ style }}
-thead .n { white-space: normal; }</style>
-</head>
-<body>
-<main>
-<header><div><h1>{{ title }}</h1><p class="sentence">{{ sentence }}</p></div></header>
-<div class="grid" style="margin-top: 26px">
-  {% for card in cards %}
-  <section class="card wide">
-    <h3>{{ card.title }}</h3>
-    {% if card.picture %}
-    <div class="figure" role="img" aria-label="{{ card.title }}">{{ card.picture|markup }}</div>
-    {% endif %}
-    {% if card.header %}
-    <div class="scroll"><table>
-      <thead><tr>{% for name in card.header %}
-        <th{% if card.numbers and not loop.first %} class="n"{% endif %}>{{ name }}</th>
-        {%- endfor %}</tr></thead>
-      <tbody>{% for row in card.rows %}
-      <tr>{% for cell in row %}
-        <td{% if card.numbers and not loop.first %} class="n"{% endif %}>{{ cell }}</td>
-        {%- endfor %}</tr>
-      {% endfor %}</tbody>
-    </table></div>
-    {% endif %}
-    <p class="caption">{{ card.caption }}</p>
-  </section>
-  {% endfor %}
-</div>
-<footer>{{ footer }}</footer>
-</main>
-</body>
-</html>
-"""
+from fedkd.reporting import drawing
+from fedkd.reporting.format import bar
+from fedkd.reporting.html import PAGE
+from fedkd.reporting.table import Table, plain, words
 
 
 @dataclass(frozen=True)
 class Card:
-    """A picture or a table, with what to see in it.
+    """Figures, a table or a text, with what to see in it.
+
+    Attributes:
+        title: Heading; "" for the only card of a section.
+        caption: What it shows and what to look for, or why there is nothing.
+        figures: Drawn one below the other.
+        table: Between figures and caption.
+        code: A file's text.
+        notes: Warnings.
+        wide: Takes the whole width.
+        fold: Folded up under this line; "" shows it all.
+        open: Whether a fold is open at first.
+    """
+
+    title: str = ""
+    caption: str = ""
+    figures: Sequence[Figure] = ()
+    table: Table | None = None
+    code: str = ""
+    notes: Sequence[str] = ()
+    wide: bool = True
+    fold: str = ""
+    open: bool = False
+    lone: bool = False  # of half the width, without a neighbour: the caption is beside the figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """Cards under a heading.
+
+    Attributes:
+        key: Its anchor.
+        title: Heading, and its name in the list of sections.
+        cards: None stands for one that there are no numbers for.
+    """
+
+    key: str
+    title: str
+    cards: Sequence[Card | None]
+
+    def laid_out(self) -> Section:
+        """The cards there are; one of half the width beside a hole is spread over the width."""
+        there = [card for card in self.cards if card is not None]
+        halves = [place for place, card in enumerate(there) if not card.wide and not card.fold]
+        if halves and sum(not card.wide for card in there) % 2:
+            there[halves[-1]] = replace(there[halves[-1]], lone=True)
+        return replace(self, cards=there)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number worth a glance."""
+
+    label: str
+    value: str
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything on a page.
 
     Attributes:
         title: Heading.
-        caption: What it shows and what to look for.
-        picture: An `<svg>` element, as `plots.svg` makes it.
-        header: Names of a table's columns.
-        rows: Its cells.
-        numbers: All columns but the first are numbers.
+        sentence: What was done.
+        sections: In order; one without cards is left out.
+        footer: What the page is about, for whoever finds it.
+        state: Badge that the work is complete; with `partial` that it is not.
+        partial: Whether it is under way or failed.
+        warning: A second badge.
+        remarks: Beside the badges: seeds, date.
+        headline: The number in large print, and what it is.
+        tiles: Further numbers.
+        notes: Warnings above the first section.
     """
 
     title: str
-    caption: str
-    picture: str | None = None
-    header: Sequence[str] = ()
-    rows: Sequence[Sequence[str]] = ()
-    numbers: bool = True
+    sentence: str
+    sections: Sequence[Section]
+    footer: str
+    state: str = ""
+    partial: bool = False
+    warning: str = ""
+    remarks: Sequence[str] = ()
+    headline: tuple[str, str] | None = None
+    tiles: Sequence[Tile] = ()
+    notes: Sequence[str] = field(default_factory=tuple)
 
 
-def write(path: Path, *, title: str, sentence: str, cards: Sequence[Card], footer: str) -> Path:
-    """Write the page, which needs no other file, and return its path."""
+def config_section(folder: Path, versions: Mapping[str, str] | None) -> Section:
+    """The resolved config of a run or study, and what ran it."""
+    code = (folder / "config.yaml").read_text(encoding="utf-8")
+    table = plain(words("", ""), (versions or {}).items())
+    cards = [Card(fold="Resolved config", code=code), Card(fold="Versions", table=table)]
+    return Section("config", "Config and versions", cards)
+
+
+def progress(results: Mapping[str, Any]) -> dict[str, Any]:
+    """State and notes of a study's page, from its results."""
+    done = bool(results["finished"])
+    notes = [f"{label} failed: {error}" for label, error in results["errors"].items()]
+    return {"state": "complete" if done else "not complete", "partial": not done, "notes": notes}
+
+
+def render(page: Page) -> str:
+    """The page as HTML; equal pages give equal text. What it shows of others is text."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["markup"] = Markup
-    text = environment.from_string(_PAGE).render(
-        title=title, sentence=sentence, cards=cards, footer=footer, style=Markup(STYLE)
-    )
-    write_atomically(path, text.encode("utf-8"))
+    places = count(1)
+
+    def svg(figure: Figure) -> Markup:
+        return Markup(drawing.svg(figure, f"figure{next(places)}"))
+
+    environment.filters |= {"bar": bar, "svg": svg}
+    sections = [laid for section in page.sections if (laid := section.laid_out()).cards]
+    return environment.from_string(PAGE).render(page=page, sections=sections).lstrip()
+
+
+def write(path: Path, page: Page) -> Path:
+    """Write the page and return its path."""
+    write_atomically(path, render(page).encode("utf-8"))
     return path

@@ -32,6 +32,7 @@ from fedkd.reporting.run_record import Found
 from fedkd.reporting.tables import privacy, traffic_tables
 from fedkd.reporting.template import PAGE
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import Warned
 
 __all__ = ["human_bytes", "percent", "render", "write_report"]
 
@@ -73,11 +74,11 @@ def render(run: RunDirectory) -> str:
         "bar": bar,
         "known": or_dash,
     }
-    warnings = dict.fromkeys(r.get("text", "") for r in run.metrics("warning"))
+    warnings = dict.fromkeys(event.text for event in run.events(Warned))
     return environment.from_string(PAGE).render(
         experiment=run.experiment,
         identity=run.identity,
-        date=date(run),
+        date=date(run.path),
         state=state(found),
         sentence=sentence(found),
         tiles=tiles(found),
@@ -85,7 +86,7 @@ def render(run: RunDirectory) -> str:
         teachers=teachers(found),
         many=_MANY,
         sections=[
-            (key, title, _pair(cards, more=key == "costs" and bool(found.ledger)))
+            (key, title, _pair(cards, more=key == "costs" and bool(found.messages)))
             for key, title, cards in sections
         ],
         privacy=privacy(found),
@@ -93,11 +94,11 @@ def render(run: RunDirectory) -> str:
         refused=found.refused[:_REFUSED_SHOWN],
         refused_more=max(0, len(found.refused) - _REFUSED_SHOWN),
         warnings=list(warnings),
-        asked=bool(found.ledger),
+        asked=bool(found.messages),
         data_problem=found.data_problem,
         config=(run.path / "config.yaml").read_text(encoding="utf-8"),
         versions=run.read_json("versions.json") or {},
-        hash=found.last.get("hash"),
+        hash=found.last.hash if found.last else None,
     )
 
 

@@ -14,8 +14,17 @@ from matplotlib.figure import Figure
 from fedkd.data.splits import FederatedData
 from fedkd.reporting import figures
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import (
+    ClientEvaluated,
+    EpochFinished,
+    MessageCounted,
+    ReplyRefused,
+    RoundFinished,
+    holdout_accuracies,
+)
 from fedkd.runs.images import run_data
 from fedkd.runs.signature import Signature, read_signature
+from fedkd.training.evaluation import Scores
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +38,11 @@ class Found:
     """Everything the page is made of, read once."""
 
     run: RunDirectory
-    rounds: list[Record]
-    epochs: list[Record]
-    refused: list[Record]
+    rounds: list[RoundFinished]
+    epochs: list[EpochFinished]
+    refused: list[ReplyRefused]
     verdicts: dict[int, float]
-    ledger: list[Record]
+    messages: list[MessageCounted]
     summary: Record
     data: FederatedData | None = None
     data_problem: str | None = None
@@ -49,18 +58,13 @@ class Found:
         except TROUBLE as error:
             problem = str(error)
             logger.warning("report of %s without pictures of the data: %s", run.identity, problem)
-        verdicts = {
-            r["client"]: r["holdout_right"] / r["holdout_total"]
-            for r in run.metrics("client")
-            if r.get("phase") == "evaluate" and r.get("holdout_total")
-        }
         return cls(
             run,
-            run.metrics("round"),
-            run.metrics("epoch"),
-            run.metrics("refused"),
-            verdicts,
-            run.ledger_entries(),
+            run.events(RoundFinished),
+            run.events(EpochFinished),
+            run.events(ReplyRefused),
+            holdout_accuracies(run.events(ClientEvaluated)),
+            run.messages(),
             run.read_json("summary.json") or {},
             data,
             problem,
@@ -68,14 +72,21 @@ class Found:
         )
 
     @property
-    def last(self) -> Record:
-        """The last finished round, or nothing."""
-        return self.rounds[-1] if self.rounds else {}
+    def last(self) -> RoundFinished | None:
+        """The last finished round, if any."""
+        return self.rounds[-1] if self.rounds else None
 
-    def judged(self, key: str) -> Record:
-        """`student`, `ensemble` -> what the last evaluation says of them, where it does."""
-        found = {who: (self.last.get(who) or {}).get(key) for who in ("student", "ensemble")}
-        return {who: value for who, value in found.items() if value}
+    @property
+    def scores(self) -> dict[str, Scores]:
+        """`student`, `ensemble` -> their scores in the last evaluation, as far as known."""
+        if self.last is None:
+            return {}
+        found = {"student": self.last.student, "ensemble": self.last.ensemble}
+        return {who: scores for who, scores in found.items() if scores is not None}
+
+    def accuracy(self, who: str) -> float | None:
+        """Accuracy of `student` or `ensemble` in the last evaluation."""
+        return self.scores[who].accuracy if who in self.scores else None
 
     @property
     def classes(self) -> list[str]:
@@ -86,7 +97,7 @@ class Found:
             return list(self.summary["classes"])
         if self.data is not None:
             return list(self.data.classes)
-        return [str(c) for c in range(len(self.last.get("student", {}).get("per_class", [])))]
+        return [str(c) for c in range(len(self.last.student.per_class if self.last else ()))]
 
     @property
     def class_counts(self) -> np.ndarray | None:

@@ -30,17 +30,15 @@ def traffic_tables(found: Found) -> Record:
     """Totals per phase and per client, and for scale what other ways would cost."""
     phases: dict[str, dict[str, int]] = {}
     clients: dict[int, dict[str, int]] = {}
-    for entry in found.ledger:
-        total = phases.setdefault(entry["phase"], {"down": 0, "up": 0})
-        for way in ("down", "up"):
-            total[way] += entry[way]
-        # When nodes describe themselves the ledger holds node ids: their clients are not known.
-        if entry["phase"] != "describe":
-            row = clients.setdefault(entry["client"], {})
-            for way in ("down", "up"):
-                key = f"{entry['phase']} {way}"
-                row[key] = row.get(key, 0) + entry[way]
-                row[way] = row.get(way, 0) + entry[way]
+    for message in found.messages:
+        total = phases.setdefault(message.phase, {"down": 0, "up": 0})
+        for way, size in (("down", message.down), ("up", message.up)):
+            total[way] += size
+            # When nodes describe themselves it is not known which clients they are.
+            if message.client is not None and message.phase != "describe":
+                row = clients.setdefault(message.client, {})
+                for key in (f"{message.phase} {way}", way):
+                    row[key] = row.get(key, 0) + size
     parameters = found.summary.get("student", {}).get("parameters")
     return {
         "phases": phases,

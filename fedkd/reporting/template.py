@@ -209,8 +209,8 @@ PAGE = (
         <td class="n">{{ row.classes|known }}</td>
         <td class="n">{{ row.accuracy|percent }}</td>
         <td class="bar slim from"><i style="--w: {{ row.accuracy|bar }}"></i></td>
-        <td class="n">{{ row.say|percent }}</td>
-        <td class="bar slim from"><i style="--w: {{ row.say|bar }}"></i></td>
+        <td class="n">{{ row.weight|percent }}</td>
+        <td class="bar slim from"><i style="--w: {{ row.weight|bar }}"></i></td>
         <td class="n">{{ row.holdout|percent }}</td>
         <td class="bar slim student from"><i style="--w: {{ row.holdout|bar }}"></i></td>
       </tr>

@@ -5,18 +5,21 @@ where the two ends live.
 """
 
 from fedkd.rounds.client import Client
-from fedkd.rounds.context import ExperimentContext, workspace, workspace_of
-from fedkd.rounds.progress import Notify, Stopwatch, silent, threads
+from fedkd.rounds.context import ExperimentContext, context_of_run, experiment_context
+from fedkd.rounds.evidence import evidence_of
+from fedkd.rounds.progress import Interrupted, Notify, Stopwatch, silent, threads
 from fedkd.rounds.server import Server
 
 __all__ = [
     "Client",
     "ExperimentContext",
+    "Interrupted",
     "Notify",
     "Server",
     "Stopwatch",
+    "context_of_run",
+    "evidence_of",
+    "experiment_context",
     "silent",
     "threads",
-    "workspace",
-    "workspace_of",
 ]

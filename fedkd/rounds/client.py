@@ -22,8 +22,9 @@ from fedkd.io.records import read_json
 from fedkd.knowledge.extract import extract
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Knowledge, Teacher
+from fedkd.knowledge.query import Answers, Images, Reply
 from fedkd.knowledge.store import write_atomically
-from fedkd.knowledge.wire import Expected, HeaderValue, pack, unpack
+from fedkd.knowledge.wire import pack, unpack
 from fedkd.models.network import Network
 from fedkd.privacy.dp_sgd import fit_private
 from fedkd.privacy.label_dp import randomised
@@ -31,7 +32,7 @@ from fedkd.privacy.ledger import Account, BudgetSpent, Ledger, LedgerBroken
 from fedkd.privacy.plan import Plan
 from fedkd.privacy.policy import Limits, Policy, PolicyRefused
 from fedkd.randomness import stream_seed
-from fedkd.rounds.context import VALIDATION, ExperimentContext
+from fedkd.rounds.context import ExperimentContext
 from fedkd.runs.directory import load_state, network_hash, save_state
 from fedkd.training.evaluation import predict
 from fedkd.training.supervised import Fit, align, fit
@@ -256,76 +257,56 @@ class Client:
             save_state(place, {"labels": labels}, private=True)
         return replace(shard, labels=load_state(place)["labels"])
 
-    def answer(
-        self, round_number: int, *, base: int = 0, test: bool = False
-    ) -> tuple[dict[str, np.ndarray], dict[str, HeaderValue]]:
-        """What the teacher says about the transfer (or test) images, packed for the wire.
+    def answer(self, images: Images, round_number: int, *, base: int = 0) -> Reply:
+        """The teacher's answers about some of the public images.
 
         Args:
+            images: Which.
             round_number: From 1.
             base: The round whose answers the server holds from this client; 0 for none.
-            test: About the test images.
 
         Raises:
             RuntimeError: the client has no teacher yet.
         """
-        teacher = self._teacher(round_number)
-        data = self.workspace.data
-        if test:
-            expected = self.workspace.test_order(self.run, round_number, self.number)
-            tensors = extract(teacher, data.test.images, expected.kinds, own=self.shard.images)
-        else:
-            expected = self.workspace.order(self.run, round_number, self.number, base)
-            tensors = extract(
-                teacher,
-                data.transfer.images.images,
-                expected.kinds,
-                views=self.workspace.views(round_number),
-                own=self.shard.images,
-            )
+        query = self.workspace.query(images, self.run, round_number, self.number, base)
         shard = self.shard
+        tensors = extract(
+            self._teacher(round_number),
+            self.workspace.images(images).images,
+            query.kinds,
+            views=self.workspace.views(round_number) if images is Images.TRANSFER else None,
+            own=shard.images,
+        )
         who = Teacher(self.number, len(shard), tuple(shard.class_counts().tolist()))
-        if test:
-            return pack(Knowledge(who, tensors), expected)
-        more: dict[str, np.ndarray] = {}
-        asked = self.workspace.validation_order(self.run, round_number, self.number)
-        if asked is not None:
-            told = extract(teacher, data.validation.images, asked.kinds, own=self.shard.images)
-            arrays, _ = pack(Knowledge(who, told), asked)
-            more = {VALIDATION + name: array for name, array in arrays.items()}
-        arrays, header = self._pack(round_number, Knowledge(who, tensors), expected)
-        return {**arrays, **more}, header
+        knowledge = Knowledge(who, tensors)
+        if images is not Images.TRANSFER or not query.codec.remembers:
+            return pack(knowledge, query)
+        # Answers that the next ones may be changes of.
+        before = self._answers(base, query.kinds)
+        reply = pack(knowledge, query, before)
+        if before is not None or query.index is None:
+            # Kept as the server will decode them, so that both mean the same by a change.
+            self._keep_answers(unpack(reply, query, self.number, before), round_number)
+        return reply
 
-    def _pack(
-        self, round_number: int, knowledge: Knowledge, expected: Expected
-    ) -> tuple[dict[str, np.ndarray], dict[str, HeaderValue]]:
-        """For the wire; what was said is kept if the next answer will be a change of it."""
-        if not expected.codec.remembers:
-            return pack(knowledge, expected)
-        before = self._said(expected.base, expected.kinds)
-        arrays, header = pack(knowledge, expected, before)
-        # Kept as the server will decode it, so that both mean the same by a change.
-        if before is not None or expected.index is None:
-            told = unpack(arrays, header, expected, self.number, before)
-            self._remember(round_number, told)
-        return arrays, header
-
-    def _said(self, base: int, kinds: tuple[Kind, ...]) -> dict[Kind, np.ndarray] | None:
-        """What this client said in round `base`; None if it does not know any more."""
-        place = self.folder / f"said-{base:04d}.npz"
+    def _answers(self, base: int, kinds: tuple[Kind, ...]) -> Answers | None:
+        """This client's answers of round `base`; None if it does not have them any more."""
+        place = self._answers_place(base)
         if base == 0 or not place.is_file():
             return None
         with np.load(place, allow_pickle=False) as saved:
             return {kind: saved[str(kind)] for kind in kinds if str(kind) in saved}
 
-    def _remember(self, round_number: int, told: Knowledge) -> None:
-        place = self.folder / f"said-{round_number:04d}.npz"
+    def _keep_answers(self, knowledge: Knowledge, round_number: int) -> None:
         buffer = io.BytesIO()
-        arrays = {str(kind): tensor.numpy() for kind, tensor in told.tensors.items()}
+        arrays = {str(kind): tensor.numpy() for kind, tensor in knowledge.tensors.items()}
         np.savez(buffer, allow_pickle=False, **arrays)
-        write_atomically(place, buffer.getvalue(), private=True)
-        for old in sorted(self.folder.glob("said-*.npz"))[:-3]:
+        write_atomically(self._answers_place(round_number), buffer.getvalue(), private=True)
+        for old in sorted(self.folder.glob("answers-*.npz"))[:-3]:
             old.unlink()
+
+    def _answers_place(self, round_number: int) -> Path:
+        return self.folder / f"answers-{round_number:04d}.npz"
 
     def judge(self, student: Mapping[str, Tensor]) -> tuple[int, int]:
         """(right, total) of the student on this client's held-out private images."""

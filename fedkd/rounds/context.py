@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ from fedkd.build import (
     build_release,
     data_root,
 )
-from fedkd.config import Component, ConfigError, Experiment, make_experiment, parse_yaml
-from fedkd.data.images import class_map
+from fedkd.config import Component, ConfigError, Experiment, read_experiment
+from fedkd.data.images import ImageSet, class_map
 from fedkd.data.local_shard import LocalShard
 from fedkd.data.splits import FederatedData
 from fedkd.data.views import virtual_view
@@ -32,7 +33,7 @@ from fedkd.distillation.trainer import rehearse
 from fedkd.knowledge.extract import Unreadable, extract, shapes
 from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.knowledge.payload import Bank, Knowledge, Teacher, fuse
-from fedkd.knowledge.wire import Expected
+from fedkd.knowledge.query import Images, Query
 from fedkd.models.checks import check_training
 from fedkd.models.network import parameter_count
 from fedkd.privacy.leaks import check_leaks
@@ -43,12 +44,9 @@ from fedkd.runs.directory import RunDirectory
 from fedkd.runs.images import found_again
 from fedkd.training.batches import check_batch_size
 
-# In a reply, before the names of answers about the server's labelled images.
-VALIDATION = "validation:"
-
 
 class ExperimentContext:
-    """What both ends derive from the config alone: split, orders, virtual views."""
+    """What both ends derive from the config alone: split, queries, virtual views."""
 
     def __init__(
         self, experiment: Experiment, root: str | Path | None = None, own: LocalShard | None = None
@@ -66,6 +64,15 @@ class ExperimentContext:
         self.kinds = tuple(dict.fromkeys((*self.objective.needs, *fusion_needs)))
         #: What they are asked about images on which only predictions matter.
         self.prediction_kinds = tuple(dict.fromkeys((Logits(), *fusion_needs)))
+        #: The images that clients are asked about before the student learns. The transfer images
+        #: come last: with them a client counts as having answered.
+        self.learning_images = (
+            (Images.VALIDATION, Images.TRANSFER)
+            if any(rule.needs_validation for rule in self.fusion) and len(self.data.validation) > 0
+            else (Images.TRANSFER,)
+        )
+        #: Those that they are asked about once it has learnt.
+        self.scoring_images = (Images.TEST,) if experiment.evaluation.teachers else ()
         views = any(isinstance(kind, VirtualLogits) for kind in self.kinds)
         if experiment.federation.subset < 1 and experiment.data.views.refresh and views:
             raise ConfigError(
@@ -73,7 +80,7 @@ class ExperimentContext:
                 "virtual views: set data.views.refresh=false"
             )
         self.class_map = class_map(self.data.classes)
-        self._test_fingerprint: str | None = None
+        self._fingerprints = {Images.TRANSFER: self.data.transfer.fingerprint}
         self._views: dict[tuple[int, int], Tensor] = {}
         check_leaks(experiment, self.fusion, self.kinds)
         self.plan = plan(experiment)
@@ -81,18 +88,53 @@ class ExperimentContext:
             experiment, self.data, self.objective, self.kinds
         )
 
-    def order(self, run: str, round_number: int, client: int, base: int = 0) -> Expected:
-        """What a client is asked to say about the transfer set in this round.
+    @cached_property
+    def sent(self) -> bytes:
+        """The experiment as it travels to the clients."""
+        return self.experiment.to_bytes()
 
-        The server holds its answers of round `base` already, if that is not 0.
+    def query(
+        self, images: Images, run: str, round_number: int, client: int, base: int = 0
+    ) -> Query:
+        """What a client is asked about some of the public images in a round.
+
+        Args:
+            images: Which.
+            run: Identity of the run.
+            round_number: From 1.
+            client: Who is asked.
+            base: The round whose answers about the transfer images the server holds from this
+                client; 0 for none.
         """
-        transfer = self.data.transfer
-        images = len(transfer.images)
-        expected = self._expect(run, round_number, client, self.kinds, transfer.fingerprint, images)
-        index = self.asked(round_number) if base > 0 else None
-        return replace(expected, base=base, index=index)
+        if images not in self._fingerprints:
+            self._fingerprints[images] = self.images(images).fingerprint()
+        model = self._models[self.experiment.teachers.model_of(client)]
+        kinds = self.kinds if images is Images.TRANSFER else self.prediction_kinds
+        disclose = {name for rule in self.fusion for name in rule.discloses}
+        return Query(
+            images=images,
+            run=run,
+            round=round_number,
+            fingerprint=self._fingerprints[images],
+            class_map=self.class_map,
+            num_samples=len(self.images(images)),
+            num_classes=len(self.data.classes),
+            shapes={kind: model.shapes[kind] for kind in kinds},
+            codec=self.codec,
+            max_abs=self.experiment.federation.max_abs_logit,
+            disclose=tuple(sorted(disclose)),
+            parameters=model.parameters,
+            base=base,
+            index=self.subset(round_number) if base > 0 else None,
+        )
 
-    def asked(self, round_number: int) -> np.ndarray | None:
+    def images(self, images: Images) -> ImageSet:
+        """The images that a query is about."""
+        if images is Images.TRANSFER:
+            return self.data.transfer.images
+        return self.data.validation if images is Images.VALIDATION else self.data.test
+
+    def subset(self, round_number: int) -> np.ndarray | None:
         """Samples that clients already known are asked about in a round, sorted; None for all."""
         share, total = self.experiment.federation.subset, len(self.data.transfer.images)
         if share == 1:
@@ -102,21 +144,6 @@ class ExperimentContext:
         )
         index: np.ndarray = drawn[: max(1, round(share * total))].sort().values.numpy()
         return index
-
-    def test_order(self, run: str, round_number: int, client: int) -> Expected:
-        """What a client is asked to say about the test images (for evaluation only)."""
-        if self._test_fingerprint is None:
-            self._test_fingerprint = self.data.test.fingerprint()
-        fingerprint, images = self._test_fingerprint, len(self.data.test)
-        return self._expect(run, round_number, client, self.prediction_kinds, fingerprint, images)
-
-    def validation_order(self, run: str, round_number: int, client: int) -> Expected | None:
-        """What a client is asked to say about the server's labelled images, if a rule needs it."""
-        images = self.data.validation
-        if not any(rule.needs_validation for rule in self.fusion) or len(images) == 0:
-            return None
-        kinds, fingerprint = self.prediction_kinds, images.fingerprint()
-        return self._expect(run, round_number, client, kinds, fingerprint, len(images))
 
     def views(self, round_number: int) -> Callable[[int], Tensor]:
         """View number -> the transfer images under this round's virtual view."""
@@ -138,31 +165,6 @@ class ExperimentContext:
             return self._views[key]
 
         return view
-
-    def _expect(
-        self,
-        run: str,
-        round_number: int,
-        client: int,
-        kinds: tuple[Kind, ...],
-        fingerprint: str,
-        samples: int,
-    ) -> Expected:
-        model = self._models[self.experiment.teachers.model_of(client)]
-        disclose = {name for rule in self.fusion for name in rule.discloses}
-        return Expected(
-            run=run,
-            round=round_number,
-            fingerprint=fingerprint,
-            class_map=self.class_map,
-            num_samples=samples,
-            num_classes=len(self.data.classes),
-            shapes={kind: model.shapes[kind] for kind in kinds},
-            codec=self.codec,
-            max_abs=self.experiment.federation.max_abs_logit,
-            disclose=tuple(sorted(disclose)),
-            parameters=model.parameters,
-        )
 
 
 @dataclass(frozen=True)
@@ -252,23 +254,49 @@ def _rehearse(experiment: Experiment, data: FederatedData, objective: Objective)
         raise ConfigError(f"{where}{error}") from None
 
 
-def workspace(
-    config: str, root: str | None = None, own: LocalShard | None = None
+#: The contexts of this process, the last ones used. Relative paths start from the working directory
+#: and FEDKD_DATA, so these are part of the key: another folder holds other images.
+_CONTEXTS: OrderedDict[tuple[object, ...], ExperimentContext] = OrderedDict()
+_KEPT = 2
+
+
+def experiment_context(
+    experiment: Experiment, root: str | None = None, own: LocalShard | None = None
 ) -> ExperimentContext:
-    """The workspace of a config (`to_json`), kept: a process answers many messages."""
-    return _kept(config, root, own, str(Path.cwd()), os.environ.get("FEDKD_DATA"))
+    """The context of an experiment, made once and kept: a process answers many messages.
+
+    Args:
+        experiment: Known by its hash; plugins are imported already.
+        root: Folder of local data; overrides `data.root`.
+        own: The images of the one client that lives on this machine, where it has no others.
+
+    Raises:
+        ConfigError: as `build.check`, or the images cannot be split this way.
+        FileNotFoundError: images are missing.
+    """
+    key = (experiment.hash, root, own, str(Path.cwd()), os.environ.get("FEDKD_DATA"))
+    if key not in _CONTEXTS:
+        _CONTEXTS[key] = ExperimentContext(experiment, root, own)
+        while len(_CONTEXTS) > _KEPT:
+            _CONTEXTS.popitem(last=False)
+    _CONTEXTS.move_to_end(key)
+    return _CONTEXTS[key]
 
 
-@lru_cache(maxsize=2)
-def _kept(
-    config: str, root: str | None, own: LocalShard | None, *_where: str | None
-) -> ExperimentContext:
-    """Relative paths start from `_where` it may be: another folder, other images."""
-    return ExperimentContext(make_experiment(parse_yaml(config, "the run's config")), root, own)
+def received_experiment(sent: bytes) -> Experiment:
+    """The experiment in a message, without its plugins imported; a known one is not parsed again.
+
+    Raises:
+        ConfigError: as `read_experiment`.
+    """
+    for context in _CONTEXTS.values():
+        if context.sent == sent:
+            return context.experiment
+    return read_experiment(sent, plugins=False)
 
 
-def workspace_of(run: RunDirectory, experiment: Experiment | None = None) -> ExperimentContext:
-    """The workspace of a run that may have been made elsewhere, with the images it was made with.
+def context_of_run(run: RunDirectory, experiment: Experiment | None = None) -> ExperimentContext:
+    """The context of a run that may have been made elsewhere, with the images it was made with.
 
     Args:
         run: The run.
@@ -279,5 +307,5 @@ def workspace_of(run: RunDirectory, experiment: Experiment | None = None) -> Exp
         FileNotFoundError: they are missing.
     """
     run.import_plugins()
-    config = (experiment or run.experiment).to_json()
-    return found_again(run, partial(workspace, config), lambda space: space.data)
+    make = partial(experiment_context, experiment or run.experiment)
+    return found_again(run, make, lambda context: context.data)

@@ -10,6 +10,10 @@ from typing import Any, Protocol
 import torch
 
 
+class Interrupted(Exception):
+    """The user wants the work to stop: raised by a `Notify`, so that it ends in good order."""
+
+
 class Notify(Protocol):
     """Hears of progress as it happens: an event's name and its facts."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,23 +15,31 @@ from fedkd.build import build_network, device_of
 from fedkd.distillation.assistants import with_assistant
 from fedkd.distillation.batches import TransferBatches
 from fedkd.distillation.trainer import EpochRecord, Snapshot, distill
-from fedkd.fusion.base import FitContext, Fusion, fit_rules
+from fedkd.fusion.base import Fusion, fit_rules
 from fedkd.io.records import Damaged
 from fedkd.knowledge.extract import extract
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Fused, Knowledge, Teacher, fuse
-from fedkd.knowledge.wire import Header, Refused, unpack
+from fedkd.knowledge.query import Images, Refused, Reply
+from fedkd.knowledge.wire import unpack
 from fedkd.models.network import Network, parameter_count
 from fedkd.privacy.noise import SecureGenerator
 from fedkd.privacy.release.base import Release, Released
 from fedkd.privacy.release.gaussian import epsilon_of
 from fedkd.randomness import stream, stream_seed
-from fedkd.rounds.context import VALIDATION, ExperimentContext
+from fedkd.rounds.context import ExperimentContext
+from fedkd.rounds.evidence import evidence_of
 from fedkd.rounds.progress import Notify, silent
 from fedkd.runs.directory import RunDirectory, load_state, network_hash, save_state
+from fedkd.runs.events import (
+    AnswersReleased,
+    AssistantEpochFinished,
+    EpochFinished,
+    RoundFinished,
+)
 from fedkd.runs.signature import Signature, keep_signature
 from fedkd.training.batches import steps_per_epoch
-from fedkd.training.evaluation import accuracy, calibration, evaluate, per_class_accuracy, predict
+from fedkd.training.evaluation import Scores, accuracy, evaluate, predict
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +70,7 @@ class Server:
         self._rules: list[Fusion] = list(workspace.fusion)
         self._memories: list[dict[str, Tensor]] = []
         self.round = 0
-        checkpoint = run.load_checkpoint(lambda text: run.metric("warning", text=text))
+        checkpoint = run.load_checkpoint(run.warn)
         if checkpoint is not None:
             self.round = int(checkpoint["round"])
             states = (*checkpoint["assistants"], checkpoint["student"])
@@ -83,33 +91,21 @@ class Server:
         self,
         client: int,
         round_number: int,
-        arrays: Mapping[str, np.ndarray],
-        header: Header,
-        *,
-        test: bool = False,
+        asked: Sequence[Images],
+        replies: Mapping[Images, Reply],
     ) -> None:
-        """Check a client's knowledge and keep it on disk. Raises `Refused`."""
-        before = checked = None
-        told = {k: a for k, a in arrays.items() if not k.startswith(VALIDATION)}
-        if test:
-            expected = self.workspace.test_order(self.run.identity, round_number, client)
-        else:
-            base = self.held(client, round_number)
-            expected = self.workspace.order(self.run.identity, round_number, client, base)
-            if base > 0:
-                before = self._store(base).answers(client, expected.kinds)
-            asked = self.workspace.validation_order(self.run.identity, round_number, client)
-            more = {k.removeprefix(VALIDATION): a for k, a in arrays.items() if k not in told}
-            if asked is not None:
-                same = {**header, "fingerprint": asked.fingerprint, "base": 0}
-                checked = unpack(more, same, asked, client)
-            elif more:
-                raise Refused(f"answers that nobody asked for: {sorted(more)}")
-        knowledge = unpack(told, header, expected, client, before)
-        # The transfer set's answers come last: with them the client counts as heard.
-        if checked is not None:
-            self.run.knowledge(round_number, "validation").put(checked)
-        self._store(round_number, test).put(knowledge)
+        """Check a client's replies and keep them on disk, all or none. Raises `Refused`."""
+        if set(replies) != set(asked):
+            raise Refused(f"answers about {_names(replies)} images, asked about {_names(asked)}")
+        accepted = [self._checked(client, round_number, each, replies[each]) for each in asked]
+        for images, knowledge in zip(asked, accepted, strict=True):
+            self.run.knowledge(round_number, images).put(knowledge)
+
+    def _checked(self, client: int, round_number: int, images: Images, reply: Reply) -> Knowledge:
+        base = self.held(client, round_number) if images is Images.TRANSFER else 0
+        query = self.workspace.query(images, self.run.identity, round_number, client, base)
+        held = self.run.knowledge(base).answers(client, query.kinds) if base > 0 else None
+        return unpack(reply, query, client, held)
 
     def held(self, client: int, round_number: int) -> int:
         """The last round before this one whose answer is held from a client; 0 for none.
@@ -125,7 +121,7 @@ class Server:
         if client not in self.answered(round_number):
             return False
         try:
-            self._store(round_number).check(client)
+            self.run.knowledge(round_number).check(client)
         except (Damaged, OSError) as error:  # then it is as if it had not answered
             logger.warning("%s", error)
             return False
@@ -138,25 +134,25 @@ class Server:
         are asked again.
         """
         number = self.round + 1
-        for what in ("transfer", "validation", "test"):
-            self.run.knowledge(number, what).sweep()
-        for what in ("transfer", "validation", "test"):
-            store = self.run.knowledge(number, what)
+        stores = {images: self.run.knowledge(number, images) for images in Images}
+        for store in stores.values():
+            store.sweep()
+        for images, store in stores.items():
             for client in store.clients():
                 try:
                     store.check(client)
                 except (Damaged, OSError) as error:
                     store.drop(client)
-                    if what == "validation":  # comes and goes with the answers it came with
-                        self.run.knowledge(number).drop(client)
+                    if images is Images.VALIDATION:  # comes and goes with those it came with
+                        stores[Images.TRANSFER].drop(client)
                     self.warn(
                         f"round {number}: client {client} is asked again, since its answer was "
                         f"lost ({error})"
                     )
 
-    def answered(self, round_number: int, *, test: bool = False) -> list[int]:
-        """Clients whose knowledge of this round is held already (also from before a restart)."""
-        return self._store(round_number, test).clients()
+    def answered(self, round_number: int) -> list[int]:
+        """Clients whose answers about the round's transfer images are held already."""
+        return self.run.knowledge(round_number).clients()
 
     # -- learn -----------------------------------------------------------------------------
 
@@ -169,38 +165,19 @@ class Server:
 
     def fuse(self, round_number: int) -> Fused:
         """What the round's teachers say together."""
-        store = self._store(round_number)
+        store = self.run.knowledge(round_number)
         bank = store.bank(self.workspace.kinds)
-        evidence = self._evidence(round_number, bank)
+        evidence = evidence_of(self.workspace, self.run, round_number, bank, self.student)
         self._rules = fit_rules(self.workspace.fusion, evidence, self._memories)
         if self.workspace.release is not None:
             return self._release(round_number, self.workspace.release, bank, evidence.labels)
         return fuse(bank, self._rules, labels=evidence.labels, store=store.allocate)
 
-    def _evidence(self, round_number: int, bank: Bank) -> FitContext:
-        """What the fusion rules may look at, of the teachers in `bank`."""
-        transfer = self.workspace.data.transfer
-        looks = any(rule.needs_student for rule in self.workspace.fusion)
-        validation = None
-        if any(rule.needs_validation for rule in self.workspace.fusion):
-            checks = self.run.knowledge(round_number, "validation")
-            if checks.clients():
-                clients = {teacher.client for teacher in bank.teachers}
-                validation = checks.bank(self.workspace.prediction_kinds).only(clients)
-        return FitContext(
-            bank,
-            labels=transfer.images.labels if transfer.labelled else None,
-            validation=validation,
-            validation_labels=self.workspace.data.validation.labels,
-            student=predict(self.student, transfer.images.images) if looks else None,
-            seed=stream_seed(self.experiment.seed, "fuse", round_number),
-        )
-
     def _release(
         self, round_number: int, release: Release, bank: Bank, labels: Tensor | None
     ) -> Fused:
         """What the mechanism lets out; drawn once, however often the round is taken up again."""
-        place = self._store(round_number).folder / "released.pt"
+        place = self.run.knowledge(round_number).folder / "released.pt"
         if not place.is_file():
             generator = stream(self.experiment.seed, "queries", round_number)
             index = release.asked(bank.num_samples, generator)
@@ -208,15 +185,16 @@ class Server:
             out = release(probabilities, index, self.experiment.rounds, SecureGenerator())
             save_state(place, {"scores": out.scores, "index": out.index, "mu": out.mu})
         out = Released(**load_state(place))
-        self.run.metric(
-            "release",
-            round=round_number,
-            mechanism=self.experiment.release.name if self.experiment.release else "",
-            answered=len(out.index),
-            mu=out.mu,
-            epsilon=epsilon_of(out.mu, release.delta),
-            delta=release.delta,
-            unit=release.unit,
+        self.run.record(
+            AnswersReleased(
+                round=round_number,
+                mechanism=self.experiment.release.name if self.experiment.release else "",
+                answered=len(out.index),
+                mu=out.mu,
+                epsilon=epsilon_of(out.mu, release.delta),
+                delta=release.delta,
+                unit=release.unit,
+            )
         )
         if len(out.index) < 2:
             raise RuntimeError(
@@ -269,8 +247,8 @@ class Server:
         is_student = learner is self._chain[-1]
 
         def on_epoch(record: EpochRecord, _snapshot: Snapshot) -> None:
-            event = "epoch" if is_student else "assistant_epoch"
-            self.run.metric(event, round=round_number, **asdict(record))
+            kind = EpochFinished if is_student else AssistantEpochFinished
+            self.run.record(kind(round=round_number, **asdict(record)))
             if is_student:
                 self.notify("epoch", round=round_number, epoch=record.epoch, loss=record.loss)
 
@@ -304,10 +282,10 @@ class Server:
         labels = data.test.labels
         assert labels is not None
         predictions = predict(self.student, data.test.images)
-        facts: dict[str, Any] = {"student": _scores(predictions, labels)}
+        facts: dict[str, Any] = {"student": Scores.of(predictions, labels)}
         if len(data.validation) > 0:
             facts["validation"] = evaluate(self.student, data.validation)
-        store = self._store(round_number, test=True)
+        store = self.run.knowledge(round_number, Images.TEST)
         if store.clients():
             bank = store.bank(self.workspace.prediction_kinds)
             facts["teachers"] = {
@@ -317,9 +295,9 @@ class Server:
             if fused is not None and (rules := self._rules_for(round_number, bank)) is not None:
                 heard = bank.only(set(self.answered(round_number)))
                 together = fuse(heard, rules, store=store.allocate).probabilities
-                facts["ensemble"] = _scores(together.clamp(min=1e-12).log(), labels)
+                facts["ensemble"] = Scores.of(together.clamp(min=1e-12).log(), labels)
         if fused is not None and fused.say:
-            facts["say"] = fused.say
+            facts["weights"] = fused.say
         hidden = data.transfer.true_labels
         if fused is not None and hidden is not None:
             shown = hidden if fused.index is None else hidden[fused.index]
@@ -338,15 +316,16 @@ class Server:
             return None
         if clients == fitted:
             return self._rules
-        both = self._store(round_number).bank(self.workspace.kinds).only(clients)
-        return fit_rules(self.workspace.fusion, self._evidence(round_number, both), self._memories)
+        both = self.run.knowledge(round_number).bank(self.workspace.kinds).only(clients)
+        evidence = evidence_of(self.workspace, self.run, round_number, both, self.student)
+        return fit_rules(self.workspace.fusion, evidence, self._memories)
 
     def finish_round(self, round_number: int, **facts: Any) -> None:
         """Write the round down and keep the student: the point a resumed run goes on from."""
         self.round = round_number
         self._memories = [rule.memory for rule in self._rules]
-        student = network_hash(self.student)
-        self.run.metric("round", round=round_number, hash=student, **facts)
+        event = RoundFinished(round=round_number, hash=network_hash(self.student), **facts)
+        self.run.record(event)
         states = [
             {name: tensor.cpu() for name, tensor in learner.network.state_dict().items()}
             for learner in self._chain
@@ -360,15 +339,12 @@ class Server:
                 "rules": self._memories,
             },
         )
-        self.notify("round", round=round_number, **facts)
+        self.notify("round", **event.facts())
 
     def warn(self, text: str) -> None:
         """Say something that people should know, now and in the report."""
-        self.run.metric("warning", text=text)
+        self.run.warn(text)
         self.notify("warning", text=text)
-
-    def _store(self, round_number: int, test: bool = False) -> Any:
-        return self.run.knowledge(round_number, "test" if test else "transfer")
 
     def _fresh_chain(self) -> list[_Learner]:
         """Untrained assistants and student."""
@@ -390,9 +366,5 @@ class _Learner:
     learnt: dict[str, Any] = field(default_factory=dict)
 
 
-def _scores(predictions: Tensor, labels: Tensor) -> dict[str, Any]:
-    return {
-        "accuracy": accuracy(predictions, labels),
-        "per_class": per_class_accuracy(predictions, labels),
-        "calibration": asdict(calibration(predictions, labels)),
-    }
+def _names(images: Iterable[Images]) -> str:
+    return " and ".join(sorted(images)) or "no"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,6 +13,13 @@ from fedkd.models.network import Network, parameter_count
 from fedkd.randomness import stream_seed
 from fedkd.rounds import Server
 from fedkd.runs.directory import network_hash
+from fedkd.runs.events import (
+    ClientEvaluated,
+    MessageCounted,
+    ReplyRefused,
+    RoundFinished,
+    holdout_accuracies,
+)
 from fedkd.runs.privacy_statement import statement, write_statement
 from fedkd.training.evaluation import evaluate
 from fedkd.training.supervised import fit
@@ -24,11 +32,10 @@ def summarise(server: Server, *, seconds: float) -> dict[str, Any]:
     federation: they use labels and private images that a real server never sees.
     """
     run, experiment, data = server.run, server.experiment, server.workspace.data
-    rounds = run.metrics("round")
+    rounds = run.events(RoundFinished)
     last = rounds[-1]
-    best = max(rounds, key=lambda record: record["student"]["accuracy"])
-    verdicts = [r for r in run.metrics("client") if r["phase"] == "evaluate"]
-    holdouts = {r["client"]: r["holdout_right"] / r["holdout_total"] for r in verdicts}
+    best = max(rounds, key=lambda event: event.student.accuracy)
+    holdouts = holdout_accuracies(run.events(ClientEvaluated))
     counts = data.class_counts()
     summary: dict[str, Any] = {
         "name": experiment.name,
@@ -47,25 +54,25 @@ def summarise(server: Server, *, seconds: float) -> dict[str, Any]:
         "student": {
             "model": experiment.student.model.name,
             "parameters": parameter_count(server.student),
-            "best_accuracy": best["student"]["accuracy"],
-            "best_round": best["round"],
-            **last["student"],
+            "best_accuracy": best.student.accuracy,
+            "best_round": best.round,
+            **asdict(last.student),
         },
         "teachers": [
             {
                 "client": client,
                 "model": experiment.teachers.model_of(client).name,
                 "examples": None if experiment.promises else int(counts[client].sum()),
-                "accuracy": last.get("teachers", {}).get(str(client)),
+                "accuracy": last.teachers.get(client),
                 "student_on_holdout": holdouts.get(client),
             }
             for client in range(experiment.clients)
         ],
-        "ensemble": last.get("ensemble"),
-        "pseudo_labels": last.get("pseudo_labels"),
+        "ensemble": None if last.ensemble is None else asdict(last.ensemble),
+        "pseudo_labels": last.pseudo_labels,
         "worst_client": min(holdouts.values(), default=None),
-        "degraded_rounds": [r["round"] for r in rounds if r["status"] != "ok"],
-        "refused": run.metrics("refused"),
+        "degraded_rounds": [event.round for event in rounds if event.status != "ok"],
+        "refused": [asdict(event) for event in run.events(ReplyRefused)],
     }
     privacy = statement(run)
     if privacy is not None:
@@ -74,25 +81,25 @@ def summarise(server: Server, *, seconds: float) -> dict[str, Any]:
     for name in experiment.evaluation.baselines:
         server.notify("phase", round=None, phase=name)
         summary[name] = _baseline(server, name)
-    summary["bytes"] = bytes_by_phase(run.ledger_entries())
+    summary["bytes"] = bytes_by_phase(run.messages())
     summary["seconds"] = _seconds(rounds) | {"total": seconds}
     return summary
 
 
-def bytes_by_phase(ledger: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+def bytes_by_phase(messages: list[MessageCounted]) -> dict[str, dict[str, int]]:
     """Bytes up and down per phase, summed over clients and rounds."""
     totals: dict[str, dict[str, int]] = {}
-    for entry in ledger:
-        phase = totals.setdefault(entry["phase"], {"down": 0, "up": 0})
-        phase["down"] += entry["down"]
-        phase["up"] += entry["up"]
+    for message in messages:
+        phase = totals.setdefault(message.phase, {"down": 0, "up": 0})
+        phase["down"] += message.down
+        phase["up"] += message.up
     return totals
 
 
-def _seconds(rounds: list[dict[str, Any]]) -> dict[str, float]:
+def _seconds(rounds: list[RoundFinished]) -> dict[str, float]:
     totals: dict[str, float] = {}
-    for record in rounds:
-        for phase, spent in record["seconds"].items():
+    for event in rounds:
+        for phase, spent in event.seconds.items():
             totals[phase] = totals.get(phase, 0.0) + spent
     return totals
 

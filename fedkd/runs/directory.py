@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,22 +41,32 @@ from fedkd.config import (
 )
 from fedkd.io.lock import Lock
 from fedkd.io.records import (
-    EVENTS,
-    MESSAGE,
     SHAPES,
     Damaged,
-    append_line,
     check_tree,
+    lines,
     read_json,
-    read_lines,
     refuse_link,
 )
+from fedkd.knowledge.query import Images
 from fedkd.knowledge.store import KnowledgeStore, write_atomically
+from fedkd.runs.events import (
+    Event,
+    MessageCounted,
+    RoundFinished,
+    Warned,
+    append_event,
+    append_message,
+    read_events,
+    read_messages,
+)
 
-SESSIONS = "sessions.json"
+SESSIONS, METRICS, LEDGER = "sessions.json", "metrics.jsonl", "ledger.jsonl"
 PINNED = "config.sha256"
 
 logger = logging.getLogger(__name__)
+
+E = TypeVar("E", bound=Event)
 
 _PACKAGES = ("fedkd", "torch", "torchvision", "flwr", "ray", "flwr-datasets", "numpy", "opacus")
 
@@ -74,7 +84,7 @@ class RunDirectory:
         self.trusted = trusted
         #: Held by whoever writes rounds into it.
         self.lock = Lock(path)
-        self._stores: dict[tuple[int, str], KnowledgeStore] = {}
+        self._stores: dict[tuple[int, Images], KnowledgeStore] = {}
 
     @classmethod
     def new(cls, experiment: Experiment, parent: str | Path | None = None) -> RunDirectory:
@@ -132,44 +142,48 @@ class RunDirectory:
 
     # -- what happened ---------------------------------------------------------------------
 
-    def metric(self, event: str, **facts: Any) -> None:
+    def record(self, event: Event) -> None:
         """Append one event to metrics.jsonl."""
-        append_line(self.path / "metrics.jsonl", {"event": event, **facts})
+        append_event(self.path / METRICS, event)
 
-    def ledger(self, **facts: Any) -> None:
+    def warn(self, text: str) -> None:
+        """Record something that people should know."""
+        self.record(Warned(text=text))
+
+    def count(self, message: MessageCounted) -> None:
         """Append one message's bytes to ledger.jsonl."""
-        if append_line(self.path / "ledger.jsonl", facts):
-            self.metric(
-                "warning",
-                text="a line of ledger.jsonl was cut short, by a crash or a full disk: the bytes "
-                "of one message are not counted",
+        if append_message(self.path / LEDGER, message):
+            self.warn(
+                "a line of ledger.jsonl was cut short, by a crash or a full disk: the bytes of one "
+                "message are not counted"
             )
 
-    def metrics(self, event: str | None = None) -> list[dict[str, Any]]:
-        """All events, or those called `event`."""
+    def events(self, kind: type[E]) -> list[E]:
+        """All events of one class; of every class for `Event`."""
         with _refused():
-            records = list(read_lines(self.path / "metrics.jsonl", EVENTS))
-        return records if event is None else [r for r in records if r["event"] == event]
+            return [e for e in read_events(self.path / METRICS) if isinstance(e, kind)]
 
-    def ledger_entries(self) -> list[dict[str, Any]]:
-        """All ledger lines."""
+    def messages(self) -> list[MessageCounted]:
+        """All lines of the ledger."""
         with _refused():
-            return list(read_lines(self.path / "ledger.jsonl", MESSAGE))
+            return read_messages(self.path / LEDGER)
 
     def rewind(self, last_round: int) -> None:
         """Forget events after `last_round`: a resumed run does those rounds again.
 
         The ledger keeps its lines: what was sent before the crash was sent.
         """
-        kept = [r for r in self.metrics() if (r.get("round") or 0) <= last_round]
-        known = max((r["round"] for r in kept if r["event"] == "round"), default=0)
+        known = max(
+            (e.round for e in self.events(RoundFinished) if e.round <= last_round), default=0
+        )
         if known < last_round:
             raise ConfigError(
-                f"{self.path / 'metrics.jsonl'} is damaged (it ends with round {known}, the "
-                f"checkpoint is of round {last_round}); restore it from a copy"
+                f"{self.path / METRICS} is damaged (it ends with round {known}, the checkpoint is "
+                f"of round {last_round}); restore it from a copy"
             )
-        text = "".join(json.dumps(r) + "\n" for r in kept)
-        write_atomically(self.path / "metrics.jsonl", text.encode())
+        found = [line for _, line in lines(self.path / METRICS)]
+        kept = [line for line in found if (json.loads(line).get("round") or 0) <= last_round]
+        write_atomically(self.path / METRICS, b"".join(line + b"\n" for line in kept))
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file atomically."""
@@ -192,15 +206,15 @@ class RunDirectory:
         """Where simulated clients keep their teachers."""
         return self.path / "clients"
 
-    def knowledge(self, round_number: int, what: str = "transfer") -> KnowledgeStore:
-        """The round's knowledge about the `transfer` (or `test`) images."""
-        key = (round_number, what)
+    def knowledge(self, round_number: int, images: Images = Images.TRANSFER) -> KnowledgeStore:
+        """What clients answered about some images in a round."""
+        key = (round_number, images)
         if key not in self._stores:  # kept, since it knows whose files it has looked through
             folder = self.path / "knowledge" / f"round-{round_number:04d}"
             with _refused():
                 for path in (folder.parent, folder):
                     refuse_link(path)
-            self._stores[key] = KnowledgeStore(folder / what)
+            self._stores[key] = KnowledgeStore(folder / images)
         return self._stores[key]
 
     def save_checkpoint(self, round_number: int, state: dict[str, Any]) -> None:
@@ -216,7 +230,7 @@ class RunDirectory:
             passed_over: Hears of each that is; default: a warning in the log.
         """
         try:
-            known = {record["round"]: record.get("hash") for record in self.metrics("round")}
+            known = {event.round: event.hash for event in self.events(RoundFinished)}
         except ConfigError:  # a student can be used without what is written about it
             known = {}
         for path in sorted((self.path / "checkpoints").glob("round-*.pt"), reverse=True):
@@ -316,11 +330,11 @@ class Session:
 
 def _sessions(run: RunDirectory) -> list[dict[str, float]]:
     """Those that have ended; older runs have only the times of their finished rounds."""
-    rounds = run.metrics("round")
+    rounds = run.events(RoundFinished)
     try:
         records = run.read_json(SESSIONS)
         if records is None:
-            spent = sum(sum(r.get("seconds", {}).values()) for r in rounds)
+            spent = sum(sum(event.seconds.values()) for event in rounds)
             return [{"started": 0.0, "seconds": float(spent)}] if rounds else []
         records = [{k: float(r[k]) for k in ("started", "seconds")} for r in records]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -330,8 +344,7 @@ def _sessions(run: RunDirectory) -> list[dict[str, float]]:
         ) from None
     if records:  # one that was killed went on until its last message at least
         last = records[-1]
-        moments = [line.get("time") for line in run.ledger_entries()]
-        latest = max((m for m in moments if isinstance(m, int | float)), default=0.0)
+        latest = max((message.time or 0.0 for message in run.messages()), default=0.0)
         last["seconds"] = max(last["seconds"], latest - last["started"])
     return records
 

@@ -9,6 +9,7 @@ from fedkd.config import Experiment
 from fedkd.privacy.plan import plan
 from fedkd.privacy.release.gaussian import epsilon_of
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import AnswersReleased, ClientTrained, RoundFinished
 
 FILE = "privacy.json"
 
@@ -36,13 +37,13 @@ def _teachers(run: RunDirectory, experiment: Experiment) -> dict[str, Any]:
     clients: dict[int, dict[str, Any]] = {
         client: {"epsilon": 0.0, "frozen_in": []} for client in range(experiment.clients)
     }
-    for event in run.metrics("client"):
-        if event["phase"] != "train" or "epsilon" not in event:
+    for event in run.events(ClientTrained):
+        if event.epsilon is None:
             continue
-        mine = clients[event["client"]]
-        mine["epsilon"] = max(mine["epsilon"], event["epsilon"])
-        if not event["trained"] and event["round"] not in mine["frozen_in"]:
-            mine["frozen_in"].append(event["round"])
+        mine = clients[event.client]
+        mine["epsilon"] = max(mine["epsilon"], event.epsilon)
+        if not event.trained and event.round not in mine["frozen_in"]:
+            mine["frozen_in"].append(event.round)
     facts: dict[str, Any] = {
         "mechanism": privacy.mechanism,
         "against": _EVERYBODY,
@@ -56,7 +57,7 @@ def _teachers(run: RunDirectory, experiment: Experiment) -> dict[str, Any]:
             "assumes": "clients run this code",
             "budget": privacy.epsilon,
             "delta": 0.0,
-            "how": f"randomised response, {len(run.metrics('round'))} rounds on one draw",
+            "how": f"randomised response, {len(run.events(RoundFinished))} rounds on one draw",
         }
     steps = planned.steps
     return facts | {
@@ -74,14 +75,14 @@ def _teachers(run: RunDirectory, experiment: Experiment) -> dict[str, Any]:
 
 def _release(run: RunDirectory, experiment: Experiment) -> dict[str, Any]:
     assert experiment.release is not None
-    # A round that was taken up again tells the same release twice.
-    events = {event["round"]: event for event in run.metrics("release")}
+    # A round that was taken up again records the same release twice.
+    events = {event.round: event for event in run.events(AnswersReleased)}
     options = experiment.release.options
     delta = float(options.get("delta", 1e-5))
-    spent = epsilon_of(math.hypot(*(event["mu"] for event in events.values())), delta)
+    spent = epsilon_of(math.hypot(*(event.mu for event in events.values())), delta)
     unit = options.get("unit", "example")
     what = "one image of one client" if unit == "example" else "all images of one client"
-    answered = sum(event["answered"] for event in events.values())
+    answered = sum(event.answered for event in events.values())
     return {
         "mechanism": experiment.release.name,
         "protects": what,

@@ -10,22 +10,22 @@ from __future__ import annotations
 from fedkd.config import Quarantine
 from fedkd.knowledge.payload import Fused
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import Event, Strike, StrikesLifted
 
 
 def strike(run: RunDirectory, round_number: int, client: int, reason: str) -> None:
     """Write down one strike."""
-    run.metric("strike", round=round_number, client=client, reason=reason)
+    run.record(Strike(round=round_number, client=client, reason=reason))
 
 
 def strikes(run: RunDirectory) -> dict[int, list[str]]:
     """Client -> reasons of its strikes since it was last lifted, in order."""
     found: dict[int, list[str]] = {}
-    for record in run.metrics():
-        if record["event"] == "strike":
-            told = f"round {record['round']}: {record['reason']}"
-            found.setdefault(record["client"], []).append(told)
-        elif record["event"] == "lift":
-            found.pop(record["client"], None)
+    for event in run.events(Event):
+        if isinstance(event, Strike):
+            found.setdefault(event.client, []).append(f"round {event.round}: {event.reason}")
+        elif isinstance(event, StrikesLifted):
+            found.pop(event.client, None)
     return found
 
 
@@ -44,7 +44,7 @@ def quarantined(run: RunDirectory, options: Quarantine) -> dict[int, str]:
 def lift(run: RunDirectory, client: int) -> int:
     """Forget a client's strikes, from the next round on; returns how many there were."""
     count = len(strikes(run).get(client, []))
-    run.metric("lift", client=client)
+    run.record(StrikesLifted(client=client))
     return count
 
 

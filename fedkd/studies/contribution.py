@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +23,11 @@ import torch
 from torch import Tensor
 
 from fedkd.config import ConfigError
-from fedkd.fusion.base import FitContext, fit_rules
-from fedkd.knowledge.payload import Bank, fuse
-from fedkd.randomness import stream, stream_seed
-from fedkd.reporting import figures, page
-from fedkd.rounds import ExperimentContext, Notify, silent
+from fedkd.fusion.base import fit_rules
+from fedkd.knowledge.payload import fuse
+from fedkd.knowledge.query import Images
+from fedkd.randomness import stream
+from fedkd.rounds import ExperimentContext, Notify, evidence_of, silent
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.export import load_student
 from fedkd.studies.unlearning import distil_again, finished_rounds, prepare
@@ -135,7 +134,7 @@ def ensemble_game(
     Raises:
         ConfigError: the teachers were not asked about the test images.
     """
-    answers, asked = run.knowledge(round_number), run.knowledge(round_number, "test")
+    answers, asked = run.knowledge(round_number), run.knowledge(round_number, Images.TEST)
     clients = [client for client in asked.clients() if client in answers.clients()]
     if not clients:
         raise ConfigError(
@@ -152,9 +151,7 @@ def ensemble_game(
     count = per_class.sum(0)
     looks = any(rule.needs_student for rule in workspace.fusion)
     student = load_student(run, data) if looks else None
-    said = None if student is None else predict(student, data.transfer.images.images)
-    known = data.transfer.images.labels if data.transfer.labelled else None
-    seed = stream_seed(run.experiment.seed, "fuse", round_number)
+    evidence = evidence_of(workspace, run, round_number, transfer, student)
     seen: dict[frozenset[int], Tensor] = {}
 
     def measure(probabilities: Tensor) -> Tensor:
@@ -172,9 +169,8 @@ def ensemble_game(
                 seen[coalition] = guess
             else:
                 names = {clients[member] for member in coalition}
-                evidence = FitContext(_some(transfer, names), labels=known, student=said, seed=seed)
-                rules = fit_rules(workspace.fusion, evidence)
-                seen[coalition] = measure(fuse(_some(test, names), rules).probabilities)
+                rules = fit_rules(workspace.fusion, evidence.only(names))
+                seen[coalition] = measure(fuse(test.only(names), rules).probabilities)
         return seen[coalition]
 
     return clients, value
@@ -246,87 +242,6 @@ def leave_one_out_students(
     return dict(facts)
 
 
-def write_page(run: RunDirectory, facts: dict[str, Any]) -> Path:
-    """`contribution.html` in the run's folder."""
-    clients = facts["clients"]
-    names = [f"client {client}" for client in clients]
-    shares = [100 * row["share"] for row in clients.values()]
-    errors = [100 * row["share_error"] for row in clients.values()]
-    influence = [100 * row["influence"] for row in clients.values()]
-    with figures.style():
-        bars = figures.svg(_bars(names, shares, errors, influence), "shares")
-        heat = figures.svg(
-            _heat(names, facts["classes"], [row["per_class"] for row in clients.values()]),
-            "classes",
-        )
-    students = facts.get("students", {}).get("clients", {})
-    header = ["client", "share, points", "± error", "lost if it alone goes",
-              "log-likelihood, nats", "carries"]  # fmt: skip
-    rows = [
-        [
-            str(client), f"{100 * row['share']:+.2f}", f"{100 * row['share_error']:.2f}",
-            f"{100 * row['influence']:+.2f}", f"{row['share_log_likelihood']:+.3f}",
-            ", ".join(carried(facts, client)) or "–",
-        ]
-        for client, row in clients.items()
-    ]  # fmt: skip
-    if students:
-        header.append("student loses, points")
-        for row, client in zip(rows, clients, strict=True):
-            told = students.get(client) or students.get(str(client))
-            row.append("–" if told is None else f"{100 * told['influence']:+.2f}")
-    how = (
-        f"{facts['permutations']} random orders, truncated"
-        if facts["permutations"]
-        else "exact, all coalitions"
-    )
-    which = f"round {facts['rounds'][-1]}" if len(facts["rounds"]) == 1 else "mean of all rounds"
-    return page.write(
-        run.path / "contribution.html",
-        title="Who carries the ensemble",
-        sentence=(
-            f"Test accuracy of the fused ensemble ({' → '.join(facts['fusion'])}), {which}: "
-            f"{100 * facts['everybody']['accuracy']:.1f} % with everybody, "
-            f"{100 * facts['nobody']['accuracy']:.1f} % by guessing. Shapley values: {how}. "
-            "Measured on the ensemble, without distilling again; a student also generalises, so "
-            "its gain or loss may differ."
-        ),
-        cards=[
-            page.Card(
-                "Fair shares and leave-one-out influence",
-                "The share is what a client adds on average over all orders of arrival; shares "
-                "add up to the gain over guessing. Influence is what is lost if only this client "
-                "goes: near zero where others know the same.",
-                picture=bars,
-            ),
-            page.Card(
-                "Clients",
-                "Positive is good for the ensemble: what a client adds, what is lost without it.",
-                header=header,
-                rows=rows,
-            ),
-            page.Card(
-                "Who carries which class",
-                "Share of each class's accuracy in points; red rows hurt a class.",
-                picture=heat,
-            ),
-        ],
-        footer=run.identity,
-    )
-
-
-def carried(facts: dict[str, Any], client: int | str, most: int = 3) -> list[str]:
-    """Classes to which no client contributes more than this one, largest share first."""
-    table = {key: row["per_class"] for key, row in facts["clients"].items()}
-    own = table[client]
-    best = [
-        c for c in range(len(own)) if own[c] > 0 and own[c] == max(r[c] for r in table.values())
-    ]
-    best.sort(key=lambda c: -own[c])
-    names = [facts["classes"][c] for c in best[:most]]
-    return [*names, "…"] if len(best) > most else names
-
-
 # -- parts -----------------------------------------------------------------------------------------
 
 
@@ -368,16 +283,6 @@ def _round(
     }
 
 
-def _some(bank: Bank, clients: set[int]) -> Bank:
-    """The bank of some of its teachers."""
-    kept = [i for i, teacher in enumerate(bank.teachers) if teacher.client in clients]
-    return replace(
-        bank,
-        teachers=tuple(bank.teachers[i] for i in kept),
-        arrays={kind: [arrays[i] for i in kept] for kind, arrays in bank.arrays.items()},
-    )
-
-
 def _mean_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The mean of numbers and lists of numbers, key by key."""
     return {
@@ -387,54 +292,3 @@ def _mean_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _ever_answered(run: RunDirectory, client: int) -> bool:
     return any(client in run.knowledge(number).clients() for number in finished_rounds(run))
-
-
-def _bars(
-    names: list[str], shares: list[float], errors: list[float], influence: list[float]
-) -> Any:
-    """One row per client, largest share on top: a bar with its error, a diamond for influence."""
-    order = np.argsort(shares)
-    places = np.arange(len(names))
-    figure, axes = figures.canvas(9.0, 1.2 + 0.3 * len(names))
-    sizes = np.asarray(shares)[order]
-    axes.barh(
-        places, sizes, height=0.62,
-        color=[figures.STUDENT if size >= 0 else figures.PSEUDO for size in sizes],
-        xerr=np.asarray(errors)[order] if any(errors) else None,
-        ecolor=figures.INK,
-    )  # fmt: skip
-    axes.plot(
-        np.asarray(influence)[order], places, ls="", marker="D", ms=5.5, color=figures.ENSEMBLE,
-        mec="white", mew=0.6, label="influence (left out alone)",
-    )  # fmt: skip
-    axes.barh([], [], color=figures.STUDENT, label="fair share")
-    axes.axvline(0, color=figures.INK, lw=0.8)
-    axes.set_yticks(places, [names[i] for i in order])
-    axes.set_xlabel("points of test accuracy of the ensemble")
-    figure.legend(loc="outside upper left", ncols=2)
-    return figure
-
-
-def _heat(names: list[str], classes: list[str], table: list[list[float]]) -> Any:
-    values = 100 * np.asarray(table, dtype=float)
-    figure, axes = figures.canvas(min(11.0, 2.6 + 0.55 * len(classes)), 1.0 + 0.3 * len(names))
-    limit = max(float(np.abs(values).max(initial=0)), 1e-9)
-    image = axes.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
-    axes.set_yticks(range(len(names)), names)
-    step = max(1, -(-len(classes) // 40))
-    axes.set_xticks(
-        range(0, len(classes), step), [figures.short(c, 10) for c in classes[::step]],
-        rotation=90 if len(classes) > 12 else 0,
-    )  # fmt: skip
-    axes.grid(visible=False)
-    if len(classes) <= 20:
-        for (row, column), value in np.ndenumerate(values):
-            strong = abs(value) > 0.6 * limit
-            axes.annotate(
-                f"{value:.0f}", (column, row), ha="center", va="center", fontsize=7.5,
-                color="white" if strong else figures.INK,
-            )  # fmt: skip
-    figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, label="points").outline.set_visible(
-        False
-    )
-    return figure

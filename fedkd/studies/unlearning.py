@@ -20,22 +20,23 @@ from torch.nn import functional as F
 from fedkd.config import ConfigError
 from fedkd.io.records import SHAPES, read_json
 from fedkd.knowledge.kinds import Logits
+from fedkd.knowledge.query import Images
 from fedkd.rounds import ExperimentContext, Notify, Server, silent, threads
 from fedkd.runs.directory import RunDirectory, Session, network_hash
+from fedkd.runs.events import ClientsErased, RoundFinished
 from fedkd.runs.export import load_student
 from fedkd.runs.signature import keep_signature, read_signature
 from fedkd.training.evaluation import accuracy, per_class_accuracy, predict
 
 LINEAGE, EVIDENCE = "lineage.json", "unlearning.json"
-WHATS = ("transfer", "test")
 
 
 def finished_rounds(run: RunDirectory) -> list[int]:
     """Rounds of which the run holds the knowledge. Raises `ConfigError` if some is missing."""
-    rounds = [int(record["round"]) for record in run.metrics("round")]
+    rounds = [event.round for event in run.events(RoundFinished)]
     if not rounds:
         raise ConfigError(f"{run.path} has no finished round")
-    missing = [r for r in rounds if not (_knowledge(run, r) / "transfer").is_dir()]
+    missing = [r for r in rounds if not run.knowledge(r).folder.is_dir()]
     if missing:
         raise ConfigError(
             f"{run.path}: the knowledge of round {missing[0]} is gone (knowledge/ of the run); "
@@ -257,13 +258,13 @@ def erasable(run: RunDirectory, without: Collection[int]) -> list[Path]:
     found: list[Path] = []
     first: int | None = None
     for folder in sorted((run.path / "knowledge").glob("round-*")):
-        for what in WHATS:
-            own = [folder / what / f"client-{client:04d}" for client in sorted(without)]
+        for images in Images:
+            own = [folder / images / f"client-{client:04d}" for client in sorted(without)]
             own = [place for place in own if place.is_dir()]
             found += own
-            if own and (folder / what / "fused").is_dir():
-                found.append(folder / what / "fused")
-            if own and what == "transfer" and first is None:
+            if own and (folder / images / "fused").is_dir():
+                found.append(folder / images / "fused")
+            if own and images is Images.TRANSFER and first is None:
                 first = int(folder.name.removeprefix("round-"))
     found += [p for c in sorted(without) if (p := run.clients / f"client-{c:04d}").is_dir()]
     if first is not None:
@@ -301,11 +302,10 @@ def erase(run: RunDirectory, paths: Iterable[Path], without: Collection[int]) ->
             else:
                 path.unlink()
             erased.append(str(path.relative_to(run.path)))
-    run.metric("erased", clients=sorted(without), paths=erased)
-    run.metric(
-        "warning",
-        text=f"clients {', '.join(map(str, sorted(without)))} were erased from this run; its "
-        "metrics still tell what happened, its students are gone. Do not resume it.",
+    run.record(ClientsErased(clients=sorted(without), paths=erased))
+    run.warn(
+        f"clients {', '.join(map(str, sorted(without)))} were erased from this run; its metrics "
+        "still record what happened, its students are gone. Do not resume it."
     )
 
 
@@ -336,10 +336,6 @@ def _rounds_held(run: RunDirectory) -> list[int]:
     )
 
 
-def _knowledge(run: RunDirectory, round_number: int) -> Path:
-    return run.path / "knowledge" / f"round-{round_number:04d}"
-
-
 def _copy_signature(run: RunDirectory, new: RunDirectory) -> None:
     """Where the images are, and what the networks take: the same for the new run."""
     signature = read_signature(run)
@@ -351,9 +347,9 @@ def _copy_knowledge(
     run: RunDirectory, new: RunDirectory, round_number: int, without: Collection[int]
 ) -> None:
     left_out = {f"client-{client:04d}" for client in without} | {"fused"}
-    for what in WHATS:
-        source = _knowledge(run, round_number) / what
-        target = _knowledge(new, round_number) / what
+    for images in Images:
+        source = run.knowledge(round_number, images).folder
+        target = new.knowledge(round_number, images).folder
         target.mkdir(parents=True)
         for place in sorted(source.glob("client-*")):
             if place.name not in left_out:

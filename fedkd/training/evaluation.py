@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -77,6 +77,30 @@ class Calibration:
     confidence: list[float]
     accuracy: list[float]
     counts: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What predictions are worth against labels.
+
+    Attributes:
+        accuracy: In [0, 1].
+        per_class: The same within each class (NaN for a class without samples).
+        calibration: How far their confidence can be believed.
+    """
+
+    accuracy: float
+    per_class: list[float] = field(default_factory=list)
+    calibration: Calibration | None = None
+
+    @classmethod
+    def of(cls, predictions: Tensor, labels: Tensor) -> Scores:
+        """Scores of logits (N, C) against labels (N,). Raises as `accuracy`."""
+        return cls(
+            accuracy=accuracy(predictions, labels),
+            per_class=per_class_accuracy(predictions, labels),
+            calibration=calibration(predictions, labels),
+        )
 
 
 def calibration(predictions: Tensor, labels: Tensor, *, bins: int = 15) -> Calibration:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -41,13 +41,13 @@ def audit(
 ) -> None:
     """Attack a finished run: who was trained on, and how large must epsilon be at least?"""
     from fedkd.privacy.dp_sgd import Mechanism
-    from fedkd.rounds import workspace_of
+    from fedkd.rounds import Interrupted, context_of_run
     from fedkd.studies.audit.promise import Claim
-    from fedkd.studies.audit.report import sentence, write
+    from fedkd.studies.audit.report import attacks_table, sentence, write
     from fedkd.studies.audit.study import Options, audit_run, chosen
-    from simulations.cli.live import Interrupted
     from simulations.cli.screen import screen
     from simulations.cli.steps import StepView
+    from simulations.cli.tables import console_table
 
     run = open_run(path, trust=trust)
     what_if = {
@@ -71,7 +71,7 @@ def audit(
     if not 0 < delta < 1:
         raise ConfigError(f"--delta: expected more than 0 and less than 1, got {delta}")
     options = Options(client=client, shadows=shadows, canaries=canaries, delta=delta)
-    space = workspace_of(run)
+    space = context_of_run(run)
     mechanism = None
     if noise_multiplier is not None:
         teachers = run.experiment.teachers
@@ -95,31 +95,8 @@ def audit(
         print("interrupted; nothing was written", file=sys.stderr)
         sys.exit(130)
     page = write(facts, run.path)
-    console.print(_table(facts))
+    console.print(console_table(attacks_table(facts)))
     console.print(sentence(facts), highlight=False)
     console.print(f"report  {page}", soft_wrap=True, highlight=False, markup=False)
     if facts["verdict"] == "refuted":
         sys.exit(1)
-
-
-def _table(facts: dict[str, Any]) -> Any:
-    from rich.table import Table
-
-    table = Table(title="membership: members against others, 95 % intervals", title_justify="left")
-    for name in ("target", "attack"):
-        table.add_column(name, no_wrap=True)
-    for name in ("AUC", "interval", "TPR at 1 %", "interval"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for attack in facts["attacks"]:
-        low, high = attack["auc_interval"]
-        least, most = attack["tpr_interval"]
-        table.add_row(
-            f"{attack['target']} {'' if attack['client'] is None else attack['client']}",
-            attack["attack"],
-            f"{attack['auc']:.3f}",
-            f"{low:.2f} to {high:.2f}",
-            f"{100 * attack['tpr']:.1f} %",
-            f"{100 * least:.1f} to {100 * most:.1f}",
-            style="bold" if attack["leaks"] else None,
-        )
-    return table

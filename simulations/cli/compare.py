@@ -50,7 +50,7 @@ def side_by_side(
     trust: bool,
 ) -> None:
     """Run a comparison or an ablation, or what is left of it."""
-    from simulations.cli.live import Interrupted
+    from fedkd.rounds import Interrupted
     from simulations.cli.screen import screen
     from simulations.compare.engine import prepare, run_all
     from simulations.compare.folder import CompareFolder

@@ -50,7 +50,7 @@ def load(root: type[Root], path: str | Path, overrides: Sequence[str], command: 
 
 def _taken_by(root: type[Section], path: str | Path) -> str | None:
     """The command whose kind of config the file is; None if it is of `root`'s, or of none."""
-    from fedkd.attacks.config import AttackStudy
+    from fedkd.studies.attack.config import AttackConfig
     from fedkd.studies.central.config import Study
     from simulations.compare.config import Comparison
     from simulations.compare.grid import Ablation
@@ -62,7 +62,7 @@ def _taken_by(root: type[Section], path: str | Path) -> str | None:
         Comparison: "compare",
         Ablation: "ablate",
         Sweep: "privacy sweep",
-        AttackStudy: "attack",
+        AttackConfig: "attack",
     }
     found = [command for kind, command in kinds.items() if kind is not root and _fits(kind, path)]
     return None if _fits(root, path) or not found else found[0]

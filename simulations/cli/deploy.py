@@ -42,7 +42,7 @@ def init(
 ) -> None:
     """Write certificates, node keys, start scripts and a README, one folder per machine."""
     from fedkd.build import check
-    from fedkd.rounds import workspace
+    from fedkd.rounds import experiment_context
     from simulations.cli.screen import screen
     from simulations.deploy.folder import deployable, write_folder
     from simulations.deploy.plan import Plan
@@ -52,7 +52,7 @@ def init(
     before = load(Experiment, config, base, "deploy init")
     check(before)
     experiment = load_experiment(config, [*base, *deployable(before, plan)])
-    write_folder(folder, plan, experiment, workspace(before.to_json()))
+    write_folder(folder, plan, experiment, experiment_context(before))
     console = screen()
     console.print(
         f"wrote {folder}: superlink, {nodes} nodes, ca (move ca/ca.key offline)", markup=False
@@ -67,12 +67,12 @@ def policy(
 ) -> None:
     """Print the strictest policy under which a node takes part in an experiment."""
     from fedkd.build import check
-    from fedkd.rounds import workspace
+    from fedkd.rounds import experiment_context
     from simulations.deploy.folder import policy_text
 
     experiment = load_experiment(config, overrides or [])
     check(experiment)
-    print(policy_text(experiment, workspace(experiment.to_json())), end="")
+    print(policy_text(experiment, experiment_context(experiment)), end="")
 
 
 @app.command("accept")

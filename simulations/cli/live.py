@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedkd.config import Experiment
+from fedkd.rounds import Interrupted
 from simulations.cli.screen import screen
 
 _PHASES = {
@@ -30,10 +31,6 @@ _PHASES = {
     "ceiling": "baseline: ceiling",
     "report": "writing the report",
 }
-
-
-class Interrupted(Exception):
-    """The user wants the run to stop."""
 
 
 class StopOnRequest:
@@ -153,7 +150,7 @@ def rounds_table() -> Table:
 def round_row(facts: dict[str, Any]) -> list[str]:
     """One row of `rounds_table` from a round's facts."""
     teachers = facts.get("teachers") or {}
-    silent = sum(share == 0 for share in (facts.get("say") or {}).values())
+    silent = sum(share == 0 for share in (facts.get("weights") or {}).values())
     note = "" if facts["status"] == "ok" else " degraded"
     return [
         f"{facts['round']}{note}",

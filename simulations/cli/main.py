@@ -69,8 +69,9 @@ def run(
 ) -> None:
     """Run an experiment: teachers, knowledge, fusion, student, report."""
     from fedkd.build import check
+    from fedkd.rounds import Interrupted
     from fedkd.runs.directory import RunDirectory
-    from simulations.cli.live import Interrupted
+    from fedkd.runs.events import ClientsErased
     from simulations.cli.tables import summary_table
     from simulations.machine import check_machine
 
@@ -82,7 +83,7 @@ def run(
         directory = open_run(resume, trust=trust)
         directory.import_plugins()
         directory.check_config()
-        if directory.metrics("erased"):
+        if directory.events(ClientsErased):
             raise ConfigError(
                 f"{directory.path}: clients were erased from this run, so it cannot go on; go on "
                 "with the run that fedkd unlearn made in its place"
@@ -130,13 +131,14 @@ def distill(
     trust: TeacherWeights = False,
 ) -> None:
     """Compare distillation methods in one place: teachers, a student per method and seed."""
+    from fedkd.rounds import Interrupted
     from fedkd.studies.central.config import Study
     from fedkd.studies.central.folder import StudyFolder
+    from fedkd.studies.central.report import methods_table
     from fedkd.studies.central.study import prepare, run_study
     from fedkd.studies.central.training import Images
-    from simulations.cli.live import Interrupted
     from simulations.cli.progress import StudyView
-    from simulations.cli.tables import study_table
+    from simulations.cli.tables import console_table
 
     if resume is not None:
         if config is not None:
@@ -159,7 +161,7 @@ def distill(
         go_on = f"fedkd distill --resume {folder.path}{trusted}"
         print(f"interrupted; go on with: {go_on}", file=sys.stderr)
         sys.exit(130)
-    console.print(study_table(results))
+    console.print(console_table(methods_table(results)))
     console.print(f"study   {folder.path}", soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"report  {folder.path / 'report.html'}", soft_wrap=True, highlight=False, markup=False
@@ -184,8 +186,10 @@ def _run(directory: Any, runner: str) -> None:
 
 
 def _is_finished(directory: Any) -> bool:
-    rounds = directory.metrics("round")
-    done = rounds and rounds[-1]["round"] >= directory.experiment.rounds
+    from fedkd.runs.events import RoundFinished
+
+    rounds = directory.events(RoundFinished)
+    done = rounds and rounds[-1].round >= directory.experiment.rounds
     return bool(done) and directory.read_json("summary.json") is not None
 
 
@@ -194,9 +198,9 @@ def _check_data(experiment: Experiment) -> None:
 
     The workspace is kept, so the run itself does not do this again.
     """
-    from fedkd.rounds import workspace
+    from fedkd.rounds import experiment_context
 
-    workspace(experiment.to_json())
+    experiment_context(experiment)
 
 
 @config_app.command("show")
@@ -324,14 +328,14 @@ def report(path: RunPath, trust: TeacherWeights = False) -> None:
 
 def _report_study(path: Path, trust: bool) -> None:
     from fedkd.studies.central.folder import StudyFolder
-    from fedkd.studies.central.report import write_report
+    from fedkd.studies.central.report import methods_table, write_report
     from fedkd.studies.central.results import results
-    from simulations.cli.tables import study_table
+    from simulations.cli.tables import console_table
 
     folder = StudyFolder.open(path, trust=trust)
     written = write_report(folder)
     console = screen()
-    console.print(study_table(results(folder)))
+    console.print(console_table(methods_table(results(folder))))
     console.print(f"report  {written}", soft_wrap=True, highlight=False, markup=False)
 
 

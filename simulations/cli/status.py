@@ -6,15 +6,16 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, get_args
 
 import typer
 
+from fedkd.runs.events import EpochFinished, MessageCounted, PhaseName, ReplyRefused, RoundFinished
 from simulations.cli.arguments import RunPath
 from simulations.cli.configs import open_run
 
 # What is written down while a round goes on, in the order of its phases.
-_PHASES = ("describe", "train", "knowledge", "distil", "evaluate")
+_PHASES = get_args(PhaseName)
 
 
 @dataclass
@@ -61,19 +62,22 @@ def status_of(path: Path) -> Status:
         ConfigError: `path` is no run directory.
     """
     run = open_run(path)
-    events, ledger = run.metrics(), run.ledger_entries()
-    rounds = [event for event in events if event["event"] == "round"]
-    finished = int(rounds[-1]["round"]) if rounds else 0
+    rounds, messages = run.events(RoundFinished), run.messages()
+    finished = rounds[-1].round if rounds else 0
     clients = {number: Health() for number in range(run.experiment.clients)}
-    for line in ledger:
-        if line["client"] in clients:
-            health = clients[line["client"]]
-            health.up += line["up"]
-            if line["up"] > 0:
-                health.last_round = max(health.last_round, line["round"])
-                health.seen = line.get("time", health.seen)
-    _refusals(events, clients)
-    _seconds(events, ledger, clients)
+    for message in messages:
+        if message.client in clients:
+            health = clients[message.client]
+            health.up += message.up
+            if message.up > 0:
+                health.last_round = max(health.last_round, message.round)
+                health.seen = message.time or health.seen
+    for refusal in run.events(ReplyRefused):
+        if refusal.client in clients:
+            health = clients[refusal.client]
+            health.refusals += 1
+            health.reason = f"round {refusal.round}, {refusal.phase}: {refusal.reason}"
+    _seconds(messages, clients)
     changed = max(
         (p.stat().st_mtime for p in run.path.iterdir() if p.is_file()),
         default=run.path.stat().st_mtime,
@@ -84,42 +88,30 @@ def status_of(path: Path) -> Status:
         state="finished" if done else "unfinished",
         round=current,
         rounds=run.experiment.rounds,
-        phase="-" if done else _phase(events, ledger, current),
-        accuracy=rounds[-1]["student"]["accuracy"] if rounds else None,
+        phase="-" if done else _phase(run.events(EpochFinished), messages, current),
+        accuracy=rounds[-1].student.accuracy if rounds else None,
         changed=changed,
         clients=clients,
-        down=sum(line["down"] for line in ledger),
-        up=sum(line["up"] for line in ledger),
+        down=sum(message.down for message in messages),
+        up=sum(message.up for message in messages),
         disk=_disk(run.path),
     )
 
 
-def _refusals(events: list[dict[str, Any]], clients: dict[int, Health]) -> None:
-    for event in events:
-        if event["event"] == "refused" and event.get("client") in clients:
-            health = clients[event["client"]]
-            health.refusals += 1
-            health.reason = f"round {event['round']}, {event['phase']}: {event['reason']}"
-
-
-def _seconds(
-    events: list[dict[str, Any]], ledger: list[dict[str, Any]], clients: dict[int, Health]
-) -> None:
-    """Mean seconds per phase: the ledger times every message, older runs only some."""
-    timed = [line for line in ledger if "seconds" in line and line["up"] > 0]
-    timed = timed or [e for e in events if e["event"] == "client" and "seconds" in e]
+def _seconds(messages: list[MessageCounted], clients: dict[int, Health]) -> None:
+    """Mean seconds per phase."""
     spent: dict[tuple[int, str], list[float]] = {}
-    for line in timed:
-        if line["client"] in clients:
-            spent.setdefault((line["client"], line["phase"]), []).append(line["seconds"])
+    for message in messages:
+        if message.client in clients and message.seconds is not None and message.up > 0:
+            spent.setdefault((message.client, message.phase), []).append(message.seconds)
     for (client, phase), values in spent.items():
         clients[client].seconds[phase] = sum(values) / len(values)
 
 
-def _phase(events: list[dict[str, Any]], ledger: list[dict[str, Any]], current: int) -> str:
-    """The latest phase of which anything is written down in the round under way."""
-    seen = {line["phase"] for line in ledger if line["round"] == current}
-    seen |= {"distil" for e in events if e["event"] == "epoch" and e["round"] == current}
+def _phase(epochs: list[EpochFinished], messages: list[MessageCounted], current: int) -> str:
+    """The latest phase of which anything is recorded in the round under way."""
+    seen = {message.phase for message in messages if message.round == current}
+    seen |= {"distil" for epoch in epochs if epoch.round == current}
     return max(seen, key=_PHASES.index, default="waiting for clients")
 
 

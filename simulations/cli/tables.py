@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fedkd.reporting.table import Table as Shown
 from simulations.cli.live import percent
 
 
@@ -104,48 +105,22 @@ def summary_table(summary: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def study_table(results: dict[str, Any]) -> RenderableType:
-    """Teachers and methods of a study, best first."""
-    title = f"{results['name']} · {results['student']} on {results['dataset']}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("method", no_wrap=True)
-    table.add_column("losses", overflow="fold")
-    for name in ("last epoch, %", "best epoch, %", "seeds", "images/s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in results["teachers"]:
-        about = row["model"]
-        table.add_row("teacher", about, _spread(row["last"]), _spread(row["best"]), "", "")
-    table.add_section()
-    methods = sorted(
-        results["methods"].items(), key=lambda item: -(item[1]["last"] or {"mean": 0.0})["mean"]
-    )
-    for name, row in methods:
-        alone = name == "student"
-        losses = " + ".join(
-            term["name"] if term["weight"] == 1 else f"{term['weight']:g} × {term['name']}"
-            for term in row["losses"]
-        )
-        rate = row["images_per_second"]
-        table.add_row(
-            "student alone" if alone else f"[bold]{name}[/]",
-            losses + "".join(f" via {model}" for model in row["assistants"]),
-            _spread(row["last"]),
-            _spread(row["best"]),
-            str(len(row["seeds"])),
-            "–" if rate is None else f"{rate:,.0f}",
-            style="dim" if alone else None,
-        )
-    note = (
-        "mean ± sample deviation; the best epoch is chosen on the test set, as published tables do"
-    )
-    return Group(table, Text(note, "dim"))
-
-
-def _spread(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return "–"
-    mean = f"{100 * row['mean']:.2f}"
-    return mean if row["std"] is None else f"{mean} ± {100 * row['std']:.2f}"
+def console_table(table: Shown) -> RenderableType:
+    """A table of `fedkd.reporting` as the console shows it."""
+    drawn = Table(title=table.title or None, title_justify="left")
+    for column in table.columns_on("console"):
+        aligned: Any = {"justify": "right", "no_wrap": True} if column.number else {}
+        drawn.add_column(Text(column.title), overflow="fold", **aligned)
+    for row in table.rows:
+        if row.begins:
+            drawn.add_section()
+        bold = row.look in ("strong", "total")
+        cells = [
+            Text(cell.text, "bold" if cell.strong or bold else "")
+            for _, cell in table.cells_on("console", row)
+        ]
+        drawn.add_row(*cells, style="dim" if row.look == "soft" else None)
+    return Group(drawn, Text(table.note, "dim")) if table.note else drawn
 
 
 def refused_table(refused: list[dict[str, Any]]) -> Table:

@@ -32,11 +32,10 @@ def unlearn(
 ) -> None:
     """Distil the student again from what the run stored, without some clients."""
     from fedkd.reporting.run_page import write_report
-    from fedkd.rounds import workspace_of
+    from fedkd.rounds import Interrupted, context_of_run
     from fedkd.rounds.summary import summarise
     from fedkd.runs.directory import Session
     from fedkd.studies import unlearning
-    from simulations.cli.live import Interrupted
     from simulations.cli.screen import screen
     from simulations.cli.steps import StepView
 
@@ -51,11 +50,11 @@ def unlearn(
     try:
         with StepView(console, f"{run.identity} without {', '.join(map(str, without))}") as view:
             if quick:
-                space = workspace_of(run)
+                space = context_of_run(run)
                 server = unlearning.continue_without(run, without, space, view)
             else:
                 new = unlearning.prepare(run, without)
-                server = unlearning.distil_again(new, workspace_of(new), view)
+                server = unlearning.distil_again(new, context_of_run(new), view)
     except Interrupted:
         print("interrupted; the same command goes on", file=sys.stderr)
         sys.exit(130)

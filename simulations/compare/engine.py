@@ -17,12 +17,12 @@ from fedkd.config import ConfigError, Experiment
 from fedkd.data.splits import FederatedData
 from fedkd.io.records import SHAPES, read_json
 from fedkd.knowledge.store import write_atomically
-from fedkd.rounds import Notify, silent, threads, workspace
+from fedkd.rounds import Interrupted, Notify, experiment_context, silent, threads
 from fedkd.runs.directory import RunDirectory, versions, write_json
+from fedkd.runs.events import ClientEvaluated, MessageCounted, RoundFinished, holdout_accuracies
 from fedkd.runs.signature import keep_images
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Outcome, RoundResult
-from simulations.cli.live import Interrupted
 from simulations.client_app import make_client_app
 from simulations.compare.entries import Entry
 from simulations.compare.folder import CompareFolder, Config, Record
@@ -46,14 +46,13 @@ def prepare(config: Config) -> None:
     seen = set()
     for entry in config.entries():
         experiment = entry.seeded(config.seeds[0])
-        text = experiment.to_json()
-        if text in seen:
+        if experiment.hash in seen:
             continue
-        seen.add(text)
+        seen.add(experiment.hash)
         try:
             check(experiment)
             check_machine(experiment, workers=False)
-            workspace(text)
+            experiment_context(experiment)
         except ConfigError as error:
             raise ConfigError(f"{entry.name}: {error}") from None
 
@@ -77,7 +76,7 @@ def run_all(folder: CompareFolder, notify: Notify = silent, *, share: bool = Tru
 
 def _run_all(folder: CompareFolder, notify: Notify, *, share: bool) -> Record:
     for experiment in _splits(folder):
-        data = workspace(experiment.to_json()).data
+        data = experiment_context(experiment).data
         key = json.dumps([experiment.seed, experiment.data.model_dump(mode="json")])
         keep_images(folder.path, key, transfer=data.transfer.images, test=data.test)
     work = [(entry, seed) for seed in folder.config.seeds for entry in folder.entries]
@@ -124,7 +123,7 @@ def run_entry(
     """One row for one seed: rounds, verdicts of the clients, bytes, seconds."""
     experiment = entry.seeded(seed)
     started = time.perf_counter()
-    space = workspace(experiment.to_json())
+    space = experiment_context(experiment)
     if entry.baseline is None:
         outcome = _run_fedkd(folder, entry, seed, notify, share=share)
         has_student = True
@@ -237,51 +236,47 @@ def read_run(run: RunDirectory) -> Outcome:
     Bytes are those of its messages but for measurement, each counted once: a round done twice
     after an interruption is not the method's cost. Seconds include teachers taken from the cache.
     """
-    traffic = _traffic(run.ledger_entries(), run.experiment.clients)
+    traffic = _traffic(run.messages(), run.experiment.clients)
     saved = read_json(run.path / "saved.json", SHAPES["saved.json"]) or {}
-    rounds, records = [], run.metrics("round")
-    if all(record["status"] != "ok" for record in records):
+    rounds, finished = [], run.events(RoundFinished)
+    if all(event.status != "ok" for event in finished):
         raise RuntimeError(f"too few clients answered in every round; {run.path} says why")
-    for record in records:
-        number, student = record["round"], record["student"]
-        spent = sum(value for phase, value in record["seconds"].items() if phase != _MEASURED)
-        up, down = traffic.get(number, (0, 0))
+    for event in finished:
+        spent = sum(value for phase, value in event.seconds.items() if phase != _MEASURED)
+        up, down = traffic.get(event.round, (0, 0))
+        student = event.student
         rounds.append(
             RoundResult(
-                round=number,
-                accuracy=student["accuracy"],
-                per_class=student["per_class"],
-                ece=student["calibration"]["ece"],
+                round=event.round,
+                accuracy=student.accuracy,
+                per_class=[*student.per_class],
+                ece=student.calibration.ece if student.calibration else math.nan,
                 up=up,
                 down=down,
-                seconds=spent + saved.get(str(number), 0.0),
+                seconds=spent + saved.get(str(event.round), 0.0),
             )
         )
-    told = {r["client"]: r for r in run.metrics("client") if r["phase"] == _MEASURED}
-    holdouts = tuple(
-        told[client]["holdout_right"] / told[client]["holdout_total"] if client in told else None
-        for client in range(run.experiment.clients)
-    )
-    known = list(records[-1].get("teachers", {}).values())
-    spent = (run.read_json("privacy.json") or {}).get("worst")
+    judged = holdout_accuracies(run.events(ClientEvaluated))
+    holdouts = tuple(judged.get(client) for client in range(run.experiment.clients))
+    known = [value for value in finished[-1].teachers.values() if value is not None]
     return Outcome(
         tuple(rounds),
         holdouts,
         teachers=statistics.fmean(known) if known else None,
-        epsilon=spent,
+        epsilon=(run.read_json("privacy.json") or {}).get("worst"),
     )
 
 
-def _traffic(ledger: Sequence[Record], clients: int) -> dict[int, tuple[int, int]]:
+def _traffic(messages: Sequence[MessageCounted], clients: int) -> dict[int, tuple[int, int]]:
     """Round -> (bytes up, bytes down)."""
-    described = [entry for entry in ledger if entry["phase"] == "describe"][:clients]
+    described = [message for message in messages if message.phase == "describe"][:clients]
     others = {
-        (entry["round"], entry["phase"], entry["client"]): entry
-        for entry in ledger
-        if entry["phase"] not in ("describe", _MEASURED)
+        (message.round, message.phase, message.client): message
+        for message in messages
+        if message.phase not in ("describe", _MEASURED)
     }
     totals: dict[int, tuple[int, int]] = {}
-    for entry in (*described, *others.values()):
-        up, down = totals.get(entry["round"], (0, 0))
-        totals[entry["round"]] = up + entry["up"], down + entry["down"]
+    for message in (*described, *others.values()):
+        up, down = totals.get(message.round, (0, 0))
+        totals[message.round] = up + message.up, down + message.down
     return totals

@@ -187,5 +187,5 @@ def test_wrong_stages_are_named():
         spectral_norms(_stages()[:1])
     with pytest.raises(ValueError, match=r"stage 0 is \(2, 2\), smaller than the next one, \(4, 4"):
         spectral_norms([torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 4, 4)])
-    with pytest.raises(ValueError, match="iterations must be positive, got 0"):
+    with pytest.raises(ValueError, match="iterations must be at least 1, got 0"):
         spectral_norms(_stages(), iterations=0)

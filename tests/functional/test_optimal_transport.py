@@ -133,7 +133,7 @@ def test_debiased_transport_to_itself_is_free():
 
 def test_no_iterations_are_refused():
     student, teacher, costs = _draw(1, 2)
-    with pytest.raises(ValueError, match="iterations must be positive, got 0"):
+    with pytest.raises(ValueError, match="iterations must be at least 1, got 0"):
         transport_cost(student.softmax(1), teacher.softmax(1), costs, iterations=0)
 
 

@@ -11,26 +11,30 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import fedkd
-from fedkd.attacks.config import AttackStudy
 from fedkd.config import Experiment, make_config, make_experiment
 from fedkd.knowledge.codecs import CODECS
 from fedkd.losses import LOSSES
 from fedkd.privacy.noise import SecureGenerator
 from fedkd.privacy.release import RELEASES
-from fedkd.rounds import silent, workspace
+from fedkd.rounds import experiment_context
 from fedkd.runs.directory import RunDirectory, network_hash
+from fedkd.runs.events import RoundFinished
 from fedkd.studies import unlearning
-from fedkd.studies.attack import run_matrix
+from fedkd.studies.attack.config import AttackConfig
+from fedkd.studies.attack.study import AttackStudy
 from fedkd.studies.audit.study import Options, audit_run
 from fedkd.studies.central.config import make_study
 from fedkd.studies.central.folder import StudyFolder
 from fedkd.studies.central.study import prepare, run_study
 from fedkd.studies.contribution import contribution
+from fedkd.studies.engine import StudyFolder as Folder
+from fedkd.studies.engine import run_study as run_cells
 from simulations.baselines import BASELINES
 from simulations.compare.config import Comparison
 from simulations.compare.engine import run_entry
@@ -157,7 +161,9 @@ def _measured(folder: Path) -> Values:
     scores = ("student", "ensemble", "pseudo_labels", "worst_client", "oracle", "ceiling")
     accuracies = [teacher["accuracy"] for teacher in found["teachers"]]
     of_a_round = ("hash", "status", "answered", "student", "teachers", "ensemble")
-    rounds = [{key: record[key] for key in of_a_round} for record in done.metrics("round")]
+    rounds = [
+        {key: asdict(record)[key] for key in of_a_round} for record in done.events(RoundFinished)
+    ]
     return {
         "summary": digest([*(found[key] for key in scores), accuracies]),
         "rounds": digest(rounds),
@@ -254,22 +260,22 @@ def _feedback(folder: Path) -> Values:
 def _unlearn(folder: Path) -> Values:
     whole = run(folder, *SHORT)
     exact = unlearning.prepare(whole, [1])
-    server = unlearning.distil_again(exact, workspace(exact.experiment.to_json()))
-    quick = unlearning.continue_without(whole, [1], workspace(whole.experiment.to_json()))
+    server = unlearning.distil_again(exact, experiment_context(exact.experiment))
+    quick = unlearning.continue_without(whole, [1], experiment_context(whole.experiment))
     return {"exact": network_hash(server.student), "quick": network_hash(quick.student)}
 
 
 @path("contribution")
 def _contribution(folder: Path) -> Values:
     done = run(folder, *SHORT, "evaluation.teachers=true")
-    space = workspace(done.experiment.to_json())
+    space = experiment_context(done.experiment)
     return {"all rounds": digest(contribution(done, space, all_rounds=True), "run")}
 
 
 @path("audit")
 def _audit(folder: Path) -> Values:
     done = run(folder, *SHORT, "rounds=1")
-    space = workspace(done.experiment.to_json())
+    space = experiment_context(done.experiment)
     with known_noise():
         facts = audit_run(done, space, Options(shadows=2, canaries=0))
     return {"shadows": digest(facts, "run", "path")}
@@ -337,8 +343,10 @@ def _attack(folder: Path) -> Values:
     tiny = experiment(folder, *SHORT).model_dump(mode="json")
     attacks = ["collude", "inflate", "label_noise", "copycat"]
     given = {"experiment": tiny, "rules": ["class_gated"], "attacks": attacks}
-    found = run_matrix(make_config(AttackStudy, given), folder, silent)
-    return {f"{cell.rule} / {cell.threat}": digest(facts) for cell, facts in found.items()}
+    study = AttackStudy(make_config(AttackConfig, given))
+    place = Folder.new(study.config, folder)
+    run_cells(study, place)
+    return {c.name: digest(place.result(c), "name", "seed", "settings") for c in study.cells}
 
 
 # -- Python ----------------------------------------------------------------------------------------

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.attacks.config import AttackStudy
 from fedkd.config import ConfigError, make_config, make_experiment
-from fedkd.io.records import EVENTS, SUMMARY, Damaged, append_line, mismatch, read_json, read_lines
+from fedkd.io.records import SUMMARY, Damaged, append_line, mismatch, read_json, read_lines
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Knowledge, Teacher
 from fedkd.knowledge.store import KnowledgeStore
 from fedkd.runs.directory import RunDirectory
-from fedkd.studies import attack
+from fedkd.runs.events import RoundFinished, read_events
+from fedkd.studies.attack.config import AttackConfig
+from fedkd.studies.attack.study import AttackStudy
+from fedkd.studies.engine import StudyFolder, results_of
+from fedkd.training.evaluation import Scores
 
 
 @pytest.mark.parametrize(
@@ -61,13 +64,13 @@ def test_a_cut_last_line_is_dropped_and_any_other_is_an_error(tmp_path: Path) ->
     file = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"event": "lift", "client": n}) for n in range(3)]
     file.write_text("\n".join(lines)[:-4])
-    assert [record["client"] for record in read_lines(file, EVENTS)] == [0, 1]
+    assert [event.client for event in read_events(file)] == [0, 1]
     file.write_text("\n".join([lines[0], lines[1][:-4], lines[2], ""]))
     with pytest.raises(Damaged, match="line 2 is damaged"):
-        list(read_lines(file, EVENTS))
+        list(read_events(file))
     file.write_text(json.dumps({"event": "lift", "client": "1"}) + "\n")
-    with pytest.raises(Damaged, match=r"line 1 is damaged .client is '1', not of type int"):
-        list(read_lines(file, EVENTS))
+    with pytest.raises(Damaged, match=r"line 1 is damaged .client is '1', should be a valid int"):
+        list(read_events(file))
 
 
 @pytest.mark.parametrize(("left", "kept"), [('{"a": 1}\n{"a": ', 1), ('{"a": 1}\n{"a": 2}', 2)])
@@ -83,9 +86,9 @@ def test_what_is_appended_after_a_crash_is_read(tmp_path: Path, left: str, kept:
 def test_a_run_whose_events_lack_finished_rounds_is_not_resumed(tmp_path: Path) -> None:
     run = RunDirectory.new(make_experiment({}), tmp_path)
     for number in (1, 2):
-        run.metric("round", round=number, student={"accuracy": 0.5})
+        run.record(RoundFinished(round=number, student=Scores(accuracy=0.5)))
     run.rewind(1)
-    assert [record["round"] for record in run.metrics("round")] == [1]
+    assert [record.round for record in run.events(RoundFinished)] == [1]
     with pytest.raises(ConfigError, match="ends with round 1, the checkpoint is of round 2"):
         run.rewind(2)
 
@@ -121,11 +124,10 @@ def test_damaged_knowledge_is_named(
 
 
 def test_cells_of_other_classes_are_not_averaged(tmp_path: Path) -> None:
-    study = make_config(AttackStudy, {"rules": ["class_gated"], "attacks": ["collude"]})
-    for number, cell in enumerate(attack.cells(study)):
-        cell_file = attack._place(study, tmp_path, cell)
-        cell_file.parent.mkdir(parents=True, exist_ok=True)
+    config = make_config(AttackConfig, {"rules": ["class_gated"], "attacks": ["collude"]})
+    study, folder = AttackStudy(config), StudyFolder(tmp_path, config)
+    for number, cell in enumerate(study.cells):
         scores = [0.5] * (3 if number else 2)
-        cell_file.write_text(json.dumps({"accuracy": 0.5, "per_class": scores, "refused": {}}))
-    with pytest.raises(Damaged, match=r"per_class has 3 classes, not those of .*attack00.json"):
-        attack.run_matrix(study, tmp_path)
+        folder.finish(cell, {"accuracy": 0.5, "per_class": scores, "refused": {}})
+    with pytest.raises(Damaged, match=r"per_class has 3 classes, not the 2 of .*attack00.json"):
+        results_of(study, folder)

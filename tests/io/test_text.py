@@ -56,10 +56,11 @@ def test_the_screen_shows_text_and_keeps_its_own_colours(terminal: bool) -> None
 def test_status_of_a_run_shows_no_escapes(tmp_path: Path) -> None:
     from fedkd.config import make_experiment
     from fedkd.runs.directory import RunDirectory
+    from fedkd.runs.events import ReplyRefused, Strike
 
     run = RunDirectory.new(make_experiment({"output": str(tmp_path)}))
-    run.metric("refused", round=1, phase="train", client=0, reason=HOSTILE)
-    run.metric("strike", round=1, client=0, reason=f"[bold]{HOSTILE}")
+    run.record(ReplyRefused(round=1, phase="train", client=0, reason=HOSTILE))
+    run.record(Strike(round=1, client=0, reason=f"[bold]{HOSTILE}"))
     for verb in ("status", "quarantine"):
         result = CliRunner().invoke(app, [verb, str(run.path)])
         assert result.exit_code == 0, result.output

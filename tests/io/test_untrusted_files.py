@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 
 from fedkd.config import ConfigError, Experiment
 from fedkd.io.lock import Busy, Lock
+from fedkd.knowledge.query import Images
 from fedkd.runs.directory import RunDirectory, Session
+from fedkd.runs.events import Warned
 from simulations.cli.main import _place_working_directory, app
 from simulations.failures import failure_of
 from simulations.local import run_local
@@ -108,8 +110,8 @@ def test_looking_at_a_run_changes_nothing_in_it(copied: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in copied.rglob("*") if p.is_file()}
     run = RunDirectory.open(copied)
     for number in (1, 2, 3):
-        for what in ("transfer", "test", "validation"):
-            run.knowledge(number, what).clients()
+        for images in Images:
+            run.knowledge(number, images).clients()
     run.load_checkpoint()
     assert CliRunner().invoke(app, ["status", str(copied)]).exit_code == 0
     assert {p: p.stat().st_mtime_ns for p in copied.rglob("*") if p.is_file()} == before
@@ -196,7 +198,7 @@ def test_a_checkpoint_that_is_not_what_was_written_is_passed_over(
     assert state["round"] == 1
     assert "round-0002.pt is passed over" in caplog.text
     assert go_on(copied) == expected
-    texts = [r["text"] for r in RunDirectory.open(copied).metrics("warning")]
+    texts = [r.text for r in RunDirectory.open(copied).events(Warned)]
     assert any("round-0002.pt is passed over" in text for text in texts)
 
 
@@ -215,7 +217,7 @@ def test_a_client_whose_answer_the_disk_lost_is_asked_again(harm: str, copied: P
     (copied / "knowledge" / "round-0002" / "transfer" / ".client-0002").mkdir()
     (copied / "knowledge" / "round-0002" / "transfer" / ".DS_Store").touch()
     assert go_on(copied) == expected
-    texts = [r["text"] for r in RunDirectory.open(copied).metrics("warning")]
+    texts = [r.text for r in RunDirectory.open(copied).events(Warned)]
     assert any("client 1 is asked again" in text for text in texts)
 
 
@@ -243,9 +245,9 @@ def test_a_ledger_line_cut_by_a_crash_is_dropped_and_counted(copied: Path) -> No
         file.write('{"round": 2, "pha')
     go_on(copied)
     run = RunDirectory.open(copied)
-    entries = run.ledger_entries()
+    entries = run.messages()
     assert len(entries) == len((copied / "ledger.jsonl").read_text().splitlines()) > before
-    assert any("one message are not counted" in r["text"] for r in run.metrics("warning"))
+    assert any("one message are not counted" in r.text for r in run.events(Warned))
 
 
 def test_a_config_that_was_changed_is_not_gone_on_with(copied: Path) -> None:
@@ -315,9 +317,10 @@ def test_children_do_not_keep_the_lock(tmp_path: Path) -> None:
 
 
 def test_studies_have_one_writer_too(tiny: Callable[..., Experiment], tmp_path: Path) -> None:
-    from fedkd.attacks.config import AttackStudy
-    from fedkd.studies.attack import run_matrix
+    from fedkd.studies.attack.config import AttackConfig
+    from fedkd.studies.attack.study import AttackStudy
+    from fedkd.studies.engine import StudyFolder, run_study
 
-    study = AttackStudy.model_validate({"experiment": tiny().model_dump(mode="json")})
+    study = AttackStudy(AttackConfig(experiment=tiny()))
     with Lock(tmp_path), pytest.raises(Busy):
-        run_matrix(study, tmp_path)
+        run_study(study, StudyFolder(tmp_path, study.config))

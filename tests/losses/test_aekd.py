@@ -107,5 +107,5 @@ def test_a_hundred_teachers_with_more_say_than_classes():
 
 @pytest.mark.parametrize("nu", [0.0, 1.5])
 def test_a_nu_out_of_range_is_refused(nu):
-    with pytest.raises(ValueError, match=r"loss 'aekd': nu must lie in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"loss 'aekd': nu must be in \(0, 1\]"):
         LOSSES.create("aekd", nu=nu)

@@ -185,9 +185,9 @@ def test_cat_asks_for_full_maps_only_if_it_binarises_them():
 
 
 def test_wrong_options_are_named():
-    with pytest.raises(ValueError, match="loss 'cat': size must be positive, got 0"):
+    with pytest.raises(ValueError, match="loss 'cat': size must be at least 1, got 0"):
         CATLoss(size=0)
-    with pytest.raises(ValueError, match="loss 'cat': keep must be positive, got 0"):
+    with pytest.raises(ValueError, match="loss 'cat': keep must be at least 1, got 0"):
         CATLoss(keep=0)
     with pytest.raises(ValueError, match="keep 75 by 'below_nth_of_100' does not fit 5 classes"):
         cat_loss(_maps(2, 5, 2, 2), _maps(2, 5, 2, 2), keep=75, keep_rule="below_nth_of_100")

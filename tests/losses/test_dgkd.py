@@ -97,7 +97,7 @@ def test_as_many_survive_as_asked():
     ("options", "message"),
     [
         ({"drop": -1}, "drop must be at least 0, got -1"),
-        ({"survival": 0.0}, r"survival must lie in \(0, 1\], got 0.0"),
+        ({"survival": 0.0}, r"survival must be in \(0, 1\], got 0.0"),
         ({"survival": 0.5, "drop": 1}, "exclude each other"),
     ],
 )

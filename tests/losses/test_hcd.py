@@ -218,7 +218,9 @@ def test_deeper_stages_have_fewer_blocks():
 
 def test_wrong_options_are_named():
     for option, value in [("stages", 0), ("sub_heads", 0), ("temperature", 0.0)]:
-        with pytest.raises(ValueError, match=f"loss 'hcd': {option} must be positive, got 0"):
+        with pytest.raises(
+            ValueError, match=f"loss 'hcd': {option} must be (positive|at least 1), got 0"
+        ):
             HCDLoss(**{option: value})
     with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 1\), got 1"):
         HCDLoss(label_smoothing=1.0)

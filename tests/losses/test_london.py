@@ -107,5 +107,5 @@ def test_the_class_reads_norms_or_maps(gradient):
 def test_wrong_options_are_named():
     with pytest.raises(ValueError, match="loss 'london': stages must be at least 2, got 1"):
         LONDONLoss(stages=1)
-    with pytest.raises(ValueError, match="loss 'london': iterations must be positive, got 0"):
+    with pytest.raises(ValueError, match="loss 'london': iterations must be at least 1, got 0"):
         LONDONLoss(iterations=0)

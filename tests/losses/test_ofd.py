@@ -141,7 +141,7 @@ def test_connectors_start_as_published():
 
 
 def test_wrong_options_and_sizes_are_named():
-    with pytest.raises(ValueError, match="loss 'ofd': stages must be positive, got 0"):
+    with pytest.raises(ValueError, match="loss 'ofd': stages must be at least 1, got 0"):
         OFDLoss(stages=0)
     with pytest.raises(ValueError, match="loss 'ofd': scale must be positive, got 0"):
         OFDLoss(scale=0)

@@ -166,7 +166,7 @@ def test_the_class_asks_for_what_it_compares():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="grid must be positive, got 0"):
+    with pytest.raises(ValueError, match="grid must be at least 1, got 0"):
         WKDFeatureLoss(grid=0)
     with pytest.raises(ValueError, match="whole map, but grid is 2"):
         WKDFeatureLoss(grid=2, covariance="full")

@@ -20,6 +20,7 @@ from fedkd.privacy.plan import delta_of, plan
 from fedkd.reporting.run_page import render
 from fedkd.rounds import Client, ExperimentContext
 from fedkd.runs.directory import RunDirectory, load_state
+from fedkd.runs.events import ClientTrained, RoundFinished, Warned
 from simulations.local import run_local
 
 Tiny = Callable[..., Experiment]
@@ -76,8 +77,8 @@ def test_when_the_budget_ends_the_teacher_freezes_and_the_run_goes_on(tiny: Tiny
         assert all(torch.equal(before[name], after[name]) for name in before)
         assert sum("reserve" in line for line in ledger_lines(run, client)) == 2
     # It went on answering, the student went on learning, and everybody is told.
-    assert [r["status"] for r in run.metrics("round")] == ["ok"] * 3
-    warned = [w["text"] for w in run.metrics("warning")]
+    assert [r.status for r in run.events(RoundFinished)] == ["ok"] * 3
+    warned = [w.text for w in run.events(Warned)]
     assert sum("budget of client" in text and "round 3" in text for text in warned) == 3
     page = render(run)
     assert "rounds without training" in page
@@ -137,9 +138,9 @@ def test_a_ledger_does_not_serve_other_images(tiny: Tiny) -> None:
 
 def test_nothing_about_private_images_reaches_server_or_report(tiny: Tiny) -> None:
     run = run_local(tiny(DP, *QUIET))
-    trained = [e for e in run.metrics("client") if e["phase"] == "train"]
-    assert {key for e in trained for key in e} == {
-        "event", "round", "client", "phase", "seconds", "epsilon", "trained",
+    trained = run.events(ClientTrained)
+    assert {key for event in trained for key in event.facts()} == {
+        "round", "client", "phase", "seconds", "epsilon", "trained",
     }  # fmt: skip
     summary = run.read_json("summary.json")
     assert "class_counts" not in summary
@@ -244,6 +245,6 @@ def test_a_release_has_its_statement_and_shows_no_single_teacher(tiny: Tiny) -> 
     facts = run.read_json("privacy.json")
     assert facts["worst"] == pytest.approx(50.0, rel=1e-6)
     assert "the server is trusted" in facts["assumes"]
-    trained = [e for e in run.metrics("client") if e["phase"] == "train"]
-    assert not any("loss" in e or "accuracy" in e for e in trained)
+    trained = run.events(ClientTrained)
+    assert {(event.loss, event.accuracy) for event in trained} == {(None, None)}
     assert "answers of single teachers are not released" in render(run)

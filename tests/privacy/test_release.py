@@ -19,6 +19,7 @@ from fedkd.privacy.release.gaussian import delta_of, epsilon_of, mu_of
 from fedkd.privacy.release.gnmax import ConfidentGNMax, GNMax
 from fedkd.privacy.release.prob_sum import ProbSum
 from fedkd.rounds import ExperimentContext, Server
+from fedkd.runs.events import AnswersReleased, RoundFinished
 from simulations.local import run_local
 
 
@@ -160,11 +161,11 @@ def test_a_run_lets_out_labels_once_and_learns_from_those_only(
 ) -> None:
     experiment = tiny(GNMAX, *LOSSES, *QUIET)
     run = run_local(experiment)
-    events = run.metrics("release")
-    assert [e["answered"] for e in events] == [24, 24]
-    together = math.sqrt(sum(e["mu"] ** 2 for e in events))
+    events = run.events(AnswersReleased)
+    assert [e.answered for e in events] == [24, 24]
+    together = math.sqrt(sum(e.mu**2 for e in events))
     assert epsilon_of(together, 1e-5) == pytest.approx(50.0, rel=1e-6)
-    rounds = run.metrics("round")
+    rounds = run.events(RoundFinished)
     assert "teachers" not in rounds[-1]
     assert "ensemble" not in rounds[-1]
 

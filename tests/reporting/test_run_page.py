@@ -16,6 +16,8 @@ from fedkd.reporting.relation_report import graphs, likeness
 from fedkd.reporting.run_page import human_bytes, percent, write_report
 from fedkd.reporting.template import PAGE
 from fedkd.runs.directory import RunDirectory, network_hash
+from fedkd.runs.events import EpochFinished, MessageCounted, ReplyRefused, RoundFinished
+from fedkd.training.evaluation import Calibration, Scores
 
 NAN = float("nan")
 
@@ -23,7 +25,7 @@ NAN = float("nan")
 def _scores(accuracy, classes, unknown=()):
     per_class = [NAN if c in unknown else accuracy for c in range(classes)]
     bins = {"confidence": [NAN, 0.5, 0.9], "accuracy": [NAN, 0.4, 0.95], "counts": [0, 40, 60]}
-    return {"accuracy": accuracy, "per_class": per_class, "calibration": {"ece": 0.07, **bins}}
+    return Scores(accuracy=accuracy, per_class=per_class, calibration=Calibration(ece=0.07, **bins))
 
 
 def _run(tmp_path, *, clients=3, rounds=2, finished=2, summary=True, root=None, **options):
@@ -62,14 +64,19 @@ def _run(tmp_path, *, clients=3, rounds=2, finished=2, summary=True, root=None, 
             who = Teacher(client, int(counts[client].sum()), tuple(counts[client].tolist()))
             run.knowledge(number).put(Knowledge(who, {Logits(): logits.half()}))
             for phase, up in (("train", 300), ("knowledge", 9000), ("evaluate", 4000)):
-                run.ledger(round=number, phase=phase, client=client, down=700, up=up)
+                run.count(MessageCounted(round=number, phase=phase, client=client, down=700, up=up))
         store = run.knowledge(number)
         fuse(store.bank((Logits(),)), [], store=store.allocate)
         for epoch in (1, 2, 3):
             terms = {"dkd": 2.0 / epoch, "vrm": 40.0 / epoch}
-            run.metric("epoch", round=number, epoch=epoch, loss=6.0 / epoch, terms=terms)
-        run.metric(
-            "round",
+            run.record(
+                EpochFinished(round=number, epoch=epoch, loss=6.0 / epoch, terms=terms, lr=0.1)
+            )
+        of_teachers = {
+            "teachers": {c: 0.3 + 0.2 * c / clients for c in range(clients)},
+            "ensemble": _scores(0.8, len(names), options.get("unknown", ())),
+        }
+        finished_round = RoundFinished(
             round=number,
             hash="0123456789abcdef" if student is None else network_hash(student),
             status="ok" if number != 2 else "degraded",
@@ -77,15 +84,9 @@ def _run(tmp_path, *, clients=3, rounds=2, finished=2, summary=True, root=None, 
             seconds={"train": 3.0, "knowledge": 1.0, "fuse": 0.1, "distil": 4.0, "evaluate": 0.5},
             student=_scores(0.5 + 0.1 * number, len(names), options.get("unknown", ())),
             pseudo_labels=0.75,
-            **(
-                {
-                    "teachers": {str(c): 0.3 + 0.2 * c / clients for c in range(clients)},
-                    "ensemble": _scores(0.8, len(names), options.get("unknown", ())),
-                }
-                if teachers
-                else {}
-            ),
+            **(of_teachers if teachers else {}),
         )
+        run.record(finished_round)
     if student is not None:
         run.save_checkpoint(finished, {"student": student.state_dict(), "optimizer": None})
     if summary:
@@ -120,7 +121,7 @@ def _run(tmp_path, *, clients=3, rounds=2, finished=2, summary=True, root=None, 
 def complete(tmp_path_factory):
     """A complete run and its page; drawing one takes seconds."""
     run = _run(tmp_path_factory.mktemp("complete"))
-    run.ledger(round=1, phase="describe", client=987654321, down=5, up=5)  # a node's id
+    run.count(MessageCounted(round=1, phase="describe", client=987654321, down=5, up=5))
     before = _files(run)
     write_report(run)
     return run, before
@@ -188,8 +189,8 @@ def test_text_from_outside_cannot_become_html_and_lost_images_cost_their_picture
     evil = "<script>alert(1)</script><img src=x onerror=alert(1)>"
     names = [f"{evil}{c}" if c % 2 else f"$\\frac{{{c}$ & _" for c in range(10)]
     run = _run(tmp_path, classes=names, root=tmp_path / "nowhere", dataset="fashion_mnist")
-    run.metric("refused", round=1, phase="knowledge", client=2, reason=evil)
-    run.metric("warning", text=evil)
+    run.record(ReplyRefused(round=1, phase="knowledge", client=2, reason=evil))
+    run.warn(evil)
     page = _page(run)
     assert "The images could not be loaded" in page
     assert "Agreement" in page

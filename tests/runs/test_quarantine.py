@@ -10,6 +10,7 @@ from fedkd.config import Experiment, Quarantine
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Fused, Teacher
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import ReplyRefused, RoundFinished
 from fedkd.runs.quarantine import distrusted, lift, quarantined, strike, strikes
 from simulations.local import run_local
 from tests.simulations.faults import BAD_PAYLOADS, tampering
@@ -32,13 +33,13 @@ def test_a_client_is_left_out_after_its_strikes_and_says_so_each_round(tiny: Tin
         tiny("rounds=4", "federation.quarantine.after=2", *QUICK),
         client_app=tampering({1: NAN}),
     )
-    refused = [(r["round"], r["phase"]) for r in run.metrics("refused")]
+    refused = [(r.round, r.phase) for r in run.events(ReplyRefused)]
     assert refused == [(1, "knowledge"), (2, "knowledge"), (3, "train"), (4, "train")]
-    reason = run.metrics("refused")[-1]["reason"]
+    reason = run.events(ReplyRefused)[-1].reason
     assert "in quarantine after 2 strikes" in reason
     assert f"fedkd quarantine {run.identity} --lift 1" in reason
-    assert [r["answered"] for r in run.metrics("round")] == [[0, 2]] * 4
-    asked = {(e["round"], e["client"]) for e in run.ledger_entries() if e["phase"] == "train"}
+    assert [r.answered for r in run.events(RoundFinished)] == [[0, 2]] * 4
+    asked = {(e.round, e.client) for e in run.messages() if e.phase == "train"}
     assert (2, 1) in asked
     assert not {(3, 1), (4, 1)} & asked
 
@@ -58,7 +59,7 @@ def test_lifting_lets_the_client_in_again(tiny: Tiny) -> None:
     assert [*quarantined(run, experiment.federation.quarantine)] == [1]
     assert lift(run, 1) == 1
     run_local(experiment, run=RunDirectory.open(run.path))  # the client is mended
-    assert [r["answered"] for r in run.metrics("round")] == [[0, 2], [0, 2], [0, 1, 2]]
+    assert [r.answered for r in run.events(RoundFinished)] == [[0, 2], [0, 2], [0, 1, 2]]
 
 
 def test_without_a_limit_nobody_is_left_out(tiny: Tiny) -> None:

@@ -13,15 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from fedkd.attacks.config import AttackStudy
 from fedkd.config import ConfigError, make_config, make_experiment
 from fedkd.models import MODELS
 from fedkd.reporting.run_record import Found
-from fedkd.rounds import Server, workspace_of
+from fedkd.rounds import Server, context_of_run
 from fedkd.runs.directory import RunDirectory, network_hash, write_json
+from fedkd.runs.events import MessageCounted, RoundFinished
 from fedkd.runs.export import export_student, load_assistants, load_student, predict_files
 from fedkd.runs.signature import IMAGES, SIGNATURE, read_signature
-from fedkd.studies.attack import run_matrix
+from fedkd.studies import engine
+from fedkd.studies.attack.config import AttackConfig
+from fedkd.studies.attack.study import AttackStudy
 from fedkd.studies.central.config import make_study
 from fedkd.studies.central.folder import StudyFolder
 from fedkd.studies.central.study import prepare as prepare_study
@@ -213,7 +215,7 @@ def test_classes_are_those_of_the_run_and_not_of_todays_folder(
     monkeypatch.chdir(tmp_path / "now")
     assert Found.read(copied).classes == list(NAMES)
     with pytest.raises(ConfigError, match="new: bottom"):
-        workspace_of(copied)
+        context_of_run(copied)
 
 
 def test_a_run_of_an_older_version_finds_its_student_by_its_data(
@@ -320,7 +322,7 @@ def test_a_run_does_not_go_on_with_other_images(
 def test_a_run_does_not_go_on_with_another_student(halfway: RunDirectory, tmp_path: Path) -> None:
     other = make_experiment(small(tmp_path, rounds=2, student={"model": "cnn_tiny"}))
     with pytest.raises(ConfigError, match=r"student\.model was mlp .* is cnn_tiny"):
-        Server(workspace_of(halfway, other), halfway)
+        Server(context_of_run(halfway, other), halfway)
 
 
 def test_total_seconds_are_those_of_all_sessions(halfway: RunDirectory) -> None:
@@ -332,7 +334,9 @@ def test_total_seconds_are_those_of_all_sessions(halfway: RunDirectory) -> None:
     assert total == pytest.approx(1000 + sessions[1]["seconds"], abs=5)
     assert total > 1000
     # A session that was killed went on until its last message.
-    halfway.ledger(round=2, phase="train", client=0, down=1, up=1, time=first["started"] + 5e6)
+    halfway.count(
+        MessageCounted(round=2, phase="train", client=0, down=1, up=1, time=first["started"] + 5e6)
+    )
     halfway.write_json("sessions.json", [first])
     run_local(halfway.experiment, run=halfway)
     assert 5e6 <= halfway.read_json("summary.json")["seconds"]["total"] < 5e6 + 1000
@@ -340,9 +344,10 @@ def test_total_seconds_are_those_of_all_sessions(halfway: RunDirectory) -> None:
 
 def test_a_run_of_an_older_version_counts_the_rounds_it_had(halfway: RunDirectory) -> None:
     (halfway.path / "sessions.json").unlink()
-    (done,) = halfway.metrics("round")
-    done["seconds"]["train"] = 500.0
-    (halfway.path / "metrics.jsonl").write_text(json.dumps(done) + "\n")
+    (done,) = halfway.events(RoundFinished)
+    done.seconds["train"] = 500.0
+    (halfway.path / "metrics.jsonl").unlink()
+    halfway.record(done)
     run_local(halfway.experiment, run=halfway)
     assert 500 < halfway.read_json("summary.json")["seconds"]["total"] < 1000
 
@@ -404,10 +409,11 @@ def test_a_comparison_does_not_go_on_with_other_images(
 
 def test_a_matrix_of_attacks_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     experiment = make_experiment(small(tmp_path, data=TINY["data"], clients=3))
-    study = AttackStudy(experiment=experiment, rules=(("entropy",),), attacks=("nan",))
+    config = AttackConfig(experiment=experiment, rules=(("entropy",),), attacks=("nan",))
+    study = AttackStudy(config)
     write_json(tmp_path / IMAGES, {"seed 0": {"classes": []}})
     with pytest.raises(ConfigError, match=r"classes are not those .* \(0 then, 4 now"):
-        run_matrix(study, tmp_path)
+        engine.run_study(study, engine.StudyFolder(tmp_path, study.config))
 
 
 # -- plugins ---------------------------------------------------------------------------------------

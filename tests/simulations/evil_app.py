@@ -93,7 +93,8 @@ def lie(message, context, call):
     from flwr.app import Message
     header = ConfigRecord({"run": "x" * 10_000, "round": -1, "client": 0, "junk": rng.bytes(5000)})
     content = RecordDict(
-        {"metrics": MetricRecord(numbers), "knowledge": ArrayRecord(junk), "header": header}
+        {"metrics": MetricRecord(numbers), "transfer.arrays": ArrayRecord(junk),
+         "transfer.header": header}
     )
     if kind == "train" and os.environ.get("TRAINS"):
         return call(message, context)

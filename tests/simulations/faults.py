@@ -14,8 +14,9 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedkd.knowledge.query import Images, Reply
 from simulations.client_app import make_client_app
-from strategies.records import JOB, knowledge_records, read_knowledge
+from strategies.records import JOB, read_replies, reply_records
 
 Tamper = Callable[[dict[str, np.ndarray], dict[str, Any]], None]
 
@@ -56,10 +57,11 @@ def tampering(tampers: Mapping[int, Tamper]) -> ClientApp:
         reply: Message = call_next(message, context)
         client = int(context.node_config["partition-id"])
         if message.metadata.message_type == "query.knowledge" and client in tampers:
-            read, header = read_knowledge(reply.content, math.inf)
-            arrays = {name: array.copy() for name, array in read.items()}
+            read = read_replies(reply.content, math.inf)[Images.TRANSFER]
+            arrays = {name: array.copy() for name, array in read.arrays.items()}
+            header = dict(read.header)
             tampers[client](arrays, header)
-            reply.content.update(knowledge_records(arrays, header))
+            reply.content.update(reply_records(Images.TRANSFER, Reply(arrays, header)))
         return reply
 
     return make_client_app([mod])

@@ -10,14 +10,15 @@ import pytest
 import yaml
 from rich.console import Console
 
-from fedkd.attacks.config import AttackStudy
 from fedkd.config import load_config
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.quarantine import strike
-from fedkd.studies.attack import CLEAN, Cell, run_matrix
-from fedkd.studies.attack_report import table as costs
-from simulations.cli.attack import costs_table
+from fedkd.studies.attack.config import AttackConfig
+from fedkd.studies.attack.report import costs_table
+from fedkd.studies.attack.study import AttackStudy
+from fedkd.studies.engine import Record, StudyFolder, run_study
 from simulations.cli.main import main
+from simulations.cli.tables import console_table
 
 
 @pytest.fixture
@@ -49,12 +50,17 @@ def test_a_study_ends_with_table_and_page_and_can_be_resumed(fedkd, tiny, tmp_pa
     assert (code, err) == (0, "")
     for word in ("clean", "absent", "collude", "uniform"):
         assert word in out
-    folder = Path(re.search(r"^study +(\S+)$", out, re.M)[1])  # type: ignore[index]
+    folder = Path(re.search(r"^folder +(\S+)$", out, re.M)[1])  # type: ignore[index]
     assert (folder / "report.html").is_file()
     (folder / "report.html").unlink()
     code, out, err = fedkd("attack", "--resume", folder)
     assert (code, err) == (0, "")
     assert (folder / "report.html").is_file()
+
+
+def results(config: AttackConfig, folder: Path) -> Record:
+    study = AttackStudy(config)
+    return run_study(study, StudyFolder(folder, study.config))
 
 
 def test_many_rules_fit_a_narrow_terminal() -> None:
@@ -63,7 +69,7 @@ def test_many_rules_fit_a_narrow_terminal() -> None:
     rows = {threat: dict.fromkeys(rules, cell) for threat in ("clean", "absent", "collude")}
     facts = {"name": "wide", "worst": dict.fromkeys(rules), "rows": rows}
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(costs_table(facts))
+    console.print(console_table(costs_table(facts)))
     text = console.export_text()
     assert text.count("1.5") == 16
     assert text.count("90.0") == 8
@@ -78,7 +84,9 @@ def test_many_rules_fit_a_narrow_terminal() -> None:
         (["attack"], "give a config file"),
         (["attack", "configs/attack/quickstart.yaml", "attacks=[nam]"], "did you mean 'nan'"),
         (["attack", "configs/attack/quickstart.yaml", "shares=1"], "shares: unknown key"),
-        (["attack", "x.yaml", "--resume", "."], "--resume takes its config from the folder"),
+        (["attack", "rounds=1", "--resume", "."], "the config file is missing before"),
+        (["attack", "--resume", "."], "is not the folder of a study"),
+        (["attack", "configs/attack/quickstart.yaml", "rounds=1"], "write experiment.rounds"),
     ],
 )
 def test_mistakes_are_one_line(fedkd, words: list[str], expected: str) -> None:
@@ -107,20 +115,18 @@ def test_quarantine_is_shown_and_lifted(fedkd, tiny) -> None:
 def test_garbage_costs_at_most_a_point(tmp_path: Path) -> None:
     """Goal: broken senders, three of ten clients, cost the student at most one point."""
     study = load_config(
-        AttackStudy, "configs/attack/quickstart.yaml",
+        AttackConfig, "configs/attack/quickstart.yaml",
         ["attacks=[nan,infinity,huge,wrong_shape,duplicate]", "rules=[uniform]"],
     )  # fmt: skip
-    results = run_matrix(study, tmp_path)
-    for cell, result in results.items():
-        clean = results[Cell(cell.seed, cell.rule, CLEAN)]["accuracy"]
-        assert result["accuracy"] >= clean - 0.01
+    for row in results(study, tmp_path)["rows"].values():
+        assert all(cell["cost"] <= 1 for cell in row.values())
 
 
 @pytest.mark.slow
 def test_the_robust_chain_bears_three_attackers_of_ten(tmp_path: Path) -> None:
     """Goal: at most three points in all and about ten of a class, lies about claims included."""
     study = load_config(
-        AttackStudy, "configs/attack/robust.yaml",
+        AttackConfig, "configs/attack/robust.yaml",
         [
             "rules=[[consensus, {name: density_ratio, by_size: false, limit: 1.0}, dawid_skene]]",
             "attacks=[collude,inflate,cpa,label_noise,permuted,shift,part_time,half_familiar,"
@@ -128,7 +134,7 @@ def test_the_robust_chain_bears_three_attackers_of_ten(tmp_path: Path) -> None:
             "{name: backdoor, more: 1.3}]",
         ],
     )  # fmt: skip
-    facts = costs(study, run_matrix(study, tmp_path))
+    facts = results(study, tmp_path)
     (robust,) = [rule for rule in facts["worst"] if "dawid_skene" in rule]
     cells = {name: row[robust] for name, row in facts["rows"].items()}
     assert {name: cell["cost"] for name, cell in cells.items() if cell["cost"] > 3} == {}

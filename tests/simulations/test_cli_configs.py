@@ -7,6 +7,8 @@ import pytest
 
 from fedkd.config import ConfigError, Experiment, make_experiment
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import RoundFinished
+from fedkd.training.evaluation import Scores
 from simulations.cli import main as cli
 from simulations.cli.configs import load, open_run
 from tests.conftest import TINY
@@ -78,9 +80,7 @@ def test_a_finished_run_is_not_run_again(
 ) -> None:
     run = RunDirectory.new(make_experiment(TINY, [f"output={tmp_path}", "rounds=1"]))
     assert not cli._is_finished(run)
-    monkeypatch.setattr(
-        RunDirectory, "metrics", lambda _, event: [{"round": 1}] * (event[0] == "r")
-    )
+    run.record(RoundFinished(round=1, student=Scores(accuracy=0.5)))
     assert not cli._is_finished(run)
     monkeypatch.setattr(RunDirectory, "read_json", lambda *_: {})
     assert cli._is_finished(run)

@@ -15,6 +15,7 @@ from fedkd.config import ConfigError, Experiment, load_experiment, read_experime
 from fedkd.knowledge.kinds import Logits
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import ReplyRefused
 from simulations.client_app import make_client_app
 from simulations.local import run_local
 from strategies.records import JOB
@@ -68,7 +69,7 @@ def test_a_refused_round_does_not_put_the_ends_out_of_step(tiny: Tiny) -> None:
         run_local(tiny(codec, "rounds=3"), client_app=tampering({1: replayed}))
         for codec in (DELTA, "federation.codec=float32")
     ]
-    assert [e["client"] for e in runs[0].metrics("refused")] == [1]
+    assert [e.client for e in runs[0].events(ReplyRefused)] == [1]
     assert _hash(runs[0]) == _hash(runs[1])
 
 
@@ -81,12 +82,12 @@ def test_a_typo_in_the_codec_is_named(tiny: Tiny) -> None:
 
 def test_a_part_of_the_samples_is_asked_and_the_rest_is_kept(tiny: Tiny) -> None:
     run = run_local(tiny(*SUBSET))
-    one, two = (run.knowledge(n, "transfer").bank((Logits(),)).arrays[Logits()] for n in (1, 2))
+    one, two = (run.knowledge(n).bank((Logits(),)).arrays[Logits()] for n in (1, 2))
     for before, after in zip(one, two, strict=True):
         changed = (np.asarray(before) != np.asarray(after)).any(axis=1)
         assert before.shape == after.shape == (48, 4)
         assert 0 < changed.sum() <= 12
-        assert set(np.flatnonzero(changed)) <= set(ExperimentContext(run.experiment).asked(2))
+        assert set(np.flatnonzero(changed)) <= set(ExperimentContext(run.experiment).subset(2))
     assert _up(run) < 0.9 * _up(run_local(tiny("data.views.refresh=false", "rounds=3")))
 
 
@@ -108,7 +109,7 @@ def test_a_client_that_forgot_what_it_said_answers_without_it(tiny: Tiny) -> Non
 
     def forget(message: Message, context: Context, call_next: Any) -> Message:
         state = message.content.config_records[JOB]["state"]
-        for said in Path(str(state)).glob("client-0001/said-*.npz"):
+        for said in Path(str(state)).glob("client-0001/answers-*.npz"):
             said.unlink()
         return call_next(message, context)  # type: ignore[no-any-return]
 
@@ -117,7 +118,7 @@ def test_a_client_that_forgot_what_it_said_answers_without_it(tiny: Tiny) -> Non
         for part in (("rounds=3",), SUBSET)
         for codec in (DELTA, "federation.codec=float32")
     ]
-    assert not any(run.metrics("refused") for run in runs)
+    assert not any(run.events(ReplyRefused) for run in runs)
     assert _hash(runs[0]) == _hash(runs[1])
     assert _hash(runs[2]) == _hash(runs[3])
 

@@ -13,11 +13,10 @@ import torch
 import yaml
 
 from fedkd.config import ConfigError, load_config, make_config
-from fedkd.rounds import ExperimentContext
+from fedkd.rounds import ExperimentContext, Interrupted
 from fedkd.runs.directory import RunDirectory
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome, RoundResult
-from simulations.cli.live import Interrupted
 from simulations.cli.main import main
 from simulations.compare.config import Comparison
 from simulations.compare.engine import prepare, read_run, run_all
@@ -149,14 +148,14 @@ def test_fedkd_runs_its_real_path_and_counts_only_its_own_messages(
     outcome = read_run(alone)
     assert record["final"] == alone.read_json("summary.json")["student"]["accuracy"]
     assert [each["accuracy"] for each in record["rounds"]] == [r.accuracy for r in outcome.rounds]
-    ledger = alone.ledger_entries()
+    ledger = alone.messages()
     assert sum(r.up for r in outcome.rounds) == sum(
-        entry["up"] for entry in ledger if entry["phase"] != "evaluate"
+        entry.up for entry in ledger if entry.phase != "evaluate"
     )
-    assert any(entry["phase"] == "evaluate" for entry in ledger)
+    assert any(entry.phase == "evaluate" for entry in ledger)
     # Client answers do not hold the path of the run's folder, so they are equal to the byte.
-    train = [entry["up"] for entry in ledger if entry["phase"] == "knowledge"]
-    kept = RunDirectory.open(folder.run_path(folder.entries[0], 0)).ledger_entries()
+    train = [entry.up for entry in ledger if entry.phase == "knowledge"]
+    kept = RunDirectory.open(folder.run_path(folder.entries[0], 0)).messages()
     assert sum(train) > 10_000
     assert abs(sum(e["up"] for e in kept if e["phase"] == "knowledge") - sum(train)) < 500
     assert not (folder.run_path(folder.entries[0], 0) / "knowledge").exists()

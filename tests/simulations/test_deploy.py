@@ -27,6 +27,7 @@ from fedkd.config import ConfigError, Experiment
 from fedkd.data.local_shard import LocalShard, write_private, write_public
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import MessageCounted, ReplyRefused, RoundFinished
 from simulations.cli.main import app
 from simulations.cli.status import status_of
 from simulations.client_app import make_client_app
@@ -295,13 +296,13 @@ def test_check_refuses_a_folder_that_is_none(tmp_path: Path) -> None:
 
 def run_nodes(experiment: Experiment, node_configs: list[dict[str, Any]], root: Path) -> str:
     """The student's hash after a run on in-process nodes with these node configs."""
-    from fedkd.rounds import workspace
+    from fedkd.rounds import experiment_context
 
     grid = LocalGrid(make_client_app(), len(node_configs))
     for number, extra in enumerate(node_configs):
         grid._contexts[1000 - number].node_config.update(extra)
     run = RunDirectory.new(experiment)
-    summary = run_job(grid, run, workspace(experiment.to_json(), str(root)), simulated=False)
+    summary = run_job(grid, run, experiment_context(experiment, str(root)), simulated=False)
     assert summary["refused"] == []
     return str(summary["hash"])
 
@@ -417,8 +418,8 @@ def test_a_node_that_went_down_is_asked_once_more(tiny: Tiny, code: int) -> None
 
     run = run_local(experiment, client_app=make_client_app([falls]))
     assert len(asked) == 2
-    assert run.metrics("refused") == []
-    assert run.metrics("round")[0]["answered"] == [0, 1, 2]
+    assert run.events(ReplyRefused) == []
+    assert run.events(RoundFinished)[0].answered == [0, 1, 2]
 
 
 # -- status --------------------------------------------------------------------------------
@@ -430,14 +431,14 @@ def test_status_tells_a_finished_run_from_a_killed_one(tmp_path: Path, tiny: Tin
     assert (done.state, done.round, done.rounds) == ("finished", 2, 2)
     assert [health.last_round for health in done.clients.values()] == [2, 2, 2]
     assert set(done.clients[0].seconds) == {"train", "knowledge", "evaluate"}
-    assert done.up == sum(entry["up"] for entry in run.ledger_entries())
+    assert done.up == sum(entry.up for entry in run.messages())
     assert done.disk["checkpoints"] > 0
     # As it stands when the process is killed in round 2, in the middle of a line.
     run.path.joinpath("summary.json").unlink()
     lines = run.path.joinpath("metrics.jsonl").read_text().splitlines(keepends=True)
     first = next(n for n, line in enumerate(lines) if json.loads(line)["event"] == "round")
     run.path.joinpath("metrics.jsonl").write_text("".join(lines[: first + 1]) + '{"event": "cl')
-    ledger = [line for line in run.ledger_entries() if line["round"] == 1]
+    ledger = [line for line in run.messages() if line.round == 1]
     text = "".join(json.dumps(line) + "\n" for line in ledger)
     run.path.joinpath("ledger.jsonl").write_text(text)
     killed = status_of(run.path)
@@ -449,9 +450,10 @@ def test_status_tells_a_finished_run_from_a_killed_one(tmp_path: Path, tiny: Tin
 
 def test_status_counts_refusals_by_client(tmp_path: Path, tiny: Tiny) -> None:
     run = RunDirectory.new(tiny())
-    run.ledger(round=1, phase="train", client=0, down=10, up=20, seconds=1.5, time=1000.0)
-    run.ledger(round=1, phase="train", client=1, down=10, up=0, seconds=9.0, time=1001.0)
-    run.metric("refused", round=1, phase="train", client=1, reason="too late")
+    about = {"round": 1, "phase": "train", "down": 10}
+    run.count(MessageCounted(**about, client=0, up=20, seconds=1.5, time=1000.0))
+    run.count(MessageCounted(**about, client=1, up=0, seconds=9.0, time=1001.0))
+    run.record(ReplyRefused(round=1, phase="train", client=1, reason="too late"))
     told = status_of(run.path)
     assert (told.phase, told.down, told.up) == ("train", 20, 20)
     assert (told.clients[0].seconds, told.clients[0].seen) == ({"train": 1.5}, 1000.0)

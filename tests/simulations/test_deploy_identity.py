@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from flwr.app import ConfigRecord
 
 from fedkd.config import ConfigError, Experiment
-from fedkd.rounds import ExperimentContext, workspace
+from fedkd.rounds import ExperimentContext, experiment_context
 from fedkd.runs.directory import RunDirectory
 from simulations.client_app import make_client_app
 from simulations.deploy.folder import policy_text
@@ -101,7 +101,7 @@ def federation(
         state = {"state-dir": str(tmp_path / f"state-{number}"), "policy": str(policy)}
         grid._contexts[1000 - number].node_config.update(state | extra)
     run = RunDirectory.new(experiment)
-    space = workspace(experiment.to_json())
+    space = experiment_context(experiment)
     known = NodeKeys(keys, experiment.clients)
     return run_job(grid, run, space, simulated=False, keys=known), run
 

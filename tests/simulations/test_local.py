@@ -11,8 +11,18 @@ import torch
 
 from fedkd.config import ConfigError, Experiment
 from fedkd.knowledge.kinds import Logits
+from fedkd.knowledge.query import Images
 from fedkd.reporting.run_page import render
+from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory, load_state
+from fedkd.runs.events import (
+    AssistantEpochFinished,
+    EpochFinished,
+    Event,
+    ReplyRefused,
+    RoundFinished,
+    Warned,
+)
 from simulations.local import run_local
 from tests.simulations.faults import BAD_PAYLOADS, crashing, tampering
 
@@ -45,13 +55,13 @@ def test_a_run_leaves_everything_behind(tiny: Tiny, monkeypatch: pytest.MonkeyPa
     assert 0 < summary["oracle"] <= 1
     assert 0 < summary["ceiling"] <= 1
     assert json.loads((run.path / "versions.json").read_text())["torch"] == torch.__version__
-    ledger = run.ledger_entries()
-    phases = {(entry["round"], entry["phase"], entry["client"]) for entry in ledger}
+    ledger = run.messages()
+    phases = {(entry.round, entry.phase, entry.client) for entry in ledger}
     assert {
         (r, p, c) for r in (1, 2) for p in ("train", "knowledge", "evaluate") for c in range(3)
     } <= phases
     # Two kinds of 48 x 4 half-precision logits are 768 bytes; headers add some hundreds.
-    sizes = [entry["up"] for entry in ledger if entry["phase"] == "knowledge"]
+    sizes = [entry.up for entry in ledger if entry.phase == "knowledge"]
     assert all(768 < size < 768 + 2500 for size in sizes)
 
 
@@ -77,10 +87,10 @@ def test_a_resumed_run_reaches_the_same_student(tiny: Tiny, finished: int) -> No
     assert run.load_checkpoint()["round"] == finished  # type: ignore[index]
     resumed = run_local(run.experiment, run=RunDirectory.open(run.path))
     assert student(resumed) == student(whole)
-    rounds = [record["round"] for record in resumed.metrics("round")]
+    rounds = [record.round for record in resumed.events(RoundFinished)]
     assert rounds == [1, 2, 3]
-    assert [r["hash"] for r in resumed.metrics("round")] == [
-        r["hash"] for r in whole.metrics("round")
+    assert [r.hash for r in resumed.events(RoundFinished)] == [
+        r.hash for r in whole.events(RoundFinished)
     ]
 
 
@@ -89,8 +99,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny: Tiny) -> None:
     newest = sorted((whole.path / "checkpoints").iterdir())[-1]
     newest.write_bytes(newest.read_bytes()[:200])
     resumed = run_local(whole.experiment, run=RunDirectory.open(whole.path))
-    assert student(resumed) == whole.metrics("round")[-1]["hash"]
-    assert any("passed over" in r["text"] for r in resumed.metrics("warning"))
+    assert student(resumed) == whole.events(RoundFinished)[-1].hash
+    assert any("passed over" in r.text for r in resumed.events(Warned))
 
 
 def test_state_files_hold_no_code(tiny: Tiny, tmp_path: Path) -> None:
@@ -107,13 +117,13 @@ def test_state_files_hold_no_code(tiny: Tiny, tmp_path: Path) -> None:
 def test_a_bad_payload_costs_its_client_the_round_and_nobody_else(tiny: Tiny, name: str) -> None:
     tamper, reason = BAD_PAYLOADS[name]
     run = run_local(tiny("federation.codec=float32"), client_app=tampering({1: tamper}))
-    refused = run.metrics("refused")
-    assert [(r["round"], r["client"], r["phase"]) for r in refused] == [
+    refused = run.events(ReplyRefused)
+    assert [(r.round, r.client, r.phase) for r in refused] == [
         (1, 1, "knowledge"),
         (2, 1, "knowledge"),
     ]
-    assert all(reason in r["reason"] for r in refused)
-    assert [r["answered"] for r in run.metrics("round")] == [[0, 2], [0, 2]]
+    assert all(reason in r.reason for r in refused)
+    assert [r.answered for r in run.events(RoundFinished)] == [[0, 2], [0, 2]]
 
 
 def test_who_has_a_say_stands_in_the_metrics_and_on_the_page(tiny: Tiny) -> None:
@@ -125,30 +135,30 @@ def test_who_has_a_say_stands_in_the_metrics_and_on_the_page(tiny: Tiny) -> None
              "data.partition.alpha=100", "distillation.losses=[kd]", "clients=4"),
         client_app=tampering({1: lie}),
     )  # fmt: skip
-    for record in run.metrics("round"):
-        assert record["say"] == pytest.approx({"0": 1 / 3, "1": 0, "2": 1 / 3, "3": 1 / 3})
+    for record in run.events(RoundFinished):
+        assert record.weights == pytest.approx({0: 1 / 3, 1: 0, 2: 1 / 3, 3: 1 / 3})
     assert render(run).count("33.3 %") >= 3
     merged = run_local(tiny("fusion=median", "rounds=1", "distillation.losses=[kd]"))
-    assert "say" not in merged.metrics("round")[0]
+    assert not merged.events(RoundFinished)[0].weights
 
 
 @pytest.mark.parametrize("message_type", ["train", "query.knowledge", "evaluate"])
 def test_a_client_that_raises_loses_its_round_only(tiny: Tiny, message_type: str) -> None:
     run = run_local(tiny(), client_app=crashing(2, message_type, 1))
-    refused = run.metrics("refused")
-    assert [(r["round"], r["client"]) for r in refused] == [(1, 2)]
-    assert "the disk is full" in refused[0]["reason"]
+    refused = run.events(ReplyRefused)
+    assert [(r.round, r.client) for r in refused] == [(1, 2)]
+    assert "the disk is full" in refused[0].reason
     lost = [] if message_type == "evaluate" else [2]
-    assert run.metrics("round")[0]["answered"] == [c for c in range(3) if c not in lost]
-    assert run.metrics("round")[1]["answered"] == [0, 1, 2]
+    assert run.events(RoundFinished)[0].answered == [c for c in range(3) if c not in lost]
+    assert run.events(RoundFinished)[1].answered == [0, 1, 2]
 
 
 def test_below_quorum_the_student_is_kept_and_the_round_is_degraded(tiny: Tiny) -> None:
     tampers = {client: BAD_PAYLOADS["nan"][0] for client in (0, 1)}
     run = run_local(tiny("federation.quorum=0.6"), client_app=tampering(tampers))
-    rounds = run.metrics("round")
-    assert [r["status"] for r in rounds] == ["degraded", "degraded"]
-    assert rounds[0]["hash"] == rounds[1]["hash"]
+    rounds = run.events(RoundFinished)
+    assert [r.status for r in rounds] == ["degraded", "degraded"]
+    assert rounds[0].hash == rounds[1].hash
     assert run.read_json("summary.json")["degraded_rounds"] == [1, 2]
 
 
@@ -168,12 +178,12 @@ def test_a_client_with_another_transfer_set_is_refused_by_name(
 ) -> None:
     import simulations.client_app as module
 
-    real = module.workspace
+    real = module.experiment_context
 
-    def other(config: str, root: str | None = None):  # type: ignore[no-untyped-def]
-        return real(config.replace('"seed":0', '"seed":7'), root)
+    def other(experiment: Experiment, *place: Any) -> ExperimentContext:
+        return real(experiment.model_copy(update={"seed": 7}), *place)
 
-    monkeypatch.setattr(module, "workspace", other)
+    monkeypatch.setattr(module, "experiment_context", other)
     with pytest.raises(ConfigError, match="no client of the federation can take part"):
         run_local(tiny())
 
@@ -195,7 +205,7 @@ def test_a_client_with_another_transfer_set_is_refused_by_name(
 )
 def test_every_option_runs(tiny: Tiny, words: list[str]) -> None:
     run = run_local(tiny(*words))
-    assert run.metrics("refused") == []
+    assert run.events(ReplyRefused) == []
     assert run.read_json("summary.json")["rounds"] == 2
 
 
@@ -203,8 +213,7 @@ def test_feedback_reaches_the_clients(tiny: Tiny) -> None:
     plain, pulled = run_local(tiny()), run_local(tiny("teachers.feedback.use=regulariser"))
     assert student(plain) != student(pulled)
     down = [
-        {e["round"]: e["down"] for e in run.ledger_entries() if e["phase"] == "train"}
-        for run in (plain, pulled)
+        {e.round: e.down for e in run.messages() if e.phase == "train"} for run in (plain, pulled)
     ]
     assert down[1][2] > down[1][1]  # the student travels from round 2 on
     assert down[0][2] == pytest.approx(down[0][1], abs=8)
@@ -219,11 +228,11 @@ def test_assistants_on_the_server_survive_a_restart(tiny: Tiny, guidance: str) -
         "teachers.models=[cnn_tiny]",
     )
     whole = run_local(tiny(*words))
-    assert {r["event"] for r in whole.metrics()} >= {"assistant_epoch", "epoch"}
+    assert {type(e) for e in whole.events(Event)} >= {AssistantEpochFinished, EpochFinished}
     first = run_local(tiny("rounds=1", *words))
     longer = first.experiment.model_copy(update={"rounds": 2})
     resumed = run_local(longer, run=RunDirectory(first.path, longer, first.identity))
-    assert resumed.metrics("round")[-1]["hash"] == whole.metrics("round")[-1]["hash"]
+    assert resumed.events(RoundFinished)[-1].hash == whole.events(RoundFinished)[-1].hash
 
 
 FEATURES = "distillation.losses=[dkd, cat, wkd_f, wkd_l, {name: fitnet, stage: 1}]"
@@ -231,9 +240,9 @@ FEATURES = "distillation.losses=[dkd, cat, wkd_f, wkd_l, {name: fitnet, stage: 1
 
 def test_features_of_different_networks_travel_and_teach(tiny: Tiny) -> None:
     run = run_local(tiny(FEATURES, "teachers.models=[cnn_tiny, cnn_small]"))
-    assert not run.metrics("refused")
-    assert set(run.metrics("epoch")[-1]["terms"]) == {"dkd", "cat", "wkd_f", "wkd_l", "fitnet"}
-    sizes = {e["client"]: e["up"] for e in run.ledger_entries() if e["phase"] == "knowledge"}
+    assert not run.events(ReplyRefused)
+    assert set(run.events(EpochFinished)[-1].terms) == {"dkd", "cat", "wkd_f", "wkd_l", "fitnet"}
+    sizes = {e.client: e.up for e in run.messages() if e.phase == "knowledge"}
     # Half-precision numbers per image: logits, class maps, statistics, the map after stage 1; and
     # once the class costs. cnn_tiny has 24 channels of 4x4 there, cnn_small 32, and 48 at the end.
     for client, channels, last in ((0, 24, 24), (1, 32, 48)):
@@ -263,7 +272,7 @@ def test_a_payload_with_another_networks_shape_is_refused(tiny: Tiny) -> None:
 
     words = ("distillation.losses=[dkd, wkd_f]", "teachers.models=[cnn_tiny]")
     run = run_local(tiny(*words), client_app=tampering({1: wider}))
-    reasons = [r["reason"] for r in run.metrics("refused")]
+    reasons = [r.reason for r in run.events(ReplyRefused)]
     assert len(reasons) == 2
     assert all("shape (48, 2, 48, 1, 1), expected (48, 2, 24, 1, 1)" in r for r in reasons)
 
@@ -271,7 +280,7 @@ def test_a_payload_with_another_networks_shape_is_refused(tiny: Tiny) -> None:
 @pytest.mark.parametrize("rule", ["validation_accuracy", "learned_gate"])
 def test_teachers_answer_the_servers_labelled_images_if_a_rule_asks(tiny: Tiny, rule: str) -> None:
     run = run_local(tiny(f"fusion=[{rule}]", "data.validation=30", "rounds=1"))
-    assert run.knowledge(1, "validation").clients() == [0, 1, 2]
-    bank = run.knowledge(1, "validation").bank((Logits(),))
+    assert run.knowledge(1, Images.VALIDATION).clients() == [0, 1, 2]
+    bank = run.knowledge(1, Images.VALIDATION).bank((Logits(),))
     assert bank.num_samples == 30
-    assert run.metrics("refused") == []
+    assert run.events(ReplyRefused) == []

@@ -112,8 +112,8 @@ def test_the_default_policy_runs_its_experiment_and_nothing_else_is_said(
         trained = ask("train", experiment, round=number)
         assert set(trained["metrics"]) == {"epsilon", "trained"}
         answer = ask("query.knowledge", experiment, round=number)
-        assert set(answer["knowledge"]) == {"logits"}
-        assert not {"num_examples", "class_counts"} & set(answer["header"])
+        assert set(answer["transfer.arrays"]) == {"logits"}
+        assert not {"num_examples", "class_counts"} & set(answer["transfer.header"])
     files = [p for p in (tmp_path / "state").rglob("*") if p.is_file()]
     assert {p.stat().st_mode & 0o777 for p in files} == {0o600}
     assert {p.parent.stat().st_mode & 0o777 for p in files} == {0o700}

@@ -12,6 +12,7 @@ import pytest
 
 from fedkd.config import ConfigError, Experiment
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import ReplyRefused, RoundFinished
 from simulations.local import run_local
 from simulations.ray import run_ray
 from tests.simulations.faults import BAD_PAYLOADS, killed_once, slow, tampering
@@ -69,12 +70,12 @@ def test_every_bad_payload_in_one_real_run(tiny: Tiny) -> None:
     )  # fmt: skip
     honest = [len(tampers), len(tampers) + 1]
     for number in (1, 2):
-        refused = {r["client"]: r["reason"] for r in run.metrics("refused") if r["round"] == number}
+        refused = {r.client: r.reason for r in run.events(ReplyRefused) if r.round == number}
         assert set(refused) == set(tampers)
         for client, name in enumerate(BAD_PAYLOADS):
             assert BAD_PAYLOADS[name][1] in refused[client]
-        assert run.metrics("round")[number - 1]["answered"] == honest
-        assert run.metrics("round")[number - 1]["status"] == "ok"
+        assert run.events(RoundFinished)[number - 1].answered == honest
+        assert run.events(RoundFinished)[number - 1].status == "ok"
     page = (run.path / "report.html").read_text()
     assert "replayed or late" in page
 
@@ -83,7 +84,7 @@ def test_a_killed_worker_costs_nothing(tiny: Tiny, tmp_path: Path) -> None:
     flag = tmp_path / "killed"
     run = run_ray(tiny("resources.client_cpus=2"), client_app=killed_once(flag))
     assert flag.exists()
-    assert [r["answered"] for r in run.metrics("round")] == [[0, 1, 2], [0, 1, 2]]
+    assert [r.answered for r in run.events(RoundFinished)] == [[0, 1, 2], [0, 1, 2]]
     calm = run_local(tiny("resources.client_cpus=2"))
     assert student(run) == student(calm)
 
@@ -91,11 +92,11 @@ def test_a_killed_worker_costs_nothing(tiny: Tiny, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_late_client_loses_its_round_and_takes_part_again(tiny: Tiny) -> None:
     run = run_ray(tiny("federation.deadline=20"), client_app=slow(client=1, seconds=30))
-    refused = run.metrics("refused")
-    assert [(r["round"], r["client"], r["phase"]) for r in refused] == [(1, 1, "train")]
-    first, second = run.metrics("round")
-    assert first["answered"] == [0, 2]
-    assert second["answered"] == [0, 1, 2]
+    refused = run.events(ReplyRefused)
+    assert [(r.round, r.client, r.phase) for r in refused] == [(1, 1, "train")]
+    first, second = run.events(RoundFinished)
+    assert first.answered == [0, 2]
+    assert second.answered == [0, 1, 2]
 
 
 def test_modules_beside_the_run_hide_none_of_ours_and_a_long_tmpdir_does_no_harm(

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from fedkd.config import ConfigError, Experiment
-from fedkd.rounds import silent
+from fedkd.rounds import Interrupted, silent
 from simulations import ray as room
-from simulations.cli.live import Interrupted
 from simulations.local import run_local
 from simulations.machine import check_machine
 from simulations.ray import run_ray

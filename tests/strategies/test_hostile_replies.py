@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -19,12 +18,14 @@ from flwr.clientapp import ClientApp
 
 from fedkd.config import Experiment
 from fedkd.io.text import REASON, plain
-from fedkd.rounds import Server, workspace
+from fedkd.knowledge.query import Images
+from fedkd.rounds import Server, experiment_context
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import ClientEvaluated, ClientTrained, ReplyRefused, RoundFinished
 from simulations.client_app import make_client_app
 from simulations.local import LocalGrid, run_local
 from strategies.messaging import Reply
-from strategies.records import ENVELOPE, HEADER, KNOWLEDGE, METRICS
+from strategies.records import ENVELOPE, METRICS, arrays_name, header_name
 from strategies.strategy import FederatedDistillation
 from tests.strategies.mutations import CODES, REASONS, mutated
 
@@ -71,11 +72,11 @@ def with_numbers(**numbers: Any) -> Callable[[Message], None]:
 def test_a_number_of_any_name_costs_its_sender_the_round(tiny: Tiny, name: str) -> None:
     app = changing(0, "train", with_numbers(**{name: 1}))
     run = run_local(tiny(*SMALL), client_app=app)
-    (refused,) = run.metrics("refused")
-    assert (refused["client"], refused["phase"]) == (0, "train")
-    assert f"a number called '{name}'; expected accuracy, loss" in refused["reason"]
-    assert [r["client"] for r in run.metrics("client") if r["phase"] == "train"] == [1, 2]
-    assert run.metrics("round")[-1]["status"] == "ok"
+    (refused,) = run.events(ReplyRefused)
+    assert (refused.client, refused.phase) == (0, "train")
+    assert f"a number called '{name}'; expected accuracy, loss" in refused.reason
+    assert [event.client for event in run.events(ClientTrained)] == [1, 2]
+    assert run.events(RoundFinished)[-1].status == "ok"
 
 
 @pytest.mark.parametrize(
@@ -91,8 +92,8 @@ def test_a_number_of_any_name_costs_its_sender_the_round(tiny: Tiny, name: str) 
 def test_verdicts_are_checked(tiny: Tiny, numbers: dict[str, Any], reason: str) -> None:
     app = changing(0, "evaluate", with_numbers(**numbers))
     run = run_local(tiny(*SMALL), client_app=app)
-    assert reason in run.metrics("refused")[0]["reason"]
-    assert {r["client"] for r in run.metrics("client") if r["phase"] == "evaluate"} == {1, 2}
+    assert reason in run.events(ReplyRefused)[0].reason
+    assert {event.client for event in run.events(ClientEvaluated)} == {1, 2}
 
 
 @pytest.mark.parametrize(
@@ -109,32 +110,8 @@ def test_what_a_private_client_claims_to_have_spent_is_checked(
 ) -> None:
     app = changing(0, "train", with_numbers(**numbers))
     run = run_local(tiny(*SMALL, *PRIVATE), client_app=app)
-    assert reason in run.metrics("refused")[0]["reason"]
+    assert reason in run.events(ReplyRefused)[0].reason
     assert set(run.read_json("privacy.json")["clients"]) == {"0", "1", "2"}
-
-
-@pytest.mark.parametrize("client", [True, -1, 3, 2**62, 0.0, "0"])
-def test_who_claims_to_be_no_client_leaves_a_run_that_can_be_read(tiny: Tiny, client: Any) -> None:
-    def change(reply: Message) -> None:
-        reply.content["describe"]["client"] = client
-
-    run = run_local(tiny(*SMALL), client_app=changing(0, "query.describe", change))
-    (refused,) = run.metrics("refused")
-    assert (refused["phase"], refused["client"]) == ("describe", None)
-    assert f"claims to be client {client!r}" in refused["reason"]
-    assert run.metrics("round")[-1]["status"] == "ok"
-
-
-@pytest.mark.parametrize("key", ["num_examples", "class_counts"])
-def test_true_is_no_number_of_images(tiny: Tiny, key: str) -> None:
-    def change(reply: Message) -> None:
-        old = reply.content[HEADER][key]
-        reply.content[HEADER][key] = [True] * len(old) if isinstance(old, list) else True
-
-    overrides = (*SMALL, "fusion=[class_gated, sample_count]")
-    run = run_local(tiny(*overrides), client_app=changing(0, "query.knowledge", change))
-    (refused,) = run.metrics("refused")
-    assert (refused["client"], refused["reason"][: len(key)]) == (0, key)
 
 
 def test_long_replies_are_refused_and_reasons_are_short(tiny: Tiny) -> None:
@@ -142,7 +119,7 @@ def test_long_replies_are_refused_and_reasons_are_short(tiny: Tiny) -> None:
     long = "x" * (2 * ENVELOPE)
 
     def header(reply: Message) -> None:
-        reply.content[HEADER]["run"] = long
+        reply.content[header_name(Images.TRANSFER)]["run"] = long
 
     def numbers(reply: Message) -> None:
         reply.content["more"] = ConfigRecord({"text": long})
@@ -152,11 +129,11 @@ def test_long_replies_are_refused_and_reasons_are_short(tiny: Tiny) -> None:
 
     for kind, change in (("query.knowledge", header), ("train", numbers), ("train", broken)):
         run = run_local(tiny(*SMALL), client_app=changing(1, kind, change))
-        (refused,) = run.metrics("refused")
-        assert len(refused["reason"]) <= REASON + 20
+        (refused,) = run.events(ReplyRefused)
+        assert len(refused.reason) <= REASON + 20
         assert "\x1b" not in (run.path / "metrics.jsonl").read_text()
         assert (run.path / "metrics.jsonl").stat().st_size < 100_000
-        assert run.metrics("round")[-1]["status"] == "ok"
+        assert run.events(RoundFinished)[-1].status == "ok"
 
 
 def test_text_from_elsewhere_moves_no_cursor() -> None:
@@ -177,8 +154,8 @@ def test_what_a_client_app_raises_is_not_taken_for_a_dead_worker(tiny: Tiny) -> 
         return call_next(message, context)  # type: ignore[no-any-return]
 
     run = run_local(tiny(*SMALL), client_app=make_client_app([mod]))
-    assert run.metrics("round")[-1]["status"] == "ok"
-    assert len(run.metrics("refused")) == 3
+    assert run.events(RoundFinished)[-1].status == "ok"
+    assert len(run.events(ReplyRefused)) == 3
 
 
 @pytest.mark.parametrize("kind", ["query.knowledge", "evaluate"])
@@ -192,22 +169,22 @@ def test_who_answers_about_one_set_of_images_only_is_left_out_of_the_other(
     who answered both, each with its own weight."""
 
     def no_number(reply: Message) -> None:
-        reply.content[KNOWLEDGE]["logits"] = Array(
-            np.full_like(reply.content[KNOWLEDGE]["logits"].numpy(), np.nan)
-        )
+        about = Images.TRANSFER if kind == "query.knowledge" else Images.TEST
+        arrays = reply.content[arrays_name(about)]
+        arrays["logits"] = Array(np.full_like(arrays["logits"].numpy(), np.nan))
 
     overrides = (*SMALL, f"fusion={fusion}", "rounds=2")
     run = run_local(tiny(*overrides), client_app=changing(0, kind, no_number))
-    found = [record["ensemble"] for record in run.metrics("round")]
-    assert len(run.metrics("refused")) == 2
+    found = [str(record.ensemble) for record in run.events(RoundFinished)]
+    assert len(run.events(ReplyRefused)) == 2
     if kind == "query.knowledge":  # as if the client were not there at all
         absent = run_local(
             tiny(*overrides),
             client_app=make_client_app([_silent(0)]),
         )
-        assert found == [record["ensemble"] for record in absent.metrics("round")]
+        assert found == [str(record.ensemble) for record in absent.events(RoundFinished)]
     else:
-        assert all(len(record["teachers"]) == 2 for record in run.metrics("round"))
+        assert all(len(record.teachers) == 2 for record in run.events(RoundFinished))
 
 
 def _silent(client: int) -> Any:
@@ -260,12 +237,11 @@ def test_no_reply_ends_the_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> N
         grid = Recorded(experiment.clients)
         run = RunDirectory.new(experiment)
         strategy = FederatedDistillation(
-            Server(workspace(experiment.to_json()), run), state_dir=str(run.clients)
+            Server(experiment_context(experiment), run), state_dir=str(run.clients)
         )
         run.clients.mkdir(exist_ok=True)
         strategy.start(grid)
-        honest = json.dumps(run.metrics("client"))
-        before = len(run.metrics("refused"))
+        before = len(run.events(ReplyRefused))
         for kind in ("query.describe", "train", "query.knowledge", "evaluate"):
             replies = list(_mutants(grid.kept, kind, each, seed=len(overrides)))
             seen += len(replies)
@@ -282,13 +258,9 @@ def test_no_reply_ends_the_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> N
                 strategy.aggregate_query(1, replies)
             else:
                 strategy.aggregate_evaluate(1, replies)
-        events = run.metrics()
-        assert all(len(e["reason"]) <= REASON for e in events if e["event"] == "refused")
-        allowed = set().union(*(e.keys() for e in json.loads(honest))) | {"holdout_right"}
-        for event in run.metrics("client"):
-            assert event.keys() <= allowed
-            assert all(math.isfinite(v) for v in event.values() if isinstance(v, int | float)), (
-                event
-            )
-        assert len(run.metrics("refused")) - before > each  # most mutations are noticed
+        assert all(len(event.reason) <= REASON for event in run.events(ReplyRefused))
+        for event in [*run.events(ClientTrained), *run.events(ClientEvaluated)]:
+            numbers = [v for v in vars(event).values() if isinstance(v, int | float)]
+            assert all(math.isfinite(number) for number in numbers), event
+        assert len(run.events(ReplyRefused)) - before > each  # most mutations are noticed
     assert seen == 8 * each

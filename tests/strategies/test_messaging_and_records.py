@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from fedkd.knowledge.wire import Refused
+from fedkd.knowledge.query import Images, Refused, Reply
 from simulations.client_app import make_client_app
 from simulations.local import LocalGrid
 from strategies import messaging as module
 from strategies.messaging import send_and_receive
 from strategies.records import (
-    HEADER,
-    KNOWLEDGE,
+    arrays_name,
     explain,
-    knowledge_records,
-    read_knowledge,
+    header_name,
+    read_replies,
+    reply_records,
     wire_bytes,
 )
+
+TRANSFER = Images.TRANSFER
 
 
 class SlowGrid(LocalGrid):
@@ -93,19 +95,21 @@ def test_a_silent_node_is_given_up_after_the_deadline(monkeypatch: pytest.Monkey
 
 
 def records() -> RecordDict:
-    return knowledge_records({"logits": np.ones((5, 4), np.float16)}, {"run": "r", "round": 1})
+    return reply_records(
+        TRANSFER, Reply({"logits": np.ones((5, 4), np.float16)}, {"run": "r", "round": 1})
+    )
 
 
 @pytest.mark.smoke
 def test_records_come_back_as_they_were() -> None:
-    arrays, header = read_knowledge(records(), 1e6)
-    assert np.array_equal(arrays["logits"], np.ones((5, 4), np.float16))
-    assert header == {"run": "r", "round": 1}
+    reply = read_replies(records(), 1e6)[TRANSFER]
+    assert np.array_equal(reply.arrays["logits"], np.ones((5, 4), np.float16))
+    assert reply.header == {"run": "r", "round": 1}
 
 
 def test_size_is_checked_before_anything_is_decoded() -> None:
     with pytest.raises(Refused, match="payload of 168 bytes, at most 100 are accepted"):
-        read_knowledge(records(), 100)
+        read_replies(records(), 100)
 
 
 @pytest.mark.parametrize(
@@ -113,11 +117,11 @@ def test_size_is_checked_before_anything_is_decoded() -> None:
 )
 def test_a_damaged_array_is_refused(data: bytes) -> None:
     content = records()
-    content[KNOWLEDGE] = ArrayRecord(
+    content[arrays_name(TRANSFER)] = ArrayRecord(
         {"logits": Array(dtype="float16", shape=(5, 4), stype="numpy.ndarray", data=data)}
     )
     with pytest.raises(Refused, match="logits: cannot be decoded"):
-        read_knowledge(content, 1e6)
+        read_replies(content, 1e6)
 
 
 def test_a_pickled_array_is_refused() -> None:
@@ -126,20 +130,20 @@ def test_a_pickled_array_is_refused() -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     content = records()
-    content[KNOWLEDGE] = ArrayRecord(
+    content[arrays_name(TRANSFER)] = ArrayRecord(
         {"logits": Array(dtype="object", shape=(1,), stype="numpy.ndarray", data=buffer.getvalue())}
     )
     with pytest.raises(Refused, match="cannot be decoded"):
-        read_knowledge(content, 1e6)
+        read_replies(content, 1e6)
 
 
 def test_a_reply_without_knowledge_is_refused() -> None:
     with pytest.raises(Refused, match="no knowledge in the reply"):
-        read_knowledge(RecordDict({"other": ConfigRecord()}), 1e6)
+        read_replies(RecordDict({"other": ConfigRecord()}), 1e6)
     content = records()
-    del content[HEADER]
-    with pytest.raises(Refused, match="no knowledge"):
-        read_knowledge(content, 1e6)
+    del content[header_name(TRANSFER)]
+    with pytest.raises(Refused, match="answers about transfer images without a header"):
+        read_replies(content, 1e6)
 
 
 @pytest.mark.smoke
@@ -149,7 +153,9 @@ def test_bytes_are_those_of_the_serialised_message() -> None:
     sizes = [
         wire_bytes(
             Message(
-                knowledge_records({"logits": np.ones((n, 4), np.float16)}, {"round": 1}),
+                reply_records(
+                    TRANSFER, Reply({"logits": np.ones((n, 4), np.float16)}, {"round": 1})
+                ),
                 dst_node_id=1,
                 message_type="train",
             )

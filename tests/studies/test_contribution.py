@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from fedkd.config import ConfigError, Experiment
-from fedkd.rounds import workspace
+from fedkd.rounds import experiment_context
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import RoundFinished
 from fedkd.studies import contribution as measured
 from fedkd.studies.contribution import sampled_shapley, shapley
+from fedkd.studies.contribution_report import carried, write_page
 from simulations.local import run_local
 
 Tiny = Callable[..., Experiment]
@@ -69,7 +71,7 @@ def run(tiny: Tiny) -> RunDirectory:
 
 
 def test_shares_add_up_and_influence_is_what_the_ensemble_loses(run: RunDirectory) -> None:
-    space = workspace(run.experiment.to_json())
+    space = experiment_context(run.experiment)
     facts = measured.contribution(run, space)
     rows = facts["clients"].values()
     gain = facts["everybody"]["accuracy"] - facts["nobody"]["accuracy"]
@@ -77,7 +79,7 @@ def test_shares_add_up_and_influence_is_what_the_ensemble_loses(run: RunDirector
     assert facts["nobody"]["accuracy"] == 0.25
     assert facts["nobody"]["log_likelihood"] == pytest.approx(-math.log(4))
     # Everybody's accuracy is what the run itself measured.
-    assert facts["everybody"]["accuracy"] == run.metrics("round")[-1]["ensemble"]["accuracy"]
+    assert facts["everybody"]["accuracy"] == run.events(RoundFinished)[-1].ensemble.accuracy
     _, value = measured.ensemble_game(run, space, 2)
     everybody = value(frozenset({0, 1, 2}))
     lost = everybody - value(frozenset({0, 2}))
@@ -88,17 +90,20 @@ def test_shares_add_up_and_influence_is_what_the_ensemble_loses(run: RunDirector
     assert json.loads((run.path / "contribution.json").read_text())["rounds"] == [2]
 
 
-def test_all_rounds_are_their_mean(run: RunDirectory) -> None:
-    space = workspace(run.experiment.to_json())
+def test_all_rounds_are_their_mean(tiny: Tiny) -> None:
+    """Also if a rule measures the teachers on the server's labelled images."""
+    rule = ("fusion=[validation_accuracy]", "data.validation=30")
+    run = run_local(tiny("evaluation.baselines=[]", *rule))
+    space = experiment_context(run.experiment)
     facts = measured.contribution(run, space, all_rounds=True)
-    wholes = [r["ensemble"]["accuracy"] for r in run.metrics("round")]
+    wholes = [r.ensemble.accuracy for r in run.events(RoundFinished)]
     assert facts["rounds"] == [1, 2]
     assert facts["everybody"]["accuracy"] == pytest.approx(sum(wholes) / 2)
 
 
 def test_many_clients_are_sampled(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "EXACT_UP_TO", 2)
-    space = workspace(run.experiment.to_json())
+    space = experiment_context(run.experiment)
     first, second = (measured.contribution(run, space, permutations=5) for _ in range(2))
     assert first["permutations"] == 5
     assert first == second
@@ -106,15 +111,15 @@ def test_many_clients_are_sampled(run: RunDirectory, monkeypatch: pytest.MonkeyP
 
 
 def test_students_without_each_client_and_the_page(run: RunDirectory) -> None:
-    space = workspace(run.experiment.to_json())
+    space = experiment_context(run.experiment)
     measured.contribution(run, space)
     facts = measured.leave_one_out_students(run, space)
     assert [*facts["students"]["clients"]] == [0, 1, 2]
     whole = facts["students"]["accuracy"]
-    assert whole == run.metrics("round")[-1]["student"]["accuracy"]
+    assert whole == run.events(RoundFinished)[-1].student.accuracy
     for row in facts["students"]["clients"].values():
         assert row["influence"] == pytest.approx(whole - row["accuracy_without"])
-    page = measured.write_page(run, facts).read_text(encoding="utf-8")
+    page = write_page(run, facts).read_text(encoding="utf-8")
     assert "without distilling again" in page
     assert page.count("<svg") == 2
     assert "student loses" in page
@@ -123,7 +128,7 @@ def test_students_without_each_client_and_the_page(run: RunDirectory) -> None:
 def test_a_run_without_test_answers_says_which_key(tiny: Tiny) -> None:
     run = run_local(tiny("evaluation.teachers=false", "evaluation.baselines=[]", "rounds=1"))
     with pytest.raises(ConfigError, match=r"evaluation\.teachers"):
-        measured.contribution(run, workspace(run.experiment.to_json()))
+        measured.contribution(run, experiment_context(run.experiment))
 
 
 def test_classes_are_carried_by_their_largest_share() -> None:
@@ -131,5 +136,5 @@ def test_classes_are_carried_by_their_largest_share() -> None:
         "classes": ["cat", "dog"],
         "clients": {0: {"per_class": [0.4, 0.1]}, 1: {"per_class": [0.1, 0.3]}},
     }
-    assert measured.carried(facts, 0) == ["cat"]
-    assert measured.carried(facts, 1) == ["dog"]
+    assert carried(facts, 0) == ["cat"]
+    assert carried(facts, 1) == ["dog"]

@@ -5,9 +5,11 @@ from collections.abc import Callable
 import pytest
 
 from fedkd.config import ConfigError, Experiment
-from fedkd.rounds import workspace
+from fedkd.rounds import experiment_context
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import ClientsErased, RoundFinished
 from fedkd.studies import unlearning
+from fedkd.training.evaluation import Scores
 from simulations.local import run_local
 from tests.simulations.faults import BAD_PAYLOADS, tampering
 
@@ -25,7 +27,7 @@ QUIET = ("evaluation.baselines=[]", "teachers.models=[mlp]", "rounds=2")
 
 def unlearn(run: RunDirectory, *clients: int):  # type: ignore[no-untyped-def]
     new = unlearning.prepare(run, clients)
-    return unlearning.distil_again(new, workspace(new.experiment.to_json()))
+    return unlearning.distil_again(new, experiment_context(new.experiment))
 
 
 def test_unlearning_nobody_s_knowledge_is_what_the_run_did(tiny: Tiny) -> None:
@@ -33,8 +35,8 @@ def test_unlearning_nobody_s_knowledge_is_what_the_run_did(tiny: Tiny) -> None:
     tamper = BAD_PAYLOADS["nan"][0]
     never = run_local(tiny(*QUIET), client_app=tampering({1: tamper}))
     server = unlearn(never, 1)
-    assert [r["hash"] for r in server.run.metrics("round")] == [
-        r["hash"] for r in never.metrics("round")
+    assert [r.hash for r in server.run.events(RoundFinished)] == [
+        r.hash for r in never.events(RoundFinished)
     ]
 
 
@@ -44,10 +46,10 @@ def test_the_student_is_that_of_a_run_that_never_had_the_client(tiny: Tiny, warm
     whole = run_local(experiment)
     never = run_local(experiment, client_app=tampering({1: BAD_PAYLOADS["nan"][0]}))
     server = unlearn(whole, 1)
-    hashes = [r["hash"] for r in server.run.metrics("round")]
-    assert hashes == [r["hash"] for r in never.metrics("round")]
-    assert hashes != [r["hash"] for r in whole.metrics("round")]
-    assert server.run.metrics("round")[-1]["answered"] == [0, 2]
+    hashes = [r.hash for r in server.run.events(RoundFinished)]
+    assert hashes == [r.hash for r in never.events(RoundFinished)]
+    assert hashes != [r.hash for r in whole.events(RoundFinished)]
+    assert server.run.events(RoundFinished)[-1].answered == [0, 2]
     assert server.run.read_json("lineage.json") == {
         "source": whole.identity, "without": [1], "mode": "exact",
     }  # fmt: skip
@@ -56,7 +58,7 @@ def test_the_student_is_that_of_a_run_that_never_had_the_client(tiny: Tiny, warm
 def test_an_interrupted_removal_goes_on_in_the_same_folder(tiny: Tiny) -> None:
     whole = run_local(tiny(*QUIET))
     new = unlearning.prepare(whole, [2])
-    space = workspace(new.experiment.to_json())
+    space = experiment_context(new.experiment)
 
     def stop(event: str, **facts: object) -> None:
         if event == "round_start" and facts["round"] == 2:
@@ -67,11 +69,11 @@ def test_an_interrupted_removal_goes_on_in_the_same_folder(tiny: Tiny) -> None:
     again = unlearning.prepare(whole, [2])
     assert again.path == new.path
     resumed = unlearning.distil_again(again, space)
-    assert [r["round"] for r in resumed.run.metrics("round")] == [1, 2]
+    assert [r.round for r in resumed.run.events(RoundFinished)] == [1, 2]
     fresh = unlearning.prepare(whole, [2], whole.path / "elsewhere")
     assert (
-        unlearning.distil_again(fresh, space).run.metrics("round")[-1]["hash"]
-        == resumed.run.metrics("round")[-1]["hash"]
+        unlearning.distil_again(fresh, space).run.events(RoundFinished)[-1].hash
+        == resumed.run.events(RoundFinished)[-1].hash
     )
 
 
@@ -88,7 +90,7 @@ def test_evidence_compares_the_students_and_the_opinions(tiny: Tiny) -> None:
     assert told["before"]["divergence"] < told["after"]["divergence"]
     exact = unlearning.find_exact(whole, [0])
     assert exact is not None
-    space = workspace(whole.experiment.to_json())
+    space = experiment_context(whole.experiment)
     quick = unlearning.continue_without(whole, [0], space)
     measured = unlearning.evidence(whole, quick, [0], exact=exact)
     assert measured["mode"] == "quick"
@@ -98,7 +100,7 @@ def test_evidence_compares_the_students_and_the_opinions(tiny: Tiny) -> None:
     assert [other.path for other in unlearning.tainted(whole, [0])] == [quick.run.path]
     assert len(unlearning.tainted(whole, [0, 1])) == 2
     # The quick way took the source's student along and left the source alone.
-    assert len(quick.run.metrics("round")) == 1
+    assert len(quick.run.events(RoundFinished)) == 1
     assert whole.load_checkpoint()["round"] == 2  # type: ignore[index]
 
 
@@ -112,7 +114,7 @@ def test_evidence_compares_the_students_and_the_opinions(tiny: Tiny) -> None:
 )
 def test_impossible_requests_are_refused(tiny: Tiny, clients: list[int], message: str) -> None:
     run = RunDirectory.new(tiny())
-    run.metric("round", round=1, student={"accuracy": 0.5})
+    run.record(RoundFinished(round=1, student=Scores(accuracy=0.5)))
     run.knowledge(1).folder.mkdir(parents=True)
     with pytest.raises(ConfigError, match=message):
         unlearning.check_removal(run, clients)
@@ -121,7 +123,7 @@ def test_impossible_requests_are_refused(tiny: Tiny, clients: list[int], message
 def test_feedback_is_refused_unless_accepted(tiny: Tiny) -> None:
     run = RunDirectory.new(tiny("teachers.feedback.use=regulariser"))
     for number in (1, 2):
-        run.metric("round", round=number, student={"accuracy": 0.5})
+        run.record(RoundFinished(round=number, student=Scores(accuracy=0.5)))
         run.knowledge(number).folder.mkdir(parents=True)
     with pytest.raises(ConfigError, match="does not remove them entirely"):
         unlearning.check_removal(run, [0])
@@ -132,26 +134,29 @@ def test_knowledge_that_is_gone_is_named(tiny: Tiny) -> None:
     run = RunDirectory.new(tiny())
     with pytest.raises(ConfigError, match="has no finished round"):
         unlearning.finished_rounds(run)
-    run.metric("round", round=1, student={"accuracy": 0.5})
+    run.record(RoundFinished(round=1, student=Scores(accuracy=0.5)))
     with pytest.raises(ConfigError, match="the knowledge of round 1 is gone"):
         unlearning.check_removal(run, [0])
 
 
 def test_erasing_leaves_nothing_of_the_client_and_the_new_run_whole(tiny: Tiny) -> None:
-    whole = run_local(tiny(*QUIET))
+    """Its answers about the server's labelled images go as well."""
+    validated = ("fusion=[validation_accuracy]", "data.validation=30")
+    whole = run_local(tiny(*QUIET, *validated))
     server = unlearn(whole, 1)
     paths = unlearning.erasable(whole, [1])
     names = {str(path.relative_to(whole.path)) for path in paths}
     assert {
         "knowledge/round-0001/transfer/client-0001", "knowledge/round-0002/test/client-0001",
-        "knowledge/round-0001/transfer/fused", "clients/client-0001",
+        "knowledge/round-0001/validation/client-0001", "knowledge/round-0001/transfer/fused",
+        "clients/client-0001",
         "checkpoints/round-0001.pt", "checkpoints/round-0002.pt",
     } <= names  # fmt: skip
     unlearning.erase(whole, paths, [1])
     assert unlearning.erasable(whole, [1]) == []
     assert not list(whole.path.rglob("client-0001"))
     assert whole.load_checkpoint() is None
-    assert whole.metrics("erased")[0]["clients"] == [1]
+    assert whole.events(ClientsErased)[0].clients == [1]
     # The links of the new run do not lead into what was deleted.
     assert server.answered(2) == [0, 2]
     server.fuse(2)

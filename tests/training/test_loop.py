@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from fedkd.knowledge.payload import Fused, Teacher
 from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.models.network import Network
 from fedkd.privacy.dp_sgd import Mechanism, fit_private
-from fedkd.rounds import ExperimentContext
+from fedkd.rounds import ExperimentContext, experiment_context
 from fedkd.runs.directory import network_hash
 from fedkd.studies.audit.training import proxy
 from fedkd.training.batches import Order, batches, steps_per_epoch
@@ -77,7 +76,7 @@ class Setting:
         )
 
     def workspace(self) -> ExperimentContext:
-        return _workspace(self.to_experiment().to_json())
+        return experiment_context(self.to_experiment())
 
     def to_experiment(self) -> Experiment:
         recipe = {
@@ -101,11 +100,6 @@ class Setting:
             "distillation": {**recipe, "losses": ["kd"]},
         }
         return make_experiment(values)
-
-
-@cache
-def _workspace(config: str) -> ExperimentContext:
-    return ExperimentContext(make_experiment(json.loads(config)))
 
 
 Loop = Callable[[Network, Setting], object]

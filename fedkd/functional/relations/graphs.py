@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedkd.functional.options import options_checked
+from fedkd.functional.options import Positive, Share, options_checked
 from fedkd.functional.precision import full, full_precision
 from fedkd.functional.relations.gram import cosines
 from fedkd.functional.relations.matching import Distance, Edges, Graph, Reduction, match
@@ -18,7 +18,7 @@ def sample_graph(
     sample_weights: Tensor | None = None,
     keep: Tensor | None = None,
     distance: Distance = "cosine",
-    delta: float = 1.0,
+    delta: Positive = 1.0,
     reduction: Reduction = "edges",
     weight: float = 1.0,
 ) -> Graph:
@@ -60,7 +60,7 @@ def class_graph(
     sample_weights: Tensor | None = None,
     class_weights: Tensor | None = None,
     distance: Distance = "cosine",
-    delta: float = 1.0,
+    delta: Positive = 1.0,
     reduction: Reduction = "edges",
     weight: float = 1.0,
 ) -> Graph:
@@ -99,10 +99,10 @@ def sample_relation_loss(
     *,
     edges: Edges = "real_virtual",
     pruning: Pruning | None = None,
-    rho: float = 0.1,
+    rho: Share = 0.1,
     sample_weights: Tensor | None = None,
     distance: Distance = "cosine",
-    delta: float = 1.0,
+    delta: Positive = 1.0,
     reduction: Reduction = "edges",
 ) -> Tensor:
     """Mean distance between the edges of two sample graphs, four times (B, C) -> scalar.
@@ -145,7 +145,7 @@ def class_relation_loss(
     sample_weights: Tensor | None = None,
     class_weights: Tensor | None = None,
     distance: Distance = "cosine",
-    delta: float = 1.0,
+    delta: Positive = 1.0,
     reduction: Reduction = "edges",
 ) -> Tensor:
     """Mean distance between the edges of two class graphs, (N, C) x (N, C) -> scalar.
@@ -177,7 +177,7 @@ def reliable(
     judged: tuple[Tensor, Tensor | None],
     *,
     rule: Pruning,
-    rho: float = 0.1,
+    rho: Share = 0.1,
     edges: Edges = "real_virtual",
 ) -> Tensor:
     """Which edges of the sample graph stay when the least reliable go, (n, m) of booleans.

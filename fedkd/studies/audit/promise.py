@@ -9,6 +9,7 @@ from fedkd.privacy.dp_sgd import Mechanism
 from fedkd.privacy.ledger import LedgerBroken
 from fedkd.rounds import Client, ExperimentContext
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import RoundFinished
 from fedkd.studies.audit.one_run import Bound
 
 
@@ -62,7 +63,7 @@ def promised(run: RunDirectory, workspace: ExperimentContext, client: int) -> Pr
     experiment = workspace.experiment
     privacy, plan = experiment.teachers.privacy, workspace.plan
     if plan is None:
-        rounds = len({record["round"] for record in run.metrics("round")})
+        rounds = len({event.round for event in run.events(RoundFinished)})
         label_epsilon = None if privacy is None else privacy.epsilon
         training = Training(_passes(experiment, rounds), label_epsilon=label_epsilon)
         return Promise(training, None, _untested(experiment))

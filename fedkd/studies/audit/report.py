@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from matplotlib.figure import Figure
 
-from fedkd.reporting import figures, page
+from fedkd.reporting import page
+from fedkd.reporting.drawing import INK, PSEUDO, STUDENT, TEACHER, canvas, note, style
+from fedkd.reporting.format import count, interval, percent
+from fedkd.reporting.page import Card, Page, Section
+from fedkd.reporting.table import Cell, Column, Row, Table, numbers, plain, words
 
 PAGE = "audit.html"
 
@@ -19,9 +23,9 @@ ATTACKERS = {
     ("teacher", "lira"): "the same, and shadow models with and without each image in question",
     ("knowledge", "loss"): "what the server holds of the client, its logits on the transfer set, "
     "and trains a student of this client alone; calls images of small loss members",
-    ("knowledge", "calibrated"): "the same, and shadow models that tell how hard an image is",
+    ("knowledge", "calibrated"): "the same, and shadow models that show how hard an image is",
     ("student", "loss"): "the student; calls images of small loss members",
-    ("student", "calibrated"): "the student, and shadow models that tell how hard an image is",
+    ("student", "calibrated"): "the student, and shadow models that show how hard an image is",
 }
 """(target, attack) -> what the attacker has."""
 
@@ -38,57 +42,69 @@ VERDICTS = {
 
 def write(facts: Mapping[str, Any], folder: Path) -> Path:
     """`audit.html` in the run's folder; returns its path."""
-    attacks = facts["attacks"]
-    with figures.style():
-        cards = [
-            page.Card(
-                "Who took part in the training?",
-                "Area under the ROC curve of each attack with its 95 % interval; at 0.5 the "
-                "attacker guesses. Orange attacks do better, by this area or by the members they "
-                "find while hardly accusing others (TPR below). By chance alone about one in "
-                "twenty would.",
-                picture=figures.svg(auc_picture(attacks), "auc"),
-            )
-        ]
-        if facts["bound"] is not None:
-            cards.append(
-                page.Card(
-                    "Epsilon: what was claimed and what was seen",
-                    " ".join(filter(None, (facts["promise"], VERDICTS[facts["verdict"]]))),
-                    picture=figures.svg(epsilon_picture(facts), "epsilon"),
-                )
-            )
-    if facts["bound"] is not None:
-        cards.append(_bound(facts))
-    cards += [
-        page.Card(
+    cards = [
+        Card(
+            "Who took part in the training?",
+            "Area under the ROC curve of each attack with its 95 % interval; at 0.5 the "
+            "attacker guesses. Orange attacks do better, by this area or by the members they "
+            "find while hardly accusing others (TPR below). By chance alone about one in "
+            "twenty would.",
+            [auc_figure(facts["attacks"])],
+        ),
+        *(_bound(facts) if facts["bound"] is not None else ()),
+        Card(
             "Attacks",
             "TPR: share of members found while at most 1 % of the others are accused. "
-            "As many members as others of every class, so labels alone tell nothing.",
-            header=["target", "attack", "client", "images", "AUC", "95 %", "TPR", "95 %"],
-            rows=[_row(attack) for attack in attacks],
+            "As many members as others of every class, so labels alone give nothing away.",
+            table=attacks_table(facts),
         ),
-        page.Card(
+        Card(
             "What each attacker has",
             "All have the images in question with their labels, and know the configuration. "
             f"Shadow models are trained as client {facts['client']}'s teacher is, on random "
             "halves of its members and others.",
-            numbers=False,
-            header=["target", "attack", "has"],
-            rows=[
-                [target, attack, text]
-                for (target, attack), text in ATTACKERS.items()
-                if any(a["target"] == target and a["attack"] == attack for a in attacks)
-            ],
+            table=plain(
+                words("target", "attack", "has"),
+                [
+                    (target, attack, text)
+                    for (target, attack), text in ATTACKERS.items()
+                    if any((a["target"], a["attack"]) == (target, attack) for a in facts["attacks"])
+                ],
+            ),
         ),
     ]
     return page.write(
         folder / PAGE,
-        title=f"{facts['run']}: audit",
-        sentence=sentence(facts),
-        cards=cards,
-        footer=f"{facts['run']} · these numbers were computed from private images: keep them there",
+        Page(
+            title=f"{facts['run']}: audit",
+            sentence=sentence(facts),
+            sections=[Section("results", "Results", cards)],
+            footer=f"{facts['run']} · these numbers were computed from private images: keep them "
+            "there",
+        ),
     )
+
+
+def attacks_table(facts: Mapping[str, Any]) -> Table:
+    """One row for each attack."""
+    columns = [
+        *words("target", "attack"),
+        Column("images", number=True, on="page"),
+        *numbers("AUC", "95 %", "TPR", "95 %"),
+    ]
+    rows = [
+        Row(
+            [
+                _whose(attack), attack["attack"], f"{attack['members']} + {attack['others']}",
+                Cell(f"{attack['auc']:.3f}", strong=attack["leaks"]),
+                interval(attack["auc_interval"]),
+                percent(attack["tpr"]), interval(attack["tpr_interval"], 100),
+            ]
+        )
+        for attack in facts["attacks"]
+    ]  # fmt: skip
+    title = "membership: members against others; TPR where at most 1 % of others are accused"
+    return Table(columns, rows, title)
 
 
 def sentence(facts: Mapping[str, Any]) -> str:
@@ -98,11 +114,11 @@ def sentence(facts: Mapping[str, Any]) -> str:
         worst = max(leaks, key=lambda attack: attack["auc"])
         text = (
             f"{len(leaks)} of {len(facts['attacks'])} attacks "
-            f"{'tells' if len(leaks) == 1 else 'tell'} members better than chance; "
+            f"{'finds' if len(leaks) == 1 else 'find'} members better than chance; "
             f"the best is {worst['attack']} on {_whose(worst)} with an AUC of {worst['auc']:.2f}."
         )
     else:
-        text = f"None of {len(facts['attacks'])} attacks tells members better than chance."
+        text = f"None of {len(facts['attacks'])} attacks finds members better than chance."
     bound, claim = facts["bound"], facts["claim"]
     if bound is not None:
         seen = f"at least {bound['epsilon']:.2f}" if bound["epsilon"] > 0 else "more than 0"
@@ -116,47 +132,41 @@ def sentence(facts: Mapping[str, Any]) -> str:
     return text
 
 
-def auc_picture(attacks: Sequence[Mapping[str, Any]]) -> Any:
+@style()
+def auc_figure(attacks: Sequence[Mapping[str, Any]]) -> Figure:
     """A dot and an interval for every attack."""
-    figure, axes = figures.canvas(7.2, 0.9 + 0.26 * len(attacks))
-    place = np.arange(len(attacks))[::-1]
-    values = np.array([attack["auc"] for attack in attacks])
-    ends = np.array([attack["auc_interval"] for attack in attacks])
-    for at, attack, value, (low, high) in zip(place, attacks, values, ends, strict=True):
-        color = "#D55E00" if attack["leaks"] else "#0072B2"
-        axes.plot([low, high], [at, at], color=color, lw=2, solid_capstyle="round")
-        axes.plot([value], [at], "o", color=color, ms=5)
-    axes.axvline(0.5, color=figures.INK, lw=0.8, ls=":")
-    axes.set_yticks(place, [f"{_whose(attack)}, {attack['attack']}" for attack in attacks])
-    axes.set_xlim(min(0.4, float(ends.min()) - 0.02), 1.01)
+    figure, axes = canvas(7.2, 0.9 + 0.26 * len(attacks))
+    lowest = min(attack["auc_interval"][0] for attack in attacks)
+    for place, attack in enumerate(reversed(attacks)):
+        color = PSEUDO if attack["leaks"] else STUDENT
+        axes.plot(attack["auc_interval"], [place, place], color=color, lw=2)
+        axes.plot([attack["auc"]], [place], "o", color=color, ms=5)
+    axes.axvline(0.5, color=INK, lw=0.8, ls=":")
+    names = [f"{_whose(attack)}, {attack['attack']}" for attack in reversed(attacks)]
+    axes.set_yticks(range(len(attacks)), names)
+    axes.set_xlim(min(0.4, lowest - 0.02), 1.01)
     axes.set_ylim(-0.7, len(attacks) - 0.3)
     axes.set_xlabel("AUC")
     return figure
 
 
-def epsilon_picture(facts: Mapping[str, Any]) -> Any:
+@style()
+def epsilon_figure(facts: Mapping[str, Any]) -> Figure:
     """What was shown, promised, and could have been seen, on one line."""
     bound, claim = facts["bound"], facts["claim"]
-    figure, axes = figures.canvas(7.2, 1.5)
+    figure, axes = canvas(7.2, 1.5)
     shown, largest = bound["epsilon"], bound["largest"]
-    axes.barh([0], [largest], height=0.5, color="#8a929a", alpha=0.25)
-    axes.barh([0], [shown], height=0.5, color="#D55E00")
+    axes.barh([0], [largest], height=0.5, color=TEACHER, alpha=0.25)
+    axes.barh([0], [shown], height=0.5, color=PSEUDO)
     label = f"shown: at least {shown:.2f}" if shown > 0 else "shown: nothing"
-    axes.annotate(label, (shown, 0.33), ha="left", va="bottom", fontsize=8, color="#D55E00")
-    axes.annotate(
-        f"visible up to {largest:.2f}",
-        (largest, -0.33),
-        ha="right",
-        va="top",
-        fontsize=8,
-        color=figures.INK,
-    )
+    note(axes, label, (shown, 0.33), ha="left", va="bottom", fontsize=8, color=PSEUDO)
+    visible = f"visible up to {largest:.2f}"
+    note(axes, visible, (largest, -0.33), ha="right", va="top", fontsize=8, color=INK)
     if claim is not None:
-        axes.axvline(claim["epsilon"], color="#0072B2", lw=2)
-        axes.annotate(
-            f"claimed: at most {claim['epsilon']:.3g}", (claim["epsilon"], 0.75), xytext=(4, 0),
-            textcoords="offset points", ha="left", va="top", fontsize=8, color="#0072B2",
-        )  # fmt: skip
+        epsilon = claim["epsilon"]
+        axes.axvline(epsilon, color=STUDENT, lw=2)
+        label, look = f"claimed: at most {epsilon:.3g}", {"fontsize": 8, "color": STUDENT}
+        note(axes, label, (epsilon, 0.75), (4, 0), ha="left", va="top", **look)
     axes.set_xlim(0, 1.35 * max(largest, 0 if claim is None else claim["epsilon"]))
     axes.set_ylim(-0.8, 0.8)
     axes.set_yticks([])
@@ -164,55 +174,43 @@ def epsilon_picture(facts: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _bound(facts: Mapping[str, Any]) -> page.Card:
+def _bound(facts: Mapping[str, Any]) -> list[Card]:
     bound, claim = facts["bound"], facts["claim"]
-    rows = [
-        ["claimed epsilon", "none" if claim is None else f"{claim['epsilon']:.3g}"],
-        [f"lower bound at {100 * bound['confidence']:g} % confidence", f"{bound['epsilon']:.2f}"],
-        ["largest bound that this audit could give", f"{bound['largest']:.2f}"],
-        ["delta", f"{bound['delta']:g}"],
-        ["canaries", f"{bound['canaries']}"],
-        ["right guesses", f"{bound['right']} of {bound['guesses']}"],
+    rows = {
+        "claimed epsilon": "none" if claim is None else f"{claim['epsilon']:.3g}",
+        f"lower bound at {100 * bound['confidence']:g} % confidence": f"{bound['epsilon']:.2f}",
+        "largest bound that this audit could give": f"{bound['largest']:.2f}",
+        "delta": f"{bound['delta']:g}",
+        "canaries": f"{bound['canaries']}",
+        "right guesses": f"{bound['right']} of {bound['guesses']}",
+    }
+    return [
+        Card(
+            "Epsilon: what was claimed and what was seen",
+            " ".join(filter(None, (facts["promise"], VERDICTS[facts["verdict"]]))),
+            [epsilon_figure(facts)],
+        ),
+        Card(
+            "Epsilon from one training",
+            f"Client {facts['client']}'s teacher ({facts['model']}) was trained once more "
+            f"{_how(facts['training'])}; each canary, an image under a wrong "
+            "label, was among its images by the toss of a coin (Steinke, Nasr and Jagielski 2023).",
+            table=plain([*words(""), *numbers("")], rows.items()),
+        ),
     ]
-    return page.Card(
-        "Epsilon from one training",
-        f"Client {facts['client']}'s teacher ({facts['model']}) was trained once more "
-        f"{_how(facts['training'])}; each canary, an image under a wrong "
-        "label, was among its images by the toss of a coin (Steinke, Nasr and Jagielski 2023).",
-        header=["", ""],
-        rows=rows,
-    )
 
 
 def _how(training: Mapping[str, Any]) -> str:
-    rounds = training["rounds"]
-    times = "one round" if rounds == 1 else f"{rounds} rounds"
-    mechanism = training["mechanism"]
+    times, mechanism = count(training["rounds"], "round"), training["mechanism"]
     if mechanism is not None:
         return (
             f"for {times} with DP-SGD ({mechanism['steps']} steps a round, sampling rate "
             f"{mechanism['sample_rate']:.3g}, noise {mechanism['noise_multiplier']:.3g})"
         )
-    if training["label_epsilon"] is not None:
-        return f"for {times} with randomised labels"
-    return f"for {times} without DP-SGD"
-
-
-def _row(attack: Mapping[str, Any]) -> list[str]:
-    who = "all" if attack["client"] is None else str(attack["client"])
-    return [
-        attack["target"], attack["attack"], who, f"{attack['members']} + {attack['others']}",
-        f"{attack['auc']:.3f}", _interval(attack["auc_interval"]),
-        f"{100 * attack['tpr']:.1f} %", _interval(attack["tpr_interval"], 100),
-    ]  # fmt: skip
-
-
-def _interval(ends: Sequence[float], factor: float = 1) -> str:
-    digits = 1 if factor == 100 else 2
-    return " to ".join(f"{factor * end:.{digits}f}" for end in ends)
+    randomised = training["label_epsilon"] is not None
+    return f"for {times} with randomised labels" if randomised else f"for {times} without DP-SGD"
 
 
 def _whose(attack: Mapping[str, Any]) -> str:
-    if attack["client"] is None:
-        return f"{attack['target']} (all clients)"
-    return f"{attack['target']} (client {attack['client']})"
+    client = attack["client"]
+    return attack["target"] + (", all clients" if client is None else f" of client {client}")

@@ -19,6 +19,7 @@ from fedkd.privacy.dp_sgd import Mechanism
 from fedkd.randomness import stream_seed
 from fedkd.rounds import ExperimentContext, Notify, silent
 from fedkd.runs.directory import RunDirectory, load_state
+from fedkd.runs.events import RoundFinished
 from fedkd.runs.export import load_student
 from fedkd.studies.audit.membership import (
     calibrated,
@@ -288,8 +289,8 @@ def _teacher(run: RunDirectory, workspace: ExperimentContext, client: int) -> Ne
 
 def _told(run: RunDirectory, client: int) -> Tensor | None:
     """The client's logits on the transfer set as the server holds them; None without any."""
-    for record in reversed(run.metrics("round")):
-        store = run.knowledge(int(record["round"]))
+    for event in reversed(run.events(RoundFinished)):
+        store = run.knowledge(event.round)
         if client in store.clients():
             try:
                 said = store.answers(client, (Logits(),))[Logits()]

@@ -1,115 +1,155 @@
-"""A study as one HTML page that needs nothing else; also of one that is under way."""
+"""A study of methods as a page and a table; also of one that is under way."""
 
 from __future__ import annotations
 
-import math
-import re
-import statistics
-import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import jinja2
-from markupsafe import Markup
+from matplotlib.figure import Figure
 
-from fedkd.knowledge.store import write_atomically
-from fedkd.reporting import figures
+from fedkd.reporting import page
+from fedkd.reporting.format import (
+    DASH,
+    MINUS,
+    confidence,
+    count,
+    date,
+    duration,
+    number,
+    objective,
+    percent,
+    points,
+    seeds,
+    spread,
+)
+from fedkd.reporting.page import Card, Page, Section, Tile
+from fedkd.reporting.run_figures import loss_figure, pull_figure
+from fedkd.reporting.table import Cell, Column, Row, Table, numbers
 from fedkd.studies.central.config import BASELINE
+from fedkd.studies.central.figures import curves_figure, methods_figure
 from fedkd.studies.central.folder import Record, StudyFolder
-from fedkd.studies.central.page import PAGE
-from fedkd.studies.central.pictures import curves_picture, methods_picture
 from fedkd.studies.central.results import results
 
-DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+_TABLE = (
+    "Test accuracy in percent, mean ± sample standard deviation over seeds. The last epoch "
+    "involves no choice. The best epoch is each run's best test accuracy, so it is chosen on the "
+    "test set: published tables do the same, and it flatters. The gain has its 95 % confidence "
+    "interval (paired by seed, Student's t). The share of the gap is the gain over the student "
+    "alone, divided by the teacher's lead over it. Images per second and training time are one "
+    "network's, without evaluation; a method with assistants trains them besides."
+)
+_CURVES = (
+    "Test accuracy per epoch: the method in blue (mean, and from lowest to highest seed), the "
+    "student alone in grey, the best teacher as a line."
+)
+_TERMS = (
+    "Each term before its weight. The pull is the length of the weighted term's gradient on the "
+    "student, in the first batch of every epoch, as a share of all: a term with a sliver does not "
+    "steer, whatever its loss shows."
+)
 
 
 def write_report(folder: StudyFolder) -> Path:
     """Write `report.html` into the study's folder and return its path."""
-    path = folder.path / "report.html"
-    write_atomically(path, render(folder).encode("utf-8"))
-    return path
+    return page.write(folder.path / "report.html", make_page(folder))
 
 
-def render(folder: StudyFolder) -> str:
-    """The page as text."""
+def make_page(folder: StudyFolder) -> Page:
+    """Everything on the page."""
     study, found = folder.study, results(folder)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "percent": percent, "spread": spread, "rate": _rate, "duration": _duration,
-    }  # fmt: skip
-    rows = [_method(name, row, found) for name, row in found["methods"].items()]
-    rows.sort(key=lambda row: (row["last"] or {"mean": -1.0})["mean"], reverse=True)
-    done = [row for row in rows if row["last"] is not None and not row["baseline"]]
-    with figures.style():
-        overview, curves = _overview(found), _curves(folder, found)
-        details = [card for name in found["methods"] if (card := _details(folder, name))]
-    return environment.from_string(PAGE).render(
-        study=study,
-        identity=folder.path.name,
-        date=_date(folder),
-        state=_state(found, len(study.seeds)),
-        seeds=f"seed {study.seeds[0]}" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds",
-        sentence=_sentence(folder, found),
-        best={"name": done[0]["name"], "value": done[0]["last"]} if done else None,
-        tiles=_tiles(found),
-        teachers=[_teacher(number, row, found) for number, row in enumerate(found["teachers"])],
-        methods=rows,
-        overview=overview,
-        curves=curves,
-        details=details,
-        config=(folder.path / "config.yaml").read_text(encoding="utf-8"),
-        versions=folder.read_json("versions.json") or {},
-    )
-
-
-# -- words and numbers -----------------------------------------------------------------------------
-
-
-def _state(found: Record, seeds: int) -> Record:
-    total = seeds * len(found["methods"])
+    total = len(study.seeds) * len(found["methods"])
     done = sum(len(row["seeds"]) for row in found["methods"].values())
-    if found["finished"]:
-        return {"kind": "complete", "text": "complete"}
-    return {"kind": "partial", "text": f"not complete · {done} of {total} students so far"}
+    tried = [(n, r) for n, r in _ranked(found) if n != BASELINE and r["last"] is not None]
+    details = [card for name in found["methods"] if (card := _details(folder, name)) is not None]
+    if details:
+        details = [
+            *(Card(**{**vars(card), "open": len(details) <= 4}) for card in details),
+            Card(caption=_TERMS),
+        ]
+    curves = _curves(folder, found)
+    sections = [
+        Section("results", "Results", [Card("", _TABLE, table=methods_table(found)),
+                                       _overview(found)]),
+        Section("curves", "Learning curves", [
+            Card("", _CURVES, [curves]) if curves else Card("", "No epoch has finished yet."),
+        ]),
+        Section("terms", "Losses", details),
+        page.config_section(folder.path, folder.read_json("versions.json")),
+    ]  # fmt: skip
+    return Page(
+        title=study.name,
+        sentence=_sentence(folder, found),
+        sections=sections,
+        footer=folder.path.name,
+        state="complete" if found["finished"]
+        else f"not complete · {done} of {count(total, 'student')} so far",
+        partial=not found["finished"],
+        remarks=[seeds(study.seeds), date(folder.path)],
+        headline=(spread(tried[0][1]["last"], unit=" %"), f"{tried[0][0]}, last epoch")
+        if tried
+        else None,
+        tiles=_tiles(found),
+    )  # fmt: skip
 
 
-def _sentence(folder: StudyFolder, found: Record) -> str:
-    study = folder.study
-    teachers = " and ".join(row["model"] for row in found["teachers"])
-    count = len(found["methods"]) - 1
-    recipe = study.recipe
-    return (
-        f"One {found['student']} learns from {teachers} on {found['dataset']} by "
-        f"{count} method{'s' if count != 1 else ''}, and alone. {recipe.epochs} epochs, batches "
-        f"of {recipe.batch_size}, {recipe.optimizer.name} at {recipe.optimizer.lr:g}, "
-        f"{recipe.augment}, {recipe.precision}; methods with a recipe of their own differ."
-    )
+def methods_table(found: Record) -> Table:
+    """Teachers and methods, best first."""
+    columns = [
+        Column("method", look="first"), Column("losses", on="console"),
+        *numbers("last epoch, %"),
+        *numbers("over student", "share of the gap", on="page"),
+        *numbers("best epoch, %", "seeds", "images/s", look="soft"),
+        *numbers("training", look="soft", on="page"),
+    ]  # fmt: skip
+    rows = []
+    for place, row in enumerate(found["teachers"]):
+        name = f"teacher {place}" if len(found["teachers"]) > 1 else "teacher"
+        size = f", {count(row['parameters'], 'parameter')}" if row["parameters"] else ""
+        source = f"read from {row['source']}" if row["source"] else "trained here"
+        first = Cell(name, f"{row['model']}{size}, {source}")
+        rows.append(Row([first, row["model"], *_numbers(row)], key="ensemble"))
+    for place, (name, row) in enumerate(_ranked(found)):
+        alone = name == BASELINE
+        losses = objective((term["name"], term["weight"]) for term in row["losses"])
+        about = "cross entropy, no teacher" if alone and losses == "ce" else losses
+        if row["assistants"]:
+            way = "each from all before it" if row["guidance"] == "dense" else "each from the last"
+            about += f"; by way of {', '.join(row['assistants'])}, {way}"
+        losses += "".join(f" via {model}" for model in row["assistants"])
+        first = Cell("student alone" if alone else name, about, strong=not alone)
+        cells = _numbers(row, *_gain(name, row, found), seeds=str(len(row["seeds"])))
+        look, key = ("soft", "teacher") if alone else ("", "student")
+        rows.append(Row([first, losses, *cells], key, look, begins=place == 0))
+    return Table(
+        columns, rows, f"{found['name']} · {found['student']} on {found['dataset']}",
+        "mean ± sample deviation; the best epoch is chosen on the test set, as published tables do",
+    )  # fmt: skip
 
 
-def _tiles(found: Record) -> list[tuple[str, str, str]]:
-    tiles = []
-    known = [row for row in found["teachers"] if row["last"] is not None]
-    if known:
-        top = max(known, key=lambda row: row["last"]["mean"])
-        tiles.append(("best teacher", percent(top["last"]["mean"]), _size(top)))
+def _ranked(found: Record) -> list[tuple[str, Record]]:
+    def last(item: tuple[str, Record]) -> float:
+        return float((item[1]["last"] or {"mean": -1.0})["mean"])
+
+    return sorted(found["methods"].items(), key=last, reverse=True)
+
+
+def _numbers(row: Record, gain: str = "", share: str = "", seeds: str = "") -> list[str | Cell]:
+    speed, spent = number(row["images_per_second"]), duration(row["seconds"])
+    last, best = spread(row["last"]), spread(row["best"])
+    return [Cell(last, strong=True), gain, share, best, seeds, speed, spent]
+
+
+def _gain(name: str, row: Record, found: Record) -> tuple[str, str]:
+    """Points over the student alone, and their share of the teachers' lead over it."""
     alone = found["methods"][BASELINE]
-    if alone["last"] is not None:
-        tiles.append(("student alone", percent(alone["last"]["mean"]), _size(alone)))
-    tried = [row for name, row in found["methods"].items() if name != BASELINE]
-    gains = [gain for row in tried if len(gain := _gains(row, alone)) > 1]
-    if gains:
-        sure = sum(mean - half > 0 for mean, half in map(_interval, gains))
-        told = f"95 % interval of the gain above 0, {len(alone['seeds'])} seeds"
-        tiles.append(("methods that surely help", f"{sure} of {len(gains)}", told))
-    spent = sum(
-        result["seconds"] for row in found["methods"].values() for result in row["seeds"].values()
-    )
-    if spent:
-        tiles.append(("training of students", _duration(spent), "without evaluation"))
-    return tiles
+    if name == BASELINE or not alone["last"] or not row["last"]:
+        return "", ""
+    difference = row["last"]["mean"] - alone["last"]["mean"]
+    gain = points(difference, 2, "")
+    if len(gains := _gains(row, alone)) > 1:
+        gain += f" ± {100 * confidence(gains)[1]:.2f}"
+    lead = max(_finished_teachers(found), default=0.0) - alone["last"]["mean"]
+    share = percent(difference / lead, 0).replace("-", MINUS) if lead > 0.002 else DASH
+    return gain, share
 
 
 def _gains(row: Record, alone: Record) -> list[float]:
@@ -121,136 +161,84 @@ def _gains(row: Record, alone: Record) -> list[float]:
     ]
 
 
-# Student's t at 95 %, two-sided, from one degree of freedom.
-_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+def _finished_teachers(found: Record) -> list[float]:
+    return [row["last"]["mean"] for row in found["teachers"] if row["last"] is not None]
 
 
-def _interval(values: list[float]) -> tuple[float, float]:
-    """Mean of at least two values and half of its 95 % confidence interval."""
-    t = _T[min(len(values) - 1, len(_T)) - 1]
-    return statistics.fmean(values), t * statistics.stdev(values) / math.sqrt(len(values))
-
-
-def _size(row: Record) -> str:
-    return f"{row['parameters']:,} parameters"
-
-
-def _teacher(number: int, row: Record, found: Record) -> Record:
-    many = len(found["teachers"]) > 1
-    source = f"read from {row['source']}" if row["source"] else "trained here"
-    size = f", {_size(row)}" if row["parameters"] else ""
-    name = f"teacher {number}" if many else "teacher"
-    return {**row, "name": name, "about": f"{row['model']}{size}, {source}"}
-
-
-def _method(name: str, row: Record, found: Record) -> Record:
-    about = " + ".join(
-        f"{term['weight']:g} {TIMES} {term['name']}" if term["weight"] != 1 else term["name"]
-        for term in row["losses"]
+def _sentence(folder: StudyFolder, found: Record) -> str:
+    teachers = " and ".join(row["model"] for row in found["teachers"])
+    recipe = folder.study.recipe
+    return (
+        f"One {found['student']} learns from {teachers} on {found['dataset']} by "
+        f"{count(len(found['methods']) - 1, 'method')}, and alone. "
+        f"{count(recipe.epochs, 'epoch')}, batches "
+        f"of {recipe.batch_size}, {recipe.optimizer.name} at {recipe.optimizer.lr:g}, "
+        f"{recipe.augment}, {recipe.precision}; methods with a recipe of their own differ."
     )
-    if row["assistants"]:
-        way = "each from all before it" if row["guidance"] == "dense" else "each from the last"
-        about += f"; by way of {', '.join(row['assistants'])}, {way}"
-    alone = found["methods"][BASELINE]["last"]
-    tops = [t["last"]["mean"] for t in found["teachers"] if t["last"] is not None]
-    gain = share = ""
-    if name != BASELINE and alone and row["last"]:
-        difference = row["last"]["mean"] - alone["mean"]
-        gain = _points(difference)
-        if len(gains := _gains(row, found["methods"][BASELINE])) > 1:
-            gain += f" ± {100 * _interval(gains)[1]:.2f}"
-        lead = max(tops, default=0.0) - alone["mean"]
-        share = f"{100 * difference / lead:.0f} %".replace("-", MINUS) if lead > 0.002 else DASH
-    return {
-        **row,
-        "name": "student alone" if name == BASELINE else name,
-        "baseline": name == BASELINE,
-        "about": "cross entropy, no teacher" if name == BASELINE and about == "ce" else about,
-        "gain": gain,
-        "share": share,
-        "seeds": len(row["seeds"]),
-    }
 
 
-def percent(value: float | None) -> str:
-    """`87.12 %`, or a dash for what is not known: tenths matter between methods."""
-    return DASH if value is None or not math.isfinite(value) else f"{100 * value:.2f} %"
+def _tiles(found: Record) -> list[Tile]:
+    tiles = []
+    known = [row for row in found["teachers"] if row["last"] is not None]
+    if known:
+        top = max(known, key=lambda row: row["last"]["mean"])
+        size = count(top["parameters"], "parameter")
+        tiles.append(Tile("best teacher", percent(top["last"]["mean"], 2), size))
+    alone = found["methods"][BASELINE]
+    if alone["last"] is not None:
+        size = count(alone["parameters"], "parameter")
+        tiles.append(Tile("student alone", percent(alone["last"]["mean"], 2), size))
+    tried = [row for name, row in found["methods"].items() if name != BASELINE]
+    gains = [gain for row in tried if len(gain := _gains(row, alone)) > 1]
+    if gains:
+        sure = sum(mean - half > 0 for mean, half in map(confidence, gains))
+        about = f"95 % interval of the gain above 0, {seeds(list(alone['seeds']))}"
+        tiles.append(Tile("methods that surely help", f"{sure} of {len(gains)}", about))
+    spent = sum(r["seconds"] for row in found["methods"].values() for r in row["seeds"].values())
+    if spent:
+        tiles.append(Tile("training of students", duration(spent), "without evaluation"))
+    return tiles
 
 
-def spread(row: Mapping[str, Any] | None) -> str:
-    """`87.12 ± 0.20 %`; without a deviation for one seed."""
-    if row is None:
-        return DASH
-    if row["std"] is None:
-        return percent(row["mean"])
-    return f"{100 * row['mean']:.2f} ± {100 * row['std']:.2f} %"
+# -- figures ---------------------------------------------------------------------------------------
 
 
-def _points(gap: float) -> str:
-    sign = "+" if gap > 0 else MINUS if gap < 0 else "±"
-    return f"{sign}{abs(100 * gap):.2f}"
-
-
-def _rate(value: float | None) -> str:
-    return DASH if value is None else f"{value:,.0f}"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return DASH
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _date(folder: StudyFolder) -> str:
-    match = re.search(r"-(\d{8}-\d{6})-[0-9a-f]{4}$", folder.path.name)
-    if match:
-        moment = time.strptime(match[1], "%Y%m%d-%H%M%S")
-    else:
-        moment = time.localtime((folder.path / "config.yaml").stat().st_mtime)
-    return time.strftime("%Y-%m-%d %H:%M", moment)
-
-
-# -- pictures --------------------------------------------------------------------------------------
-
-
-def _overview(found: Record) -> Markup | None:
+def _overview(found: Record) -> Card:
+    title = "Methods between student and teacher"
     finished = {name: row for name, row in found["methods"].items() if row["last"] is not None}
     if not finished:
-        return None
+        return Card(title, "No student has finished yet.")
     last, best = (
         {name: [r[key] for r in row["seeds"].values()] for name, row in finished.items()}
         for key in ("last", "best")
     )
+    many = len(found["teachers"]) > 1
     teachers = {
-        f"teacher {number} ({row['model']})" if len(found["teachers"]) > 1 else
-        f"teacher ({row['model']})": row["last"]["mean"]
-        for number, row in enumerate(found["teachers"])
+        f"teacher {place} ({row['model']})" if many else f"teacher ({row['model']})": row["last"][
+            "mean"
+        ]
+        for place, row in enumerate(found["teachers"])
         if row["last"] is not None
-    }  # fmt: skip
-    return Markup(figures.svg(methods_picture(last, best, BASELINE, teachers), "overview"))
+    }
+    return Card(title, figures=[methods_figure(last, best, BASELINE, teachers)])
 
 
-def _curves(folder: StudyFolder, found: Record) -> Markup | None:
+def _curves(folder: StudyFolder, found: Record) -> Figure | None:
     curves = {}
     for name in found["methods"]:
-        seeds = [folder.student(name, seed).epochs() for seed in folder.study.seeds]
+        students = [folder.student(name, seed).epochs() for seed in folder.study.seeds]
         lines = [
             {epoch["epoch"]: epoch["accuracy"] for epoch in epochs if epoch["accuracy"] is not None}
-            for epochs in seeds
+            for epochs in students
         ]
-        lines = [line for line in lines if line]
-        if lines:
-            curves[name] = lines
+        if any(lines):
+            curves[name] = [line for line in lines if line]
     if not curves:
         return None
-    tops = [row["last"]["mean"] for row in found["teachers"] if row["last"] is not None]
-    return Markup(figures.svg(curves_picture(curves, BASELINE, max(tops, default=None)), "curves"))
+    return curves_figure(curves, BASELINE, max(_finished_teachers(found), default=None))
 
 
-def _details(folder: StudyFolder, name: str) -> Record | None:
+def _details(folder: StudyFolder, name: str) -> Card | None:
     """Terms and gradients of a method's first seed; None for what has a single loss."""
     losses = folder.study.runs()[name].losses
     seed = folder.study.seeds[0]
@@ -265,14 +253,8 @@ def _details(folder: StudyFolder, name: str) -> Record | None:
     if len(losses) == len(names):
         weights = {n: t.weight for n, t in zip(names, losses, strict=True) if t.weight != 1}
     once = [1] * len(epochs)
-    pulls = None
+    drawn = [loss_figure(terms, once, weights)]
     if any(epoch["gradients"] for epoch in epochs):
         norms = {term: [e["gradients"].get(term, nan) for e in epochs] for term in names}
-        pulls = Markup(figures.svg(figures.pull_picture(norms, once), f"pull-{name}"))
-    return {
-        "name": name,
-        "seed": seed,
-        "about": ", ".join(names),
-        "terms": Markup(figures.svg(figures.loss_picture(terms, once, weights), f"terms-{name}")),
-        "pulls": pulls,
-    }
+        drawn.append(pull_figure(norms, once))
+    return Card(f"{name} · seed {seed}", "", drawn, wide=False, fold=", ".join(names))

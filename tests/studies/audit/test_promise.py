@@ -11,12 +11,14 @@ import torch
 from typer.testing import CliRunner
 
 from fedkd.config import ConfigError, Experiment, make_experiment
-from fedkd.rounds import workspace
+from fedkd.rounds import experiment_context
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import RoundFinished
 from fedkd.studies.audit.promise import Claim, Training, promised
 from fedkd.studies.audit.report import sentence
 from fedkd.studies.audit.study import Options, audit_run
 from fedkd.studies.audit.training import train_again
+from fedkd.training.evaluation import Scores
 from simulations.cli.main import app
 from simulations.local import run_local
 from tests.conftest import TINY
@@ -43,7 +45,7 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 def test_mechanism_and_claim_come_from_the_plan_and_the_ledger(private: RunDirectory) -> None:
     run = private
-    space = workspace(run.experiment.to_json())
+    space = experiment_context(run.experiment)
     assert space.plan is not None
     own = promised(run, space, 1)
     assert own.training == Training(2, space.plan.mechanism)
@@ -70,7 +72,7 @@ def test_a_ledger_that_was_changed_or_is_missing_makes_no_claim(
 ) -> None:
     shutil.copytree(private.path, tmp_path, dirs_exist_ok=True)
     run = RunDirectory(tmp_path, private.experiment, private.identity)
-    space = workspace(run.experiment.to_json())
+    space = experiment_context(run.experiment)
     ledger = run.clients / "client-0000" / "privacy.jsonl"
     ledger.write_text(ledger.read_text().replace("settled", "setlted"))
     with pytest.raises(ConfigError, match="was changed"):
@@ -85,8 +87,8 @@ def test_a_teacher_that_begins_anew_saw_private_images_in_one_round(tiny: Tiny) 
     for experiment, rounds in ((kept, 2), (anew, 1)):
         run = RunDirectory.new(experiment)
         for number in (1, 2):
-            run.metric("round", round=number, student={"accuracy": 0.5})
-        own = promised(run, workspace(experiment.to_json()), 0)
+            run.record(RoundFinished(round=number, student=Scores(accuracy=0.5)))
+        own = promised(run, experiment_context(experiment), 0)
         assert own.training == Training(rounds)
         assert (own.claim, own.text) == (None, "")
 
@@ -95,7 +97,7 @@ def test_label_privacy_is_said_to_be_untested(tiny: Tiny) -> None:
     run = run_local(
         tiny(*BASE, "teachers.privacy.mechanism=label_dp", "teachers.privacy.epsilon=1")
     )
-    space = workspace(run.experiment.to_json())
+    space = experiment_context(run.experiment)
     facts = audit_run(run, space, QUICK)
     assert facts["training"]["label_epsilon"] == 1
     assert facts["training"]["mechanism"] is None
@@ -108,7 +110,7 @@ def test_label_privacy_is_said_to_be_untested(tiny: Tiny) -> None:
 def test_shadows_learn_from_lies_where_labels_are_randomised(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    space = workspace(tiny(*BASE).to_json())
+    space = experiment_context(tiny(*BASE))
     images = space.data.shard(0)
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(
@@ -130,6 +132,6 @@ def test_what_is_promised_behind_the_server_is_said_to_be_untested(tiny: Tiny) -
         "evaluation.teachers=false",
         "distillation.losses=[{name: kd, temperature: 1.0}]",
     )
-    own = promised(RunDirectory.new(experiment), workspace(experiment.to_json()), 0)
+    own = promised(RunDirectory.new(experiment), experiment_context(experiment), 0)
     assert own.claim is None
     assert "what leaves the server is private (release 'prob_sum')" in own.text

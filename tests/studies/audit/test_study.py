@@ -17,7 +17,7 @@ from fedkd.build import build_network
 from fedkd.config import ConfigError, make_experiment
 from fedkd.data.images import ImageSet
 from fedkd.privacy.dp_sgd import Mechanism
-from fedkd.rounds import ExperimentContext, workspace
+from fedkd.rounds import ExperimentContext, experiment_context
 from fedkd.runs.directory import RunDirectory
 from fedkd.studies.audit.membership import confidence, membership
 from fedkd.studies.audit.one_run import Bound
@@ -64,7 +64,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 @pytest.fixture(scope="module")
 def space(run: RunDirectory) -> ExperimentContext:
-    return workspace(run.experiment.to_json())
+    return experiment_context(run.experiment)
 
 
 def test_an_overfitted_run_is_caught_and_the_page_says_so(

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
+
 from fedkd.attacks import ATTACKS
 from fedkd.build import check, check_component
-from fedkd.config import Component, ConfigError, Experiment, Fraction, NamedList, Section
+from fedkd.config import Component, ConfigError, Experiment, Fraction, NamedList
 from fedkd.fusion import FUSIONS
+from fedkd.randomness import stream
+from fedkd.studies.config import Name, StudyConfig
 
 # Tried before the others: what it costs to lose the attackers altogether.
 FIRST = "absent"
 
+CLEAN = "clean"
 
-class AttackStudy(Section):
+
+class AttackConfig(StudyConfig):
     """Every attack on every fusion rule.
 
     Attributes:
-        name: Of the study; names its folder.
         experiment: The federation. Its fusion is the default that the others are compared to.
         rules: Chains of fusion rules beside the default; empty for each registered rule alone.
         attacks: What attackers do; empty for all there is.
         share: Share of the clients that attack, at least one client.
         seeds: Each with its own split, teachers, attackers and students.
-        output: Folder of the study's folder.
     """
 
-    name: str = "attack"
+    study: Literal["attack"] = "attack"
+    name: Name = "attack"
     experiment: Experiment = Experiment()
     rules: tuple[NamedList, ...] = ()
     attacks: NamedList = ()
     share: Fraction = 0.3
-    seeds: tuple[int, ...] = (0,)
-    output: str = "runs"
-
-    @property
-    def plugins(self) -> tuple[str, ...]:
-        """Modules to import."""
-        return self.experiment.plugins
 
     @property
     def num_attackers(self) -> int:
@@ -54,10 +54,16 @@ class AttackStudy(Section):
         return {label((attack,)): attack for attack in chosen}
 
 
-def resolved(study: AttackStudy) -> AttackStudy:
-    """The study with every rule and attack named, so that it stays the same when more are added."""
-    rules, attacks = tuple(study.chains().values()), tuple(study.threats().values())
-    return study.model_copy(update={"rules": rules, "attacks": attacks})
+def resolved(config: AttackConfig) -> AttackConfig:
+    """With every rule and attack named, so that it stays the same when more are added."""
+    rules, attacks = tuple(config.chains().values()), tuple(config.threats().values())
+    return config.model_copy(update={"rules": rules, "attacks": attacks})
+
+
+def attackers_of(config: AttackConfig, seed: int) -> tuple[int, ...]:
+    """Who attacks: drawn once per seed, the same for all rules and attacks."""
+    order = torch.randperm(config.experiment.clients, generator=stream(seed, "attackers"))
+    return tuple(sorted(order[: config.num_attackers].tolist()))
 
 
 def label(chain: tuple[Component, ...]) -> str:
@@ -69,29 +75,27 @@ def label(chain: tuple[Component, ...]) -> str:
     )
 
 
-def check_study(study: AttackStudy) -> None:
+def check_config(config: AttackConfig) -> None:
     """Raise `ConfigError` for what cannot be run."""
-    check(study.experiment)
-    for number, chain in enumerate(study.rules):
+    check(config.experiment)
+    for number, chain in enumerate(config.rules):
         for place, rule in enumerate(chain):
             check_component(FUSIONS, rule, f"rules.{number}.{place}")
-    for number, attack in enumerate(study.attacks):
+    for number, attack in enumerate(config.attacks):
         check_component(ATTACKS, attack, f"attacks.{number}")
-    if not study.seeds:
-        raise ConfigError("seeds: at least one")
-    if study.num_attackers >= study.experiment.clients:
+    if config.num_attackers >= config.experiment.clients:
         raise ConfigError(
-            f"share: {study.num_attackers} of {study.experiment.clients} clients would attack; "
+            f"share: {config.num_attackers} of {config.experiment.clients} clients would attack; "
             "at least one must be honest"
         )
-    if (codec := study.experiment.federation.codec.name) not in ("float16", "float32"):
+    if (codec := config.experiment.federation.codec.name) not in ("float16", "float32"):
         raise ConfigError(
             f"experiment.federation.codec: expected float16 or float32, got {codec!r}: attacks "
             "change plain numbers"
         )
-    if study.experiment.release is not None:
+    if config.experiment.release is not None:
         raise ConfigError("experiment.release: expected none, since attacks are on fusion rules")
-    if study.experiment.teachers.feedback.use != "none":
+    if config.experiment.teachers.feedback.use != "none":
         raise ConfigError(
             "experiment.teachers.feedback.use: expected none, since the teachers are trained once "
             "for all students of the study"

@@ -1,0 +1,243 @@
+"""What happened in a run, as typed records: the lines of metrics.jsonl and of ledger.jsonl.
+
+A line is an object with the event's name and the fields of its class; fields that are not known are
+left out of it. Only what is declared here is read: a file of another version may hold more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from fedkd.distillation.trainer import EpochRecord
+from fedkd.io.records import append_line, lines, parsed
+from fedkd.training.evaluation import Scores
+
+#: Phases of a round whose messages are counted.
+PhaseName = Literal["describe", "train", "knowledge", "distil", "evaluate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened in a run."""
+
+    event: ClassVar[str]
+
+    def facts(self) -> dict[str, Any]:
+        """The fields that are known, as plain values."""
+        return _known(self)
+
+
+def _known(record: Event | MessageCounted) -> dict[str, Any]:
+    return {name: value for name, value in asdict(record).items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundFinished(Event):
+    """A round is over and its student kept.
+
+    Attributes:
+        round: From 1.
+        hash: Of the student's weights.
+        status: `ok`, or `degraded` where too few clients answered.
+        answered: Clients whose knowledge was used.
+        seconds: Per phase.
+        student: On the test images.
+        validation: The student's accuracy on the validation images.
+        teachers: Client -> accuracy on the test images.
+        ensemble: The fused teachers on the test images.
+        weights: Client -> share of the ensemble, where the rules weigh clients.
+        pseudo_labels: Accuracy of the fused answers on the transfer set.
+    """
+
+    event: ClassVar[str] = "round"
+    round: int
+    student: Scores
+    hash: str | None = None
+    status: str = "ok"
+    answered: list[int] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    validation: float | None = None
+    teachers: dict[int, float | None] = field(default_factory=dict)
+    ensemble: Scores | None = None
+    weights: dict[int, float] = field(default_factory=dict)
+    pseudo_labels: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochFinished(EpochRecord, Event):
+    """The student saw the transfer set once."""
+
+    event: ClassVar[str] = "epoch"
+    round: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssistantEpochFinished(EpochRecord, Event):
+    """An assistant saw the transfer set once."""
+
+    event: ClassVar[str] = "assistant_epoch"
+    round: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientTrained(Event):
+    """A client trained its teacher.
+
+    Attributes:
+        loss: Mean over its images in the last epoch.
+        accuracy: On them.
+        epsilon: What it has spent of its privacy budget.
+        trained: 0 where the budget left nothing to train with.
+    """
+
+    event: ClassVar[str] = "client"
+    phase: Literal["train"] = "train"
+    round: int
+    client: int
+    seconds: float | None = None
+    loss: float | None = None
+    accuracy: float | None = None
+    epsilon: float | None = None
+    trained: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientEvaluated(Event):
+    """A client counted how many of its held-out images the student gets right."""
+
+    event: ClassVar[str] = "client"
+    phase: Literal["evaluate"] = "evaluate"
+    round: int
+    client: int
+    holdout_right: float
+    holdout_total: float
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyRefused(Event):
+    """A reply is not used, or a client not asked; no client where the node is not known."""
+
+    event: ClassVar[str] = "refused"
+    round: int | None = None
+    phase: str
+    client: int | None = None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strike(Event):
+    """A client misbehaved: enough of these and it is left out."""
+
+    event: ClassVar[str] = "strike"
+    round: int
+    client: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrikesLifted(Event):
+    """Somebody forgave a client its strikes."""
+
+    event: ClassVar[str] = "lift"
+    client: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned(Event):
+    """Something that people should know."""
+
+    event: ClassVar[str] = "warning"
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientsErased(Event):
+    """Files that came from these clients were deleted."""
+
+    event: ClassVar[str] = "erased"
+    clients: list[int]
+    paths: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswersReleased(Event):
+    """A mechanism answered about some transfer images; `mu` is its cost (Gaussian DP)."""
+
+    event: ClassVar[str] = "release"
+    round: int
+    answered: int
+    mu: float
+    epsilon: float
+    mechanism: str = ""
+    delta: float | None = None
+    unit: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageCounted:
+    """A message and its reply: a line of ledger.jsonl.
+
+    Attributes:
+        client: None while it is not known which one a node is.
+        down: Bytes to the client.
+        up: Bytes from it.
+        seconds: Until the reply came.
+        time: When it came (Unix time).
+    """
+
+    round: int
+    phase: PhaseName
+    client: int | None = None
+    down: int
+    up: int
+    seconds: float | None = None
+    time: float | None = None
+
+
+_OF_A_CLIENT = Annotated[ClientTrained | ClientEvaluated, Field(discriminator="phase")]
+_KINDS: dict[str, Any] = {kind.event: kind for kind in Event.__subclasses__()} | {
+    "client": _OF_A_CLIENT
+}
+
+
+@dataclass(frozen=True)
+class _Named:
+    event: str
+
+
+def append_event(path: Path, event: Event) -> None:
+    """Append one event to metrics.jsonl."""
+    append_line(path, {"event": event.event, **event.facts()})
+
+
+def read_events(path: Path) -> Iterator[Event]:
+    """The events of metrics.jsonl; those of names that are not known are passed over.
+
+    Raises:
+        Damaged: a line is not what is written here, and which.
+    """
+    for where, line in lines(path):
+        kind = _KINDS.get(parsed(line, _Named, where).event)
+        if kind is not None:
+            yield parsed(line, kind, where)
+
+
+def append_message(path: Path, message: MessageCounted) -> bool:
+    """Append one message to ledger.jsonl; whether a line that a crash cut short was dropped."""
+    return append_line(path, _known(message))
+
+
+def read_messages(path: Path) -> list[MessageCounted]:
+    """The messages of ledger.jsonl. Raises `Damaged` as `read_events`."""
+    return [parsed(line, MessageCounted, where) for where, line in lines(path)]
+
+
+def holdout_accuracies(events: Iterable[ClientEvaluated]) -> dict[int, float]:
+    """Client -> share of its held-out images that the student gets right, of its last report."""
+    return {e.client: e.holdout_right / e.holdout_total for e in events if e.holdout_total}

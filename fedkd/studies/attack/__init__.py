@@ -1,0 +1,1 @@
+"""What attacks on the knowledge cost the student, by fusion rule."""

@@ -1,0 +1,360 @@
+"""The matrix: teachers are trained once, then a student learns under every rule and attack.
+
+What attackers would send goes through the real checks of the real server, so what is refused
+here is refused in a run.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from fedkd.attacks import ATTACKS
+from fedkd.attacks.base import Scene
+from fedkd.config import Component, Experiment
+from fedkd.data.images import ImageSet
+from fedkd.io.records import CELL
+from fedkd.knowledge.extract import extract
+from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
+from fedkd.knowledge.query import Images, Query, Refused, Reply
+from fedkd.knowledge.store import write_atomically
+from fedkd.randomness import stream_seed
+from fedkd.rounds import Client, ExperimentContext, Notify, Server, silent, threads
+from fedkd.runs.directory import RunDirectory, network_hash
+from fedkd.studies.attack.config import CLEAN, AttackConfig, attackers_of, check_config, resolved
+from fedkd.studies.attack.report import table, write
+from fedkd.studies.engine import Cell, Found, Record, Study
+
+MISLABELLED, COPYCAT = "label_noise", "copycat"
+
+
+@dataclass(frozen=True)
+class Match:
+    """A rule and an attack on it.
+
+    Attributes:
+        rule: Label of the fusion chain.
+        threat: Label of the attack, or `clean`.
+        attack: The attack; None if clean.
+    """
+
+    rule: str
+    threat: str
+    attack: Component | None
+
+
+class AttackStudy(Study[AttackConfig, Match]):
+    """A student for every rule, attack and seed.
+
+    A cell gives `accuracy`, `per_class`, `pseudo_labels`, `refused` (reason -> times) and `hash`,
+    or `problem` where the rule cannot be used here.
+    """
+
+    config_class = AttackConfig
+    shapes = CELL
+
+    def __init__(self, config: AttackConfig) -> None:
+        super().__init__(resolved(config))
+        self._given = config
+        self._unions: dict[int, ExperimentContext] = {}
+        self._rule: tuple[Experiment, ExperimentContext] | None = None
+        # Results by what was accepted, of one rule. The same accepted messages make the same
+        # student: whatever is refused is like silence.
+        self._twins: dict[str, Record] = {}
+
+    def check(self) -> None:
+        """Raise `ConfigError` for what cannot be run."""
+        check_config(self._given)
+        self._all_kinds(self.config.seeds[0])
+
+    def make_cells(self) -> list[Cell[Match]]:
+        """Those of a seed and a rule together."""
+        threats: dict[str, Component | None] = {CLEAN: None, **self.config.threats()}
+        found = []
+        for seed in self.config.seeds:
+            for row, (rule, chain) in enumerate(self.config.chains().items()):
+                experiment = self.config.experiment.model_copy(
+                    update={"seed": seed, "fusion": chain}
+                )
+                for column, (threat, attack) in enumerate(threats.items()):
+                    options = {
+                        "attack": None if attack is None else attack.model_dump(mode="json"),
+                        "attackers": list(attackers_of(self.config, seed)),
+                    }
+                    # Labels hold characters that file names should not.
+                    path = f"cells/seed{seed}/rule{row:02d}/attack{column:02d}"
+                    match = Match(rule, threat, attack)
+                    name = f"{rule} / {threat}"
+                    found.append(Cell(name, seed, path, experiment, match, options))
+        return found
+
+    def images(self, seed: int) -> Mapping[str, Mapping[str, ImageSet]]:
+        """Each seed has a split of its own."""
+        data = self._all_kinds(seed).data
+        return {f"seed {seed}": {"transfer": data.transfer.images, "test": data.test}}
+
+    def begin(self, folder: Path, seed: int, notify: Notify) -> None:
+        """Train the teachers, and ask them for all that any rule needs."""
+        experiment, union = self.config.experiment, self._all_kinds(seed)
+        clients = {"honest": tuple(range(experiment.clients))}
+        if any(threat.name == MISLABELLED for threat in self.config.threats().values()):
+            clients["mislabelled"] = attackers_of(self.config, seed)
+        about = experiment.model_dump(mode="json", exclude={"fusion", "name", "output"})
+        asked = [*map(str, union.kinds), *union.learning_images]
+        key = json.dumps([about, asked], sort_keys=True)
+        name = f"seed{seed}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+        self._answers = Answers(folder / "teachers" / name, union)
+        with threads(experiment.resources.client_cpus):
+            self._answers.make(clients, experiment.rounds, notify)
+
+    def run_cell(self, folder: Path, cell: Cell[Match], notify: Notify = silent) -> Record:
+        """All rounds of one student, in a run directory that is removed again."""
+        experiment, attack = cell.experiment, cell.what.attack
+        assert isinstance(experiment, Experiment)
+        if self._rule is None or self._rule[0] != experiment:
+            self._rule, self._twins = (experiment, ExperimentContext(experiment)), {}
+        attackers = () if attack is None else attackers_of(self.config, cell.seed)
+        run = _scratch(folder / cell.path, experiment)
+        try:
+            with threads(experiment.resources.server_threads):
+                server = Server(self._rule[1], run)
+                result = _student(server, self._answers, attackers, attack, self._twins)
+        except ValueError as error:  # the rule lacks what it needs: its own words say what
+            return {"problem": str(error)}
+        finally:
+            shutil.rmtree(run.path, ignore_errors=True)
+        return {**result, "attackers": list(attackers)}
+
+    def results(self, folder: Path, found: Found) -> Record:
+        """Costs by rule and attack, means over the seeds."""
+        return table(self.config, found)
+
+    def write(self, folder: Path, results: Record) -> None:
+        """The page."""
+        write(self.config, results, folder)
+
+    def _all_kinds(self, seed: int) -> ExperimentContext:
+        """The federation as if it used all rules at once."""
+        if seed not in self._unions:
+            rules = tuple(rule for chain in self.config.chains().values() for rule in chain)
+            update = {"seed": seed, "fusion": rules}
+            self._unions = {
+                seed: ExperimentContext(self.config.experiment.model_copy(update=update))
+            }
+        return self._unions[seed]
+
+
+# -- teachers --------------------------------------------------------------------------------------
+
+
+class Answers:
+    """What every client would send honestly, and the attackers after training on wrong labels.
+
+    Asked for all that any rule of the study needs; kept on disk, a file per reply.
+    """
+
+    def __init__(self, folder: Path, workspace: ExperimentContext) -> None:
+        self.folder = folder
+        self.workspace = workspace
+
+    def read(
+        self, round_number: int, client: int, kind: str = "honest", about: Images = Images.TRANSFER
+    ) -> Reply:
+        """One client's reply about some images."""
+        with np.load(self._place(round_number, client, kind, about), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        header = json.loads(str(arrays.pop("header")))
+        return Reply(arrays, header)
+
+    def make(self, clients: Mapping[str, tuple[int, ...]], rounds: int, notify: Notify) -> None:
+        """Train and ask whoever has not answered yet."""
+        todo = [(kind, client) for kind, members in clients.items() for client in members]
+        for done, (kind, client) in enumerate(todo, start=1):
+            space = self.workspace if kind == "honest" else _mislabelled(self.workspace)
+            player = Client(space, client, "attack", self.folder / kind / f"client-{client:04d}")
+            player.folder.mkdir(parents=True, exist_ok=True)
+            for number, about in itertools.product(range(1, rounds + 1), space.learning_images):
+                place = self._place(number, client, kind, about)
+                if not place.is_file():
+                    player.train(number)
+                    reply = player.answer(about, number)
+                    header = np.array(json.dumps(reply.header))
+                    draft = place.with_suffix(".draft.npz")
+                    np.savez(draft, allow_pickle=False, **{**reply.arrays, "header": header})
+                    draft.replace(place)
+            notify("teacher", done=done, total=len(todo))
+
+    def _place(self, round_number: int, client: int, kind: str, about: Images) -> Path:
+        return self.folder / kind / f"client-{client:04d}" / f"{about}-{round_number:04d}.npz"
+
+
+def _mislabelled(workspace: ExperimentContext) -> ExperimentContext:
+    """The same clients, each class called by the name of the next."""
+    source = workspace.data.source
+    assert source.labels is not None
+    wrong = (source.labels + 1) % len(source.classes)
+    other = copy.copy(workspace)
+    other.data = replace(workspace.data, source=ImageSet(source.images, wrong, source.classes))
+    return other
+
+
+# -- students --------------------------------------------------------------------------------------
+
+
+def _student(
+    server: Server,
+    answers: Answers,
+    attackers: tuple[int, ...],
+    attack: Component | None,
+    twins: dict[str, Record],
+) -> Record:
+    """All rounds of one cell: the scores of its last student, and what was refused."""
+    refused: Counter[str] = Counter()
+    accepted = hashlib.sha256()
+    rounds = range(1, server.experiment.rounds + 1)
+
+    def receive(number: int) -> None:
+        for client, replies in _messages(server, answers, attackers, attack, number):
+            try:
+                server.accept(client, number, server.workspace.learning_images, replies)
+            except Refused as refusal:
+                refused[str(refusal)] += 1
+            else:
+                for reply in replies.values():
+                    header = {**reply.header, "run": ""}
+                    accepted.update(json.dumps(header, sort_keys=True).encode())
+                    for name in sorted(reply.arrays):
+                        accepted.update(reply.arrays[name].tobytes())
+
+    # This one answers with the student of the round before, so nothing is received beforehand.
+    in_turn = attack is not None and attack.name == COPYCAT
+    if not in_turn:
+        for number in rounds:
+            receive(number)
+        if (twin := twins.get(accepted.hexdigest())) is not None:
+            return {**twin, "refused": dict(refused)}
+    fused = None
+    for number in rounds:
+        if in_turn:
+            receive(number)
+        if server.has_quorum(number):
+            fused = server.fuse(number)
+            server.learn(number, fused)
+        scores = server.evaluate(number, fused)
+        server.finish_round(number, **scores)  # what rules remember is kept here
+    result = {
+        "accuracy": scores["student"].accuracy,
+        "per_class": scores["student"].per_class,
+        "pseudo_labels": scores.get("pseudo_labels"),
+        "hash": network_hash(server.student),
+    }
+    twins[accepted.hexdigest()] = result
+    return {**result, "refused": dict(refused)}
+
+
+def _messages(
+    server: Server,
+    answers: Answers,
+    attackers: tuple[int, ...],
+    attack: Component | None,
+    number: int,
+) -> Iterator[tuple[int, dict[Images, Reply]]]:
+    """(client, its replies) of one round, in client order.
+
+    An attacker lies about the transfer images; about others its own teacher answers.
+    """
+    context = server.workspace
+    clients = range(server.experiment.clients)
+    honest = {c: answers.read(number, c) for c in clients if c not in attackers}
+    copied = _student_answers(server, number) if attack and attack.name == COPYCAT else None
+    for client in clients:
+        kind = "honest"
+        if attack is not None and client in attackers and attack.name == MISLABELLED:
+            kind = "mislabelled"
+        replies = {
+            about: answers.read(number, client, kind, about) for about in context.learning_images
+        }
+        if attack is not None and client in attackers:
+            lie = _lie(server, answers, attackers, attack, number, client, honest, copied)
+            if lie is None:
+                continue
+            replies[Images.TRANSFER] = lie
+        yield (
+            client,
+            {
+                about: _as_asked(reply, context.query(about, server.run.identity, number, client))
+                for about, reply in replies.items()
+            },
+        )
+
+
+def _lie(
+    server: Server,
+    answers: Answers,
+    attackers: tuple[int, ...],
+    attack: Component,
+    number: int,
+    client: int,
+    honest: Mapping[int, Reply],
+    copied: Mapping[str, np.ndarray] | None,
+) -> Reply | None:
+    """What an attacker sends about the transfer images; None is silence."""
+    mislabelled = attack.name == MISLABELLED
+    seed = server.experiment.seed
+    scene = Scene(
+        round=number,
+        client=client,
+        attackers=attackers,
+        honest=honest,
+        predictions=predictions_of(server.workspace.kinds),
+        previous=answers.read(number - 1, client) if number > 1 else None,
+        mislabelled=answers.read(number, client, "mislabelled") if mislabelled else None,
+        student=copied,
+        max_abs=server.experiment.federation.max_abs_logit,
+        rng=np.random.default_rng(stream_seed(seed, "attack", attack.name, client, number)),
+        shared=np.random.default_rng(stream_seed(seed, "attack", "shared")),
+    )
+    options = ATTACKS.check(attack.name, attack.options)
+    return ATTACKS.get(attack.name)(answers.read(number, client), scene, **options)
+
+
+def predictions_of(kinds: tuple[Kind, ...]) -> tuple[str, ...]:
+    """Names of the kinds that are logits about images."""
+    return tuple(str(kind) for kind in kinds if isinstance(kind, Logits | VirtualLogits))
+
+
+def _student_answers(server: Server, number: int) -> dict[str, np.ndarray] | None:
+    """What the student as it stands answers about this round's images and views."""
+    if number == 1:
+        return None
+    kinds = tuple(k for k in server.workspace.kinds if isinstance(k, Logits | VirtualLogits))
+    views = server.workspace.views(number)
+    images = server.workspace.data.transfer.images.images
+    found: dict[Kind, Tensor] = extract(server.student, images, kinds, views=views)
+    return {str(kind): tensor.cpu().numpy() for kind, tensor in found.items()}
+
+
+def _as_asked(reply: Reply, query: Query) -> Reply:
+    """The reply less what this rule's query does not ask for, addressed to its run."""
+    names = {str(kind) for kind in query.kinds}
+    unasked = {"num_examples", "class_counts"} - set(query.disclose)
+    arrays = {name: array for name, array in reply.arrays.items() if name in names}
+    header = {key: value for key, value in reply.header.items() if key not in unasked}
+    return Reply(arrays, {**header, "run": query.run})
+
+
+def _scratch(folder: Path, experiment: Experiment) -> RunDirectory:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_atomically(folder / "config.yaml", experiment.to_yaml().encode())
+    return RunDirectory(folder, experiment, folder.name)

@@ -1,0 +1,62 @@
+"""What the configs of all studies have in common."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from fedkd.config import Section
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+#: Name of a row: also of its folder.
+RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+
+
+def distinct(values: Sequence[object], where: str) -> None:
+    """Raises `ValueError` if a value is listed twice."""
+    for value, times in Counter(values).items():
+        if times > 1:
+            raise ValueError(f"{where}: {value!r} is listed twice")
+
+
+class StudyConfig(Section):
+    """A study: what is varied, and below `experiment:` what stays the same, as in a run's config.
+
+    Subclasses add `study`, the name of the command that takes the file, and `experiment`, the
+    section that is varied.
+    """
+
+    study: str
+    name: Name = "study"
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...],
+        BeforeValidator(lambda value: [value] if isinstance(value, int) else value),
+    ] = Field(default=(0,), min_length=1, description="stand in for the experiment's seed")
+    output: str = Field(default="runs", description="folder of the study's folder")
+    experiment: Section
+
+    @property
+    def plugins(self) -> tuple[str, ...]:
+        """Modules to import: they register themselves."""
+        return tuple(getattr(self.experiment, "plugins", ()))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_in_their_place(cls, values: Any) -> Any:
+        """What a run's config has on top stands below `experiment:` in every study."""
+        inner = cls.model_fields["experiment"].annotation
+        for key in values if isinstance(values, Mapping) and isinstance(inner, type) else ():
+            if key not in cls.model_fields and key in getattr(inner, "model_fields", {}):
+                raise ValueError(
+                    f"{key}: a study has this key in its experiment; write experiment.{key} "
+                    f"(in the file: {key} below experiment:)"
+                )
+        return values
+
+    @model_validator(mode="after")
+    def _no_seed_twice(self) -> StudyConfig:
+        distinct(self.seeds, "seeds")
+        return self
