@@ -59,7 +59,6 @@ DOORS: dict[str, tuple[str, ...]] = {
     "datasets": ("fedkd/data/partitions.py",),
     "sklearn": (
         "fedkd/data/datasets.py",
-        "fedkd/fusion/clusters.py",
         "fedkd/losses/min_norm.py",
         "fedkd/functional/noisy_labels.py",
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, dataclass_transform
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from fedkd.functional.options import options_checked
 from fedkd.functional.precision import full_precision
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Bank, Ensemble, Rule, Teacher
+
+Found = TypeVar("Found")
 
 # Samples that `FitContext.batches` hands over at once.
 BATCH = 1024
@@ -24,13 +26,13 @@ class FitContext:
     """What a rule may look at before it judges single samples.
 
     Attributes:
-        bank: What all teachers say of the whole transfer set.
+        bank: The answers of all teachers for the whole transfer set.
         before: The rules that come first in the chain, fitted.
         labels: True classes (N,) of a labelled transfer set, or None.
-        validation: What the teachers say of the server's own labelled images, or None.
+        validation: Their answers for the server's own labelled images, or None.
         validation_labels: Their classes.
         student: Logits of the student as it was before this round, (N, C), or None.
-        memory: What the rule itself remembered in the last round; empty in the first.
+        state: What the rule itself kept from the last round; empty in the first.
         seed: Of everything the rule draws.
     """
 
@@ -40,7 +42,7 @@ class FitContext:
     validation: Bank | None = None
     validation_labels: Tensor | None = None
     student: Tensor | None = None
-    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    state: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
 
     def only(self, clients: Collection[int]) -> FitContext:
@@ -67,19 +69,23 @@ class FitContext:
             yield index, ensemble
 
 
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(field,))
 class Fusion(ABC):
-    """One rule that decides what many teachers say together: `Ensemble -> Ensemble`.
+    """One rule that combines the answers of many teachers: `Ensemble -> Ensemble`.
 
     Rules chain: each sees what the one before it left. Called, a rule sees every sample on its own
     (its result must not depend on which other samples are in the ensemble) and keeps the columns
     of `weights` summing to one. What it has to know of the whole set, of labelled images or of
-    earlier rounds it learns in `fitted`.
+    earlier rounds it learns in `fit`.
+
+    A rule is a dataclass without being called one: its fields are its options, those with
+    `field(init=False)` what `fit` found.
 
     Attributes:
         discloses: Metadata the rule needs from clients: `num_examples`, `class_counts`.
         needs: Kinds of knowledge the rule reads beside the logits.
         needs_validation: Whether teachers must answer the server's labelled images too.
-        needs_student: Whether the rule looks at what the student says.
+        needs_student: Whether the rule looks at the student's predictions.
     """
 
     discloses: tuple[str, ...] = ()
@@ -88,29 +94,40 @@ class Fusion(ABC):
     needs_student: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Options are checked, and autocast is kept out: half precision does not sum to one."""
+        """Make it a dataclass, whose fields are checked; keep autocast out.
+
+        Half precision does not sum to one.
+        """
         super().__init_subclass__(**kwargs)
-        if "__init__" in cls.__dict__:
-            name = cls.__module__.rpartition("fedkd.fusion.")[2]
-            own = name == cls.__module__ or "." in name
-            who = cls.__name__ if own else f"fusion {name!r}"
-            type.__setattr__(cls, "__init__", options_checked(who)(cls.__init__))
-        for name in ("__call__", "fitted"):
+        dataclass(kw_only=True, eq=False)(cls)
+        name = cls.__module__.rpartition("fedkd.fusion.")[2]
+        own = name == cls.__module__ or "." in name
+        who = cls.__name__ if own else f"fusion {name!r}"
+        type.__setattr__(cls, "__init__", options_checked(who)(cls.__init__))
+        for name in ("__call__", "fit"):
             if name in cls.__dict__:
                 type.__setattr__(cls, name, full_precision(cls.__dict__[name]))
 
-    def fitted(self, evidence: FitContext) -> Self:
+    def fit(self, context: FitContext) -> Self:
         """This rule made ready for a round; itself if it judges samples by themselves.
 
         Raises:
-            ValueError: the evidence lacks what the rule needs; the message says how to give it.
+            ValueError: the context lacks what the rule needs; the message says how to give it.
         """
         return self
 
     @property
-    def memory(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """What this fitted rule wants to know again in the next round, as plain tensors."""
         return {}
+
+    def known(self, found: Found | None) -> Found:
+        """What `fit` found. Raises `RuntimeError` if the rule was not fitted."""
+        if found is None:
+            raise RuntimeError(
+                f"fusion {type(self).__name__} has to see the whole transfer set: use fit_rules"
+            )
+        return found
 
     @abstractmethod
     def __call__(self, ensemble: Ensemble) -> Ensemble:
@@ -121,8 +138,13 @@ Combine = Callable[[Tensor, Tensor], Tensor]
 """Probabilities (M, B, C) and weights (M, B), whose columns sum to one, to probabilities (B, C)."""
 
 
+def mean(probabilities: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean over teachers: (M, B, C), (M, B) -> (B, C)."""
+    return torch.einsum("mb,mbc->bc", weights, probabilities)
+
+
 def merged(ensemble: Ensemble, combine: Combine) -> Ensemble:
-    """One teacher that says what `combine` makes of all of them, in every view.
+    """One teacher with the answers that `combine` makes of all of them, in every view.
 
     Its logits are log-probabilities. What is not logits cannot be combined and is dropped.
     """
@@ -141,19 +163,19 @@ AnyRule = TypeVar("AnyRule", bound=Rule)
 
 
 def fit_rules(
-    rules: Sequence[AnyRule], evidence: FitContext, memories: Sequence[Mapping[str, Tensor]] = ()
+    rules: Sequence[AnyRule], context: FitContext, states: Sequence[Mapping[str, Tensor]] = ()
 ) -> list[AnyRule]:
     """Fit a chain, each rule to what those before it leave.
 
     Args:
         rules: In order. Any `Ensemble -> Ensemble` callable is passed through.
-        evidence: Without `before` and `memory`, which are set here.
-        memories: What each rule remembered in the last round; empty for a first round.
+        context: Without `before` and `state`, which are set here.
+        states: What each rule kept from the last round; empty for a first round.
     """
     ready: list[AnyRule] = []
     for number, rule in enumerate(rules):
         if isinstance(rule, Fusion):
-            memory = memories[number] if number < len(memories) else {}
-            rule = rule.fitted(replace(evidence, before=tuple(ready), memory=memory))
+            state = states[number] if number < len(states) else {}
+            rule = rule.fit(replace(context, before=tuple(ready), state=state))
         ready.append(rule)
     return ready

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fedkd.functional.options import Positive
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Fusion
 from fedkd.knowledge.payload import Ensemble
@@ -31,36 +32,27 @@ class ClassGated(Fusion):
 
     discloses = ("class_counts",)
 
-    def __init__(self, *, smoothing: float = 1.0, sharpness: float = 1.0) -> None:
-        if smoothing <= 0 or sharpness <= 0:
-            raise ValueError("fusion 'class_gated': smoothing and sharpness must be positive")
-        self.smoothing = smoothing
-        self.sharpness = sharpness
+    smoothing: Positive = 1.0
+    sharpness: Positive = 1.0
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """Weights by share of the classes voted for; `class_weights` by coverage."""
-        return gate(ensemble, self._counts(ensemble), self.smoothing, self.sharpness)
+        counts = self._counts(ensemble)
+        share = counts / counts.sum(dim=0).clamp(min=1)  # (M, C): who holds class c
+        frequency = counts + self.smoothing
+        frequency = frequency / frequency.sum(dim=1, keepdim=True)  # (M, C): teacher's prior
+        log_p = torch.log_softmax(ensemble.logits, dim=-1)
+        unbiased = torch.softmax(log_p - frequency.log()[:, None, :], dim=-1)  # (M, B, C)
+        vote = torch.einsum("mb,mc,mbc->bc", ensemble.weights, share, unbiased)
+        belief = vote.pow(self.sharpness)
+        belief = belief / belief.sum(dim=1, keepdim=True).clamp(min=1e-30)
+        gated = ensemble.weighted(torch.einsum("bc,mc->mb", belief, share))
+        return replace(gated, class_weights=counts / (counts + self.smoothing))
 
     @staticmethod
     def _counts(ensemble: Ensemble) -> Tensor:
         missing = [t.client for t in ensemble.teachers if t.class_counts is None]
         if missing:
             raise ValueError(f"fusion 'class_gated' needs the class counts of client {missing[0]}")
-        return torch.tensor([t.class_counts for t in ensemble.teachers], dtype=torch.float32).to(
-            ensemble.weights.device
-        )
-
-
-def gate(ensemble: Ensemble, counts: Tensor, smoothing: float, sharpness: float) -> Ensemble:
-    """See `ClassGated`; `counts` (M, C) are examples of each class that each teacher has seen."""
-    share = counts / counts.sum(dim=0).clamp(min=1)  # (M, C): who holds class c
-    frequency = counts + smoothing
-    frequency = frequency / frequency.sum(dim=1, keepdim=True)  # (M, C): teacher's prior
-    log_p = torch.log_softmax(ensemble.logits, dim=-1)
-    unbiased = torch.softmax(log_p - frequency.log()[:, None, :], dim=-1)  # (M, B, C)
-    vote = torch.einsum("mb,mc,mbc->bc", ensemble.weights, share, unbiased)
-    belief = vote.pow(sharpness)
-    belief = belief / belief.sum(dim=1, keepdim=True).clamp(min=1e-30)
-    gated = ensemble.weighted(torch.einsum("bc,mc->mb", belief, share))
-    coverage = counts / (counts + smoothing)
-    return replace(gated, class_weights=coverage)
+        counts = torch.tensor([t.class_counts for t in ensemble.teachers], dtype=torch.float32)
+        return counts.to(ensemble.weights.device)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Self
+from dataclasses import field
+from typing import Annotated, Self
 
 import torch
 from torch import Tensor
 
+from fedkd.functional.options import Minority, Range
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import FitContext, Fusion
 from fedkd.knowledge.payload import Ensemble
@@ -16,7 +18,7 @@ from fedkd.knowledge.payload import Ensemble
 CONSTANT = 1e-6
 
 
-def agreement(evidence: FitContext) -> Tensor:
+def agreement(context: FitContext) -> Tensor:
     """Correlation of what each two teachers say over the images that both may judge, (M, M).
 
     `sum_c cov(p_ic, p_jc)` over the square roots of the same with themselves; an image counts as
@@ -27,7 +29,7 @@ def agreement(evidence: FitContext) -> Tensor:
     sums: Tensor | float = 0.0
     squares: Tensor | float = 0.0
     products: Tensor | float = 0.0
-    for _, ensemble in evidence.batches():
+    for _, ensemble in context.batches():
         say = ensemble.weights.double()
         told = torch.softmax(ensemble.logits.double(), dim=-1)
         heard = say[:, :, None] * told
@@ -63,33 +65,24 @@ class Consensus(Fusion):
         least: Smallest standing that is heard, as a part of the median teacher's.
     """
 
-    def __init__(self, *, share: float = 0.3, least: float = 0.25) -> None:
-        if not 0 <= share < 0.5:
-            raise ValueError(f"fusion 'consensus': share must be in [0, 0.5), got {share}")
-        if not 0 < least < 1:
-            raise ValueError(f"fusion 'consensus': least must be between 0 and 1, got {least}")
-        self.share = share
-        self.least = least
-        self.heard: Tensor | None = None
+    share: Minority = 0.3
+    least: Annotated[float, Range(lambda x: 0 < x < 1, "between 0 and 1")] = 0.25
+    kept: Tensor | None = field(default=None, init=False)
 
-    def fitted(self, evidence: FitContext) -> Self:
+    def fit(self, context: FitContext) -> Self:
         """Who is heard: all, if nobody stands above chance."""
         ready = copy(self)
-        count = len(evidence.bank.teachers)
-        ready.heard = torch.ones(count)
+        count = len(context.bank.teachers)
+        ready.kept = torch.ones(count)
         if count > 1:
             others = ~torch.eye(count, dtype=torch.bool)
-            agreed = agreement(evidence)[others].view(count, count - 1)
+            agreed = agreement(context)[others].view(count, count - 1)
             standing = agreed.quantile(1 - self.share, dim=1)
             middle = standing.quantile(0.5)
             if middle > 0:
-                ready.heard = (standing >= self.least * middle).float()
+                ready.kept = (standing >= self.least * middle).float()
         return ready
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """Weights of those who are heard."""
-        if self.heard is None:
-            raise RuntimeError(
-                "fusion 'consensus' has to see the whole transfer set: use fit_rules"
-            )
-        return ensemble.weighted(self.heard.to(ensemble.weights)[:, None])
+        return ensemble.weighted(self.known(self.kept).to(ensemble.weights)[:, None])

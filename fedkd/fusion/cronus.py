@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from fedkd.functional.options import Minority
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Fusion
 from fedkd.knowledge.payload import Ensemble
@@ -28,10 +29,7 @@ class Cronus(Fusion):
             al., "Being Robust (in High Dimensions) Can Be Practical", ICML 2017.
     """
 
-    def __init__(self, *, share: float = 0.3) -> None:
-        if not 0 <= share < 0.5:
-            raise ValueError(f"fusion 'cronus': share lies in [0, 0.5), got {share}")
-        self.share = share
+    share: Minority = 0.3
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """Weights after filtering."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import field
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from fedkd.functional.options import Count, Positive
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import FitContext, Fusion
 from fedkd.knowledge.payload import Ensemble
@@ -40,40 +42,23 @@ class DawidSkene(Fusion):
             weighted answers here)
     """
 
-    def __init__(
-        self,
-        *,
-        evidence: float = 3.0,
-        diagonal: float = 4.0,
-        off_diagonal: float = 0.2,
-        least: float = 0.3,
-        iterations: int = 10,
-    ) -> None:
-        for name, value in (
-            ("evidence", evidence),
-            ("diagonal", diagonal),
-            ("off_diagonal", off_diagonal),
-            ("least", least),
-            ("iterations", iterations),
-        ):
-            if not value > 0:
-                raise ValueError(f"fusion 'dawid_skene': {name} must be positive, got {value}")
-        self.evidence = evidence
-        self.diagonal = diagonal
-        self.off_diagonal = off_diagonal
-        self.least = least
-        self.iterations = iterations
-        self.confusion: Tensor | None = None  # log p(answer | class, teacher), (M, C, C)
-        self.classes: Tensor | None = None  # log p(class), (C,)
+    evidence: Positive = 3.0
+    diagonal: Positive = 4.0
+    off_diagonal: Positive = 0.2
+    least: Positive = 0.3
+    iterations: Count = 10
+    # log p(answer | class, teacher), (M, C, C), and log p(class), (C,)
+    confusion: Tensor | None = field(default=None, init=False)
+    classes: Tensor | None = field(default=None, init=False)
 
-    def fitted(self, evidence: FitContext) -> Self:
+    def fit(self, context: FitContext) -> Self:
         """Confusion matrices of this round."""
         ready = copy(self)
         ready.confusion = ready.classes = None
         for _ in range(self.iterations):
             counts: Tensor | float = 0.0
             mass: Tensor | float = 0.0
-            for _, ensemble in evidence.batches():
+            for _, ensemble in context.batches():
                 answers = torch.softmax(ensemble.logits.float(), dim=-1)
                 posterior = ready._posterior(ensemble, answers)
                 votes = ready._votes(ensemble)
@@ -89,10 +74,7 @@ class DawidSkene(Fusion):
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """Weights by agreement with the posterior."""
-        if self.confusion is None:
-            raise RuntimeError(
-                "fusion 'dawid_skene' has to see the whole transfer set: use fit_rules"
-            )
+        self.known(self.confusion)
         answers = torch.softmax(ensemble.logits.float(), dim=-1)
         agreed = torch.einsum("bc,mbc->mb", self._posterior(ensemble, answers), answers)
         return ensemble.weighted((self.least + agreed).to(ensemble.weights))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import field
 from typing import Self, cast
 
 import torch
 from torch import Tensor
 
+from fedkd.functional.options import Count, Positive
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import FitContext, Fusion
 from fedkd.fusion.sample_count import believed_sizes
@@ -40,39 +42,29 @@ class DensityRatio(Fusion):
         bandwidth: See `Familiarity`.
     """
 
-    def __init__(
-        self,
-        *,
-        by_size: bool = True,
-        cap: float = 3.0,
-        limit: float | None = None,
-        components: int = 50,
-        bandwidth: float = 0.35,
-    ) -> None:
-        if components < 1 or not min(bandwidth, cap, 1.0 if limit is None else limit) > 0:
-            raise ValueError(
-                "fusion 'density_ratio': components must be at least 1; bandwidth, cap and limit "
-                "positive"
-            )
-        self.discloses = ("num_examples",) if by_size else ()
-        self.kind = Familiarity(components, bandwidth)
-        self.needs = (self.kind,)
-        self.by_size = by_size
-        self.cap = cap
-        self.limit = limit
-        self.scale: Tensor | None = None
+    by_size: bool = True
+    cap: Positive = 3.0
+    limit: Positive | None = None
+    components: Count = 50
+    bandwidth: Positive = 0.35
+    scale: Tensor | None = field(default=None, init=False)
 
-    def fitted(self, evidence: FitContext) -> Self:
+    def __post_init__(self) -> None:
+        self.discloses = ("num_examples",) if self.by_size else ()
+        self.kind = Familiarity(self.components, self.bandwidth)
+        self.needs = (self.kind,)
+
+    def fit(self, context: FitContext) -> Self:
         """Ratios scaled to a mean of one over the transfer set, and sizes believed up to `cap`.
 
         A ratio of densities has mean one; so nobody gains by claiming to know everything.
         """
         total = sum(
             cast(Tensor, rows.tensors[self.kind]).clamp(min=0).sum(dim=1)
-            for _, rows in evidence.batches()
+            for _, rows in context.batches()
         )
         assert isinstance(total, Tensor)
-        scale = evidence.bank.num_samples / total.clamp(min=1e-30)
+        scale = context.bank.num_samples / total.clamp(min=1e-30)
         ready = copy(self)
         ready.scale = torch.where(total > 0, scale, 0.0)
         return ready

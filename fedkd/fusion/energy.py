@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fedkd.functional.options import Positive
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Fusion
 from fedkd.knowledge.payload import Ensemble
@@ -24,10 +25,7 @@ class Energy(Fusion):
             https://arxiv.org/abs/2010.03759
     """
 
-    def __init__(self, *, temperature: float = 1.0) -> None:
-        if temperature <= 0:
-            raise ValueError(f"fusion 'energy': temperature must be positive, got {temperature}")
-        self.temperature = temperature
+    temperature: Positive = 1.0
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """Weights by energy of the real view's logits."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fedkd.functional.options import Positive
 from fedkd.fusion import FUSIONS
-from fedkd.fusion.base import Fusion, merged
-from fedkd.fusion.merge import mean
+from fedkd.fusion.base import Fusion, mean, merged
 from fedkd.knowledge.payload import Ensemble
 
 
@@ -24,10 +24,7 @@ class EnhancedERA(Fusion):
             Distillation" (SCARLET), 2025, https://arxiv.org/abs/2504.19602
     """
 
-    def __init__(self, *, beta: float = 1.5) -> None:
-        if beta <= 0:
-            raise ValueError(f"fusion 'enhanced_era': beta must be positive, got {beta}")
-        self.beta = beta
+    beta: Positive = 1.5
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """One teacher."""

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from fedkd.functional.options import Positive
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Fusion
 from fedkd.knowledge.payload import Ensemble
@@ -25,10 +26,7 @@ class Entropy(Fusion):
         Kwon et al., "Adaptive Knowledge Distillation Based on Entropy", ICASSP 2020.
     """
 
-    def __init__(self, *, temperature: float = 0.2) -> None:
-        if temperature <= 0:
-            raise ValueError(f"fusion 'entropy': temperature must be positive, got {temperature}")
-        self.temperature = temperature
+    temperature: Positive = 0.2
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """Weights by entropy of the real view's prediction."""

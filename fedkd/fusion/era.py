@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from fedkd.functional.options import Positive
 from fedkd.fusion import FUSIONS
-from fedkd.fusion.base import Fusion, merged
-from fedkd.fusion.merge import mean
+from fedkd.fusion.base import Fusion, mean, merged
 from fedkd.knowledge.payload import Ensemble
 
 
@@ -25,10 +25,7 @@ class ERA(Fusion):
             2021, https://arxiv.org/abs/2008.06180, Eq. 13
     """
 
-    def __init__(self, *, temperature: float = 0.1) -> None:
-        if temperature <= 0:
-            raise ValueError(f"fusion 'era': temperature must be positive, got {temperature}")
-        self.temperature = temperature
+    temperature: Positive = 0.1
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """One teacher."""

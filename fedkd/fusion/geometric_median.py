@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedkd.functional.options import Count
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Fusion, merged
 from fedkd.knowledge.payload import Ensemble
@@ -34,10 +35,7 @@ class GeometricMedian(Fusion):
             https://arxiv.org/abs/1912.13445
     """
 
-    def __init__(self, *, iterations: int = 32) -> None:
-        if iterations < 1:
-            raise ValueError(f"fusion 'geometric_median': iterations is {iterations}, at least 1")
-        self.iterations = iterations
+    iterations: Count = 32
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """One teacher."""

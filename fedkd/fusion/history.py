@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import field
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from fedkd.functional.options import Positive
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import FitContext, Fusion
 from fedkd.fusion.geometric_median import nearest_to_all
 from fedkd.knowledge.payload import Ensemble
 
 
-def distances(evidence: FitContext) -> Tensor:
+def distances(context: FitContext) -> Tensor:
     """How far each teacher is from the others, (M,): mean total variation to a robust centre.
 
     Weighted by the teacher's say: where the rules before give it none it may be wrong.
     """
     far: Tensor | float = 0.0
     say: Tensor | float = 0.0
-    for _, ensemble in evidence.batches():
+    for _, ensemble in context.batches():
         probabilities = torch.softmax(ensemble.logits.float(), dim=-1)
         centre = nearest_to_all(probabilities, ensemble.weights)
         gaps = (probabilities - centre).abs().sum(dim=-1) / 2
@@ -47,39 +49,34 @@ class History(Fusion):
             (ExpGuard), ICLR 2025, https://arxiv.org/abs/2402.12265
     """
 
-    def __init__(self, *, rate: float = 5.0) -> None:
-        if rate <= 0:
-            raise ValueError(f"fusion 'history': rate must be positive, got {rate}")
-        self.rate = rate
-        self.known: dict[int, float] = {}
-        self.trust: Tensor | None = None
+    rate: Positive = 5.0
+    total: dict[int, float] = field(default_factory=dict, init=False)
+    trust: Tensor | None = field(default=None, init=False)
 
-    def fitted(self, evidence: FitContext) -> Self:
+    def fit(self, context: FitContext) -> Self:
         """TeacherWeights after this round."""
         before: dict[int, float] = {}
-        if evidence.memory:
-            clients = evidence.memory["clients"].tolist()
-            before = dict(zip(clients, evidence.memory["distances"].tolist()))
+        if context.state:
+            clients = context.state["clients"].tolist()
+            before = dict(zip(clients, context.state["distances"].tolist()))
         start = min(before.values(), default=0.0)
-        who = [teacher.client for teacher in evidence.bank.teachers]
-        total = torch.tensor([before.get(c, start) for c in who]) + distances(evidence)
+        who = [teacher.client for teacher in context.bank.teachers]
+        total = torch.tensor([before.get(c, start) for c in who]) + distances(context)
         ready = copy(self)
-        ready.known = {**before, **dict(zip(who, total.tolist()))}
+        ready.total = {**before, **dict(zip(who, total.tolist()))}
         # Against the most trusted: only differences matter, and nothing underflows.
         ready.trust = torch.exp(-self.rate * (total - total.min()))
         return ready
 
     @property
-    def memory(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """Every client's sum of distances so far."""
-        clients = sorted(self.known)
+        clients = sorted(self.total)
         return {
             "clients": torch.tensor(clients, dtype=torch.long),
-            "distances": torch.tensor([self.known[c] for c in clients]),
+            "distances": torch.tensor([self.total[c] for c in clients]),
         }
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """Weights by trust."""
-        if self.trust is None:
-            raise RuntimeError("fusion 'history' has to see the whole transfer set: use fit_rules")
-        return ensemble.weighted(self.trust.to(ensemble.weights)[:, None])
+        return ensemble.weighted(self.known(self.trust).to(ensemble.weights)[:, None])

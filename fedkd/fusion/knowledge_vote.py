@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch.nn.functional import one_hot
 
+from fedkd.functional.options import Range
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Fusion
 from fedkd.knowledge.payload import Ensemble
@@ -24,12 +27,7 @@ class KnowledgeVote(Fusion):
             Knowledge Distillation", ICML 2021, https://arxiv.org/abs/2011.09757, Eq. 4
     """
 
-    def __init__(self, *, confidence: float = 0.9) -> None:
-        if not 0 <= confidence <= 1:
-            raise ValueError(
-                f"fusion 'knowledge_vote': confidence lies between 0 and 1, got {confidence}"
-            )
-        self.confidence = confidence
+    confidence: Annotated[float, Range(lambda x: 0 <= x <= 1, "between 0 and 1")] = 0.9
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """Weights of the supporters of the winning class."""

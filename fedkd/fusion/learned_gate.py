@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import field
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from fedkd.functional.options import Count, Positive
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import FitContext, Fusion
-from fedkd.fusion.validation_accuracy import labelled
 from fedkd.knowledge.payload import Ensemble
 from fedkd.randomness import seeded
+
+
+def labelled(context: FitContext) -> tuple[list[Ensemble], Tensor]:
+    """Batches of labelled images and their classes: the server's own, or a labelled transfer set.
+
+    Raises:
+        ValueError: there are neither.
+    """
+    if context.validation is not None and context.validation_labels is not None:
+        return [e for _, e in context.validation_batches()], context.validation_labels
+    if context.labels is not None:
+        return [e for _, e in context.batches()], context.labels
+    raise ValueError(
+        "fusion 'learned_gate' learns from labelled images of the server: set data.validation, or "
+        "data.transfer.labelled if the transfer set has labels"
+    )
 
 
 @FUSIONS.register("learned_gate")
@@ -35,23 +52,20 @@ class LearnedGate(Fusion):
 
     needs_validation = True
 
-    def __init__(self, *, hidden: int = 32, steps: int = 200, lr: float = 0.01) -> None:
-        if hidden < 1 or steps < 1 or lr <= 0:
-            raise ValueError("fusion 'learned_gate': hidden, steps and lr must be positive")
-        self.hidden = hidden
-        self.steps = steps
-        self.lr = lr
-        self.network: nn.Module | None = None
+    hidden: Count = 32
+    steps: Count = 200
+    lr: Positive = 0.01
+    network: nn.Module | None = field(default=None, init=False)
 
-    def fitted(self, evidence: FitContext) -> Self:
+    def fit(self, context: FitContext) -> Self:
         """Train the gate. Raises `ValueError` without labelled images."""
-        batches, labels = labelled(evidence, "learned_gate")
+        batches, labels = labelled(context)
         probabilities = torch.cat(
             [torch.softmax(batch.logits.float(), -1) for batch in batches], dim=1
         )
         prior = torch.cat([batch.weights for batch in batches], dim=1)
         teachers, _, classes = probabilities.shape
-        with seeded(evidence.seed, "gate"):
+        with seeded(context.seed, "gate"):
             network = nn.Sequential(
                 nn.Linear(teachers * classes, self.hidden),
                 nn.ReLU(),
@@ -71,11 +85,9 @@ class LearnedGate(Fusion):
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """The gate's weights on top of those it was given."""
-        if self.network is None:
-            raise RuntimeError("fusion 'learned_gate' has to be fitted: use fit_rules")
         probabilities = torch.softmax(ensemble.logits.float(), dim=-1)
         even = torch.ones_like(ensemble.weights)
-        return ensemble.weighted(_weights(self.network, probabilities, even))
+        return ensemble.weighted(_weights(self.known(self.network), probabilities, even))
 
 
 def _weights(network: nn.Module, probabilities: Tensor, prior: Tensor) -> Tensor:

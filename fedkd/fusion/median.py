@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedkd.fusion import FUSIONS
-from fedkd.fusion.base import Fusion, merged
+from fedkd.fusion.base import Fusion, mean, merged
 from fedkd.knowledge.payload import Ensemble
 
 
@@ -42,7 +42,10 @@ class Median(Fusion):
 
 def central(probabilities: Tensor, weights: Tensor) -> Tensor:
     """Normalised medians (B, C); the mean where all medians are zero."""
-    middle = weighted_median(probabilities, weights)
+    return normalised(weighted_median(probabilities, weights), probabilities, weights)
+
+
+def normalised(middle: Tensor, probabilities: Tensor, weights: Tensor) -> Tensor:
+    """Robust means (B, C) made to sum to one; the plain mean where all are zero."""
     total = middle.sum(dim=-1, keepdim=True)
-    mean = torch.einsum("mb,mbc->bc", weights, probabilities)
-    return torch.where(total > 1e-6, middle / total.clamp(min=1e-6), mean)
+    return torch.where(total > 1e-6, middle / total.clamp(min=1e-6), mean(probabilities, weights))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedkd.functional.options import Positive
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Fusion
 from fedkd.knowledge.payload import Ensemble, Teacher
@@ -30,10 +31,7 @@ class SampleCount(Fusion):
 
     discloses = ("num_examples",)
 
-    def __init__(self, *, cap: float = 10.0) -> None:
-        if cap <= 0:
-            raise ValueError(f"fusion 'sample_count': cap must be positive, got {cap}")
-        self.cap = cap
+    cap: Positive = 10.0
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """Weights proportional to the capped counts."""

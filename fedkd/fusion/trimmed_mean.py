@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedkd.functional.options import Minority
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Fusion, merged
+from fedkd.fusion.median import normalised
 from fedkd.knowledge.payload import Ensemble
 
 
@@ -32,18 +34,13 @@ class TrimmedMean(Fusion):
             https://arxiv.org/abs/1803.01498
     """
 
-    def __init__(self, *, share: float = 0.3) -> None:
-        if not 0 <= share < 0.5:
-            raise ValueError(f"fusion 'trimmed_mean': share lies in [0, 0.5), got {share}")
-        self.share = share
+    share: Minority = 0.3
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """One teacher."""
 
         def combine(probabilities: Tensor, weights: Tensor) -> Tensor:
             middle = trimmed(probabilities, weights, self.share)
-            total = middle.sum(dim=-1, keepdim=True)
-            mean = torch.einsum("mb,mbc->bc", weights, probabilities)
-            return torch.where(total > 1e-6, middle / total.clamp(min=1e-6), mean)
+            return normalised(middle, probabilities, weights)
 
         return merged(ensemble, combine)

@@ -323,7 +323,7 @@ class Server:
     def finish_round(self, round_number: int, **facts: Any) -> None:
         """Write the round down and keep the student: the point a resumed run goes on from."""
         self.round = round_number
-        self._memories = [rule.memory for rule in self._rules]
+        self._memories = [rule.state for rule in self._rules]
         event = RoundFinished(round=round_number, hash=network_hash(self.student), **facts)
         self.run.record(event)
         states = [

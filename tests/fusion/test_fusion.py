@@ -274,11 +274,11 @@ def test_history_remembers_who_attacked_before() -> None:
     first = crowd("collude")
     [after] = fit_rules([rule], FitContext(first))
     second = crowd("none")
-    [now] = fit_rules([rule], FitContext(second), [after.memory])
+    [now] = fit_rules([rule], FitContext(second), [after.state])
     weights = now(second.rows(torch.arange(5))).weights
     assert weights[:3].max() < 0.5 * weights[3:].min()
     late = Bank(tuple(Teacher(t.client + 5) for t in second.teachers), second.arrays)
-    [later] = fit_rules([rule], FitContext(late), [after.memory])
+    [later] = fit_rules([rule], FitContext(late), [after.state])
     assert later(late.rows(torch.arange(5))).weights[-1, 0] > 0
 
 
@@ -289,7 +289,7 @@ def test_era_and_its_successor_by_hand() -> None:
     assert era[0, 0].item() == pytest.approx(1 / (1 + math.exp(-2)))
     better = FUSIONS.create("enhanced_era", beta=2.0)(pair).mean_probabilities()
     assert better[0, 0].item() == pytest.approx(0.36 / 0.52)
-    same = FUSIONS.create("merge")(pair).mean_probabilities()
+    same = FUSIONS.create("enhanced_era", beta=1.0)(pair).mean_probabilities()
     assert same[0].tolist() == pytest.approx([0.6, 0.4])
 
 
@@ -316,77 +316,18 @@ def test_the_knowledge_vote_hears_the_sure_and_believes_the_majority() -> None:
     assert weights[:, 0].tolist() == [0.0, 0.5, 0.5, 0.0]
 
 
-def test_coverage_needs_no_counts_to_find_who_never_saw_a_class() -> None:
-    """Teacher 0 knows classes 0 and 1, teacher 1 the rest; each is sure of nonsense elsewhere."""
-    truth = torch.arange(40) % 4
-    own = torch.stack([truth % 2, 2 + truth % 2])
-    logits = 6 * torch.nn.functional.one_hot(own, 4).float()
-    logits[0, truth >= 2] *= 0.3
-    logits[1, truth < 2] *= 0.3
-    bank = Bank.of([Knowledge(Teacher(m), {Logits(): logits[m]}) for m in (0, 1)])
-    [rule] = fit_rules([FUSIONS.create("coverage")], FitContext(bank))
-    after = rule(bank.rows(torch.arange(40)))
-    assert after.class_weights is not None
-    assert (after.class_weights[0, 2:] == 0).all()
-    assert (after.mean_probabilities().argmax(1) == truth).all()
-
-
-@pytest.mark.parametrize(("name", "least"), [("validation_accuracy", 0.6), ("learned_gate", 0.7)])
-def test_labelled_images_show_who_is_right(name: str, least: float) -> None:
+def test_labelled_images_show_who_is_right() -> None:
     bank = crowd("collude")
     truth = torch.arange(200) % 5
     known = Bank(bank.teachers, {Logits(): [a[:100] for a in bank.arrays[Logits()]]})
-    evidence = FitContext(bank, validation=known, validation_labels=truth[:100])
-    [rule] = fit_rules([FUSIONS.create(name)], evidence)
+    context = FitContext(bank, validation=known, validation_labels=truth[:100])
+    [rule] = fit_rules([FUSIONS.create("learned_gate")], context)
     weights = rule(bank.rows(torch.arange(100, 200))).weights
-    assert weights[3:].sum(0).mean() > least
+    assert weights[3:].sum(0).mean() > 0.7
     fused = fuse(bank, [rule])
     assert float((fused.targets == truth).double().mean()) > 0.97
     with pytest.raises(ValueError, match=r"data\.validation"):
-        fit_rules([FUSIONS.create(name)], FitContext(bank))
-
-
-def test_per_class_accuracy_sends_each_class_to_who_knows_it() -> None:
-    truth = torch.arange(60) % 2
-    logits = torch.zeros(2, 60, 2)
-    logits[0, :, 0] = 3.0  # always says class 0, the other always class 1
-    logits[1, :, 1] = 2.9
-    logits[0, truth == 1, 0] = 0.5
-    bank = Bank.of([Knowledge(Teacher(m), {Logits(): logits[m]}) for m in (0, 1)])
-    rule = FUSIONS.create("validation_accuracy", per_class=True)
-    [fitted] = fit_rules([rule], FitContext(bank, labels=truth))
-    weights = fitted(bank.rows(torch.arange(60))).weights
-    assert weights[0, truth == 0].mean() > 0.5 > weights[0, truth == 1].mean()
-
-
-def test_aligned_teachers_outweigh_a_random_one_even_under_other_names() -> None:
-    bank = crowd("permute")
-    noise = torch.randn(200, 5, generator=torch.Generator().manual_seed(5))
-    strangers = Bank.of(
-        [
-            *(Knowledge(t, {Logits(): torch.from_numpy(bank.arrays[Logits()][m])})
-              for m, t in enumerate(bank.teachers)),
-            Knowledge(Teacher(10), {Logits(): noise}),
-        ]
-    )  # fmt: skip
-    [rule] = fit_rules([FUSIONS.create("cka_alignment")], FitContext(strangers))
-    weights = rule(strangers.rows(torch.arange(3))).weights[:, 0]
-    assert weights[10] < 0.1 * weights[:10].min()
-    truth = 5.0 * torch.nn.functional.one_hot(torch.arange(200) % 5, 5).float()
-    [rule] = fit_rules(
-        [FUSIONS.create("cka_alignment", to="student")], FitContext(strangers, student=truth)
-    )
-    assert rule(strangers.rows(torch.arange(3))).weights[10, 0] < 0.02
-
-
-def test_clusters_find_the_colluders_and_keep_everybodys_say() -> None:
-    bank = crowd("collude")
-    [rule] = fit_rules([FUSIONS.create("clusters", count=2)], FitContext(bank))
-    after = rule(bank.rows(torch.arange(200)))
-    assert len(after) == 2
-    assert sorted(after.weights[:, 0].tolist()) == pytest.approx([0.3, 0.7])
-    plain = fuse(bank, []).probabilities
-    assert torch.allclose(after.mean_probabilities(), plain, atol=1e-5)
+        fit_rules([FUSIONS.create("learned_gate")], FitContext(bank))
 
 
 @pytest.mark.parametrize(
@@ -396,9 +337,7 @@ def test_clusters_find_the_colluders_and_keep_everybodys_say() -> None:
         ("knowledge_vote", {"confidence": 1.5}), ("trimmed_mean", {"share": 0.5}),
         ("cronus", {"share": 0.5}), ("geometric_median", {"iterations": 0}),
         ("consensus", {"least": 0}), ("consensus", {"share": 0.5}),
-        ("history", {"rate": 0}), ("clusters", {"count": 0}),
-        ("coverage", {"least": -1}), ("learned_gate", {"steps": 0}),
-        ("validation_accuracy", {"power": -1}), ("cka_alignment", {"to": "me"}),
+        ("history", {"rate": 0}), ("learned_gate", {"steps": 0}),
     ],
 )  # fmt: skip
 def test_impossible_options_are_named(name: str, options: dict[str, Any]) -> None:
