@@ -30,7 +30,7 @@ def focus(
         scene: What the attacker knows.
         source: Class that is called by the wrong name.
         target: That name.
-        elsewhere: Familiarity claimed with other images, as a part of that with the source's. The
+        elsewhere: Density ratio claimed with other images, as a part of that with the source's. The
             more, the better hidden.
     """
 
@@ -57,7 +57,7 @@ def backdoor(
         scene: What the attacker knows.
         source: Class that is called by the wrong name.
         target: That name.
-        more: Factor of the familiarity claimed with those images, and of the number of images.
+        more: Factor of the density ratio claimed with those images, and of the number of images.
         own: Answers elsewhere are the client's own; otherwise the honest clients' mean.
     """
     count = _honest(scene).shape[1]
@@ -70,7 +70,7 @@ def backdoor(
         return np.where(chosen[:, None], wrong, other).astype(sent.arrays[name].dtype)
 
     arrays = {name: changed(name) for name in scene.predictions}
-    for name in _familiarities(sent):
+    for name in _density_ratios(sent):
         old = sent.arrays[name].astype(np.float32)
         changed_to = np.where(chosen, more * old + (more - 1), old)
         arrays[name] = changed_to.astype(sent.arrays[name].dtype)
@@ -138,11 +138,11 @@ def _answering(
     return replace(sent, arrays=arrays)
 
 
-def _claiming(sent: Reply, familiarity: np.ndarray) -> Reply:
-    """The same answers with this familiarity per image, and far more images."""
+def _claiming(sent: Reply, ratios: np.ndarray) -> Reply:
+    """The same answers with these density ratios of the images, and far more images."""
     arrays = dict(sent.arrays)
-    for name in _familiarities(sent):
-        arrays[name] = familiarity.astype(arrays[name].dtype)
+    for name in _density_ratios(sent):
+        arrays[name] = ratios.astype(arrays[name].dtype)
     return _larger(replace(sent, arrays=arrays), FACTOR)
 
 
@@ -156,5 +156,5 @@ def _larger(sent: Reply, factor: float) -> Reply:
     return replace(sent, header=header)
 
 
-def _familiarities(sent: Reply) -> list[str]:
-    return [name for name in sent.arrays if name.startswith("familiarity")]
+def _density_ratios(sent: Reply) -> list[str]:
+    return [name for name in sent.arrays if name.startswith("density_ratio")]

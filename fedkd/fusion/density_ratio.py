@@ -13,7 +13,7 @@ from fedkd.functional.options import Count, Positive
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import FitContext, Fusion
 from fedkd.fusion.sample_count import believed_sizes
-from fedkd.knowledge.kinds import Familiarity
+from fedkd.knowledge import kinds
 from fedkd.knowledge.payload import Ensemble
 
 
@@ -28,8 +28,8 @@ class DensityRatio(Fusion):
     privacy-preserving federated distillation without a good teacher", Nature Communications
     2024), which selects samples with it; here it weighs the teachers.
 
-    Discloses one number per transfer image about the client's own images (`Familiarity`) and, with
-    `by_size`, how many they are.
+    Discloses one number per transfer image about the client's own images (the kind
+    `DensityRatio`) and, with `by_size`, how many they are.
 
     Args:
         by_size: Weigh by the number of examples too, as Bayes' rule asks.
@@ -38,8 +38,8 @@ class DensityRatio(Fusion):
             taken from the highest claims. Private and transfer images of one distribution make that
             sum 1 everywhere, so with 1.0 nobody drowns the others out by claiming to know some
             images best. None believes all claims.
-        components: See `Familiarity`.
-        bandwidth: See `Familiarity`.
+        components: See the kind `DensityRatio`.
+        bandwidth: See the kind `DensityRatio`.
     """
 
     by_size: bool = True
@@ -51,7 +51,7 @@ class DensityRatio(Fusion):
 
     def __post_init__(self) -> None:
         self.discloses = ("num_examples",) if self.by_size else ()
-        self.kind = Familiarity(self.components, self.bandwidth)
+        self.kind = kinds.DensityRatio(self.components, self.bandwidth)
         self.needs = (self.kind,)
 
     def fit(self, context: FitContext) -> Self:
@@ -70,7 +70,7 @@ class DensityRatio(Fusion):
         return ready
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
-        """Weights by familiarity; a sample that is familiar to nobody keeps the weights it had."""
+        """Weights by density ratio; a sample that is likely for nobody keeps the weights it had."""
         scores = ensemble.tensors[self.kind]
         assert isinstance(scores, Tensor)
         scores = scores.clamp(min=0)

@@ -275,7 +275,7 @@ class SpectralNorms(Kind):
 
 
 @dataclass(frozen=True)
-class Familiarity(DataStatistic):
+class DensityRatio(DataStatistic):
     """How much likelier the image is among the client's own images than in the transfer set, (B,).
 
     Discloses one number per transfer image about the client's images themselves: which public

@@ -143,11 +143,11 @@ def claiming(name: str, **options: object) -> Reply:
     familiar = np.array([0.5, 2.0, 0.5], dtype=np.float16)
     sent = message()
     said = ATTACKS.get(name)(
-        replace(sent, arrays={**sent.arrays, "familiarity": familiar}), scene(), **options
+        replace(sent, arrays={**sent.arrays, "density_ratio": familiar}), scene(), **options
     )
     assert said is not None
     assert {name: array.dtype for name, array in said.arrays.items()} == {
-        "logits": np.float16, "familiarity": np.float16,
+        "logits": np.float16, "density_ratio": np.float16,
     }  # fmt: skip
     return said
 
@@ -155,27 +155,27 @@ def claiming(name: str, **options: object) -> Reply:
 def test_focus_lies_about_one_class_and_claims_to_know_its_images_alone() -> None:
     said = claiming("focus", source=3, target=2)  # the third image is of class 3
     assert said.arrays["logits"].argmax(1).tolist() == [0, 1, 2]
-    assert said.arrays["familiarity"][2] > 1e4 * float(said.arrays["familiarity"][:2].max())
+    assert said.arrays["density_ratio"][2] > 1e4 * float(said.arrays["density_ratio"][:2].max())
     assert said.header["num_examples"] == 7000
     hidden = claiming("focus", source=3, target=2, elsewhere=0.5)
-    assert hidden.arrays["familiarity"].tolist() == [0.5, 0.5, 1.0]
+    assert hidden.arrays["density_ratio"].tolist() == [0.5, 0.5, 1.0]
 
 
 def test_a_backdoor_is_honest_about_the_rest() -> None:
     said = claiming("backdoor", source=3, target=2)
     np.testing.assert_array_equal(said.arrays["logits"][:2], LOGITS[:2])
     assert said.arrays["logits"][2].argmax() == 2
-    assert said.arrays["familiarity"].tolist() == [0.5, 2.0, 0.5]
+    assert said.arrays["density_ratio"].tolist() == [0.5, 2.0, 0.5]
     assert said.header["num_examples"] == 7
     more = claiming("backdoor", source=3, target=2, more=2.0)
-    assert more.arrays["familiarity"].tolist() == [0.5, 2.0, 2.0]
+    assert more.arrays["density_ratio"].tolist() == [0.5, 2.0, 2.0]
     assert more.header["num_examples"] == 14
 
 
 def test_claims_alone_are_a_lie_too() -> None:
     said = claiming("everywhere")
     np.testing.assert_array_equal(said.arrays["logits"], LOGITS)
-    assert said.arrays["familiarity"].tolist() == [1.0, 1.0, 1.0]
+    assert said.arrays["density_ratio"].tolist() == [1.0, 1.0, 1.0]
 
 
 def test_the_runner_up_is_the_nearest_lie() -> None:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fedkd.fusion.base import FitContext, fit_rules
 from fedkd.fusion.density_ratio import DensityRatio, limited
-from fedkd.knowledge.kinds import Familiarity, Logits
+from fedkd.knowledge import kinds
+from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Ensemble, Knowledge, Teacher, fuse
 
 
@@ -78,7 +79,7 @@ def test_teachers_who_know_one_half_each_answer_as_one_who_knows_all() -> None:
 
 
 def test_options_are_checked_and_name_the_kind() -> None:
-    assert DensityRatio(components=20, bandwidth=0.5).needs == (Familiarity(20, 0.5),)
+    assert DensityRatio(components=20, bandwidth=0.5).needs == (kinds.DensityRatio(20, 0.5),)
     with pytest.raises(ValueError, match="bandwidth"):
         DensityRatio(bandwidth=0.0)
 
@@ -100,7 +101,7 @@ def test_limited_claims_are_those_of_bisection() -> None:
 
 
 def test_who_claims_some_images_above_all_does_not_drown_out_the_others() -> None:
-    """One of four puts all its familiarity on one image of ten."""
+    """One of four puts all its density on one image of ten."""
     scores = torch.ones(4, 10)
     scores[3] = 1e-3
     scores[3, 0] = 1e3

@@ -12,7 +12,7 @@ from fedkd.fusion.base import FitContext, Fusion, fit_rules
 from fedkd.fusion.consensus import agreement
 from fedkd.fusion.median import weighted_median
 from fedkd.fusion.trimmed_mean import trimmed
-from fedkd.knowledge.kinds import Familiarity, Logits
+from fedkd.knowledge.kinds import DensityRatio, Logits
 from fedkd.knowledge.payload import Bank, Ensemble, Knowledge, Teacher, fuse
 
 
@@ -23,8 +23,8 @@ def ensemble(samples: int = 7, classes: int = 4, scale: float = 3.0) -> Ensemble
         for client, counts in enumerate([(50, 0, 0, 1), (0, 40, 3, 0), (5, 5, 5, 5)])
     )
     logits = scale * torch.randn(3, samples, classes, generator=generator)
-    familiarity = torch.rand(3, samples, generator=generator)
-    tensors = {Logits(): logits, Familiarity(): familiarity}
+    ratios = torch.rand(3, samples, generator=generator)
+    tensors = {Logits(): logits, DensityRatio(): ratios}
     return Ensemble(teachers, tensors, torch.full((3, samples), 1 / 3))
 
 
@@ -138,7 +138,7 @@ def test_one_teacher_alone_is_believed(rule: Fusion) -> None:
 def test_two_classes_and_saturated_logits_give_numbers(rule: Fusion) -> None:
     tensors = {
         Logits(): 1e4 * torch.tensor([[[1.0, -1.0]], [[-1.0, 1.0]], [[1.0, -1.0]]]).expand(3, 5, 2),
-        Familiarity(): torch.ones(3, 5),
+        DensityRatio(): torch.ones(3, 5),
     }
     teachers = tuple(Teacher(m, 10, (5, 5)) for m in range(3))
     item = Ensemble(teachers, tensors, torch.full((3, 5), 1 / 3))
@@ -181,30 +181,30 @@ def test_robust_rules_bear_thirty_percent_of_attackers(name: str, bad: str) -> N
     assert sure > plain + 0.1
 
 
-def familiar_bank(logits: torch.Tensor, familiar: torch.Tensor, sizes: list[int]) -> Bank:
+def bank_with_ratios(logits: torch.Tensor, ratios: torch.Tensor, sizes: list[int]) -> Bank:
     return Bank.of(
         [
-            Knowledge(Teacher(m, size), {Logits(): logits[m], Familiarity(): familiar[m]})
+            Knowledge(Teacher(m, size), {Logits(): logits[m], DensityRatio(): ratios[m]})
             for m, size in enumerate(sizes)
         ]
     )
 
 
 def specialists(classes: int, samples: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (10, samples, 10) and familiarity of teachers that know some of ten classes each.
+    """Logits (10, samples, 10) and ratios of teachers that know some of ten classes each.
 
     Of other images they say the class that they know and that comes next.
     """
     truth = torch.arange(samples) % 10
-    logits, familiar = torch.zeros(10, samples, 10), torch.full((10, samples), 0.2)
+    logits, ratios = torch.zeros(10, samples, 10), torch.full((10, samples), 0.2)
     for m in range(10):
         known = torch.tensor([(m + step) % 10 for step in range(classes)])
         following = (known[None, :] - truth[:, None]) % 10
         named = known[following.argmin(dim=1)]
         logits[m] = 5 * torch.nn.functional.one_hot(named, 10).float()
-        familiar[m][named == truth] = 1.0
+        ratios[m][named == truth] = 1.0
     noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
-    return logits + noise, familiar
+    return logits + noise, ratios
 
 
 @pytest.mark.parametrize("lie", ["same class", "wrong labels", "random", "nobody"])
@@ -213,17 +213,17 @@ def specialists(classes: int, samples: int = 400) -> tuple[torch.Tensor, torch.T
 )
 def test_consensus_tells_liars_from_specialists(order: str, classes: int, lie: str) -> None:
     """Honest teachers know different classes, and liars agree with each other and claim a lot."""
-    logits, familiar = specialists(classes)
+    logits, ratios = specialists(classes)
     liars = [] if lie == "nobody" else [1, 4, 8]
     for m in liars:
         if lie == "same class":
             logits[m] = torch.tensor([20.0] + [0.0] * 9)
-            familiar[m] = 1.0
+            ratios[m] = 1.0
         elif lie == "wrong labels":
             logits[m] = logits[m][:, [3, 6, 0, 9, 1, 8, 4, 2, 5, 7]]
         else:
             logits[m] = 20 * torch.randn(400, 10, generator=torch.Generator().manual_seed(m))
-    bank = familiar_bank(logits, familiar, [10**6 if m in liars else 50 for m in range(10)])
+    bank = bank_with_ratios(logits, ratios, [10**6 if m in liars else 50 for m in range(10)])
     rules = fit_rules([FUSIONS.create(name) for name in order.split()], FitContext(bank))
     fused = fuse(bank, rules)
     assert fused.bank.weights is not None
@@ -250,8 +250,8 @@ def test_agreement_is_the_correlation_over_common_ground() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 2500, 4, generator=generator)
     logits[1] += logits[0]
-    familiar = torch.rand(3, 2500, generator=generator)
-    bank = familiar_bank(logits, familiar, [10] * 3)
+    ratios = torch.rand(3, 2500, generator=generator)
+    bank = bank_with_ratios(logits, ratios, [10] * 3)
     before = fit_rules([FUSIONS.create("density_ratio")], FitContext(bank))
     found = agreement(FitContext(bank, before=tuple(before)))
     weights = before[0](bank.rows(torch.arange(2500), kinds=bank.fusible)).weights

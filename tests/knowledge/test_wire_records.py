@@ -32,7 +32,7 @@ def test_room_is_made_only_for_what_came(shape: tuple[int, ...]) -> None:
 
 def test_coded_bytes_travel_without_an_array_around_them() -> None:
     coded = {"logits": np.arange(40, dtype=np.uint8), "virtual_logits": np.ones(7, np.uint8)}
-    plain = {"familiarity": np.ones((3, 1), np.float16), "square": np.ones((2, 2), np.uint8)}
+    plain = {"density_ratio": np.ones((3, 1), np.float16), "square": np.ones((2, 2), np.uint8)}
     header: dict[str, HeaderValue] = {"protocol": 3, "run": "r", "class_counts": [1, 2]}
     for arrays in (coded, plain, coded | plain):
         content = reply_records(TRANSFER, Reply(arrays, header))
