@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import lsq_linear, nnls
+from scipy.optimize import lsq_linear, nnls  # type: ignore[import-untyped]
 
 Array = NDArray[np.float64]
 
