@@ -170,16 +170,21 @@ def load_config(
 ) -> Root:
     """As `load_experiment`, for any outermost section.
 
-    The key `base` names another file, from this one's folder: its values hold where this file
-    says nothing. Mappings are merged key by key, all else is replaced.
+    The key `base`, also that of an `experiment:` section, names another file, from this one's
+    folder: its values hold where this file has none. Mappings are merged key by key, all else is
+    replaced.
     """
+    values = read_config(path)
+    if "name" in root.model_fields:
+        values.setdefault("name", Path(path).stem)
+    return make_config(root, values, overrides, plugins=plugins)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The values of a config file and its bases, as `load_config` finds it."""
     if not isinstance(path, str | Path):
         raise ConfigError(f"path: expected a YAML file, got {path!r}")
-    file = _find(Path(path))
-    values = _read(file, str(path))
-    if "name" in root.model_fields:
-        values.setdefault("name", file.stem)
-    return make_config(root, values, overrides, plugins=plugins)
+    return _read(_find(Path(path)), str(path))
 
 
 def make_config(
@@ -281,6 +286,16 @@ def _read(file: Path, shown: str, above: tuple[Path, ...] = ()) -> dict[str, Any
         raise ConfigError(
             f"{shown}: expected a mapping of keys, such as rounds: 3, got {type(values).__name__}"
         )
+    inner = values.get("experiment")
+    if isinstance(inner, dict):
+        values["experiment"] = _on_base(inner, file, f"{shown}: experiment", above)
+    return _on_base(values, file, shown, above)
+
+
+def _on_base(
+    values: dict[str, Any], file: Path, shown: str, above: tuple[Path, ...]
+) -> dict[str, Any]:
+    """A section of a file, over the file that its `base` names."""
     if "base" not in values:
         return values
     base = file.parent / str(values.pop("base"))

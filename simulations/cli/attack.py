@@ -19,11 +19,4 @@ def attack(
     trust: TeacherWeights = False,
 ) -> None:
     """Try attacks on the knowledge against fusion rules: what does each cost the student?"""
-    from fedkd.studies.attack.report import costs_table
-    from fedkd.studies.attack.study import AttackStudy
-    from simulations.cli.steps import StepView
-
-    run_command(
-        AttackStudy, config, overrides, resume, trust=trust,
-        example="attack/quickstart.yaml", view=StepView, table=costs_table,
-    )  # fmt: skip
+    run_command("attack", config, overrides, resume, trust=trust)

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from fedkd.config import ConfigError, Experiment, Section, load_config
+from fedkd.config import ConfigError, Section, load_config, read_config
 
 if TYPE_CHECKING:
     from fedkd.runs.directory import RunDirectory
 
 Root = TypeVar("Root", bound=Section)
+
+STUDIES = ("ablate", "attack", "compare", "distill", "privacy sweep")
+"""Commands of studies, as their configs name them: `study: compare`."""
 
 
 def load(root: type[Root], path: str | Path, overrides: Sequence[str], command: str) -> Root:
@@ -36,44 +39,15 @@ def load(root: type[Root], path: str | Path, overrides: Sequence[str], command: 
         if key in seen:
             raise ConfigError(f"{key} is given twice: {seen[key]} and {word}")
         seen[key] = word
-    try:
-        return load_config(root, path, overrides)
-    except ConfigError:
-        other = _taken_by(root, path)
-        if other is None:
-            raise
+    other = read_config(path).get("study", "run")
+    own = root.model_fields["study"].default if "study" in root.model_fields else "run"
+    if other != own and other in (*STUDIES, "run"):
+        kind = "" if other != "run" else f" (for which it lacks a line `study: {own}`)"
         raise ConfigError(
-            f"{path}: is a config of fedkd {other}, not of fedkd {command}; "
+            f"{path}: is a config of fedkd {other}, not of fedkd {command}{kind}; "
             f"try: fedkd {other} {path}"
-        ) from None
-
-
-def _taken_by(root: type[Section], path: str | Path) -> str | None:
-    """The command whose kind of config the file is; None if it is of `root`'s, or of none."""
-    from fedkd.studies.attack.config import AttackConfig
-    from fedkd.studies.central.config import Study
-    from simulations.compare.config import Comparison
-    from simulations.compare.grid import Ablation
-    from simulations.compare.sweep import Sweep
-
-    kinds: dict[type[Section], str] = {
-        Experiment: "run",
-        Study: "distill",
-        Comparison: "compare",
-        Ablation: "ablate",
-        Sweep: "privacy sweep",
-        AttackConfig: "attack",
-    }
-    found = [command for kind, command in kinds.items() if kind is not root and _fits(kind, path)]
-    return None if _fits(root, path) or not found else found[0]
-
-
-def _fits(kind: type[Section], path: str | Path) -> bool:
-    try:
-        load_config(kind, path, plugins=False)
-    except ConfigError:
-        return False
-    return True
+        )
+    return load_config(root, path, overrides)
 
 
 def open_run(path: Path, *, trust: bool = False) -> RunDirectory:
@@ -87,13 +61,10 @@ def open_run(path: Path, *, trust: bool = False) -> RunDirectory:
         ConfigError: it is none; the message says what it is instead.
     """
     from fedkd.runs.directory import RunDirectory
+    from fedkd.studies.engine import kind_of
 
-    try:
-        return RunDirectory.open(path, trust=trust)
-    except ConfigError:
-        other = _taken_by(Experiment, path / "config.yaml") if path.is_dir() else None
-        if other is None:
-            raise
+    if (kind := kind_of(path)) is not None:
         raise ConfigError(
-            f"{path}: is a folder of fedkd {other}; expected a run directory, as fedkd run makes it"
-        ) from None
+            f"{path}: is a folder of fedkd {kind}; expected a run directory, as fedkd run makes it"
+        )
+    return RunDirectory.open(path, trust=trust)

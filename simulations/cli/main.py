@@ -25,7 +25,7 @@ from simulations.cli.ablate import ablate
 from simulations.cli.arguments import Config, Overrides, RunPath, StudentPath, TeacherWeights
 from simulations.cli.attack import attack
 from simulations.cli.audit import audit
-from simulations.cli.compare import compare, report_again
+from simulations.cli.compare import compare
 from simulations.cli.configs import load, open_run
 from simulations.cli.contribution import contribution
 from simulations.cli.deploy import app as deploy_app
@@ -310,9 +310,12 @@ def report(path: RunPath, trust: TeacherWeights = False) -> None:
     from fedkd.reporting.run_page import write_report
     from fedkd.runs.directory import RunDirectory
     from fedkd.studies.central.folder import StudyFolder
+    from fedkd.studies.engine import kind_of
+    from simulations.cli.study import report_again
     from simulations.cli.tables import summary_table
 
-    if report_again(path, trust=trust):
+    if (command := kind_of(path)) is not None:
+        report_again(path, command, trust=trust)
         return
     if StudyFolder.is_one(path):
         _report_study(path, trust)

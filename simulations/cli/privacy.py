@@ -8,8 +8,8 @@ import typer
 
 from fedkd.config import ConfigError
 from simulations.cli.arguments import Config, Overrides, TeacherWeights
-from simulations.cli.compare import Resume, side_by_side
 from simulations.cli.configs import load
+from simulations.cli.study import Resume, run_command
 
 app = typer.Typer(no_args_is_help=True, help="Budgets: plan one, sweep over several.")
 
@@ -20,7 +20,7 @@ def sweep(
         str | None, typer.Argument(help="a YAML file, e.g. configs/privacy/digits.yaml")
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, e.g. seeds=[0,1] rounds=2")
+        list[str] | None, typer.Argument(help="key=value, e.g. seeds=[0,1] experiment.rounds=2")
     ] = None,
     epsilon: Annotated[
         str | None, typer.Option(help="budgets instead of the config's, e.g. inf,10,5,2,1")
@@ -29,12 +29,10 @@ def sweep(
     trust: TeacherWeights = False,
 ) -> None:
     """Utility against epsilon: mechanisms, budgets and seeds in one table and picture."""
-    from simulations.compare.sweep import Sweep
-
     words = list(overrides or [])
     if epsilon is not None:
         words.append(f"epsilons=[{epsilon}]")
-    side_by_side(Sweep, config, words, resume, "privacy sweep", trust=trust)
+    run_command("privacy sweep", config, words, resume, trust=trust)
 
 
 @app.command("plan")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedkd.config import ConfigError, Experiment
-from simulations.cli.configs import load
+from simulations.cli.configs import STUDIES, load
 from simulations.failures import FAILED, INTERRUPTED
 
 if TYPE_CHECKING:
@@ -46,44 +47,79 @@ def show(console: Console, name: str, path: Path) -> None:
     console.print(f"{name:<8}{path}", soft_wrap=True, highlight=False, markup=False)
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A kind of study, for the console.
+
+    Attributes:
+        study: What is run.
+        table: What is shown of its results at the end.
+        view: Shows progress, under a title.
+        example: A config below configs/.
+    """
+
+    study: type[Study[Any, Any]]
+    table: Callable[[Record], Any]
+    view: Callable[[Console, str], AbstractContextManager[Any]]
+    example: str
+
+
+def kind_named(command: str) -> Kind:
+    """The kind of study that a command runs. Raises `ConfigError` if it is none."""
+    if command == "attack":
+        from fedkd.studies.attack.report import costs_table
+        from fedkd.studies.attack.study import AttackStudy
+        from simulations.cli.steps import StepView
+
+        return Kind(AttackStudy, costs_table, StepView, "attack/quickstart.yaml")
+    if command in ("compare", "ablate", "privacy sweep"):
+        from simulations.compare.study import AblationStudy, CompareStudy, SweepStudy
+        from simulations.compare.table import result_table
+        from simulations.compare.view import CompareView
+
+        kinds: dict[str, tuple[type[Study[Any, Any]], str]] = {
+            "compare": (CompareStudy, "compare/quickstart.yaml"),
+            "ablate": (AblationStudy, "ablate/fusion.yaml"),
+            "privacy sweep": (SweepStudy, "privacy/digits.yaml"),
+        }
+        study, example = kinds[command]
+        return Kind(study, result_table, CompareView, example)
+    raise ConfigError(f"study: expected one of {', '.join(STUDIES)}, got {command!r}")
+
+
 def run_command(
-    kind: type[Study[Any, Any]],
+    command: str,
     config: str | None,
     overrides: Sequence[str] | None,
     resume: Path | None,
     *,
     trust: bool,
-    example: str,
-    view: Callable[[Console, str], AbstractContextManager[Any]],
-    table: Callable[[Record], Any],
 ) -> None:
     """Run a study, or what is left of it.
 
     Args:
-        kind: Of study.
+        command: Which kind of study.
         config: Its file; None: that of the folder.
         overrides: `key=value` words.
         resume: The folder to go on in.
         trust: Import the plugins that the folder names.
-        example: A config, for messages.
-        view: Shows progress, under a title.
-        table: What the console shows at the end.
     """
     from fedkd.studies.engine import StudyFolder, run_study
     from simulations.cli.screen import screen
     from simulations.machine import check_machine
 
-    command = kind.config_class.model_fields["study"].default
+    kind = kind_named(command)
+    config_class = kind.study.config_class
     if config is None:
         if resume is None:
-            raise ConfigError(f"give a config file, e.g. fedkd {command} configs/{example}")
+            raise ConfigError(f"give a config file, e.g. fedkd {command} configs/{kind.example}")
         if overrides:
             raise ConfigError(f"{overrides[0]}: --resume goes on with the folder's own config")
-        folder = StudyFolder.open(resume, kind.config_class, trust=trust)
+        folder = StudyFolder.open(resume, config_class, trust=trust)
         folder.import_plugins()
-        study = kind(folder.config)
+        study = kind.study(folder.config)
     else:
-        study = kind(load(kind.config_class, config, overrides or [], command))
+        study = kind.study(load(config_class, config, overrides or [], command))
         study.check()  # what is missing or does not fit is found before a folder exists
         for cell in study.cells:
             if isinstance(cell.experiment, Experiment):
@@ -91,24 +127,38 @@ def run_command(
         if resume is None:
             folder = StudyFolder.new(study.config)
         else:
-            folder = StudyFolder.open(resume, kind.config_class, study.config)
+            folder = StudyFolder.open(resume, config_class, study.config)
     console = screen()
     trusted = " --trust" if folder.config.plugins else ""
     go_on = f"go on with: fedkd {command} --resume {folder.path}{trusted}"
-    with interruptible(go_on), folder.lock, view(console, f"study   {folder.path}") as notify:
+    with interruptible(go_on), folder.lock, kind.view(console, f"study   {folder.path}") as notify:
         results = run_study(study, folder, notify)
-    show_results(console, folder.path, table(results))
+    show_results(console, folder.path, kind, results)
     if not results["finished"]:
         failed = len(results["errors"])
         print(f"{failed} of {len(study.cells)} failed; {go_on}", file=sys.stderr)
         sys.exit(FAILED)
 
 
-def show_results(console: Console, folder: Path, table: Any) -> None:
-    """The end of a study's command: its table, where it is and where its page is."""
+def report_again(path: Path, command: str, *, trust: bool) -> None:
+    """Write results and page of a study's folder again; print its table."""
+    from fedkd.studies.engine import StudyFolder, present
+    from simulations.cli.screen import screen
+
+    kind = kind_named(command)
+    folder = StudyFolder.open(path, kind.study.config_class, trust=trust)
+    show_results(screen(), folder.path, kind, present(kind.study(folder.config), folder))
+
+
+def show_results(console: Console, folder: Path, kind: Kind, results: Record) -> None:
+    """The end of a study's command: its table, what failed, where it is and where its page is."""
+    from fedkd.reporting.table import Table
     from fedkd.studies.engine import REPORT
     from simulations.cli.tables import console_table
 
-    console.print(console_table(table))
+    table = kind.table(results)
+    console.print(console_table(table) if isinstance(table, Table) else table)
+    for label, error in results["errors"].items():
+        console.print(f"failed  {label}: {error}", soft_wrap=True, highlight=False, markup=False)
     show(console, "folder", folder)
     show(console, "report", folder / REPORT)

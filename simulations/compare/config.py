@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from fedkd.config import Component, ConfigError, Experiment, Section
 from fedkd.registry import nearest
+from fedkd.studies.config import Name, RowName, StudyConfig, distinct
 from simulations.baselines import BASELINES
 from simulations.compare.entries import Entry, changed, label, measured
 
@@ -19,17 +20,11 @@ OURS = "fedkd"
 _SHARED = ("seed", "clients", "data")
 _FREE = ("data.views",)
 
-Seeds = Annotated[
-    tuple[Annotated[int, Field(ge=0)], ...],
-    BeforeValidator(lambda value: [value] if isinstance(value, int) else value),
-]
-MethodName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
-
 
 class Method(Section):
     """One row of the comparison: fedkd with changes, or a baseline with options."""
 
-    name: MethodName
+    name: RowName
     fedkd: dict[str, Any] | None = Field(default=None, description="dotted key -> value")
     baseline: Component | None = None
 
@@ -65,12 +60,29 @@ def _methods(value: Any) -> Any:
     return [_method(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-# Not final, against the house rule: a comparison *is* an experiment and two keys more, so `base:`
-# and overrides mean in it what they mean in `fedkd run`.
-class Comparison(Experiment):
-    """Everything one comparison needs. `seeds` stands in for the experiment's `seed`."""
+class SideBySideConfig(StudyConfig):
+    """What comparisons, ablations and sweeps have in common: variants of one experiment.
 
-    seeds: Seeds = Field(default=(0,), min_length=1)
+    Changes are `{dotted key of the experiment: value}`.
+    """
+
+    experiment: Experiment = Experiment()
+
+    @abstractmethod
+    def entries(self) -> list[Entry]:
+        """The rows, in order. Raises `ConfigError` for what does not exist."""
+
+    @property
+    def base_experiment(self) -> Experiment:
+        """The experiment that rows change, under the study's name."""
+        return self.experiment.model_copy(update={"name": self.name, "output": self.output})
+
+
+class Comparison(SideBySideConfig):
+    """fedkd, as it is or changed, beside baselines."""
+
+    study: Literal["compare"] = "compare"
+    name: Name = "compare"
     methods: Annotated[tuple[Method, ...], BeforeValidator(_methods)] = Field(min_length=1)
     only: Annotated[
         tuple[str, ...] | None, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
@@ -78,7 +90,6 @@ class Comparison(Experiment):
 
     @model_validator(mode="after")
     def _no_name_twice(self) -> Comparison:
-        distinct(self.seeds, "seeds")
         names = [method.name for method in self.methods]
         distinct(names, "methods")
         for name in self.only or ():
@@ -92,21 +103,8 @@ class Comparison(Experiment):
     def entries(self) -> list[Entry]:
         """The rows, in order. Raises `ConfigError` for what does not exist."""
         chosen = self.only or tuple(method.name for method in self.methods)
-        base = base_experiment(self)
+        base = measured(self.base_experiment)
         return [_entry(base, method) for method in self.methods if method.name in chosen]
-
-
-def distinct(values: Sequence[object], where: str) -> None:
-    """Raises `ValueError` if a value is listed twice."""
-    for value, times in Counter(values).items():
-        if times > 1:
-            raise ValueError(f"{where}: {value!r} is listed twice")
-
-
-def base_experiment(config: Experiment) -> Experiment:
-    """The experiment in a comparison or an ablation, evaluated as all methods are."""
-    known = config.model_fields_set & Experiment.model_fields.keys()
-    return measured(Experiment(**{name: getattr(config, name) for name in known}))
 
 
 def _entry(base: Experiment, method: Method) -> Entry:
@@ -125,7 +123,7 @@ def _entry(base: Experiment, method: Method) -> Entry:
         if _within(key, _SHARED) and not _within(key, _FREE):
             raise ConfigError(
                 f"methods.{method.name}.fedkd: {key} is the same for all methods; set it for the "
-                "whole comparison"
+                "whole comparison, below experiment:"
             )
     experiment = changed(base, changes, f"methods.{method.name}.fedkd")
     about = ", ".join(f"{key}: {label(value)}" for key, value in changes.items())

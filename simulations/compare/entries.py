@@ -38,27 +38,6 @@ class Entry:
         """The experiment of one seed."""
         return self.experiment.model_copy(update={"seed": seed})
 
-    def settings(self, seed: int) -> dict[str, Any]:
-        """All that can change the result, as plain values; stored beside it."""
-        who = None if self.baseline is None else self.baseline.model_dump(mode="json")
-        return {"experiment": _plain(self.seeded(seed)), "baseline": who}
-
-    def gave(self, settings: Mapping[str, Any], seed: int) -> bool:
-        """Whether a result with these settings is this row's.
-
-        Older settings are read as today's: a key that came since has its default, which is what
-        it was like without the key.
-        """
-        try:
-            then = _plain(Experiment.model_validate(settings["experiment"]))
-        except (KeyError, ValueError):  # a key that is gone, or a value no longer allowed
-            return False
-        return {**settings, "experiment": then} == self.settings(seed)
-
-
-def _plain(experiment: Experiment) -> dict[str, Any]:
-    return experiment.model_dump(mode="json", exclude={"name", "output"})
-
 
 def changed(experiment: Experiment, changes: Mapping[str, Any], where: str) -> Experiment:
     """An experiment with dotted keys set anew. Raises `ConfigError` that starts with `where`."""

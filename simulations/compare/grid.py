@@ -11,11 +11,12 @@ from pydantic import Field, model_validator
 
 from fedkd.config import ConfigError, Experiment
 from fedkd.registry import nearest
-from simulations.compare.config import Seeds, base_experiment, distinct
+from fedkd.studies.config import Name, distinct
+from simulations.compare.config import SideBySideConfig
 from simulations.compare.entries import Entry, changed, label, measured, slug
 
 EXPERIMENT = "experiment"
-"""The factor that tells the data sets apart."""
+"""The factor that tells data sets apart."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,16 @@ class Choice:
     changes: Mapping[str, Any]
 
 
-class Ablation(Experiment):  # as `Comparison`: an experiment and a few keys more
-    """Everything one ablation needs. `seeds` stands in for the experiment's `seed`.
+class Ablation(SideBySideConfig):
+    """A grid of fedkd's own options.
 
     A factor called as a key of the experiment (`fusion`, `distillation.losses`) lists values,
     or names them: `{plain: [dkd], relations: [dkd, vrm]}`. Any other factor names sets of changes:
     `{small: {student.model: mlp}, large: {student.model: resnet20, distillation.epochs: 40}}`.
     """
 
-    seeds: Seeds = Field(default=(0,), min_length=1)
+    study: Literal["ablate"] = "ablate"
+    name: Name = "ablate"
     grid: dict[str, Any] = Field(min_length=1, description="factor -> choices")
     mode: Literal["grid", "each"] = Field(
         default="grid", description="all combinations, or each factor alone from the first choices"
@@ -45,7 +47,6 @@ class Ablation(Experiment):  # as `Comparison`: an experiment and a few keys mor
 
     @model_validator(mode="after")
     def _grid_is_one(self) -> Ablation:
-        distinct(self.seeds, "seeds")
         for factor, choices in self.factors().items():
             distinct([choice.label for choice in choices], f"grid.{factor}")
         return self
@@ -71,7 +72,7 @@ class Ablation(Experiment):  # as `Comparison`: an experiment and a few keys mor
 
     def entries(self) -> list[Entry]:
         """The rows: experiments outside, cells inside. Raises `ConfigError`."""
-        base = base_experiment(self)
+        base = measured(self.base_experiment)
         rows = []
         for setting, given in (self.experiments or {"": {}}).items():
             start = changed(base, given, f"experiments.{setting}") if given else base

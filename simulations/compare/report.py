@@ -12,13 +12,14 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from fedkd.io.records import SHAPES, read_json
 from fedkd.knowledge.store import write_atomically
 from fedkd.reporting import figures
+from fedkd.studies.engine import REPORT, Record
 from simulations.cli.tables import human_bytes
 from simulations.compare import pictures
-from simulations.compare.config import Comparison
+from simulations.compare.config import Comparison, SideBySideConfig
 from simulations.compare.effects import main_effects, two_way
-from simulations.compare.folder import CompareFolder, Record
 from simulations.compare.grid import EXPERIMENT, Ablation
 from simulations.compare.page import PAGE
 from simulations.compare.sweep import Sweep, budget
@@ -51,23 +52,25 @@ _CAPTION = (
 )
 
 
-def write_report(folder: CompareFolder, found: Record) -> Path:
+def write_report(config: SideBySideConfig, folder: Path, found: Record) -> Path:
     """Write `report.html` and return its path."""
-    path = folder.path / "report.html"
-    write_atomically(path, render(folder, found).encode("utf-8"))
+    path = folder / REPORT
+    write_atomically(path, render(config, folder, found).encode("utf-8"))
     return path
 
 
-def render(folder: CompareFolder, found: Record) -> str:
+def render(config: SideBySideConfig, folder: Path, found: Record) -> str:
     """The page as text."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     with figures.style():
-        if isinstance(folder.config, Sweep):
-            sections = _sweep(folder.config, found)
+        if isinstance(config, Sweep):
+            sections = _sweep(config, found)
+        elif isinstance(config, Ablation):
+            sections = _ablation(config, found)
         else:
-            sections = _ablation(folder, found) if found["factors"] else _comparison(found)
+            sections = _comparison(found)
     # What sends nothing is a bound, not a federated method.
     best = [name for name in ranked(found) if found["rows"][name]["up"]["mean"] > 0][:1]
     state = {"kind": "complete", "text": "complete"} if found["finished"] else {
@@ -76,22 +79,18 @@ def render(folder: CompareFolder, found: Record) -> str:
     seeds = found["seeds"]
     return environment.from_string(PAGE).render(
         name=found["name"],
-        identity=folder.path.name,
+        identity=folder.name,
         date=time.strftime("%Y-%m-%d %H:%M", time.localtime(_written(folder))),
         state=state,
         seeds=f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds",
-        sentence=_sentence(folder, found),
+        sentence=_sentence(config, found),
         best=None
         if not best or found["factors"]
         else {"name": best[0], "value": f"{shown('final', found['rows'][best[0]]['final'])} %"},
-        failures=[
-            f"{name}, seed {seed} failed: {error}"
-            for name, row in found["rows"].items()
-            for seed, error in row["errors"].items()
-        ],
+        failures=[f"{label} failed: {error}" for label, error in found["errors"].items()],
         sections=sections,
-        config=(folder.path / "config.yaml").read_text(encoding="utf-8"),
-        versions=folder.read_json("versions.json") or {},
+        config=(folder / "config.yaml").read_text(encoding="utf-8"),
+        versions=read_json(folder / "versions.json", SHAPES["versions.json"]) or {},
     )
 
 
@@ -126,23 +125,22 @@ def _progress(found: Record) -> str:
     return f"not complete · {done} of {total} results"
 
 
-def _sentence(folder: CompareFolder, found: Record) -> str:
-    config = folder.config
-    data = config.data
+def _sentence(config: SideBySideConfig, found: Record) -> str:
+    data, rounds = config.experiment.data, config.experiment.rounds
     what = (
         f"{len(found['rows'])} methods"
         if isinstance(config, Comparison)
         else f"{len(found['rows'])} cells of {' × '.join(f for f in found['factors'])}"
     )
-    counts = sorted({entry.experiment.clients for entry in folder.entries})
+    counts = sorted({entry.experiment.clients for entry in config.entries()})
     clients = " or ".join(map(str, counts))
     names = list(config.experiments) if isinstance(config, Ablation) else []
     where = ", ".join(names) if names else (
         f"{data.dataset.name}, {clients} clients, {data.partition.name} partition"
         + (f" (alpha {data.partition.options['alpha']})" if "alpha" in data.partition.options
            else "")
-        + f", {data.transfer.size:,} transfer images, {config.rounds} "
-        + ("round" if config.rounds == 1 else "rounds")
+        + f", {data.transfer.size:,} transfer images, {rounds} "
+        + ("round" if rounds == 1 else "rounds")
     )  # fmt: skip
     shared = (
         "All cells of a seed share what is not changed."
@@ -152,8 +150,8 @@ def _sentence(folder: CompareFolder, found: Record) -> str:
     return f"{what} on {where}. {shared}"
 
 
-def _written(folder: CompareFolder) -> float:
-    return (folder.path / "versions.json").stat().st_mtime
+def _written(folder: Path) -> float:
+    return (folder / "versions.json").stat().st_mtime
 
 
 def _table(
@@ -180,8 +178,9 @@ def _table(
             }
             for key, _, _ in columns
         ]
-        failed = f" · failed for {len(row['errors'])} of {len(found['seeds'])} seeds"
-        about = row["about"] + (failed if row["errors"] else "")
+        failed = sum(f"{name}, seed {seed}" in found["errors"] for seed in found["seeds"])
+        text = f" · failed for {failed} of {len(found['seeds'])} seeds"
+        about = row["about"] + (text if failed else "")
         if not row["has_student"]:
             about = f"{about} · the clients' own models, on average".strip(" ·")
         body.append({
@@ -246,9 +245,7 @@ def _traffic(seeds: Sequence[Record]) -> tuple[list[float], list[float], float]:
     return np.mean(sizes, axis=0).tolist(), np.mean(accuracy, axis=0).tolist(), transfer
 
 
-def _ablation(folder: CompareFolder, found: Record) -> list[Record]:
-    config = folder.config
-    assert isinstance(config, Ablation)
+def _ablation(config: Ablation, found: Record) -> list[Record]:
     factors = [factor for factor in found["factors"] if factor != EXPERIMENT]
     ranking = ranked(found)
     names = [*ranking, *(name for name in found["rows"] if name not in ranking)]

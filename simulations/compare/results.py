@@ -6,11 +6,12 @@ import csv
 import io
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 
 from fedkd.io.text import cell
 from fedkd.knowledge.store import write_atomically
+from fedkd.studies.engine import Found, Record
 from simulations.compare.entries import Entry
-from simulations.compare.folder import CompareFolder, Record
 
 NUMBERS = ("final", "best", "worst_client", "ece", "up", "down", "transfer", "seconds", "teachers",
            "spent")  # fmt: skip
@@ -19,26 +20,18 @@ _COLUMNS = ("final", "best", "best_round", "worst_client", "ece", "up", "down", 
 _ROUND = ("accuracy", "ece", "up", "down", "seconds")
 
 
-def results(folder: CompareFolder) -> Record:
+def results(entries: Sequence[Entry], found: Found) -> Record:
     """Everything the table, the pictures and the report show, from what is there."""
-    config = folder.config
-    rows = {entry.name: _row(folder, entry) for entry in folder.entries}
-    finished = all(len(row["seeds"]) == len(config.seeds) for row in rows.values())
-    done = [record for row in rows.values() for record in row["seeds"].values()]
+    done = list(found.values())
     return {
-        "name": config.name,
-        "sort": type(config).__name__.lower(),
-        "factors": list(folder.entries[0].choices),
-        "seeds": list(config.seeds),
+        "factors": list(entries[0].choices),
         "classes": done[0]["classes"] if done else [],
-        "finished": finished,
-        "rows": rows,
+        "rows": {entry.name: _row(entry, found) for entry in entries},
     }
 
 
-def _row(folder: CompareFolder, entry: Entry) -> Record:
-    found = {seed: folder.result(entry, seed) for seed in folder.config.seeds}
-    done = {seed: r for seed, r in found.items() if r is not None and "error" not in r}
+def _row(entry: Entry, found: Found) -> Record:
+    done = {seed: record for (name, seed), record in found.items() if name == entry.name}
     tables = [record["per_class"] for record in done.values()]
     return {
         "kind": entry.kind,
@@ -48,11 +41,6 @@ def _row(folder: CompareFolder, entry: Entry) -> Record:
         **{key: spread([record.get(key) for record in done.values()]) for key in NUMBERS},
         "per_class": [_mean(column) for column in zip(*tables, strict=True)],
         "seeds": {str(seed): record for seed, record in done.items()},
-        "errors": {
-            str(seed): record["error"]
-            for seed, record in found.items()
-            if record is not None and "error" in record
-        },
     }
 
 
@@ -70,7 +58,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return None if known is None else known["mean"]
 
 
-def write_tables(folder: CompareFolder, found: Record) -> None:
+def write_tables(folder: Path, found: Record) -> None:
     """Write `results.csv`, a line per row and seed, and `rounds.csv`, a line per round.
 
     Accuracies and ECE are shares, bytes sums over all clients (of one round in `rounds.csv`).
@@ -83,15 +71,15 @@ def write_tables(folder: CompareFolder, found: Record) -> None:
         start = [name, row["kind"], *(row["choices"][factor] for factor in factors)]
         for seed in found["seeds"]:
             record = row["seeds"].get(str(seed))
-            error = row["errors"].get(str(seed))
+            error = found["errors"].get(f"{name}, seed {seed}")
             if record is None and error is None:
                 continue
-            told = record or {}
-            lines.append([*start, seed, *(told.get(key) for key in _COLUMNS), error])
-            for each in told.get("rounds", ()):
+            numbers = record or {}
+            lines.append([*start, seed, *(numbers.get(key) for key in _COLUMNS), error])
+            for each in numbers.get("rounds", ()):
                 rounds.append([*start, seed, each["round"], *(each[key] for key in _ROUND)])
     for file, table in (("results.csv", lines), ("rounds.csv", rounds)):
-        write_atomically(folder.path / file, _csv(table))
+        write_atomically(folder / file, _csv(table))
 
 
 def _csv(table: Sequence[Sequence[object]]) -> bytes:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from fedkd.config import Experiment
-from simulations.compare.config import MethodName, Seeds, distinct
+from fedkd.studies.config import Name, RowName, distinct
+from simulations.compare.config import SideBySideConfig
 from simulations.compare.entries import Entry, changed, label
 
 # Where a mechanism lives in the config, and so where its epsilon goes.
@@ -21,23 +22,23 @@ def _epsilons(value: Any) -> Any:
     return [math.inf if item == "inf" else item for item in values]
 
 
-class Sweep(Experiment):  # as `Comparison`: an experiment and a few keys more
-    """Utility against budget. `seeds` stands in for the experiment's `seed`.
+class Sweep(SideBySideConfig):
+    """Utility against budget.
 
     A mechanism is a set of changes, dotted key -> value, among them `teachers.privacy` or `release`
     without its epsilon. At epsilon `inf` that one key is taken out and all others stay: the
     non-private path of the same federation.
     """
 
-    seeds: Seeds = Field(default=(0,), min_length=1)
+    study: Literal["privacy sweep"] = "privacy sweep"
+    name: Name = "sweep"
     epsilons: Annotated[
         tuple[Annotated[float, Field(gt=0, allow_inf_nan=True)], ...], BeforeValidator(_epsilons)
     ] = Field(default=(math.inf, 10.0, 5.0, 2.0, 1.0), min_length=1)
-    mechanisms: dict[MethodName, dict[str, Any]] = Field(min_length=1)
+    mechanisms: dict[RowName, dict[str, Any]] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _each_is_one(self) -> Sweep:
-        distinct(self.seeds, "seeds")
         distinct(self.epsilons, "epsilons")
         for name, changes in self.mechanisms.items():
             places = [place for place in PLACES if place in changes]
@@ -53,8 +54,7 @@ class Sweep(Experiment):  # as `Comparison`: an experiment and a few keys more
 
     def entries(self) -> list[Entry]:
         """The rows: mechanisms outside, budgets inside. Raises `ConfigError`."""
-        known = self.model_fields_set & Experiment.model_fields.keys()
-        base = Experiment(**{name: getattr(self, name) for name in known})
+        base = self.base_experiment
         quiet = base.evaluation.model_copy(
             update={"teachers": False, "clients": False, "baselines": ()}
         )
@@ -76,7 +76,7 @@ def _entry(base: Experiment, name: str, changes: Mapping[str, Any], epsilon: flo
     if math.isinf(epsilon):  # taken out of the finished config, whose defaults follow from it
         teachers = experiment.teachers.model_copy(update={"privacy": None})
         experiment = experiment.model_copy(update={"teachers": teachers, "release": None})
-    if place == "teachers.privacy":  # what a teacher says about test images is covered, and told
+    if place == "teachers.privacy":  # answers about test images are covered
         seen = experiment.evaluation.model_copy(update={"teachers": True})
         experiment = experiment.model_copy(update={"evaluation": seen})
     about = label(changes[place])

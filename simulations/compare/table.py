@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from simulations.compare.folder import Record
+from fedkd.studies.engine import Record
 from simulations.compare.report import ranked, shown
 
 # What fits 80 characters; the report has the rest.
@@ -19,13 +19,13 @@ _SWEPT = {
 
 
 def result_table(found: Record) -> Table:
-    """Rows with their means over seeds, best first; failures with their first error."""
+    """Rows with their means over seeds, best first."""
     table = Table(title=f"{found['name']} · {len(found['seeds'])} seeds", title_justify="left")
     for factor in found["factors"] or ["method"]:
         words = [row["choices"].get(factor, name) for name, row in found["rows"].items()]
         longest = max(len(factor), *map(len, words))
         table.add_column(factor, overflow="fold", min_width=min(14, longest))
-    swept = found["sort"] == "sweep"
+    swept = found["study"] == "privacy sweep"
     columns = _SWEPT if swept else _COLUMNS
     for title in columns.values():
         table.add_column(title, justify="right", no_wrap=True)
@@ -40,12 +40,4 @@ def result_table(found: Record) -> Table:
             *(f"[bold]{escape(word)}[/]" if bold else escape(word) for word in start),
             *(shown(key, row[key]) for key in columns),
         )
-    failures = [
-        f"{name}, seed {seed}: {error}"
-        for name, row in found["rows"].items()
-        for seed, error in row["errors"].items()
-    ]
-    if failures:
-        table.caption = escape("failed: " + "; ".join(failures))
-        table.caption_justify = "left"
     return table

@@ -18,8 +18,8 @@ class CompareView:
     last round, baselines start anew.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, title: str) -> None:
+        self._console, self._title = console, title
         self._stop = StopOnRequest()
         self._progress = Progress(
             TextColumn("{task.description:>28}"),
@@ -36,6 +36,7 @@ class CompareView:
 
     def __enter__(self) -> CompareView:
         self._stop.__enter__()
+        self._console.print(self._title, highlight=False, soft_wrap=True, markup=False)
         self._progress.start()
         return self
 
@@ -45,7 +46,7 @@ class CompareView:
 
     def __call__(self, event: str, **facts: Any) -> None:
         """One event. Raises `Interrupted` after Ctrl-C."""
-        if event == "row":
+        if event == "cell":
             self._progress.update(self._rows, completed=facts["done"], total=facts["total"])
             self._progress.reset(self._rounds, total=None, description=facts["label"], note="")
         elif event == "round":
@@ -53,7 +54,7 @@ class CompareView:
             self._progress.update(
                 self._rounds, completed=facts["round"], total=facts["rounds"], note=note
             )
-        elif event == "row_done":
+        elif event == "cell_done":
             self._console.print(_line(facts), highlight=False, soft_wrap=True)
         elif event == "refused":
             client, reason = facts["client"], escape(facts["reason"])

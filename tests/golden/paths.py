@@ -37,8 +37,7 @@ from fedkd.studies.engine import StudyFolder as Folder
 from fedkd.studies.engine import run_study as run_cells
 from simulations.baselines import BASELINES
 from simulations.compare.config import Comparison
-from simulations.compare.engine import run_entry
-from simulations.compare.folder import CompareFolder
+from simulations.compare.study import CompareStudy
 from simulations.local import run_local
 from tests.conftest import TINY
 
@@ -323,18 +322,18 @@ def _central_chain(folder: Path) -> Values:
 @path("compare")
 def _compare(folder: Path) -> Values:
     methods = ["fedkd", *BASELINES.names()]
-    given = {**TINY, "output": str(folder), "methods": methods}
+    given = {"experiment": TINY, "methods": methods}
     # Baselines that average weights need the student's network at every client.
-    own = ["teachers.models=[{name: cnn_tiny, norm: batch}]"]
-    place = CompareFolder.new(make_config(Comparison, given, own))
+    own = ["experiment.teachers.models=[{name: cnn_tiny, norm: batch}]"]
+    study = CompareStudy(make_config(Comparison, given, own))
     with mock.patch("simulations.job.write_report"):
-        rows = [(entry, run_entry(place, entry, 0)) for entry in place.entries]
+        rows = [(cell, study.run_cell(folder, cell)) for cell in study.cells]
     clock = ("seconds", "wall")
     # Messages of fedkd hold the path of the client's folder: their size depends on where it runs.
     sizes = ("up", "down")
     return {
-        entry.name: digest(row, *clock, *(sizes if entry.baseline is None else ()))
-        for entry, row in rows
+        cell.name: digest(row, *clock, *(sizes if cell.what.baseline is None else ()))
+        for cell, row in rows
     }
 
 

@@ -32,8 +32,7 @@ from simulations.cli.contribution import contribution
 from simulations.cli.status import status_of
 from simulations.client_app import _given_root
 from simulations.compare.config import Comparison
-from simulations.compare.engine import run_all
-from simulations.compare.folder import CompareFolder
+from simulations.compare.study import CompareStudy
 from simulations.local import run_local
 from tests.conftest import TINY
 
@@ -399,12 +398,13 @@ def test_a_comparison_does_not_go_on_with_other_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("simulations.job.write_report", lambda run: None)
-    values = small(tmp_path, data=TINY["data"], methods=["fedkd"], seeds=[0])
-    folder = CompareFolder.new(make_config(Comparison, values))
-    run_all(folder)
+    values = {"experiment": small(tmp_path, data=TINY["data"]), "methods": ["fedkd"]}
+    study = CompareStudy(make_config(Comparison, values))
+    folder = engine.StudyFolder.new(study.config, tmp_path)
+    engine.run_study(study, folder)
     images_changed(folder.path)
     with pytest.raises(ConfigError, match="the test images are not those that the study began"):
-        run_all(CompareFolder.open(folder.path))
+        engine.run_study(study, folder)
 
 
 def test_a_matrix_of_attacks_does_not_go_on_with_other_images(tmp_path: Path) -> None:

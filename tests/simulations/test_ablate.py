@@ -9,11 +9,11 @@ import pytest
 
 from fedkd.build import check
 from fedkd.config import ConfigError, load_config, make_config
+from fedkd.studies.engine import StudyFolder, run_study
 from simulations.compare.config import Comparison
 from simulations.compare.effects import main_effects, two_way
-from simulations.compare.engine import prepare, run_all
-from simulations.compare.folder import CompareFolder
 from simulations.compare.grid import Ablation
+from simulations.compare.study import AblationStudy
 from tests.conftest import TINY
 
 Make = Callable[..., Ablation]
@@ -25,7 +25,7 @@ def ablation(tmp_path: Path) -> Make:
     """`ablation({"fusion": [...]}, mode="each", ...)` on the tiny federation."""
 
     def make(grid: dict[str, Any], **more: Any) -> Ablation:
-        given = {**TINY, "output": str(tmp_path / "runs"), "grid": grid, **more}
+        given = {"experiment": TINY, "output": str(tmp_path / "runs"), "grid": grid, **more}
         return make_config(Ablation, given)
 
     return make
@@ -108,8 +108,9 @@ def test_an_ablation_ends_with_table_pictures_and_csv(
 ) -> None:
     monkeypatch.setattr("simulations.job.write_report", lambda run: None)
     grid = {"fusion": ["uniform", "entropy"], "student.model": ["cnn_tiny", "mlp"]}
-    folder = CompareFolder.new(ablation(grid, rounds=1))
-    found = run_all(folder)
+    study = AblationStudy(ablation(grid, experiment={**TINY, "rounds": 1}))
+    folder = StudyFolder.new(study.config)
+    found = run_study(study, folder)
     assert found["finished"]
     lines = list(csv.DictReader((folder.path / "results.csv").read_text().splitlines()))
     assert [(line["fusion"], line["student.model"]) for line in lines] == [
@@ -118,7 +119,7 @@ def test_an_ablation_ends_with_table_pictures_and_csv(
     assert all(0 < float(line["final"]) < 1 for line in lines)
     page = (folder.path / "report.html").read_text()
     assert page.count("<svg") == 2  # main effects, and a table of the two factors
-    assert len(list(folder.teachers.iterdir())) == 1  # four cells, the same teachers
+    assert len(list((folder.path / "teachers").iterdir())) == 1  # four cells, the same teachers
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_what_does_not_exist_is_one_line(
     ablation: Make, grid: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
-        prepare(ablation(grid))
+        AblationStudy(ablation(grid)).check()
     assert expected in str(raised.value)
     assert "\n" not in str(raised.value)
 

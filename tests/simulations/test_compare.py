@@ -2,26 +2,22 @@
 
 import csv
 import json
-import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from fedkd.config import ConfigError, load_config, make_config
 from fedkd.rounds import ExperimentContext, Interrupted
 from fedkd.runs.directory import RunDirectory
+from fedkd.studies.engine import Record, StudyFolder, run_study
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome, RoundResult
-from simulations.cli.main import main
 from simulations.compare.config import Comparison
-from simulations.compare.engine import prepare, read_run, run_all
-from simulations.compare.folder import CompareFolder
 from simulations.compare.results import spread
+from simulations.compare.study import CompareStudy, read_run
 from simulations.compare.teachers import teachers_key
 from simulations.local import run_local
 from tests.conftest import TINY
@@ -76,10 +72,17 @@ def comparison(tmp_path: Path) -> Make:
     """`comparison(["fedkd", "fake"], seeds=[0, 1], ...)` on the tiny federation."""
 
     def make(methods: list[Any], **more: Any) -> Comparison:
-        given = {**TINY, "output": str(tmp_path / "runs"), "methods": methods, **more}
+        given = {"experiment": TINY, "output": str(tmp_path / "runs"), "methods": methods, **more}
         return make_config(Comparison, given)
 
     return make
+
+
+Folder = StudyFolder[Comparison]
+
+
+def run_all(folder: Folder, notify: Any = lambda *_, **__: None, **options: bool) -> Record:
+    return run_study(CompareStudy(folder.config, **options), folder, notify)
 
 
 def numbers(value: Any) -> Any:
@@ -93,7 +96,7 @@ def numbers(value: Any) -> Any:
 
 
 def test_a_baselines_numbers_are_kept_with_final_and_best_apart(comparison: Make) -> None:
-    folder = CompareFolder.new(comparison(["fake"], seeds=[0, 1]))
+    folder = Folder.new(comparison(["fake"], seeds=[0, 1]))
     found = run_all(folder)
     row = found["rows"]["fake"]
     assert found["finished"]
@@ -114,7 +117,7 @@ def test_deviation_is_that_of_a_sample_and_unknown_for_one_seed() -> None:
 
 
 def test_csv_has_a_line_per_seed_and_one_per_round(comparison: Make) -> None:
-    folder = CompareFolder.new(
+    folder = Folder.new(
         comparison(["fake", {"name": "odd", "baseline": "fake", "fails_on": 1}], seeds=[0, 1])
     )
     run_all(folder)
@@ -141,9 +144,9 @@ def test_fedkd_runs_its_real_path_and_counts_only_its_own_messages(
     comparison: Make, tmp_path: Path
 ) -> None:
     config = comparison(["fedkd"])
-    folder = CompareFolder.new(config)
+    folder = Folder.new(config)
     record = run_all(folder)["rows"]["fedkd"]["seeds"]["0"]
-    experiment = folder.entries[0].seeded(0)
+    experiment = config.entries()[0].seeded(0)
     alone = run_local(experiment, run=RunDirectory.new(experiment, tmp_path / "alone"))
     outcome = read_run(alone)
     assert record["final"] == alone.read_json("summary.json")["student"]["accuracy"]
@@ -155,15 +158,15 @@ def test_fedkd_runs_its_real_path_and_counts_only_its_own_messages(
     assert any(entry.phase == "evaluate" for entry in ledger)
     # Client answers do not hold the path of the run's folder, so they are equal to the byte.
     train = [entry.up for entry in ledger if entry.phase == "knowledge"]
-    kept = RunDirectory.open(folder.run_path(folder.entries[0], 0)).messages()
+    kept = RunDirectory.open(folder.path / "methods" / "fedkd" / "seed0").messages()
     assert sum(train) > 10_000
-    assert abs(sum(e["up"] for e in kept if e["phase"] == "knowledge") - sum(train)) < 500
-    assert not (folder.run_path(folder.entries[0], 0) / "knowledge").exists()
+    assert abs(sum(e.up for e in kept if e.phase == "knowledge") - sum(train)) < 500
+    assert not (folder.path / "methods" / "fedkd" / "seed0" / "knowledge").exists()
 
 
 def test_the_report_shows_every_row_and_no_markup_of_strangers(comparison: Make) -> None:
     methods = ["fake", {"name": "odd", "baseline": "fake", "fails_on": 0}]
-    folder = CompareFolder.new(comparison(methods, seeds=[0, 1]))
+    folder = Folder.new(comparison(methods, seeds=[0, 1]))
     run_all(folder)
     page = (folder.path / "report.html").read_text()
     assert page.count("<svg") == 3
@@ -175,56 +178,32 @@ def test_the_report_shows_every_row_and_no_markup_of_strangers(comparison: Make)
 # -- resume ----------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_comparison_goes_on_and_ends_the_same(comparison: Make) -> None:
-    config = comparison(["fake", "fedkd", {"name": "last", "baseline": "fake"}])
-    whole = run_all(CompareFolder.new(config))
-    assert CALLS == [0, 0]
-    CALLS.clear()
-    folder = CompareFolder.new(config)
+def test_fedkds_own_rounds_go_on_where_they_were_interrupted(comparison: Make) -> None:
+    config = comparison(["fedkd"])
+    whole = run_all(Folder.new(config))
+    folder = Folder.new(config)
 
-    rounds: list[int] = []
-
-    def interrupt(event: str, **facts: Any) -> None:
+    def interrupt(event: str, **_: Any) -> None:
         if event == "round":
-            rounds.append(facts["round"])
-            if len(rounds) == 3:  # the fake's two, then fedkd's first
-                raise Interrupted
+            raise Interrupted
 
     with pytest.raises(Interrupted):
         run_all(folder, interrupt)
-    assert CALLS == [0]
-    assert folder.is_finished(folder.entries[0], 0)
-    assert not folder.is_finished(folder.entries[1], 0)
     again: list[int] = []
 
     def listen(event: str, **facts: Any) -> None:
         if event == "round":
             again.append(facts["round"])
 
-    found = run_all(CompareFolder.open(folder.path), listen)
-    assert CALLS == [0, 0]  # the first fake is not repeated
-    assert again == [2, 1, 2]  # fedkd goes on in its second round
+    found = run_all(Folder.open(folder.path, Comparison), listen)
+    assert again == [2]
     assert numbers(found["rows"]) == numbers(whole["rows"])
-
-
-def test_only_a_changed_method_is_run_again(comparison: Make) -> None:
-    folder = CompareFolder.new(comparison(["fake", {"name": "b", "baseline": "fake"}]))
-    run_all(folder)
-    changed = comparison(["fake", {"name": "b", "baseline": "fake", "lead": 0.25}])
-    CALLS.clear()
-    found = run_all(CompareFolder.open(folder.path, changed))
-    assert CALLS == [0]
-    assert found["rows"]["b"]["final"]["mean"] == pytest.approx(0.65)
-    assert found["rows"]["fake"]["final"]["mean"] == pytest.approx(0.4)
-    CALLS.clear()
-    run_all(CompareFolder.open(folder.path))
-    assert CALLS == []
 
 
 def test_results_outlive_a_new_key_of_the_config_but_not_a_changed_one(
     comparison: Make,
 ) -> None:
-    folder = CompareFolder.new(comparison(["fake"]))
+    folder = Folder.new(comparison(["fake"]))
     run_all(folder)
     place = folder.path / "methods" / "fake" / "seed0.json"
     record = json.loads(place.read_text())
@@ -236,27 +215,12 @@ def test_results_outlive_a_new_key_of_the_config_but_not_a_changed_one(
         place.write_text(json.dumps({**record, "settings": {"experiment": older, "baseline":
                                      record["settings"]["baseline"]}}))  # fmt: skip
         CALLS.clear()
-        run_all(CompareFolder.open(folder.path))
+        run_all(Folder.open(folder.path, Comparison))
         return bool(CALLS)
 
     assert not runs()
     assert runs(rounds=record["settings"]["experiment"]["rounds"] + 1)
     assert runs(no_longer_there=1)
-
-
-def test_what_failed_is_reported_and_tried_again(comparison: Make) -> None:
-    methods = [{"name": "odd", "baseline": "fake", "fails_on": 0}, "fake"]
-    folder = CompareFolder.new(comparison(methods))
-    found = run_all(folder)
-    assert found["rows"]["odd"]["errors"] == {"0": "RuntimeError: no such luck"}
-    assert found["rows"]["odd"]["final"] is None
-    assert found["rows"]["fake"]["final"]["mean"] == pytest.approx(0.4)
-    assert not found["finished"]
-    record = json.loads((folder.path / "methods" / "odd" / "seed0.json").read_text())
-    assert "second line" in record["traceback"]
-    CALLS.clear()
-    run_all(folder)
-    assert CALLS == [0]
 
 
 # -- shared teachers -------------------------------------------------------------------------------
@@ -267,25 +231,25 @@ def test_shared_teachers_change_nothing_but_the_time(comparison: Make) -> None:
         "fedkd",
         {"name": "uniform", "fedkd": {"fusion": "uniform", "data.views.strength": "weak"}},
     ]
-    config = comparison(methods, rounds=3)
-    shared, apart = CompareFolder.new(config), CompareFolder.new(config)
+    config = comparison(methods, experiment={**TINY, "rounds": 3})
+    shared, apart = Folder.new(config), Folder.new(config)
     together = run_all(shared)
     alone = run_all(apart, share=False)
     assert numbers(together["rows"]) == numbers(alone["rows"])
-    assert [path.name for path in shared.teachers.iterdir()] == [
-        teachers_key(shared.entries[0].seeded(0))
+    assert [path.name for path in (shared.path / "teachers").iterdir()] == [
+        teachers_key(config.entries()[0].seeded(0))
     ]
     # Three rounds of three clients, though a client keeps its last two teachers only.
-    assert len(list(shared.teachers.rglob("teacher-*.pt"))) == 9
-    assert not apart.teachers.exists()
+    assert len(list((shared.path / "teachers").rglob("teacher-*.pt"))) == 9
+    assert not (apart.path / "teachers").exists()
     student = [
-        RunDirectory.open(folder.run_path(folder.entries[1], 0)).read_json("summary.json")["hash"]
+        RunDirectory.open(folder.path / "methods/uniform/seed0").read_json("summary.json")["hash"]
         for folder in (shared, apart)
     ]
     assert student[0] == student[1]
-    saved = json.loads((shared.run_path(shared.entries[1], 0) / "saved.json").read_text())
+    saved = json.loads((shared.path / "methods/uniform/seed0/saved.json").read_text())
     assert sorted(saved) == ["1", "2", "3"]
-    assert not json.loads((shared.run_path(shared.entries[0], 0) / "saved.json").read_text())
+    assert not json.loads((shared.path / "methods/fedkd/seed0/saved.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -340,7 +304,7 @@ def test_what_does_not_exist_is_one_line(
     comparison: Make, methods: list[Any], expected: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
-        prepare(comparison(methods))
+        CompareStudy(comparison(methods)).check()
     assert expected in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -351,38 +315,3 @@ def test_a_resolved_config_reads_back_as_itself(comparison: Make, tmp_path: Path
     (tmp_path / "again.yaml").write_text(config.to_yaml())
     assert load_config(Comparison, tmp_path / "again.yaml") == config
     assert [entry.name for entry in config.entries()] == ["mine"]
-
-
-@pytest.fixture
-def fedkd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """`fedkd("compare", ...)`: exit code, stdout and stderr, in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "150")
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedkd", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
-
-
-def test_the_command_ends_with_table_and_paths(fedkd, tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**TINY, "methods": ["fake"]}))
-    code, out, err = fedkd("compare", "mine.yaml", "seeds=[0,1]")
-    assert (code, err) == (0, "")
-    assert "40.50 ± 0.71" in out
-    path = Path(re.search(r"^folder +(\S+)$", out, re.M)[1])  # type: ignore[index]
-    (path / "report.html").unlink()
-    code, out, _ = fedkd("report", path)
-    assert code == 0
-    assert (path / "report.html").is_file()
-    CALLS.clear()
-    code, out, err = fedkd("compare", "mine.yaml", "seeds=[0,1,2]", "--resume", path)
-    assert (code, CALLS) == (0, [2])
-    assert fedkd("ablate", "--resume", path)[0] == 2
-    code, out, err = fedkd("compare", "mine.yaml", "methods=[fakee]")
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert fedkd("compare")[0] == 2

@@ -10,8 +10,8 @@ import pytest
 
 from fedkd.config import ConfigError, Experiment, load_config, make_config
 from fedkd.runs.directory import RunDirectory
-from simulations.compare.engine import prepare, run_all
-from simulations.compare.folder import CompareFolder
+from fedkd.studies.engine import StudyFolder, run_study
+from simulations.compare.study import SweepStudy
 from simulations.compare.sweep import Sweep
 from simulations.compare.table import result_table
 from simulations.compare.teachers import teachers_key
@@ -37,7 +37,8 @@ VOTES: dict[str, Any] = {
 @pytest.fixture
 def sweep(tmp_path: Path) -> Make:
     def make(**more: Any) -> Sweep:
-        values = TINY | {"output": str(tmp_path), "rounds": 1, "epsilons": ["inf", 5]}
+        values: dict[str, Any] = {"experiment": TINY | {"rounds": 1}, "epsilons": ["inf", 5]}
+        values |= {"output": str(tmp_path)}
         return make_config(Sweep, values | {"mechanisms": {"dp_sgd": DP, "votes": VOTES}} | more)
 
     return make
@@ -80,7 +81,7 @@ def test_what_is_no_mechanism_is_refused(
 def test_a_leak_is_refused_before_anything_runs(sweep: Make) -> None:
     leaky = DP | {"fusion": ["class_gated"]}
     with pytest.raises(ConfigError, match=r"dp_sgd-5: fusion: 'class_gated' discloses"):
-        prepare(sweep(mechanisms={"dp_sgd": leaky}))
+        SweepStudy(sweep(mechanisms={"dp_sgd": leaky})).check()
 
 
 @pytest.mark.parametrize("epsilons", [[0], [-1.0], [math.nan], [2, 2]])
@@ -100,8 +101,8 @@ def test_a_sweep_ends_with_table_and_picture_and_inf_is_the_plain_path(
 ) -> None:
     monkeypatch.setattr("simulations.job.write_report", lambda run: None)
     config = sweep()
-    folder = CompareFolder.new(config)
-    found = run_all(folder)
+    folder = StudyFolder.new(config)
+    found = run_study(SweepStudy(config), folder)
     assert found["finished"]
     rows = found["rows"]
     assert rows["dp_sgd-inf"]["spent"] is None
@@ -116,13 +117,10 @@ def test_a_sweep_ends_with_table_and_picture_and_inf_is_the_plain_path(
     assert result_table(found).row_count == 4
 
     plain = run_local(tiny("rounds=1", "teachers.models=[mlp]", "fusion=[entropy]"))
-    swept = RunDirectory.open(folder.run_path(folder.entries[0], 0))
+    swept = RunDirectory.open(folder.path / "methods" / "dp_sgd-inf" / "seed0")
     assert swept.read_json("summary.json")["hash"] == plain.read_json("summary.json")["hash"]
 
-    again = CompareFolder.open(folder.path)
-    assert isinstance(again.config, Sweep)
-    assert again.config.epsilons == (math.inf, 5.0)
-    assert all(again.is_finished(entry, 0) for entry in again.entries)
+    assert StudyFolder.open(folder.path, Sweep).config.epsilons == (math.inf, 5.0)
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
@@ -130,4 +128,4 @@ def test_the_ready_configs_hold_together(name: str) -> None:
     config = load_config(Sweep, CONFIGS / "privacy" / f"{name}.yaml")
     assert len(config.entries()) == 15
     if name == "digits":
-        prepare(config)
+        SweepStudy(config).check()

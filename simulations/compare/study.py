@@ -1,4 +1,9 @@
-"""Every row for every seed, one after the other, each written down as it ends."""
+"""Variants of one experiment side by side: fedkd's own rounds, or a baseline, per row and seed.
+
+methods/NAME/seed0/     fedkd's own run directory, less the knowledge of its rounds
+teachers/HASH/          teachers that several of fedkd's rows share
+results.csv  rounds.csv
+"""
 
 from __future__ import annotations
 
@@ -7,27 +12,30 @@ import math
 import shutil
 import statistics
 import time
-import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from fedkd.build import check
 from fedkd.config import ConfigError, Experiment
+from fedkd.data.images import ImageSet
 from fedkd.data.splits import FederatedData
-from fedkd.io.records import SHAPES, read_json
+from fedkd.io.records import ROW, SHAPES, read_json
 from fedkd.knowledge.store import write_atomically
-from fedkd.rounds import Interrupted, Notify, experiment_context, silent, threads
+from fedkd.rounds import Notify, experiment_context, silent, threads
 from fedkd.runs.directory import RunDirectory, versions, write_json
 from fedkd.runs.events import ClientEvaluated, MessageCounted, RoundFinished, holdout_accuracies
-from fedkd.runs.signature import keep_images
+from fedkd.studies.engine import Cell, Found, Record, Study
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Outcome, RoundResult
 from simulations.client_app import make_client_app
+from simulations.compare.config import Comparison, SideBySideConfig
 from simulations.compare.entries import Entry
-from simulations.compare.folder import CompareFolder, Config, Record
+from simulations.compare.grid import Ablation
 from simulations.compare.report import write_report
 from simulations.compare.results import results, write_tables
+from simulations.compare.sweep import Sweep
 from simulations.compare.teachers import TeacherCache, teachers_key
 from simulations.local import run_local
 from simulations.machine import check_machine
@@ -35,110 +43,138 @@ from simulations.machine import check_machine
 # Phases of a round that measure and are no part of a method; baselines do not count theirs either.
 _MEASURED = "evaluate"
 
-
-def prepare(config: Config) -> None:
-    """Check all rows, and split the images once for each, before a folder exists.
-
-    Raises:
-        ConfigError: a name, option or number is wrong, or a loss does not fit the networks.
-        FileNotFoundError: images are missing; the message says how to get them.
-    """
-    seen = set()
-    for entry in config.entries():
-        experiment = entry.seeded(config.seeds[0])
-        if experiment.hash in seen:
-            continue
-        seen.add(experiment.hash)
-        try:
-            check(experiment)
-            check_machine(experiment, workers=False)
-            experiment_context(experiment)
-        except ConfigError as error:
-            raise ConfigError(f"{entry.name}: {error}") from None
+Config = TypeVar("Config", bound=SideBySideConfig)
 
 
-def run_all(folder: CompareFolder, notify: Notify = silent, *, share: bool = True) -> Record:
-    """Run what is not finished yet, and write results and report.
-
-    A row that raises is written down with its error, and the others go on.
+class SideBySide(Study[Config, Entry]):
+    """A row per entry of the config.
 
     Args:
-        folder: Where everything is written.
-        notify: Hears of progress. What it raises as `Interrupted` ends the work in good order.
+        config: Which rows there are.
         share: Train teachers that are the same for several rows once.
-
-    Returns:
-        The results, as in `results.json`.
     """
-    with folder.lock:
-        return _run_all(folder, notify, share=share)
+
+    shapes = ROW
+
+    def __init__(self, config: Config, *, share: bool = True) -> None:
+        super().__init__(config)
+        self.share = share
+
+    def check(self) -> None:
+        """Check all rows, and split the images once for each."""
+        seen = set()
+        for cell in self.cells:
+            experiment = _experiment(cell)
+            if cell.seed != self.config.seeds[0] or experiment.hash in seen:
+                continue
+            seen.add(experiment.hash)
+            try:
+                check(experiment)
+                check_machine(experiment, workers=False)
+                experiment_context(experiment)
+            except ConfigError as error:
+                raise ConfigError(f"{cell.name}: {error}") from None
+
+    def make_cells(self) -> list[Cell[Entry]]:
+        """Each row for each seed."""
+        return [
+            Cell(
+                entry.name,
+                seed,
+                f"methods/{entry.name}/seed{seed}",
+                entry.seeded(seed),
+                entry,
+                {"baseline": entry.baseline and entry.baseline.model_dump(mode="json")},
+            )
+            for seed in self.config.seeds
+            for entry in self.config.entries()
+        ]
+
+    def images(self, seed: int) -> Mapping[str, Mapping[str, ImageSet]]:
+        """Those of every way in which rows take their images."""
+        found = {}
+        for experiment in (_experiment(cell) for cell in self.cells if cell.seed == seed):
+            key = json.dumps([seed, experiment.data.model_dump(mode="json")])
+            if key not in found:
+                data = experiment_context(experiment).data
+                found[key] = {"transfer": data.transfer.images, "test": data.test}
+        return found
+
+    def run_cell(self, folder: Path, cell: Cell[Entry], notify: Notify = silent) -> Record:
+        """One row for one seed: rounds, verdicts of the clients, bytes, seconds."""
+        experiment, chosen = _experiment(cell), cell.what.baseline
+        started = time.perf_counter()
+        space = experiment_context(experiment)
+        if chosen is None:
+            outcome = self._run_fedkd(folder, cell, notify)
+            has_student = True
+        else:
+
+            def on_round(result: RoundResult) -> None:
+                accuracy, rounds = result.accuracy, experiment.rounds
+                notify("round", round=result.round, rounds=rounds, accuracy=accuracy)
+
+            baseline = BASELINES.create(chosen.name, **chosen.options)
+            with threads(experiment.resources.server_threads):
+                outcome = baseline.run(space, on_round)
+            has_student = baseline.has_student
+        wall = time.perf_counter() - started
+        return _facts(outcome, space.data, experiment.clients, has_student) | {"wall": wall}
+
+    def results(self, folder: Path, found: Found) -> Record:
+        """Rows with means and deviations over the seeds."""
+        return results(self.config.entries(), found)
+
+    def write(self, folder: Path, results: Record) -> None:
+        """Tables and page."""
+        write_tables(folder, results)
+        write_report(self.config, folder, results)
+
+    def _run_fedkd(self, folder: Path, cell: Cell[Entry], notify: Notify) -> Outcome:
+        """The real path of `fedkd run --runner local`, from its last checkpoint if it has one."""
+        experiment = _experiment(cell)
+        run = _run_directory(folder / cell.path, experiment)
+        cache, key = None, teachers_key(experiment)
+        if self.share and key is not None:
+            cache = TeacherCache(folder / "teachers" / key)
+
+        def pass_on(event: str, **facts: Any) -> None:
+            if event == "round":
+                accuracy, number = facts["student"]["accuracy"], facts["round"]
+                if cache is not None:
+                    write_json(run.path / "saved.json", _saved(run, cache))
+                notify("round", round=number, rounds=experiment.rounds, accuracy=accuracy)
+            elif event != "done":
+                notify(event, **facts)
+
+        app = make_client_app([] if cache is None else [cache])
+        run_local(experiment, run=run, notify=pass_on, client_app=app)
+        outcome = read_run(run)
+        shutil.rmtree(run.path / "knowledge")  # megabytes per round, and the report is written
+        return outcome
 
 
-def _run_all(folder: CompareFolder, notify: Notify, *, share: bool) -> Record:
-    for experiment in _splits(folder):
-        data = experiment_context(experiment).data
-        key = json.dumps([experiment.seed, experiment.data.model_dump(mode="json")])
-        keep_images(folder.path, key, transfer=data.transfer.images, test=data.test)
-    work = [(entry, seed) for seed in folder.config.seeds for entry in folder.entries]
-    for number, (entry, seed) in enumerate(work):
-        label = f"{entry.name}, seed {seed}"
-        notify("row", label=label, done=number, total=len(work))
-        if folder.is_finished(entry, seed):
-            continue
-        try:
-            facts = run_entry(folder, entry, seed, notify, share=share)
-        except Interrupted:
-            raise
-        except Exception as error:  # one method's fault must not cost the night's other results
-            said = f"{type(error).__name__}: {error}".splitlines()[0]
-            facts = {"error": said, "traceback": traceback.format_exc()}
-        folder.finish(entry, seed, facts)
-        notify("row_done", label=label, **facts)
-        write_json(folder.path / "results.json", results(folder))
-    notify("row", label="report", done=len(work), total=len(work))
-    return write_all(folder)
+class CompareStudy(SideBySide[Comparison]):
+    """`fedkd compare`."""
+
+    config_class = Comparison
 
 
-def _splits(folder: CompareFolder) -> list[Experiment]:
-    """One experiment for every way in which rows of the first seed take their images."""
-    found: dict[str, Experiment] = {}
-    for entry in folder.entries:
-        experiment = entry.seeded(folder.config.seeds[0])
-        found.setdefault(experiment.data.model_dump_json(), experiment)
-    return list(found.values())
+class AblationStudy(SideBySide[Ablation]):
+    """`fedkd ablate`."""
+
+    config_class = Ablation
 
 
-def write_all(folder: CompareFolder) -> Record:
-    """Write results, tables and report from what is there, and return the results."""
-    found = results(folder)
-    write_json(folder.path / "results.json", found)
-    write_tables(folder, found)
-    write_report(folder, found)
-    return found
+class SweepStudy(SideBySide[Sweep]):
+    """`fedkd privacy sweep`."""
+
+    config_class = Sweep
 
 
-def run_entry(
-    folder: CompareFolder, entry: Entry, seed: int, notify: Notify = silent, *, share: bool = True
-) -> Record:
-    """One row for one seed: rounds, verdicts of the clients, bytes, seconds."""
-    experiment = entry.seeded(seed)
-    started = time.perf_counter()
-    space = experiment_context(experiment)
-    if entry.baseline is None:
-        outcome = _run_fedkd(folder, entry, seed, notify, share=share)
-        has_student = True
-    else:
-        rounds = experiment.rounds
-
-        def on_round(result: RoundResult) -> None:
-            notify("round", round=result.round, rounds=rounds, accuracy=result.accuracy)
-
-        baseline = BASELINES.create(entry.baseline.name, **entry.baseline.options)
-        with threads(experiment.resources.server_threads):
-            outcome = baseline.run(space, on_round)
-        has_student = baseline.has_student
-    wall = time.perf_counter() - started
-    return _facts(outcome, space.data, experiment.clients, has_student) | {"wall": wall}
+def _experiment(cell: Cell[Entry]) -> Experiment:
+    assert isinstance(cell.experiment, Experiment)
+    return cell.experiment
 
 
 def _facts(outcome: Outcome, data: FederatedData, clients: int, has_student: bool) -> Record:
@@ -181,35 +217,8 @@ def _plain(value: Any) -> Any:
 # -- fedkd -----------------------------------------------------------------------------------------
 
 
-def _run_fedkd(
-    folder: CompareFolder, entry: Entry, seed: int, notify: Notify, *, share: bool
-) -> Outcome:
-    """The real path of `fedkd run --runner local`, from its last checkpoint if it has one."""
-    run = _run_directory(folder, entry, seed)
-    experiment = run.experiment
-    cache, key = None, teachers_key(experiment)
-    if share and key is not None:
-        cache = TeacherCache(folder.teachers / key)
-
-    def hear(event: str, **facts: Any) -> None:
-        if event == "round":
-            accuracy, number = facts["student"]["accuracy"], facts["round"]
-            if cache is not None:
-                write_json(run.path / "saved.json", _saved(run, cache))
-            notify("round", round=number, rounds=experiment.rounds, accuracy=accuracy)
-        elif event != "done":
-            notify(event, **facts)
-
-    app = make_client_app([] if cache is None else [cache])
-    run_local(experiment, run=run, notify=hear, client_app=app)
-    outcome = read_run(run)
-    shutil.rmtree(run.path / "knowledge")  # megabytes per round, and the report is written
-    return outcome
-
-
-def _run_directory(folder: CompareFolder, entry: Entry, seed: int) -> RunDirectory:
+def _run_directory(path: Path, experiment: Experiment) -> RunDirectory:
     """The row's run directory; one of another config makes room."""
-    path, experiment = folder.run_path(entry, seed), entry.seeded(seed)
     config = path / "config.yaml"
     if path.is_dir() and (
         not config.is_file()
