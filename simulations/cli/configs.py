@@ -39,12 +39,12 @@ def load(root: type[Root], path: str | Path, overrides: Sequence[str], command: 
         if key in seen:
             raise ConfigError(f"{key} is given twice: {seen[key]} and {word}")
         seen[key] = word
-    other = read_config(path).get("study", "run")
     own = root.model_fields["study"].default if "study" in root.model_fields else "run"
+    values = read_config(path)
+    other = values.get("study", own if "experiment" in values else "run")
     if other != own and other in (*STUDIES, "run"):
-        kind = "" if other != "run" else f" (for which it lacks a line `study: {own}`)"
         raise ConfigError(
-            f"{path}: is a config of fedkd {other}, not of fedkd {command}{kind}; "
+            f"{path}: is a config of fedkd {other}, not of fedkd {command}; "
             f"try: fedkd {other} {path}"
         )
     return load_config(root, path, overrides)
