@@ -113,13 +113,13 @@ def test_open_run_opens_a_run(tmp_path: Path) -> None:
     [
         ("run", "quickstart", "resources.client_gpus=99"),
         ("run", "quickstart", "resources.device=cuda:99"),
-        ("compare", "compare/quickstart", "resources.client_gpus=99"),
-        ("compare", "compare/quickstart", "resources.device=cuda:99"),
-        ("ablate", "ablate/fusion", "resources.client_gpus=99"),
-        ("privacy sweep", "privacy/digits", "resources.device=cuda:99"),
+        ("compare", "compare/quickstart", "experiment.resources.client_gpus=99"),
+        ("compare", "compare/quickstart", "experiment.resources.device=cuda:99"),
+        ("ablate", "ablate/fusion", "experiment.resources.client_gpus=99"),
+        ("privacy sweep", "privacy/digits", "experiment.resources.device=cuda:99"),
         ("attack", "attack/quickstart", "experiment.resources.client_gpus=99"),
         ("attack", "attack/quickstart", "experiment.resources.device=cuda:99"),
-        ("distill", "distill/digits", "resources.device=cuda:99"),
+        ("distill", "distill/digits", "experiment.resources.device=cuda:99"),
     ],
 )
 def test_a_device_that_is_not_here_is_refused_before_a_folder_exists(
