@@ -22,9 +22,6 @@ if TYPE_CHECKING:  # `X as X`: re-exported, for type checkers
         Experiment as Experiment,
     )
     from fedkd.config import (
-        Optimizer as Optimizer,
-    )
-    from fedkd.config import (
         load_experiment as load_experiment,
     )
     from fedkd.config import (
@@ -46,13 +43,14 @@ if TYPE_CHECKING:  # `X as X`: re-exported, for type checkers
     from fedkd.models import MODELS as MODELS
     from fedkd.models.network import Network as Network
     from fedkd.training.evaluation import evaluate as evaluate
+    from fedkd.training.optimizers import Optimizer as Optimizer
 
 _PUBLIC = {
     "network": "api",
     "train_student": "api",
     "train_teacher": "api",
     "Experiment": "config",
-    "Optimizer": "config",
+    "Optimizer": "training.optimizers",
     "load_experiment": "config",
     "make_experiment": "config",
     "load_dataset": "data.datasets",

@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from fedkd.build import objective_of
-from fedkd.config import Experiment, Optimizer, Teachers
+from fedkd.build import LocalTraining, objective_of
+from fedkd.config import Experiment
 from fedkd.data.images import ImageSet
 from fedkd.data.views import AUGMENTATIONS, MAGNITUDES, Strength, virtual_view
 from fedkd.distillation.batches import TransferBatches
@@ -30,7 +30,6 @@ from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, EnsembleLoss
 from fedkd.models.arguments import (
     a_network,
-    an_optimizer,
     fitting,
     function,
     image_set,
@@ -43,6 +42,7 @@ from fedkd.models.build import build_model
 from fedkd.models.network import Network, parameter_count, shown
 from fedkd.randomness import stream_seed
 from fedkd.registry import Registry
+from fedkd.training.optimizers import Optimizer, an_optimizer
 from fedkd.training.supervised import fit
 
 logger = logging.getLogger(__name__)
@@ -103,16 +103,17 @@ def train_teacher(
     Raises:
         ValueError: an argument is none, or the teacher does not fit the images or the classes.
     """
-    options = Teachers(
+    options = LocalTraining(
         epochs=whole("epochs", epochs, 1),
         batch_size=whole("batch_size", batch_size, 1),
         optimizer=an_optimizer("optimizer", optimizer),
         augment=one_of("augment", augment, list(AUGMENTATIONS)),
+        label_smoothing=0.0,
     )
     seed = whole("seed", seed, 0)
     image_set("shard", shard, labelled=True)
     fitting("teacher", a_network("teacher", teacher, "shard"), shard, "shard", trained=True)
-    fit(teacher, shard, options, seed=seed)
+    fit(teacher, shard, **options, seed=seed)
     return teacher
 
 

@@ -6,11 +6,12 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
-from fedkd.config import Component, ConfigError, Experiment, import_plugins
+from fedkd.config import Component, ConfigError, Experiment, Teachers, import_plugins
+from fedkd.config import Optimizer as OptimizerSection
 from fedkd.config import Term as LossTerm
 from fedkd.data import DATASETS, PARTITIONS, ImageSet
 from fedkd.data.datasets import load_dataset
@@ -29,6 +30,7 @@ from fedkd.models.network import Network
 from fedkd.privacy.release import RELEASES
 from fedkd.privacy.release.base import Release
 from fedkd.registry import Registry, nearest
+from fedkd.training.optimizers import Optimizer
 
 
 def check(experiment: Experiment) -> None:
@@ -173,6 +175,32 @@ def build_network(
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def build_optimizer(section: OptimizerSection) -> Optimizer:
+    """The options of an optimiser."""
+    return Optimizer(**section.model_dump())
+
+
+class LocalTraining(TypedDict):
+    """Arguments of `fedkd.training.supervised.fit` that a config gives."""
+
+    epochs: int
+    batch_size: int
+    optimizer: Optimizer
+    augment: str
+    label_smoothing: float
+
+
+def local_training(teachers: Teachers, epochs: int | None = None) -> LocalTraining:
+    """How the clients train, in a config's number of epochs or another."""
+    return LocalTraining(
+        epochs=teachers.epochs if epochs is None else epochs,
+        batch_size=teachers.batch_size,
+        optimizer=build_optimizer(teachers.optimizer),
+        augment=teachers.augment,
+        label_smoothing=teachers.label_smoothing,
+    )
 
 
 def build_objective(experiment: Experiment) -> Objective:

@@ -20,12 +20,13 @@ PACKAGES = ("fedkd", "strategies", "simulations", "configs")
 # Rooms from the ground up. A room may import from floors below its own, and from itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("functional", "io", "randomness", "registry", "configs"),
-    ("config", "data"),
+    ("data",),
     ("models",),
     ("knowledge",),
     ("losses", "fusion"),
     ("training",),
-    ("distillation", "privacy"),
+    ("config", "distillation"),
+    ("privacy",),
     ("build",),
     ("runs", "attacks", "api"),
     ("rounds", "reporting"),

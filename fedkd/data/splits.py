@@ -68,6 +68,12 @@ class FederatedData:
         rows = np.concatenate([self.shard_rows[client], self.holdout_rows[client]])
         return self.source.subset(np.sort(rows))
 
+    def pooled(self) -> ImageSet:
+        """All clients' private images in one place, as no federation has them."""
+        shards = [self.shard(client) for client in range(self.num_clients)]
+        labels = torch.cat([shard.labels for shard in shards if shard.labels is not None])
+        return ImageSet(torch.cat([shard.images for shard in shards]), labels, self.classes)
+
     def holdout(self, client: int) -> ImageSet:
         """The labelled images that `client` keeps for its own validation; may be empty."""
         return self.source.subset(self.holdout_rows[self._known(client)])

@@ -11,17 +11,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fedkd.config import Distillation, Optimizer
 from fedkd.distillation.batches import Batch, BatchSource
 from fedkd.distillation.objective import Objective, Value
 from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.knowledge.payload import not_finite
 from fedkd.losses.base import EnsembleLoss
-from fedkd.models.arguments import a_network, an_optimizer, function, one_of, whole
+from fedkd.models.arguments import a_network, function, one_of, whole
 from fedkd.models.network import Network, shown
 from fedkd.randomness import seeded
 from fedkd.training.batches import batch_norm, check_batch_size
 from fedkd.training.loop import Measured, Phase, Trainer, gradient_norm
+from fedkd.training.optimizers import DEFAULT_OPTIMIZER, Optimizer, an_optimizer
 
 STUDENT = Phase("the student", "lower the learning rate or a loss's weight")
 
@@ -62,7 +62,7 @@ def distill(
     batches: BatchSource,
     objective: Objective,
     *,
-    epochs: int = Distillation().epochs,
+    epochs: int = 30,
     optimizer: Optimizer | None = None,
     moments: dict[str, Any] | None = None,
     fitted: Mapping[str, Tensor] | None = None,
@@ -137,7 +137,7 @@ def rehearse(student: Network, batches: BatchSource, objective: Objective) -> No
     Raises:
         ValueError: a loss does not fit student and teachers, or batches are too small.
     """
-    _Loop(student, batches, copy.deepcopy(objective), 1, Optimizer(), "float32", 0)
+    _Loop(student, batches, copy.deepcopy(objective), 1, DEFAULT_OPTIMIZER, "float32", 0)
 
 
 def _check_parts(student: object, batches: object, objective: object) -> None:

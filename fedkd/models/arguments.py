@@ -13,7 +13,6 @@ from typing import TypeVar
 
 from torch import nn
 
-from fedkd.config import Optimizer
 from fedkd.data.images import ImageSet
 from fedkd.data.transfer import TransferSet
 from fedkd.models.checks import check_network, check_training
@@ -149,14 +148,3 @@ def fitting(
     if trained:
         check_training(network, name, tried, classes, where)
     return network
-
-
-def an_optimizer(name: str, value: object) -> Optimizer:
-    """An `Optimizer`, by default ours. Raises `ValueError`."""
-    if value is None:
-        return Optimizer()
-    if not isinstance(value, Optimizer):
-        raise ValueError(
-            f"{name}: expected a fedkd.Optimizer, e.g. fedkd.Optimizer(lr=0.01), got {shown(value)}"
-        )
-    return value

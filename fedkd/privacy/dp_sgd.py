@@ -24,17 +24,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedkd.config import Teachers
 from fedkd.data.images import ImageSet
 from fedkd.data.views import augment_batch
-from fedkd.losses.kd import kd_loss
 from fedkd.models.network import Network
 from fedkd.privacy.clipping import ClippedSteps, Clipping, Criterion, Part
 from fedkd.privacy.model_check import static_problems
 from fedkd.privacy.noise import SecureGenerator
 from fedkd.randomness import seeded
 from fedkd.training.loop import check_finite
-from fedkd.training.optimizers import make_optimizer
+from fedkd.training.optimizers import DEFAULT_OPTIMIZER, Optimizer, make_optimizer
+from fedkd.training.supervised import Regulariser
 
 
 @dataclass(frozen=True)
@@ -100,12 +99,14 @@ class Mechanism:
 def fit_private(
     teacher: Network,
     shard: ImageSet,
-    options: Teachers,
     mechanism: Mechanism,
     *,
+    optimizer: Optimizer = DEFAULT_OPTIMIZER,
+    augment: str = "none",
+    label_smoothing: float = 0.0,
     seed: int | None = None,
     noise_seed: int | None = None,
-    student: Network | None = None,
+    regulariser: Regulariser | None = None,
 ) -> None:
     """Train `teacher` (in place) on a private shard for one round of `mechanism`.
 
@@ -115,25 +116,26 @@ def fit_private(
     Args:
         teacher: A network that `check_private` has let pass.
         shard: Labelled private images, any number of them; none moves the teacher by noise alone.
-        options: Optimiser, augmentation, label smoothing and feedback. Epochs and batch size are
-            the mechanism's.
-        mechanism: What is done.
+        mechanism: What is done: how many steps, and of how many images.
+        optimizer: Optimiser and schedule.
+        augment: Recipe, as in plain training.
+        label_smoothing: As in plain training.
         seed: Of who is drawn, augmentation and dropout; None takes a secret from the operating
             system. The bound for sampled batches holds only against those who cannot tell who was
             drawn, and the server knows the run's seed: give one in simulations only.
         noise_seed: Of the noise, otherwise the operating system's. Who knows it can take the noise
             away again, so there is no privacy: for tests only.
-        student: The server's student as a regulariser, as in plain training.
+        regulariser: What else the teacher is held to.
 
     Raises:
         ValueError: a model that is seen to break the guarantee, an optimiser that clips batches,
             or a shard without labels.
-        RuntimeError: weights are not finite, the teacher's before or after, or the student's.
+        RuntimeError: weights are not finite, before or after.
     """
     problems = list(static_problems(teacher, mechanism.clipping))
     if problems:
         raise ValueError(f"this teacher cannot be trained privately: {problems[0]}")
-    if options.optimizer.max_grad_norm is not None:
+    if optimizer.max_grad_norm is not None:
         raise ValueError(
             "teachers.optimizer.max_grad_norm clips the gradient of a batch; with DP-SGD each "
             "image's is clipped already, leave it out"
@@ -143,19 +145,16 @@ def fit_private(
     seed = secrets.randbits(128) if seed is None else seed
     device = teacher.mean.device
     draws = SecureGenerator(seed)
-    optimizer, schedule = make_optimizer(
-        [p for p in teacher.parameters() if p.requires_grad], options.optimizer, mechanism.steps
+    steps_of, schedule = make_optimizer(
+        [p for p in teacher.parameters() if p.requires_grad], optimizer, mechanism.steps
     )
     check_finite(teacher, "the teacher's weights are not finite before its training")
-    if student is not None:
-        student.eval()
-        check_finite(student, "the weights of the student that regularises are not finite")
     with (
         seeded(seed, "teacher"),
         ClippedSteps(
             teacher,
-            private_criterion(options),
-            optimizer,
+            private_criterion(label_smoothing, regulariser),
+            steps_of,
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=mechanism.max_grad_norm,
             expected_batch_size=mechanism.expected_batch_size,
@@ -167,9 +166,9 @@ def fit_private(
             drawn = poisson(len(shard), mechanism.sample_rate, draws)
             images = shard.images[drawn]
             if len(images):  # an empty draw is a step as well, of noise alone
-                images = augment_batch(images, options.augment, seed, "augment", step)
+                images = augment_batch(images, augment, seed, "augment", step)
             pieces = _split((images, shard.labels[drawn]), mechanism.physical_batch)
-            steps.step([_part(piece, student, device) for piece in pieces])
+            steps.step([_part(piece, regulariser, device) for piece in pieces])
             schedule.step()
     teacher.eval()
     # The weights are protected already: to look at them costs nothing.
@@ -185,16 +184,15 @@ def poisson(total: int, rate: float, generator: SecureGenerator) -> Tensor:
     return generator.bernoulli(rate, total).nonzero().flatten()
 
 
-def private_criterion(options: Teachers) -> Criterion:
+def private_criterion(label_smoothing: float, regulariser: Regulariser | None) -> Criterion:
     """The teacher's loss per example: (logits, labels, the student's logits if it regularises)."""
 
-    def criterion(logits: Tensor, labels: Tensor, *told: Tensor) -> Tensor:
+    def criterion(logits: Tensor, labels: Tensor, *student_logits: Tensor) -> Tensor:
         loss = functional.cross_entropy(
-            logits, labels, label_smoothing=options.label_smoothing, reduction="none"
+            logits, labels, label_smoothing=label_smoothing, reduction="none"
         )
-        for other in told:
-            pull = kd_loss(logits, other, temperature=options.feedback.temperature)
-            loss = loss + options.feedback.weight * pull
+        if regulariser is not None:
+            loss = loss + regulariser.per_sample(logits, *student_logits)
         return loss
 
     return criterion
@@ -207,9 +205,10 @@ def _split(batch: tuple[Tensor, Tensor], size: int) -> Iterator[tuple[Tensor, Te
         yield images[start : start + size], labels[start : start + size]
 
 
-def _part(piece: tuple[Tensor, Tensor], student: Network | None, device: torch.device) -> Part:
+def _part(
+    piece: tuple[Tensor, Tensor], regulariser: Regulariser | None, device: torch.device
+) -> Part:
     images, labels = (tensor.to(device) for tensor in piece)
-    if student is None:
+    if regulariser is None:
         return images, labels
-    with torch.no_grad():
-        return images, labels, student(images)
+    return images, labels, regulariser.logits(images)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.build import build_network
+from fedkd.build import build_network, build_optimizer, local_training
 from fedkd.data.images import ImageSet
 from fedkd.io.records import read_json
 from fedkd.knowledge.extract import extract
@@ -35,7 +35,7 @@ from fedkd.randomness import stream_seed
 from fedkd.rounds.context import ExperimentContext
 from fedkd.runs.directory import load_state, network_hash, save_state
 from fedkd.training.evaluation import predict
-from fedkd.training.supervised import Fit, align, fit
+from fedkd.training.supervised import Fit, Regulariser, align, fit
 
 logger = logging.getLogger(__name__)
 
@@ -133,27 +133,40 @@ class Client:
         ):
             teacher.load_state_dict(dict(student))
         elif student is not None and feedback.use == "regulariser":
-            regulariser = self._student(student)
+            regulariser = Regulariser(
+                self._student(student), weight=feedback.weight, temperature=feedback.temperature
+            )
         teacher.to(self._device)
         if student is not None and feedback.use == "align":
             align(
                 teacher,
                 self._student(student),
                 self.workspace.data.transfer.images.images,
-                self.experiment.teachers,
+                temperature=feedback.temperature,
+                epochs=feedback.epochs,
+                batch_size=self.experiment.teachers.batch_size,
+                optimizer=build_optimizer(self.experiment.teachers.optimizer),
                 seed=stream_seed(self.experiment.seed, "align", self.number, round_number),
             )
         if self.workspace.plan is None:
             result = fit(
                 teacher,
                 self._lessons(),
-                self.experiment.teachers,
+                **local_training(self.experiment.teachers),
                 seed=stream_seed(self.experiment.seed, "teach", self.number, round_number),
-                student=regulariser,
+                pull=regulariser,
             )
         else:
-            options, mechanism = self.experiment.teachers, self.workspace.plan.mechanism
-            fit_private(teacher, self.shard, options, mechanism, student=regulariser)
+            options = local_training(self.experiment.teachers)
+            fit_private(
+                teacher,
+                self.shard,
+                self.workspace.plan.mechanism,
+                optimizer=options["optimizer"],
+                augment=options["augment"],
+                label_smoothing=options["label_smoothing"],
+                regulariser=regulariser,
+            )
             result = Fit(math.nan, math.nan)  # no noise would cover them
         self._keep(place, teacher.state_dict(), result)
         if self.workspace.plan is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.build import build_network, device_of
+from fedkd.build import build_network, build_optimizer, device_of
 from fedkd.distillation.assistants import with_assistant
 from fedkd.distillation.batches import TransferBatches
 from fedkd.distillation.trainer import EpochRecord, Snapshot, distill
@@ -267,7 +267,7 @@ class Server:
             batches,
             self.workspace.objective,
             epochs=options.epochs,
-            optimizer=options.optimizer,
+            optimizer=build_optimizer(options.optimizer),
             seed=seed,
             on_epoch=on_epoch,
             **learner.learnt,

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
-from fedkd.build import build_network
+from fedkd.build import build_network, build_optimizer, local_training
 from fedkd.data.images import ImageSet
 from fedkd.models.network import Network, parameter_count
 from fedkd.randomness import stream_seed
@@ -111,25 +109,19 @@ def _baseline(server: Server, name: str) -> float | None:
     Ceiling: on all private images in one place, for as many epochs as each teacher saw its own.
     """
     experiment, data = server.experiment, server.workspace.data
+    options = local_training(experiment.teachers)
     if name == "oracle":
         hidden = data.transfer.true_labels
         if hidden is None:  # a transfer set with other classes has no right answers
             return None
         images = ImageSet(data.transfer.images.images, hidden, data.classes)
         recipe = experiment.distillation
+        options["epochs"], options["batch_size"] = recipe.epochs, recipe.batch_size
+        options["optimizer"] = build_optimizer(recipe.optimizer)
     else:
-        shards = [data.shard(client) for client in range(experiment.clients)]
-        labels = torch.cat([shard.labels for shard in shards if shard.labels is not None])
-        images = ImageSet(torch.cat([shard.images for shard in shards]), labels, data.classes)
-        recipe = experiment.teachers  # type: ignore[assignment]
-    options = experiment.teachers.model_copy(
-        update={
-            "epochs": recipe.epochs * experiment.rounds,
-            "batch_size": recipe.batch_size,
-            "optimizer": recipe.optimizer,
-        }
-    )
+        images = data.pooled()
+    options["epochs"] *= experiment.rounds
     network: Network = build_network(experiment, experiment.student.model, data, "student")
     network.to(server.student.mean.device)
-    fit(network, images, options, seed=stream_seed(experiment.seed, "baseline", name))
+    fit(network, images, **options, seed=stream_seed(experiment.seed, "baseline", name))
     return evaluate(network, data.test)

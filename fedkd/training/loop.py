@@ -20,9 +20,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from fedkd.config import Optimizer
 from fedkd.training.batches import batches, check_batch_size, positive, steps_per_epoch
-from fedkd.training.optimizers import make_optimizer
+from fedkd.training.optimizers import Optimizer, make_optimizer
 
 # Steps between looks at loss and gradient: on an accelerator each look makes it wait.
 CHECK_EVERY = {"cpu": 1}

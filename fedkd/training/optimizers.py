@@ -1,39 +1,122 @@
-"""Config -> optimiser and learning-rate schedule, for teachers and students alike."""
+"""Optimiser and learning-rate schedule, for teachers and students alike."""
 
 from __future__ import annotations
 
 import bisect
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from fedkd.config import Optimizer
+from fedkd.models.arguments import one_of, real, truth
+from fedkd.models.network import shown
+
+# Learning rate and weight decay where none is given.
+RATES = {"sgd": (0.05, 5e-4), "adam": (0.003, 0.0), "adamw": (0.003, 0.01)}
+SCHEDULES = ("constant", "cosine", "step")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How a network is trained: the optimiser and its learning-rate schedule.
+
+    Attributes:
+        name: The optimiser.
+        lr: Learning rate; None takes the one that goes with the name.
+        momentum: For SGD only.
+        weight_decay: Likewise; None takes the one that goes with the name.
+        nesterov: For SGD with momentum only.
+        schedule: How the learning rate changes, step by step.
+        milestones: For `step`: shares of the training after which it drops.
+        gamma: For `step`: factor of each drop.
+        warmup: Share of the steps in which it rises linearly.
+        max_grad_norm: Euclidean norm to which the gradient of a batch is clipped.
+
+    Raises:
+        ValueError: one of these is none; the message begins with its name.
+    """
+
+    name: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: float | None = None
+    momentum: float = 0.9
+    weight_decay: float | None = None
+    nesterov: bool = False
+    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
+    gamma: float = 0.1
+    warmup: float = 0.0
+    max_grad_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        one_of("name", self.name, list(RATES))
+        one_of("schedule", self.schedule, SCHEDULES)
+        truth("nesterov", self.nesterov)
+        for key in ("lr", "gamma", "max_grad_norm"):
+            if (value := getattr(self, key)) is not None and real(key, value, 0) == 0:
+                raise ValueError(f"{key}: expected a number above 0, got {value!r}")
+        if self.weight_decay is not None:
+            real("weight_decay", self.weight_decay, 0)
+        shares = {"momentum": self.momentum, "gamma": self.gamma, "warmup": self.warmup}
+        shares |= {f"milestones[{n}]": share for n, share in enumerate(self.milestones)}
+        for key, share in shares.items():
+            if real(key, share, 0) > 1:
+                raise ValueError(f"{key}: expected at most 1, got {share!r}")
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError(
+                f"nesterov: needs name sgd and a momentum above 0, got {self.name} and "
+                f"{self.momentum:g}; set nesterov=False"
+            )
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Learning rate and weight decay."""
+        lr, weight_decay = RATES[self.name]
+        return (
+            lr if self.lr is None else self.lr,
+            weight_decay if self.weight_decay is None else self.weight_decay,
+        )
+
+
+DEFAULT_OPTIMIZER = Optimizer()
+
+
+def an_optimizer(name: str, value: object) -> Optimizer:
+    """An `Optimizer`, by default ours. Raises `ValueError`."""
+    if value is None:
+        return DEFAULT_OPTIMIZER
+    if not isinstance(value, Optimizer):
+        raise ValueError(
+            f"{name}: expected a fedkd.Optimizer, e.g. fedkd.Optimizer(lr=0.01), got {shown(value)}"
+        )
+    return value
 
 
 def make_optimizer(
     parameters: Iterable[nn.Parameter], options: Optimizer, total_steps: int
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """Optimiser over `parameters` and a schedule that is stepped once per batch."""
+    lr, weight_decay = options.rates
     optimizer: torch.optim.Optimizer
     if options.name == "sgd":
         optimizer = torch.optim.SGD(
             parameters,
-            lr=options.lr,
+            lr=lr,
             momentum=options.momentum,
-            weight_decay=options.weight_decay,
+            weight_decay=weight_decay,
             nesterov=options.nesterov,
         )
     else:
         kind = torch.optim.Adam if options.name == "adam" else torch.optim.AdamW
-        optimizer = kind(parameters, lr=options.lr, weight_decay=options.weight_decay)
+        optimizer = kind(parameters, lr=lr, weight_decay=weight_decay)
     return optimizer, LambdaLR(optimizer, lambda step: _factor(options, step, total_steps))
 
 
 def _factor(options: Optimizer, step: int, total: int) -> float:
-    """Learning rate at `step` (from 0) as a share of `options.lr`."""
+    """Learning rate at `step` (from 0) as a share of the first one."""
     progress = min(step / max(total, 1), 1.0)
     if progress < options.warmup:
         return (step + 1) / (options.warmup * total + 1)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedkd.config import Teachers
 from fedkd.data.images import ImageSet
 from fedkd.data.views import augment_batch
 from fedkd.losses.kd import kd_loss
@@ -17,6 +16,7 @@ from fedkd.models.network import Network
 from fedkd.randomness import seeded, stream
 from fedkd.training.evaluation import predict
 from fedkd.training.loop import Measured, Phase, check_finite, train_epochs
+from fedkd.training.optimizers import DEFAULT_OPTIMIZER, Optimizer
 
 TEACHER = Phase("the teacher", "lower teachers.optimizer.lr", "teachers.batch_size")
 
@@ -32,10 +32,52 @@ class Fit:
     accuracy: float
 
 
+class Regulariser:
+    """Holds a teacher to the predictions of the server's student on its private images; a `Pull`.
+
+    Args:
+        student: The student, on the teacher's device.
+        weight: Weight of the distance.
+        temperature: Softness of both distributions.
+
+    Raises:
+        RuntimeError: the student's weights are not finite.
+    """
+
+    def __init__(self, student: Network, *, weight: float = 1.0, temperature: float = 2.0) -> None:
+        check_finite(student, "the weights of the student that regularises are not finite")
+        self._student = student.eval()
+        self._weight = weight
+        self._temperature = temperature
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """The student's predictions (B, C)."""
+        logits: Tensor = self._student(images)
+        return logits
+
+    def per_sample(self, logits: Tensor, student_logits: Tensor) -> Tensor:
+        """The weighted term of each image, (B, C) x (B, C) -> (B,)."""
+        return self._weight * kd_loss(logits, student_logits, temperature=self._temperature)
+
+    def __call__(self, images: Tensor, _labels: Tensor, logits: Tensor) -> Tensor:
+        """The weighted term of a batch, a scalar."""
+        student_logits = self.logits(images)
+        return self._weight * kd_loss(logits, student_logits, temperature=self._temperature).mean()
+
+
 def align(
-    teacher: Network, student: Network, images: Tensor, options: Teachers, *, seed: int
+    teacher: Network,
+    student: Network,
+    images: Tensor,
+    *,
+    temperature: float = 2.0,
+    epochs: int = 1,
+    batch_size: int = 16,
+    optimizer: Optimizer = DEFAULT_OPTIMIZER,
+    seed: int,
 ) -> None:
-    """Let `teacher` (in place) learn what the student says of the transfer images.
+    """Let `teacher` (in place) learn the student's predictions on the transfer images.
 
     FedMD's digest: Li and Wang, "FedMD: Heterogenous Federated Learning via Model Distillation",
     2019, https://arxiv.org/abs/1910.03581. No private image is looked at.
@@ -44,7 +86,10 @@ def align(
         teacher: Any network over the same classes.
         student: The server's student, on the same device.
         images: Transfer images, uint8 (N, channels, h, w).
-        options: Batch size, optimiser, and in `feedback` epochs and temperature.
+        temperature: Softness of both distributions.
+        epochs: Passes over the images.
+        batch_size: Samples per step.
+        optimizer: Optimiser and schedule.
         seed: Of the order of samples and dropout.
 
     Raises:
@@ -52,7 +97,6 @@ def align(
         RuntimeError: the student's predictions, or the teacher's loss, gradient or weights, are
             not finite.
     """
-    feedback = options.feedback
     device = teacher.mean.device
     wanted = predict(student, images)
     if not wanted.isfinite().all():
@@ -60,7 +104,7 @@ def align(
 
     def measure(_epoch: int, _step: int, index: Tensor) -> Measured:
         logits = teacher(images[index].to(device))
-        loss = kd_loss(logits, wanted[index].to(device), temperature=feedback.temperature)
+        loss = kd_loss(logits, wanted[index].to(device), temperature=temperature)
         return Measured(loss.mean(), len(index))
 
     with seeded(seed, "align"):
@@ -68,10 +112,10 @@ def align(
             teacher,
             len(images),
             measure,
-            options.optimizer,
+            optimizer,
             TEACHER,
-            epochs=feedback.epochs,
-            batch_size=options.batch_size,
+            epochs=epochs,
+            batch_size=batch_size,
             order=stream(seed, "order"),
         )
 
@@ -79,61 +123,33 @@ def align(
 def fit(
     teacher: Network,
     shard: ImageSet,
-    options: Teachers,
     *,
+    epochs: int = 10,
+    batch_size: int = 16,
+    optimizer: Optimizer = DEFAULT_OPTIMIZER,
+    augment: str = "none",
+    label_smoothing: float = 0.0,
     seed: int,
-    student: Network | None = None,
+    pull: Pull | None = None,
+    phase: Phase = TEACHER,
 ) -> Fit:
-    """Train `teacher` (in place) on a private shard.
+    """Train `teacher` (in place) on a private shard with cross entropy.
 
     Args:
         teacher: Any network over the shard's classes.
         shard: Labelled private images.
-        options: Epochs, batch size, optimiser, augmentation.
+        epochs: Passes over the shard.
+        batch_size: Samples per step; a left-over batch of one is dropped.
+        optimizer: Optimiser and schedule.
+        augment: Recipe, a name in `fedkd.data.views.AUGMENTATIONS`.
+        label_smoothing: Share of the target that is spread over all classes.
         seed: Seed of the order of samples, augmentation and dropout.
-        student: The server's student as a regulariser: the teacher is also held to its
-            predictions on the private images, weighted by `options.feedback`.
-
-    Raises:
-        RuntimeError: weights of teacher or student, the loss or its gradient are not finite.
-        ValueError: the shard has no images or no labels, or the teacher cannot be trained so.
-    """
-    if student is None:
-        return fit_towards(teacher, shard, options, None, seed=seed)
-    student.eval()
-    check_finite(student, "the weights of the student that regularises are not finite")
-    feedback = options.feedback
-
-    def pull(images: Tensor, _labels: Tensor, logits: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = student(images)
-        return feedback.weight * kd_loss(logits, wanted, temperature=feedback.temperature).mean()
-
-    return fit_towards(teacher, shard, options, pull, seed=seed)
-
-
-def fit_towards(
-    teacher: Network,
-    shard: ImageSet,
-    options: Teachers,
-    pull: Pull | None,
-    *,
-    seed: int,
-    phase: Phase = TEACHER,
-) -> Fit:
-    """`fit` with any term beside cross entropy.
-
-    Args:
-        teacher: Trained in place.
-        shard: As in `fit`.
-        options: As in `fit`.
-        pull: What is added to the loss; None is nothing.
-        seed: As in `fit`.
+        pull: What is added to the loss.
         phase: In which words to complain.
 
     Raises:
-        RuntimeError: as `fit`.
-        ValueError: as `fit`.
+        RuntimeError: weights, the loss or its gradient are not finite.
+        ValueError: the shard has no images or no labels, or the teacher cannot be trained so.
     """
     labels_of = shard.labels
     if labels_of is None:
@@ -141,12 +157,12 @@ def fit_towards(
     device = teacher.mean.device
 
     def measure(epoch: int, step: int, index: Tensor) -> Measured:
-        images = augment_batch(
-            shard.images[index], options.augment, seed, "augment", epoch, step
-        ).to(device)
+        images = augment_batch(shard.images[index], augment, seed, "augment", epoch, step).to(
+            device
+        )
         labels = labels_of[index].to(device)
         logits = teacher(images)
-        loss = functional.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
+        loss = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         right = {"right": (logits.argmax(1) == labels).sum()}
         if pull is None:
             return Measured(loss, len(index), sums=right)
@@ -158,10 +174,10 @@ def fit_towards(
             teacher,
             len(shard),
             measure,
-            options.optimizer,
+            optimizer,
             phase,
-            epochs=options.epochs,
-            batch_size=options.batch_size,
+            epochs=epochs,
+            batch_size=batch_size,
             order=stream(seed, "order"),
         )[-1]
     return Fit(last.loss, last.sums["right"] / last.count)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
-from fedkd.data.images import ImageSet
+from fedkd.build import local_training
 from fedkd.randomness import stream_seed
 from fedkd.rounds import ExperimentContext
 from fedkd.training.supervised import fit
@@ -21,12 +19,10 @@ class Centralised(Baseline):
         """All rounds."""
         journal = RoundLog(workspace, on_round)
         experiment, data = workspace.experiment, workspace.data
-        shards = [data.shard(client) for client in range(experiment.clients)]
-        labels = torch.cat([shard.labels for shard in shards if shard.labels is not None])
-        images = ImageSet(torch.cat([shard.images for shard in shards]), labels, data.classes)
+        images, options = data.pooled(), local_training(experiment.teachers)
         student = fresh_student(workspace)
         for number in range(1, experiment.rounds + 1):
             seed = stream_seed(experiment.seed, "teach", "all", number)
-            fit(student, images, experiment.teachers, seed=seed)
+            fit(student, images, **options, seed=seed)
             journal.end_round([model(student)])
         return journal.outcome([model(student)], uses_transfer=False)

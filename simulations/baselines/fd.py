@@ -7,14 +7,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedkd.config import Teachers
+from fedkd.build import local_training
 from fedkd.data.images import ImageSet
 from fedkd.losses.kd import kd_loss
 from fedkd.models.network import Network
 from fedkd.randomness import stream_seed
 from fedkd.rounds import ExperimentContext, threads
 from fedkd.training.evaluation import predict
-from fedkd.training.supervised import TEACHER, fit_towards
+from fedkd.training.supervised import TEACHER, Pull, fit
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.loop import RoundLog, fresh_teachers, model, tensors
@@ -59,14 +59,14 @@ class FD(Baseline):
                 request = mail.ask(client, news)
                 heard, shard = tensors(read(request)), data.shard(client)
                 with threads(experiment.resources.client_cpus):
-                    train_towards(
+                    means, there = heard.get("means", means), heard.get("known", there)
+                    fit(
                         network,
                         shard,
-                        experiment.teachers,
-                        means=heard.get("means", means),
-                        known=heard.get("known", there),
-                        gamma=self.gamma,
+                        **local_training(experiment.teachers),
                         seed=stream_seed(experiment.seed, "teach", client, number),
+                        pull=pull_towards(means, there, self.gamma),
+                        phase=replace(TEACHER, remedy="lower teachers.optimizer.lr or gamma"),
                     )
                     own, has = class_means(network, shard)
                 reply = mail.answer(request, {"means": own.numpy(), "known": has.numpy()})
@@ -106,39 +106,23 @@ def of_the_others(told: Tensor, known: Tensor, client: int) -> tuple[Tensor, Ten
     return sums / counts.clamp(min=1)[:, None], counts > 0
 
 
-def train_towards(
-    network: Network,
-    shard: ImageSet,
-    options: Teachers,
-    *,
-    means: Tensor,
-    known: Tensor,
-    gamma: float,
-    seed: int,
-) -> None:
-    """Local training with gamma * KL(softmax(means[label]) || softmax(logits)) in the loss.
-
-    Without the term this is `fedkd.training.supervised.fit`, draw by draw.
+def pull_towards(means: Tensor, known: Tensor, gamma: float) -> Pull | None:
+    """The term gamma * KL(softmax(means[label]) || softmax(logits)) of the local loss.
 
     Args:
-        network: Trained in place.
-        shard: Labelled private images.
-        options: Epochs, batch size, optimiser, augmentation.
         means: Logits per label, (C, C).
         known: Labels that have them, bool (C,).
         gamma: Weight of the term.
-        seed: As in `fit`.
 
-    Raises:
-        RuntimeError: loss, gradient or weights are no longer finite.
-        ValueError: as `fit`.
+    Returns:
+        None if there is nothing to add.
     """
-    means, known = means.to(network.mean.device), known.to(network.mean.device)
+    if gamma == 0 or not bool(known.any()):
+        return None
 
     def pull(_images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
-        distance = kd_loss(logits, means[labels], temperature=1.0)
-        return gamma * (distance * known[labels]).mean()
+        there, which = means.to(logits.device), known.to(logits.device)
+        distance = kd_loss(logits, there[labels], temperature=1.0)
+        return gamma * (distance * which[labels]).mean()
 
-    term = pull if gamma > 0 and bool(known.any()) else None
-    phase = replace(TEACHER, remedy="lower teachers.optimizer.lr or gamma")
-    fit_towards(network, shard, options, term, seed=seed, phase=phase)
+    return pull

@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedkd.build import build_network, device_of
-from fedkd.config import ConfigError, Optimizer
+from fedkd.build import build_network, build_optimizer, device_of, local_training
+from fedkd.config import ConfigError
 from fedkd.data.images import ImageSet
 from fedkd.distillation.batches import TransferBatches
 from fedkd.distillation.objective import Objective, Term
@@ -23,6 +23,7 @@ from fedkd.models.network import Network
 from fedkd.randomness import stream_seed
 from fedkd.rounds import ExperimentContext, threads
 from fedkd.training.evaluation import accuracy, calibration, per_class_accuracy, predict
+from fedkd.training.optimizers import Optimizer
 from fedkd.training.supervised import fit
 from simulations.baselines.base import OnRound, Outcome, RoundResult
 from simulations.baselines.traffic import Arrays, MessageMeter, read
@@ -129,14 +130,11 @@ def train(
         epochs: Instead of `teachers.epochs`.
     """
     experiment = workspace.experiment
-    options = experiment.teachers
-    if epochs is not None:
-        options = options.model_copy(update={"epochs": epochs})
     with threads(experiment.resources.client_cpus):
         fit(
             network,
             workspace.data.shard(client),
-            options,
+            **local_training(experiment.teachers, epochs),
             seed=stream_seed(experiment.seed, "teach", client, round_number),
         )
 
@@ -203,7 +201,7 @@ def digest(
             logits,
             epochs=options.epochs if epochs is None else epochs,
             batch_size=options.batch_size,
-            optimizer=options.optimizer,
+            optimizer=build_optimizer(options.optimizer),
             seed=stream_seed(experiment.seed, "digest", client, round_number),
             loss=loss,
         )
@@ -234,7 +232,7 @@ def distill_server(
         logits,
         epochs=options.epochs * times,
         batch_size=options.batch_size,
-        optimizer=options.optimizer,
+        optimizer=build_optimizer(options.optimizer),
         seed=stream_seed(workspace.experiment.seed, "learn", round_number),
     )
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 import yaml
 
 import fedkd
-from fedkd.build import check
+from fedkd.build import build_optimizer, check
 from fedkd.config import (
     ConfigError,
     Evaluation,
@@ -136,7 +137,7 @@ def test_student_as_init_needs_a_teacher_of_its_model() -> None:
 def test_an_empty_config_and_the_python_api_are_one_recipe() -> None:
     from fedkd.api import train_student, train_teacher
     from fedkd.distillation.trainer import distill
-    from fedkd.models.arguments import an_optimizer
+    from fedkd.training.optimizers import DEFAULT_OPTIMIZER, RATES, Optimizer
 
     empty = make_experiment({})
     assert make_experiment({"clients": 8}) == empty
@@ -149,8 +150,17 @@ def test_an_empty_config_and_the_python_api_are_one_recipe() -> None:
     assert inspect.signature(distill).parameters["epochs"].default == empty.distillation.epochs
     for key in ("strength", "flip"):
         assert student[key] == getattr(empty.data.views, key)
-    ours = an_optimizer("optimizer", None)
-    assert ours == empty.teachers.optimizer == empty.distillation.optimizer
+    assert empty.teachers.optimizer == empty.distillation.optimizer
+    for name, rates in RATES.items():
+        assert Optimizer(name=name).rates == rates
+        assert (
+            build_optimizer(
+                make_experiment({"teachers": {"optimizer": {"name": name}}}).teachers.optimizer
+            ).rates
+            == rates
+        )
+    built = build_optimizer(empty.teachers.optimizer)
+    assert replace(built, lr=None, weight_decay=None) == DEFAULT_OPTIMIZER
     assert [rule.name for rule in empty.fusion] == ["density_ratio"]
 
 

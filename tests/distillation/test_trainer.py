@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 import fedkd
-from fedkd.config import Optimizer, Teachers
 from fedkd.data.images import ImageSet
 from fedkd.distillation.batches import OnlineBatches
 from fedkd.distillation.objective import Objective, Term
@@ -20,6 +19,7 @@ from fedkd.losses.dkd import DKDLoss
 from fedkd.losses.kd import kd_loss
 from fedkd.runs.directory import network_hash
 from fedkd.training.evaluation import agreement, predict
+from fedkd.training.optimizers import Optimizer
 from fedkd.training.supervised import align, fit
 
 
@@ -274,14 +274,13 @@ def test_aligned_teachers_say_what_the_student_says(
 ) -> None:
     images, _ = patterns
     student = fedkd.network("cnn_tiny", images, seed=1)
-    fit(student, images, Teachers(epochs=10), seed=0)
+    fit(student, images, epochs=10, seed=0)
     teacher = fedkd.network("cnn_small", images, seed=2)
-    options = Teachers(feedback={"use": "align", "epochs": 15})  # type: ignore[arg-type]
     told = predict(student, images.images)
 
     def alike() -> float:
         return float(agreement([predict(teacher, images.images), told])[0, 1])
 
     before = alike()
-    align(teacher, student, images.images, options, seed=0)
+    align(teacher, student, images.images, epochs=15, seed=0)
     assert alike() > max(0.9, before)

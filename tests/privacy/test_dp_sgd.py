@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedkd.config import Optimizer, Teachers
 from fedkd.data.images import ImageSet
 from fedkd.models import MODELS
 from fedkd.models.network import Network
@@ -17,7 +16,7 @@ from fedkd.privacy.clipping import ClippedSteps, Clipping
 from fedkd.privacy.dp_sgd import Mechanism, fit_private, poisson
 from fedkd.privacy.model_check import example_cross_entropy
 from fedkd.privacy.noise import SecureGenerator
-from fedkd.training.optimizers import make_optimizer
+from fedkd.training.optimizers import Optimizer, make_optimizer
 
 CLIPPINGS: tuple[Clipping, ...] = ("hooks", "ghost")
 PLAIN = Optimizer(name="sgd", lr=0.1, momentum=0.9, weight_decay=0.0, schedule="cosine")
@@ -79,10 +78,10 @@ def test_a_step_is_the_sum_of_gradients_clipped_one_by_one(
 
 @pytest.mark.parametrize("clipping", CLIPPINGS)
 def test_without_noise_and_clipping_it_is_plain_sgd_on_the_same_draws(clipping: Clipping) -> None:
-    shard, options = images(20), Teachers(optimizer=PLAIN)
+    shard = images(20)
     private, plain = named(), named().train()
     mechanism = Mechanism(0.4, 8.0, 5, 0.0, max_grad_norm=1e9, clipping=clipping, physical_batch=3)
-    fit_private(private, shard, options, mechanism, seed=3)
+    fit_private(private, shard, mechanism, optimizer=PLAIN, seed=3)
     optimizer, schedule = make_optimizer(plain.parameters(), PLAIN, 5)
     draws = SecureGenerator(3)
     assert shard.labels is not None
@@ -105,19 +104,18 @@ def test_an_empty_shard_moves_the_teacher_by_noise_of_the_promised_size(clipping
     before = flat(network)
     constant = Optimizer(name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, schedule="constant")
     mechanism = Mechanism(0.5, 10.0, 1, 3.0, max_grad_norm=0.5, clipping=clipping)
-    options = Teachers(optimizer=constant)
-    fit_private(network, images(0), options, mechanism, seed=0, noise_seed=0)
+    fit_private(network, images(0), mechanism, optimizer=constant, seed=0, noise_seed=0)
     noise = flat(network) - before
     assert float(noise.std()) == pytest.approx(3 * 0.5 / 10, rel=0.03)
     assert abs(float(noise.mean())) < 0.005
 
 
 def test_noise_is_added_once_per_step_however_many_pieces_the_batch_has() -> None:
-    shard, options = images(40), Teachers(optimizer=PLAIN)
+    shard = images(40)
     once, often = named(), named()
     for network, size in ((once, 256), (often, 7)):
         mechanism = Mechanism(0.9, 36.0, 3, 1.0, physical_batch=size)
-        fit_private(network, shard, options, mechanism, seed=1, noise_seed=1)
+        fit_private(network, shard, mechanism, optimizer=PLAIN, seed=1, noise_seed=1)
     assert torch.allclose(flat(once), flat(often), atol=1e-5)
 
 
@@ -127,19 +125,17 @@ def test_all_bits_of_the_seeds_of_draws_and_noise_matter(which: str) -> None:
     for value in (7, 7 + 2**32):
         network = named()
         seeds = {"seed": 7, "noise_seed": 7, which: value}
-        fit_private(
-            network, images(40), Teachers(optimizer=PLAIN), Mechanism(0.5, 20.0, 2, 1.0), **seeds
-        )
+        fit_private(network, images(40), Mechanism(0.5, 20.0, 2, 1.0), optimizer=PLAIN, **seeds)
         ends.append(flat(network))
     assert not torch.equal(*ends)
 
 
 def test_two_trainings_of_one_seed_differ_by_the_noise_alone() -> None:
-    shard, options = images(10), Teachers(optimizer=PLAIN)
+    shard = images(10)
     for multiplier in (0.0, 1.0):
         networks = [named(), named()]
         for network in networks:
-            fit_private(network, shard, options, Mechanism(0.5, 5.0, 2, multiplier), seed=1)
+            fit_private(network, shard, Mechanism(0.5, 5.0, 2, multiplier), optimizer=PLAIN, seed=1)
         assert torch.equal(*map(flat, networks)) == (multiplier == 0)
 
 
@@ -148,13 +144,13 @@ def test_ten_images_with_batches_that_are_mostly_empty(clipping: Clipping) -> No
     network = named()
     before = flat(network)
     mechanism = Mechanism(0.02, 1.0, 20, 1.0, clipping=clipping)
-    fit_private(network, images(10), Teachers(optimizer=PLAIN), mechanism)
+    fit_private(network, images(10), mechanism, optimizer=PLAIN)
     after = flat(network)
     assert after.isfinite().all()
     assert not torch.equal(before, after)
     assert not network.training
     assert not any(hasattr(p, "summed_grad") for p in network.parameters())
-    fit_private(network, images(10), Teachers(optimizer=PLAIN), mechanism)  # the next round
+    fit_private(network, images(10), mechanism, optimizer=PLAIN)  # the next round
 
 
 @pytest.mark.parametrize("clipping", CLIPPINGS)
@@ -195,9 +191,9 @@ def test_the_mechanism_follows_from_the_nominal_size_alone() -> None:
 def test_what_would_break_the_guarantee_is_refused() -> None:
     mechanism = Mechanism(0.5, 5.0, 1, 1.0)
     with pytest.raises(ValueError, match="mixes the images of a batch"):
-        fit_private(named(norm="batch"), images(5), Teachers(), mechanism)
-    clipped = Teachers(optimizer=Optimizer(max_grad_norm=1.0))
+        fit_private(named(norm="batch"), images(5), mechanism)
+    clipped = Optimizer(max_grad_norm=1.0)
     with pytest.raises(ValueError, match=r"teachers\.optimizer\.max_grad_norm clips"):
-        fit_private(named(), images(5), clipped, mechanism)
+        fit_private(named(), images(5), mechanism, optimizer=clipped)
     with pytest.raises(ValueError, match="no labels"):
-        fit_private(named(), images(5).unlabelled(), Teachers(), mechanism)
+        fit_private(named(), images(5).unlabelled(), mechanism)

@@ -122,8 +122,8 @@ def test_a_round_that_is_asked_for_again_costs_nothing_more(tiny: Tiny) -> None:
     client.train(1)
     once = client.spent
     client.train(1)
-    client.answer(1)
-    client.answer(1)
+    client.answer("transfer", 1)
+    client.answer("transfer", 1)
     assert client.spent == once
 
 

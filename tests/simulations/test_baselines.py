@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedkd.build import local_training
 from fedkd.config import ConfigError, make_experiment
 from fedkd.data.images import ImageSet
 from fedkd.knowledge.kinds import Logits
@@ -24,7 +25,7 @@ from simulations.baselines import BASELINES
 from simulations.baselines.base import Outcome, RoundResult
 from simulations.baselines.cfd import coded, decoded
 from simulations.baselines.dsfl import sharpened
-from simulations.baselines.fd import class_means, of_the_others, train_towards
+from simulations.baselines.fd import class_means, of_the_others, pull_towards
 from simulations.baselines.fedavg import held
 from simulations.baselines.fedmd import _Distance
 from simulations.baselines.local_only import trained_alone
@@ -212,7 +213,7 @@ def test_what_is_read_is_what_was_sent() -> None:
 def test_weights_travel_with_the_buffers_of_batch_norm() -> None:
     space = workspace("student.model={name: cnn_tiny, norm: batch}")
     sent, received = fresh_student(space), fresh_student(space)
-    fit(sent, space.data.shard(0), space.experiment.teachers, seed=0)
+    fit(sent, space.data.shard(0), **local_training(space.experiment.teachers), seed=0)
     load(received, read(MessageMeter(1).ask(0, weights(sent))))
     assert same(received, sent)
 
@@ -442,19 +443,10 @@ def test_a_client_hears_the_mean_of_the_others_that_have_the_class() -> None:
     assert there.tolist() == [True, True]
 
 
-@pytest.mark.parametrize("extra", [(), ("teachers.optimizer.max_grad_norm=0.1",)])
-def test_without_its_term_fd_trains_as_everybody_does(extra: tuple[str, ...]) -> None:
-    space = workspace("teachers.augment=crop_flip", "teachers.label_smoothing=0.1", *extra)
-    one, other = fresh_teachers(space)[0], fresh_teachers(space)[0]
-    shard, options = space.data.shard(0), space.experiment.teachers
-    fit(one, shard, options, seed=5)
+def test_without_its_term_fd_trains_as_everybody_does() -> None:
     means, known = torch.randn(CLASSES, CLASSES), torch.ones(CLASSES, dtype=torch.bool)
-    train_towards(other, shard, options, means=means, known=known, gamma=0.0, seed=5)
-    assert same(one, other)
-    # Nor does it where nobody else has the classes.
-    other = fresh_teachers(space)[0]
-    train_towards(other, shard, options, means=means, known=~known, gamma=1.0, seed=5)
-    assert same(one, other)
+    assert pull_towards(means, known, 0.0) is None
+    assert pull_towards(means, ~known, 1.0) is None  # nobody else has the classes
 
 
 def test_the_term_of_fd_pulls_towards_the_means() -> None:
@@ -464,8 +456,8 @@ def test_the_term_of_fd_pulls_towards_the_means() -> None:
     assert shard.labels is not None
     wrong = 10 * torch.eye(CLASSES).roll(1, dims=1)  # of label y, class y + 1
     known = torch.ones(CLASSES, dtype=torch.bool)
-    options = space.experiment.teachers.model_copy(update={"epochs": 20})
-    train_towards(network, shard, options, means=wrong, known=known, gamma=10.0, seed=0)
+    options = local_training(space.experiment.teachers, epochs=20)
+    fit(network, shard, **options, seed=0, pull=pull_towards(wrong, known, 10.0))
     told = predict(network, shard.images).argmax(dim=1)
     assert float((told == (shard.labels + 1) % CLASSES).double().mean()) > 0.8
 

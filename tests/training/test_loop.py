@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fedkd
-from fedkd.config import Experiment, Optimizer, Teachers, make_experiment
+from fedkd.config import Experiment, make_experiment
 from fedkd.data.images import ImageSet
 from fedkd.distillation.batches import OnlineBatches, TransferBatches
 from fedkd.distillation.objective import Objective, Term
@@ -28,8 +29,9 @@ from fedkd.runs.directory import network_hash
 from fedkd.studies.audit.training import proxy
 from fedkd.training.batches import Order, batches, steps_per_epoch
 from fedkd.training.loop import CHECK_EVERY
-from fedkd.training.supervised import align, fit
-from simulations.baselines.fd import train_towards
+from fedkd.training.optimizers import Optimizer
+from fedkd.training.supervised import Regulariser, align, fit
+from simulations.baselines.fd import pull_towards
 from simulations.baselines.loop import digest, distill_server, train
 
 CLASSES, SIDE = 3, 8
@@ -66,14 +68,13 @@ class Setting:
     def images(self) -> ImageSet:
         return _images().subset(torch.arange(self.samples))
 
-    def teachers(self, **more: object) -> Teachers:
-        return Teachers(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            optimizer=self.optimizer,
-            feedback={"epochs": self.epochs},  # type: ignore[arg-type]
-            **more,  # type: ignore[arg-type]
-        )
+    @property
+    def options(self) -> dict[str, Any]:
+        return {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "optimizer": self.optimizer,
+        }
 
     def workspace(self) -> ExperimentContext:
         return experiment_context(self.to_experiment())
@@ -82,7 +83,7 @@ class Setting:
         recipe = {
             "epochs": self.epochs,
             "batch_size": self.batch_size,
-            "optimizer": self.optimizer.model_dump(),
+            "optimizer": {k: v for k, v in asdict(self.optimizer).items() if v is not None},
         }
         data = {"name": "synthetic", "classes": CLASSES, "size": SIDE, "per_class": 8}
         values = {
@@ -106,24 +107,23 @@ Loop = Callable[[Network, Setting], object]
 
 
 def _fit(network: Network, setting: Setting) -> object:
-    return fit(network, setting.images, setting.teachers(), seed=1)
+    return fit(network, setting.images, **setting.options, seed=1)
 
 
 def _fit_regularised(network: Network, setting: Setting) -> object:
-    return fit(network, setting.images, setting.teachers(), seed=1, student=_network(seed=5))
+    return fit(
+        network, setting.images, **setting.options, seed=1, pull=Regulariser(_network(seed=5))
+    )
 
 
 def _align(network: Network, setting: Setting) -> object:
-    align(network, _network(seed=5), setting.images.images, setting.teachers(), seed=1)
+    align(network, _network(seed=5), setting.images.images, **setting.options, seed=1)
     return None
 
 
 def _towards(network: Network, setting: Setting) -> object:
-    train_towards(
-        network, setting.images, setting.teachers(), means=_logits(CLASSES),
-        known=torch.tensor([True, True, False]), gamma=1.0, seed=1,
-    )  # fmt: skip
-    return None
+    pull = pull_towards(_logits(CLASSES), torch.tensor([True, True, False]), 1.0)
+    return fit(network, setting.images, **setting.options, seed=1, pull=pull)
 
 
 def _digest(network: Network, setting: Setting) -> object:
@@ -170,7 +170,9 @@ def _distil(
 
 def _private(network: Network, setting: Setting) -> object:
     mechanism = Mechanism.of(setting.samples, setting.batch_size, setting.epochs, 0.1)
-    fit_private(network, setting.images, setting.teachers(), mechanism, seed=1, noise_seed=2)
+    fit_private(
+        network, setting.images, mechanism, optimizer=setting.optimizer, seed=1, noise_seed=2
+    )
     return None
 
 
@@ -210,14 +212,14 @@ def _trained(loop: str, setting: Setting) -> str:
 
 
 def test_every_key_of_the_optimizer_is_tried() -> None:
-    assert CHANGES.keys() == Optimizer.model_fields.keys()
+    assert CHANGES.keys() == {f.name for f in fields(Optimizer)}
 
 
 @pytest.mark.parametrize("key", CHANGES)
 @pytest.mark.parametrize("loop", ALL)
 def test_every_key_of_the_optimizer_acts_in_every_loop(loop: str, key: str) -> None:
     before, change = CHANGES[key]
-    after = before.model_copy(update=change)
+    after = replace(before, **change)
     setting = Setting(before)
     if (loop, key) == ("private", "max_grad_norm"):
         with pytest.raises(ValueError, match="max_grad_norm clips the gradient of a batch"):
@@ -231,7 +233,7 @@ def test_every_key_of_the_optimizer_acts_on_the_audits_proxy(key: str) -> None:
     before, change = CHANGES[key]
     hashes = {
         network_hash(proxy(Setting(options).workspace(), _logits(8)))
-        for options in (before, before.model_copy(update=change))
+        for options in (before, replace(before, **change))
     }
     assert len(hashes) == 2
 
@@ -350,7 +352,7 @@ class _Flat(DistillationLoss):
 
     needs = (Logits(),)
 
-    def __init__(self, root: bool) -> None:
+    def __init__(self, *, root: bool) -> None:
         super().__init__()
         self.root = root
 
@@ -458,6 +460,6 @@ def test_a_student_that_is_not_finite_is_blamed_and_not_the_teachers_learning_ra
     with torch.no_grad():
         next(student.parameters()).view(-1)[0] = torch.inf
     with pytest.raises(RuntimeError, match="student's predictions are not finite"):
-        align(_network(), student, images.images, Setting().teachers(), seed=1)
+        align(_network(), student, images.images, seed=1)
     with pytest.raises(RuntimeError, match="student that regularises are not finite"):
-        fit(_network(), images, Setting().teachers(), seed=1, student=student)
+        fit(_network(), images, seed=1, pull=Regulariser(student))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedkd.build import build_network
+from fedkd.build import build_network, build_optimizer, local_training
 from fedkd.config import ConfigError
 from fedkd.data.images import ImageSet
 from fedkd.models.network import Network
@@ -51,15 +51,23 @@ def train_again(
         classes = len(images.classes)
         labels = randomised(images.labels, classes, training.label_epsilon)
         images = replace(images, labels=labels)
+    options = local_training(experiment.teachers)
     for number in range(training.rounds):
         if training.mechanism is not None:
             try:
-                fit_private(teacher, images, experiment.teachers, training.mechanism)
+                fit_private(
+                    teacher,
+                    images,
+                    training.mechanism,
+                    optimizer=options["optimizer"],
+                    augment=options["augment"],
+                    label_smoothing=options["label_smoothing"],
+                )
             except ValueError as error:
                 raise ConfigError(f"client {client}, model {model.name!r}: {error}") from None
         else:
             seed = stream_seed(experiment.seed, "audit", *names, number)
-            fit(teacher, images, experiment.teachers, seed=seed)
+            fit(teacher, images, **options, seed=seed)
     return teacher.eval()
 
 
@@ -85,7 +93,7 @@ def proxy(workspace: ExperimentContext, told: Tensor) -> Network:
             network,
             len(images),
             measure,
-            options.optimizer,
+            build_optimizer(options.optimizer),
             Phase("the proxy", "lower distillation.optimizer.lr", "distillation.batch_size"),
             epochs=options.epochs * experiment.rounds,
             batch_size=options.batch_size,

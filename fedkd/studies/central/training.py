@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fedkd.build import device_named, objective_of
+from fedkd.build import build_optimizer, device_named, objective_of
 from fedkd.config import Component, ConfigError
 from fedkd.config import Term as LossTerm
 from fedkd.data.datasets import load_dataset
@@ -198,7 +198,7 @@ def train(task: Task, images: Images, notify: Notify) -> Network:
             task.batches(images, objective, task.images or images.train),
             objective,
             epochs=recipe.epochs,
-            optimizer=recipe.optimizer,
+            optimizer=build_optimizer(recipe.optimizer),
             resume=state,
             precision=recipe.precision,
             seed=task.seed,

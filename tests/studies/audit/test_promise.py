@@ -115,7 +115,7 @@ def test_shadows_learn_from_lies_where_labels_are_randomised(
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(
         "fedkd.studies.audit.training.fit",
-        lambda teacher, shard, options, seed: seen.append(shard.labels),
+        lambda teacher, shard, **_options: seen.append(shard.labels),
     )
     train_again(space, 0, images, Training(2, label_epsilon=0.01), "lies")
     train_again(space, 0, images, Training(1), "truth")
