@@ -202,14 +202,14 @@ class Objective(nn.Module):
             loss = term.loss
             if isinstance(loss, EnsembleLoss):
                 # Named after its teachers: what it knows of these is wrong for others.
-                everyone = "_".join(str(who.client) for who in ensemble.teachers)
+                everyone = "_".join(who.key for who in ensemble.teachers)
                 with seeded(seed, "adapt", term.name):
                     self._keep(f"{number}-all-{everyone}", loss, loss.adapted(student, teachers))
             elif loss.needs:
                 for who, teacher in zip(ensemble.teachers, teachers, strict=True):
-                    with seeded(seed, "adapt", term.name, who.client):
+                    with seeded(seed, "adapt", term.name, who.key):
                         copy = loss.adapted(student, teacher)
-                    self._keep(f"{number}-{who.client}", loss, copy)
+                    self._keep(f"{number}-{who.key}", loss, copy)
         self.fitted.to(device)
 
     def forward(
@@ -251,7 +251,7 @@ class Objective(nn.Module):
         classes = ensemble.class_weights
         parts = []
         for m, (who, weights) in enumerate(zip(ensemble.teachers, ensemble.weights, strict=True)):
-            fitted = self._fitted(f"{number}-{who.client}", loss)
+            fitted = self._fitted(f"{number}-{who.key}", loss)
             teacher_weights = TeacherWeights(weights, None if classes is None else classes[m])
             parts.append(
                 _mean(fitted(student, ensemble.teacher(m), targets, teacher_weights), weights)

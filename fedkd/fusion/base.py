@@ -13,7 +13,7 @@ from torch import Tensor
 from fedkd.functional.options import options_checked
 from fedkd.functional.precision import full_precision
 from fedkd.knowledge.kinds import Kind
-from fedkd.knowledge.payload import Bank, Ensemble, Rule, Teacher
+from fedkd.knowledge.payload import AGGREGATE, Bank, Ensemble, Rule
 
 Found = TypeVar("Found")
 
@@ -155,9 +155,6 @@ def merged(ensemble: Ensemble, combine: Combine) -> Ensemble:
             tensors[kind] = together.clamp(min=1e-12).log()[None]
     return Ensemble((AGGREGATE,), tensors, torch.ones_like(ensemble.weights[:1]))
 
-
-# Whom a merged teacher stands for: nobody in particular.
-AGGREGATE = Teacher(client=-1)
 
 AnyRule = TypeVar("AnyRule", bound=Rule)
 

@@ -51,7 +51,7 @@ class ClassGated(Fusion):
 
     @staticmethod
     def _counts(ensemble: Ensemble) -> Tensor:
-        missing = [t.client for t in ensemble.teachers if t.class_counts is None]
+        missing = [t.number for t in ensemble.teachers if t.class_counts is None]
         if missing:
             raise ValueError(f"fusion 'class_gated' needs the class counts of client {missing[0]}")
         counts = torch.tensor([t.class_counts for t in ensemble.teachers], dtype=torch.float32)

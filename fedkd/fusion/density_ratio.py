@@ -82,7 +82,7 @@ class DensityRatio(Fusion):
                 if teacher.num_examples is None:
                     raise ValueError(
                         f"fusion 'density_ratio' needs the number of examples of client "
-                        f"{teacher.client}; with by_size: false it does without"
+                        f"{teacher.number}; with by_size: false it does without"
                     )
             shares = believed_sizes(ensemble.teachers, self.cap).to(scores)
         if self.limit is not None:

@@ -60,7 +60,7 @@ class History(Fusion):
             clients = context.state["clients"].tolist()
             before = dict(zip(clients, context.state["distances"].tolist()))
         start = min(before.values(), default=0.0)
-        who = [teacher.client for teacher in context.bank.teachers]
+        who = [teacher.number for teacher in context.bank.teachers]
         total = torch.tensor([before.get(c, start) for c in who]) + distances(context)
         ready = copy(self)
         ready.total = {**before, **dict(zip(who, total.tolist()))}

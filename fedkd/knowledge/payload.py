@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from functools import cached_property
 
 import numpy as np
@@ -18,22 +19,46 @@ from fedkd.functional.precision import full_precision
 from fedkd.knowledge.kinds import Kind, Logits
 
 
+class Role(StrEnum):
+    """What a teacher is."""
+
+    #: A client's network; in central training, one of the given networks.
+    CLIENT = "client"
+    #: A network of the server, between the teachers and the student.
+    ASSISTANT = "assistant"
+    #: Several teachers, merged by a fusion rule.
+    GROUP = "group"
+    #: All teachers, as a private release shows them.
+    RELEASE = "release"
+
+
 @dataclass(frozen=True)
 class Teacher:
     """What is known of a teacher besides its answers.
 
     Attributes:
-        client: The client's number (its partition).
+        number: Among those of its role; a client's is that of its partition.
         num_examples: Private examples it learnt from; None unless a fusion rule asked.
         class_counts: Private examples per class; None unless a fusion rule asked. Discloses the
             client's label distribution.
         parameters: Size of its network, None if unknown. Not sent: the server knows the models.
+        role: What it is.
     """
 
-    client: int
+    number: int
     num_examples: int | None = None
     class_counts: tuple[int, ...] | None = None
     parameters: int | None = None
+    role: Role = Role.CLIENT
+
+    @property
+    def key(self) -> str:
+        """Tells it from every other teacher of a run: the plain number for a client."""
+        return str(self.number) if self.role is Role.CLIENT else f"{self.role}-{self.number}"
+
+
+#: All teachers, merged into one by a fusion rule.
+AGGREGATE = Teacher(0, role=Role.GROUP)
 
 
 @dataclass(frozen=True)
@@ -151,7 +176,11 @@ class Bank:
 
     def only(self, clients: Collection[int]) -> Bank:
         """The same knowledge of some clients, before fusion."""
-        kept = [n for n, teacher in enumerate(self.teachers) if teacher.client in clients]
+        kept = [
+            n
+            for n, teacher in enumerate(self.teachers)
+            if teacher.role is Role.CLIENT and teacher.number in clients
+        ]
         return Bank(
             tuple(self.teachers[n] for n in kept),
             {kind: [arrays[n] for n in kept] for kind, arrays in self.arrays.items()},
@@ -165,14 +194,14 @@ class Bank:
             ValueError: there is no teacher, teachers differ in kinds, or one's answers are not
                 finite.
         """
-        ordered = sorted(knowledge, key=lambda item: item.teacher.client)
+        ordered = sorted(knowledge, key=lambda item: item.teacher.number)
         if not ordered:
             raise ValueError("no teacher has shared anything")
         kinds = set(ordered[0].tensors)
         for item in ordered:
             if set(item.tensors) != kinds:
                 raise ValueError(
-                    f"client {item.teacher.client} shares {sorted(map(str, item.tensors))}, "
+                    f"client {item.teacher.number} shares {sorted(map(str, item.tensors))}, "
                     f"expected {sorted(map(str, kinds))}"
                 )
             for kind, tensor in item.tensors.items():
@@ -325,9 +354,9 @@ class Fused:
     def say(self) -> dict[int, float]:
         """Client -> its mean weight over the images; they sum to one. Empty if rules merged all."""
         weights, teachers = self.bank.weights, self.bank.teachers
-        if weights is None or any(teacher.client < 0 for teacher in teachers):
+        if weights is None or any(who.role is not Role.CLIENT for who in teachers):
             return {}
-        return {t.client: float(row.mean()) for t, row in zip(teachers, weights, strict=True)}
+        return {t.number: float(row.mean()) for t, row in zip(teachers, weights, strict=True)}
 
 
 def not_finite(ensemble: Ensemble) -> str | None:
@@ -349,7 +378,7 @@ def _not_finite(teacher: Teacher, kind: Kind, values: Tensor) -> str | None:
     where = f" for image {first[0]} of this batch or set" if kind.per_sample else ""
     value = float(values[tuple(first)])
     return (
-        f"teacher {teacher.client} gives {value} as {kind}{where}: its answers must be finite; "
+        f"teacher {teacher.key} gives {value} as {kind}{where}: its answers must be finite; "
         "look at its weights and its training, or leave it out"
     )
 

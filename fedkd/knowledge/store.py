@@ -17,7 +17,6 @@ import re
 import shutil
 import stat
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +43,7 @@ class KnowledgeStore:
 
     def put(self, knowledge: Knowledge) -> None:
         """Keep one client's knowledge; a second one of the same client is ignored."""
-        client = knowledge.teacher.client
+        client = knowledge.teacher.number
         final = self._place(client)
         if final.exists():
             return
@@ -56,8 +55,14 @@ class KnowledgeStore:
         for kind, tensor in knowledge.tensors.items():
             with (draft / f"{kind}.npy").open("wb") as file:
                 np.save(file, tensor.numpy(), allow_pickle=False)
-        facts = json.dumps(asdict(knowledge.teacher))
-        (draft / "teacher.json").write_text(facts, encoding="utf-8")
+        teacher = knowledge.teacher
+        facts = {
+            "client": client,
+            "num_examples": teacher.num_examples,
+            "class_counts": teacher.class_counts,
+            "parameters": teacher.parameters,
+        }
+        (draft / "teacher.json").write_text(json.dumps(facts), encoding="utf-8")
         hashes = {path.name: _hash(path) for path in sorted(draft.iterdir())}
         (draft / MANIFEST).write_text(json.dumps(hashes, indent=2), encoding="utf-8")
         for path in (*draft.iterdir(), draft):
@@ -121,7 +126,7 @@ class KnowledgeStore:
                 if array.shape[:1] != first.shape[:1]:  # the rest may depend on the network
                     raise Damaged(
                         place / f"{kind}.npy",
-                        f"shape {array.shape}, where client {teachers[0].client} has {first.shape}",
+                        f"shape {array.shape}, where client {teachers[0].number} has {first.shape}",
                     )
                 arrays[kind].append(array)
         return Bank(tuple(teachers), arrays)
@@ -154,8 +159,12 @@ class KnowledgeStore:
         if facts["client"] != client:
             raise Damaged(place / "teacher.json", f"client is {facts['client']}, not {client}")
         counts = facts["class_counts"]
-        facts["class_counts"] = None if counts is None else tuple(counts)
-        return Teacher(**{key: facts[key] for key in TEACHER})
+        return Teacher(
+            client,
+            facts["num_examples"],
+            None if counts is None else tuple(counts),
+            facts["parameters"],
+        )
 
     def _place(self, client: int) -> Path:
         return self.folder / f"client-{client:04d}"

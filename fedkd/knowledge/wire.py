@@ -40,7 +40,7 @@ def pack(knowledge: Knowledge, query: Query, before: Answers | None = None) -> R
         "protocol": PROTOCOL,
         "run": query.run,
         "round": query.round,
-        "client": teacher.client,
+        "client": teacher.number,
         "fingerprint": query.fingerprint,
         "class_map": query.class_map,
     }

@@ -104,7 +104,7 @@ def relations(run: RunDirectory, data: FederatedData | None, rounds: list[int]) 
     fused = together.clamp(min=1e-6).log()
 
     shown = _spread(len(logits), TEACHERS)
-    names = [f"{bank.teachers[m].client}" for m in shown]
+    names = [bank.teachers[m].key for m in shown]
     voices = [torch.from_numpy(logits[m]) for m in shown]
     student, problem = None, None
     if data is None:

@@ -33,7 +33,7 @@ def evidence_of(
     if Images.VALIDATION in context.learning_images:
         answers = run.knowledge(round_number, Images.VALIDATION)
         if answers.clients():
-            clients = {teacher.client for teacher in bank.teachers}
+            clients = {teacher.number for teacher in bank.teachers}
             validation = answers.bank(context.prediction_kinds).only(clients)
     looks = student is not None and any(rule.needs_student for rule in context.fusion)
     return FitContext(

@@ -289,7 +289,7 @@ class Server:
         if store.clients():
             bank = store.bank(self.workspace.prediction_kinds)
             facts["teachers"] = {
-                teacher.client: accuracy(torch.from_numpy(np.asarray(array, np.float32)), labels)
+                teacher.number: accuracy(torch.from_numpy(np.asarray(array, np.float32)), labels)
                 for teacher, array in zip(bank.teachers, bank.arrays[Logits()], strict=True)
             }
             if fused is not None and (rules := self._rules_for(round_number, bank)) is not None:
@@ -311,7 +311,7 @@ class Server:
         only, or its other answer be refused: then they are fitted to those who answered both.
         """
         fitted = set(self.answered(round_number))
-        clients = fitted & {teacher.client for teacher in tests.teachers}
+        clients = fitted & {teacher.number for teacher in tests.teachers}
         if not clients:
             return None
         if clients == fitted:

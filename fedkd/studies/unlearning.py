@@ -226,7 +226,7 @@ def _opinions(
         return None
     bank = run.knowledge(held[-1]).bank((Logits(),))
     said = {
-        teacher.client: torch.from_numpy(array.astype("float32"))
+        teacher.number: torch.from_numpy(array.astype("float32"))
         for teacher, array in zip(bank.teachers, bank.arrays[Logits()], strict=True)
     }
     stay = [logits.softmax(1) for number, logits in said.items() if number not in without]

@@ -16,7 +16,7 @@ from fedkd.data.images import ImageSet
 from fedkd.distillation.batches import TransferBatches
 from fedkd.distillation.objective import Objective, Term
 from fedkd.distillation.trainer import distill
-from fedkd.knowledge.payload import Fused, Teacher
+from fedkd.knowledge.payload import AGGREGATE, Fused
 from fedkd.losses.base import DistillationLoss
 from fedkd.losses.kd import KDLoss
 from fedkd.models.network import Network
@@ -265,7 +265,7 @@ def _distil(
 ) -> None:
     batches = TransferBatches(
         workspace.data.transfer.images.images,
-        Fused.of(Teacher(workspace.experiment.clients), logits),
+        Fused.of(AGGREGATE, logits),
         batch_size=batch_size,
         seed=seed,
         device=network.mean.device,

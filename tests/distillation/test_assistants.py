@@ -4,7 +4,7 @@ import torch
 
 from fedkd.distillation.assistants import with_assistant
 from fedkd.knowledge.kinds import Logits
-from fedkd.knowledge.payload import Bank, Fused, Knowledge, Teacher, fuse
+from fedkd.knowledge.payload import Bank, Fused, Knowledge, Role, Teacher, fuse
 
 SURE = torch.eye(3) * 20
 
@@ -15,13 +15,13 @@ def _fused() -> Fused:
 
 
 def _assistant(number: int) -> Knowledge:
-    return Knowledge(Teacher(number), {Logits(): torch.roll(SURE, 2, 0)})
+    return Knowledge(Teacher(number, role=Role.ASSISTANT), {Logits(): torch.roll(SURE, 2, 0)})
 
 
 def test_the_next_network_alone_teaches_but_the_targets_stay() -> None:
     fused = _fused()
-    told = with_assistant(fused, _assistant(2), "next", 1)
-    assert [t.client for t in told.bank.teachers] == [2]
+    told = with_assistant(fused, _assistant(1), "next", 1)
+    assert [t.key for t in told.bank.teachers] == ["assistant-1"]
     assert told.probabilities.argmax(1).tolist() == [1, 2, 0]
     assert told.targets.tolist() == fused.targets.tolist() == [0, 1, 2]
     ensemble = told.bank.rows(torch.tensor([1]))
@@ -29,9 +29,9 @@ def test_the_next_network_alone_teaches_but_the_targets_stay() -> None:
 
 
 def test_densely_guided_every_assistant_counts_as_much_as_all_first_teachers_together() -> None:
-    one = with_assistant(_fused(), _assistant(2), "dense", 1)
-    two = with_assistant(one, _assistant(3), "dense", 2)
-    assert [t.client for t in two.bank.teachers] == [0, 1, 2, 3]
+    one = with_assistant(_fused(), _assistant(1), "dense", 1)
+    two = with_assistant(one, _assistant(2), "dense", 2)
+    assert [t.key for t in two.bank.teachers] == ["0", "1", "assistant-1", "assistant-2"]
     weights = two.bank.rows(torch.arange(3)).weights
     torch.testing.assert_close(weights.sum(0), torch.ones(3))
     torch.testing.assert_close(weights[:, 0], torch.tensor([1 / 3, 0, 1 / 3, 1 / 3]))

@@ -277,7 +277,7 @@ def test_history_remembers_who_attacked_before() -> None:
     [now] = fit_rules([rule], FitContext(second), [after.state])
     weights = now(second.rows(torch.arange(5))).weights
     assert weights[:3].max() < 0.5 * weights[3:].min()
-    late = Bank(tuple(Teacher(t.client + 5) for t in second.teachers), second.arrays)
+    late = Bank(tuple(Teacher(t.number + 5) for t in second.teachers), second.arrays)
     [later] = fit_rules([rule], FitContext(late), [after.state])
     assert later(late.rows(torch.arange(5))).weights[-1, 0] > 0
 

@@ -8,7 +8,7 @@ import torch
 
 from fedkd.config import Experiment, Quarantine
 from fedkd.knowledge.kinds import Logits
-from fedkd.knowledge.payload import Bank, Fused, Teacher
+from fedkd.knowledge.payload import AGGREGATE, Bank, Fused, Teacher
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ReplyRefused, RoundFinished
 from fedkd.runs.quarantine import distrusted, lift, quarantined, strike, strikes
@@ -82,5 +82,5 @@ def test_no_say_is_less_than_a_thousandth_of_an_equal_one() -> None:
     fused = Fused(bank, torch.full((2, 2), 0.5), torch.zeros(2, dtype=torch.long))
     assert distrusted(fused, 0.001) == [9]
     assert distrusted(fused, 0.0) == []
-    merged = Bank((Teacher(-1),), {Logits(): bank.arrays[Logits()][:1]}, np.ones((1, 2)))
+    merged = Bank((AGGREGATE,), {Logits(): bank.arrays[Logits()][:1]}, np.ones((1, 2)))
     assert distrusted(Fused(merged, fused.probabilities, fused.targets), 0.5) == []
