@@ -11,7 +11,8 @@ from fedkd.reporting.run_page import write_report
 from fedkd.rounds import ExperimentContext, Notify, Server, silent, threads
 from fedkd.rounds.summary import summarise
 from fedkd.runs.directory import RunDirectory, Session
-from strategies.strategy import FederatedDistillation, Keys
+from strategies.nodes import Keys
+from strategies.strategy import FederatedDistillation
 
 
 def run_job(
@@ -54,8 +55,7 @@ def run_job(
             run.warn(text)
             notify("warning", text=text)
         state = str(run.clients) if simulated else None
-        strategy = FederatedDistillation(server, state_dir=state, keys=keys)
-        strategy.start(grid)
+        FederatedDistillation(grid, server, state_dir=state, keys=keys).run()
         summary = summarise(server, seconds=session.total)
     run.write_json("summary.json", summary)
     notify("phase", round=None, phase="report")

@@ -17,7 +17,7 @@ GRACE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
-class Reply:
+class Delivery:
     """What came back from a client; `message` is None if nothing came in time."""
 
     client: int
@@ -32,7 +32,7 @@ def send_and_receive(
     deadline: float,
     window: int = WINDOW,
     on_poll: Callable[[], None] = lambda: None,
-) -> Iterator[Reply]:
+) -> Iterator[Delivery]:
     """Send one message per client and yield each reply as soon as it is there.
 
     Every client yields exactly once. Messages are made when they are sent, so that a client's
@@ -55,17 +55,17 @@ def send_and_receive(
             if sent:
                 under_way[sent[0]] = (client, time.monotonic())
             else:
-                yield Reply(client, None, 0.0)
+                yield Delivery(client, None, 0.0)
         arrived = False
         for identity, (client, started) in list(under_way.items()):
             # One id at a time: pulling many inflates every ready reply into memory at once.
             for message in grid.pull_messages([identity]):
                 del under_way[identity]
                 arrived = True
-                yield Reply(client, message, time.monotonic() - started)
+                yield Delivery(client, message, time.monotonic() - started)
             if identity in under_way and time.monotonic() - started > deadline + GRACE_SECONDS:
                 del under_way[identity]
-                yield Reply(client, None, time.monotonic() - started)
+                yield Delivery(client, None, time.monotonic() - started)
         if under_way and not arrived:
             on_poll()
             time.sleep(POLL_SECONDS)

@@ -351,7 +351,7 @@ class Fused:
         )
 
     @cached_property
-    def say(self) -> dict[int, float]:
+    def shares(self) -> dict[int, float]:
         """Client -> its mean weight over the images; they sum to one. Empty if rules merged all."""
         weights, teachers = self.bank.weights, self.bank.teachers
         if weights is None or any(who.role is not Role.CLIENT for who in teachers):

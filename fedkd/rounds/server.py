@@ -3,87 +3,123 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.build import build_network, build_optimizer, device_of
-from fedkd.distillation.assistants import with_assistant
-from fedkd.distillation.batches import TransferBatches
-from fedkd.distillation.trainer import EpochRecord, Snapshot, distill
 from fedkd.fusion.base import Fusion, fit_rules
 from fedkd.io.records import Damaged
-from fedkd.knowledge.extract import extract
 from fedkd.knowledge.kinds import Logits
-from fedkd.knowledge.payload import Bank, Fused, Knowledge, Teacher, fuse
+from fedkd.knowledge.payload import Bank, Fused, Knowledge, fuse
 from fedkd.knowledge.query import Images, Refused, Reply
 from fedkd.knowledge.wire import unpack
-from fedkd.models.network import Network, parameter_count
-from fedkd.privacy.noise import SecureGenerator
-from fedkd.privacy.release.base import Release, Released
-from fedkd.privacy.release.gaussian import epsilon_of
-from fedkd.randomness import stream, stream_seed
+from fedkd.models.network import Network
 from fedkd.rounds.context import ExperimentContext
 from fedkd.rounds.evidence import evidence_of
-from fedkd.rounds.progress import Notify, silent
-from fedkd.runs.directory import RunDirectory, load_state, network_hash, save_state
-from fedkd.runs.events import (
-    AnswersReleased,
-    AssistantEpochFinished,
-    EpochFinished,
-    RoundFinished,
-)
+from fedkd.rounds.learners import Learners
+from fedkd.rounds.progress import Notify, Stopwatch, silent
+from fedkd.rounds.release import release_answers
+from fedkd.runs.directory import RunDirectory, network_hash
+from fedkd.runs.events import RoundFinished
+from fedkd.runs.quarantine import distrusted, strike
 from fedkd.runs.signature import Signature, keep_signature
-from fedkd.training.batches import steps_per_epoch
 from fedkd.training.evaluation import Scores, accuracy, evaluate, predict
 
 logger = logging.getLogger(__name__)
 
-# Below this many steps in a whole run no student has learnt much; said, since it looks like a bug.
-FEW_STEPS = 100
+
+class Clients(Protocol):
+    """The clients of a round, whoever carries the messages; replies go to `Server.accept`."""
+
+    def train(self, round_number: int) -> None:
+        """Let them train their teachers."""
+
+    def answer(self, round_number: int) -> None:
+        """Ask them about the images that the student learns from."""
+
+    def evaluate(self, round_number: int) -> None:
+        """Ask them about the test images, once the student has learnt."""
 
 
 class Server:
-    """The server's half of the round: accept, fuse, distil, evaluate, remember.
+    """The server's half of the round.
 
     Args:
-        workspace: What the config means on this machine.
-        run: Where everything is written.
-        notify: Hears of progress.
+        context: What the config means on this machine.
+        run: Where everything is written; one with checkpoints goes on from the last one.
+        notify: Receives progress.
+
+    Attributes:
+        round: The last round that is finished; 0 before the first.
     """
 
     def __init__(
-        self, workspace: ExperimentContext, run: RunDirectory, notify: Notify = silent
+        self, context: ExperimentContext, run: RunDirectory, notify: Notify = silent
     ) -> None:
-        self.workspace = workspace
-        self.experiment = workspace.experiment
+        self.context = context
+        self.experiment = context.experiment
         self.run = run
         self.notify = notify
-        signature = Signature.of(self.experiment, workspace.data, workspace.root)
-        keep_signature(run, signature)
-        self._chain = self._fresh_chain()
+        keep_signature(run, Signature.of(self.experiment, context.data, context.root))
+        self._learners = Learners(context, run, notify)
         #: The fusion rules as fitted to the last round, and what they remember of it.
-        self._rules: list[Fusion] = list(workspace.fusion)
-        self._memories: list[dict[str, Tensor]] = []
+        self._rules: list[Fusion] = list(context.fusion)
+        self._states: list[dict[str, Tensor]] = []
         self.round = 0
         checkpoint = run.load_checkpoint(run.warn)
         if checkpoint is not None:
             self.round = int(checkpoint["round"])
-            states = (*checkpoint["assistants"], checkpoint["student"])
-            for learner, state in zip(self._chain, states, strict=True):
-                learner.network.load_state_dict(state)
-            for learner, learnt in zip(self._chain, checkpoint["learnt"], strict=True):
-                learner.learnt = learnt
-            self._memories = checkpoint["rules"]
+            self._learners.load(checkpoint)
+            self._states = checkpoint["rules"]
 
     @property
     def student(self) -> Network:
         """The one network that comes out."""
-        return self._chain[-1].network
+        return self._learners.student
+
+    def run_round(self, number: int, clients: Clients | None = None) -> RoundFinished:
+        """The round: accept, fuse, learn, evaluate, record, checkpoint.
+
+        Without a quorum the student stays as it is and the round is *degraded*.
+
+        Args:
+            number: From 1.
+            clients: Train and answer; None where all answers are held already.
+        """
+        watch = Stopwatch()
+        self.notify("round_start", round=number, rounds=self.experiment.rounds)
+        if clients is not None:
+            with watch.measure("train"):
+                clients.train(number)
+            with watch.measure("knowledge"):
+                clients.answer(number)
+        fused = None
+        if self.has_quorum(number):
+            self.notify("phase", round=number, phase="distil")
+            with watch.measure("fuse"):
+                fused = self.fuse(number)
+            limit = self.experiment.federation.quarantine
+            for client in distrusted(fused, limit.trust) if limit.after is not None else ():
+                strike(self.run, number, client, "the fusion rules gave it no weight")
+            with watch.measure("distil"):
+                self._learners.learn(number, fused)
+        with watch.measure("evaluate"):
+            if clients is not None:
+                clients.evaluate(number)
+            scores = self._evaluate(number, fused)
+        finished = replace(
+            scores,
+            hash=network_hash(self.student),
+            status="degraded" if fused is None else "ok",
+            answered=self.answered(number),
+            seconds=watch.seconds,
+        )
+        self._finish(finished)
+        return finished
 
     # -- accept ----------------------------------------------------------------------------
 
@@ -103,7 +139,7 @@ class Server:
 
     def _checked(self, client: int, round_number: int, images: Images, reply: Reply) -> Knowledge:
         base = self.held(client, round_number) if images is Images.TRANSFER else 0
-        query = self.workspace.query(images, self.run.identity, round_number, client, base)
+        query = self.context.query(images, self.run.identity, round_number, client, base)
         held = self.run.knowledge(base).answers(client, query.kinds) if base > 0 else None
         return unpack(reply, query, client, held)
 
@@ -112,7 +148,7 @@ class Server:
 
         Only asked for by codecs that send changes, and where a part of the samples is asked about.
         """
-        if not self.workspace.codec.remembers and self.experiment.federation.subset == 1:
+        if not self.context.codec.remembers and self.experiment.federation.subset == 1:
             return 0
         earlier = range(round_number - 1, 0, -1)
         return next((n for n in earlier if self._is_held(client, n)), 0)
@@ -164,145 +200,52 @@ class Server:
         )
 
     def fuse(self, round_number: int) -> Fused:
-        """What the round's teachers say together."""
+        """The round's teachers together."""
         store = self.run.knowledge(round_number)
-        bank = store.bank(self.workspace.kinds)
-        evidence = evidence_of(self.workspace, self.run, round_number, bank, self.student)
-        self._rules = fit_rules(self.workspace.fusion, evidence, self._memories)
-        if self.workspace.release is not None:
-            return self._release(round_number, self.workspace.release, bank, evidence.labels)
+        bank = store.bank(self.context.kinds)
+        evidence = evidence_of(self.context, self.run, round_number, bank, self.student)
+        self._rules = fit_rules(self.context.fusion, evidence, self._states)
+        if (release := self.context.release) is not None:
+            return release_answers(
+                release, self.experiment, self.run, round_number, bank, evidence.labels
+            )
         return fuse(bank, self._rules, labels=evidence.labels, store=store.allocate)
-
-    def _release(
-        self, round_number: int, release: Release, bank: Bank, labels: Tensor | None
-    ) -> Fused:
-        """What the mechanism lets out; drawn once, however often the round is taken up again."""
-        place = self.run.knowledge(round_number).folder / "released.pt"
-        if not place.is_file():
-            generator = stream(self.experiment.seed, "queries", round_number)
-            index = release.asked(bank.num_samples, generator)
-            probabilities = torch.softmax(bank.rows(index, kinds=(Logits(),)).logits, dim=-1)
-            out = release(probabilities, index, self.experiment.rounds, SecureGenerator())
-            save_state(place, {"scores": out.scores, "index": out.index, "mu": out.mu})
-        out = Released(**load_state(place))
-        self.run.record(
-            AnswersReleased(
-                round=round_number,
-                mechanism=self.experiment.release.name if self.experiment.release else "",
-                answered=len(out.index),
-                mu=out.mu,
-                epsilon=epsilon_of(out.mu, release.delta),
-                delta=release.delta,
-                unit=release.unit,
-            )
-        )
-        if len(out.index) < 2:
-            raise RuntimeError(
-                f"round {round_number}: the release answered {len(out.index)} of the transfer "
-                "images; raise its epsilon, lower its threshold, or take more clients"
-            )
-        crowd = Teacher(self.experiment.clients)
-        return Fused.of(
-            crowd,
-            out.scores.clamp(min=1e-4).log(),
-            probabilities=out.scores,
-            targets=None if labels is None else labels[out.index],
-            index=out.index,
-        )
-
-    def learn(self, round_number: int, fused: Fused) -> list[EpochRecord]:
-        """Distil the fused teachers into the student."""
-        options = self.experiment.distillation
-        steps = options.epochs * steps_per_epoch(len(fused), options.batch_size)
-        if round_number == 1 and steps * self.experiment.rounds < FEW_STEPS:
-            fewer = " or lower distillation.batch_size" if options.batch_size > 8 else ""
-            self.warn(
-                f"the student takes only {steps} steps per round: raise distillation.epochs{fewer}"
-            )
-        images, views = self._shown(round_number, fused)
-        needs = self.workspace.objective.needs
-        if not options.warm_start and round_number > 1:
-            self._chain = self._fresh_chain()
-        for rank, assistant in enumerate(self._chain[:-1], start=1):
-            network = assistant.network
-            self._teach(assistant, fused, round_number, "assist", rank)
-            who = Teacher(self.experiment.clients + rank, parameters=parameter_count(network))
-            told = extract(network, images, needs, views=views)
-            fused = with_assistant(fused, Knowledge(who, told), options.guidance, rank)
-        return self._teach(self._chain[-1], fused, round_number, "learn")
-
-    def _shown(self, round_number: int, fused: Fused) -> tuple[Tensor, Callable[[int], Tensor]]:
-        """The transfer images that `fused` is about, and their virtual views."""
-        images = self.workspace.data.transfer.images.images
-        views, index = self.workspace.views(round_number), fused.index
-        if index is None:
-            return images, views
-        return images[index], lambda number: views(number)[index]
-
-    def _teach(
-        self, learner: _Learner, fused: Fused, round_number: int, *names: object
-    ) -> list[EpochRecord]:
-        """Distil into one network of the chain."""
-        options = self.experiment.distillation
-        is_student = learner is self._chain[-1]
-
-        def on_epoch(record: EpochRecord, _snapshot: Snapshot) -> None:
-            kind = EpochFinished if is_student else AssistantEpochFinished
-            self.run.record(kind(round=round_number, **asdict(record)))
-            if is_student:
-                self.notify("epoch", round=round_number, epoch=record.epoch, loss=record.loss)
-
-        seed = stream_seed(self.experiment.seed, *names, round_number)
-        images, views = self._shown(round_number, fused)
-        batches = TransferBatches(
-            images,
-            fused,
-            views=views,
-            batch_size=options.batch_size,
-            seed=seed,
-            device=learner.network.mean.device,
-        )
-        history, learner.learnt = distill(
-            learner.network,
-            batches,
-            self.workspace.objective,
-            epochs=options.epochs,
-            optimizer=build_optimizer(options.optimizer),
-            seed=seed,
-            on_epoch=on_epoch,
-            **learner.learnt,
-        )
-        return history
 
     # -- evaluate --------------------------------------------------------------------------
 
-    def evaluate(self, round_number: int, fused: Fused | None) -> dict[str, Any]:
-        """How good student, teachers and their ensemble are on the public test set."""
-        data = self.workspace.data
+    def _evaluate(self, round_number: int, fused: Fused | None) -> RoundFinished:
+        """How good student, teachers and their ensemble are on the public images."""
+        data = self.context.data
         labels = data.test.labels
         assert labels is not None
-        predictions = predict(self.student, data.test.images)
-        facts: dict[str, Any] = {"student": Scores.of(predictions, labels)}
-        if len(data.validation) > 0:
-            facts["validation"] = evaluate(self.student, data.validation)
+        teachers: dict[int, float | None] = {}
+        ensemble = None
         store = self.run.knowledge(round_number, Images.TEST)
         if store.clients():
-            bank = store.bank(self.workspace.prediction_kinds)
-            facts["teachers"] = {
-                teacher.number: accuracy(torch.from_numpy(np.asarray(array, np.float32)), labels)
-                for teacher, array in zip(bank.teachers, bank.arrays[Logits()], strict=True)
-            }
+            bank = store.bank(self.context.prediction_kinds)
+            for teacher, array in zip(bank.teachers, bank.arrays[Logits()], strict=True):
+                logits = torch.from_numpy(np.asarray(array, np.float32))
+                teachers[teacher.number] = accuracy(logits, labels)
             if fused is not None and (rules := self._rules_for(round_number, bank)) is not None:
-                heard = bank.only(set(self.answered(round_number)))
-                together = fuse(heard, rules, store=store.allocate).probabilities
-                facts["ensemble"] = Scores.of(together.clamp(min=1e-12).log(), labels)
-        if fused is not None and fused.say:
-            facts["weights"] = fused.say
-        hidden = data.transfer.true_labels
-        if fused is not None and hidden is not None:
-            shown = hidden if fused.index is None else hidden[fused.index]
-            facts["pseudo_labels"] = accuracy(fused.probabilities, shown)
-        return facts
+                both = bank.only(self.answered(round_number))
+                together = fuse(both, rules, store=store.allocate).probabilities
+                ensemble = Scores.of(together.clamp(min=1e-12).log(), labels)
+        return RoundFinished(
+            round=round_number,
+            student=Scores.of(predict(self.student, data.test.images), labels),
+            validation=evaluate(self.student, data.validation) if len(data.validation) else None,
+            teachers=teachers,
+            ensemble=ensemble,
+            weights={} if fused is None else fused.shares,
+            pseudo_labels=None if fused is None else self._pseudo_labels(fused),
+        )
+
+    def _pseudo_labels(self, fused: Fused) -> float | None:
+        """Accuracy of the fused answers, where the true classes are known."""
+        hidden = self.context.data.transfer.true_labels
+        if hidden is None:
+            return None
+        return accuracy(fused.probabilities, hidden if fused.index is None else hidden[fused.index])
 
     def _rules_for(self, round_number: int, tests: Bank) -> Sequence[Fusion] | None:
         """The round's rules for the teachers that answered the test images as well.
@@ -316,54 +259,24 @@ class Server:
             return None
         if clients == fitted:
             return self._rules
-        both = self.run.knowledge(round_number).bank(self.workspace.kinds).only(clients)
-        evidence = evidence_of(self.workspace, self.run, round_number, both, self.student)
-        return fit_rules(self.workspace.fusion, evidence, self._memories)
+        both = self.run.knowledge(round_number).bank(self.context.kinds).only(clients)
+        evidence = evidence_of(self.context, self.run, round_number, both, self.student)
+        return fit_rules(self.context.fusion, evidence, self._states)
 
-    def finish_round(self, round_number: int, **facts: Any) -> None:
-        """Write the round down and keep the student: the point a resumed run goes on from."""
-        self.round = round_number
-        self._memories = [rule.state for rule in self._rules]
-        event = RoundFinished(round=round_number, hash=network_hash(self.student), **facts)
-        self.run.record(event)
-        states = [
-            {name: tensor.cpu() for name, tensor in learner.network.state_dict().items()}
-            for learner in self._chain
-        ]
-        self.run.save_checkpoint(
-            round_number,
-            {
-                "student": states[-1],
-                "assistants": states[:-1],
-                "learnt": [learner.learnt for learner in self._chain],
-                "rules": self._memories,
-            },
-        )
-        self.notify("round", **event.facts())
+    # -- record ----------------------------------------------------------------------------
+
+    def _finish(self, finished: RoundFinished) -> None:
+        """Record the round and keep the student: the point a resumed run goes on from."""
+        self.round = finished.round
+        self._states = [rule.state for rule in self._rules]
+        self.run.record(finished)
+        self.run.save_checkpoint(self.round, {**self._learners.state, "rules": self._states})
+        self.notify("round", **finished.facts())
 
     def warn(self, text: str) -> None:
-        """Say something that people should know, now and in the report."""
+        """Show something that people should know, now and in the report."""
         self.run.warn(text)
         self.notify("warning", text=text)
-
-    def _fresh_chain(self) -> list[_Learner]:
-        """Untrained assistants and student."""
-        device = device_of(self.experiment)
-        experiment, data = self.experiment, self.workspace.data
-        networks = [
-            build_network(experiment, model, data, "assistant", rank)
-            for rank, model in enumerate(experiment.distillation.assistants, start=1)
-        ]
-        networks.append(build_network(experiment, experiment.student.model, data, "student"))
-        return [_Learner(network.to(device)) for network in networks]
-
-
-@dataclass
-class _Learner:
-    """A network of the chain, and what its last training hands to the next."""
-
-    network: Network
-    learnt: dict[str, Any] = field(default_factory=dict)
 
 
 def _names(images: Iterable[Images]) -> str:

@@ -29,7 +29,7 @@ def summarise(server: Server, *, seconds: float) -> dict[str, Any]:
     Trains the baselines named in `evaluation.baselines`; they are measures, not part of the
     federation: they use labels and private images that a real server never sees.
     """
-    run, experiment, data = server.run, server.experiment, server.workspace.data
+    run, experiment, data = server.run, server.experiment, server.context.data
     rounds = run.events(RoundFinished)
     last = rounds[-1]
     best = max(rounds, key=lambda event: event.student.accuracy)
@@ -108,7 +108,7 @@ def _baseline(server: Server, name: str) -> float | None:
     Oracle: on the transfer set's true labels, for as many epochs as the student saw it.
     Ceiling: on all private images in one place, for as many epochs as each teacher saw its own.
     """
-    experiment, data = server.experiment, server.workspace.data
+    experiment, data = server.experiment, server.context.data
     options = local_training(experiment.teachers)
     if name == "oracle":
         hidden = data.transfer.true_labels

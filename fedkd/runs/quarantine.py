@@ -50,5 +50,5 @@ def lift(run: RunDirectory, client: int) -> int:
 
 def distrusted(fused: Fused, trust: float) -> list[int]:
     """Clients whose mean weight is below `trust` times an equal say; none if rules merged all."""
-    least = trust / max(len(fused.say), 1)
-    return [client for client, share in fused.say.items() if share < least]
+    least = trust / max(len(fused.shares), 1)
+    return [client for client, share in fused.shares.items() if share < least]

@@ -114,10 +114,8 @@ def distil_again(
     with Session(run) as session, threads(run.experiment.resources.server_threads):
         server = Server(workspace, run, notify)
         run.rewind(server.round)
-        rounds = _rounds_held(run)
-        for number in [r for r in rounds if r > server.round]:
-            notify("round_start", round=number, rounds=rounds[-1])
-            _round(server, number)
+        for number in [r for r in _rounds_held(run) if r > server.round]:
+            server.run_round(number)
             session.note()
     return server
 
@@ -146,8 +144,7 @@ def continue_without(
     new.write_json(LINEAGE, {"source": run.identity, "without": sorted(without), "mode": "quick"})
     with Session(new), threads(new.experiment.resources.server_threads):
         server = Server(workspace, new, notify)
-        notify("round_start", round=last, rounds=last)
-        _round(server, last)
+        server.run_round(last)
     return server
 
 
@@ -173,7 +170,7 @@ def evidence(
         without: The clients taken out.
         exact: The exact removal, to measure an approximate one against.
     """
-    workspace, new = server.workspace, server.run
+    workspace, new = server.context, server.run
     data = workspace.data
     labels = data.test.labels
     assert labels is not None
@@ -310,24 +307,6 @@ def erase(run: RunDirectory, paths: Iterable[Path], without: Collection[int]) ->
 
 
 # -- parts -----------------------------------------------------------------------------------------
-
-
-def _round(server: Server, number: int) -> None:
-    """A round as the strategy does it once the answers are in."""
-    ready = server.has_quorum(number)
-    fused = None
-    if ready:
-        server.notify("phase", round=number, phase="distil")
-        fused = server.fuse(number)
-        server.learn(number, fused)
-    scores = server.evaluate(number, fused)
-    server.finish_round(
-        number,
-        status="ok" if ready else "degraded",
-        answered=server.answered(number),
-        seconds={},
-        **scores,
-    )
 
 
 def _rounds_held(run: RunDirectory) -> list[int]:

@@ -166,7 +166,7 @@ def test_below_quorum_the_student_is_kept_and_the_round_is_degraded(tiny: Tiny) 
 def test_a_federation_of_another_size_is_refused_by_name(
     tiny: Tiny, nodes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("strategies.strategy.SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr("strategies.nodes.SETTLE_SECONDS", 0.2)
     with pytest.raises(
         ConfigError, match=f"the experiment has 3 clients, the federation has {nodes}"
     ):

@@ -24,7 +24,8 @@ from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ClientEvaluated, ClientTrained, ReplyRefused, RoundFinished
 from simulations.client_app import make_client_app
 from simulations.local import LocalGrid, run_local
-from strategies.messaging import Reply
+from strategies.messaging import Delivery
+from strategies.nodes import Nodes
 from strategies.records import ENVELOPE, METRICS, arrays_name, header_name
 from strategies.strategy import FederatedDistillation
 from tests.strategies.mutations import CODES, REASONS, mutated
@@ -216,7 +217,7 @@ class Recorded(LocalGrid):
 
 def _mutants(
     kept: list[tuple[Message, Message]], kind: str, count: int, seed: int
-) -> Iterable[Reply]:
+) -> Iterable[Delivery]:
     draw = random.Random(f"{kind}{seed}")
     honest = [(q, a) for q, a in kept if q.metadata.message_type == kind]
     for number in range(count):
@@ -226,7 +227,7 @@ def _mutants(
         else:
             reply = Message(mutated(answer.content, draw), reply_to=question)
         client = 1000 - question.metadata.dst_node_id
-        yield Reply(client if kind != "query.describe" else number, reply, 0.1)
+        yield Delivery(client if kind != "query.describe" else number, reply, 0.1)
 
 
 def test_no_reply_ends_the_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,28 +237,28 @@ def test_no_reply_ends_the_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> N
         experiment = tiny(*SMALL, *overrides)
         grid = Recorded(experiment.clients)
         run = RunDirectory.new(experiment)
-        strategy = FederatedDistillation(
-            Server(experiment_context(experiment), run), state_dir=str(run.clients)
-        )
+        server = Server(experiment_context(experiment), run)
+        driver = FederatedDistillation(grid, server, state_dir=str(run.clients))
         run.clients.mkdir(exist_ok=True)
-        strategy.start(grid)
+        driver.run()
         before = len(run.events(ReplyRefused))
-        for kind in ("query.describe", "train", "query.knowledge", "evaluate"):
+        ask = {
+            "train": driver.train, "query.knowledge": driver.answer, "evaluate": driver.evaluate,
+        }  # fmt: skip
+        for kind in ("query.describe", *ask):
             replies = list(_mutants(grid.kept, kind, each, seed=len(overrides)))
             seen += len(replies)
-            if kind == "query.describe":
-                monkeypatch.setattr(strategy, "_send_and_receive", lambda *_, r=replies: iter(r))
-                strategy._strangers.clear()
-                strategy.nodes = {7: 7}  # somebody is there whatever comes
-                monkeypatch.setattr(grid, "get_node_ids", lambda: [7, 8])
-                strategy._register_nodes(grid, 1)
-                assert all(type(c) is int and 0 <= c < 8 for c in strategy.nodes)
-            elif kind == "train":
-                strategy.aggregate_train(1, replies)
-            elif kind == "query.knowledge":
-                strategy.aggregate_query(1, replies)
-            else:
-                strategy.aggregate_evaluate(1, replies)
+            with monkeypatch.context() as patch:
+                patch.setattr(driver.exchange, "send", lambda *_, r=replies: iter(r))
+                patch.setattr(driver.exchange, "ask", lambda *_, r=replies: iter(r))
+                if kind in ask:
+                    ask[kind](1)
+                    continue
+                nodes = Nodes(driver.exchange, server)
+                nodes.by_client = {7: 7}  # somebody is there whatever comes
+                patch.setattr(grid, "get_node_ids", lambda: [7, 8])
+                nodes.register(1)
+                assert all(type(c) is int and 0 <= c < 8 for c in nodes.by_client)
         assert all(len(event.reason) <= REASON for event in run.events(ReplyRefused))
         for event in [*run.events(ClientTrained), *run.events(ClientEvaluated)]:
             numbers = [v for v in vars(event).values() if isinstance(v, int | float)]

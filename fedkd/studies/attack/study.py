@@ -30,7 +30,7 @@ from fedkd.knowledge.query import Images, Query, Refused, Reply
 from fedkd.knowledge.store import write_atomically
 from fedkd.randomness import stream_seed
 from fedkd.rounds import Client, ExperimentContext, Notify, Server, silent, threads
-from fedkd.runs.directory import RunDirectory, network_hash
+from fedkd.runs.directory import RunDirectory
 from fedkd.studies.attack.config import CLEAN, AttackConfig, attackers_of, check_config, resolved
 from fedkd.studies.attack.report import table, write
 from fedkd.studies.engine import Cell, Found, Record, Study
@@ -211,6 +211,49 @@ def _mislabelled(workspace: ExperimentContext) -> ExperimentContext:
 # -- students --------------------------------------------------------------------------------------
 
 
+class _Attacked:
+    """The clients of one cell: their answers are received, and what is refused is counted."""
+
+    def __init__(
+        self, server: Server, answers: Answers, attackers: tuple[int, ...], attack: Component | None
+    ) -> None:
+        self.refused: Counter[str] = Counter()
+        self.accepted = hashlib.sha256()
+        self._server = server
+        self._answers = answers
+        self._attackers = attackers
+        self._attack = attack
+        # This one answers with the student of the round before, so nothing is received beforehand.
+        self.in_turn = attack is not None and attack.name == COPYCAT
+
+    def receive(self, round_number: int) -> None:
+        """Give the round's replies to the server."""
+        server, images = self._server, self._server.context.learning_images
+        messages = _messages(server, self._answers, self._attackers, self._attack, round_number)
+        for client, replies in messages:
+            try:
+                server.accept(client, round_number, images, replies)
+            except Refused as refusal:
+                self.refused[str(refusal)] += 1
+                continue
+            for reply in replies.values():
+                header = {**reply.header, "run": ""}
+                self.accepted.update(json.dumps(header, sort_keys=True).encode())
+                for name in sorted(reply.arrays):
+                    self.accepted.update(reply.arrays[name].tobytes())
+
+    def train(self, round_number: int) -> None:
+        """Teachers are trained once for all cells."""
+
+    def answer(self, round_number: int) -> None:
+        """Only of those that wait for the student of the round before."""
+        if self.in_turn:
+            self.receive(round_number)
+
+    def evaluate(self, round_number: int) -> None:
+        """Only the student is evaluated."""
+
+
 def _student(
     server: Server,
     answers: Answers,
@@ -219,47 +262,23 @@ def _student(
     twins: dict[str, Record],
 ) -> Record:
     """All rounds of one cell: the scores of its last student, and what was refused."""
-    refused: Counter[str] = Counter()
-    accepted = hashlib.sha256()
-    rounds = range(1, server.experiment.rounds + 1)
-
-    def receive(number: int) -> None:
-        for client, replies in _messages(server, answers, attackers, attack, number):
-            try:
-                server.accept(client, number, server.workspace.learning_images, replies)
-            except Refused as refusal:
-                refused[str(refusal)] += 1
-            else:
-                for reply in replies.values():
-                    header = {**reply.header, "run": ""}
-                    accepted.update(json.dumps(header, sort_keys=True).encode())
-                    for name in sorted(reply.arrays):
-                        accepted.update(reply.arrays[name].tobytes())
-
-    # This one answers with the student of the round before, so nothing is received beforehand.
-    in_turn = attack is not None and attack.name == COPYCAT
-    if not in_turn:
-        for number in rounds:
-            receive(number)
-        if (twin := twins.get(accepted.hexdigest())) is not None:
-            return {**twin, "refused": dict(refused)}
-    fused = None
-    for number in rounds:
-        if in_turn:
-            receive(number)
-        if server.has_quorum(number):
-            fused = server.fuse(number)
-            server.learn(number, fused)
-        scores = server.evaluate(number, fused)
-        server.finish_round(number, **scores)  # what rules remember is kept here
+    clients = _Attacked(server, answers, attackers, attack)
+    numbers = range(1, server.experiment.rounds + 1)
+    if not clients.in_turn:
+        for number in numbers:
+            clients.receive(number)
+        if (twin := twins.get(clients.accepted.hexdigest())) is not None:
+            return {**twin, "refused": dict(clients.refused)}
+    rounds = [server.run_round(number, clients) for number in numbers]
+    pseudo_labels = [each.pseudo_labels for each in rounds if each.status == "ok"]
     result = {
-        "accuracy": scores["student"].accuracy,
-        "per_class": scores["student"].per_class,
-        "pseudo_labels": scores.get("pseudo_labels"),
-        "hash": network_hash(server.student),
+        "accuracy": rounds[-1].student.accuracy,
+        "per_class": rounds[-1].student.per_class,
+        "pseudo_labels": pseudo_labels[-1] if pseudo_labels else None,
+        "hash": rounds[-1].hash,
     }
-    twins[accepted.hexdigest()] = result
-    return {**result, "refused": dict(refused)}
+    twins[clients.accepted.hexdigest()] = result
+    return {**result, "refused": dict(clients.refused)}
 
 
 def _messages(
@@ -273,7 +292,7 @@ def _messages(
 
     An attacker lies about the transfer images; about others its own teacher answers.
     """
-    context = server.workspace
+    context = server.context
     clients = range(server.experiment.clients)
     honest = {c: answers.read(number, c) for c in clients if c not in attackers}
     copied = _student_answers(server, number) if attack and attack.name == COPYCAT else None
@@ -316,7 +335,7 @@ def _lie(
         client=client,
         attackers=attackers,
         honest=honest,
-        predictions=predictions_of(server.workspace.kinds),
+        predictions=predictions_of(server.context.kinds),
         previous=answers.read(number - 1, client) if number > 1 else None,
         mislabelled=answers.read(number, client, "mislabelled") if mislabelled else None,
         student=copied,
@@ -337,9 +356,9 @@ def _student_answers(server: Server, number: int) -> dict[str, np.ndarray] | Non
     """What the student as it stands answers about this round's images and views."""
     if number == 1:
         return None
-    kinds = tuple(k for k in server.workspace.kinds if isinstance(k, Logits | VirtualLogits))
-    views = server.workspace.views(number)
-    images = server.workspace.data.transfer.images.images
+    kinds = tuple(k for k in server.context.kinds if isinstance(k, Logits | VirtualLogits))
+    views = server.context.views(number)
+    images = server.context.data.transfer.images.images
     found: dict[Kind, Tensor] = extract(server.student, images, kinds, views=views)
     return {str(kind): tensor.cpu().numpy() for kind, tensor in found.items()}
 

@@ -1,0 +1,269 @@
+"""The messages of a run: made, sent, counted and read.
+
+Whatever goes wrong with a client (an error, a late reply, a reply that must not be used) is
+recorded with the reason and costs that client its round; it never ends the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedkd.build import data_root
+from fedkd.io.text import plain
+from fedkd.knowledge.query import Images, Refused
+from fedkd.rounds import Server
+from fedkd.runs.events import MessageCounted, PhaseName, ReplyRefused
+from fedkd.runs.quarantine import strike
+from strategies.messaging import Delivery, send_and_receive
+from strategies.records import (
+    JOB,
+    Number,
+    check_length,
+    explain,
+    read_numbers,
+    read_replies,
+    wire_bytes,
+)
+from strategies.workers import actor_died, restarting, worker_lost
+
+logger = logging.getLogger(__name__)
+
+# A real node that was killed and started again is let in when its heartbeat has been missed.
+REJOIN_SECONDS = 60.0
+# Ray starts a dead worker again meanwhile; only then is anybody asked more than twice.
+RETRIES, RESTART_SECONDS = 5, 2.0
+
+Messages = Mapping[int, Callable[[], Message]]
+"""Makers of messages, by client (by node, until it is known which client that is)."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One exchange of a round.
+
+    Attributes:
+        name: In the ledger.
+        message_type: Flower's.
+        knowledge: Whether replies hold arrays of knowledge.
+    """
+
+    name: PhaseName
+    message_type: str
+    knowledge: bool = False
+
+
+DESCRIBE = Phase("describe", "query.describe")
+TRAIN = Phase("train", "train")
+KNOWLEDGE = Phase("knowledge", "query.knowledge", knowledge=True)
+EVALUATE = Phase("evaluate", "evaluate", knowledge=True)
+
+
+class Exchange:
+    """Messages to the nodes of a run, and their replies.
+
+    Args:
+        grid: Flower's way to the nodes.
+        server: Of the run.
+        state_dir: Where clients on this host may keep their teachers (simulation); None leaves
+            them to use their own (deployment).
+    """
+
+    def __init__(self, grid: Grid, server: Server, *, state_dir: str | None = None) -> None:
+        self.grid = grid
+        self._server = server
+        self._run = server.run
+        self._federation = server.experiment.federation
+        self._simulated = state_dir is not None
+        self._max_bytes = self._federation.max_payload_mb * 2**20
+        context = server.context
+        self._job: dict[str, str | bytes] = {
+            "config": context.sent,
+            "run": server.run.identity,
+            "state": state_dir or "",
+            "fingerprint": context.data.transfer.fingerprint,
+        }
+        # A run that is gone on with from another working directory: its images are where they
+        # were. Nodes with a state folder of their own know better (simulations/client_app.py).
+        if self._simulated and context.root != data_root(server.experiment):
+            self._job["data-root"] = str(context.root)
+
+    # -- out -------------------------------------------------------------------------------
+
+    def message(
+        self, node: int, number: int, phase: Phase, content: RecordDict, client: int | None = None
+    ) -> Message:
+        """One message: its records and the job."""
+        job = ConfigRecord({**self._job, "round": number})
+        if phase is KNOWLEDGE and client is not None:
+            held = self._server.held(client, number)
+            if held > 0:
+                job["held"] = held
+        return Message(
+            RecordDict({**content, JOB: job}),
+            dst_node_id=node,
+            message_type=phase.message_type,
+            ttl=self._federation.deadline,
+            group_id=str(number),
+        )
+
+    def ask(
+        self, number: int, phase: Phase, nodes: Mapping[int, int], content: RecordDict
+    ) -> Iterator[Delivery]:
+        """Send the same records to clients; yield replies as they arrive.
+
+        Who answers through a worker that went down is asked again: that is not the client's fault,
+        and what it finished before is in its files and not done again.
+
+        Args:
+            number: The round.
+            phase: Of the round.
+            nodes: Client -> node of those who are asked.
+            content: The records.
+
+        Raises:
+            RuntimeError: every worker process died.
+        """
+        messages: Messages = {
+            client: partial(self.message, node, number, phase, content, client)
+            for client, node in sorted(nodes.items())
+        }
+        if not messages:
+            return
+        self._server.notify("phase", round=number, phase=phase.name, total=len(messages))
+        down = wire_bytes(next(iter(messages.values()))())  # a phase sends the same to everybody
+        waiting = messages
+        for attempt in range(RETRIES + 1):
+            lost: list[Delivery] = []
+            for delivery in self.send(waiting):
+                self._count(number, phase, down, delivery)
+                if self._is_lost(delivery.message, attempt):
+                    lost.append(delivery)
+                    continue
+                self._server.notify("reply", round=number, phase=phase.name, client=delivery.client)
+                yield delivery
+            if not lost:
+                return
+            if attempt == 0:
+                self._check_alive(number, phase, lost, len(messages))
+            else:
+                time.sleep(RESTART_SECONDS)
+            self._await({nodes[delivery.client] for delivery in lost})
+            waiting = {delivery.client: messages[delivery.client] for delivery in lost}
+
+    def send(self, messages: Messages) -> Iterator[Delivery]:
+        """Send messages; yield what comes back, each once."""
+        return send_and_receive(
+            self.grid,
+            messages,
+            deadline=self._federation.deadline,
+            on_poll=lambda: self._server.notify("waiting"),
+        )
+
+    def _is_lost(self, message: Message | None, attempt: int) -> bool:
+        """Whether to ask again: any lost worker once, one that Ray restarts until it is up."""
+        if attempt == 0:
+            return worker_lost(message, simulated=self._simulated)
+        return attempt < RETRIES and restarting(message, simulated=self._simulated)
+
+    def _check_alive(self, number: int, phase: Phase, lost: list[Delivery], asked: int) -> None:
+        dead = sum(actor_died(each.message, simulated=self._simulated) for each in lost)
+        if dead > 1 and dead >= asked:
+            raise RuntimeError(
+                f"every worker process died in round {number} ({phase.name}); out of memory? "
+                f"Lower the number of clients at once (resources.client_cpus), then go on with: "
+                f"fedkd run --resume {self._run.path}"
+            )
+
+    def _await(self, nodes: set[int]) -> None:
+        """Give real nodes that went down (`federation.wait`) the time to come back."""
+        limit = time.monotonic() + min(self._federation.wait, REJOIN_SECONDS)
+        while time.monotonic() < limit and not nodes <= set(self.grid.get_node_ids()):
+            self._server.notify("waiting")
+            time.sleep(0.5)
+
+    def _count(self, number: int, phase: Phase, down: int, delivery: Delivery) -> None:
+        up = wire_bytes(delivery.message) if delivery.message is not None else 0
+        self._run.count(
+            MessageCounted(
+                round=number,
+                phase=phase.name,
+                client=delivery.client,
+                down=down,
+                up=up,
+                seconds=round(delivery.seconds, 3),
+                time=round(time.time(), 1),
+            )
+        )
+
+    # -- in --------------------------------------------------------------------------------
+
+    def content(
+        self, delivery: Delivery, number: int, phase: Phase, who: str | None = None
+    ) -> RecordDict | None:
+        """The reply's records, or None after recording why there are none."""
+        who = who or f"client {delivery.client}"
+        client = None if phase is DESCRIBE else delivery.client
+        message = delivery.message
+        if message is None:
+            self.refuse(number, phase, client, f"{who} did not answer within the deadline")
+            return None
+        if message.has_error():
+            reason = message.error.reason or ""
+            # The end of it tells most; a client chooses how long it is.
+            logger.warning("%s, round %d, %s:\n%s", who, number, phase.name, reason[-2000:])
+            self.refuse(number, phase, client, f"{explain(reason)} (code {message.error.code})")
+            return None
+        try:
+            check_length(message, self._max_bytes if phase.knowledge else 0.0)
+        except Refused as refusal:
+            self.refuse(number, phase, client, str(refusal))
+            return None
+        return message.content
+
+    def numbers(
+        self,
+        delivery: Delivery,
+        number: int,
+        phase: Phase,
+        content: RecordDict | None,
+        allowed: Mapping[str, Number],
+        required: Collection[str],
+    ) -> dict[str, float | int] | None:
+        """A reply's numbers, or None after recording why they are not used."""
+        if content is None:
+            return None
+        try:
+            return read_numbers(content, allowed, required)
+        except Refused as refusal:
+            self.refuse(number, phase, delivery.client, str(refusal))
+            return None
+
+    def accept(
+        self, delivery: Delivery, number: int, phase: Phase, asked: Sequence[Images]
+    ) -> RecordDict | None:
+        """Hand the answers in a reply to the server; None after recording why they are refused."""
+        content = self.content(delivery, number, phase)
+        if content is None or not asked:
+            return content
+        try:
+            replies = read_replies(content, self._max_bytes)
+            self._server.accept(delivery.client, number, asked, replies)
+        except Refused as refusal:
+            self.refuse(number, phase, delivery.client, str(refusal))
+            if phase is KNOWLEDGE and self._federation.quarantine.after is not None:
+                strike(self._run, number, delivery.client, str(refusal))
+            return None
+        return content
+
+    def refuse(self, number: int, phase: Phase, client: int | None, reason: str) -> None:
+        """Record why a client, or what it sent, takes no part."""
+        event = ReplyRefused(round=number, phase=phase.name, client=client, reason=plain(reason))
+        self._run.record(event)
+        self._server.notify("refused", **asdict(event))

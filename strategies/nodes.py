@@ -1,0 +1,149 @@
+"""Which nodes the federation has, and which client each of them is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Protocol
+
+from flwr.app import ConfigRecord, RecordDict
+
+from fedkd.config import ConfigError
+from fedkd.rounds import Server
+from fedkd.runs.events import MessageCounted
+from strategies.exchange import DESCRIBE, Exchange
+from strategies.records import CHALLENGE, wire_bytes
+
+# The federation's size is believed once it has not changed for this long.
+SETTLE_SECONDS = 5.0
+MEET_SECONDS = 60.0
+
+
+class Keys(Protocol):
+    """Public keys of the nodes: a node is the client whose key it holds."""
+
+    def challenge(self) -> bytes:
+        """What a node is to sign, new for every question."""
+
+    def problem(
+        self, facts: Mapping[str, object], challenge: bytes, run: str, node: int
+    ) -> str | None:
+        """Why `node`, which describes itself by `facts`, is not the client it claims to be."""
+
+
+class Nodes:
+    """The nodes that take part.
+
+    Args:
+        exchange: Asks them.
+        server: Of the run.
+        keys: Whose key makes a node which client (deployment); None believes what a node claims.
+
+    Attributes:
+        by_client: Client -> its node.
+    """
+
+    def __init__(self, exchange: Exchange, server: Server, keys: Keys | None = None) -> None:
+        self._exchange = exchange
+        self._server = server
+        self._keys = keys
+        self._clients = server.experiment.clients
+        self._unusable: set[int] = set()  # nodes that described themselves so
+        self.by_client: dict[int, int] = {}
+
+    def wait(self) -> None:
+        """Wait until the federation has as many nodes as the experiment clients.
+
+        Raises:
+            ConfigError: it has another number of nodes, and goes on having it.
+        """
+        patience = self._server.experiment.federation.wait
+        started = changed = time.monotonic()
+        count = -1
+        while True:
+            now = time.monotonic()
+            found = len(list(self._exchange.grid.get_node_ids()))
+            if found == self._clients:
+                return
+            if found != count:
+                count, changed = found, now
+            settled = found > 0 and now - changed > max(SETTLE_SECONDS, patience)
+            if settled or now - started > max(MEET_SECONDS, patience):
+                raise ConfigError(
+                    f"the experiment has {self._clients} clients, the federation has {found} "
+                    f"nodes: set clients={found} in the config, or start {self._clients} nodes "
+                    f"(flwr run . --federation-config 'num-supernodes={self._clients}')"
+                )
+            self._server.notify("waiting")
+            time.sleep(0.1)
+
+    def register(self, number: int) -> None:
+        """Ask nodes not yet known who they are; a restarted node takes its place again.
+
+        Raises:
+            ConfigError: no node can take part.
+        """
+        online = set(self._exchange.grid.get_node_ids())
+        self.by_client = {c: node for c, node in self.by_client.items() if node in online}
+        self._unusable &= online  # one that was mended and started again is asked again
+        unknown = sorted(online - set(self.by_client.values()) - self._unusable)
+        if not unknown:
+            return
+        self._describe(unknown, number)
+        if not self.by_client:
+            raise ConfigError("no client of the federation can take part; run.log has the reasons")
+
+    def _describe(self, unknown: list[int], number: int) -> None:
+        challenges = {node: self._keys.challenge() for node in unknown} if self._keys else {}
+        messages = {}
+        for node in unknown:
+            content = RecordDict()
+            if node in challenges:
+                content[CHALLENGE] = ConfigRecord({CHALLENGE: challenges[node]})
+            messages[node] = partial(self._exchange.message, node, number, DESCRIBE, content)
+        down = wire_bytes(next(iter(messages.values()))())
+        for delivery in self._exchange.send(messages):
+            node = delivery.client
+            up = 0 if delivery.message is None else wire_bytes(delivery.message)
+            message = MessageCounted(round=number, phase="describe", down=down, up=up)
+            self._server.run.count(message)
+            reply = self._exchange.content(delivery, number, DESCRIBE, f"node {node}")
+            if reply is None:
+                continue
+            facts = dict(reply.config_records.get("describe", ConfigRecord()))
+            client = facts.get("client")
+            problem = self._problem(facts, node, challenges.get(node))
+            if problem is None and isinstance(client, int):
+                self.by_client[client] = node
+            else:
+                self._unusable.add(node)
+                who = client if isinstance(client, int) else None
+                self._exchange.refuse(number, DESCRIBE, who, f"node {node} {problem}")
+
+    def _problem(
+        self, facts: Mapping[str, object], node: int, challenge: bytes | None
+    ) -> str | None:
+        """Why a node that describes itself so cannot take part, or None if it can."""
+        client, partitions = facts.get("client"), facts.get("partitions")
+        context = self._server.context
+        fingerprint, expected = facts.get("fingerprint"), context.data.transfer.fingerprint
+        if partitions != self._clients:
+            return f"is one of {partitions} partitions, the experiment has {self._clients} clients"
+        if type(client) is not int or not 0 <= client < self._clients:
+            return f"claims to be client {client!r}"
+        if self._keys is not None:
+            run = self._server.run.identity
+            forged = self._keys.problem(facts, challenge or b"", run, node)
+            if forged is not None:
+                return forged
+        if client in self.by_client:
+            return f"claims to be client {client}, as node {self.by_client[client]} does"
+        if fingerprint != expected:
+            return (
+                f"has transfer set {fingerprint!r}, expected {expected!r}: check its data and "
+                "its data.root"
+            )
+        if facts.get("class_map") != context.class_map:
+            return "has other classes than the server"
+        return None
