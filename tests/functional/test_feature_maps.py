@@ -1,20 +1,16 @@
 """What clients read off maps: averages, class maps, spectral norms."""
 
-import json
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from fedkd.functional.feature_statistics import averaged, class_maps, spectral_norms
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/features.json").read_text())
-
-
-def _double(name):
-    return torch.tensor(GOLDEN["inputs"][name], dtype=torch.float64)
+GOLDEN = published("features")
+_double = GOLDEN.double
 
 
 def _maps(*shape, seed=0, dtype=torch.float64):

@@ -1,8 +1,5 @@
 """Forgetting and label cleaning: official numbers, edges."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -21,13 +18,11 @@ from fedkd.functional.noisy_labels import (
     sharpened,
     soft_cross_entropy,
 )
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/multi_teacher.json").read_text())
+GOLDEN = published("multi_teacher")
+_double = GOLDEN.double
 OFFICIAL = GOLDEN["official"]
-
-
-def _double(name):
-    return torch.tensor(GOLDEN["inputs"][name], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0])

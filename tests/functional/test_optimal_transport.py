@@ -1,8 +1,5 @@
 """Sinkhorn against its published values and its literal form; Gaussians against closed forms."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,13 +7,11 @@ from hypothesis import strategies as st
 
 from fedkd.functional.feature_statistics import spatial_moments
 from fedkd.functional.optimal_transport import bures_distance, sinkhorn_plan, transport_cost
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/wasserstein.json").read_text())
+GOLDEN = published("wasserstein")
+_double = GOLDEN.double
 FLOWS = [case for case in GOLDEN["official"] if case["name"].startswith("sinkhorn")]
-
-
-def _double(name):
-    return torch.tensor(GOLDEN["inputs"][name], dtype=torch.float64)
 
 
 def _draw(size, classes, seed=0, scale=1.0):

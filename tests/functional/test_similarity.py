@@ -1,8 +1,5 @@
 """CKA against published values, its invariances, and the costs between classes."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -19,8 +16,9 @@ from fedkd.functional.similarity import (
     sharpened,
     unbiased_cka,
 )
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/wasserstein.json").read_text())
+GOLDEN = published("wasserstein")
 CASES = {case["name"]: case for case in GOLDEN["official"] + GOLDEN["not_official"]}
 MEASURES = [linear_cka, rbf_cka, unbiased_cka]
 

@@ -1,16 +1,14 @@
 """Weights by agreement of gradients: official numbers, least mean gradient."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
 from fedkd.losses import LOSSES
 from fedkd.losses.aekd import aekd_loss, agreement_weights
 from fedkd.losses.kd import kd_loss
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/multi_teacher.json").read_text())
+GOLDEN = published("multi_teacher")
 
 
 def _inputs(dtype=torch.float64):

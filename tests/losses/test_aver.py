@@ -1,8 +1,5 @@
 """The plain mean over teachers: official numbers."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,8 +8,9 @@ from fedkd.knowledge.payload import Ensemble, Teacher
 from fedkd.losses import LOSSES
 from fedkd.losses.aver import aver_loss
 from fedkd.losses.kd import kd_loss
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/multi_teacher.json").read_text())
+GOLDEN = published("multi_teacher")
 
 
 def _inputs(dtype):

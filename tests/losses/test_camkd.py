@@ -1,8 +1,5 @@
 """Weights by who is right: official numbers of both parts, projections, classifiers."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -13,8 +10,9 @@ from fedkd.knowledge.payload import Ensemble, Teacher
 from fedkd.losses import LOSSES
 from fedkd.losses.camkd import camkd_feature_loss, camkd_loss, confidence_weights
 from fedkd.models.build import build_model
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/multi_teacher.json").read_text())
+GOLDEN = published("multi_teacher")
 TARGETS = torch.tensor(GOLDEN["inputs"]["targets"])
 
 

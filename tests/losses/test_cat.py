@@ -1,8 +1,6 @@
 """Class attention transfer: official numbers, the partial and binarised kinds, and edges."""
 
-import json
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +11,11 @@ from fedkd.knowledge.kinds import ClassMaps
 from fedkd.losses.base import TeacherWeights
 from fedkd.losses.cat import CATLoss, cat_loss
 from fedkd.losses.ce import ce_loss
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/features.json").read_text())
+GOLDEN = published("features")
+_double = GOLDEN.double
 CASES = {name: case for name, case in GOLDEN["official"].items() if name.startswith("cat")}
-
-
-def _double(name):
-    return torch.tensor(GOLDEN["inputs"][name], dtype=torch.float64)
 
 
 def _maps(*shape, seed=0, dtype=torch.float64):

@@ -1,8 +1,5 @@
 """Densely guided distillation: official numbers, dropped teachers."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,13 +8,11 @@ from fedkd.knowledge.payload import Ensemble, Teacher
 from fedkd.losses import LOSSES
 from fedkd.losses.dgkd import dgkd_loss
 from fedkd.losses.kd import kd_loss
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/multi_teacher.json").read_text())
+GOLDEN = published("multi_teacher")
+_double = GOLDEN.double
 PUBLISHED = {"reduction": "elementwise", "combine": "sum"}
-
-
-def _double(name):
-    return torch.tensor(GOLDEN["inputs"][name], dtype=torch.float64)
 
 
 def _inputs():

@@ -1,16 +1,14 @@
 """DIST: the authors' numbers, Pearson's correlation in NumPy, and the edges."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from fedkd.losses import LOSSES
 from fedkd.losses.dist import dist_loss
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/output_relational.json").read_text())
+GOLDEN = published("output_relational")
 INPUTS = GOLDEN["inputs"]
 CASES = [case for case in GOLDEN["official"] if case["name"].startswith("dist")]
 EDGES = {case["what"][:12]: case for case in GOLDEN["relational_edge_cases"]}

@@ -1,8 +1,5 @@
 """Decoupled distillation: official numbers, the identity, and where the official code breaks."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,8 +11,9 @@ from fedkd.losses.base import TeacherWeights
 from fedkd.losses.ce import ce_loss
 from fedkd.losses.dkd import dkd_loss
 from fedkd.losses.kd import kd_loss
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/output_relational.json").read_text())
+GOLDEN = published("output_relational")
 INPUTS = GOLDEN["inputs"]
 CASES = {case["name"]: case for case in GOLDEN["official"] if case["name"].startswith("dkd")}
 EDGE_CASES = GOLDEN["dkd_edge_cases"]["cases"]

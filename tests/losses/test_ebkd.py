@@ -1,20 +1,15 @@
 """Weights by entropy: numbers of the published formula, sure teachers."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
 from fedkd.losses import LOSSES
 from fedkd.losses.ebkd import ebkd_loss, entropy_weights
 from fedkd.losses.kd import kd_loss
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/multi_teacher.json").read_text())
-
-
-def _double(name):
-    return torch.tensor(GOLDEN["inputs"][name], dtype=torch.float64)
+GOLDEN = published("multi_teacher")
+_double = GOLDEN.double
 
 
 def _teachers():

@@ -1,8 +1,5 @@
 """FitNets: official numbers with and without the regressor, sizes, signs."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -11,12 +8,10 @@ from fedkd.knowledge.kinds import Stage
 from fedkd.losses.base import TeacherWeights
 from fedkd.losses.fitnet import FitNetLoss, fitnet_loss
 from fedkd.models.projectors import regressor
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/features.json").read_text())
-
-
-def _double(name):
-    return torch.tensor(GOLDEN["inputs"][name], dtype=torch.float64)
+GOLDEN = published("features")
+_double = GOLDEN.double
 
 
 def _maps(*shape, seed=0):

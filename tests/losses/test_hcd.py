@@ -1,8 +1,5 @@
 """Heterogeneous complementary distillation: the formulas, what trains what, edges."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,14 +8,12 @@ from fedkd.knowledge.kinds import Logits, Pooled, Stage
 from fedkd.losses.base import TeacherWeights
 from fedkd.losses.hcd import HCDLoss, hcd_loss, orthogonality_loss, sub_logits
 from fedkd.losses.kd import kd_loss
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/features.json").read_text())
+GOLDEN = published("features")
+_double = GOLDEN.double
 CASE = GOLDEN["derived"]["hcd_losses_reconstruction"]
 NOTHING = {"kd_weight": 0.0, "ce_weight": 0.0, "sub_weight": 0.0, "orthogonality": 0.0}
-
-
-def _double(name):
-    return torch.tensor(GOLDEN["inputs"][name], dtype=torch.float64)
 
 
 def _inputs():

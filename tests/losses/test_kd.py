@@ -1,8 +1,5 @@
 """Cross entropy and Hinton's distillation."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -10,8 +7,9 @@ from torch.nn import functional as F
 from fedkd.losses import LOSSES
 from fedkd.losses.ce import ce_loss
 from fedkd.losses.kd import kd_loss, standardised
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/output_relational.json").read_text())
+GOLDEN = published("output_relational")
 INPUTS = GOLDEN["inputs"]
 CASES = {case["name"]: case for case in GOLDEN["official"] if case["name"].startswith("kd_")}
 TOTALS = {"kd_total_cifar"}

@@ -1,8 +1,5 @@
 """LONDON's spectral part: official numbers through all steps, weights, edges."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -10,12 +7,10 @@ from fedkd.functional.feature_statistics import spectral_norms
 from fedkd.knowledge.kinds import SpectralNorms, Stage
 from fedkd.losses.base import TeacherWeights
 from fedkd.losses.london import LONDONLoss, london_loss
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/features.json").read_text())
-
-
-def _double(name):
-    return torch.tensor(GOLDEN["inputs"][name], dtype=torch.float64)
+GOLDEN = published("features")
+_double = GOLDEN.double
 
 
 @pytest.mark.parametrize("name", ["london_imagenet_variant", "london_cifar_variant"])

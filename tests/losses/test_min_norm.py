@@ -1,14 +1,12 @@
 """The shortest vector in a hull: cases by hand, conditions of optimality, the published machine."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from fedkd.losses.min_norm import one_class, shortest
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/multi_teacher.json").read_text())
+GOLDEN = published("multi_teacher")
 
 
 def _gram(*vectors):

@@ -1,8 +1,5 @@
 """Learnt weights: the published network and loss, the meta step against differences, Adam."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -14,8 +11,9 @@ from fedkd.knowledge.payload import Ensemble, Teacher
 from fedkd.losses import LOSSES
 from fedkd.losses.kd import kd_loss
 from fedkd.losses.mmkd import feature_shares, logit_shares, mmkd_feature_loss, mmkd_loss
+from tests.golden.published import published
 
-INPUTS = json.loads((Path(__file__).parents[1] / "golden/multi_teacher.json").read_text())["inputs"]
+INPUTS = published("multi_teacher")["inputs"]
 
 
 def _double(name):

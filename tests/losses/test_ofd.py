@@ -1,8 +1,6 @@
 """Overhaul of feature distillation: official numbers, margins, connectors."""
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +9,10 @@ from torch.nn import functional as F
 from fedkd.knowledge.kinds import Stage
 from fedkd.losses.base import TeacherWeights
 from fedkd.losses.ofd import OFDLoss, connector, negative_mean, ofd_loss, ofd_margin
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/features.json").read_text())
-
-
-def _double(name):
-    return torch.tensor(GOLDEN["inputs"][name], dtype=torch.float64)
+GOLDEN = published("features")
+_double = GOLDEN.double
 
 
 def _maps(*shape, seed=0):

@@ -1,8 +1,5 @@
 """RKD: the authors' numbers, both parts written out, and the edges."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -12,8 +9,9 @@ from fedkd.knowledge.kinds import Logits, Pooled
 from fedkd.losses import LOSSES
 from fedkd.losses.base import TeacherWeights
 from fedkd.losses.rkd import rkd_loss
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/output_relational.json").read_text())
+GOLDEN = published("output_relational")
 INPUTS = GOLDEN["inputs"]
 CASES = [case for case in GOLDEN["official"] if case["name"].startswith("rkd")]
 EDGES = [case for case in GOLDEN["relational_edge_cases"] if case["what"].startswith("RKD")]

@@ -1,8 +1,5 @@
 """Virtual relation matching as a loss of the objective."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,8 +9,9 @@ from fedkd.losses import LOSSES
 from fedkd.losses.base import TeacherWeights
 from fedkd.losses.kd import standardised
 from fedkd.losses.vrm import VRMLoss, vrm_loss
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/output_relational.json").read_text())
+GOLDEN = published("output_relational")
 INPUTS = GOLDEN["inputs"]
 RECONSTRUCTION = GOLDEN["not_official_vrm_reconstruction"]["cases"]
 

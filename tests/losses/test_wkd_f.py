@@ -1,8 +1,5 @@
 """Wasserstein distillation of features: published values, both covariances, projectors."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -11,13 +8,11 @@ from fedkd.functional.feature_statistics import cell_statistics, spatial_moments
 from fedkd.knowledge.kinds import FeatureMoments, FeatureStatistics, Stage
 from fedkd.losses.base import TeacherWeights
 from fedkd.losses.wkd_f import WKDFeatureLoss, wkd_f_loss
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/wasserstein.json").read_text())
+GOLDEN = published("wasserstein")
+_double = GOLDEN.double
 CASES = {case["name"]: case for case in GOLDEN["official"] if case["name"].startswith("wkd_feat")}
-
-
-def _double(name):
-    return torch.tensor(GOLDEN["inputs"][name], dtype=torch.float64)
 
 
 def _draw(*shape, seed=0):

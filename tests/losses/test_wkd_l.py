@@ -1,8 +1,5 @@
 """Wasserstein distillation of logits: published values, and where it knows no gradient."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,8 +10,9 @@ from fedkd.knowledge.kinds import ClassCosts, Logits
 from fedkd.losses import LOSSES
 from fedkd.losses.base import TeacherWeights
 from fedkd.losses.wkd_l import WKDLogitLoss, wkd_l_loss
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/wasserstein.json").read_text())
+GOLDEN = published("wasserstein")
 INPUTS = GOLDEN["inputs"]
 CASES = {case["name"]: case for case in GOLDEN["official"] if case["name"].startswith("wkd_logit")}
 EDGE_CASES = [case for case in GOLDEN["edge_cases"] if case["method"] == "wkd_logit_loss"]

@@ -1,20 +1,15 @@
 """Projectors: the published value, the shape for every pair of sizes, and what is refused."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from fedkd.models.projectors import bottleneck, embedding, regressor
+from tests.golden.published import published
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden/wasserstein.json").read_text())
-
-
-def _double(name):
-    return torch.tensor(GOLDEN["inputs"][name], dtype=torch.float64)
+GOLDEN = published("wasserstein")
+_double = GOLDEN.double
 
 
 def test_the_regressor_repeats_the_official_code():
