@@ -9,13 +9,9 @@ from fedkd.losses.dist import dist_loss
 from tests.golden.published import published
 
 GOLDEN = published("output_relational")
-INPUTS = GOLDEN["inputs"]
+_double = GOLDEN.double
 CASES = [case for case in GOLDEN["official"] if case["name"].startswith("dist")]
 EDGES = {case["what"][:12]: case for case in GOLDEN["relational_edge_cases"]}
-
-
-def _double(name):
-    return torch.tensor(INPUTS[name], dtype=torch.float64)
 
 
 def _draw(size=6, classes=5, seed=0):

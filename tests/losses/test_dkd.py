@@ -14,13 +14,10 @@ from fedkd.losses.kd import kd_loss
 from tests.golden.published import published
 
 GOLDEN = published("output_relational")
+_double = GOLDEN.double
 INPUTS = GOLDEN["inputs"]
 CASES = {case["name"]: case for case in GOLDEN["official"] if case["name"].startswith("dkd")}
 EDGE_CASES = GOLDEN["dkd_edge_cases"]["cases"]
-
-
-def _double(name):
-    return torch.tensor(INPUTS[name], dtype=torch.float64)
 
 
 def _loss(student, teacher, targets, alpha=1.0, beta=8.0, temperature=4.0):

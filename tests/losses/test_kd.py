@@ -10,13 +10,10 @@ from fedkd.losses.kd import kd_loss, standardised
 from tests.golden.published import published
 
 GOLDEN = published("output_relational")
+_double = GOLDEN.double
 INPUTS = GOLDEN["inputs"]
 CASES = {case["name"]: case for case in GOLDEN["official"] if case["name"].startswith("kd_")}
 TOTALS = {"kd_total_cifar"}
-
-
-def _double(name):
-    return torch.tensor(INPUTS[name], dtype=torch.float64)
 
 
 def _check(case, value, logits):

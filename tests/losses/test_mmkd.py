@@ -13,11 +13,7 @@ from fedkd.losses.kd import kd_loss
 from fedkd.losses.mmkd import feature_shares, logit_shares, mmkd_feature_loss, mmkd_loss
 from tests.golden.published import published
 
-INPUTS = published("multi_teacher")["inputs"]
-
-
-def _double(name):
-    return torch.tensor(INPUTS[name], dtype=torch.float64)
+_double = published("multi_teacher").double
 
 
 def _inputs():

@@ -12,13 +12,9 @@ from fedkd.losses.rkd import rkd_loss
 from tests.golden.published import published
 
 GOLDEN = published("output_relational")
-INPUTS = GOLDEN["inputs"]
+_double = GOLDEN.double
 CASES = [case for case in GOLDEN["official"] if case["name"].startswith("rkd")]
 EDGES = [case for case in GOLDEN["relational_edge_cases"] if case["what"].startswith("RKD")]
-
-
-def _double(name):
-    return torch.tensor(INPUTS[name], dtype=torch.float64)
 
 
 def _draw(size=6, width=5, seed=0):

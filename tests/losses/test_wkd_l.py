@@ -13,16 +13,13 @@ from fedkd.losses.wkd_l import WKDLogitLoss, wkd_l_loss
 from tests.golden.published import published
 
 GOLDEN = published("wasserstein")
+_double = GOLDEN.double
 INPUTS = GOLDEN["inputs"]
 CASES = {case["name"]: case for case in GOLDEN["official"] if case["name"].startswith("wkd_logit")}
 EDGE_CASES = [case for case in GOLDEN["edge_cases"] if case["method"] == "wkd_logit_loss"]
 COSTS = torch.tensor(INPUTS["wkd_cost"], dtype=torch.float64)
 TARGETS = torch.tensor(INPUTS["targets"])
 PLAIN = {"transport_weight": 1.0, "kappa": 0.0, "separate_target": False}
-
-
-def _double(name):
-    return torch.tensor(INPUTS[name], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("name", CASES)
