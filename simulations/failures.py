@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fedkd.config import ConfigError
+from fedkd.io.extras import MissingExtra
 from fedkd.io.text import visible
 
 FAILED, USER_ERROR, INTERNAL, INTERRUPTED, OUTPUT_GONE = 1, 2, 70, 130, 141
@@ -53,7 +54,7 @@ def failure_of(error: BaseException) -> Failure:
     """
     if isinstance(error, KeyboardInterrupt):
         return Failure("interrupted", INTERRUPTED)
-    if isinstance(error, ConfigError):
+    if isinstance(error, ConfigError | MissingExtra):
         return Failure(one_line(error), USER_ERROR)
     if isinstance(error, OSError) and (told := _of_the_system(error)):
         return told

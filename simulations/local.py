@@ -11,10 +11,13 @@ from collections.abc import Iterable
 from typing import Any
 from uuid import uuid4
 
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
+from fedkd.io.extras import extra
+
+with extra("simulation", "simulations.local"):
+    from flwr.app import Context, Error, Message, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid
+    from flwr.supercore.task_identity import TaskIdentity
 
 from fedkd.build import check
 from fedkd.config import Experiment

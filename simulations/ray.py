@@ -21,9 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
+from fedkd.io.extras import extra
+
+with extra("simulation", "simulations.ray"):
+    from flwr.app import Context
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid, ServerApp
 
 from fedkd.build import check
 from fedkd.config import ConfigError, Experiment

@@ -1,27 +1,31 @@
 """Partitions: how private images are dealt to clients.
 
-Thin adapters over Flower Datasets' partitioners, which work here on a table of labels alone.
-Each adapter takes the labels, the number of clients and a seed, and returns the partitioner;
-`partition` runs it and checks what it did.
+A partition takes the labels, the number of clients and a seed, and returns the positions that each
+client gets; `partition` calls it and checks what it did. Most are Flower Datasets' partitioners, at
+work on a table of labels alone; the two plainest need no library.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
 import operator
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from fedkd.data import PARTITIONS
 from fedkd.data.labels import label_numbers
+from fedkd.io.extras import extra
 from fedkd.randomness import stream_seed
 
 logger = logging.getLogger(__name__)
+
+Rows = Sequence[Sequence[int] | np.ndarray]
+"""Per client, the positions of its examples."""
 
 _MENDS = {
     "dirichlet": "raise alpha, lower min_size, or take fewer clients or more images",
@@ -75,9 +79,7 @@ def partition(
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            partitioner = PARTITIONS.get(name)(codes, clients, derived, **options)
-            partitioner.dataset = _table(codes)
-            rows = [partitioner.load_partition(i)["row"][:] for i in range(clients)]
+            rows = PARTITIONS.get(name)(codes, clients, derived, **options)
     except (ValueError, IndexError, ZeroDivisionError) as error:
         reason = _plain(str(error).split(". ")[0].rstrip("."))
         raise ValueError(f"{impossible} ({reason}): {_MENDS.get(name, _FEWER)}") from None
@@ -101,21 +103,15 @@ def partition(
 
 
 @PARTITIONS.register("iid")
-def iid(labels: np.ndarray, clients: int, seed: int) -> Any:
+def iid(labels: np.ndarray, clients: int, seed: int) -> Rows:
     """Equal parts, drawn uniformly."""
-    return _flower().IidPartitioner(num_partitions=clients)
+    return np.array_split(np.arange(len(labels)), clients)
 
 
 @PARTITIONS.register("dirichlet")
 def dirichlet(
-    labels: np.ndarray,
-    clients: int,
-    seed: int,
-    *,
-    alpha: float = 0.5,
-    min_size: int = 10,
-    self_balancing: bool = False,
-) -> Any:
+    labels: np.ndarray, clients: int, seed: int, *, alpha: float = 0.5, min_size: int = 10
+) -> Rows:
     """Every class is divided among the clients in Dirichlet-distributed shares.
 
     Args:
@@ -124,7 +120,6 @@ def dirichlet(
         seed: Seed of the draw.
         alpha: Small: a client holds few classes and sizes differ; large: close to iid.
         min_size: Images every client gets at least; the draw is repeated up to ten times.
-        self_balancing: Give nothing more to a client that already has its average share.
 
     References:
         Yurochkin et al., "Bayesian Nonparametric Federated Learning of Neural Networks",
@@ -135,18 +130,21 @@ def dirichlet(
         raise ValueError(f"min_size must be at least 0, got {min_size}")
     if min_size * clients > len(labels):
         raise ValueError(f"{clients} times min_size {min_size} is more than {len(labels)}")
-    return _flower().DirichletPartitioner(
-        num_partitions=clients,
-        partition_by="label",
-        alpha=alpha,
-        min_partition_size=min_size,
-        self_balancing=self_balancing,
-        seed=seed,
-    )
+    rng = np.random.default_rng(seed)
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    for _ in range(11):  # as many draws as Flower Datasets takes, and the same ones
+        dealt = []
+        for rows in members:
+            shares = rng.dirichlet(np.full(clients, float(alpha)))
+            dealt.append(np.split(rows, (np.cumsum(shares) * len(rows)).astype(int)[:-1]))
+        parts = [np.concatenate(pieces) for pieces in zip(*dealt, strict=True)]
+        if min(map(len, parts)) >= min_size:
+            return parts
+    raise ValueError(f"no draw gave every client {min_size} images")
 
 
 @PARTITIONS.register("inner_dirichlet")
-def inner_dirichlet(labels: np.ndarray, clients: int, seed: int, *, alpha: float = 0.5) -> Any:
+def inner_dirichlet(labels: np.ndarray, clients: int, seed: int, *, alpha: float = 0.5) -> Rows:
     """Parts of equal size, each with its own Dirichlet-distributed class shares.
 
     Args:
@@ -161,13 +159,19 @@ def inner_dirichlet(labels: np.ndarray, clients: int, seed: int, *, alpha: float
     """
     _check_alpha(alpha)
     sizes = [len(part) for part in np.array_split(labels, clients)]
-    return _flower().InnerDirichletPartitioner(
-        partition_sizes=sizes, partition_by="label", alpha=alpha, seed=seed
+    return _by_flower(
+        "InnerDirichletPartitioner",
+        labels,
+        clients,
+        partition_sizes=sizes,
+        partition_by="label",
+        alpha=alpha,
+        seed=seed,
     )
 
 
 @PARTITIONS.register("shard")
-def shard(labels: np.ndarray, clients: int, seed: int, *, shards_per_client: int = 2) -> Any:
+def shard(labels: np.ndarray, clients: int, seed: int, *, shards_per_client: int = 2) -> Rows:
     """The images sorted by class are cut into equal shards; a client gets a few at random.
 
     Args:
@@ -185,7 +189,10 @@ def shard(labels: np.ndarray, clients: int, seed: int, *, shards_per_client: int
             f"shards_per_client must be at least 1 and leave an image for each of {clients} times "
             f"{shards_per_client} shards"
         )
-    return _flower().ShardPartitioner(
+    return _by_flower(
+        "ShardPartitioner",
+        labels,
+        clients,
         num_partitions=clients,
         partition_by="label",
         num_shards_per_partition=shards_per_client,
@@ -201,7 +208,7 @@ def pathological(
     *,
     classes_per_client: int = 2,
     mode: Literal["random", "deterministic", "first-deterministic"] = "deterministic",
-) -> Any:
+) -> Rows:
     """Every client holds exactly so many classes.
 
     Args:
@@ -221,7 +228,10 @@ def pathological(
         raise ValueError(
             f"classes_per_client must be 1 to {present}, got {classes_per_client}{none}"
         )
-    return _flower().PathologicalPartitioner(
+    return _by_flower(
+        "PathologicalPartitioner",
+        labels,
+        clients,
         num_partitions=clients,
         partition_by="label",
         num_classes_per_partition=classes_per_client,
@@ -231,7 +241,7 @@ def pathological(
 
 
 @PARTITIONS.register("continuous")
-def continuous(labels: np.ndarray, clients: int, seed: int, *, strictness: float = 0.5) -> Any:
+def continuous(labels: np.ndarray, clients: int, seed: int, *, strictness: float = 0.5) -> Rows:
     """Equal parts between iid (strictness 0) and sorted by class (strictness 1).
 
     Args:
@@ -240,27 +250,48 @@ def continuous(labels: np.ndarray, clients: int, seed: int, *, strictness: float
         seed: Seed of the draw.
         strictness: Weight of the class order against Gaussian noise.
     """
-    return _flower().ContinuousPartitioner(
-        num_partitions=clients, partition_by="rank", strictness=strictness, seed=seed
+    return _by_flower(
+        "ContinuousPartitioner",
+        labels,
+        clients,
+        num_partitions=clients,
+        partition_by="rank",
+        strictness=strictness,
+        seed=seed,
     )
 
 
 @PARTITIONS.register("linear")
-def linear(labels: np.ndarray, clients: int, seed: int) -> Any:
+def linear(labels: np.ndarray, clients: int, seed: int) -> Rows:
     """Same class mix, sizes grow like 1, 2, 3, ..."""
-    return _flower().LinearPartitioner(num_partitions=clients)
+    return _by_flower(
+        "LinearPartitioner",
+        labels,
+        clients,
+        num_partitions=clients,
+    )
 
 
 @PARTITIONS.register("square")
-def square(labels: np.ndarray, clients: int, seed: int) -> Any:
+def square(labels: np.ndarray, clients: int, seed: int) -> Rows:
     """Same class mix, sizes grow like 1, 4, 9, ..."""
-    return _flower().SquarePartitioner(num_partitions=clients)
+    return _by_flower(
+        "SquarePartitioner",
+        labels,
+        clients,
+        num_partitions=clients,
+    )
 
 
 @PARTITIONS.register("exponential")
-def exponential(labels: np.ndarray, clients: int, seed: int) -> Any:
+def exponential(labels: np.ndarray, clients: int, seed: int) -> Rows:
     """Same class mix, sizes grow like e, e^2, e^3, ...: for a handful of clients."""
-    return _flower().ExponentialPartitioner(num_partitions=clients)
+    return _by_flower(
+        "ExponentialPartitioner",
+        labels,
+        clients,
+        num_partitions=clients,
+    )
 
 
 def whole_number(value: Any, what: str, least: int | None = None) -> int:
@@ -290,20 +321,18 @@ def _check_alpha(alpha: float) -> None:
         raise ValueError(f"alpha must be a positive number, got {alpha}")
 
 
-def _flower() -> Any:
-    """Flower Datasets' partitioners; Hugging Face is told to stay offline and silent."""
+def _by_flower(name: str, labels: np.ndarray, clients: int, **options: Any) -> Rows:
+    """Parts as a partitioner of Flower Datasets makes them, from a table of labels alone."""
     for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(variable, "1")
-    importlib.import_module("datasets").disable_progress_bars()
-    return importlib.import_module("flwr_datasets.partitioner")
-
-
-def _table(codes: np.ndarray) -> Any:
-    """Row number, label, and the row's rank by label.
-
-    The rank has no ties: sorting by labels alone would leave their order to the processor.
-    """
-    rank = np.empty(len(codes))
-    rank[np.argsort(codes, kind="stable")] = np.arange(len(codes))
-    table = importlib.import_module("datasets").Dataset
-    return table.from_dict({"row": np.arange(len(codes)), "label": codes, "rank": rank})
+    with extra("simulation", f"{name} of Flower Datasets"):
+        import datasets
+        from flwr_datasets import partitioner
+    datasets.disable_progress_bars()
+    # The rank has no ties: sorting by labels alone would leave their order to the processor.
+    rank = np.empty(len(labels))
+    rank[np.argsort(labels, kind="stable")] = np.arange(len(labels))
+    rows = {"row": np.arange(len(labels)), "label": labels, "rank": rank}
+    dealer = getattr(partitioner, name)(**options)
+    dealer.dataset = datasets.Dataset.from_dict(rows)
+    return [dealer.load_partition(client)["row"][:] for client in range(clients)]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from fedkd.io.extras import extra
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -31,7 +33,8 @@ def partition_picture(
     Returns:
         A figure of its own (no pyplot state): save it with `figure.savefig(path)`.
     """
-    from matplotlib.figure import Figure
+    with extra("report", "a picture of a partition"):
+        from matplotlib.figure import Figure
 
     table = np.asarray(counts)
     if table.ndim != 2 or table.shape[1] != len(classes):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from fedkd.io.extras import extra
+
 Accountant = Literal["rdp", "prv"]
 
 # Beyond this epsilon the PRV accountant's grid fills the memory, and nobody needs its precision.
@@ -71,7 +73,8 @@ def epsilon(releases: Iterable[Steps], delta: float, accountant: Accountant = "r
 def _epsilon(
     history: tuple[tuple[float, float, int], ...], delta: float, accountant: Accountant
 ) -> float:
-    from opacus.accountants import PRVAccountant, RDPAccountant
+    with extra("privacy", "privacy accounting"):
+        from opacus.accountants import PRVAccountant, RDPAccountant
 
     def of(counter: RDPAccountant | PRVAccountant) -> float:
         counter.history = [(noise, rate, count) for rate, noise, count in history]

@@ -23,6 +23,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from fedkd.io.extras import extra
 from fedkd.privacy.noise import SecureGenerator
 from fedkd.training.loop import check_time
 
@@ -189,9 +190,10 @@ def _opacus() -> SimpleNamespace:
     root = logging.getLogger()
     handlers = list(root.handlers)
     try:
-        from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
-        from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
-        from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
+        with extra("privacy", "DP-SGD"):
+            from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
+            from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
+            from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
     finally:
         # Importing Opacus sets up the program's logging, which is not a library's business.
         root.handlers[:] = handlers

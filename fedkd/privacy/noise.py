@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedkd.io.extras import extra
+
 # 64-bit words that are drawn at once for samplers which take them one by one.
 _BLOCK = 4096
 
@@ -33,9 +35,9 @@ class SecureGenerator:
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        # Here, not above: who promises nothing needs no cipher.
-        from cryptography.hazmat.primitives.ciphers import Cipher
-        from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+        with extra("privacy", "noise for a privacy promise"):
+            from cryptography.hazmat.primitives.ciphers import Cipher
+            from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
         key = os.urandom(32) if seed is None else hashlib.sha256(str(seed).encode()).digest()
         self._stream = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()

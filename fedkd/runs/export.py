@@ -15,6 +15,7 @@ from fedkd.build import data_root
 from fedkd.config import Component, ConfigError
 from fedkd.data.pictures import SUFFIXES, read_picture, shown
 from fedkd.data.splits import FederatedData
+from fedkd.io.extras import extra
 from fedkd.models.network import Network
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.images import run_data
@@ -295,11 +296,9 @@ def _write_torch(student: nn.Module, images: Tensor, path: Path, about: str) -> 
 
 
 def _write_onnx(student: nn.Module, images: Tensor, path: Path, about: str) -> Tensor:
-    try:
+    with extra("onnx", "--format onnx"):
         import onnxruntime
         import onnxscript  # noqa: F401  (torch.onnx needs it)
-    except ImportError as error:
-        raise ConfigError(f"--format onnx needs {error.name}: pip install 'fedkd[onnx]'") from None
     program = torch.onnx.export(
         student,
         (images[:2],),

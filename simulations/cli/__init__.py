@@ -1,1 +1,15 @@
 """The command line: one module per command, and what they print."""
+
+import sys
+
+from fedkd.io.extras import MissingExtra, extra
+
+
+def main() -> None:
+    """The `fedkd` command, or a line that says what it needs."""
+    try:
+        with extra("simulation", "the fedkd command"):
+            from simulations.cli.main import main as start
+    except MissingExtra as error:
+        sys.exit(f"error: {error}")
+    start()

@@ -287,7 +287,7 @@ x-machine: &machine
     dockerfile_inline: |
       FROM python:3.11-slim
       COPY . /src
-      RUN pip install --no-cache-dir /src
+      RUN pip install --no-cache-dir '/src[all]'
   init: true
   restart: on-failure
 
@@ -310,7 +310,7 @@ def readme(plan: Plan, name: str, address: str) -> str:
 `ca/ca.key` signs certificates and is needed by no machine: move it offline. Every `.key` file is a
 secret. The certificate is valid for {plan.days} days and for: {", ".join(plan.hosts)}.
 
-1. Install the same fedkd on every machine: `pip install /path/of/the/checkout`.
+1. Install the same fedkd on every machine: `pip install '/path/of/the/checkout[all]'`.
 2. Copy `superlink/` to the server and `node-K/` to node K, over a secure channel (`scp -pr`).
    {data}
 3. On the server: set `LISTEN=0.0.0.0` in `settings.env` to let nodes in, then `./superlink.sh`, and
