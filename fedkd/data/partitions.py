@@ -326,13 +326,14 @@ def _by_flower(name: str, labels: np.ndarray, clients: int, **options: Any) -> R
     for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(variable, "1")
     with extra("simulation", f"{name} of Flower Datasets"):
-        import datasets
+        from datasets.arrow_dataset import Dataset
+        from datasets.utils.tqdm import disable_progress_bars
         from flwr_datasets import partitioner
-    datasets.disable_progress_bars()
+    disable_progress_bars()
     # The rank has no ties: sorting by labels alone would leave their order to the processor.
     rank = np.empty(len(labels))
     rank[np.argsort(labels, kind="stable")] = np.arange(len(labels))
     rows = {"row": np.arange(len(labels)), "label": labels, "rank": rank}
     dealer = getattr(partitioner, name)(**options)
-    dealer.dataset = datasets.Dataset.from_dict(rows)
+    dealer.dataset = Dataset.from_dict(rows)
     return [dealer.load_partition(client)["row"][:] for client in range(clients)]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedkd.data import PARTITIONS
-from fedkd.data.partitions import partition
+from fedkd.data.partitions import _by_flower, partition
 
 LABELS = np.repeat(np.arange(10), 60)
 COMPLETE = ["iid", "dirichlet", "inner_dirichlet", "pathological", "continuous", "linear", "square"]
@@ -153,3 +153,17 @@ def test_names_and_options_are_checked():
         partition("dirichlet", LABELS, 2, seed=0, alfa=1.0)
     with pytest.raises(ValueError, match="mode: Input should be 'random'"):
         partition("pathological", LABELS, 2, seed=0, mode="chaotic")
+
+
+@pytest.mark.parametrize(
+    ("name", "flowers", "options"),
+    [
+        ("iid", "IidPartitioner", {}),
+        ("dirichlet", "DirichletPartitioner", {"alpha": 0.3, "min_size": 5}),
+    ],
+)
+def test_what_needs_no_library_deals_as_flower_datasets_does(name, flowers, options):
+    given = {"alpha": 0.3, "min_partition_size": 5, "seed": 7, "partition_by": "label"}
+    theirs = _by_flower(flowers, LABELS, 6, num_partitions=6, **(given if options else {}))
+    ours = PARTITIONS.get(name)(LABELS, 6, 7, **options)
+    assert [sorted(part) for part in ours] == [sorted(part) for part in theirs]
