@@ -75,8 +75,8 @@ def measure(checkout: Path, config: str, overrides: list[str], repeat: int) -> d
         found.setdefault("with our imports", []).append(child(checkout, IMPORTS)[0])
         with tempfile.TemporaryDirectory() as state:
             # A node whose transfer set is not the server's keeps nothing: ask for it first.
-            _, said = child(checkout, DESCRIBE, text, "unknown", state)
-            fingerprint = said.split()[-1]
+            _, printed = child(checkout, DESCRIBE, text, "unknown", state)
+            fingerprint = printed.split()[-1]
             for name in ("first message of a run", "a later message"):
                 found.setdefault(name, []).append(
                     child(checkout, DESCRIBE, text, fingerprint, state)[0]

@@ -77,7 +77,7 @@ def relation_cases(size: int, classes: int) -> list[tuple[str, Run, Run]]:
 
 
 def published_vrm(a: Tensor, b: Tensor, d: Tensor, e: Tensor) -> Tensor:
-    """Both graphs of VRM as the paper's formulas say, each edge written out."""
+    """Both graphs of VRM by the paper's formulas, each edge written out."""
     a, b, d, e = (z_scores(z) for z in (a, b, d, e))
     classes = written_out_classes(torch.cat([a, b]), torch.cat([d, e]))
     return written_out(a, b, d, e, diagonal=True) + classes

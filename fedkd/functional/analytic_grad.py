@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 Formula = Callable[..., Tensor]
-# Inputs without gradient, and whether one is wanted -> the value and the gradient by the inputs:
+# Inputs without gradient, and whether one is needed -> the value and the gradient by the inputs:
 # of the scalar, or of each row's value by its row.
 Solve = Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]
 
 
-def wanted(inputs: Tensor) -> bool:
+def needs_grad(inputs: Tensor) -> bool:
     """Whether a gradient by `inputs` will be asked for."""
     return torch.is_grad_enabled() and inputs.requires_grad
 
@@ -46,7 +46,7 @@ def with_gradient(inputs: Tensor, solve: Solve, formula: Formula) -> Tensor:
     """
     if transformed(inputs):
         return formula(inputs)
-    value, gradient = solve(inputs.detach(), wanted(inputs))
+    value, gradient = solve(inputs.detach(), needs_grad(inputs))
     if gradient is None:
         return value
     known: Tensor = _Known.apply(inputs, (value, gradient), formula)
@@ -80,7 +80,7 @@ def first_order(fast: Formula, formula: Formula, *inputs: Tensor) -> Tensor:
     """
     if transformed(*inputs):
         return formula(*inputs)
-    if not any(wanted(tensor) for tensor in inputs):
+    if not any(needs_grad(tensor) for tensor in inputs):
         return fast(*inputs)
     value: Tensor = _FirstOrder.apply(fast, formula, *inputs)
     return value

@@ -65,7 +65,7 @@ def select_for_unlearning(
         losses: Loss of each sample after each epoch so far, `rescaled`, (epochs, N).
         labels: Possibly wrong labels, (N,).
         reference: Labels from another source (the paper: CLIP without training), (N,); a sample
-            of which both say the same is kept. None doubts every label.
+            on which both agree is kept. None doubts every label.
         period: Epochs over which the loss fell.
         current: Share of samples with the lowest loss now; None leaves out this reason.
         drop: Share of samples whose loss fell most; None leaves out this reason.
@@ -144,7 +144,7 @@ def refined_labels(
 
 
 def guessed_labels(views: Sequence[Tensor], *, temperature: float = 0.5) -> Tensor:
-    """What several networks say of several views together, sharpened -> (B, C), detached.
+    """What several networks predict for several views together, sharpened -> (B, C), detached.
 
     Args:
         views: Logits per network and view, (B, C) each.

@@ -29,7 +29,7 @@ def linear_cka(
         x: One representation.
         y: The other.
         weights: Weight of each sample, (n,); equal if None.
-        centred: Off gives the kernel alignment that Cortes et al. mended.
+        centred: Off gives the kernel alignment that Cortes et al. corrected.
 
     References:
         Cortes et al., "Algorithms for Learning Kernels Based on Centered Alignment", JMLR 2012,
@@ -242,10 +242,10 @@ def _gaussian(z: Tensor, shares: Tensor, sigma: float) -> Tensor:
     squares = gram.diagonal()
     distances = (squares[:, None] + squares - 2 * gram).clamp(min=0)
     distances = distances - torch.diag(distances.diagonal())
-    heard = shares > 0
-    if not heard.any():
+    counted = shares > 0
+    if not counted.any():
         return gram
-    median = distances[heard][:, heard].median()
+    median = distances[counted][:, counted].median()
     # Less 1, which centring takes away again; a kernel of ones must not leave rounding errors.
     kernel = torch.expm1(distances / (-2 * sigma**2 * torch.where(median > 0, median, 1)))
     means = kernel @ shares

@@ -15,7 +15,7 @@ from fedkd.knowledge.payload import Ensemble
 
 @FUSIONS.register("class_gated")
 class ClassGated(Fusion):
-    """A teacher has a say on a class in so far as it has seen the class.
+    """A teacher counts for a class in so far as it has seen the class.
 
     Two steps, both per sample. First the teachers vote on what the sample is: each teacher's
     probabilities are divided by its own class frequencies (a teacher that saw little but one

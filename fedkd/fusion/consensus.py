@@ -1,4 +1,4 @@
-"""Teachers that agree with the others no better than chance lose their say."""
+"""Teachers that agree with the others no better than chance lose their weight."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import FitContext, Fusion
 from fedkd.knowledge.payload import Ensemble
 
-# A teacher whose probabilities vary less than this over the transfer set says nothing about images.
+# A teacher whose probabilities vary less than this over the transfer set tells images not apart.
 CONSTANT = 1e-6
 
 
 def agreement(context: FitContext) -> Tensor:
-    """Correlation of what each two teachers say over the images that both may judge, (M, M).
+    """Correlation of each two teachers' probabilities over the images that both may judge, (M, M).
 
     `sum_c cov(p_ic, p_jc)` over the square roots of the same with themselves; an image counts as
-    much as the product of both teachers' weights. A teacher that says the same of every image
+    much as the product of both teachers' weights. A teacher that answers every image alike
     correlates with nobody.
     """
     both: Tensor | float = 0.0
@@ -30,13 +30,13 @@ def agreement(context: FitContext) -> Tensor:
     squares: Tensor | float = 0.0
     products: Tensor | float = 0.0
     for _, ensemble in context.batches():
-        say = ensemble.weights.double()
-        told = torch.softmax(ensemble.logits.double(), dim=-1)
-        heard = say[:, :, None] * told
-        both = both + say @ say.T
-        sums = sums + torch.einsum("ibc,jb->ijc", heard, say)
-        squares = squares + (heard * told).sum(dim=-1) @ say.T
-        products = products + torch.einsum("ibc,jbc->ij", heard, heard)
+        weights = ensemble.weights.double()
+        probabilities = torch.softmax(ensemble.logits.double(), dim=-1)
+        weighted = weights[:, :, None] * probabilities
+        both = both + weights @ weights.T
+        sums = sums + torch.einsum("ibc,jb->ijc", weighted, weights)
+        squares = squares + (weighted * probabilities).sum(dim=-1) @ weights.T
+        products = products + torch.einsum("ibc,jbc->ij", weighted, weighted)
     assert isinstance(both, Tensor)
     assert isinstance(sums, Tensor)
     both = both.clamp(min=1e-30)
@@ -52,7 +52,7 @@ class Consensus(Fusion):
     """Silences for the round whoever agrees with too few others.
 
     A teacher's standing is the agreement that it reaches with more than `share` of the others, too
-    many to be its accomplices. Liars that say the same of every image, wrong labels or anything
+    many to be its accomplices. Liars that answer every image alike, wrong labels or anything
     random agree with honest teachers no better than chance, however much they agree with each
     other; honest teachers that know different classes still agree where both are at home. Chained
     after `density_ratio`, two teachers are compared where both claim to know.
@@ -62,7 +62,7 @@ class Consensus(Fusion):
 
     Args:
         share: Share of the teachers that may collude.
-        least: Smallest standing that is heard, as a part of the median teacher's.
+        least: Smallest standing that counts, as a part of the median teacher's.
     """
 
     share: Minority = 0.3
@@ -70,7 +70,7 @@ class Consensus(Fusion):
     kept: Tensor | None = field(default=None, init=False)
 
     def fit(self, context: FitContext) -> Self:
-        """Who is heard: all, if nobody stands above chance."""
+        """Who counts: all, if nobody stands above chance."""
         ready = copy(self)
         count = len(context.bank.teachers)
         ready.kept = torch.ones(count)
@@ -84,5 +84,5 @@ class Consensus(Fusion):
         return ready
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
-        """Weights of those who are heard."""
+        """Weights of those who count."""
         return ensemble.weighted(self.known(self.kept).to(ensemble.weights)[:, None])

@@ -18,7 +18,7 @@ class Cronus(Fusion):
     """Robust mean estimation by spectral filtering.
 
     Per sample, again and again: the direction in which opinions differ most is found, and
-    teachers lose say by how far out they are in it; the farthest loses all.
+    teachers lose weight by how far out they are in it; the farthest loses all.
 
     Args:
         share: Of the teachers that may be attackers: so many rounds of filtering.
@@ -34,23 +34,23 @@ class Cronus(Fusion):
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """Weights after filtering."""
         probabilities = torch.softmax(ensemble.logits.float(), dim=-1)
-        say = ensemble.weights.clone()
+        weights = ensemble.weights.clone()
         for _ in range(math.ceil(self.share * len(ensemble))):
-            say = _filtered(probabilities, say)
-        return ensemble.weighted(torch.where(ensemble.weights > 0, say / ensemble.weights, 0.0))
+            weights = _filtered(probabilities, weights)
+        return ensemble.weighted(torch.where(ensemble.weights > 0, weights / ensemble.weights, 0.0))
 
 
-def _filtered(probabilities: Tensor, say: Tensor) -> Tensor:
+def _filtered(probabilities: Tensor, weights: Tensor) -> Tensor:
     """One round: (M, B, C), (M, B) -> (M, B), columns summing to one."""
-    mean = torch.einsum("mb,mbc->bc", say, probabilities)
+    mean = torch.einsum("mb,mbc->bc", weights, probabilities)
     gaps = probabilities - mean
-    spread = torch.einsum("mb,mbc,mbd->bcd", say, gaps, gaps)
+    spread = torch.einsum("mb,mbc,mbd->bcd", weights, gaps, gaps)
     directions = torch.linalg.eigh(spread).eigenvectors[..., -1]  # (B, C)
     out = torch.einsum("mbc,bc->mb", gaps, directions).square()
-    out = torch.where(say > 0, out, 0.0)
+    out = torch.where(weights > 0, out, 0.0)
     farthest = out.amax(dim=0)
-    kept = say * (1 - out / farthest.clamp(min=1e-12))
+    kept = weights * (1 - out / farthest.clamp(min=1e-12))
     total = kept.sum(dim=0)
     # All of one opinion: nobody stands out, nobody loses.
     calm = (farthest < 1e-8) | (total < 1e-8)
-    return torch.where(calm, say, kept / total.clamp(min=1e-12))
+    return torch.where(calm, weights, kept / total.clamp(min=1e-12))

@@ -23,7 +23,7 @@ class DawidSkene(Fusion):
     posterior of the class per image. A teacher's weight on an image is multiplied by
     `least` + the posterior of what it answers. One that calls some classes by a wrong name, and
     tells the truth about the others, is not followed where it does so, even if it has others on
-    its side: their answers no longer say which of the two classes it is.
+    its side: their answers no longer tell which of the two classes it is.
 
     Answers are soft, and count by the weights of the rules before: chained after `density_ratio`,
     a teacher is judged where it claims to know. Confusions are estimated from all that a teacher

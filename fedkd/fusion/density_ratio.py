@@ -19,7 +19,7 @@ from fedkd.knowledge.payload import Ensemble
 
 @FUSIONS.register("density_ratio")
 class DensityRatio(Fusion):
-    """A teacher has a say on an image in so far as the image could be one of its own.
+    """A teacher counts on an image in so far as the image could be one of its own.
 
     The teachers as a mixture of experts: `p(y|x) = sum_m p(m|x) p_m(y|x)` is exact when each
     teacher knows its own distribution, and by Bayes `p(m|x)` is the client's share of all images

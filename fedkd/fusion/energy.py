@@ -12,7 +12,7 @@ from fedkd.knowledge.payload import Ensemble
 
 @FUSIONS.register("energy")
 class Energy(Fusion):
-    """A teacher's say grows with the log-sum-exp of its logits (low free energy).
+    """A teacher's weight grows with the log-sum-exp of its logits (low free energy).
 
     Reads the size of logits, so codecs that send only their differences (`int`, `topk`, `vote`)
     leave it nothing to read but certainty.
@@ -30,6 +30,6 @@ class Energy(Fusion):
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """Weights by energy of the real view's logits."""
         score = torch.logsumexp(ensemble.logits.float(), dim=-1) / self.temperature
-        # Teachers without a say must not set the scale.
-        heard = torch.where(ensemble.weights > 0, score, -torch.inf).amax(dim=0)
-        return ensemble.weighted(torch.exp((score - heard).clamp(max=0)))
+        # Teachers without weight must not set the scale.
+        largest = torch.where(ensemble.weights > 0, score, -torch.inf).amax(dim=0)
+        return ensemble.weighted(torch.exp((score - largest).clamp(max=0)))

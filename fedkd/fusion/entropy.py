@@ -14,7 +14,7 @@ from fedkd.knowledge.payload import Ensemble
 
 @FUSIONS.register("entropy")
 class Entropy(Fusion):
-    """A teacher's say on a sample falls with the entropy of its prediction (EBKD).
+    """A teacher's weight on a sample falls with the entropy of its prediction (EBKD).
 
     Weight exp(-H / (log C * temperature)), with H / log C in [0, 1]. Under strong label skew a
     narrow teacher is sure of everything: chain it after `class_gated` there.

@@ -1,4 +1,4 @@
-"""The point nearest to all that the teachers say."""
+"""The point nearest to the answers of all teachers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def nearest_to_all(probabilities: Tensor, weights: Tensor, iterations: int = 32)
 class GeometricMedian(Fusion):
     """The probabilities with the smallest weighted sum of distances to all teachers'.
 
-    Stays bounded while less than half of the say is an attacker's, whatever direction he takes.
+    Stays bounded while less than half of the weight is an attacker's, whatever its direction.
 
     Args:
         iterations: Of Weiszfeld's algorithm.

@@ -1,4 +1,4 @@
-"""Teachers lose say for every round in which they were far from the others."""
+"""Teachers lose weight for every round in which they were far from the others."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from fedkd.knowledge.payload import Ensemble
 def distances(context: FitContext) -> Tensor:
     """How far each teacher is from the others, (M,): mean total variation to a robust centre.
 
-    Weighted by the teacher's say: where the rules before give it none it may be wrong.
+    Weighted by the teacher's weight: where the rules before give it none it may be wrong.
     """
     far: Tensor | float = 0.0
-    say: Tensor | float = 0.0
+    total: Tensor | float = 0.0
     for _, ensemble in context.batches():
         probabilities = torch.softmax(ensemble.logits.float(), dim=-1)
         centre = nearest_to_all(probabilities, ensemble.weights)
         gaps = (probabilities - centre).abs().sum(dim=-1) / 2
         far = far + (ensemble.weights * gaps).sum(dim=1)
-        say = say + ensemble.weights.sum(dim=1)
+        total = total + ensemble.weights.sum(dim=1)
     assert isinstance(far, Tensor)
-    assert isinstance(say, Tensor)
-    return far / say.clamp(min=1e-12)
+    assert isinstance(total, Tensor)
+    return far / total.clamp(min=1e-12)
 
 
 @FUSIONS.register("history")

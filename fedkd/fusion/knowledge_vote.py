@@ -35,9 +35,9 @@ class KnowledgeVote(Fusion):
         surest, named = probabilities.max(dim=-1)  # (M, B)
         votes = (surest >= self.confidence) & (ensemble.weights > 0)
         votes = torch.where(votes.any(dim=0), votes, ensemble.weights > 0)
-        heard = (ensemble.weights * votes)[..., None]
-        support = (heard * one_hot(named, probabilities.shape[-1])).sum(dim=0)
+        weighted = (ensemble.weights * votes)[..., None]
+        support = (weighted * one_hot(named, probabilities.shape[-1])).sum(dim=0)
         # The mass behind a class decides a draw.
-        support = support + 1e-6 * (heard * probabilities).sum(dim=0)
+        support = support + 1e-6 * (weighted * probabilities).sum(dim=0)
         winner = support.argmax(dim=-1)
         return ensemble.weighted((votes & (named == winner)).to(ensemble.weights))

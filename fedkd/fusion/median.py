@@ -1,4 +1,4 @@
-"""The middle of what the teachers say, class by class."""
+"""The middle of the teachers' probabilities, class by class."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def weighted_median(values: Tensor, weights: Tensor) -> Tensor:
 class Median(Fusion):
     """The weighted median of each class's probability, normalised.
 
-    Less than half of the say cannot move it beyond what the others say. Under label skew the
+    Less than half of the weight cannot move it beyond the others' answers. Under label skew the
     truth itself may lie with a minority: chain it after rules that weigh, or use `consensus`.
 
     References:

@@ -21,7 +21,7 @@ def believed_sizes(teachers: Sequence[Teacher], cap: float) -> Tensor:
 
 @FUSIONS.register("sample_count")
 class SampleCount(Fusion):
-    """A teacher's say grows with its number of private examples (FedAvg's weighting).
+    """A teacher's weight grows with its number of private examples (FedAvg's weighting).
 
     Counts are the clients' own claims, so no one is believed beyond `cap` times the median.
 

@@ -1,4 +1,4 @@
-"""The mean of what the teachers say, without the extremes of each class."""
+"""The mean of the teachers' probabilities, without the extremes of each class."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TrimmedMean(Fusion):
     """The mean of each class's probability without its extremes, normalised.
 
     Args:
-        share: Of the say, cut at either end; attackers below this share are bounded.
+        share: Of the weight, cut at either end; attackers below this share are bounded.
 
     References:
         Yin et al., "Byzantine-Robust Distributed Learning", ICML 2018,

@@ -1,4 +1,4 @@
-"""Every teacher has the same say."""
+"""Every teacher has the same weight."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fedkd.knowledge.payload import Ensemble
 
 @FUSIONS.register("uniform")
 class Uniform(Fusion):
-    """Every teacher has the same say (AVER; FedMD, DS-FL)."""
+    """Every teacher has the same weight (AVER; FedMD, DS-FL)."""
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
-        """Weights 1/M among the teachers that still have a say."""
+        """Weights 1/M among the teachers that still have any."""
         return ensemble.weighted(torch.ones_like(ensemble.weights))

@@ -47,7 +47,7 @@ def aekd_loss(
     """
     check_teachers("aekd", student_logits, teacher_logits, weights)
     student_logits, teacher_logits = comparable(student_logits, teacher_logits)
-    say = agreement_weights(
+    scores = agreement_weights(
         student_logits,
         teacher_logits,
         weights=weights,
@@ -56,7 +56,7 @@ def aekd_loss(
         normalise=normalise,
         solver=solver,
     )
-    shares = reweighted(prior(weights, teacher_logits), say[:, None])
+    shares = reweighted(prior(weights, teacher_logits), scores[:, None])
     return kl_to_teachers(student_logits, teacher_logits, shares, temperature=temperature)
 
 
@@ -110,11 +110,11 @@ def agreement_weights(
     count = len(gram)
     nu = 1 / count if nu is None else min(max(nu, 1 / count), 1.0)
     found = shortest(gram, 1 / (nu * count)) if solver == "exact" else one_class(gram, nu)
-    say = torch.from_numpy(found).to(lengths.device)
+    scores = torch.from_numpy(found).to(lengths.device)
     if normalise and lengths.all():
-        say = say / lengths
-        say = say / say.sum()
-    return total.new_zeros(len(total)).index_copy_(0, present, say.to(total.dtype))
+        scores = scores / lengths
+        scores = scores / scores.sum()
+    return total.new_zeros(len(total)).index_copy_(0, present, scores.to(total.dtype))
 
 
 @LOSSES.register("aekd")

@@ -99,7 +99,7 @@ class DistillationLoss(Loss, ABC):
     def adapted(self, student: Tensors, teacher: Tensors) -> Self:
         """This loss made ready for one student and one teacher; itself if nothing depends on them.
 
-        A loss that owns parameters (a regressor between two widths, say) returns a copy with
+        A loss that owns parameters (such as a regressor between two widths) returns a copy with
         parameters of the right shapes; the objective keeps one copy per teacher and trains it
         along with the student. Called with a few samples, without gradient and under a seed of its
         own, so initial weights may be drawn freely.
@@ -175,7 +175,7 @@ class EnsembleLoss(Loss, ABC):
         """Learn how to weigh teachers; only called if `meta_every` is set.
 
         Args:
-            student_forward: Parameters of the student -> what it would say of the batch with them.
+            student_forward: Parameters of the student -> its readings on the batch with them.
             parameters: Its parameters as they are.
             ensemble: The teachers on a batch that the student gets wrong.
             targets: Classes of the batch, (B,).

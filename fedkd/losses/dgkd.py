@@ -39,7 +39,7 @@ def dgkd_loss(
         student_logits: (B, C).
         teacher_logits: Of M teachers, (M, B, C).
         weights: Weight of each teacher on each sample, (M, B); None means 1 / M.
-        kept: Numbers of the teachers that have a say on this batch; None means all. Where none
+        kept: Numbers of the teachers that count on this batch; None means all. Where none
             has one the loss is zero.
         temperature: Softness of all distributions.
         reduction: "elementwise" averages over classes as well, as the repository does: C times
@@ -69,9 +69,9 @@ class DGKDLoss(EnsembleLoss, formula=dgkd_loss):
     The paper's objective is `lambda` of this and `1 - lambda` of `ce`.
 
     Args:
-        drop: How many teachers, drawn anew for each batch, have no say (the repository's 1); at
+        drop: How many teachers, drawn anew for each batch, do not count (the repository's 1); at
             least one is kept. Only while training.
-        survival: Chance of each teacher to have a say on a batch (the paper's 0.75); sometimes
+        survival: Chance of each teacher to count on a batch (the paper's 0.75); sometimes
             none has. Only while training.
         formula: Options of `dgkd_loss`.
 
@@ -106,7 +106,7 @@ class DGKDLoss(EnsembleLoss, formula=dgkd_loss):
         )
 
     def _draw(self, count: int) -> Tensor | None:
-        """Teachers that have a say on this batch."""
+        """Teachers that count on this batch."""
         if not self.training:
             return None
         if self.survival is not None:

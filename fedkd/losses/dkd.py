@@ -46,9 +46,9 @@ def dkd_loss(
     student, teacher = comparable(student_logits, teacher_logits)
 
     def solve(logits: Tensor, differentiate: bool) -> tuple[Tensor, Tensor | None]:
-        both, back = paired(logits, teacher, standardise, temperature)
+        both, grad_to_logits = paired(logits, teacher, standardise, temperature)
         value, gradient = _solve(both.flatten(0, 1), targets, alpha, beta, temperature)
-        return value, back(gradient) if differentiate else None
+        return value, grad_to_logits(gradient) if differentiate else None
 
     def formula(logits: Tensor) -> Tensor:
         z, t = (standardised(z) if standardise else z for z in (logits, teacher))
@@ -107,7 +107,7 @@ def _solve(
 
     The official code hides the target behind -1000 and takes the log of summed probabilities,
     which is inf or NaN for sure predictions. Log-odds from a log-sum-exp over the other classes
-    say the same and hold for any finite logits.
+    give the same number and hold for any finite logits.
     """
     size = len(targets)
     target = torch.cat([targets, targets])[:, None]

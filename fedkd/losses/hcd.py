@@ -60,7 +60,7 @@ def hcd_loss(
         student_share: Factor of the mapper's output in the sub-logits.
         teacher_share: Factor of the teacher's logits in them.
         detach: Whether KL(sub-logits || student) leaves the sub-logits alone. The official code is
-            said not to; training is then said to diverge.
+            reported not to, and training then to diverge.
         over_stages: "mean", or "sum", which makes everything `stages` times as heavy.
         orthogonal: Whether the penalty looks at the sub-logits with the teacher's logits ("fused")
             or without ("sub").

@@ -49,9 +49,9 @@ def kl_to_teacher(
     student, teacher = comparable(student_logits, teacher_logits)
 
     def solve(logits: Tensor, differentiate: bool) -> tuple[Tensor, Tensor | None]:
-        both, back = paired(logits, teacher, standardise, temperature)
+        both, grad_to_logits = paired(logits, teacher, standardise, temperature)
         value, gradient = _solve(both, temperature)
-        return value, back(gradient) if differentiate else None
+        return value, grad_to_logits(gradient) if differentiate else None
 
     def formula(logits: Tensor) -> Tensor:
         z, t = (standardised(z) if standardise else z for z in (logits, teacher))
@@ -81,9 +81,9 @@ def comparable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 def paired(
     student: Tensor, teacher: Tensor, standardise: bool, temperature: float | None = None
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Logits of both in one tensor, (2, B, C), and the way back.
+    """Logits of both in one tensor, (2, B, C), and `grad_to_logits`.
 
-    The way back turns a gradient by the student's (standardised) logits into one by its logits.
+    That function turns a gradient by the student's (standardised) logits into one by its logits.
     A small batch costs as many calls as numbers, so both go through each call together.
 
     Args:

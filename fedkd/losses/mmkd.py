@@ -233,12 +233,12 @@ class MMKDLoss(EnsembleLoss, formula=mmkd_loss):
 
     def _match(self, student: Tensors, ensemble: Ensemble, *network: Tensor) -> Tensor:
         check_teachers("mmkd", student[Logits()], ensemble.logits, ensemble.weights)
-        # A teacher without weight shall have no say, not even about the others' shares.
-        heard = ensemble.logits.masked_fill((ensemble.weights <= 0)[..., None], 0)
+        # A teacher without weight must not count, not even for the others' shares.
+        weighted_logits = ensemble.logits.masked_fill((ensemble.weights <= 0)[..., None], 0)
         return mmkd_loss(
             student[Logits()],
             ensemble.logits,
-            logit_shares(student[Logits()], heard, *network),
+            logit_shares(student[Logits()], weighted_logits, *network),
             weights=ensemble.weights,
             **vars(self.options),
         )

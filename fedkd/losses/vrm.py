@@ -87,7 +87,7 @@ def vrm_loss(
         both_views(student_real, student_virtual, edges),
         both_views(teacher_real, teacher_virtual, edges),
     )
-    both, back = paired(logits, taught, standardise)
+    both, grad_to_logits = paired(logits, taught, standardise)
     graphs = []
     if sample_weight:
         keep = None
@@ -120,7 +120,7 @@ def vrm_loss(
 
     def closed(_: Tensor, differentiate: bool) -> tuple[Tensor, Tensor | None]:
         value, gradient = solve(both, graphs, differentiate)
-        return value, None if gradient is None else back(gradient)
+        return value, None if gradient is None else grad_to_logits(gradient)
 
     def plain(z: Tensor) -> Tensor:
         z, t = (standardised(v) if standardise else v for v in (z, taught))

@@ -1,7 +1,7 @@
 """Finds the classifier of a network, and the pooling in front of it, by a dry forward pass.
 
 The classifier is the linear layer whose output *is* the logits: the same memory, unchanged. The
-order in which layers were registered, and their names, say nothing of that.
+order in which layers were registered, and their names, tell nothing of that.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from fedkd.models.taps import evaluating, noise_like
 
-# How far a layer's output may be from what its weights say, by rounding, as a share of the largest.
+# Rounding: how far a layer's output may be from the exact one, as a share of the largest.
 _ROUNDING = 1e-2
 
 

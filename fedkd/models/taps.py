@@ -1,4 +1,4 @@
-"""Finds where to tap a convolutional network that does not say so itself.
+"""Finds where to tap a convolutional network that does not name them itself.
 
 One dry forward records which module called which, and the side of the square maps they return.
 A stage ends where the resolution is about to fall, so its tap is the last module before that.

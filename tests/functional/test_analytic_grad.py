@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedkd.functional.analytic_grad import first_order, through, wanted, with_gradient
+from fedkd.functional.analytic_grad import first_order, needs_grad, through, with_gradient
 
 
 def _solve(x, differentiate):
@@ -103,4 +103,4 @@ def test_inputs_without_gradient_get_none():
     x = torch.ones(2, 2, requires_grad=True)
     found = through(lambda a, b: (a * b).sum(), (x, torch.ones(2, 2)), torch.tensor(1.0))
     assert found[1] is None
-    assert not wanted(x.detach())
+    assert not needs_grad(x.detach())

@@ -120,14 +120,14 @@ def test_similarity_gradcheck(measure):
 def test_a_sample_without_weight_might_as_well_be_missing(measure):
     x, y = _draw(8, 3).requires_grad_(), _draw(8, 3, seed=1) + _draw(8, 3)
     weights = torch.tensor([1.0, 2, 0, 1, 1, 0, 3, 1])
-    heard = weights > 0
+    counted = weights > 0
     whole, part = (
         measure(x, y, weights=weights),
-        measure(x[heard], y[heard], weights=weights[heard]),
+        measure(x[counted], y[counted], weights=weights[counted]),
     )
     torch.testing.assert_close(whole, part)
     (gradient,) = torch.autograd.grad(whole, x)
-    assert (gradient[~heard] == 0).all()
+    assert (gradient[~counted] == 0).all()
     torch.testing.assert_close(measure(x, y, weights=torch.full((8,), 0.3)), measure(x, y))
 
 

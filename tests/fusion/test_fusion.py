@@ -110,7 +110,7 @@ def test_each_sample_stands_alone(rule: Fusion) -> None:
 
 
 def test_silent_teachers_stay_silent(rule: Fusion) -> None:
-    """A teacher without a say changes nothing, whatever it says."""
+    """A teacher without weight changes nothing, whatever it answers."""
     some = ensemble()
     weights = torch.tensor([[0.0], [0.5], [0.5]]).expand(3, 7)
     fitted = ready(rule, some)
@@ -148,7 +148,7 @@ def test_two_classes_and_saturated_logits_give_numbers(rule: Fusion) -> None:
         assert (together.argmax(1) == 0).all()
 
 
-def crowd(bad: str, teachers: int = 10, samples: int = 200, classes: int = 5) -> Bank:
+def teachers_of(bad: str, teachers: int = 10, samples: int = 200, classes: int = 5) -> Bank:
     """Honest teachers are right nine times out of ten; the first three do as `bad` says."""
     generator = torch.Generator().manual_seed(1)
     truth = torch.arange(samples) % classes
@@ -172,7 +172,7 @@ def crowd(bad: str, teachers: int = 10, samples: int = 200, classes: int = 5) ->
     "name", ["median", "trimmed_mean", "geometric_median", "cronus", "consensus", "history"]
 )
 def test_robust_rules_bear_thirty_percent_of_attackers(name: str, bad: str) -> None:
-    bank = crowd(bad)
+    bank = teachers_of(bad)
     fused = fuse(bank, fit_rules([FUSIONS.create(name)], FitContext(bank)))
     assert float((fused.targets == torch.arange(200) % 5).double().mean()) > 0.97
     # What they would learn from is right, not only its winner.
@@ -193,7 +193,7 @@ def bank_with_ratios(logits: torch.Tensor, ratios: torch.Tensor, sizes: list[int
 def specialists(classes: int, samples: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (10, samples, 10) and ratios of teachers that know some of ten classes each.
 
-    Of other images they say the class that they know and that comes next.
+    Other images they call the class that they know and that comes next.
     """
     truth = torch.arange(samples) % 10
     logits, ratios = torch.zeros(10, samples, 10), torch.full((10, samples), 0.2)
@@ -236,8 +236,8 @@ def test_consensus_hears_all_where_nobody_agrees() -> None:
     generator = torch.Generator().manual_seed(0)
     noise = [torch.randn(300, 5, generator=generator) for _ in range(4)]
     constant = [torch.eye(5)[m].expand(300, 5) for m in range(4)]
-    for said in (noise, constant):
-        bank = Bank.of([Knowledge(Teacher(m), {Logits(): x}) for m, x in enumerate(said)])
+    for answers in (noise, constant):
+        bank = Bank.of([Knowledge(Teacher(m), {Logits(): x}) for m, x in enumerate(answers)])
         [rule] = fit_rules([FUSIONS.create("consensus")], FitContext(bank))
         weights = rule(bank.rows(torch.arange(300))).weights
         assert torch.isfinite(weights).all()
@@ -255,11 +255,11 @@ def test_agreement_is_the_correlation_over_common_ground() -> None:
     before = fit_rules([FUSIONS.create("density_ratio")], FitContext(bank))
     found = agreement(FitContext(bank, before=tuple(before)))
     weights = before[0](bank.rows(torch.arange(2500), kinds=bank.fusible)).weights
-    told = torch.softmax(logits, -1).numpy()
+    probabilities = torch.softmax(logits, -1).numpy()
     for i in range(3):
         for j in range(3):
             both = np.cov(
-                np.concatenate([told[i], told[j]], axis=1).T,
+                np.concatenate([probabilities[i], probabilities[j]], axis=1).T,
                 aweights=(weights[i] * weights[j]).numpy(),
             )
             expected = np.trace(both[:4, 4:]) / math.sqrt(
@@ -271,9 +271,9 @@ def test_agreement_is_the_correlation_over_common_ground() -> None:
 def test_history_remembers_who_attacked_before() -> None:
     """Attackers who behave in the second round are still trusted less than the others."""
     rule = FUSIONS.create("history")
-    first = crowd("collude")
+    first = teachers_of("collude")
     [after] = fit_rules([rule], FitContext(first))
-    second = crowd("none")
+    second = teachers_of("none")
     [now] = fit_rules([rule], FitContext(second), [after.state])
     weights = now(second.rows(torch.arange(5))).weights
     assert weights[:3].max() < 0.5 * weights[3:].min()
@@ -317,7 +317,7 @@ def test_the_knowledge_vote_hears_the_sure_and_believes_the_majority() -> None:
 
 
 def test_labelled_images_show_who_is_right() -> None:
-    bank = crowd("collude")
+    bank = teachers_of("collude")
     truth = torch.arange(200) % 5
     known = Bank(bank.teachers, {Logits(): [a[:100] for a in bank.arrays[Logits()]]})
     context = FitContext(bank, validation=known, validation_labels=truth[:100])
@@ -373,7 +373,7 @@ def test_class_gate_trusts_the_teacher_that_saw_the_class() -> None:
     assert gated.mean_probabilities().argmax() == 2
     assert uniform[0, 0] > 0.4
     assert gated.class_weights is not None
-    assert gated.class_weights[0, 1] == 0  # no say on a class it never saw
+    assert gated.class_weights[0, 1] == 0  # no weight for a class it never saw
 
 
 def test_class_gate_without_counts_is_an_error() -> None:

@@ -94,7 +94,7 @@ def run(
 
 
 def each(tensors: dict[Kind, Tensor], change: Callable[[Tensor], Tensor]) -> dict[Kind, Tensor]:
-    """`change` applied to what is said of samples; facts stay."""
+    """`change` applied to tensors of samples; statistics of the teacher stay."""
     return {kind: change(t) if kind.per_sample else t for kind, t in tensors.items()}
 
 

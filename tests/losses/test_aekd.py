@@ -36,15 +36,17 @@ def _mean_gradients(student, teachers, temperature=4.0):
 def test_no_other_weights_have_a_shorter_mean_gradient():
     student, teachers = _inputs()
     gradients = _mean_gradients(student, teachers)
-    say = agreement_weights(student, teachers)
-    least = (say @ gradients).norm()
+    found = agreement_weights(student, teachers)
+    least = (found @ gradients).norm()
     grid = torch.cartesian_prod(*[torch.linspace(0, 1, 51, dtype=torch.float64)] * 2)
     grid = torch.cat([grid, 1 - grid.sum(dim=1, keepdim=True)], dim=1)
     grid = grid[grid[:, 2] >= 0]
     assert least <= (grid @ gradients).norm(dim=1).min() + 1e-12
-    # Along it, all teachers with a say would be served alike, and none badly.
-    served = gradients @ (say @ gradients)
-    torch.testing.assert_close(served[say > 1e-6], least.square().expand(int((say > 1e-6).sum())))
+    # Along it, all teachers with a weight would be served alike, and none badly.
+    served = gradients @ (found @ gradients)
+    torch.testing.assert_close(
+        served[found > 1e-6], least.square().expand(int((found > 1e-6).sum()))
+    )
     assert (served >= least.square() - 1e-12).all()
 
 
@@ -52,10 +54,10 @@ def test_normalised_gradients_weigh_directions():
     student, teachers = _inputs()
     gradients = _mean_gradients(student, teachers)
     lengths = gradients.norm(dim=1)
-    say = agreement_weights(student, teachers, normalise=True)
-    directions = say * lengths / (say * lengths).sum()
+    found = agreement_weights(student, teachers, normalise=True)
+    directions = found * lengths / (found * lengths).sum()
     served = (gradients / lengths[:, None]) @ (directions @ (gradients / lengths[:, None]))
-    assert say.sum().item() == pytest.approx(1)
+    assert found.sum().item() == pytest.approx(1)
     kept = directions > 1e-6
     torch.testing.assert_close(served[kept], served[kept].min().expand(int(kept.sum())))
 
@@ -84,13 +86,13 @@ def test_teachers_that_pull_in_opposite_directions_leave_nothing_to_learn():
 def test_fusion_weights_gate_samples_and_teachers():
     student, teachers = _inputs()
     weights = torch.tensor([[0.5, 1, 0, 0.5], [0, 0, 0, 0], [0.5, 0, 1, 0.5]]).double()
-    say = agreement_weights(student, teachers, weights=weights)
-    assert say[1] == 0
+    found = agreement_weights(student, teachers, weights=weights)
+    assert found[1] == 0
     value = aekd_loss(student, teachers, weights=weights)
     alone = [kd_loss(student, teacher) for teacher in teachers]
     torch.testing.assert_close(value[1], alone[0][1])
     torch.testing.assert_close(value[2], alone[2][2])
-    torch.testing.assert_close(value[0], say[0] * alone[0][0] + say[2] * alone[2][0])
+    torch.testing.assert_close(value[0], found[0] * alone[0][0] + found[2] * alone[2][0])
 
 
 def test_a_hundred_teachers_with_more_say_than_classes():

@@ -121,12 +121,12 @@ def _network(width, **options):
 def _batch(loss, widths=(8, 6), size=6):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (size, 1, 16, 16), generator=generator, dtype=torch.uint8)
-    told = [extract(_network(width), images, loss.needs) for width in widths]
+    readings = [extract(_network(width), images, loss.needs) for width in widths]
     student = extract(_network(4), images, loss.reads)
-    tensors = {kind: [teacher[kind] for teacher in told] for kind in loss.needs}
+    tensors = {kind: [teacher[kind] for teacher in readings] for kind in loss.needs}
     tensors[Logits()] = torch.stack(tensors[Logits()])
     weights = torch.full((len(widths), size), 1 / len(widths))
-    return student, told, Ensemble(tuple(map(Teacher, range(len(widths)))), tensors, weights)
+    return student, readings, Ensemble(tuple(map(Teacher, range(len(widths)))), tensors, weights)
 
 
 def test_the_term_projects_for_each_teacher_and_asks_its_classifier():
@@ -134,9 +134,9 @@ def test_the_term_projects_for_each_teacher_and_asks_its_classifier():
     loss = LOSSES.create("camkd", feature_weight=50.0, temperature=2.0)
     assert loss.needs == (Logits(), Stage(-1), Classifier())
     assert loss.reads == (Logits(), Stage(-1))
-    student, told, ensemble = _batch(loss)
+    student, readings, ensemble = _batch(loss)
     targets = torch.tensor([0, 1, 2, 3, 4, 0])
-    fitted = loss.adapted(student, told)
+    fitted = loss.adapted(student, readings)
     assert not list(loss.parameters())
     assert len(fitted.projectors) == 2
     fitted.eval()
@@ -147,20 +147,20 @@ def test_the_term_projects_for_each_teacher_and_asks_its_classifier():
     projected = [project(student[Stage(-1)]) for project in fitted.projectors]
     heads = [_network(width).head for width in (8, 6)]
     answers = torch.stack([h(p.mean(dim=(2, 3))) for h, p in zip(heads, projected)])
-    maps = [teacher[Stage(-1)] for teacher in told]
-    logits = torch.stack([teacher[Logits()] for teacher in told])
+    maps = [teacher[Stage(-1)] for teacher in readings]
+    logits = torch.stack([teacher[Logits()] for teacher in readings])
     expected = camkd_loss(student[Logits()], logits, targets, temperature=2.0)
     expected = expected + 50 * camkd_feature_loss(projected, maps, answers, targets)
     torch.testing.assert_close(value, expected)
 
 
 def test_the_parts_can_be_terms_of_their_own():
-    student, told, ensemble = _batch(LOSSES.create("camkd", feature_weight=2.0))
+    student, readings, ensemble = _batch(LOSSES.create("camkd", feature_weight=2.0))
     targets = torch.zeros(6, dtype=torch.long)
 
     def value(**options):
         torch.manual_seed(0)
-        loss = LOSSES.create("camkd", **options).adapted(student, told)
+        loss = LOSSES.create("camkd", **options).adapted(student, readings)
         return loss.eval()(student, ensemble, targets)
 
     both = value(feature_weight=2.0)
@@ -171,29 +171,29 @@ def test_the_parts_can_be_terms_of_their_own():
 @pytest.mark.parametrize("convs", [False, True])
 def test_projections_end_in_relu_only_where_the_teacher_is_not_negative(convs):
     loss = LOSSES.create("camkd", feature_weight=1.0, convs=convs, factor=4)
-    student, told, _ = _batch(loss)
-    told[1][Stage(-1)] -= 1
-    assert [p.relu for p in loss.adapted(student, told).projectors] == [True, False]
+    student, readings, _ = _batch(loss)
+    readings[1][Stage(-1)] -= 1
+    assert [p.relu for p in loss.adapted(student, readings).projectors] == [True, False]
     loss = LOSSES.create("camkd", feature_weight=1.0, relu=True)
-    assert [p.relu for p in loss.adapted(student, told).projectors] == [True, True]
+    assert [p.relu for p in loss.adapted(student, readings).projectors] == [True, True]
 
 
 def test_a_classifier_that_does_not_fit_the_map_is_refused():
     loss = LOSSES.create("camkd", feature_weight=1.0)
-    student, told, _ = _batch(loss)
-    told[1][Classifier()] = torch.zeros(5, 100)
+    student, readings, _ = _batch(loss)
+    readings[1][Classifier()] = torch.zeros(5, 100)
     with pytest.raises(ValueError, match="loss 'camkd': a teacher's classifier takes 99 numbers"):
-        loss.adapted(student, told)
+        loss.adapted(student, readings)
 
 
 def test_the_classifier_gives_the_logits_of_the_pooled_features():
     images = torch.randint(256, (3, 1, 16, 16), dtype=torch.uint8)
     network = _network(8)
-    told = extract(network, images, (Logits(), Pooled(), Classifier()))
-    classifier = told[Classifier()]
+    readings = extract(network, images, (Logits(), Pooled(), Classifier()))
+    classifier = readings[Classifier()]
     assert not classifier.requires_grad
-    logits = F.linear(told[Pooled()], classifier[:, :-1], classifier[:, -1])
-    torch.testing.assert_close(logits, told[Logits()])
+    logits = F.linear(readings[Pooled()], classifier[:, :-1], classifier[:, -1])
+    torch.testing.assert_close(logits, readings[Logits()])
     network.head.bias = None
     without = extract(network, images, (Classifier(),))[Classifier()]
     assert (without[:, -1] == 0).all()

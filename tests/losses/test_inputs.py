@@ -65,7 +65,7 @@ def test_a_number_that_is_none_is_never_hidden(variant):
                 # Mixed with the student's maps before the formula sees it.
                 assert not call(loss, student, spoilt, targets, weights).isfinite().all()
                 continue
-            # The teacher is told apart from a student that diverges.
+            # A bad teacher is not taken for a student that diverges.
             with pytest.raises(ValueError, match=f"loss '{variant[0]}': .* holds (NaN|inf)"):
                 call(loss, student, spoilt, targets, weights)
 

@@ -59,7 +59,7 @@ def _short_of_best(gram, weights, bound):
 def test_nothing_shorter_exists(count, dimensions, share):
     generator = np.random.default_rng(count + dimensions)
     vectors = generator.normal(size=(count, dimensions)) + generator.integers(2)
-    vectors[:: generator.integers(2, 4)] = vectors[0]  # some teachers say the same
+    vectors[:: generator.integers(2, 4)] = vectors[0]  # some teachers are equal
     bound = min(1.0, share if share <= 1 else share / count)
     gram = vectors @ vectors.T
     weights = shortest(gram, bound)

@@ -87,8 +87,8 @@ def _setting(count=2, classes=3, size=8, dtype=torch.float64, student=None, **op
         torch.full((count, size), 1 / count, dtype=dtype),
     )
     readings = {Logits(): student(images)}
-    told = [ensemble.teacher(m) for m in range(count)]
-    loss = LOSSES.create("mmkd", temperature=2.0, **options).adapted(readings, told).to(dtype)
+    each = [ensemble.teacher(m) for m in range(count)]
+    loss = LOSSES.create("mmkd", temperature=2.0, **options).adapted(readings, each).to(dtype)
 
     def forward(parameters):
         buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}

@@ -99,11 +99,11 @@ def test_order_of_samples_and_channels_does_not_matter():
 
 def _call(loss, student, teacher):
     (kind,) = loss.needs
-    told = {kind: kind_tensor(kind, teacher)}
+    sent = {kind: kind_tensor(kind, teacher)}
     read = {Stage(loss.stage): student}
-    ready = loss.adapted(read, told)
+    ready = loss.adapted(read, sent)
     assert loss.projection is None
-    return ready, ready(read, told, None, TeacherWeights(torch.ones(len(student))))
+    return ready, ready(read, sent, None, TeacherWeights(torch.ones(len(student))))
 
 
 def kind_tensor(kind, maps):

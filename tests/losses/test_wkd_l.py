@@ -156,8 +156,8 @@ def test_the_class_asks_for_its_costs():
     assert not loss.needs_targets
     assert WKDLogitLoss().needs_targets
     student, teacher = _double("logits_s"), _double("logits_t")
-    told = {Logits(): teacher, ClassCosts(): COSTS}
-    value = WKDLogitLoss()({Logits(): student}, told, TARGETS, TeacherWeights(torch.ones(4)))
+    sent = {Logits(): teacher, ClassCosts(): COSTS}
+    value = WKDLogitLoss()({Logits(): student}, sent, TARGETS, TeacherWeights(torch.ones(4)))
     torch.testing.assert_close(value, wkd_l_loss(student, teacher, TARGETS, COSTS))
 
 

@@ -21,7 +21,7 @@ def build(model: str | nn.Module, **changes: Any) -> Network:
 
 
 class Returns(nn.Module):
-    """A user's classifier that answers with what it is told to."""
+    """A user's classifier that answers with what it is given."""
 
     def __init__(self, *shape: int) -> None:
         super().__init__()

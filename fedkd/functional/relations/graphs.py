@@ -112,7 +112,7 @@ def sample_relation_loss(
         student_virtual: Vertices of the virtual view; may be None if `edges` is "real".
         teacher_real: The teacher's.
         teacher_virtual: The teacher's.
-        edges: As in `sample_graph`, like all that is not said here.
+        edges: As in `sample_graph`, like all that is not described here.
         pruning: Rule that calls edges unreliable, or None; see `edge_scores`.
         rho: Share of the edges to prune.
         sample_weights: See there.
@@ -186,7 +186,7 @@ def reliable(
         student: Its vertices, real before virtual.
         teacher: The teacher's.
         judged: The student's logits of both views, which the rule judges; the vertices may be
-            something else (standardised, say).
+            something else (standardised, for example).
         rule: See `edge_scores`.
         rho: Share of the edges to prune; equal scores at the border all stay.
         edges: As in `sample_graph`.
