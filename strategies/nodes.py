@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from flwr.app import ConfigRecord, RecordDict
 
@@ -114,11 +114,11 @@ class Nodes:
             facts = dict(reply.config_records.get("describe", ConfigRecord()))
             client = facts.get("client")
             problem = self._problem(facts, node, challenges.get(node))
-            if problem is None and isinstance(client, int):
-                self.by_client[client] = node
+            who = client if self._is_client(client) else None
+            if problem is None and who is not None:
+                self.by_client[who] = node
             else:
                 self._unusable.add(node)
-                who = client if isinstance(client, int) else None
                 self._exchange.refuse(number, DESCRIBE, who, f"node {node} {problem}")
 
     def _problem(
@@ -130,7 +130,7 @@ class Nodes:
         fingerprint, expected = facts.get("fingerprint"), context.data.transfer.fingerprint
         if partitions != self._clients:
             return f"is one of {partitions} partitions, the experiment has {self._clients} clients"
-        if type(client) is not int or not 0 <= client < self._clients:
+        if not self._is_client(client):
             return f"claims to be client {client!r}"
         if self._keys is not None:
             run = self._server.run.identity
@@ -147,3 +147,7 @@ class Nodes:
         if facts.get("class_map") != context.class_map:
             return "has other classes than the server"
         return None
+
+    def _is_client(self, client: object) -> TypeGuard[int]:
+        """Whether this is the number of a client; True and False, which are integers, are not."""
+        return type(client) is int and 0 <= client < self._clients

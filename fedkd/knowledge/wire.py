@@ -139,7 +139,7 @@ def _check_teacher(header: Header, query: Query, client: int) -> Teacher:
     counts: tuple[int, ...] | None = None
     if "num_examples" in query.disclose:
         value = header.get("num_examples")
-        if not isinstance(value, int) or value < 0:
+        if type(value) is not int or value < 0:  # True is an int, and no count
             raise Refused(f"num_examples is {value!r}, expected a count")
         examples = value
     if "class_counts" in query.disclose:
@@ -147,7 +147,7 @@ def _check_teacher(header: Header, query: Query, client: int) -> Teacher:
         if (
             not isinstance(value, list)
             or len(value) != query.num_classes
-            or any(not isinstance(n, int) or n < 0 for n in value)
+            or any(type(n) is not int or n < 0 for n in value)
         ):
             raise Refused(f"class_counts is not {query.num_classes} counts")
         counts = tuple(value)

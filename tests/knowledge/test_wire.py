@@ -82,6 +82,8 @@ def array(make: Callable[[np.ndarray], np.ndarray]) -> Callable[..., None]:
         (change("class_map", "x"), "has class map 'x'"),
         (change("protocol", 9), "speaks protocol 9"),
         (change("num_examples", -1), "num_examples is -1"),
+        (change("num_examples", True), "num_examples is True"),
+        (change("class_counts", [1, 2, 3, True]), "class_counts is not 4 counts"),
         (change("class_counts", [1, 2, 3]), "class_counts is not 4 counts"),
         (change("class_counts", [1, 2, 3, -4]), "class_counts is not 4 counts"),
         (lambda a, h: h.pop("class_counts"), "class_counts is not 4 counts"),

@@ -115,6 +115,31 @@ def test_what_a_private_client_claims_to_have_spent_is_checked(
     assert set(run.read_json("privacy.json")["clients"]) == {"0", "1", "2"}
 
 
+@pytest.mark.parametrize("client", [True, -1, 3, 2**62, 0.0, "0"])
+def test_who_claims_to_be_no_client_leaves_a_run_that_can_be_read(tiny: Tiny, client: Any) -> None:
+    def change(reply: Message) -> None:
+        reply.content["describe"]["client"] = client
+
+    run = run_local(tiny(*SMALL), client_app=changing(0, "query.describe", change))
+    (refused,) = run.events(ReplyRefused)
+    assert (refused.phase, refused.client) == ("describe", None)
+    assert f"claims to be client {client!r}" in refused.reason
+    assert run.events(RoundFinished)[-1].status == "ok"
+
+
+@pytest.mark.parametrize("key", ["num_examples", "class_counts"])
+def test_true_is_no_number_of_images(tiny: Tiny, key: str) -> None:
+    def change(reply: Message) -> None:
+        header = reply.content[header_name(Images.TRANSFER)]
+        old = header[key]
+        header[key] = [True] * len(old) if isinstance(old, list) else True
+
+    overrides = (*SMALL, "fusion=[class_gated, sample_count]")
+    run = run_local(tiny(*overrides), client_app=changing(0, "query.knowledge", change))
+    (refused,) = run.events(ReplyRefused)
+    assert (refused.client, refused.reason[: len(key)]) == (0, key)
+
+
 def test_long_replies_are_refused_and_reasons_are_short(tiny: Tiny) -> None:
     """A megabyte of header, a megabyte of error text and a megabyte of training numbers."""
     long = "x" * (2 * ENVELOPE)
