@@ -4,6 +4,10 @@ Flower's SuperLink serves nodes (Fleet), the command line (Control) and the serv
 (Runtime) on one port, and asks nobody for a credential on the second and third. So it listens on
 the loopback of its machine, and this gate listens where nodes can reach it: TLS with the same
 certificate, the exact paths of the Fleet API that a registered node calls, 404 for all others.
+
+The SuperLink checks that a call bears the key of the node it names, but not that the messages in
+it are that node's: who knew another's id could answer for it, or ask it as the server does. The
+gate lets a node send only replies in its own name, to the server.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+from flwr.proto.fleet_pb2 import PushMessagesRequest
 
 from fedkd.io.extras import extra
 
@@ -44,12 +50,18 @@ CALLS = (
 )
 # Flower cuts arrays into pieces of 5 MiB, and looks who is calling only after it has read all.
 MAX_BODY = 64 * 2**20
+# flwr.common.constant.SUPERLINK_NODE_ID, which is not public.
+SERVER = 1
 SECONDS = 60.0
 # Headers of one hop, or made anew by the next one.
 _HOP = {
     "connection", "content-length", "expect", "host", "keep-alive", "proxy-authenticate",
     "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade",
 }  # fmt: skip
+
+
+class _Forged(Exception):
+    """Messages that are not the sender's own replies."""
 
 
 class _TooLong(Exception):
@@ -73,12 +85,18 @@ def make_gate(superlink: str, transport: httpx.AsyncBaseTransport) -> Starlette:
     async def forward(request: Request) -> Response:
         try:
             body = await _body(request)
+            if request.url.path.endswith("/push-messages"):
+                _check_sender(body)
             # The path is one of ours, so no trick in it reaches the SuperLink; a query is dropped.
             answer = await client.post(
                 request.url.path, headers=_passed(request.headers), content=body
             )
         except _TooLong:
             return PlainTextResponse("the body is too long\n", 413)
+        except _Forged as error:
+            whose = request.client.host if request.client else "nobody"
+            logger.warning("refused messages from %s: %s", whose, error)
+            return PlainTextResponse(f"{error}\n", 403)
         except ClientDisconnect:
             return PlainTextResponse("the node is gone\n", 400)
         except httpx.HTTPError as error:
@@ -103,6 +121,20 @@ def make_gate(superlink: str, transport: httpx.AsyncBaseTransport) -> Starlette:
 
 def _passed(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name.lower() not in _HOP}
+
+
+def _check_sender(body: bytes) -> None:
+    """Raise `_Forged` unless all messages are replies of the node that pushes them."""
+    try:
+        pushed = PushMessagesRequest.FromString(body)
+    except Exception:  # protobuf's own, whatever makes the bytes unreadable
+        raise _Forged("no messages that can be read") from None
+    for message in pushed.messages_list:
+        sent = message.metadata
+        if sent.src_node_id != pushed.node.node_id:
+            raise _Forged("a message in the name of another node")
+        if sent.dst_node_id != SERVER or not sent.reply_to_message_id:
+            raise _Forged("a message that is no reply to the server")
 
 
 async def _body(request: Request) -> bytes:
