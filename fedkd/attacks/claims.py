@@ -100,7 +100,9 @@ def half_familiar(sent: Reply, scene: Scene, *, share: float = 0.5) -> Reply:
 
 
 @ATTACKS.register("runner_up")
-def runner_up(sent: Reply, scene: Scene, *, margin: float = 1.0) -> Reply:
+def runner_up(
+    sent: Reply, scene: Scene, *, margin: float = 1.0, share: float = 1.0, own: bool = False
+) -> Reply:
     """Sure of the class that honest clients find second likeliest, and claims to know it.
 
     The nearest lie: where honest clients are not of one mind it is often half believed already.
@@ -109,12 +111,31 @@ def runner_up(sent: Reply, scene: Scene, *, margin: float = 1.0) -> Reply:
         sent: The honest message.
         scene: What the attacker knows.
         margin: Lies only where the honest mean probabilities of the first two classes are closer
-            than this, and repeats the mean elsewhere.
+            than this.
+        share: Of these images that it lies about, drawn by each attacker for itself: the fewer,
+            the less do their errors go together.
+        own: Answers elsewhere are the client's own; otherwise the honest clients' mean.
     """
     best = np.sort(_honest(scene), axis=1)
     close = best[:, -1] - best[:, -2] < margin
-    lying = _answering(sent, scene, close, lambda mean: np.argsort(mean, axis=1)[:, -2])
+    chosen = close & (scene.rng.random(len(close)) < share)
+    lying = _answering(sent, scene, chosen, lambda mean: np.argsort(mean, axis=1)[:, -2], own=own)
     return _claiming(lying, np.where(close, 1.0, 0.2))
+
+
+@ATTACKS.register("mirror")
+def mirror(sent: Reply, scene: Scene) -> Reply:
+    """Repeats the message of the honest client that claims to know most.
+
+    Made to have an honest client taken for one of a gang.
+    """
+
+    def claimed(client: int) -> float:
+        other = scene.honest[client]
+        return sum(float(other.arrays[n].astype(np.float64).mean()) for n in _density_ratios(other))
+
+    chosen = scene.honest[max(sorted(scene.honest), key=claimed)]
+    return replace(sent, arrays=dict(chosen.arrays))
 
 
 def _honest(scene: Scene) -> np.ndarray:
@@ -127,13 +148,16 @@ def _answering(
     scene: Scene,
     chosen: np.ndarray,
     what: Callable[[np.ndarray], np.ndarray],
+    *,
+    own: bool = False,
 ) -> Reply:
-    """Sure of `what(mean)` on the `chosen` images, the honest mean on all others."""
+    """Sure of `what(mean)` on the `chosen` images; the honest mean, or its own, on all others."""
     arrays = dict(sent.arrays)
     for name in scene.predictions:
         mean = scene.honest_mean(name)
         lie = certain(what(mean), mean.shape[1])
-        answers = np.where(chosen[:, None], lie, np.log(mean + 1e-6))
+        other = arrays[name].astype(np.float32) if own else np.log(mean + 1e-6)
+        answers = np.where(chosen[:, None], lie, other)
         arrays[name] = answers.astype(arrays[name].dtype)
     return replace(sent, arrays=arrays)
 

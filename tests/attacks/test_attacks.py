@@ -188,6 +188,25 @@ def test_the_runner_up_is_the_nearest_lie() -> None:
     assert len({*(gaps < 0.6)}) == 2
 
 
+def test_runners_up_may_lie_each_on_images_of_its_own() -> None:
+    one = claiming("runner_up", share=0.0, own=True)
+    np.testing.assert_array_equal(one.arrays["logits"], LOGITS)
+    assert one.arrays["density_ratio"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_mirror_repeats_who_claims_to_know_most() -> None:
+    honest = {
+        client: replace(sent, arrays={**sent.arrays, "density_ratio": np.full(3, size)})
+        for (client, sent), size in zip(scene().honest.items(), (0.5, 2.0), strict=True)
+    }
+    said = ATTACKS.get("mirror")(message(), replace(scene(), honest=honest))
+    assert said is not None
+    chosen = list(honest.values())[1]
+    np.testing.assert_array_equal(said.arrays["logits"], chosen.arrays["logits"])
+    assert said.arrays["density_ratio"].tolist() == [2.0, 2.0, 2.0]
+    assert said.header == message().header
+
+
 def test_riders() -> None:
     assert (logits("uniform_rider") == 0).all()
     assert logits("constant_rider").argmax(1).tolist() == [1, 1, 1]

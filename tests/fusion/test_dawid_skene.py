@@ -56,17 +56,71 @@ def test_confusion_matrices_are_found() -> None:
     assert abs(float(torch.diagonal(found[0]).mean()) - expected) < 0.12
 
 
-def test_a_minority_that_agrees_on_a_wrong_name_is_outweighed() -> None:
+def _fitted(bank: Bank) -> DawidSkene:
+    (ready,) = fit_rules([DawidSkene()], FitContext(bank))
+    return ready
+
+
+def _liars() -> Bank:
     """Three of ten call the 3s 1s with one voice; the honest seven err each in their own way."""
     lie = torch.where(TRUTH == 3, 1, TRUTH)
-    bank = _answers([_noisy(m, 0.35) for m in range(7)] + [lie] * 3)
-    alone, judged = _fused(bank, None), _fused(bank, DawidSkene())
+    return _answers([_noisy(m, 0.35) for m in range(7)] + [lie] * 3)
+
+
+def test_a_minority_that_agrees_on_a_wrong_name_is_outweighed() -> None:
+    """And is followed elsewhere."""
+    alone, judged = _fused(_liars(), None), _fused(_liars(), DawidSkene(dependence=0.0))
     assert _right(alone, 3) < 0.7
     assert _right(judged, 3) > 0.85
     assert _right(judged, 1) > 0.85
     on_threes = judged.weights[7:, TRUTH == 3].sum(0).mean()
     elsewhere = judged.weights[7:, TRUTH == 0].sum(0).mean()
     assert float(on_threes) < 0.25 < float(elsewhere)
+
+
+def test_who_err_together_count_as_one() -> None:
+    """Three of ten are sure of one class on half of all images, drawn by lot, and right elsewhere;
+    on these images two in five of the honest answers are right."""
+    chosen = torch.rand(SAMPLES, generator=torch.Generator().manual_seed(9)) < 0.5
+    lie = torch.where(chosen, 1, TRUTH)
+    bank = _answers([_noisy(m, 0.3) for m in range(7)] + [lie] * 3)
+    ready = _fitted(bank)
+    assert ready.independence is not None
+    assert float(ready.independence[:7].min()) > 0.9
+    assert float(ready.independence[7:].max()) < 0.15
+    trusting, judged = _fused(bank, DawidSkene(dependence=0.0)), _fused(bank, DawidSkene())
+    assert _right(trusting) < 0.68 < 0.74 < _right(judged)
+    assert _right(_fused(_liars(), DawidSkene()), 3) > 0.85
+
+
+def test_who_copies_an_honest_teacher_silences_that_one_at_most() -> None:
+    bank = _answers([_noisy(m, 0.7) for m in range(7)] + [_noisy(0, 0.7)] * 3)
+    judged = _fused(bank, DawidSkene())
+    assert float(judged.weights[1:7].mean()) > 0.14
+    assert _right(judged) > _right(_fused(bank, None))
+
+
+def test_most_teachers_are_never_taken_for_one() -> None:
+    """However alike they are, and whatever the others say."""
+    for count in range(3, 12):
+        most = count // 2 + 1
+        bank = _answers([_noisy(0, 0.6)] * most + [_noisy(1 + m, 0.3) for m in range(count - most)])
+        found = _fitted(bank).independence
+        assert found is not None
+        assert float(found[:most].min()) == 1.0
+
+
+def test_a_silent_teacher_and_a_single_one_depend_on_nobody() -> None:
+    bank = _answers([_noisy(m, 0.7) for m in range(4)])
+
+    def silent(ensemble: Ensemble) -> Ensemble:
+        return ensemble.weighted(torch.tensor([1.0, 1.0, 1.0, 0.0])[:, None])
+
+    ready = fit_rules([silent, DawidSkene()], FitContext(bank))[-1]
+    assert isinstance(ready, DawidSkene)
+    assert ready.independence is not None
+    assert float(ready.independence[3]) == 1.0
+    assert _fitted(_answers([TRUTH])).independence.tolist() == [1.0]
 
 
 def test_teachers_alike_keep_their_weights() -> None:
