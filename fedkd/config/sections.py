@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
@@ -73,10 +73,15 @@ class Section(BaseModel, metaclass=_OneLine):
 
 
 class Component(BaseModel):
-    """A registered thing and its options."""
+    """A registered thing and its options; its name alone will do."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
     @property
     def options(self) -> dict[str, Any]:
@@ -84,16 +89,9 @@ class Component(BaseModel):
         return dict(self.model_extra or {})
 
 
-def _component(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-def _components(value: Any) -> Any:
-    return [value] if isinstance(value, str | Mapping) else value
-
-
-Named = Annotated[Component, BeforeValidator(_component)]
-NamedList = Annotated[tuple[Named, ...], BeforeValidator(_components)]
+# One component may stand where several may.
+_Listed = BeforeValidator(lambda value: [value] if isinstance(value, str | Mapping) else value)
+NamedList = Annotated[tuple[Component, ...], _Listed]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -143,7 +141,7 @@ class Transfer(Section):
 
     size: Positive = 1000
     labelled: bool = False
-    dataset: Named | None = Field(
+    dataset: Component | None = Field(
         default=None, description="another data set; default: the same one"
     )
 
@@ -159,13 +157,13 @@ class Views(Section):
 class Data(Section):
     """Where the images come from and who holds them."""
 
-    dataset: Named = Component(name="digits")
+    dataset: Component = Component(name="digits")
     root: str | None = Field(default=None, description="folder of local data; default: FEDKD_DATA")
     public: str | None = Field(
         default=None,
         description="file below root with the public images; clients bring their own",
     )
-    partition: Named = Component(name="dirichlet", alpha=0.3)  # type: ignore[call-arg]
+    partition: Component = Component(name="dirichlet", alpha=0.3)  # type: ignore[call-arg]
     private: Positive | None = Field(
         default=None, description="images over all clients; default: the rest"
     )
@@ -250,7 +248,7 @@ class Teachers(Section):
 class Student(Section):
     """The one network that comes out."""
 
-    model: Named = Component(name="cnn_small")
+    model: Component = Component(name="cnn_small")
 
 
 class Term(Component):
@@ -267,13 +265,7 @@ class Term(Component):
     )
 
 
-def _terms(value: Any) -> Any:
-    if isinstance(value, str | Mapping):
-        value = [value]
-    return [_component(item) for item in value] if isinstance(value, Sequence) else value
-
-
-Terms = Annotated[tuple[Term, ...], Field(min_length=1), BeforeValidator(_terms)]
+Terms = Annotated[tuple[Term, ...], Field(min_length=1), _Listed]
 
 
 class Distillation(Section):
@@ -290,7 +282,7 @@ class Distillation(Section):
     batch_size: Positive = 32
     optimizer: Optimizer = Optimizer()
     warm_start: bool = Field(default=True, description="the student goes on from the last round")
-    assistants: Annotated[tuple[Named, ...], BeforeValidator(_components)] = Field(
+    assistants: NamedList = Field(
         default=(), description="networks trained in between on the server, large to small"
     )
     guidance: Literal["next", "dense"] = Field(
@@ -321,7 +313,7 @@ class Federation(Section):
     )
     max_abs_logit: float = Field(default=1e4, gt=0, description="larger values are refused")
     max_payload_mb: float = Field(default=256.0, gt=0, description="larger replies are refused")
-    codec: Named = Field(
+    codec: Component = Field(
         default=Component(name="float16"), description="how knowledge is written for the wire"
     )
     subset: float = Field(
@@ -379,7 +371,7 @@ class Experiment(Section):
     student: Student = Student()
     fusion: NamedList = (Component(name="density_ratio"),)
     release: Annotated[
-        Named | None,
+        Component | None,
         Field(description="mechanism between the fused teachers and the student; default: none"),
     ] = None
     distillation: Distillation = Distillation()

@@ -11,7 +11,6 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from fedkd.config import (
     Component,
-    Named,
     NamedList,
     Optimizer,
     Positive,
@@ -33,7 +32,7 @@ BASELINE = "student"
 class Data(Section):
     """Labelled images."""
 
-    dataset: Named = Component(name="digits")
+    dataset: Component = Component(name="digits")
     root: str | None = Field(default=None, description="folder of local data; default: FEDKD_DATA")
     train: Positive | None = Field(default=None, description="training images used; default: all")
     test: Positive | None = Field(default=None, description="test images used; default: all")
@@ -80,7 +79,7 @@ def _sources(value: Any) -> Any:
 class Source(Section):
     """One teacher: trained here, or read from a file."""
 
-    model: Named
+    model: Component
     checkpoint: str | None = Field(default=None, description="weights; default: trained first")
     train: Positive | None = Field(
         default=None, description="training images it learns from; default: data.train"
