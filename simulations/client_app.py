@@ -40,75 +40,78 @@ from strategies.records import (
     reply_records,
 )
 
-# `query.describe`, `train`, `query.knowledge`, `evaluate`: the four things a client is asked.
-
 
 def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
-    """The app; `mods` wrap every message (fault injection, extra privacy)."""
+    """The app of the four questions; `mods` wrap every message (fault injection, extra privacy)."""
     app = ClientApp(mods=list(mods))
-
-    @app.query("describe")
-    def describe(message: Message, context: Context) -> Message:
-        client, _ = _client(message, context)
-        facts = ConfigRecord(
-            {
-                "client": client.number,
-                "partitions": int(context.node_config.get("num-partitions", 0)),
-                "fingerprint": client.workspace.data.transfer.fingerprint,
-                "class_map": client.workspace.class_map,
-                "fedkd": __version__,
-            }
-        )
-        signature = _signature(message, context, client.number)
-        if signature is not None:
-            facts[SIGNATURE] = signature
-        return Message(RecordDict({"describe": facts}), reply_to=message)
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        client, round_number = _client(message, context)
-        limits = client.limits
-        _check_disk(context.node_config, limits.disk_mb)
-        with threads(client.experiment.resources.client_cpus), time_limit(limits.seconds):
-            fit = client.train(round_number, _student(message))
-        # Measured on private images, and disclosed to the server like everything in a reply: so
-        # only where nothing is promised about them.
-        known = {"loss": fit.loss, "accuracy": fit.accuracy}  # unknown for an empty shard
-        metrics = MetricRecord({k: value for k, value in known.items() if math.isfinite(value)})
-        if client.spent is not None:
-            trained = float(client.paid(round_number))
-            metrics = MetricRecord({"epsilon": client.spent, "trained": trained})
-        elif client.experiment.release is not None:
-            metrics = MetricRecord({})
-        return Message(RecordDict({METRICS: metrics}), reply_to=message)
-
-    @app.query("knowledge")
-    def knowledge(message: Message, context: Context) -> Message:
-        client, round_number = _client(message, context)
-        with threads(client.experiment.resources.client_cpus):
-            base = int(message.content.config_records[JOB].get("held", 0))  # type: ignore[arg-type]
-            asked = client.workspace.learning_images
-            content = _answers(client, round_number, asked, base)
-        return Message(content, reply_to=message)
-
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        client, round_number = _client(message, context)
-        with threads(client.experiment.resources.client_cpus):
-            content = _answers(client, round_number, client.workspace.scoring_images)
-            student = _student(message)
-            if student is not None:
-                # Whatever the message carries: hits on private images are a fact about them.
-                if not judges(client.experiment):
-                    raise PolicyRefused(
-                        "asked to judge a student on private images, which the run's config rules "
-                        "out (evaluation.clients, or a promise)"
-                    )
-                right, total = client.judge(student)
-                content[METRICS] = MetricRecord({"holdout_right": right, "holdout_total": total})
-        return Message(content, reply_to=message)
-
+    app.query("describe")(_describe)
+    app.train()(_train)
+    app.query("knowledge")(_answer)
+    app.evaluate()(_evaluate)
     return app
+
+
+def _describe(message: Message, context: Context) -> Message:
+    """Who this node is, and what it makes of the config."""
+    client, _ = _client(message, context)
+    facts = ConfigRecord(
+        {
+            "client": client.number,
+            "partitions": int(context.node_config.get("num-partitions", 0)),
+            "fingerprint": client.context.data.transfer.fingerprint,
+            "class_map": client.context.class_map,
+            "fedkd": __version__,
+        }
+    )
+    signature = _signature(message, context, client.number)
+    if signature is not None:
+        facts[SIGNATURE] = signature
+    return Message(RecordDict({"describe": facts}), reply_to=message)
+
+
+def _train(message: Message, context: Context) -> Message:
+    """Train the teacher of a round."""
+    client, round_number = _client(message, context)
+    limits = client.limits
+    _check_disk(context.node_config, limits.disk_mb)
+    with threads(client.experiment.resources.client_cpus), time_limit(limits.seconds):
+        fit = client.train(round_number, _student(message))
+    # Measured on private images, and disclosed to the server like everything in a reply: so only
+    # where nothing is promised about them.
+    known = {"loss": fit.loss, "accuracy": fit.accuracy}  # unknown for an empty shard
+    metrics = {name: value for name, value in known.items() if math.isfinite(value)}
+    if (spent := client.budget.spent) is not None:
+        metrics = {"epsilon": spent, "trained": float(client.budget.paid(round_number))}
+    elif client.experiment.release is not None:
+        metrics = {}
+    return Message(RecordDict({METRICS: MetricRecord({**metrics})}), reply_to=message)
+
+
+def _answer(message: Message, context: Context) -> Message:
+    """The teacher's answers about the images that the student learns from."""
+    client, round_number = _client(message, context)
+    base = int(message.content.config_records[JOB].get("held", 0))  # type: ignore[arg-type]
+    with threads(client.experiment.resources.client_cpus):
+        content = _replies(client, round_number, client.context.learning_images, base)
+    return Message(content, reply_to=message)
+
+
+def _evaluate(message: Message, context: Context) -> Message:
+    """The teacher's answers about the test images, and a verdict on the student."""
+    client, round_number = _client(message, context)
+    student = _student(message)
+    with threads(client.experiment.resources.client_cpus):
+        content = _replies(client, round_number, client.context.scoring_images)
+        if student is not None:
+            # Whatever the message carries: hits on private images are a fact about them.
+            if not judges(client.experiment):
+                raise PolicyRefused(
+                    "asked to judge a student on private images, which the run's config rules "
+                    "out (evaluation.clients, or a promise)"
+                )
+            right, total = client.judge(student)
+            content[METRICS] = MetricRecord({"holdout_right": right, "holdout_total": total})
+    return Message(content, reply_to=message)
 
 
 def _signature(message: Message, context: Context, client: int) -> bytes | None:
@@ -204,7 +207,7 @@ def _check_disk(node: Mapping[str, Any], limit: float | None) -> None:
         )
 
 
-def _answers(
+def _replies(
     client: Client, round_number: int, asked: Sequence[Images], base: int = 0
 ) -> RecordDict:
     """The client's replies about the images that it is asked about."""

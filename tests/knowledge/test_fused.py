@@ -19,7 +19,8 @@ from fedkd.distillation.assistants import with_assistant
 from fedkd.distillation.batches import TransferBatches
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Fused, Knowledge, Teacher, fuse
-from fedkd.rounds import ExperimentContext, Server
+from fedkd.rounds import ExperimentContext, silent
+from fedkd.rounds.learners import Learners
 from fedkd.runs.directory import RunDirectory
 
 INDEX = torch.tensor([2, 3, 7, 11])
@@ -120,12 +121,12 @@ def test_after_a_release_assistants_and_student_learn_the_images_that_were_answe
             shown.append((images, fused))
             super().__init__(images, fused, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("fedkd.rounds.server.TransferBatches", Noted)
-    server = Server(workspace, RunDirectory.new(workspace.experiment))
+    monkeypatch.setattr("fedkd.rounds.learners.TransferBatches", Noted)
+    learners = Learners(workspace, RunDirectory.new(workspace.experiment), silent)
     answered = torch.arange(0, len(images), 3)
     scores = torch.softmax(torch.randn(len(answered), 4), dim=1)
     fused = Fused.of(Teacher(3), scores.log(), probabilities=scores, index=answered)
-    server.learn(1, fused)
+    learners.learn(1, fused)
     assert len(shown) == 3
     for part, told in shown:
         assert part.equal(images[answered])

@@ -104,12 +104,11 @@ def test_killed_in_training_the_client_pays_twice_and_stops_earlier(tiny: Tiny) 
         return Client(space, 0, run.identity, folder)
 
     client().train(1)
-    assert space.plan is not None
-    client()._ledger(space.plan).reserve(2, space.plan.steps)  # killed right after
+    assert client().budget.reserve(2, folder / "teacher-0001.pt")  # killed right after
     client().train(2)
     client().train(3)
-    assert [client().paid(n) for n in (1, 2, 3)] == [True, True, False]
-    spent = client().spent
+    assert [client().budget.paid(n) for n in (1, 2, 3)] == [True, True, False]
+    spent = client().budget.spent
     assert spent is not None
     assert spent <= 4.0
     assert spent == epsilon([replace(space.plan.steps, count=3 * space.plan.steps.count)], 0.001)
@@ -120,11 +119,11 @@ def test_a_round_that_is_asked_for_again_costs_nothing_more(tiny: Tiny) -> None:
     run = RunDirectory.new(experiment)
     client = Client(ExperimentContext(experiment), 1, run.identity, run.clients / "client-0001")
     client.train(1)
-    once = client.spent
+    once = client.budget.spent
     client.train(1)
     client.answer("transfer", 1)
     client.answer("transfer", 1)
-    assert client.spent == once
+    assert client.budget.spent == once
 
 
 def test_a_ledger_does_not_serve_other_images(tiny: Tiny) -> None:
@@ -219,12 +218,12 @@ def test_randomised_labels_keep_as_many_as_they_should() -> None:
 def test_label_dp_draws_once_and_trains_on_what_it_drew(tiny: Tiny, tmp_path: Path) -> None:
     experiment = tiny("teachers.privacy={mechanism: label_dp, epsilon: 1.0}", *QUIET)
     client = Client(ExperimentContext(experiment), 0, "run", tmp_path / "client-0000")
-    first, again = client._lessons(), client._lessons()
+    first, again = client.budget.images(), client.budget.images()
     assert first.labels is not None
     assert again.labels is not None
     assert torch.equal(first.labels, again.labels)
-    assert client.shard.labels is not None
-    assert not torch.equal(first.labels, client.shard.labels)
+    assert client.context.data.shard(0).labels is not None
+    assert not torch.equal(first.labels, client.context.data.shard(0).labels)
     run = run_local(experiment)
     facts = run.read_json("privacy.json")
     assert facts["worst"] == facts["budget"] == 1.0

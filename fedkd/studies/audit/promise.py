@@ -75,8 +75,8 @@ def promised(run: RunDirectory, workspace: ExperimentContext, client: int) -> Pr
         )
     account = Client(workspace, client, run.identity, folder)
     try:
-        spent = account.spent
-        paid = sum(account.paid(number) for number in range(1, experiment.rounds + 1))
+        spent = account.budget.spent
+        paid = sum(account.budget.paid(number) for number in range(1, experiment.rounds + 1))
     except LedgerBroken as error:
         raise ConfigError(str(error)) from None
     if not spent:
