@@ -74,7 +74,6 @@ DOORS: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("fedkd/runs/export.py",),
     "onnxscript": ("fedkd/runs/export.py",),
     "matplotlib": (
-        "fedkd/data/picture.py",
         "fedkd/reporting/",
         "fedkd/studies/",
         "simulations/compare/pictures.py",

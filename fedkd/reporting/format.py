@@ -127,16 +127,6 @@ def as_float(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
-def score(record: Mapping[str, Any], who: str) -> float:
-    """Accuracy of `who` in a record; not a number if there is none."""
-    return as_float((record.get(who) or {}).get("accuracy"))
-
-
-def or_dash(value: int | None) -> str:
-    """`1,234`, or a dash for what is not known."""
-    return number(value)
-
-
 def finite(values: Iterable[float | None]) -> list[float]:
     """Those that are numbers."""
     return [float(value) for value in values if value is not None and known(value)]

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from fedkd.knowledge.store import write_atomically
 from fedkd.reporting import drawing
 from fedkd.reporting.format import bar
-from fedkd.reporting.html import PAGE
 from fedkd.reporting.table import Table, plain, words
+from fedkd.reporting.template import PAGE
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class Card:
     fold: str = ""
     open: bool = False
     lone: bool = False  # of half the width, without a neighbour: the caption is beside the figure
+
+
+def half(title: str, caption: str, *figures: Figure) -> Card:
+    """A card of half the width."""
+    return Card(title, caption, figures, wide=False)
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,24 @@
-"""A run as one HTML page that needs nothing else: no network, no scripts, no other files.
-
-Works for a run that has finished, is under way or has failed: what is not there is named.
-"""
+"""A run as a page: finished, under way or failed, and what is not there is named."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+import statistics
 from pathlib import Path
 
-import jinja2
-
-from fedkd.knowledge.store import write_atomically
-from fedkd.reporting import figures
-from fedkd.reporting.cards import (
-    Card,
+from fedkd.reporting import page
+from fedkd.reporting.format import (
+    count,
+    date,
+    duration,
+    finite,
+    human_bytes,
+    objective,
+    percent,
+    points,
+)
+from fedkd.reporting.page import Card, Page, Section, Tile
+from fedkd.reporting.run_cards import (
     accuracy_card,
     calibration_card,
     classes_card,
@@ -26,15 +30,19 @@ from fedkd.reporting.cards import (
     time_card,
     traffic_card,
 )
-from fedkd.reporting.format import bar, date, human_bytes, or_dash, percent
-from fedkd.reporting.header import headline, sentence, state, teachers, tiles
 from fedkd.reporting.run_record import Found
-from fedkd.reporting.tables import privacy, traffic_tables
-from fedkd.reporting.template import PAGE
+from fedkd.reporting.run_tables import (
+    clients_table,
+    promise_table,
+    refused_table,
+    results_table,
+    spent_table,
+    teachers_table,
+    traffic_table,
+)
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import Warned
-
-__all__ = ["human_bytes", "percent", "render", "write_report"]
+from fedkd.runs.privacy_statement import statement
 
 _MANY = 16  # longer tables are folded up
 _REFUSED_SHOWN = 300
@@ -43,74 +51,162 @@ _REFUSED_SHOWN = 300
 def write_report(run: RunDirectory) -> Path:
     """Write `report.html` into the run's folder and return its path.
 
-    The same run gives the same bytes. Parts that need the images are left out, and said to be,
-    where the images cannot be loaded.
+    The same run gives the same bytes. Parts that need the images are left out, and named, where
+    the images cannot be loaded.
     """
-    page = render(run)
-    path = run.path / "report.html"
-    write_atomically(path, page.encode("utf-8"))
-    return path
+    return page.write(run.path / "report.html", make_page(Found(run)))
 
 
-def render(run: RunDirectory) -> str:
-    """The page as text."""
-    found = Found.read(run)
-    with figures.style():
-        agree, *graphs = relation_cards(found)
-        learning = [losses_card(found), pulls_card(found), calibration_card(found)]
-        sections: list[tuple[str, str, Sequence[Card | None]]] = [
-            ("accuracy", "Accuracy", [accuracy_card(found), classes_card(found)]),
-            ("learning", "What the student learnt from", learning),
-            ("clients", "Clients and their teachers", [partition_card(found), agree]),
-            ("relations", "What relations the student has taken over", graphs),
-            ("costs", "Bytes and time", [traffic_card(found), cost_card(found), time_card(found)]),
-        ]
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "percent": percent,
-        "bytes": human_bytes,
-        "bar": bar,
-        "known": or_dash,
-    }
-    warnings = dict.fromkeys(event.text for event in run.events(Warned))
-    return environment.from_string(PAGE).render(
-        experiment=run.experiment,
-        identity=run.identity,
-        date=date(run.path),
-        state=state(found),
-        sentence=sentence(found),
-        tiles=tiles(found),
-        headline=headline(found),
-        teachers=teachers(found),
-        many=_MANY,
-        sections=[
-            (key, title, _pair(cards, more=key == "costs" and bool(found.messages)))
-            for key, title, cards in sections
-        ],
-        privacy=privacy(found),
-        traffic=traffic_tables(found),
-        refused=found.refused[:_REFUSED_SHOWN],
-        refused_more=max(0, len(found.refused) - _REFUSED_SHOWN),
-        warnings=list(warnings),
-        asked=bool(found.messages),
-        data_problem=found.data_problem,
-        config=(run.path / "config.yaml").read_text(encoding="utf-8"),
-        versions=run.read_json("versions.json") or {},
-        hash=found.last.hash if found.last else None,
+def make_page(found: Found) -> Page:
+    """Everything on the page."""
+    run, student = found.run, found.accuracy("student")
+    done, wanted = len(found.rounds), run.experiment.rounds
+    if found.summary and done >= wanted:
+        state = f"complete · {count(done, 'round')}"
+    elif done:
+        state = f"not complete · {done} of {count(wanted, 'round')} so far"
+    else:
+        state = f"no round of {wanted} has finished yet"
+    degraded = [str(event.round) for event in found.rounds if event.status != "ok"]
+    problem = found.data_problem
+    digest = found.last.hash if found.last else None
+    return Page(
+        title=run.experiment.name,
+        sentence=_sentence(found),
+        sections=_sections(found),
+        footer=run.identity + (f" · student {digest}" if digest else ""),
+        state=state,
+        partial=not state.startswith("complete"),
+        warning=f"no quorum in round {', '.join(degraded)}" if degraded else "",
+        remarks=[f"seed {run.experiment.seed}", date(run.path)],
+        headline=None if student is None else (percent(student), "student, test accuracy"),
+        tiles=_tiles(found),
+        notes=[f"The images could not be loaded, so figures that need them are missing: {problem}"]
+        if problem
+        else (),
     )
 
 
-def _pair(cards: Sequence[Card | None], *, more: bool) -> list[Card]:
-    """The cards there are; one that would stand beside a hole is spread over the width.
+def _sections(found: Found) -> list[Section]:
+    agree, *graphs = relation_cards(found)
+    learning = [losses_card(found), pulls_card(found), calibration_card(found)]
+    costs = [traffic_card(found), cost_card(found), time_card(found), *_bytes(found)]
+    promise = statement(found.run) is not None
+    versions = found.run.read_json("versions.json")
+    return [
+        Section("results", "Results", _results(found)),
+        Section("accuracy", "Accuracy", [accuracy_card(found), classes_card(found)]),
+        Section("learning", "What the student learnt from", learning),
+        Section("clients", "Clients and their teachers", [partition_card(found), agree]),
+        Section("relations", "What relations the student has taken over", graphs),
+        Section("costs", "Bytes and time", costs),
+        Section("privacy", "Privacy", _privacy(found) if promise else []),
+        Section("left-out", "Left out", [_left_out(found)]),
+        page.config_section(found.run.path, versions),
+    ]
 
-    Args:
-        cards: None stands for one that this run has no numbers for.
-        more: A card of half the width follows in the page itself.
-    """
-    there = [card for card in cards if card is not None]
-    halves = [number for number, card in enumerate(there) if not card.wide]
-    if halves and (len(halves) + more) % 2:
-        there[halves[-1]] = replace(there[halves[-1]], lone=True)
-    return there
+
+def _sentence(found: Found) -> str:
+    """What was done, in one sentence."""
+    experiment, transfer = found.run.experiment, found.transfer
+    losses = objective((term.name, term.weight) for term in experiment.distillation.losses)
+    fusion = " → ".join(rule.name for rule in experiment.fusion)
+    models = dict.fromkeys(model.name for model in experiment.teachers.models)
+    kind = "labelled" if transfer["labelled"] else "unlabelled"
+    return (
+        f"One {experiment.student.model.name} student learns from {experiment.clients} private "
+        f"teachers ({', '.join(models)}), who answer about {transfer['size']:,} common {kind} "
+        f"images and never show their own. Fusion {fusion}; objective {losses}."
+    )
+
+
+def _tiles(found: Found) -> list[Tile]:
+    """A few numbers worth a glance, after the student's accuracy."""
+    tiles = []
+    student, ensemble = found.accuracy("student"), found.accuracy("ensemble")
+    known = finite(found.last.teachers.values() if found.last else ())
+    median = statistics.median(known) if known else None
+    for label, value in (("teacher ensemble", ensemble), ("median teacher", median)):
+        if value is not None:
+            gap = f"student {points(student - value)}" if student is not None else ""
+            tiles.append(Tile(label, percent(value), gap))
+    size = found.summary.get("test", {}).get("size")
+    if size and student is not None:
+        half = 1.96 * math.sqrt(student * (1 - student) / size)
+        tiles.append(Tile("test images", f"{size:,}", f"student ± {100 * half:.1f} points (95 %)"))
+    answers = [message for message in found.messages if message.phase == "knowledge"]
+    if sent := sum(message.up for message in answers):
+        rounds = len({message.round for message in answers})
+        per = sent / max(1, rounds * found.run.experiment.clients)
+        remark = f"{human_bytes(per)} per client, round"
+        tiles.append(Tile("knowledge sent", human_bytes(sent), remark))
+    if found.seconds:
+        total = sum(found.seconds.values())
+        tiles.append(Tile("time", duration(total), count(len(found.rounds), "round")))
+    return tiles
+
+
+def _results(found: Found) -> list[Card]:
+    clients = found.run.experiment.clients
+    return [
+        Card("", table=results_table(found)),
+        Card(
+            "",
+            "A teacher is judged on the public test images; the student also, by each client for "
+            "itself, on private images that the client held out from training. Weight: the "
+            "teacher's part in the fused labels of the last round.",
+            table=teachers_table(found),
+            fold=f"The {count(clients, 'teacher')}",
+            open=clients <= _MANY,
+        ),
+    ]
+
+
+def _bytes(found: Found) -> list[Card]:
+    if not found.messages:
+        return []
+    scale = ""
+    if found.transfer["bytes"]:
+        scale += (
+            f" the {found.transfer['size']:,} images of the transfer set are "
+            f"{human_bytes(found.transfer['bytes'])} (uint8), sent to a client once if it does not "
+            "have them."
+        )
+    if "parameters" in found.summary.get("student", {}):
+        weights = human_bytes(4 * found.summary["student"]["parameters"])
+        scale += (
+            f" The student's weights are {weights}; averaging weights would move twice that per "
+            "client and round."
+        )
+    clients = clients_table(found)
+    number = len(clients.rows)
+    title = f"Bytes per client ({count(number, 'client')}; ↓ to it, ↑ from it)"
+    scaled = scale and f"For scale:{scale}"
+    return [
+        Card("Bytes in total", scaled, table=traffic_table(found), wide=False),
+        Card(table=clients, fold=title, open=number <= _MANY),
+    ]
+
+
+def _privacy(found: Found) -> list[Card]:
+    return [
+        Card(table=promise_table(found)),
+        Card(
+            "",
+            "How many images of which class a client has stays with the client, and out of this "
+            "page. Not protected: that a client takes part, and what else it sends about itself. "
+            "Accuracy on the public test set costs nothing.",
+            table=spent_table(found),
+        ),
+    ]
+
+
+def _left_out(found: Found) -> Card:
+    shown, more = found.refused[:_REFUSED_SHOWN], len(found.refused) - _REFUSED_SHOWN
+    warnings = [*dict.fromkeys(event.text for event in found.run.events(Warned))]
+    caption = f"… and {more} more in metrics.jsonl." if more > 0 else ""
+    if not found.messages:
+        caption = "Nothing: no client has been asked yet."
+    elif not shown:
+        caption = "Nothing: every reply that was asked for came and was accepted."
+    return Card("", caption, table=refused_table(shown) if shown else None, notes=warnings)

@@ -1,18 +1,15 @@
-"""What a page about a run is made of, read once."""
+"""What the page and the tables of a run are made of, read once."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from fedkd.data.splits import FederatedData
-from fedkd.reporting import figures
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import (
     ClientEvaluated,
@@ -23,7 +20,7 @@ from fedkd.runs.events import (
     holdout_accuracies,
 )
 from fedkd.runs.images import run_data
-from fedkd.runs.signature import Signature, read_signature
+from fedkd.runs.signature import read_signature
 from fedkd.training.evaluation import Scores
 
 logger = logging.getLogger(__name__)
@@ -33,43 +30,60 @@ Record = dict[str, Any]
 TROUBLE = (OSError, ValueError, RuntimeError, ImportError)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Found:
-    """Everything the page is made of, read once."""
+    """A run that is finished, under way or failed."""
 
     run: RunDirectory
-    rounds: list[RoundFinished]
-    epochs: list[EpochFinished]
-    refused: list[ReplyRefused]
-    verdicts: dict[int, float]
-    messages: list[MessageCounted]
-    summary: Record
-    data: FederatedData | None = None
-    data_problem: str | None = None
-    signature: Signature | None = None
-    pictures: int = field(default=0)
 
-    @classmethod
-    def read(cls, run: RunDirectory) -> Found:
-        """Everything that is there; what cannot be loaded is said in `data_problem`."""
-        data, problem, signature = None, None, read_signature(run)
+    @cached_property
+    def rounds(self) -> list[RoundFinished]:
+        """The finished rounds."""
+        return self.run.events(RoundFinished)
+
+    @cached_property
+    def epochs(self) -> list[EpochFinished]:
+        """The student's epochs."""
+        return self.run.events(EpochFinished)
+
+    @cached_property
+    def refused(self) -> list[ReplyRefused]:
+        """Replies that were not used."""
+        return self.run.events(ReplyRefused)
+
+    @cached_property
+    def holdouts(self) -> dict[int, float]:
+        """Client -> the student's accuracy on its held-out images."""
+        return holdout_accuracies(self.run.events(ClientEvaluated))
+
+    @cached_property
+    def messages(self) -> list[MessageCounted]:
+        """All messages."""
+        return self.run.messages()
+
+    @cached_property
+    def summary(self) -> Record:
+        """What the run came to; empty while it is under way."""
+        return self.run.read_json("summary.json") or {}
+
+    @property
+    def data(self) -> FederatedData | None:
+        """The images; None where they cannot be loaded, and `data_problem` has the reason."""
+        return self._loaded[0]
+
+    @property
+    def data_problem(self) -> str | None:
+        """Why the images could not be loaded."""
+        return self._loaded[1]
+
+    @cached_property
+    def _loaded(self) -> tuple[FederatedData | None, str | None]:
         try:
-            data = run_data(run)
+            return run_data(self.run), None
         except TROUBLE as error:
-            problem = str(error)
-            logger.warning("report of %s without pictures of the data: %s", run.identity, problem)
-        return cls(
-            run,
-            run.events(RoundFinished),
-            run.events(EpochFinished),
-            run.events(ReplyRefused),
-            holdout_accuracies(run.events(ClientEvaluated)),
-            run.messages(),
-            run.read_json("summary.json") or {},
-            data,
-            problem,
-            signature,
-        )
+            name = self.run.identity
+            logger.warning("report of %s without figures of the data: %s", name, error)
+            return None, str(error)
 
     @property
     def last(self) -> RoundFinished | None:
@@ -88,28 +102,28 @@ class Found:
         """Accuracy of `student` or `ensemble` in the last evaluation."""
         return self.scores[who].accuracy if who in self.scores else None
 
-    @property
+    @cached_property
     def classes(self) -> list[str]:
         """Class names as the run has them; numbers where only their count is known."""
-        if self.signature is not None:
-            return list(self.signature.classes)
+        signature = read_signature(self.run)
+        if signature is not None:
+            return list(signature.classes)
         if "classes" in self.summary:
             return list(self.summary["classes"])
         if self.data is not None:
             return list(self.data.classes)
         return [str(c) for c in range(len(self.last.student.per_class if self.last else ()))]
 
-    @property
+    @cached_property
     def class_counts(self) -> np.ndarray | None:
         """Private images per client and class; None where they are unknown, or protected."""
         if self.run.experiment.promises:
             return None
-        if self.data is not None:
-            return self.data.class_counts().numpy()
-        counts = self.summary.get("class_counts")
-        return None if counts is None else np.asarray(counts)
+        if "class_counts" in self.summary:
+            return np.asarray(self.summary["class_counts"])
+        return None if self.data is None else self.data.class_counts().numpy()
 
-    @property
+    @cached_property
     def transfer(self) -> Record:
         """Size and bytes of the transfer set, as far as known."""
         if "transfer" in self.summary:
@@ -121,7 +135,12 @@ class Found:
         labelled = self.data.transfer.labelled
         return {"size": len(images), "labelled": labelled, "bytes": images.numel()}
 
-    def draw(self, make: Callable[..., Figure], *args: Any, **options: Any) -> Markup:
-        """A picture, ready for the page."""
-        self.pictures += 1
-        return Markup(figures.svg(make(*args, **options), f"picture{self.pictures}"))
+    @cached_property
+    def seconds(self) -> dict[str, float]:
+        """Phase -> seconds of all rounds; `start-up` of whatever else there was."""
+        sums: dict[str, float] = {}
+        for event in self.rounds:
+            for phase, spent in event.seconds.items():
+                sums[phase] = sums.get(phase, 0.0) + spent
+        rest = self.summary.get("seconds", {}).get("total", 0.0) - sum(sums.values())
+        return {**sums, "start-up": rest} if rest > 0.05 else sums

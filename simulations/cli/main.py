@@ -72,7 +72,7 @@ def run(
     from fedkd.rounds import Interrupted
     from fedkd.runs.directory import RunDirectory
     from fedkd.runs.events import ClientsErased
-    from simulations.cli.tables import summary_table
+    from simulations.cli.tables import run_tables
     from simulations.machine import check_machine
 
     if runner not in ("ray", "local"):
@@ -110,9 +110,8 @@ def run(
     except Interrupted:
         print(f"interrupted; go on with: {go_on}", file=sys.stderr)
         sys.exit(130)
-    summary = directory.read_json("summary.json")
     console = screen()
-    console.print(summary_table(summary))
+    console.print(run_tables(directory))
     console.print(f"run     {directory.path}", soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"report  {directory.path / 'report.html'}", soft_wrap=True, highlight=False, markup=False
@@ -223,7 +222,7 @@ def partition(
 ) -> None:
     """Show who holds which classes: a table, and a picture if asked."""
     from fedkd.build import build_data, check
-    from fedkd.data.picture import partition_picture
+    from fedkd.reporting.run_figures import partition_figure
     from simulations.cli.tables import partition_table
 
     if picture is not None:
@@ -243,7 +242,7 @@ def partition(
         try:
             with warnings.catch_warnings():  # an odd letter is a box in the picture, no more
                 warnings.filterwarnings("ignore", message="Glyph .* missing")
-                partition_picture(counts, data.classes).savefig(picture, dpi=150)
+                partition_figure(counts, data.classes).savefig(picture, dpi=150)
         except (OSError, ValueError) as error:
             raise ConfigError(f"--picture: {error}") from None
         console.print(f"picture: {picture}", soft_wrap=True, markup=False)
@@ -312,7 +311,7 @@ def report(path: RunPath, trust: TeacherWeights = False) -> None:
     from fedkd.studies.central.folder import StudyFolder
     from fedkd.studies.engine import kind_of
     from simulations.cli.study import report_again
-    from simulations.cli.tables import summary_table
+    from simulations.cli.tables import run_tables
 
     if (command := kind_of(path)) is not None:
         report_again(path, command, trust=trust)
@@ -323,9 +322,8 @@ def report(path: RunPath, trust: TeacherWeights = False) -> None:
     directory = RunDirectory.open(path, trust=trust)
     written = write_report(directory)
     console = screen()
-    summary = directory.read_json("summary.json")
-    if summary is not None:
-        console.print(summary_table(summary))
+    if directory.read_json("summary.json") is not None:
+        console.print(run_tables(directory))
     console.print(f"report  {written}", soft_wrap=True, highlight=False, markup=False)
 
 

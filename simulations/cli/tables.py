@@ -1,149 +1,59 @@
-"""The tables that the command line ends with."""
+"""The tables of pages as the console shows them."""
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedkd.reporting.table import Table as Shown
-from simulations.cli.live import percent
+from fedkd.reporting import table as content
+from fedkd.runs.directory import RunDirectory
 
 
-def summary_table(summary: dict[str, Any]) -> RenderableType:
-    """Accuracies, bytes and seconds of a finished run."""
-    student, teachers = summary["student"], summary["teachers"]
-    title = f"{summary['name']} · seed {summary['seed']}"
-    if "test" in summary:  # not in runs of older versions
-        title += f" · {summary['test']['size']:,} test images"
-    results = Table(title=title, title_justify="left")
-    results.add_column("network")
-    results.add_column("model")
-    results.add_column("learnt from")
-    results.add_column("test accuracy", justify="right")
-    results.add_row(
-        "[bold]student[/]",
-        f"{student['model']} ({student['parameters']:,})",
-        f"knowledge of {len(teachers)} teachers",
-        f"[bold]{percent(student['accuracy'])}[/]",
-    )
-    if student["best_accuracy"] > student["accuracy"]:
-        best = f"best round was {student['best_round']}"
-        results.add_row("", "", best, percent(student["best_accuracy"]))
-    results.add_section()
-    for teacher in teachers:
-        results.add_row(
-            f"teacher {teacher['client']}",
-            teacher["model"],
-            "private images"
-            if teacher["examples"] is None
-            else f"{teacher['examples']:,} private images",
-            percent(teacher["accuracy"]),
+def console_table(table: content.Table) -> RenderableType:
+    """A table as the console shows it. All text is text: a class may be called [red]."""
+    drawn = Table(title=table.title and Text(table.title), title_justify="left",
+                  show_header=table.headed)  # fmt: skip
+    rows = [table.cells_on("console", row) for row in table.rows]
+    for place, column in enumerate(table.columns_on("console")):
+        # Numbers are never broken, words only where they have to be, headings between words.
+        longest = max([len(cells[place][1].text) for cells in rows], default=0)
+        widest = max(
+            [longest if column.number else min(longest, 14), *map(len, column.title.split())]
         )
-    known = [t["accuracy"] for t in teachers if t["accuracy"] is not None]
-    if known:
-        results.add_row("", "", "best teacher", percent(max(known)))
-        results.add_row("", "", "median teacher", percent(statistics.median(known)))
-    results.add_section()
-    transfer = summary["transfer"]
-    if summary.get("ensemble"):
-        accuracy = summary["ensemble"]["accuracy"]
-        results.add_row("teacher ensemble", "", "all teachers, fused", percent(accuracy))
-    if "oracle" in summary:
-        results.add_row(
-            "oracle", student["model"],
-            f"{transfer['size']:,} transfer images, true labels", percent(summary["oracle"]),
-        )  # fmt: skip
-    if "ceiling" in summary:
-        total = sum(t["examples"] for t in teachers)
-        results.add_row(
-            "ceiling", student["model"],
-            f"all {total:,} private images in one place", percent(summary["ceiling"]),
-        )  # fmt: skip
-    if summary.get("worst_client") is not None:
-        results.add_row(
-            "worst client", "", "student on a client's own images", percent(summary["worst_client"])
-        )
-
-    privacy = summary.get("privacy")
-    if privacy is not None:
-        budget = f"epsilon {privacy['worst']:.3g} of {privacy['budget']:.3g}"
-        note = f"delta {privacy['delta']:.0e}, worst client; what it covers: report"
-        results.add_section()
-        results.add_row("privacy", privacy["mechanism"], note, budget)
-
-    traffic = Table(title="bytes, all clients and rounds", title_justify="left")
-    for title, side in (("phase", "left"), ("to clients", "right"), ("from clients", "right")):
-        traffic.add_column(title, justify=side)  # type: ignore[arg-type]
-    for phase, size in summary["bytes"].items():
-        traffic.add_row(phase, human_bytes(size["down"]), human_bytes(size["up"]))
-    totals = {way: sum(size[way] for size in summary["bytes"].values()) for way in ("down", "up")}
-    traffic.add_section()
-    traffic.add_row("total", human_bytes(totals["down"]), human_bytes(totals["up"]))
-    traffic.add_row("shipping the transfer set", human_bytes(transfer["bytes"]) + " each", "")
-
-    times = Table(title="time", title_justify="left")
-    times.add_column("phase")
-    times.add_column("seconds", justify="right")
-    for phase, seconds in summary["seconds"].items():
-        if phase == "total":
-            times.add_section()
-        times.add_row(phase, f"{seconds:.1f}")
-    side_by_side = Table.grid(padding=(0, 4))
-    side_by_side.add_row(traffic, times)
-    parts: list[RenderableType] = [results, side_by_side]
-    if summary["refused"]:
-        parts.append(refused_table(summary["refused"]))
-    if summary["degraded_rounds"]:
-        rounds = ", ".join(map(str, summary["degraded_rounds"]))
-        parts.append(
-            Text(f"no quorum in round {rounds}: the student did not learn there", "yellow")
-        )
-    return Group(*parts)
-
-
-def console_table(table: Shown) -> RenderableType:
-    """A table of `fedkd.reporting` as the console shows it."""
-    drawn = Table(title=table.title or None, title_justify="left")
-    for column in table.columns_on("console"):
-        aligned: Any = {"justify": "right", "no_wrap": True} if column.number else {}
-        drawn.add_column(Text(column.title), overflow="fold", **aligned)
-    for row in table.rows:
+        justify: Any = "right" if column.number else "left"
+        drawn.add_column(Text(column.title), justify=justify, overflow="fold", min_width=widest)
+    for row, cells in zip(table.rows, rows, strict=True):
         if row.begins:
             drawn.add_section()
-        bold = row.look in ("strong", "total")
-        cells = [
-            Text(cell.text, "bold" if cell.strong or bold else "")
-            for _, cell in table.cells_on("console", row)
-        ]
-        drawn.add_row(*cells, style="dim" if row.look == "soft" else None)
+        whole = "bold" if row.look in ("strong", "total") else "dim" if row.look == "soft" else ""
+        texts = [Text(cell.text, "bold" if cell.strong else "") for _, cell in cells]
+        drawn.add_row(*texts, style=whole)
     return Group(drawn, Text(table.note, "dim")) if table.note else drawn
 
 
-def refused_table(refused: list[dict[str, Any]]) -> Table:
-    """Who was left out of which round, and why."""
-    table = Table(title="left out", title_justify="left")
-    table.add_column("round", justify="right")
-    table.add_column("phase")
-    table.add_column("client", justify="right")
-    table.add_column("reason", overflow="fold")
-    for record in refused:
-        client = record["client"]
-        shown = "–" if client is None else str(client)
-        table.add_row(str(record["round"]), record["phase"], shown, Text(record["reason"]))
-    return table
+def run_tables(run: RunDirectory) -> RenderableType:
+    """What a finished run came to: accuracies, bytes, seconds, promises, refusals."""
+    from fedkd.reporting.run_record import Found
+    from fedkd.reporting.run_tables import console_tables
+
+    found = Found(run)
+    parts = [console_table(table) for table in console_tables(found)]
+    degraded = ", ".join(str(event.round) for event in found.rounds if event.status != "ok")
+    if degraded:
+        note = f"no quorum in round {degraded}: the student did not learn there"
+        parts.append(Text(note, "yellow"))
+    return Group(*parts)
 
 
-def partition_table(counts: Any, classes: tuple[str, ...]) -> Table:
+def partition_table(counts: Any, classes: tuple[str, ...]) -> RenderableType:
     """Images per client (rows) and class (columns)."""
+    shown = min(len(classes), 20)
     table = Table(title="private images per client and class", title_justify="left")
     table.add_column("client", justify="right")
-    shown = min(len(classes), 20)
     for name in classes[:shown]:
-        # As text: a class may be called [red].
         table.add_column(Text(name), justify="right", max_width=9, overflow="ellipsis")
     if shown < len(classes):
         table.add_column("…")
@@ -154,12 +64,3 @@ def partition_table(counts: Any, classes: tuple[str, ...]) -> Table:
         cells += [""] * (shown < len(classes))
         table.add_row(str(client), *cells, str(sum(n > 0 for n in row)), f"{sum(row):,}")
     return table
-
-
-def human_bytes(size: float) -> str:
-    """`1.2 MB` (powers of 1,000, as network traffic is counted)."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} GB"

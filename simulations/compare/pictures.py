@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from fedkd.reporting.figures import GREY, INK, canvas, short
+from fedkd.reporting.drawing import GREY, INK, canvas, short
 
 # Okabe and Ito's, for fedkd first; baselines repeat them with other dashes and markers.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#24292f")

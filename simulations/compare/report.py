@@ -14,9 +14,9 @@ from markupsafe import Markup
 
 from fedkd.io.records import SHAPES, read_json
 from fedkd.knowledge.store import write_atomically
-from fedkd.reporting import figures
+from fedkd.reporting import drawing as figures
+from fedkd.reporting.format import human_bytes
 from fedkd.studies.engine import REPORT, Record
-from simulations.cli.tables import human_bytes
 from simulations.compare import pictures
 from simulations.compare.config import Comparison, SideBySideConfig
 from simulations.compare.effects import main_effects, two_way

@@ -17,7 +17,9 @@ from fedkd.privacy.accounting import Steps, epsilon
 from fedkd.privacy.label_dp import keep_probability, randomised
 from fedkd.privacy.ledger import LedgerBroken
 from fedkd.privacy.plan import delta_of, plan
-from fedkd.reporting.run_page import render
+from fedkd.reporting.page import render
+from fedkd.reporting.run_page import make_page
+from fedkd.reporting.run_record import Found
 from fedkd.rounds import Client, ExperimentContext
 from fedkd.runs.directory import RunDirectory, load_state
 from fedkd.runs.events import ClientTrained, RoundFinished, Warned
@@ -80,7 +82,7 @@ def test_when_the_budget_ends_the_teacher_freezes_and_the_run_goes_on(tiny: Tiny
     assert [r.status for r in run.events(RoundFinished)] == ["ok"] * 3
     warned = [w.text for w in run.events(Warned)]
     assert sum("budget of client" in text and "round 3" in text for text in warned) == 3
-    page = render(run)
+    page = render(make_page(Found(run)))
     assert "rounds without training" in page
     assert "all 3" in page
 
@@ -144,7 +146,7 @@ def test_nothing_about_private_images_reaches_server_or_report(tiny: Tiny) -> No
     summary = run.read_json("summary.json")
     assert "class_counts" not in summary
     assert {t["examples"] for t in summary["teachers"]} == {None}
-    page = render(run)
+    page = render(make_page(Found(run)))
     assert "Private images per client and class" not in page
     assert "stays with the client" in page
 
@@ -246,4 +248,4 @@ def test_a_release_has_its_statement_and_shows_no_single_teacher(tiny: Tiny) -> 
     assert "the server is trusted" in facts["assumes"]
     trained = run.events(ClientTrained)
     assert {(event.loss, event.accuracy) for event in trained} == {(None, None)}
-    assert "answers of single teachers are not released" in render(run)
+    assert "answers of single teachers are not released" in render(make_page(Found(run)))

@@ -199,10 +199,10 @@ def test_classes_are_those_of_the_run_and_not_of_todays_folder(
 ) -> None:
     shutil.copytree(Path(read_signature(trained).root) / "pictures", tmp_path / "now" / "pictures")
     change(copied, root=str(tmp_path / "now"))
-    found = Found.read(copied)
+    found = Found(copied)
     assert found.data_problem is None
     shutil.copytree(tmp_path / "now" / "pictures" / "top", tmp_path / "now" / "pictures" / "bottom")
-    found = Found.read(copied)
+    found = Found(copied)
     assert found.classes == list(NAMES)
     assert found.data is None
     assert "new: bottom; gone: none" in found.data_problem
@@ -212,7 +212,7 @@ def test_classes_are_those_of_the_run_and_not_of_todays_folder(
     # An older run has its class names in its summary.
     (copied.path / SIGNATURE).unlink()
     monkeypatch.chdir(tmp_path / "now")
-    assert Found.read(copied).classes == list(NAMES)
+    assert Found(copied).classes == list(NAMES)
     with pytest.raises(ConfigError, match="new: bottom"):
         context_of_run(copied)
 

@@ -12,7 +12,9 @@ import torch
 from fedkd.config import ConfigError, Experiment
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.query import Images
-from fedkd.reporting.run_page import render
+from fedkd.reporting.page import render
+from fedkd.reporting.run_page import make_page
+from fedkd.reporting.run_record import Found
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory, load_state
 from fedkd.runs.events import (
@@ -137,7 +139,7 @@ def test_who_has_a_say_stands_in_the_metrics_and_on_the_page(tiny: Tiny) -> None
     )  # fmt: skip
     for record in run.events(RoundFinished):
         assert record.weights == pytest.approx({0: 1 / 3, 1: 0, 2: 1 / 3, 3: 1 / 3})
-    assert render(run).count("33.3 %") >= 3
+    assert render(make_page(Found(run))).count("33.3 %") >= 3
     merged = run_local(tiny("fusion=median", "rounds=1", "distillation.losses=[kd]"))
     assert not merged.events(RoundFinished)[0].weights
 

@@ -1,43 +1,24 @@
-"""The pictures, each with what to see in it."""
+"""The figures of a run, each with what to see in it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 
 import numpy as np
-from markupsafe import Markup
 
-from fedkd.data.picture import partition_picture
-from fedkd.reporting import figures
-from fedkd.reporting.format import as_float, percent, points
+from fedkd.reporting import run_figures as draw
+from fedkd.reporting.format import as_float, percent, points, short
+from fedkd.reporting.page import Card, half
 from fedkd.reporting.relation_report import Relations, likeness, relations
 from fedkd.reporting.run_record import TROUBLE, Found
-
-
-@dataclass(frozen=True)
-class Card:
-    """One picture with what to see in it.
-
-    Attributes:
-        title: Heading.
-        caption: One sentence or two: what the picture shows and what to look for.
-        picture: Inline SVG; None if there is nothing to draw, then the caption says why.
-        wide: Takes the whole width.
-    """
-
-    title: str
-    caption: str
-    picture: Markup | None = None
-    wide: bool = False
-    lone: bool = False  # has no neighbour: the caption takes the place beside the picture
 
 
 def accuracy_card(found: Found) -> Card:
     """The student, the ensemble and the teachers over the rounds."""
     title = "Test accuracy per round"
     if not found.rounds:
-        return Card(title, "No round has finished, so there is nothing to draw yet.")
+        return half(title, "No round has finished, so there is nothing to draw yet.")
     numbers = [r.round for r in found.rounds]
     lines = {
         "student": [r.student.accuracy for r in found.rounds],
@@ -58,8 +39,8 @@ def accuracy_card(found: Found) -> Card:
         )
     if np.isfinite(lines["pseudo-labels"]).any():
         caption += "Pseudo-labels are judged on the transfer set, everything else on test images."
-    picture = found.draw(figures.accuracy_picture, numbers, lines, teachers, levels)
-    return Card(title, caption.strip(), picture)
+    figure = draw.accuracy_figure(numbers, lines, teachers, levels)
+    return half(title, caption.strip(), figure)
 
 
 def classes_card(found: Found) -> Card | None:
@@ -77,8 +58,8 @@ def classes_card(found: Found) -> Card | None:
         if held:
             caption += "The numbers at the right say how many clients hold the class. "
     caption += _losers(classes, scores)
-    picture = found.draw(figures.class_picture, classes, scores, held)
-    return Card("Accuracy per class", caption, picture, wide=len(classes) > 20)
+    figure = draw.class_figure(classes, scores, held)
+    return Card("Accuracy per class", caption, [figure], wide=len(classes) > 20)
 
 
 def _losers(classes: Sequence[str], scores: Mapping[str, Sequence[float]]) -> str:
@@ -88,7 +69,7 @@ def _losers(classes: Sequence[str], scores: Mapping[str, Sequence[float]]) -> st
     worst = [int(c) for c in np.argsort(gaps, kind="stable")[:3] if gaps[c] < -0.005]
     if not worst:
         return "The student loses nothing to the ensemble in any class."
-    listed = ", ".join(f"'{figures.short(classes[c], 24)}' ({points(gaps[c])})" for c in worst)
+    listed = ", ".join(f"'{short(classes[c], 24)}' ({points(gaps[c])})" for c in worst)
     return f"It loses most to the ensemble in {listed}."
 
 
@@ -96,7 +77,7 @@ def losses_card(found: Found) -> Card:
     """Every term of the objective over the epochs."""
     title = "Loss terms per epoch"
     if not found.epochs:
-        return Card(title, "The student has not trained for an epoch yet.")
+        return half(title, "The student has not trained for an epoch yet.")
     names = list(dict.fromkeys(name for e in found.epochs for name in e.terms))
     terms = {"total": [e.loss for e in found.epochs]} if len(names) != 1 else {}
     for name in names:
@@ -105,13 +86,13 @@ def losses_card(found: Found) -> Card:
     configured = found.run.experiment.distillation.losses
     if len(configured) == len(names):
         weights = {n: t.weight for n, t in zip(names, configured, strict=True) if t.weight != 1}
-    picture = found.draw(figures.loss_picture, terms, [e.round for e in found.epochs], weights)
-    return Card(
+    figure = draw.loss_figure(terms, [e.round for e in found.epochs], weights)
+    return half(
         title,
         "Each term before its weight; a step up at a dotted line is a new round with new teachers "
         "and a fresh learning-rate schedule. The terms count different things: compare shapes, "
         "not heights.",
-        picture,
+        figure,
     )
 
 
@@ -122,27 +103,27 @@ def pulls_card(found: Found) -> Card | None:
         return None
     names = list(dict.fromkeys(name for e in known for name in e.gradients))
     pulls = {name: [as_float(e.gradients.get(name)) for e in known] for name in names}
-    picture = found.draw(figures.pull_picture, pulls, [e.round for e in known])
-    return Card(
+    figure = draw.pull_figure(pulls, [e.round for e in known])
+    return half(
         "Who pulls how hard",
         "Length of each weighted term's gradient on the student, in the first batch of every "
         "epoch, as a share of all. A term with a sliver here does not steer the student, whatever "
         "its loss says.",
-        picture,
+        figure,
     )
 
 
 def calibration_card(found: Found) -> Card | None:
     """Confidence against accuracy; None before the first evaluation."""
-    sets = {who: s.calibration for who, s in found.scores.items() if s.calibration}
+    sets = {who: asdict(s.calibration) for who, s in found.scores.items() if s.calibration}
     if not sets:
         return None
-    return Card(
+    return half(
         "Calibration",
         "On the dashed line a prediction of 80 % is right four times in five; points below it "
         "are over-confident. The small bars show where the samples lie. ECE is the mean distance "
         "from the line: 0 % is best.",
-        found.draw(figures.calibration_picture, sets),
+        draw.calibration_figure(sets),
     )
 
 
@@ -152,27 +133,27 @@ def partition_card(found: Found) -> Card | None:
     if found.run.experiment.promises:
         return None
     if counts is None:
-        return Card(title, f"Not shown: {found.data_problem}")
+        return half(title, f"Not shown: {found.data_problem}")
     caption = (
         "Each column is a client, the area of a dot (or the shade of a cell) its images of a "
         "class. Gaps are classes that its teacher has never seen; the bars on top are the sizes "
         "of the shards."
     )
-    picture = found.draw(partition_picture, counts, found.classes)
-    return Card(title, caption, picture, wide=counts.shape[0] > 16 or counts.shape[1] > 20)
+    figure = draw.partition_figure(counts, found.classes)
+    return Card(title, caption, [figure], wide=counts.shape[0] > 16 or counts.shape[1] > 20)
 
 
 def relation_cards(found: Found) -> list[Card]:
     """How teachers and student agree, and what relations the student has taken over."""
     title = "Agreement"
     if found.run.experiment.release is not None:
-        return [Card(title, "Not shown: answers of single teachers are not released in this run.")]
+        return [half(title, "Not shown: answers of single teachers are not released in this run.")]
     try:
         seen = relations(found.run, found.data, [r.round for r in found.rounds])
     except TROUBLE as error:
-        return [Card(title, f"Not shown: {error}")]
+        return [half(title, f"Not shown: {error}")]
     if seen is None:
-        return [Card(title, "Not shown: no finished round has knowledge on disk.")]
+        return [half(title, "Not shown: no finished round has knowledge on disk.")]
     of = f"{seen.samples:,}" + (f" of {seen.total:,}" if seen.samples < seen.total else "")
     where = f"{of} transfer images, round {seen.round}"
     inner = seen.agreement[: seen.teachers, : seen.teachers]
@@ -182,12 +163,12 @@ def relation_cards(found: Found) -> list[Card]:
         caption += f"Two teachers agree on {percent(float(pairs.mean()))} on average. "
     if seen.teachers < seen.of:
         caption += f"{seen.teachers} of {seen.of} teachers are shown. "
-    caption += "A dark row is a teacher who sees things differently from everybody."
+    caption += "A dark row is a teacher who answers differently from everybody."
     apart = len(seen.names) - seen.teachers
-    picture = found.draw(figures.agreement_picture, seen.names, seen.agreement, apart)
-    cards = [Card(title, caption, picture)]
+    figure = draw.agreement_figure(seen.names, seen.agreement, apart)
+    cards = [half(title, caption, figure)]
     if seen.graphs is None:
-        return [*cards, Card("Relation graphs", f"Not shown: {seen.problem}.")]
+        return [*cards, half("Relation graphs", f"Not shown: {seen.problem}.")]
     return cards + _graphs(found, seen, where)
 
 
@@ -196,47 +177,33 @@ def _graphs(found: Found, seen: Relations, where: str) -> list[Card]:
     assert graphs is not None
     cards = []
     if len(graphs.classes) > 2:
-        alike, apart = likeness(graphs.class_student, graphs.class_teachers)
-        some = (
-            f"The {len(graphs.classes)} most frequent of {len(classes)} classes. "
-            if len(graphs.classes) < len(classes)
-            else ""
+        edges = graphs.class_student, graphs.class_teachers
+        alike, apart = likeness(*edges)
+        some = ""
+        if len(graphs.classes) < len(classes):
+            some = f"The {len(graphs.classes)} most frequent of {len(classes)} classes. "
+        caption = (
+            f"Correlation of two classes' z-scored logits over {where}: red classes rise together "
+            f"(they look alike), blue ones exclude each other. {some}The figure at the right is "
+            "what the student has not taken over: edges correlate with "
+            f"{alike:.2f}, mean difference {apart:.2f}."
         )
-        names = [classes[c] for c in graphs.classes]
-        cards.append(
-            Card(
-                "Relations between classes",
-                f"Correlation of two classes' z-scored logits over {where}: red classes rise "
-                "together (they look alike), blue ones exclude each other. " + some + "The right "
-                f"picture is what the student has not taken over: edges correlate with "
-                f"{alike:.2f}, mean difference {apart:.2f}.",
-                found.draw(
-                    figures.graph_picture, graphs.class_student, graphs.class_teachers, names=names
-                ),
-                wide=True,
-            )
-        )
+        figure = draw.graph_figure(*edges, names=[classes[c] for c in graphs.classes])
+        cards.append(Card("Relations between classes", caption, [figure]))
     shown = sum(count for _, count in graphs.blocks)
     if shown > 2:
-        alike, apart = likeness(graphs.sample_student, graphs.sample_teachers)
-        blocks = [(classes[label], count) for label, count in graphs.blocks]
+        edges = graphs.sample_student, graphs.sample_teachers
+        alike, apart = likeness(*edges)
         some = "the most frequent classes, " if len(classes) > 24 else ""
-        cards.append(
-            Card(
-                "Relations between samples",
-                f"Cosine of two samples' z-scored logits, {shown} transfer images sorted by "
-                f"pseudo-label ({some}white lines between classes). Red squares along the "
-                "diagonal are classes that hold together; red beside it, classes taken for each "
-                f"other. Edges of both correlate with {alike:.2f}, mean difference {apart:.2f}.",
-                found.draw(
-                    figures.graph_picture,
-                    graphs.sample_student,
-                    graphs.sample_teachers,
-                    blocks=blocks,
-                ),
-                wide=True,
-            )
+        caption = (
+            f"Cosine of two samples' z-scored logits, {shown} transfer images sorted by "
+            f"pseudo-label ({some}white lines between classes). Red squares along the diagonal are "
+            "classes that hold together; red beside it, classes taken for each other. Edges of "
+            f"both correlate with {alike:.2f}, mean difference {apart:.2f}."
         )
+        blocks = [(classes[label], count) for label, count in graphs.blocks]
+        figure = draw.graph_figure(*edges, blocks=blocks)
+        cards.append(Card("Relations between samples", caption, [figure]))
     return cards
 
 
@@ -244,22 +211,21 @@ def traffic_card(found: Found) -> Card:
     """Bytes up and down, per round."""
     title = "Bytes per round"
     if not found.messages:
-        return Card(title, "No message has been sent yet.")
+        return half(title, "No message has been sent yet.")
     rounds = sorted({m.round for m in found.messages})
-    ways: dict[str, dict[str, list[float]]] = {"up": {}, "down": {}}
-    for phase in dict.fromkeys(m.phase for m in found.messages):
-        for way, phases in ways.items():
-            sums = dict.fromkeys(rounds, 0.0)
-            for message in found.messages:
-                if message.phase == phase:
-                    sums[message.round] += message.up if way == "up" else message.down
-            phases[phase] = list(sums.values())
-    return Card(
+    phases = dict.fromkeys(m.phase for m in found.messages)
+    up = {phase: [0.0] * len(rounds) for phase in phases}
+    down = {phase: [0.0] * len(rounds) for phase in phases}
+    for message in found.messages:
+        place = rounds.index(message.round)
+        up[message.phase][place] += message.up
+        down[message.phase][place] += message.down
+    return half(
         title,
         "All clients together, as Flower serialises the messages; above the line from clients, "
         "below it to them. The hatched phase 'evaluate' is measurement for this report (teachers' "
         "answers on test images, the student's trip to the clients), not part of the method.",
-        found.draw(figures.traffic_picture, rounds, ways["up"], ways["down"]),
+        draw.traffic_figure(rounds, up, down),
     )
 
 
@@ -276,13 +242,12 @@ def cost_card(found: Found) -> Card | None:
     size = found.transfer["bytes"]
     scores = [r.student.accuracy for r in found.rounds]
     everyone = size * found.run.experiment.clients if size else None
-    return Card(
+    return half(
         "Accuracy for bytes",
         "What the knowledge sent so far has bought; the numbers are rounds. A flat end means that "
         "further rounds cost bytes and bring nothing."
         + (" The dashed line is the cost of the common images themselves." if everyone else ""),
-        found.draw(
-            figures.cost_picture,
+        draw.cost_figure(
             sent,
             scores,
             numbers,
@@ -293,23 +258,13 @@ def cost_card(found: Found) -> Card | None:
 
 def time_card(found: Found) -> Card | None:
     """Seconds per phase and round; None if they were not measured."""
-    timed = [r for r in found.rounds if r.seconds]
+    timed = {f"round {r.round}": r.seconds for r in found.rounds if r.seconds}
     if not timed:
         return None
-    sums: dict[str, float] = {}
-    for record in timed:
-        for phase, spent in record.seconds.items():
-            sums[phase] = sums.get(phase, 0.0) + spent
-    bars: dict[str, Mapping[str, float]] = {}
-    if len(timed) <= 8:
-        bars |= {f"round {r.round}": r.seconds for r in timed}
-    whole = found.summary.get("seconds", {}).get("total", 0.0)
-    rest = whole - sum(sums.values())
-    if rest > 0.05:
-        sums["start-up"] = rest
+    bars: dict[str, Mapping[str, float]] = dict(timed) if len(timed) <= 8 else {}
     if len(timed) > 1:
-        bars["whole run"] = sums
+        bars["whole run"] = found.seconds
     caption = "'train' and 'knowledge' are the clients' work as the server waits for it."
-    if rest > 0.05:
+    if "start-up" in found.seconds:
         caption += " The baselines are not counted."
-    return Card("Time per phase", caption, found.draw(figures.time_picture, bars))
+    return half("Time per phase", caption, draw.time_figure(bars))

@@ -1,0 +1,190 @@
+"""The tables of a run, for its page and for the console."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from fedkd.reporting.format import count, duration, finite, human_bytes, number, percent
+from fedkd.reporting.run_record import Found
+from fedkd.reporting.table import Cell, Column, Row, Table, numbers, plain, words
+from fedkd.runs.events import ReplyRefused
+from fedkd.runs.privacy_statement import statement
+
+_BAR = Column("", look="narrow", on="page")
+
+
+def console_tables(found: Found) -> list[Table]:
+    """What the console shows of a run that has a summary."""
+    refused = [refused_table(found.refused)] if found.refused else []
+    promised = [promise_table(found)] if statement(found.run) is not None else []
+    return [
+        results_table(found),
+        teachers_table(found),
+        *promised,
+        traffic_table(found),
+        time_table(found),
+        *refused,
+    ]
+
+
+def results_table(found: Found) -> Table:
+    """Who learned from what, and how good it is."""
+    experiment, summary, last = found.run.experiment, found.summary, found.last
+    model, size = experiment.student.model.name, found.transfer["size"]
+    best = summary.get("student", {})
+    rows: list[Row] = []
+
+    def add(key: str, name: str, source: str, value: float | None, *, note: str = "") -> None:
+        look = "strong" if key == "student" else ""
+        cells = [Cell(name, note), note, source, percent(value), Cell("", bar=value or math.nan)]
+        rows.append(Row(cells, key, look, begins=key in ("ensemble", "oracle")))
+
+    parameters = count(best["parameters"], "parameter") if "parameters" in best else ""
+    source = f"{count(experiment.clients, 'teacher')} on {count(size, 'transfer image')}"
+    note = ", ".join(filter(None, (model, parameters)))
+    add("student", "student", source, found.accuracy("student"), note=note)
+    if best.get("best_accuracy", 0) > best.get("accuracy", math.inf):
+        source = f"the same, after round {best['best_round']}"
+        add("minor", "student at its best", source, best["best_accuracy"])
+    if "ensemble" in found.scores:
+        add("ensemble", "ensemble", "all teachers, fused", found.accuracy("ensemble"))
+    known = finite(last.teachers.values() if last else ())
+    if known:
+        add("teacher", "best teacher", "its own private images", max(known))
+        add("teacher", "median teacher", "its own private images", statistics.median(known))
+    if last and last.pseudo_labels is not None:
+        source = "ensemble on the transfer set, against its hidden labels"
+        add("pseudo", "pseudo-labels", source, last.pseudo_labels)
+    if summary.get("oracle") is not None:
+        source = f"{count(size, 'transfer image')} with true labels"
+        add("oracle", "oracle", source, summary["oracle"], note=model)
+    if summary.get("ceiling") is not None:
+        total = "" if found.class_counts is None else f"{int(found.class_counts.sum()):,} "
+        source = f"all {total}private images in one place"
+        add("ceiling", "ceiling", source, summary["ceiling"], note=model)
+    if found.holdouts:
+        client = min(found.holdouts, key=lambda c: (found.holdouts[c], c))
+        source = f"student on the held-out images of client {client}"
+        add("worst", "worst client", source, found.holdouts[client])
+    tests = summary.get("test", {}).get("size")
+    tested = f" · {count(tests, 'test image')}" if tests else ""
+    columns = [Column("who", look="name"), Column("model", on="console"), Column("learnt from", look="soft narrow"),
+               *numbers("accuracy"), _BAR]  # fmt: skip
+    return Table(columns, rows, f"{experiment.name} · seed {experiment.seed}{tested}")
+
+
+def teachers_table(found: Found) -> Table:
+    """One row for each teacher."""
+    counts, last = found.class_counts, found.last
+    columns = [
+        *words("client", "model"), *numbers("images", "classes", "teacher, test"), _BAR,
+        *numbers("weight"), _BAR, *numbers("student, held-out"), _BAR,
+    ]  # fmt: skip
+    rows = []
+    for client in range(found.run.experiment.clients):
+        held = None if counts is None or client >= len(counts) else counts[client]
+        cells: list[str | Cell] = [
+            str(client),
+            found.run.experiment.teachers.model_of(client).name,
+            number(None if held is None else held.sum()),
+            number(None if held is None else (held > 0).sum()),
+        ]
+        for scores in (last and last.teachers, last and last.weights, found.holdouts):
+            value = scores.get(client) if scores else None
+            cells += [percent(value), Cell("", bar=math.nan if value is None else value)]
+        rows.append(Row(cells))
+    return Table(columns, rows, "teachers")
+
+
+def traffic_table(found: Found) -> Table:
+    """Bytes per phase, all clients and rounds."""
+    phases: dict[str, list[int]] = {}
+    for message in found.messages:
+        total = phases.setdefault(message.phase, [0, 0])
+        total[0] += message.down
+        total[1] += message.up
+    rows = [
+        Row([Cell(phase, "measurement" if phase == "evaluate" else ""), *map(human_bytes, sizes)])
+        for phase, sizes in phases.items()
+    ]
+    totals = [sum(sizes) for sizes in zip(*phases.values(), strict=True)]
+    rows.append(Row(["total", *map(human_bytes, totals)], look="total", begins=True))
+    each = found.transfer["bytes"]
+    shipping = f"shipping the transfer set: {human_bytes(each)} to each client" if each else ""
+    header = [*words("phase"), *numbers("to clients", "from clients")]
+    return Table(header, rows, "bytes, all clients and rounds", shipping)
+
+
+def clients_table(found: Found) -> Table:
+    """Bytes per client and phase."""
+    clients: dict[int, dict[str, int]] = {}
+    for message in found.messages:
+        # When nodes describe themselves it is not known which clients they are.
+        if message.client is not None and message.phase != "describe":
+            row = clients.setdefault(message.client, {})
+            for key, size in (("↓", message.down), ("↑", message.up)):
+                for name in (f"{message.phase} {key}", f"all {key}"):
+                    row[name] = row.get(name, 0) + size
+    seen = {message.phase for message in found.messages}
+    phases = [phase for phase in ("train", "knowledge", "evaluate") if phase in seen]
+    ways = [f"{phase} {way}" for phase in (*phases, "all") for way in ("↓", "↑")]
+    rows = [
+        [str(client), *(human_bytes(row.get(way, 0)) for way in ways)]
+        for client, row in sorted(clients.items())
+    ]
+    return plain([*words("client"), *numbers(*ways)], rows)
+
+
+def time_table(found: Found) -> Table:
+    """Seconds per phase."""
+    rows = [Row([phase, duration(spent)]) for phase, spent in found.seconds.items()]
+    total = Row(["total", duration(sum(found.seconds.values()))], look="total", begins=True)
+    return Table([*words("phase"), *numbers("time")], [*rows, total], "time")
+
+
+def refused_table(refused: Sequence[ReplyRefused]) -> Table:
+    """Who was left out of which round, and why."""
+    columns = [*numbers("round"), *words("phase"), *numbers("client"), Column("reason")]
+    rows = [(number(r.round), r.phase, number(r.client), r.reason) for r in refused]
+    return Table(columns, [Row(row) for row in rows], "left out")
+
+
+def promise_table(found: Found) -> Table:
+    """What is promised, to whom and how; no heading."""
+    facts = statement(found.run)
+    assert facts is not None
+    delta = f", delta {facts['delta']:.0e}" if facts["delta"] else ""
+    promised = f"epsilon {facts['budget']:.4g} per client for the whole run{delta}"
+    rows = {
+        "protected": facts["protects"],
+        "against": facts["against"],
+        "assumed": facts["assumes"],
+        "promised": promised,
+        "spent": f"epsilon {facts['worst']:.4g} by the worst client",
+        "how": f"{facts['mechanism']}: {facts['how']}",
+    }
+    header = [Column("", look="soft name"), Column("")]
+    return Table(header, [Row(row) for row in rows.items()], "privacy")
+
+
+def spent_table(found: Found) -> Table:
+    """What clients have spent; those of the same fate are in one row."""
+    facts = statement(found.run)
+    assert facts is not None
+    fates: dict[tuple[float, tuple[int, ...]], list[str]] = {}
+    for client, mine in facts["clients"].items():
+        fates.setdefault((mine["epsilon"], tuple(mine["frozen_in"])), []).append(client)
+    rows = [
+        [
+            ", ".join(who) if len(who) < len(facts["clients"]) else f"all {len(who)}",
+            f"{epsilon:.4g}",
+            percent(epsilon / facts["budget"]),
+            ", ".join(map(str, frozen)) or "none",
+        ]
+        for (epsilon, frozen), who in fates.items()
+    ]
+    last = "rounds without training: budget spent"
+    columns = [*words("clients"), *numbers("epsilon spent", "of the budget"), *words(last)]
+    return plain(columns, rows)
