@@ -213,7 +213,7 @@ def traffic_card(found: Found) -> Card:
     if not found.messages:
         return half(title, "No message has been sent yet.")
     rounds = sorted({m.round for m in found.messages})
-    phases = dict.fromkeys(m.phase for m in found.messages)
+    phases = dict.fromkeys(str(m.phase) for m in found.messages)
     up = {phase: [0.0] * len(rounds) for phase in phases}
     down = {phase: [0.0] * len(rounds) for phase in phases}
     for message in found.messages:

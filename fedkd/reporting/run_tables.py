@@ -37,9 +37,10 @@ def results_table(found: Found) -> Table:
     rows: list[Row] = []
 
     def add(key: str, name: str, source: str, value: float | None, *, note: str = "") -> None:
-        look = "strong" if key == "student" else ""
-        cells = [Cell(name, note), note, source, percent(value), Cell("", bar=value or math.nan)]
-        rows.append(Row(cells, key, look, begins=key in ("ensemble", "oracle")))
+        strong = key == "student"
+        cells: list[str | Cell] = [Cell(name, note, strong), note, source]
+        cells += [Cell(percent(value), strong=strong), Cell("", bar=value or math.nan)]
+        rows.append(Row(cells, key, begins=key in ("ensemble", "oracle")))
 
     parameters = count(best["parameters"], "parameter") if "parameters" in best else ""
     source = f"{count(experiment.clients, 'teacher')} on {count(size, 'transfer image')}"
@@ -70,8 +71,10 @@ def results_table(found: Found) -> Table:
         add("worst", "worst client", source, found.holdouts[client])
     tests = summary.get("test", {}).get("size")
     tested = f" · {count(tests, 'test image')}" if tests else ""
-    columns = [Column("who", look="name"), Column("model", on="console"), Column("learnt from", look="soft narrow"),
-               *numbers("accuracy"), _BAR]  # fmt: skip
+    columns = [
+        Column("who", look="name"), Column("model", on="console"),
+        Column("learnt from", look="soft narrow"), *numbers("accuracy"), _BAR,
+    ]  # fmt: skip
     return Table(columns, rows, f"{experiment.name} · seed {experiment.seed}{tested}")
 
 

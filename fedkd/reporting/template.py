@@ -65,6 +65,7 @@ nav a:hover { color: var(--student); }
 .figure text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif !important; }
 .figure image { image-rendering: pixelated; }
 .caption { font-size: 13.5px; margin-top: 10px; }
+.caption:first-child { margin-top: 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums;
   font-size: 14px; }

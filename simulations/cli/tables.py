@@ -20,9 +20,8 @@ def console_table(table: content.Table) -> RenderableType:
     for place, column in enumerate(table.columns_on("console")):
         # Numbers are never broken, words only where they have to be, headings between words.
         longest = max([len(cells[place][1].text) for cells in rows], default=0)
-        widest = max(
-            [longest if column.number else min(longest, 14), *map(len, column.title.split())]
-        )
+        least = longest if column.number else min(longest, 14)
+        widest = max([least, *map(len, column.title.split())])
         justify: Any = "right" if column.number else "left"
         drawn.add_column(Text(column.title), justify=justify, overflow="fold", min_width=widest)
     for row, cells in zip(table.rows, rows, strict=True):
