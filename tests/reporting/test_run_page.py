@@ -211,7 +211,7 @@ def test_complete_run_shows_every_part(complete):
         "Test accuracy per round", "Loss terms per epoch", "Private images per client",
         "Accuracy per class", "Agreement", "Relations between classes",
         "Relations between samples", "Calibration", "Bytes per round", "Accuracy for bytes",
-        "Time per phase", "Resolved config", "Versions", "Nothing: every answer",
+        "Time per phase", "Resolved config", "Versions", "Nothing: every reply",
     ):  # fmt: skip
         assert part in page, part
     assert ">ceiling<" not in page  # it could not be trained in this run
