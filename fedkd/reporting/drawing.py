@@ -159,15 +159,28 @@ class Line:
 
 @style()
 def curves(
-    lines: Iterable[Line], xlabel: str, ylabel: str = "test accuracy", *, width: float = 11.0
+    lines: Iterable[Line],
+    xlabel: str,
+    *,
+    levels: Iterable[tuple[float, Look]] = (),
+    width: float = 11.0,
 ) -> Figure:
-    """Lines of shares over whatever they depend on, with a legend beside them."""
+    """Accuracies over whatever they depend on, with a legend beside them.
+
+    Args:
+        lines: What depends on it.
+        xlabel: What it is.
+        levels: What does not: a value and its look.
+        width: In inches.
+    """
     figure, axes = canvas(width, 4.6)
     for line in lines:
         line.draw(axes)
+    for value, look in levels:
+        axes.axhline(value, **{"alpha": 0.7, **look})
     percents(axes)
     axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+    axes.set_ylabel("test accuracy")
     figure.legend(loc="outside right upper")
     return figure
 

@@ -73,8 +73,8 @@ def kind_named(command: str) -> Kind:
 
         return Kind(AttackStudy, costs_table, StepView, "attack/quickstart.yaml")
     if command in ("compare", "ablate", "privacy sweep"):
+        from simulations.compare.report import result_table
         from simulations.compare.study import AblationStudy, CompareStudy, SweepStudy
-        from simulations.compare.table import result_table
         from simulations.compare.view import CompareView
 
         kinds: dict[str, tuple[type[Study[Any, Any]], str]] = {
@@ -152,12 +152,10 @@ def report_again(path: Path, command: str, *, trust: bool) -> None:
 
 def show_results(console: Console, folder: Path, kind: Kind, results: Record) -> None:
     """The end of a study's command: its table, what failed, where it is and where its page is."""
-    from fedkd.reporting.table import Table
     from fedkd.studies.engine import REPORT
     from simulations.cli.tables import console_table
 
-    table = kind.table(results)
-    console.print(console_table(table) if isinstance(table, Table) else table)
+    console.print(console_table(kind.table(results)))
     for label, error in results["errors"].items():
         console.print(f"failed  {label}: {error}", soft_wrap=True, highlight=False, markup=False)
     show(console, "folder", folder)

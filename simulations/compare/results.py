@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedkd.io.text import cell
-from fedkd.knowledge.store import write_atomically
+from fedkd.reporting.table import write_csv
 from fedkd.studies.engine import Found, Record
 from simulations.compare.entries import Entry
 
@@ -79,10 +76,4 @@ def write_tables(folder: Path, found: Record) -> None:
             for each in numbers.get("rounds", ()):
                 rounds.append([*start, seed, each["round"], *(each[key] for key in _ROUND)])
     for file, table in (("results.csv", lines), ("rounds.csv", rounds)):
-        write_atomically(folder / file, _csv(table))
-
-
-def _csv(table: Sequence[Sequence[object]]) -> bytes:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([cell(each) for each in row] for row in table)
-    return buffer.getvalue().encode()
+        write_csv(folder / file, table)

@@ -11,9 +11,9 @@ import pytest
 from fedkd.config import ConfigError, Experiment, load_config, make_config
 from fedkd.runs.directory import RunDirectory
 from fedkd.studies.engine import StudyFolder, run_study
+from simulations.compare.report import result_table
 from simulations.compare.study import SweepStudy
 from simulations.compare.sweep import Sweep
-from simulations.compare.table import result_table
 from simulations.compare.teachers import teachers_key
 from simulations.local import run_local
 from tests.conftest import TINY
@@ -114,7 +114,7 @@ def test_a_sweep_ends_with_table_and_picture_and_inf_is_the_plain_path(
     assert "Accuracy for epsilon" in page
     with (folder.path / "results.csv").open(encoding="utf-8") as file:
         assert [line["epsilon"] for line in csv.DictReader(file)] == ["inf", "5", "inf", "5"]
-    assert result_table(found).row_count == 4
+    assert len(result_table(found).rows) == 4
 
     plain = run_local(tiny("rounds=1", "teachers.models=[mlp]", "fusion=[entropy]"))
     swept = RunDirectory.open(folder.path / "methods" / "dp_sgd-inf" / "seed0")
