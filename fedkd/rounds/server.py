@@ -99,7 +99,8 @@ class Server:
                 clients.answer(number)
         fused = None
         if self.has_quorum(number):
-            self.notify("phase", round=number, phase="distil")
+            epochs = self.experiment.distillation.epochs
+            self.notify("phase", round=number, phase="distil", total=epochs)
             with watch.measure("fuse"):
                 fused = self.fuse(number)
             limit = self.experiment.federation.quarantine

@@ -45,8 +45,8 @@ def audit(
     from fedkd.studies.audit.promise import Claim
     from fedkd.studies.audit.report import attacks_table, sentence, write
     from fedkd.studies.audit.study import Options, audit_run, chosen
+    from simulations.cli.progress import ProgressView
     from simulations.cli.screen import screen
-    from simulations.cli.steps import StepView
     from simulations.cli.tables import console_table
 
     run = open_run(path, trust=trust)
@@ -89,7 +89,7 @@ def audit(
     claim = None if epsilon is None else Claim(epsilon, delta)
     console = screen()
     try:
-        with StepView(console, f"audit   {run.path}") as view:
+        with ProgressView(console, f"audit   {run.path}") as view:
             facts = audit_run(run, space, options, mechanism=mechanism, claim=claim, notify=view)
     except Interrupted:
         print("interrupted; nothing was written", file=sys.stderr)

@@ -29,8 +29,8 @@ def contribution(
     from fedkd.studies import contribution as measured
     from fedkd.studies.contribution_report import clients_table, write_page
     from fedkd.studies.unlearning import check_removal
+    from simulations.cli.progress import ProgressView
     from simulations.cli.screen import screen
-    from simulations.cli.steps import StepView
     from simulations.cli.tables import console_table
 
     run = open_run(path, trust=trust)
@@ -40,7 +40,7 @@ def contribution(
     console = screen()
     facts: dict[str, Any] = {}
     try:
-        with StepView(console, "contribution") as view:
+        with ProgressView(console, "contribution") as view:
             facts = measured.contribution(
                 run, space, all_rounds=all_rounds, permutations=permutations, notify=view
             )

@@ -136,7 +136,7 @@ def distill(
     from fedkd.studies.central.report import methods_table
     from fedkd.studies.central.study import prepare, run_study
     from fedkd.studies.central.training import Images
-    from simulations.cli.progress import StudyView
+    from simulations.cli.progress import ProgressView
     from simulations.cli.tables import console_table
 
     if resume is not None:
@@ -154,7 +154,7 @@ def distill(
     console = screen()
     trusted = " --trust" if folder.study.plugins else ""
     try:
-        with folder.lock, StudyView(console) as view:
+        with folder.lock, ProgressView(console) as view:
             results = run_study(folder, images, view)
     except Interrupted:
         go_on = f"fedkd distill --resume {folder.path}{trusted}"
@@ -168,11 +168,12 @@ def distill(
 
 
 def _run(directory: Any, runner: str) -> None:
-    from simulations.cli.live import LiveView, quiet_descriptors
+    from simulations.cli.progress import ProgressView
+    from simulations.cli.screen import quiet_descriptors
 
     with (
         quiet_descriptors(directory.log) as console,
-        LiveView(directory.experiment, console) as view,
+        ProgressView(console) as view,
     ):
         if runner == "local":
             from simulations.local import run_local

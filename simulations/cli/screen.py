@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType, RenderHook
@@ -18,6 +22,36 @@ def screen(**options: Any) -> Console:
     console = Console(**options)
     console.push_render_hook(_Hook())
     return console
+
+
+@contextmanager
+def quiet_descriptors(log: Path) -> Iterator[Console]:
+    """Send everything written to stdout and stderr, by this process and its children, to `log`.
+
+    Ray's daemons and C++ code write to the descriptors, where no logging setting reaches them.
+
+    Yields:
+        A console on the real stdout.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with (
+        os.fdopen(
+            os.dup(1), "w", encoding=sys.stdout.encoding, errors="replace", buffering=1
+        ) as out,
+        log.open("a", encoding="utf-8") as sink,
+    ):
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield screen(file=out)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for target, saved in zip((1, 2), kept, strict=True):
+                os.dup2(saved, target)
+                os.close(saved)
 
 
 class _Hook(RenderHook):

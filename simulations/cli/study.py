@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,7 @@ from simulations.failures import FAILED, INTERRUPTED
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fedkd.reporting.table import Table
     from fedkd.studies.engine import Record, Study
 
 Resume = Annotated[
@@ -54,13 +55,11 @@ class Kind:
     Attributes:
         study: What is run.
         table: What is shown of its results at the end.
-        view: Shows progress, under a title.
         example: A config below configs/.
     """
 
     study: type[Study[Any, Any]]
-    table: Callable[[Record], Any]
-    view: Callable[[Console, str], AbstractContextManager[Any]]
+    table: Callable[[Record], Table]
     example: str
 
 
@@ -69,13 +68,11 @@ def kind_named(command: str) -> Kind:
     if command == "attack":
         from fedkd.studies.attack.report import costs_table
         from fedkd.studies.attack.study import AttackStudy
-        from simulations.cli.steps import StepView
 
-        return Kind(AttackStudy, costs_table, StepView, "attack/quickstart.yaml")
+        return Kind(AttackStudy, costs_table, "attack/quickstart.yaml")
     if command in ("compare", "ablate", "privacy sweep"):
         from simulations.compare.report import result_table
         from simulations.compare.study import AblationStudy, CompareStudy, SweepStudy
-        from simulations.compare.view import CompareView
 
         kinds: dict[str, tuple[type[Study[Any, Any]], str]] = {
             "compare": (CompareStudy, "compare/quickstart.yaml"),
@@ -83,7 +80,7 @@ def kind_named(command: str) -> Kind:
             "privacy sweep": (SweepStudy, "privacy/digits.yaml"),
         }
         study, example = kinds[command]
-        return Kind(study, result_table, CompareView, example)
+        return Kind(study, result_table, example)
     raise ConfigError(f"study: expected one of {', '.join(STUDIES)}, got {command!r}")
 
 
@@ -105,6 +102,7 @@ def run_command(
         trust: Import the plugins that the folder names.
     """
     from fedkd.studies.engine import StudyFolder, run_study
+    from simulations.cli.progress import ProgressView
     from simulations.cli.screen import screen
     from simulations.machine import check_machine
 
@@ -131,7 +129,11 @@ def run_command(
     console = screen()
     trusted = " --trust" if folder.config.plugins else ""
     go_on = f"go on with: fedkd {command} --resume {folder.path}{trusted}"
-    with interruptible(go_on), folder.lock, kind.view(console, f"study   {folder.path}") as notify:
+    with (
+        interruptible(go_on),
+        folder.lock,
+        ProgressView(console, f"study   {folder.path}") as notify,
+    ):
         results = run_study(study, folder, notify)
     show_results(console, folder.path, kind, results)
     if not results["finished"]:

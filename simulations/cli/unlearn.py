@@ -36,8 +36,8 @@ def unlearn(
     from fedkd.rounds.summary import summarise
     from fedkd.runs.directory import Session
     from fedkd.studies import unlearning
+    from simulations.cli.progress import ProgressView
     from simulations.cli.screen import screen
-    from simulations.cli.steps import StepView
 
     if quick and erase:
         raise ConfigError("--erase needs the exact way: the quick one only writes over")
@@ -48,7 +48,9 @@ def unlearn(
     console = screen()
     exact = unlearning.find_exact(run, without)
     try:
-        with StepView(console, f"{run.identity} without {', '.join(map(str, without))}") as view:
+        with ProgressView(
+            console, f"{run.identity} without {', '.join(map(str, without))}"
+        ) as view:
             if quick:
                 space = context_of_run(run)
                 server = unlearning.continue_without(run, without, space, view)
