@@ -106,7 +106,7 @@ def test_run_ends_with_table_and_paths(tiny: Callable[..., Experiment], tmp_path
     assert done.stderr == ""
     for word in (
         "student",
-        "teacher 0",
+        "best teacher",
         "ensemble",
         "oracle",
         "ceiling",
