@@ -16,15 +16,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
+from fedkd.io.extras import extra
 from fedkd.reporting.format import short
+
+with extra("report", "fedkd.reporting"):
+    from matplotlib import rc_context
+    from matplotlib.axes import Axes
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+    from matplotlib.ticker import PercentFormatter
 
 STUDENT, ENSEMBLE, ORACLE, CEILING = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 PSEUDO, TEACHER, INK, GREY, LINE = "#D55E00", "#8a929a", "#24292f", "#6a737d", "#e4e7eb"

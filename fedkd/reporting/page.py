@@ -11,9 +11,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-from matplotlib.figure import Figure
+from fedkd.io.extras import extra
+
+with extra("report", "fedkd.reporting"):
+    import jinja2
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
 
 from fedkd.knowledge.store import write_atomically
 from fedkd.reporting import drawing
