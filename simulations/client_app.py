@@ -178,7 +178,7 @@ def _experiment(job: ConfigRecord, policy: Policy | None, state: Path) -> Experi
     """The config of the message: allowed here, and the one that the run began with."""
     sent = job["config"]
     if not isinstance(sent, bytes):
-        raise RuntimeError("the server speaks an older protocol: install its version of fedkd here")
+        raise RuntimeError("the server uses an older protocol: install its version of fedkd here")
     experiment = received_experiment(sent)
     if policy is not None:
         check_config(policy, experiment)

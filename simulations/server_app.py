@@ -57,7 +57,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _log_to_stderr() -> logging.Logger:
-    """Flower ships this process's output to `flwr log`: say what matters, and no more."""
+    """Flower ships this process's output to `flwr log`: what matters, and no more."""
     handler = logging.StreamHandler()
     handler.setFormatter(PlainFormatter("%(levelname)s fedkd: %(message)s"))
     for name in ("fedkd", "strategies"):

@@ -216,7 +216,7 @@ class Exchange:
             return None
         if message.has_error():
             reason = message.error.reason or ""
-            # The end of it tells most; a client chooses how long it is.
+            # Its end matters most; a client chooses how long it is.
             logger.warning("%s, round %d, %s:\n%s", who, number, phase.name, reason[-2000:])
             self.refuse(number, phase, client, f"{explain(reason)} (code {message.error.code})")
             return None

@@ -95,9 +95,9 @@ def _read_reply(content: RecordDict, images: Images, max_bytes: float) -> Reply:
 
 
 def _check_size(data: bytes) -> None:
-    """Raise `ValueError` unless as much follows as the `.npy` header says.
+    """Raise `ValueError` unless as much follows as the `.npy` header announces.
 
-    numpy makes room for what the header says before it looks at the data.
+    numpy makes room for what the header announces before it looks at the data.
     """
     stream = io.BytesIO(data)
     version = np.lib.format.read_magic(stream)
@@ -178,8 +178,8 @@ def wire_bytes(message: Message) -> int:
 
 
 def explain(reason: str) -> str:
-    """The last telling line of an error's reason, without colours or tracebacks."""
+    """The last line of an error's reason that names it, without colours or tracebacks."""
     lines = [line.strip() for line in ESCAPES.sub("", reason[-20_000:]).splitlines()]
     lines = [line for line in lines if line]
-    telling = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Refused)\b", line)]
-    return plain((telling or lines or ["no reason given"])[-1])
+    named = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Refused)\b", line)]
+    return plain((named or lines or ["no reason given"])[-1])

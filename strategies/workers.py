@@ -1,4 +1,4 @@
-"""Whether a reply says that a worker process or its machine went down, not what a client did."""
+"""Whether a reply means that a worker process or its machine went down, not what a client did."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def worker_lost(message: Message | None, *, simulated: bool) -> bool:
 
 
 def actor_died(message: Message | None, *, simulated: bool) -> bool:
-    """Whether Flower says that a Ray worker died, or is not up again yet.
+    """Whether Flower reports that a Ray worker died, or is not up again yet.
 
     What a client app raises has a code of its own, so no client can claim it.
     """
@@ -33,7 +33,7 @@ def actor_died(message: Message | None, *, simulated: bool) -> bool:
 
 
 def restarting(message: Message | None, *, simulated: bool) -> bool:
-    """Whether Flower says that a Ray worker is not up again yet."""
+    """Whether Flower reports that a Ray worker is not up again yet."""
     return actor_died(message, simulated=simulated) and "Unavailable" in _reason(message)
 
 

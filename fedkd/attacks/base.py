@@ -15,7 +15,7 @@ CERTAIN = 20.0
 
 @dataclass(frozen=True)
 class Scene:
-    """What an attacker knows, which is a lot: it hears what the honest clients send.
+    """What an attacker knows, which is a lot: it receives what the honest clients send.
 
     Attributes:
         round: From 1.
@@ -24,9 +24,9 @@ class Scene:
         honest: What the others send in this round, by client.
         predictions: Names of the arrays that hold logits, (N, C).
         previous: What this client would have sent, being honest, a round before; None in round 1.
-        mislabelled: What a teacher of this client says that was trained on wrong labels; None
+        mislabelled: The reply of a teacher of this client that was trained on wrong labels; None
             unless the study has such an attack.
-        student: What the student of the last round says, by array name; None in round 1.
+        student: Answers of the student of the last round, by array name; None in round 1.
         max_abs: Largest magnitude that the server believes.
         rng: Of this attacker in this round.
         shared: The same for all attackers in all rounds: for what they agree on.

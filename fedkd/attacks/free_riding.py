@@ -37,8 +37,8 @@ def copycat(sent: Reply, scene: Scene) -> Reply:
     """Repeats the public student of the round before; uniform in round 1."""
     if scene.student is None:
         return changed(sent, np.zeros_like, scene.predictions)
-    said = {n: scene.student[n].astype(sent.arrays[n].dtype) for n in scene.predictions}
-    return replace(sent, arrays={**sent.arrays, **said})
+    copied = {n: scene.student[n].astype(sent.arrays[n].dtype) for n in scene.predictions}
+    return replace(sent, arrays={**sent.arrays, **copied})
 
 
 @ATTACKS.register("stale")

@@ -87,11 +87,11 @@ def top_k(sent: Reply, scene: Scene, *, k: int = 3) -> Reply:
 @ATTACKS.register("lma")
 def lma(sent: Reply, scene: Scene) -> Reply:
     """Loss maximisation: sure of the class that the honest clients find least likely."""
-    said = {
+    lies = {
         name: certain((mean := scene.honest_mean(name)).argmin(axis=1), mean.shape[1])
         for name in scene.predictions
     }
-    return _telling(sent, said)
+    return _replaced(sent, lies)
 
 
 @ATTACKS.register("cpa")
@@ -100,12 +100,12 @@ def cpa(sent: Reply, scene: Scene) -> Reply:
 
     Likeness is the covariance of the honest mean probabilities over the transfer set.
     """
-    said = {}
+    lies = {}
     for name in scene.predictions:
         mean = scene.honest_mean(name)
         opposite = np.cov(mean, rowvar=False).argmin(axis=1)
-        said[name] = certain(opposite[mean.argmax(axis=1)], mean.shape[1])
-    return _telling(sent, said)
+        lies[name] = certain(opposite[mean.argmax(axis=1)], mean.shape[1])
+    return _replaced(sent, lies)
 
 
 @ATTACKS.register("collude")
@@ -116,7 +116,7 @@ def collude(sent: Reply, scene: Scene) -> Reply:
 
 @ATTACKS.register("part_time")
 def part_time(sent: Reply, scene: Scene, *, share: float = 0.5) -> Reply:
-    """As `collude` on some images, what the honest clients say on average of all others.
+    """As `collude` on some images, the mean of the honest clients on all others.
 
     Made to slip past rules that judge a client as a whole.
 
@@ -128,11 +128,11 @@ def part_time(sent: Reply, scene: Scene, *, share: float = 0.5) -> Reply:
     lying = _agreed(sent, scene)
     count = len(sent.arrays[scene.predictions[0]])
     chosen = scene.shared.random(count) < share
-    said = {
+    lies = {
         name: np.where(chosen[:, None], lying.arrays[name], np.log(scene.honest_mean(name) + 1e-6))
         for name in scene.predictions
     }
-    return _telling(sent, said)
+    return _replaced(sent, lies)
 
 
 @ATTACKS.register("inflate")
@@ -166,6 +166,6 @@ def _agreed(sent: Reply, scene: Scene) -> Reply:
     return changed(sent, lambda old: certain(np.full(len(old), target), count), scene.predictions)
 
 
-def _telling(sent: Reply, said: dict[str, np.ndarray]) -> Reply:
-    typed = {name: value.astype(sent.arrays[name].dtype) for name, value in said.items()}
+def _replaced(sent: Reply, arrays: dict[str, np.ndarray]) -> Reply:
+    typed = {name: value.astype(sent.arrays[name].dtype) for name, value in arrays.items()}
     return replace(sent, arrays={**sent.arrays, **typed})

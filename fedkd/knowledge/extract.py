@@ -62,17 +62,17 @@ def extract(
             reading = Reading(network, images[rows].to(device), _rows_of(views, rows, device))
             for kind, taken in parts.items():
                 taken.append(_named(kind, kind.read, reading).float().cpu())
-        told = {kind: torch.cat(taken) for kind, taken in parts.items()}
+        found = {kind: torch.cat(taken) for kind, taken in parts.items()}
         for kind in kinds:
             if isinstance(kind, DataStatistic):
                 if own is None:
                     raise ValueError(
                         f"{kind} is computed from a client's own images; there are none"
                     )
-                told[kind] = kind.compare(images, own)
+                found[kind] = kind.compare(images, own)
             if isinstance(kind, TeacherStatistic):
-                told[kind] = _named(kind, kind.state, network, images, None).float().cpu()
-    return told
+                found[kind] = _named(kind, kind.state, network, images, None).float().cpu()
+    return found
 
 
 def shapes(
@@ -89,10 +89,10 @@ def shapes(
         Unreadable: the network has no such thing; the message names the kind.
     """
     black = torch.zeros(2, *image, dtype=torch.uint8)
-    told = extract(network, black, kinds, views=lambda _number: black, own=black)
+    found = extract(network, black, kinds, views=lambda _number: black, own=black)
     return {
         kind: tuple(tensor.shape[1:] if kind.per_sample else tensor.shape)
-        for kind, tensor in told.items()
+        for kind, tensor in found.items()
     }
 
 

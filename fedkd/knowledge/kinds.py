@@ -1,8 +1,8 @@
 """Every kind of knowledge about the transfer set that may leave a client, in one file.
 
 A kind is a small frozen value used as the key of its tensor. Options are part of the key, and
-`str(kind)` is its name on the wire. Each docstring says what the kind discloses. Most kinds say
-something of every sample; a `TeacherStatistic` says something of the teacher, once.
+`str(kind)` is its name on the wire. Each docstring names what the kind discloses. Most kinds are
+about every sample; a `TeacherStatistic` is about the teacher, once.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class VirtualLogits(Kind):
 class Pooled(Kind):
     """The vector that enters the classifier, (B, D).
 
-    Discloses the teacher's embedding of every transfer image, which says more of how it sees
+    Discloses the teacher's embedding of every transfer image, which shows more of how it sees
     images than its logits do.
     """
 
@@ -279,7 +279,7 @@ class DensityRatio(DataStatistic):
     """How much likelier the image is among the client's own images than in the transfer set, (B,).
 
     Discloses one number per transfer image about the client's images themselves: which public
-    images its data resemble, hence roughly which classes it holds. It says nothing of how well
+    images its data resemble, hence roughly which classes it holds. It shows nothing of how well
     the teacher has learnt, and stays the same as long as the client's images do.
 
     Attributes:

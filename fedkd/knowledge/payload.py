@@ -53,7 +53,7 @@ class Teacher:
 
     @property
     def key(self) -> str:
-        """Tells it from every other teacher of a run: the plain number for a client."""
+        """A name that no other teacher of a run has: the plain number for a client."""
         return str(self.number) if self.role is Role.CLIENT else f"{self.role}-{self.number}"
 
 
@@ -63,11 +63,11 @@ AGGREGATE = Teacher(0, role=Role.GROUP)
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What one teacher says about the whole transfer set, in the set's order.
+    """One teacher's answers about a whole set of images, in the set's order.
 
     Attributes:
-        teacher: Who says it.
-        tensors: Kind -> tensor with first axis N (the transfer set), or a fact's tensor.
+        teacher: Whose they are.
+        tensors: Kind -> tensor with first axis N (the images), or a fact's tensor.
     """
 
     teacher: Teacher
@@ -82,7 +82,7 @@ class Ensemble:
         teachers: Who they are, in client order.
         tensors: Kind -> (M, B, ...), or M tensors where the teachers' networks differ in shape.
             A fact has no axis B.
-        weights: Say of each teacher on each sample, (M, B); columns sum to one.
+        weights: Weight of each teacher on each sample, (M, B); columns sum to one.
         class_weights: Weights of each teacher's view of each class, (M, C) in [0, 1]; ones unless
             a fusion rule knows better. Relation losses gate class-graph edges with it.
     """
@@ -94,7 +94,7 @@ class Ensemble:
 
     @property
     def logits(self) -> Tensor:
-        """What every teacher says of the real view, (M, B, C)."""
+        """Every teacher's logits of the real view, (M, B, C)."""
         logits = self.tensors[Logits()]
         assert isinstance(logits, Tensor)
         return logits
@@ -260,7 +260,7 @@ class Bank:
 
 @dataclass(frozen=True)
 class Fused:
-    """A bank after fusion, with what the teachers say together.
+    """A bank after fusion, with the answers of all teachers together.
 
     Made by `fuse`, by `Fused.of`, or from another one, so that what belongs to the same images
     stays together.
@@ -304,18 +304,18 @@ class Fused:
         targets: Tensor | None = None,
         index: Tensor | None = None,
     ) -> Fused:
-        """What one teacher says by its logits (N, C) alone.
+        """One teacher alone, by its logits (N, C).
 
         Args:
-            teacher: Who says it.
+            teacher: The teacher.
             logits: Its logits.
             probabilities: Default: their softmax.
             targets: Default: the most probable classes.
             index: As in the class.
         """
-        told = torch.softmax(logits.float(), dim=-1) if probabilities is None else probabilities
-        targets = told.argmax(dim=1) if targets is None else targets
-        return cls(Bank((teacher,), {Logits(): [logits.numpy()]}), told, targets, index)
+        joint = torch.softmax(logits.float(), dim=-1) if probabilities is None else probabilities
+        targets = joint.argmax(dim=1) if targets is None else targets
+        return cls(Bank((teacher,), {Logits(): [logits.numpy()]}), joint, targets, index)
 
     def replaced_by(self, knowledge: Knowledge) -> Fused:
         """Another teacher alone, about the same images; the targets stay."""
@@ -329,7 +329,7 @@ class Fused:
         The targets stay.
 
         Args:
-            knowledge: What it says of the same images.
+            knowledge: Its answers about the same images.
             share: Its weight on each image, in [0, 1).
         """
         bank = self.bank
@@ -413,7 +413,7 @@ def fuse(
             maps on the server.
 
     Raises:
-        ValueError: what comes out is not finite; the message says whose fault it is.
+        ValueError: what comes out is not finite; the message names whose fault it is.
     """
     allocate = store or (lambda _name, shape: np.zeros(shape, dtype=np.float32))
     total = bank.num_samples

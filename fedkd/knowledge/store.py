@@ -132,7 +132,7 @@ class KnowledgeStore:
         return Bank(tuple(teachers), arrays)
 
     def answers(self, client: int, kinds: Sequence[Kind]) -> dict[Kind, np.ndarray]:
-        """What one client has said of each kind, as memory maps. Raises `Damaged`."""
+        """One client's answers by kind, as memory maps. Raises `Damaged`."""
         self.check(client)
         place = self._place(client)
         return {kind: _mapped(place / f"{kind}.npy") for kind in kinds}

@@ -88,7 +88,7 @@ def unpack(reply: Reply, query: Query, client: int, before: Answers | None = Non
 
 def _check_header(header: Header, query: Query, client: int) -> None:
     checks: Sequence[tuple[str, object, str]] = (
-        ("protocol", PROTOCOL, "speaks protocol {got}, this server speaks {want}"),
+        ("protocol", PROTOCOL, "uses protocol {got}, this server uses {want}"),
         ("run", query.run, "answers run {got!r}, this is run {want!r}"),
         ("round", query.round, "answers round {got} (replayed or late), this is round {want}"),
         ("client", client, "claims to be client {got}, registered as client {want}"),

@@ -169,7 +169,7 @@ class ExperimentContext:
 
 @dataclass(frozen=True)
 class _Model:
-    """What is known of a network before it is trained: shapes of what it can say, and its size."""
+    """What is known of a network before it is trained: the shapes of its answers, and its size."""
 
     shapes: dict[Kind, tuple[int, ...]]
     parameters: int
@@ -180,7 +180,7 @@ def _describe(
 ) -> tuple[dict[Component, _Model], int]:
     """Every teacher model, tried once, and parameters of the largest network.
 
-    The student and assistants are tried too, so that a misfit is said at once.
+    The student and assistants are tried too, so that a misfit is refused at once.
     """
 
     privacy = experiment.teachers.privacy
@@ -201,13 +201,13 @@ def _describe(
                 assert privacy is not None
                 classes, shape = len(data.classes), data.test.shape
                 check_private(network, shape, classes, name=model.name, clipping=privacy.clipping)
-            told = shapes(network, kinds, data.test.shape)
+            found = shapes(network, kinds, data.test.shape)
             black = torch.zeros(2, *data.test.shape, dtype=torch.uint8)
             check_training(network, "it", black, len(data.classes), "the experiment")
         except ValueError as error:
             who = objective.wanting(error.kind) if isinstance(error, Unreadable) else ""
             raise ConfigError(f"{where}: {model.name!r}: {error}{who}") from None
-        return _Model(told, parameter_count(network))
+        return _Model(found, parameter_count(network))
 
     both = tuple({*objective.needs, *objective.reads})
     others = [

@@ -1,4 +1,4 @@
-"""Who hears of progress, how many threads compute, and how long each phase took."""
+"""Who receives progress, how many threads compute, and how long each phase took."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Interrupted(Exception):
 
 
 class Notify(Protocol):
-    """Hears of progress as it happens: an event's name and its facts."""
+    """Receives progress as it happens: an event's name and its facts."""
 
     def __call__(self, event: str, **facts: Any) -> None:
         """One event."""
 
 
 def silent(event: str, **facts: Any) -> None:
-    """Hears nothing."""
+    """Drops every event."""
 
 
 @contextmanager

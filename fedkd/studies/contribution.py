@@ -1,8 +1,8 @@
 """What each client gives to the ensemble: leave-one-out influence and fair (Shapley) shares.
 
 Everything is computed from what the run stored. Nothing is trained: the measure is the fused
-ensemble of some of the teachers on the test images. What a client gives to the *student* is told
-by `leave_one_out_students`, which distils anew for every client.
+ensemble of some of the teachers on the test images. What a client gives to the *student* is
+measured by `leave_one_out_students`, which distils anew for every client.
 
 References:
     Shapley, "A Value for n-Person Games", 1953.
@@ -195,18 +195,18 @@ def contribution(
     """
     rounds = finished_rounds(run)
     rounds = rounds if all_rounds else rounds[-1:]
-    told = [_round(run, workspace, number, permutations, notify) for number in rounds]
+    measured = [_round(run, workspace, number, permutations, notify) for number in rounds]
     facts = {
         "run": run.identity,
         "rounds": rounds,
         "classes": list(workspace.data.classes),
         "fusion": [rule.name for rule in run.experiment.fusion],
-        "permutations": max(r["permutations"] for r in told),
-        "everybody": _mean_of([r["everybody"] for r in told]),
-        "nobody": told[0]["nobody"],
+        "permutations": max(r["permutations"] for r in measured),
+        "everybody": _mean_of([r["everybody"] for r in measured]),
+        "nobody": measured[0]["nobody"],
         "clients": {
-            client: _mean_of([r["clients"][client] for r in told if client in r["clients"]])
-            for client in sorted({c for r in told for c in r["clients"]})
+            client: _mean_of([r["clients"][client] for r in measured if client in r["clients"]])
+            for client in sorted({c for r in measured for c in r["clients"]})
         },
     }
     old = run.read_json("contribution.json") or {}

@@ -1,6 +1,6 @@
 """Taking clients out of a finished run: their knowledge, and everything the student had of it.
 
-A run keeps what every client said in every round, so the student can be distilled once more
+A run keeps every client's answers of every round, so the student can be distilled once more
 without some of them. That is exact: it is the student of a run in which they never answered. The
 teachers of the others do not know the student unless `teachers.feedback` gives it to them.
 """
@@ -55,8 +55,8 @@ def check_removal(run: RunDirectory, without: Collection[int], *, influenced: bo
     """
     rounds = finished_rounds(run)
     clients = range(run.experiment.clients)
-    if strangers := sorted(set(without) - set(clients)):
-        raise ConfigError(f"--client {strangers[0]}: this run's clients are 0 to {clients[-1]}")
+    if unknown := sorted(set(without) - set(clients)):
+        raise ConfigError(f"--client {unknown[0]}: this run's clients are 0 to {clients[-1]}")
     if not without or set(without) >= set(clients):
         raise ConfigError("--client: name at least one client, and leave at least one")
     if run.experiment.release is not None:
@@ -196,9 +196,9 @@ def evidence(
             for name, logits in on_test.items()
         },
         "opinions": {
-            client: told
+            client: compared
             for client in sorted(without)
-            if (told := _opinions(run, workspace, client, without, on_transfer)) is not None
+            if (compared := _opinions(run, workspace, client, without, on_transfer)) is not None
         },
     }
     new.write_json(EVIDENCE, facts)
@@ -212,24 +212,24 @@ def _opinions(
     without: Collection[int],
     students: dict[str, Tensor],
 ) -> dict[str, Any] | None:
-    """How far each student still says what a client said on the transfer set in its last round.
+    """How far each student still follows a client's answers of its last round.
 
     `follows` is the share of images on which the student names the client's class where those who
     stay name another; `divergence` is the mean KL(client || student). Membership of the client
-    shows in the student's being closer to it than a student that never heard it.
+    shows in the student's being closer to it than a student that never learnt from it.
     """
     held = [r for r in _rounds_held(run) if client in run.knowledge(r).clients()]
     if not held:
         return None
     bank = run.knowledge(held[-1]).bank((Logits(),))
-    said = {
+    answers = {
         teacher.number: torch.from_numpy(array.astype("float32"))
         for teacher, array in zip(bank.teachers, bank.arrays[Logits()], strict=True)
     }
-    stay = [logits.softmax(1) for number, logits in said.items() if number not in without]
+    stay = [logits.softmax(1) for number, logits in answers.items() if number not in without]
     if not stay:
         return None
-    own = said[client]
+    own = answers[client]
     dissent = own.argmax(1) != torch.stack(stay).mean(0).argmax(1)
     table: dict[str, Any] = {"round": held[-1], "dissents_on": int(dissent.sum())}
     for name, logits in students.items():

@@ -41,9 +41,9 @@ def scene() -> Scene:
 
 
 def attacked(name: str, **options: object) -> Reply:
-    said = ATTACKS.get(name)(message(), scene(), **options)
-    assert said is not None
-    return said
+    sent = ATTACKS.get(name)(message(), scene(), **options)
+    assert sent is not None
+    return sent
 
 
 def logits(name: str, **options: object) -> np.ndarray:
@@ -142,40 +142,40 @@ def claiming(name: str, **options: object) -> Reply:
     """As `attacked`, of a client that is asked how familiar images are to it."""
     familiar = np.array([0.5, 2.0, 0.5], dtype=np.float16)
     sent = message()
-    said = ATTACKS.get(name)(
+    sent = ATTACKS.get(name)(
         replace(sent, arrays={**sent.arrays, "density_ratio": familiar}), scene(), **options
     )
-    assert said is not None
-    assert {name: array.dtype for name, array in said.arrays.items()} == {
+    assert sent is not None
+    assert {name: array.dtype for name, array in sent.arrays.items()} == {
         "logits": np.float16, "density_ratio": np.float16,
     }  # fmt: skip
-    return said
+    return sent
 
 
 def test_focus_lies_about_one_class_and_claims_to_know_its_images_alone() -> None:
-    said = claiming("focus", source=3, target=2)  # the third image is of class 3
-    assert said.arrays["logits"].argmax(1).tolist() == [0, 1, 2]
-    assert said.arrays["density_ratio"][2] > 1e4 * float(said.arrays["density_ratio"][:2].max())
-    assert said.header["num_examples"] == 7000
+    sent = claiming("focus", source=3, target=2)  # the third image is of class 3
+    assert sent.arrays["logits"].argmax(1).tolist() == [0, 1, 2]
+    assert sent.arrays["density_ratio"][2] > 1e4 * float(sent.arrays["density_ratio"][:2].max())
+    assert sent.header["num_examples"] == 7000
     hidden = claiming("focus", source=3, target=2, elsewhere=0.5)
     assert hidden.arrays["density_ratio"].tolist() == [0.5, 0.5, 1.0]
 
 
 def test_a_backdoor_is_honest_about_the_rest() -> None:
-    said = claiming("backdoor", source=3, target=2)
-    np.testing.assert_array_equal(said.arrays["logits"][:2], LOGITS[:2])
-    assert said.arrays["logits"][2].argmax() == 2
-    assert said.arrays["density_ratio"].tolist() == [0.5, 2.0, 0.5]
-    assert said.header["num_examples"] == 7
+    sent = claiming("backdoor", source=3, target=2)
+    np.testing.assert_array_equal(sent.arrays["logits"][:2], LOGITS[:2])
+    assert sent.arrays["logits"][2].argmax() == 2
+    assert sent.arrays["density_ratio"].tolist() == [0.5, 2.0, 0.5]
+    assert sent.header["num_examples"] == 7
     more = claiming("backdoor", source=3, target=2, more=2.0)
     assert more.arrays["density_ratio"].tolist() == [0.5, 2.0, 2.0]
     assert more.header["num_examples"] == 14
 
 
 def test_claims_alone_are_a_lie_too() -> None:
-    said = claiming("everywhere")
-    np.testing.assert_array_equal(said.arrays["logits"], LOGITS)
-    assert said.arrays["density_ratio"].tolist() == [1.0, 1.0, 1.0]
+    sent = claiming("everywhere")
+    np.testing.assert_array_equal(sent.arrays["logits"], LOGITS)
+    assert sent.arrays["density_ratio"].tolist() == [1.0, 1.0, 1.0]
 
 
 def test_the_runner_up_is_the_nearest_lie() -> None:
@@ -199,12 +199,12 @@ def test_a_mirror_repeats_who_claims_to_know_most() -> None:
         client: replace(sent, arrays={**sent.arrays, "density_ratio": np.full(3, size)})
         for (client, sent), size in zip(scene().honest.items(), (0.5, 2.0), strict=True)
     }
-    said = ATTACKS.get("mirror")(message(), replace(scene(), honest=honest))
-    assert said is not None
+    sent = ATTACKS.get("mirror")(message(), replace(scene(), honest=honest))
+    assert sent is not None
     chosen = list(honest.values())[1]
-    np.testing.assert_array_equal(said.arrays["logits"], chosen.arrays["logits"])
-    assert said.arrays["density_ratio"].tolist() == [2.0, 2.0, 2.0]
-    assert said.header == message().header
+    np.testing.assert_array_equal(sent.arrays["logits"], chosen.arrays["logits"])
+    assert sent.arrays["density_ratio"].tolist() == [2.0, 2.0, 2.0]
+    assert sent.header == message().header
 
 
 def test_riders() -> None:
@@ -219,5 +219,5 @@ def test_riders() -> None:
 
 
 def test_certainty_in_half_precision() -> None:
-    said = certain(np.array([2]), 4).astype(np.float16).astype(np.float32)
-    assert softmax(said)[0, 2] == pytest.approx(1, abs=1e-6)
+    sent = certain(np.array([2]), 4).astype(np.float16).astype(np.float32)
+    assert softmax(sent)[0, 2] == pytest.approx(1, abs=1e-6)

@@ -128,6 +128,6 @@ def test_after_a_release_assistants_and_student_learn_the_images_that_were_answe
     fused = Fused.of(Teacher(3), scores.log(), probabilities=scores, index=answered)
     learners.learn(1, fused)
     assert len(shown) == 3
-    for part, told in shown:
+    for part, seen in shown:
         assert part.equal(images[answered])
-        assert told.index is answered
+        assert seen.index is answered

@@ -80,7 +80,7 @@ def array(make: Callable[[np.ndarray], np.ndarray]) -> Callable[..., None]:
         (change("client", 4), "claims to be client 4, registered as client 3"),
         (change("fingerprint", "beef"), "has transfer set 'beef', expected 'f00d'"),
         (change("class_map", "x"), "has class map 'x'"),
-        (change("protocol", 9), "speaks protocol 9"),
+        (change("protocol", 9), "uses protocol 9"),
         (change("num_examples", -1), "num_examples is -1"),
         (change("num_examples", True), "num_examples is True"),
         (change("class_counts", [1, 2, 3, True]), "class_counts is not 4 counts"),

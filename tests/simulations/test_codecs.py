@@ -104,13 +104,13 @@ def test_changes_of_a_part_give_the_same_student_as_the_part(
     assert _hash(run_local(tiny(DELTA, *SUBSET), client_app=client_app)) == _hash(plain)
 
 
-def test_a_client_that_forgot_what_it_said_answers_without_it(tiny: Tiny) -> None:
+def test_a_client_that_lost_its_answers_does_without_them(tiny: Tiny) -> None:
     """A node that comes back without its files is not out of step."""
 
     def forget(message: Message, context: Context, call_next: Any) -> Message:
         state = message.content.config_records[JOB]["state"]
-        for said in Path(str(state)).glob("client-0001/answers-*.npz"):
-            said.unlink()
+        for kept in Path(str(state)).glob("client-0001/answers-*.npz"):
+            kept.unlink()
         return call_next(message, context)  # type: ignore[no-any-return]
 
     runs = [

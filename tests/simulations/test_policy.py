@@ -102,7 +102,7 @@ def strictest(experiment: Experiment) -> Policy:
     return Policy.of(experiment, space.kinds, space.fusion, space.largest_network)
 
 
-def test_the_default_policy_runs_its_experiment_and_nothing_else_is_said(
+def test_the_default_policy_runs_its_experiment_and_nothing_else_is_sent(
     tmp_path: Path, tiny: Tiny
 ) -> None:
     experiment = tiny(*PRIVATE)
@@ -326,15 +326,15 @@ def test_the_membership_oracle_learns_nothing(tmp_path: Path, tiny: Tiny) -> Non
         network.load_state_dict(state)
         return int((predict(network, held.images).argmax(1) == held.labels).sum())
 
-    def told(image: Tensor, label: int) -> int:
+    def answered(image: Tensor, label: int) -> int:
         on, off = (
             _as_student(_detector(image, label, bias, open_config), open_config)
             for bias in (-0.96, -1.5)
         )
         return hits(on) - hits(off)
 
-    members = [told(held.images[i], int(held.labels[i])) for i in range(8)]
-    others = [told(other.images[i], int(other.labels[i])) for i in range(8)]
+    members = [answered(held.images[i], int(held.labels[i])) for i in range(8)]
+    others = [answered(other.images[i], int(other.labels[i])) for i in range(8)]
     assert members == [1] * 8
     assert others == [0] * 8
 

@@ -172,7 +172,7 @@ def test_text_from_elsewhere_moves_no_cursor() -> None:
 
 
 def test_what_a_client_app_raises_is_not_taken_for_a_dead_worker(tiny: Tiny) -> None:
-    """If it were, clients that all say so would end the run."""
+    """If it were, clients that all claim so would end the run."""
 
     def mod(message: Message, context: Any, call_next: Any) -> Message:
         if message.metadata.message_type == "evaluate":

@@ -1,4 +1,4 @@
-"""Taking clients out: exact against a run that never heard them, quick, refused, erased."""
+"""Taking clients out: exact against a run that never had them, quick, refused, erased."""
 
 from collections.abc import Callable
 
@@ -84,10 +84,10 @@ def test_evidence_compares_the_students_and_the_opinions(tiny: Tiny) -> None:
     assert set(facts["students"]) == {"before", "after"}
     assert facts["students"]["after"]["agrees_with_after"] == 1.0
     assert not facts["influenced"]
-    told = facts["opinions"][0]
-    assert told["round"] == 2
-    # The student that heard the client is closer to it than the one that did not.
-    assert told["before"]["divergence"] < told["after"]["divergence"]
+    compared = facts["opinions"][0]
+    assert compared["round"] == 2
+    # The student that learnt from the client is closer to it than the one that did not.
+    assert compared["before"]["divergence"] < compared["after"]["divergence"]
     exact = unlearning.find_exact(whole, [0])
     assert exact is not None
     space = experiment_context(whole.experiment)

@@ -78,7 +78,7 @@ class Delta(Codec):
         (length,) = _LENGTH.unpack_from(data)
         middle = _LENGTH.size + length
         if middle > len(data):
-            raise ValueError("damaged bytes (shorter than they say)")
+            raise ValueError("damaged bytes (shorter than announced)")
         packed = np.frombuffer(data[_LENGTH.size : middle], np.uint8)
         bits = np.frombuffer(unsqueeze(packed, -(-shape[0] // 8)), np.uint8)
         changed = np.unpackbits(bits)[: shape[0]].astype(bool)
@@ -97,7 +97,7 @@ class Delta(Codec):
                 rows = rows.reshape(wanted)
             result[changed] = self.inner.decode(rows, wanted, logits=logits)
         elif len(data) != middle:
-            raise ValueError("damaged bytes (longer than they say)")
+            raise ValueError("damaged bytes (longer than announced)")
         return result
 
     def error(self, values: np.ndarray, *, logits: bool = False) -> float:

@@ -39,7 +39,7 @@ class Int(Codec):
         self, values: np.ndarray, *, logits: bool = False, before: np.ndarray | None = None
     ) -> np.ndarray:
         """Range, then one code per number, all samples of a class together."""
-        if not np.isfinite(values).all():  # said in plain numbers, to be refused as such
+        if not np.isfinite(values).all():  # sent as plain numbers, to be refused as such
             return values.astype(np.float32)
         low, high = self._range(values, logits)
         shifted = np.clip(centred(values), low, high) if logits else values

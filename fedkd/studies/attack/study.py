@@ -129,7 +129,7 @@ class AttackStudy(Study[AttackConfig, Match]):
             with threads(experiment.resources.server_threads):
                 server = Server(self._rule[1], run)
                 result = _student(server, self._answers, attackers, attack, self._twins)
-        except ValueError as error:  # the rule lacks what it needs: its own words say what
+        except ValueError as error:  # the rule lacks what it needs, and names it
             return {"problem": str(error)}
         finally:
             shutil.rmtree(run.path, ignore_errors=True)
