@@ -56,6 +56,7 @@ def main() -> None:
             "the recipe": {},
             "fusion class_gated": {"fusion": ["class_gated"]},
             "fusion uniform": {"fusion": ["uniform"]},
+            "fusion coverage": {"fusion": ["coverage"]},
             "fusion entropy": {"fusion": ["entropy"]},
             "the quickstart's losses": {"losses": soft()},
             "dkd + vrm, as published": {"losses": ["dkd", "vrm"]},

@@ -9,7 +9,7 @@ from output_cases import z_scores
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd.functional.relations import class_relation_loss, sample_relation_loss
+from fedkd.functional.relations import class_graph, match, sample_graph
 from fedkd.losses.dist import dist_loss
 from fedkd.losses.rkd import rkd_loss
 from fedkd.losses.sp import sp_loss
@@ -56,12 +56,12 @@ def relation_cases(size: int, classes: int) -> list[tuple[str, Run, Run]]:
         ),
         (
             "VRM, samples alone",
-            step(lambda x, y: sample_relation_loss(x, y, *views[2:]), *views[:2]),
+            step(lambda x, y: match(torch.cat([x, y]), teacher, sample_graph()), *views[:2]),
             step(lambda x, y: written_out(x, y, *views[2:], diagonal=True), *views[:2]),
         ),
         (
             "VRM, classes alone",
-            step(lambda x: class_relation_loss(x, teacher), torch.cat(views[:2])),
+            step(lambda x: match(x, teacher, class_graph()), torch.cat(views[:2])),
             step(lambda x: written_out_classes(x, teacher), torch.cat(views[:2])),
         ),
     ]

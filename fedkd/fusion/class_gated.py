@@ -37,17 +37,7 @@ class ClassGated(Fusion):
 
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """Weights by share of the classes voted for; `class_weights` by coverage."""
-        counts = self._counts(ensemble)
-        share = counts / counts.sum(dim=0).clamp(min=1)  # (M, C): who holds class c
-        frequency = counts + self.smoothing
-        frequency = frequency / frequency.sum(dim=1, keepdim=True)  # (M, C): teacher's prior
-        log_p = torch.log_softmax(ensemble.logits, dim=-1)
-        unbiased = torch.softmax(log_p - frequency.log()[:, None, :], dim=-1)  # (M, B, C)
-        vote = torch.einsum("mb,mc,mbc->bc", ensemble.weights, share, unbiased)
-        belief = vote.pow(self.sharpness)
-        belief = belief / belief.sum(dim=1, keepdim=True).clamp(min=1e-30)
-        gated = ensemble.weighted(torch.einsum("bc,mc->mb", belief, share))
-        return replace(gated, class_weights=counts / (counts + self.smoothing))
+        return gate(ensemble, self._counts(ensemble), self.smoothing, self.sharpness)
 
     @staticmethod
     def _counts(ensemble: Ensemble) -> Tensor:
@@ -56,3 +46,17 @@ class ClassGated(Fusion):
             raise ValueError(f"fusion 'class_gated' needs the class counts of client {missing[0]}")
         counts = torch.tensor([t.class_counts for t in ensemble.teachers], dtype=torch.float32)
         return counts.to(ensemble.weights.device)
+
+
+def gate(ensemble: Ensemble, counts: Tensor, smoothing: float, sharpness: float) -> Ensemble:
+    """See `ClassGated`; `counts` (M, C) are examples of each class that each teacher has seen."""
+    share = counts / counts.sum(dim=0).clamp(min=1)  # (M, C): who holds class c
+    frequency = counts + smoothing
+    frequency = frequency / frequency.sum(dim=1, keepdim=True)  # (M, C): teacher's prior
+    log_p = torch.log_softmax(ensemble.logits, dim=-1)
+    unbiased = torch.softmax(log_p - frequency.log()[:, None, :], dim=-1)  # (M, B, C)
+    vote = torch.einsum("mb,mc,mbc->bc", ensemble.weights, share, unbiased)
+    belief = vote.pow(sharpness)
+    belief = belief / belief.sum(dim=1, keepdim=True).clamp(min=1e-30)
+    gated = ensemble.weighted(torch.einsum("bc,mc->mb", belief, share))
+    return replace(gated, class_weights=counts / (counts + smoothing))

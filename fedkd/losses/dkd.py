@@ -103,7 +103,16 @@ def _solve(
 ) -> tuple[Tensor, Tensor]:
     """Value (B,) and gradient (B, C) for softened logits, the teacher's below the student's.
 
-    Consumes the logits.
+    Consumes the logits. It is, written out, for the target y,
+
+        odds = logits[y] - logsumexp(logits without y)          # of student s and teacher t
+        tckd = KL(Bernoulli(sigmoid(odds_t)) || Bernoulli(sigmoid(odds_s)))
+        nckd = KL(softmax(t without y) || softmax(s without y))
+        value = T**2 * (alpha * tckd + beta * nckd)
+        gradient = T * beta * (r - q) - surplus * r             # of the classes without y
+        gradient[y] = surplus = T * alpha * (sigmoid(odds_s) - sigmoid(odds_t))
+
+    with r and q the student's and the teacher's probabilities without y.
 
     The official code hides the target behind -1000 and takes the log of summed probabilities,
     which is inf or NaN for sure predictions. Log-odds from a log-sum-exp over the other classes

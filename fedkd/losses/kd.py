@@ -139,7 +139,11 @@ class KDLoss(DistillationLoss, formula=kd_loss):
 def _solve(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """T^2 * KL of softened logits (2, B, C), and its gradient T * (student's less teacher's p).
 
-    Without T^2 the gradient would fade as 1/T^2 against cross entropy.
+    Without T^2 the gradient would fade as 1/T^2 against cross entropy. Overwriting what is not
+    needed any more is all that is different from
+
+        (log_p, log_q), (p, q) = log_softmax(logits), softmax(logits)   # of student and teacher
+        return T**2 * (q * (log_q - log_p)).sum(dim=-1), T * (p - q)
     """
     log_s, log_t = floored(F.log_softmax(logits, dim=-1))
     p, q = F.softmax(logits, dim=-1)  # on a CPU faster than exp

@@ -9,6 +9,7 @@ from torch import Tensor
 from fedkd.functional.analytic_grad import with_gradient
 from fedkd.functional.options import Positive, Share
 from fedkd.functional.relations import (
+    Compared,
     Distance,
     Edges,
     Pruning,
@@ -88,6 +89,7 @@ def vrm_loss(
         both_views(teacher_real, teacher_virtual, edges),
     )
     both, grad_to_logits = paired(logits, taught, standardise)
+    compared: Compared = {"distance": distance, "delta": delta, "reduction": reduction}
     graphs = []
     if sample_weight:
         keep = None
@@ -99,9 +101,7 @@ def vrm_loss(
                 edges=edges,
                 sample_weights=weights,
                 keep=keep,
-                distance=distance,
-                delta=delta,
-                reduction=reduction,
+                **compared,
                 weight=sample_weight,
             )
         )
@@ -111,9 +111,7 @@ def vrm_loss(
             class_graph(
                 sample_weights=None if weights is None else weights.repeat(views),
                 class_weights=class_weights,
-                distance=distance,
-                delta=delta,
-                reduction=reduction,
+                **compared,
                 weight=class_weight,
             )
         )

@@ -28,7 +28,7 @@ def check_leaks(experiment: Experiment, rules: Sequence[Fusion], kinds: Sequence
             raise ConfigError(
                 f"fusion: {rule.name!r} discloses {', '.join(told.discloses)}, which no noise "
                 "covers; with teachers.privacy take a rule that reads the answers only (uniform, "
-                "entropy, consensus)"
+                "entropy, coverage, consensus)"
             )
     for kind in kinds:
         if isinstance(kind, DataStatistic):

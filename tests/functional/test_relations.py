@@ -7,16 +7,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedkd.functional.relations import (
-    class_relation_loss,
     edge_scores,
     gram,
     match,
     matching,
     reliable,
     sample_graph,
-    sample_relation_loss,
 )
 from fedkd.losses.kd import standardised
+from tests.functional.relation_losses import class_relation_loss, sample_relation_loss
 
 RULES = ["joint_entropy_indep", "joint_entropy_diag", "edge_discrepancy", "view_discrepancy"]
 
@@ -27,7 +26,7 @@ def _as_on_gpu(monkeypatch):
     def single(vertices, sources, view_pairs):
         found = gram.Cosines(vertices, sources, gram._NOISE)
         if view_pairs:
-            found.mend_twins()
+            found.refine_view_pairs()
         return found
 
     monkeypatch.setattr(matching, "cosines", single)

@@ -316,6 +316,21 @@ def test_the_knowledge_vote_hears_the_sure_and_believes_the_majority() -> None:
     assert weights[:, 0].tolist() == [0.0, 0.5, 0.5, 0.0]
 
 
+def test_coverage_needs_no_counts_to_find_who_never_saw_a_class() -> None:
+    """Teacher 0 knows classes 0 and 1, teacher 1 the rest; each is sure of nonsense elsewhere."""
+    truth = torch.arange(40) % 4
+    own = torch.stack([truth % 2, 2 + truth % 2])
+    logits = 6 * torch.nn.functional.one_hot(own, 4).float()
+    logits[0, truth >= 2] *= 0.3
+    logits[1, truth < 2] *= 0.3
+    bank = Bank.of([Knowledge(Teacher(m), {Logits(): logits[m]}) for m in (0, 1)])
+    [rule] = fit_rules([FUSIONS.create("coverage")], FitContext(bank))
+    after = rule(bank.rows(torch.arange(40)))
+    assert after.class_weights is not None
+    assert (after.class_weights[0, 2:] == 0).all()
+    assert (after.mean_probabilities().argmax(1) == truth).all()
+
+
 def test_labelled_images_show_who_is_right() -> None:
     bank = teachers_of("collude")
     truth = torch.arange(200) % 5
@@ -338,6 +353,7 @@ def test_labelled_images_show_who_is_right() -> None:
         ("cronus", {"share": 0.5}), ("geometric_median", {"iterations": 0}),
         ("consensus", {"least": 0}), ("consensus", {"share": 0.5}),
         ("history", {"rate": 0}), ("learned_gate", {"steps": 0}),
+        ("coverage", {"least": -1}),
     ],
 )  # fmt: skip
 def test_impossible_options_are_named(name: str, options: dict[str, Any]) -> None:

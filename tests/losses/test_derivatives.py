@@ -10,12 +10,12 @@ from fedkd.functional.feature_statistics import (
     spectral_norms,
 )
 from fedkd.functional.optimal_transport import transport_cost
-from fedkd.functional.relations import class_relation_loss, sample_relation_loss
 from fedkd.functional.similarity import linear_cka, rbf_cka, unbiased_cka
 from fedkd.losses import LOSSES
 from fedkd.losses.aekd import agreement_weights
 from fedkd.losses.divergence import weighted_kl
 from fedkd.losses.kd import standardised
+from tests.functional.relation_losses import class_relation_loss, sample_relation_loss
 from tests.losses.contract import VARIANTS, adapted, batch, call, title
 
 

@@ -5,12 +5,12 @@ import itertools
 import pytest
 import torch
 
-from fedkd.functional.relations import class_relation_loss, sample_relation_loss
 from fedkd.knowledge.kinds import Logits, VirtualLogits
 from fedkd.losses import LOSSES
 from fedkd.losses.base import TeacherWeights
 from fedkd.losses.kd import standardised
 from fedkd.losses.vrm import VRMLoss, vrm_loss
+from tests.functional.relation_losses import class_relation_loss, sample_relation_loss
 from tests.golden.published import published
 
 GOLDEN = published("output_relational")

@@ -4,12 +4,11 @@ A graph's vertices are logit vectors, its edges the unit vectors from one vertex
 """
 
 from fedkd.functional.relations.graphs import (
+    Compared,
     both_views,
     class_graph,
-    class_relation_loss,
     reliable,
     sample_graph,
-    sample_relation_loss,
 )
 from fedkd.functional.relations.matching import (
     Distance,
@@ -23,6 +22,7 @@ from fedkd.functional.relations.matching import (
 from fedkd.functional.relations.pruning import Pruning, edge_scores
 
 __all__ = [
+    "Compared",
     "Distance",
     "Edges",
     "Graph",
@@ -30,12 +30,10 @@ __all__ = [
     "Reduction",
     "both_views",
     "class_graph",
-    "class_relation_loss",
     "edge_scores",
     "formula",
     "match",
     "reliable",
     "sample_graph",
-    "sample_relation_loss",
     "solve",
 ]

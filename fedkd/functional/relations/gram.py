@@ -45,7 +45,7 @@ def cosines(vertices: Tensor, sources: int, view_pairs: bool) -> Cosines:
         if on_cpu and edges.complete():
             return edges
         if view_pairs:
-            edges.mend_twins()
+            edges.refine_view_pairs()
         if not on_cpu or (view_pairs and edges.complete()):
             return edges
     return Cosines(vertices.double(), sources, SHORTEST**2)
@@ -54,7 +54,16 @@ def cosines(vertices: Tensor, sources: int, view_pairs: bool) -> Cosines:
 class Cosines:
     """Products and inverse lengths of the student's edges and the teacher's.
 
-    Edges of less squared length than `shortest`, relative to their ends, count as zero.
+    Edges of less squared length than `shortest`, relative to their ends, count as zero. What is
+    computed is, for the student's vertices a and b at the two ends and the teacher's d and e,
+
+        S, T = a[:, None] - b, d[:, None] - e
+        products = (S * T).sum(-1)
+        inverse = 1 / S.norm(dim=-1), 1 / T.norm(dim=-1)      # 0 for an edge of no length
+        distances = 1 - products * inverse[0] * inverse[1]
+        value = (share * distances).sum()
+
+    and the gradient of the value by a and b, without ever holding S and T.
     """
 
     def __init__(self, vertices: Tensor, sources: int, shortest: float) -> None:
@@ -67,6 +76,7 @@ class Cosines:
         self.b, self.e = b, e = right.unbind()
         dots = (a * d).sum(dim=1) if self.own else (vertices[0] * vertices[1]).sum(dim=1)
         self.norm = norm = (vertices * vertices).sum(dim=2)
+        # Squared lengths are |a|^2 + |b|^2 - 2 a.b; what is below `least` at both ends is zero.
         least = torch.add(norm * shortest, self.origin[:, None], alpha=SHORTEST**2 / 2)
         least += CLOSEST
         rest = norm - least
@@ -93,7 +103,7 @@ class Cosines:
         self.visible = int(self.inverse.count_nonzero())
         return self.visible == self.inverse.numel() - (2 * len(self.a) if self.own else 0)
 
-    def mend_twins(self) -> None:
+    def refine_view_pairs(self) -> None:
         """Take the edges between the first and the second half from differences."""
         # Not of the centred ones, which have been rounded.
         half = self.vertices.shape[1] // 2
@@ -124,6 +134,8 @@ class Cosines:
             visible = self.inverse.count_nonzero().to(self.inverse.dtype) * share
         else:
             visible = self.visible * share
+        # By the student's edge S: pull = share / (|S| |T|) along T, push = share * cos / |S|^2
+        # along S itself, which takes out what would only make it longer.
         inverse = self.inverse[0]
         pull = (inverse * self.inverse[1]).mul_(share)
         push = self.products.mul_(pull)
@@ -131,11 +143,11 @@ class Cosines:
         if not differentiate:
             return value, None
         push.mul_(inverse).mul_(inverse)
-        at_twins: Tensor | None = None
+        at_pairs: Tensor | None = None
         if self.view_pairs is not None:
             pushes, pulls = push.diagonal(self.offsets[0]), pull.diagonal(self.offsets[0])
-            at_twins = pushes[:, None] * self.view_pairs[0]
-            at_twins.addcmul_(pulls[:, None], self.view_pairs[1], value=-1)
+            at_pairs = pushes[:, None] * self.view_pairs[0]
+            at_pairs.addcmul_(pulls[:, None], self.view_pairs[1], value=-1)
             for offset in self.offsets:
                 push.diagonal(offset).zero_()
                 pull.diagonal(offset).zero_()
@@ -155,10 +167,10 @@ class Cosines:
             left.addcmul_(pull.sum(dim=1)[:, None], d, value=-1)
             right.addcmul_(push.sum(dim=0)[:, None], b)
             right.addcmul_(pull.sum(dim=0)[:, None], e, value=-1)
-        if at_twins is not None:
-            half = len(at_twins)
-            gradient[:half].add_(at_twins, alpha=len(self.offsets))
-            gradient[half:].sub_(at_twins, alpha=len(self.offsets))
+        if at_pairs is not None:
+            half = len(at_pairs)
+            gradient[:half].add_(at_pairs, alpha=len(self.offsets))
+            gradient[half:].sub_(at_pairs, alpha=len(self.offsets))
         return value, gradient
 
 

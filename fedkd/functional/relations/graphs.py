@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TypedDict, Unpack
+
 import torch
 from torch import Tensor
 
-from fedkd.functional.options import Positive, Share, options_checked
+from fedkd.functional.options import Share
 from fedkd.functional.precision import full, full_precision
 from fedkd.functional.relations.gram import cosines
-from fedkd.functional.relations.matching import Distance, Edges, Graph, Reduction, match
+from fedkd.functional.relations.matching import Distance, Edges, Graph, Reduction
 from fedkd.functional.relations.pruning import Pruning, edge_scores, smallest
+
+
+class Compared(TypedDict, total=False):
+    """How the edges of a graph are compared; see `Graph`."""
+
+    distance: Distance
+    delta: float
+    reduction: Reduction
 
 
 def sample_graph(
@@ -17,10 +27,8 @@ def sample_graph(
     edges: Edges = "real_virtual",
     sample_weights: Tensor | None = None,
     keep: Tensor | None = None,
-    distance: Distance = "cosine",
-    delta: Positive = 1.0,
-    reduction: Reduction = "edges",
     weight: float = 1.0,
+    **compared: Unpack[Compared],
 ) -> Graph:
     """The graph between samples, to be matched on logits of the real, then the virtual view.
 
@@ -34,35 +42,21 @@ def sample_graph(
             2B vertices, or between real vertices; then there is no virtual view.
         sample_weights: This teacher's weight on each sample, (B,); ones if None.
         keep: Edges that count, booleans (n, m); all if None.
-        distance: Between two edges; see `Distance`.
-        delta: Where the Huber distances turn linear.
-        reduction: "edges" sums over the elements of an edge and averages over edges;
-            "elements" averages over both.
         weight: How much the graph counts.
+        compared: How edges are compared.
     """
     weights = None if sample_weights is None else sample_weights.detach()
     if weights is not None and edges != "real":
         weights = weights.repeat(2)
-    return Graph(
-        columns=False,
-        edges=edges,
-        weights=weights,
-        keep=keep,
-        distance=distance,
-        delta=delta,
-        reduction=reduction,
-        weight=weight,
-    )
+    return Graph(columns=False, edges=edges, weights=weights, keep=keep, weight=weight, **compared)
 
 
 def class_graph(
     *,
     sample_weights: Tensor | None = None,
     class_weights: Tensor | None = None,
-    distance: Distance = "cosine",
-    delta: Positive = 1.0,
-    reduction: Reduction = "edges",
     weight: float = 1.0,
+    **compared: Unpack[Compared],
 ) -> Graph:
     """The graph between classes, to be matched on logits (N, C), views one below the other.
 
@@ -73,100 +67,14 @@ def class_graph(
             (coordinates times sqrt(w)), and the graph is multiplied by their mean.
         class_weights: Weights of the teacher's view of each class, (C,); an edge counts
             sqrt(c_k * c_l).
-        distance: As in `sample_graph`, like all that follow.
-        delta: See there.
-        reduction: See there.
-        weight: See there.
+        weight: How much the graph counts.
+        compared: How edges are compared.
     """
+    weights = None if class_weights is None else class_weights.detach()
+    metric = None if sample_weights is None else sample_weights.detach()
     return Graph(
-        columns=True,
-        edges="real",
-        weights=None if class_weights is None else class_weights.detach(),
-        metric=None if sample_weights is None else sample_weights.detach(),
-        distance=distance,
-        delta=delta,
-        reduction=reduction,
-        weight=weight,
+        columns=True, edges="real", weights=weights, metric=metric, weight=weight, **compared
     )
-
-
-@options_checked("sample_relation_loss")
-def sample_relation_loss(
-    student_real: Tensor,
-    student_virtual: Tensor | None,
-    teacher_real: Tensor,
-    teacher_virtual: Tensor | None,
-    *,
-    edges: Edges = "real_virtual",
-    pruning: Pruning | None = None,
-    rho: Share = 0.1,
-    sample_weights: Tensor | None = None,
-    distance: Distance = "cosine",
-    delta: Positive = 1.0,
-    reduction: Reduction = "edges",
-) -> Tensor:
-    """Mean distance between the edges of two sample graphs, four times (B, C) -> scalar.
-
-    Args:
-        student_real: Vertices of the real view; gradients flow to the student's alone.
-        student_virtual: Vertices of the virtual view; may be None if `edges` is "real".
-        teacher_real: The teacher's.
-        teacher_virtual: The teacher's.
-        edges: As in `sample_graph`, like all that is not described here.
-        pruning: Rule that calls edges unreliable, or None; see `edge_scores`.
-        rho: Share of the edges to prune.
-        sample_weights: See there.
-        distance: See there.
-        delta: See there.
-        reduction: See there.
-    """
-    student = both_views(student_real, student_virtual, edges)
-    teacher = both_views(teacher_real, teacher_virtual, edges)
-    keep = None
-    if pruning is not None:
-        judged = student_real, student_virtual
-        keep = reliable(student, teacher, judged, rule=pruning, rho=rho, edges=edges)
-    graph = sample_graph(
-        edges=edges,
-        sample_weights=sample_weights,
-        keep=keep,
-        distance=distance,
-        delta=delta,
-        reduction=reduction,
-    )
-    return match(student, teacher, graph)
-
-
-@options_checked("class_relation_loss")
-def class_relation_loss(
-    student: Tensor,
-    teacher: Tensor,
-    *,
-    sample_weights: Tensor | None = None,
-    class_weights: Tensor | None = None,
-    distance: Distance = "cosine",
-    delta: Positive = 1.0,
-    reduction: Reduction = "edges",
-) -> Tensor:
-    """Mean distance between the edges of two class graphs, (N, C) x (N, C) -> scalar.
-
-    Args:
-        student: Logits, real and virtual view one below the other.
-        teacher: The teacher's; detached.
-        sample_weights: As in `class_graph`, like all that follow.
-        class_weights: See there.
-        distance: See there.
-        delta: See there.
-        reduction: See there.
-    """
-    graph = class_graph(
-        sample_weights=sample_weights,
-        class_weights=class_weights,
-        distance=distance,
-        delta=delta,
-        reduction=reduction,
-    )
-    return match(student, teacher, graph)
 
 
 @torch.no_grad()
