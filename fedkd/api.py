@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from fedkd.build import LocalTraining, objective_of
+from fedkd.build import LocalTraining, build_objective
 from fedkd.config import Experiment
 from fedkd.data.images import ImageSet
 from fedkd.data.views import AUGMENTATIONS, MAGNITUDES, Strength, virtual_view
@@ -168,7 +168,7 @@ def train_student(
     one_of("strength", strength, list(MAGNITUDES))
     optimizer = an_optimizer("optimizer", optimizer)
     function("on_epoch", on_epoch, "a record")
-    recipe = objective_of(_DEFAULT.distillation.losses)
+    recipe = build_objective(_DEFAULT.distillation.losses)
     objective = recipe if losses is None else Objective(_terms(losses))
     image_set("transfer", transfer)
     tapped = _teachers(teachers, transfer)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import torch
 
@@ -17,6 +18,7 @@ from fedkd.data import DATASETS, PARTITIONS, ImageSet
 from fedkd.data.datasets import load_dataset
 from fedkd.data.local_shard import LocalShard, read_local_shard
 from fedkd.data.splits import FederatedData, federate
+from fedkd.data.views import AUGMENTATIONS
 from fedkd.distillation.objective import Objective, Term
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Fusion
@@ -25,16 +27,29 @@ from fedkd.knowledge.codecs.base import Codec
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
 from fedkd.models import MODELS
-from fedkd.models.build import build_model
+from fedkd.models.build import build_model, model_names
 from fedkd.models.network import Network
 from fedkd.privacy.release import RELEASES
 from fedkd.privacy.release.base import Release
+from fedkd.randomness import stream_seed
 from fedkd.registry import Registry, nearest
 from fedkd.training.optimizers import Optimizer
 
+Made = TypeVar("Made")
 
-def check(experiment: Experiment) -> None:
-    """Check every component before anything is loaded or started.
+
+@dataclass(frozen=True)
+class Parts:
+    """What an experiment is made of, beside its data and networks."""
+
+    objective: Objective
+    fusion: list[Fusion]
+    codec: Codec
+    release: Release | None
+
+
+def check(experiment: Experiment) -> Parts:
+    """Build what needs no data and check the names of the rest, before anything is loaded.
 
     Raises:
         ConfigError: unknown name or option, named by its key in the config, or a missing plugin.
@@ -49,21 +64,17 @@ def check(experiment: Experiment) -> None:
     check_model(experiment.student.model, "student.model")
     for number, model in enumerate(experiment.distillation.assistants):
         check_model(model, f"distillation.assistants.{number}")
-    for number, rule in enumerate(experiment.fusion):
-        check_component(FUSIONS, rule, f"fusion.{number}")
-        _attempt(f"fusion.{number}", partial(FUSIONS.create, rule.name, **rule.options))
-    codec = experiment.federation.codec
-    check_component(CODECS, codec, "federation.codec")
-    _attempt("federation.codec", partial(build_codec, experiment))
-    if experiment.release is not None:
-        release = experiment.release
-        check_component(RELEASES, release, "release")
-        _attempt("release", partial(RELEASES.create, release.name, **release.options))
-        build_release(experiment)
+    fusion = [
+        create(FUSIONS, rule, f"fusion.{number}") for number, rule in enumerate(experiment.fusion)
+    ]
+    codec = create(CODECS, experiment.federation.codec, "federation.codec")
     distillation = experiment.distillation
-    check_losses(distillation.losses, distillation.epochs, "distillation.losses")
+    objective = build_objective(
+        distillation.losses, "distillation.losses", epochs=distillation.epochs
+    )
     check_augmentation(experiment.teachers.augment, "teachers.augment")
     device_of(experiment)
+    return Parts(objective, fusion, codec, _release(experiment, objective))
 
 
 def build_data(
@@ -160,8 +171,6 @@ def build_network(
     experiment: Experiment, model: Component, data: FederatedData, *names: object
 ) -> Network:
     """A fresh network; its weights are drawn from the run seed's stream `names`."""
-    from fedkd.randomness import stream_seed
-
     try:
         return build_model(
             model.name,
@@ -203,19 +212,26 @@ def local_training(teachers: Teachers, epochs: int | None = None) -> LocalTraini
     )
 
 
-def build_objective(experiment: Experiment) -> Objective:
-    """The student's objective. Raises `ValueError` for impossible options."""
-    return objective_of(experiment.distillation.losses)
+def build_objective(
+    terms: Sequence[LossTerm], where: str = "losses", *, epochs: int | None = None
+) -> Objective:
+    """The weighted sum of these terms.
 
+    Args:
+        terms: The terms.
+        where: Their key in the config.
+        epochs: Length of the training, in which every term has to count; None is not known.
 
-def objective_of(terms: Sequence[LossTerm]) -> Objective:
-    """The weighted sum of these terms. Raises `ValueError` for impossible options."""
+    Raises:
+        ConfigError: unknown name or option, or no loss counts in some epoch.
+    """
+    extra = tuple(set(LossTerm.model_fields) - {"name"})
     repeated = {t.name for t in terms if [u.name for u in terms].count(t.name) > 1}
-    return Objective(
+    objective = Objective(
         [
             Term(
                 f"{term.name}.{number}" if term.name in repeated else term.name,
-                LOSSES.create(term.name, **term.options),
+                create(LOSSES, term, f"{where}.{number}", extra),
                 term.weight,
                 term.warmup,
                 term.start,
@@ -225,30 +241,25 @@ def objective_of(terms: Sequence[LossTerm]) -> Objective:
             for number, term in enumerate(terms)
         ]
     )
+    if epochs is not None:
+        try:
+            objective.check(epochs)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from None
+    return objective
 
 
-def build_fusion(experiment: Experiment) -> list[Fusion]:
-    """The chain of fusion rules."""
-    return [FUSIONS.create(rule.name, **rule.options) for rule in experiment.fusion]
-
-
-def build_codec(experiment: Experiment) -> Codec:
-    """How knowledge is written for the wire. Raises `ValueError` for impossible options."""
-    codec = experiment.federation.codec
-    return CODECS.create(codec.name, **codec.options)
-
-
-def build_release(experiment: Experiment) -> Release | None:
+def _release(experiment: Experiment, objective: Objective) -> Release | None:
     """The mechanism at the aggregator, if there is one. Raises `ConfigError`."""
     if experiment.release is None:
         return None
-    needs = [str(kind) for kind in build_objective(experiment).needs if kind != Logits()]
+    release = create(RELEASES, experiment.release, "release")
+    needs = [str(kind) for kind in objective.needs if kind != Logits()]
     if needs:
         raise ConfigError(
             f"distillation.losses: a release lets out labels or probabilities, the losses need "
             f"{', '.join(needs)}; use ce, kd or dkd"
         )
-    release = RELEASES.create(experiment.release.name, **experiment.release.options)
     for key in ("min_votes", "min_clients"):
         needed = getattr(release, key, 0)
         if experiment.clients < needed:
@@ -285,19 +296,8 @@ def device_named(name: str) -> torch.device:
     )
 
 
-def check_losses(terms: Sequence[LossTerm], epochs: int, where: str) -> None:
-    """Check the terms of an objective. Raises `ConfigError` that names the key."""
-    for number, term in enumerate(terms):
-        extra = tuple(set(LossTerm.model_fields) - {"name"})
-        check_component(LOSSES, term, f"{where}.{number}", extra)
-    objective = _attempt(where, partial(objective_of, terms))
-    _attempt(where, partial(objective.check, epochs))
-
-
 def check_augmentation(name: str, where: str) -> None:
     """Raise `ConfigError` if there is no such recipe."""
-    from fedkd.data.views import AUGMENTATIONS
-
     if name not in AUGMENTATIONS:
         raise ConfigError(
             f"{where}: unknown augmentation {name!r}{nearest(name, list(AUGMENTATIONS))} "
@@ -305,13 +305,36 @@ def check_augmentation(name: str, where: str) -> None:
         )
 
 
-def check_component(
-    registry: Registry[Any], component: Component, where: str, extra: tuple[str, ...] = ()
-) -> None:
+def create(
+    registry: Registry[Made], component: Component, where: str, extra: tuple[str, ...] = ()
+) -> Made:
+    """Build a component.
+
+    Args:
+        registry: Of its family.
+        component: Its name and options.
+        where: Its key in the config.
+        extra: Keys beside the options, for hints.
+
+    Raises:
+        ConfigError: an unknown name or option, or options that do not go together.
+    """
+    with _named(component, where, extra):
+        return registry.create(component.name, **component.options)
+
+
+def check_component(registry: Registry[Any], component: Component, where: str) -> None:
     """Check a component's name and options. Raises `ConfigError` that names the key."""
-    try:
+    with _named(component, where):
         registry.check(component.name, component.options)
-    except ValueError as error:
+
+
+@contextmanager
+def _named(component: Component, where: str, extra: tuple[str, ...] = ()) -> Iterator[None]:
+    """Name the key of a component in the errors of its constructor."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
         message = str(error)
         for key in component.options:
             if f"option {key!r}" in message and (hint := nearest(key, list(extra))):
@@ -322,18 +345,9 @@ def check_component(
 def check_model(model: Component, where: str) -> None:
     """Likewise for a model, of ours or torchvision's."""
     if model.name.startswith("torchvision/"):
-        from fedkd.models.build import model_names
-
         if model.name not in model_names():
             raise ConfigError(
                 f"{where}: unknown model {model.name!r}{nearest(model.name, model_names())}"
             )
         return
     check_component(MODELS, model, where)
-
-
-def _attempt(where: str, build: partial[Any]) -> Any:
-    try:
-        return build()
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {error}") from None

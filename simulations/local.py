@@ -19,7 +19,6 @@ with extra("simulation", "simulations.local"):
     from flwr.serverapp import Grid
     from flwr.supercore.task_identity import TaskIdentity
 
-from fedkd.build import check
 from fedkd.config import Experiment
 from fedkd.rounds import Notify, context_of_run, experiment_context, silent
 from fedkd.runs.directory import RunDirectory
@@ -127,7 +126,6 @@ def run_local(
     if run is not None:
         run.import_plugins()
         run.check_config()
-    check(experiment)
     check_machine(experiment, workers=False)
     space = experiment_context(experiment) if run is None else context_of_run(run, experiment)
     run = run or RunDirectory.new(experiment)

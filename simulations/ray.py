@@ -28,7 +28,6 @@ with extra("simulation", "simulations.ray"):
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid, ServerApp
 
-from fedkd.build import check
 from fedkd.config import ConfigError, Experiment
 from fedkd.io.text import PlainFormatter
 from fedkd.rounds import Interrupted, Notify, context_of_run, experiment_context, silent
@@ -77,7 +76,6 @@ def run_ray(
     if run is not None:
         run.import_plugins()
         run.check_config()
-    check(experiment)
     check_machine(experiment)
     space = experiment_context(experiment) if run is None else context_of_run(run, experiment)
     run = run or RunDirectory.new(experiment)

@@ -9,7 +9,6 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedkd.build import check
 from fedkd.config import load_experiment
 from fedkd.io.text import PlainFormatter
 from fedkd.rounds import context_of_run, experiment_context
@@ -34,7 +33,6 @@ def main(grid: Grid, context: Context) -> None:
     else:
         words = shlex.split(str(settings.get("overrides", "")))
         experiment = load_experiment(str(settings["config"]), words)
-    check(experiment)
     # Public keys of the nodes, if this is a deployment: a node is the client whose key it holds.
     folder = str(settings.get("keys") or "")
     keys = NodeKeys(Path(folder), experiment.clients) if folder else None

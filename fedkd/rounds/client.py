@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedkd.build import build_network, build_optimizer, local_training
+from fedkd.build import build_optimizer, local_training
 from fedkd.io.records import read_json
 from fedkd.knowledge.extract import extract
 from fedkd.knowledge.payload import Knowledge, Teacher
@@ -225,15 +225,15 @@ class Client:
 
     def _network(self) -> Network:
         model = self.experiment.teachers.model_of(self.number)
-        return build_network(self.experiment, model, self.context.data, "teacher", self.number)
+        return self.context.network(model, "teacher", self.number)
 
     def _teacher(self, round_number: int) -> Network:
         """The teacher of this round, or the last one before it."""
         place = self._files.latest(round_number)
         if place is None:
             raise RuntimeError(f"client {self.number} has not trained a teacher yet")
-        teacher = self._network()
-        teacher.load_state_dict(load_state(place)["weights"])
+        model = self.experiment.teachers.model_of(self.number)
+        teacher = self.context.network_with(model, load_state(place)["weights"])
         return teacher.to(self._device)
 
     def _check_student(self, weights: Mapping[str, Tensor]) -> None:
@@ -246,6 +246,4 @@ class Client:
 
     def _student(self, weights: Mapping[str, Tensor]) -> Network:
         model = self.experiment.student.model
-        student = build_network(self.experiment, model, self.context.data, "student")
-        student.load_state_dict(dict(weights))
-        return student.to(self._device)
+        return self.context.network_with(model, weights).to(self._device)

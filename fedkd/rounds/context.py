@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,29 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.build import (
-    build_codec,
-    build_data,
-    build_fusion,
-    build_network,
-    build_objective,
-    build_release,
-    data_root,
-)
+from fedkd.build import build_data, build_network, check, data_root
 from fedkd.config import Component, ConfigError, Experiment, read_experiment
 from fedkd.data.images import ImageSet, class_map
 from fedkd.data.local_shard import LocalShard
 from fedkd.data.splits import FederatedData
 from fedkd.data.views import virtual_view
 from fedkd.distillation.batches import TransferBatches
-from fedkd.distillation.objective import Objective
 from fedkd.distillation.trainer import rehearse
 from fedkd.knowledge.extract import Unreadable, extract, shapes
 from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.knowledge.payload import Bank, Knowledge, Teacher, fuse
 from fedkd.knowledge.query import Images, Query
 from fedkd.models.checks import check_training
-from fedkd.models.network import parameter_count
+from fedkd.models.network import Network, parameter_count
 from fedkd.privacy.leaks import check_leaks
 from fedkd.privacy.model_check import check_private
 from fedkd.privacy.plan import plan
@@ -52,13 +44,13 @@ class ExperimentContext:
         self, experiment: Experiment, root: str | Path | None = None, own: LocalShard | None = None
     ) -> None:
         self.experiment = experiment
+        parts = check(experiment)
+        self.objective, self.fusion = parts.objective, parts.fusion
+        self.codec, self.release = parts.codec, parts.release
         #: Where relative data paths start.
         self.root = data_root(experiment, root)
         self.data: FederatedData = build_data(experiment, root, own)
-        self.objective = build_objective(experiment)
-        self.codec = build_codec(experiment)
-        self.fusion = build_fusion(experiment)
-        self.release = build_release(experiment)
+        self._fresh: dict[tuple[object, ...], Network] = {}
         #: What clients are asked: for the losses, and for the fusion rules.
         fusion_needs = [kind for rule in self.fusion for kind in rule.needs]
         self.kinds = tuple(dict.fromkeys((*self.objective.needs, *fusion_needs)))
@@ -84,9 +76,28 @@ class ExperimentContext:
         self._views: dict[tuple[int, int], Tensor] = {}
         check_leaks(experiment, self.fusion, self.kinds)
         self.plan = plan(experiment)
-        self._models, self.largest_network = _describe(
-            experiment, self.data, self.objective, self.kinds
-        )
+        self._models = self._try_models()
+        #: Parameters of the largest network.
+        self.largest_network = max(model.parameters for model in self._models.values())
+        if min(experiment.distillation.batch_size, len(self.data.transfer.images)) == 1:
+            self._rehearse()
+
+    def network(self, model: Component, *names: object) -> Network:
+        """An untrained network, whose weights are drawn from the run seed's stream `names`.
+
+        Those that the context has tried are copies of one: building takes longer than copying.
+        """
+        fresh = self._fresh.get((model, *names))
+        if fresh is None:
+            return build_network(self.experiment, model, self.data, *names)
+        return copy.deepcopy(fresh)
+
+    def network_with(self, model: Component, weights: Mapping[str, Tensor]) -> Network:
+        """A trained network. Raises `RuntimeError` if these are not the weights of such a one."""
+        names = next((key[1:] for key in self._fresh if key[0] == model), ())
+        network = self.network(model, *names)
+        network.load_state_dict(dict(weights))
+        return network
 
     @cached_property
     def sent(self) -> bytes:
@@ -108,7 +119,7 @@ class ExperimentContext:
         """
         if images not in self._fingerprints:
             self._fingerprints[images] = self.images(images).fingerprint()
-        model = self._models[self.experiment.teachers.model_of(client)]
+        model = self._models["teacher", self.experiment.teachers.model_of(client)]
         kinds = self.kinds if images is Images.TRANSFER else self.prediction_kinds
         disclose = {name for rule in self.fusion for name in rule.discloses}
         return Query(
@@ -166,6 +177,75 @@ class ExperimentContext:
 
         return view
 
+    def _try_models(self) -> dict[tuple[str, Component], _Model]:
+        """What is known of every network that is dealt, by role and model, before training."""
+        experiment, reads = self.experiment, self.objective.reads
+        both = tuple({*self.objective.needs, *reads})
+        teachers = experiment.teachers.models[: experiment.clients]
+        found: dict[tuple[str, Component], _Model] = {}
+        for rank, model in enumerate(experiment.distillation.assistants, start=1):
+            found["assistant", model] = self._tried(model, both, "assistant", rank)
+        student = experiment.student.model
+        found["student", student] = self._tried(student, reads, "student")
+        for number, model in enumerate(teachers):
+            if ("teacher", model) not in found:
+                found["teacher", model] = self._tried(model, self.kinds, "teacher", number)
+        return found
+
+    def _tried(self, model: Component, kinds: tuple[Kind, ...], *names: object) -> _Model:
+        """Try a network on images as these, and keep it untrained. Raises `ConfigError`."""
+        experiment, data = self.experiment, self.data
+        fresh = self._fresh[(model, *names)] = build_network(experiment, model, data, *names)
+        network = copy.deepcopy(fresh)
+        teaches = names[0] == "teacher"
+        section = "teachers" if teaches else "distillation"
+        where = f"teachers.models.{names[1]}" if teaches else _KEYS[str(names[0])]
+        size = (experiment.teachers if teaches else experiment.distillation).batch_size
+        privacy = experiment.teachers.privacy if teaches else None
+        shape, classes = data.test.shape, len(data.classes)
+        try:
+            check_batch_size(network, size, f"{section}.batch_size", f"{where} {model.name!r}")
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        try:
+            if privacy is not None and privacy.mechanism == "dp_sgd":
+                check_private(network, shape, classes, name=model.name, clipping=privacy.clipping)
+            found = shapes(network, kinds, shape)
+            black = torch.zeros(2, *shape, dtype=torch.uint8)
+            check_training(network, "it", black, classes, "the experiment")
+        except ValueError as error:
+            who = self.objective.wanting(error.kind) if isinstance(error, Unreadable) else ""
+            raise ConfigError(f"{where}: {model.name!r}: {error}{who}") from None
+        return _Model(found, parameter_count(network))
+
+    def _rehearse(self) -> None:
+        """Whether every loss learns from single images. Raises `ConfigError`."""
+        transfer = self.data.transfer.images
+        images = transfer.subset(torch.arange(min(4, len(transfer))))
+
+        def views(_number: int) -> Tensor:
+            return images.images.flip(3)
+
+        knowledge = [
+            Knowledge(
+                Teacher(number),
+                extract(self.network(model), images.images, self.objective.needs, views=views),
+            )
+            for number, model in enumerate(self.experiment.teachers.models)
+        ]
+        fused = fuse(Bank.of(knowledge), [], labels=images.labels)
+        batches = TransferBatches(images.images, fused, views=views, batch_size=1)
+        student = self.network(self.experiment.student.model, "student")
+        try:
+            rehearse(student, batches, self.objective)
+        except ValueError as error:
+            where = "distillation." if str(error).startswith("batch_size") else "data.transfer."
+            raise ConfigError(f"{where}{error}") from None
+
+
+# Keys of the networks of the server.
+_KEYS = {"student": "student.model", "assistant": "distillation.assistants"}
+
 
 @dataclass(frozen=True)
 class _Model:
@@ -173,85 +253,6 @@ class _Model:
 
     shapes: dict[Kind, tuple[int, ...]]
     parameters: int
-
-
-def _describe(
-    experiment: Experiment, data: FederatedData, objective: Objective, asked: tuple[Kind, ...]
-) -> tuple[dict[Component, _Model], int]:
-    """Every teacher model, tried once, and parameters of the largest network.
-
-    The student and assistants are tried too, so that a misfit is refused at once.
-    """
-
-    privacy = experiment.teachers.privacy
-    looks_private = privacy is not None and privacy.mechanism == "dp_sgd"
-
-    def tried(
-        model: Component, kinds: tuple[Kind, ...], where: str, private: bool = False
-    ) -> _Model:
-        network = build_network(experiment, model, data, "shapes")
-        section = "teachers" if where.startswith("teachers") else "distillation"
-        size = getattr(experiment, section).batch_size
-        try:
-            check_batch_size(network, size, f"{section}.batch_size", f"{where} {model.name!r}")
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        try:
-            if private:
-                assert privacy is not None
-                classes, shape = len(data.classes), data.test.shape
-                check_private(network, shape, classes, name=model.name, clipping=privacy.clipping)
-            found = shapes(network, kinds, data.test.shape)
-            black = torch.zeros(2, *data.test.shape, dtype=torch.uint8)
-            check_training(network, "it", black, len(data.classes), "the experiment")
-        except ValueError as error:
-            who = objective.wanting(error.kind) if isinstance(error, Unreadable) else ""
-            raise ConfigError(f"{where}: {model.name!r}: {error}{who}") from None
-        return _Model(found, parameter_count(network))
-
-    both = tuple({*objective.needs, *objective.reads})
-    others = [
-        tried(assistant, both, "distillation.assistants")
-        for assistant in experiment.distillation.assistants
-    ]
-    others.append(tried(experiment.student.model, objective.reads, "student.model"))
-    teachers = {
-        model: tried(model, asked, f"teachers.models.{number}", looks_private)
-        for number, model in enumerate(experiment.teachers.models)
-    }
-    if min(experiment.distillation.batch_size, len(data.transfer.images)) == 1:
-        _rehearse(experiment, data, objective)
-    return teachers, max(model.parameters for model in (*others, *teachers.values()))
-
-
-def _rehearse(experiment: Experiment, data: FederatedData, objective: Objective) -> None:
-    """Whether every loss learns from single images. Raises `ConfigError`."""
-    images = data.transfer.images.subset(torch.arange(min(4, len(data.transfer.images))))
-    knowledge = [
-        Knowledge(
-            Teacher(number),
-            extract(
-                build_network(experiment, model, data, "shapes"),
-                images.images,
-                objective.needs,
-                views=lambda _number: images.images.flip(3),
-            ),
-        )
-        for number, model in enumerate(experiment.teachers.models)
-    ]
-    fused = fuse(Bank.of(knowledge), [], labels=images.labels)
-    batches = TransferBatches(
-        images.images,
-        fused,
-        views=lambda _number: images.images.flip(3),
-        batch_size=1,
-    )
-    student = build_network(experiment, experiment.student.model, data, "shapes", "student")
-    try:
-        rehearse(student, batches, objective)
-    except ValueError as error:
-        where = "distillation." if str(error).startswith("batch_size") else "data.transfer."
-        raise ConfigError(f"{where}{error}") from None
 
 
 #: The contexts of this process, the last ones used. Relative paths start from the working directory

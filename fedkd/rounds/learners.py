@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedkd.build import build_network, build_optimizer, device_of
+from fedkd.build import build_optimizer, device_of
 from fedkd.distillation.assistants import with_assistant
 from fedkd.distillation.batches import TransferBatches
 from fedkd.distillation.trainer import EpochRecord, Snapshot, distill
@@ -138,10 +138,10 @@ class Learners:
     def _untrained(self) -> list[_Learner]:
         """Untrained assistants and student."""
         device = device_of(self._experiment)
-        experiment, data = self._experiment, self._context.data
+        experiment, context = self._experiment, self._context
         networks = [
-            build_network(experiment, model, data, "assistant", rank)
+            context.network(model, "assistant", rank)
             for rank, model in enumerate(experiment.distillation.assistants, start=1)
         ]
-        networks.append(build_network(experiment, experiment.student.model, data, "student"))
+        networks.append(context.network(experiment.student.model, "student"))
         return [_Learner(network.to(device)) for network in networks]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from fedkd.build import build_network, build_optimizer, local_training
+from fedkd.build import build_optimizer, local_training
 from fedkd.data.images import ImageSet
-from fedkd.models.network import Network, parameter_count
+from fedkd.models.network import parameter_count
 from fedkd.randomness import stream_seed
 from fedkd.rounds import Server
 from fedkd.runs.directory import network_hash
@@ -121,7 +121,7 @@ def _baseline(server: Server, name: str) -> float | None:
     else:
         images = data.pooled()
     options["epochs"] *= experiment.rounds
-    network: Network = build_network(experiment, experiment.student.model, data, "student")
+    network = server.context.network(experiment.student.model, "student")
     network.to(server.student.mean.device)
     fit(network, images, **options, seed=stream_seed(experiment.seed, "baseline", name))
     return evaluate(network, data.test)

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedkd.build import build_network, build_optimizer, device_of, local_training
+from fedkd.build import build_optimizer, device_of, local_training
 from fedkd.config import ConfigError
 from fedkd.data.images import ImageSet
 from fedkd.distillation.batches import TransferBatches
@@ -96,7 +96,7 @@ def model(network: Network) -> Model:
 def fresh_student(workspace: ExperimentContext) -> Network:
     """The server's untrained network, on the server's device; in every method the same."""
     experiment = workspace.experiment
-    network = build_network(experiment, experiment.student.model, workspace.data, "student")
+    network = workspace.network(experiment.student.model, "student")
     return network.to(device_of(experiment))
 
 
@@ -105,9 +105,7 @@ def fresh_teachers(workspace: ExperimentContext) -> list[Network]:
     experiment = workspace.experiment
     granted = experiment.resources.client_gpus > 0 and torch.cuda.is_available()
     networks = [
-        build_network(
-            experiment, experiment.teachers.model_of(client), workspace.data, "teacher", client
-        )
+        workspace.network(experiment.teachers.model_of(client), "teacher", client)
         for client in range(experiment.clients)
     ]
     return [network.to("cuda" if granted else "cpu") for network in networks]

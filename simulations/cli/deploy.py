@@ -66,12 +66,10 @@ def policy(
     overrides: Overrides = None,
 ) -> None:
     """Print the strictest policy under which a node takes part in an experiment."""
-    from fedkd.build import check
     from fedkd.rounds import experiment_context
     from simulations.deploy.folder import policy_text
 
     experiment = load_experiment(config, overrides or [])
-    check(experiment)
     print(policy_text(experiment, experiment_context(experiment)), end="")
 
 

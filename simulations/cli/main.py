@@ -68,8 +68,7 @@ def run(
     trust: TeacherWeights = False,
 ) -> None:
     """Run an experiment: teachers, knowledge, fusion, student, report."""
-    from fedkd.build import check
-    from fedkd.rounds import Interrupted
+    from fedkd.rounds import Interrupted, experiment_context
     from fedkd.runs.directory import RunDirectory
     from fedkd.runs.events import ClientsErased
     from simulations.cli.tables import run_tables
@@ -92,9 +91,8 @@ def run(
         raise ConfigError("give a config file, e.g. fedkd run configs/quickstart.yaml")
     else:
         experiment = load(Experiment, config, overrides or [], "run")
-        check(experiment)
         check_machine(experiment, workers=runner == "ray")
-        _check_data(experiment)
+        experiment_context(experiment)  # what is wrong is said before there is a folder
         if experiment.promises and experiment.settled:
             keys = ", ".join(experiment.settled)
             print(f"note: not given, so set to what the promise allows: {keys}", file=sys.stderr)
@@ -191,16 +189,6 @@ def _is_finished(directory: Any) -> bool:
     rounds = directory.events(RoundFinished)
     done = rounds and rounds[-1].round >= directory.experiment.rounds
     return bool(done) and directory.read_json("summary.json") is not None
-
-
-def _check_data(experiment: Experiment) -> None:
-    """Load and split before a run directory exists: missing files are said at once.
-
-    The workspace is kept, so the run itself does not do this again.
-    """
-    from fedkd.rounds import experiment_context
-
-    experiment_context(experiment)
 
 
 @config_app.command("show")

@@ -17,7 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedkd.build import check
 from fedkd.config import ConfigError, Experiment
 from fedkd.data.images import ImageSet
 from fedkd.data.splits import FederatedData
@@ -69,7 +68,6 @@ class SideBySide(Study[Config, Entry]):
                 continue
             seen.add(experiment.hash)
             try:
-                check(experiment)
                 check_machine(experiment, workers=False)
                 experiment_context(experiment)
             except ConfigError as error:

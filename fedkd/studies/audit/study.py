@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.build import build_network
 from fedkd.config import ConfigError
 from fedkd.data.images import ImageSet
 from fedkd.knowledge.kinds import Logits
@@ -282,9 +281,7 @@ def _teacher(run: RunDirectory, workspace: ExperimentContext, client: int) -> Ne
         )
     experiment = run.experiment
     model = experiment.teachers.model_of(client)
-    teacher = build_network(experiment, model, workspace.data, "teacher", client)
-    teacher.load_state_dict(load_state(places[-1])["weights"])
-    return teacher.eval()
+    return workspace.network_with(model, load_state(places[-1])["weights"]).eval()
 
 
 def _told(run: RunDirectory, client: int) -> Tensor | None:

@@ -10,12 +10,11 @@ from weakref import WeakKeyDictionary
 import torch
 
 from fedkd.build import (
+    build_objective,
     check_augmentation,
     check_component,
-    check_losses,
     check_model,
     device_named,
-    objective_of,
 )
 from fedkd.config import Component, ConfigError, Term
 from fedkd.data import DATASETS
@@ -49,7 +48,7 @@ def check_study(study: Study) -> None:
         for number, model in enumerate(method.assistants or ()):
             check_model(model, f"methods.{name}.assistants.{number}")
         recipe = study.recipe_of(name)
-        check_losses(method.losses, recipe.epochs, f"methods.{name}.losses")
+        build_objective(method.losses, f"methods.{name}.losses", epochs=recipe.epochs)
         check_augmentation(recipe.augment, "recipe.augment")
         check_augmentation(recipe.virtual, "recipe.virtual")
     device_named(study.resources.device)
@@ -88,7 +87,7 @@ def prepare(study: Study) -> Images:
             # Half precision is no matter of fit, and some CPUs are very slow at it.
             whole = task.recipe.model_copy(update={"precision": "float32"})
             task = replace(task, recipe=whole)
-            objective = objective_of(task.terms).to(images.device)
+            objective = build_objective(task.terms).to(images.device)
             try:
                 example = task.batches(images, objective, few).example()
                 with seeded(0, "rehearsal"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fedkd.build import build_optimizer, device_named, objective_of
+from fedkd.build import build_objective, build_optimizer, device_named
 from fedkd.config import Component, ConfigError
 from fedkd.config import Term as LossTerm
 from fedkd.data.datasets import load_dataset
@@ -185,7 +185,7 @@ def train(task: Task, images: Images, notify: Notify) -> Network:
         return network.eval()
     for each in (network, *task.teachers):
         each.to(memory_format=_layout(recipe))  # type: ignore[call-overload]
-    objective = objective_of(task.terms)
+    objective = build_objective(task.terms)
     if recipe.compile:
         torch.compiler.reset()  # all networks share one cache, of which eight entries are kept
         for each in (network, *task.teachers):
