@@ -1,1 +1,1 @@
-"""Flower strategies: they move the messages, `fedkd` does the work."""
+"""The messages of a round over Flower; `fedkd` does the work."""

@@ -13,6 +13,7 @@ from fedkd.privacy.label_dp import randomised
 from fedkd.privacy.ledger import Account, BudgetSpent, Ledger, LedgerBroken
 from fedkd.privacy.plan import Plan
 from fedkd.privacy.policy import Policy, PolicyRefused
+from fedkd.rounds.client_files import SavedTeacher
 from fedkd.rounds.context import ExperimentContext
 from fedkd.runs.directory import load_state, save_state
 
@@ -66,16 +67,16 @@ class Budget:
         return self._plan is None or self._of_run(self._plan).paid(round_number)
 
     @property
-    def seal(self) -> dict[str, str]:
-        """For the file of a teacher: it belongs to this account."""
-        return {} if self._plan is None else {"seal": self._of_run(self._plan).seal}
+    def seal(self) -> str:
+        """Marks a teacher as of this account; empty without one."""
+        return "" if self._plan is None else self._of_run(self._plan).seal
 
-    def reserve(self, round_number: int, last: Path | None) -> bool:
+    def reserve(self, round_number: int, last: SavedTeacher | None) -> bool:
         """Reserve what a round's training costs, before an image is looked at.
 
         Args:
             round_number: From 1.
-            last: File of the last teacher, if there is one.
+            last: The last teacher, if there is one.
 
         Returns:
             Whether the budget pays for it.
@@ -94,7 +95,7 @@ class Budget:
             # How many there are is this node's secret, so the reason stays in its own log.
             raise PolicyRefused("promise.delta: refused; this node's log says why")
         ledger = self._of_run(plan)
-        if last is not None and not ledger.holds(load_state(last).get("seal", "")):
+        if last is not None and not ledger.holds(last.seal):
             raise LedgerBroken(
                 f"{ledger.path}: does not know of the teacher {last.name}: nothing more is spent"
             )

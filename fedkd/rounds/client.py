@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -24,13 +22,11 @@ from fedkd.privacy.dp_sgd import fit_private
 from fedkd.privacy.policy import Limits, Policy, PolicyRefused
 from fedkd.randomness import stream_seed
 from fedkd.rounds.budget import Budget
-from fedkd.rounds.client_files import ClientFiles
+from fedkd.rounds.client_files import ClientFiles, SavedTeacher
 from fedkd.rounds.context import ExperimentContext
-from fedkd.runs.directory import load_state, network_hash
+from fedkd.runs.directory import network_hash
 from fedkd.training.evaluation import predict
 from fedkd.training.supervised import Fit, Regulariser, align, fit
-
-logger = logging.getLogger(__name__)
 
 # What a private training gives beside the teacher: no noise would cover its loss and accuracy.
 _UNKNOWN = Fit(math.nan, math.nan)
@@ -86,42 +82,32 @@ class Client:
         Raises:
             RuntimeError: the budget does not pay for a single round, or the student is not finite.
         """
-        if (known := self._trained(round_number)) is not None:
-            return known
+        if (known := self._files.teacher(round_number)) is not None:
+            return known.fit
         last = self._files.latest(round_number - 1)
         if self.budget.reserve(round_number, last):
             teacher = self._untrained(last, student)
             result = self._fit(teacher, round_number, student)
-            weights: Mapping[str, Tensor] = teacher.state_dict()
+            weights = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
         elif last is not None:
-            weights, result = load_state(last)["weights"], _UNKNOWN
+            weights, result = dict(last.weights), _UNKNOWN
         else:
             raise RuntimeError(
                 f"client {self.number}'s privacy budget does not pay for a single round: it has no "
                 "trained teacher to answer with"
             )
-        on_cpu = {name: tensor.cpu() for name, tensor in weights.items()}
-        state = {"weights": on_cpu, **asdict(result), **self.budget.seal}
-        self._files.keep_teacher(round_number, state)
+        self._files.keep_teacher(round_number, SavedTeacher(weights, result, self.budget.seal))
         self.budget.settle(round_number)
         return result
 
-    def _trained(self, round_number: int) -> Fit | None:
-        """What an earlier training for this round gave, if its teacher is whole."""
-        try:
-            state = self._files.teacher(round_number)
-            return None if state is None else Fit(state["loss"], state["accuracy"])
-        except (RuntimeError, KeyError, TypeError) as error:  # the disk lost it
-            logger.warning("client %d: %s; it is trained again", self.number, error)
-            self._files.drop_teacher(round_number)
-            return None
-
-    def _untrained(self, last: Path | None, student: Mapping[str, Tensor] | None) -> Network:
+    def _untrained(
+        self, last: SavedTeacher | None, student: Mapping[str, Tensor] | None
+    ) -> Network:
         """The teacher that training starts from."""
         options = self.experiment.teachers
         teacher = self._network()
         if last is not None and options.warm_start:
-            teacher.load_state_dict(load_state(last)["weights"])
+            teacher.load_state_dict(dict(last.weights))
         if student is not None:
             self._check_student(student)
             same = options.model_of(self.number) == self.experiment.student.model
@@ -229,11 +215,11 @@ class Client:
 
     def _teacher(self, round_number: int) -> Network:
         """The teacher of this round, or the last one before it."""
-        place = self._files.latest(round_number)
-        if place is None:
+        saved = self._files.latest(round_number)
+        if saved is None:
             raise RuntimeError(f"client {self.number} has not trained a teacher yet")
         model = self.experiment.teachers.model_of(self.number)
-        teacher = self.context.network_with(model, load_state(place)["weights"])
+        teacher = self.context.network_with(model, saved.weights)
         return teacher.to(self._device)
 
     def _check_student(self, weights: Mapping[str, Tensor]) -> None:

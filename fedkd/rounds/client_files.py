@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import io
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Knowledge
 from fedkd.knowledge.query import Answers
 from fedkd.knowledge.store import write_atomically
 from fedkd.runs.directory import load_state, save_state
+from fedkd.training.supervised import Fit
+
+logger = logging.getLogger(__name__)
 
 KEPT_TEACHERS, KEPT_ANSWERS = 2, 3
+
+
+@dataclass(frozen=True)
+class SavedTeacher:
+    """A trained teacher.
+
+    Attributes:
+        weights: Of its network, on the CPU.
+        fit: What the training gave.
+        seal: Of the privacy account it belongs to; empty without one.
+        name: Of its file; empty before it is kept.
+    """
+
+    weights: Mapping[str, Tensor]
+    fit: Fit
+    seal: str = ""
+    name: str = ""
 
 
 class ClientFiles:
@@ -27,23 +50,27 @@ class ClientFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def teacher(self, round_number: int) -> dict[str, Any] | None:
-        """The state of a round's teacher, None if there is none. Raises `RuntimeError` if torn."""
+    def teacher(self, round_number: int) -> SavedTeacher | None:
+        """The teacher of a round; None if there is none, or the disk lost it."""
         place = self._teacher(round_number)
-        return load_state(place) if place.is_file() else None
+        if not place.is_file():
+            return None
+        try:
+            return _read(place)
+        except (RuntimeError, KeyError, TypeError) as error:
+            logger.warning("%s; it is trained again", error)
+            place.unlink()
+            return None
 
-    def drop_teacher(self, round_number: int) -> None:
-        """Forget a round's teacher."""
-        self._teacher(round_number).unlink()
-
-    def latest(self, round_number: int) -> Path | None:
-        """File of the teacher of this round or of the last one before it."""
+    def latest(self, round_number: int) -> SavedTeacher | None:
+        """The teacher of this round, or the last one before it."""
         limit = self._teacher(round_number).name
         kept = [p for p in sorted(self.folder.glob("teacher-*.pt")) if p.name <= limit]
-        return kept[-1] if kept else None
+        return _read(kept[-1]) if kept else None
 
-    def keep_teacher(self, round_number: int, state: dict[str, Any]) -> None:
-        """Keep the state of a round's teacher; old ones go."""
+    def keep_teacher(self, round_number: int, teacher: SavedTeacher) -> None:
+        """Keep a round's teacher; old ones go."""
+        state = {"weights": teacher.weights, **asdict(teacher.fit), "seal": teacher.seal}
         save_state(self._teacher(round_number), state, private=True)
         for old in sorted(self.folder.glob("teacher-*.pt"))[:-KEPT_TEACHERS]:
             old.unlink()
@@ -70,3 +97,9 @@ class ClientFiles:
 
     def _answers(self, round_number: int) -> Path:
         return self.folder / f"answers-{round_number:04d}.npz"
+
+
+def _read(place: Path) -> SavedTeacher:
+    state = load_state(place)
+    fit = Fit(state["loss"], state["accuracy"])
+    return SavedTeacher(state["weights"], fit, state.get("seal", ""), place.name)

@@ -20,6 +20,7 @@ from fedkd.reporting.page import render
 from fedkd.reporting.run_page import make_page
 from fedkd.reporting.run_record import Found
 from fedkd.rounds import Client, ExperimentContext
+from fedkd.rounds.client_files import ClientFiles
 from fedkd.runs.directory import RunDirectory, load_state
 from fedkd.runs.events import ClientTrained, RoundFinished, Warned
 from simulations.local import run_local
@@ -105,7 +106,7 @@ def test_killed_in_training_the_client_pays_twice_and_stops_earlier(tiny: Tiny) 
         return Client(space, 0, run.identity, folder)
 
     client().train(1)
-    assert client().budget.reserve(2, folder / "teacher-0001.pt")  # killed right after
+    assert client().budget.reserve(2, ClientFiles(folder).latest(1))  # killed right after
     client().train(2)
     client().train(3)
     assert [client().budget.paid(n) for n in (1, 2, 3)] == [True, True, False]
