@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fedkd.config import Section
+from fedkd.config import ConfigError, Section, overridden
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 #: Name of a row: also of its folder.
@@ -60,3 +61,15 @@ class StudyConfig(Section):
     def _no_seed_twice(self) -> StudyConfig:
         distinct(self.seeds, "seeds")
         return self
+
+
+Root = TypeVar("Root", bound=Section)
+
+
+def changed(experiment: Root, changes: Mapping[str, Any], where: str) -> Root:
+    """An experiment with dotted keys set anew. Raises `ConfigError` that starts with `where`."""
+    words = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    try:
+        return overridden(experiment, words)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None

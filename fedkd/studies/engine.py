@@ -16,6 +16,7 @@ Events of `Notify`, beside those of each kind: `cell` (label, done, total) befor
 
 from __future__ import annotations
 
+import statistics
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -313,12 +314,13 @@ def results_of(study: Study[Config, What], folder: StudyFolder[Config]) -> Recor
     }
 
 
-def rows_of(cells: Sequence[Cell[What]]) -> dict[str, Cell[What]]:
-    """Row's name -> its first cell, in order."""
-    rows: dict[str, Cell[What]] = {}
-    for cell in cells:
-        rows.setdefault(cell.name, cell)
-    return rows
+def spread(values: Sequence[float | None]) -> Record | None:
+    """Mean and sample deviation of what is known; None if nothing is."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    std = statistics.stdev(known) if len(known) > 1 else None
+    return {"mean": statistics.fmean(known), "std": std, "n": len(known)}
 
 
 def _is_finished(study: Study[Any, Any], folder: StudyFolder[Any], cell: Cell[Any]) -> bool:

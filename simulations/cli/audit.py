@@ -10,6 +10,8 @@ import typer
 from fedkd.config import ConfigError
 from simulations.cli.arguments import RunPath, TeacherWeights
 from simulations.cli.configs import open_run
+from simulations.cli.ending import interruptible, show
+from simulations.failures import FAILED
 
 
 def audit(
@@ -41,7 +43,7 @@ def audit(
 ) -> None:
     """Attack a finished run: who was trained on, and how large must epsilon be at least?"""
     from fedkd.privacy.dp_sgd import Mechanism
-    from fedkd.rounds import Interrupted, context_of_run
+    from fedkd.rounds import context_of_run
     from fedkd.studies.audit.promise import Claim
     from fedkd.studies.audit.report import attacks_table, sentence, write
     from fedkd.studies.audit.study import Options, audit_run, chosen
@@ -88,15 +90,11 @@ def audit(
             raise ConfigError(f"--{str(error).replace('_', '-', 2)}") from None
     claim = None if epsilon is None else Claim(epsilon, delta)
     console = screen()
-    try:
-        with ProgressView(console, f"audit   {run.path}") as view:
-            facts = audit_run(run, space, options, mechanism=mechanism, claim=claim, notify=view)
-    except Interrupted:
-        print("interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
+    with interruptible("nothing was written"), ProgressView(console, f"audit   {run.path}") as view:
+        facts = audit_run(run, space, options, mechanism=mechanism, claim=claim, notify=view)
     page = write(facts, run.path)
     console.print(console_table(attacks_table(facts)))
     console.print(sentence(facts), highlight=False)
-    console.print(f"report  {page}", soft_wrap=True, highlight=False, markup=False)
+    show(console, "report", page)
     if facts["verdict"] == "refuted":
-        sys.exit(1)
+        sys.exit(FAILED)

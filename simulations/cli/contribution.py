@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from simulations.cli.arguments import RunPath, TeacherWeights
 from simulations.cli.configs import open_run
+from simulations.cli.ending import interruptible, show
 
 
 def contribution(
@@ -25,7 +25,7 @@ def contribution(
     trust: TeacherWeights = False,
 ) -> None:
     """Show what each client gives to the ensemble: influence, fair share, classes."""
-    from fedkd.rounds import Interrupted, context_of_run
+    from fedkd.rounds import context_of_run
     from fedkd.studies import contribution as measured
     from fedkd.studies.contribution_report import clients_table, write_page
     from fedkd.studies.unlearning import check_removal
@@ -35,20 +35,16 @@ def contribution(
 
     run = open_run(path, trust=trust)
     if students:
-        check_removal(run, [0])  # feedback, or rounds that are gone: said before the work
+        check_removal(run, [0])  # feedback, or rounds that are gone: refused before the work
     space = context_of_run(run)
     console = screen()
-    facts: dict[str, Any] = {}
-    try:
-        with ProgressView(console, "contribution") as view:
-            facts = measured.contribution(
-                run, space, all_rounds=all_rounds, permutations=permutations, notify=view
-            )
-            if students:
-                facts = measured.leave_one_out_students(run, space, view)
-    except Interrupted:
-        print("interrupted; students distilled so far are kept: ask again", file=sys.stderr)
-        sys.exit(130)
+    kept = "students distilled so far are kept: ask again"
+    with interruptible(kept), ProgressView(console, "contribution") as view:
+        facts = measured.contribution(
+            run, space, all_rounds=all_rounds, permutations=permutations, notify=view
+        )
+        if students:
+            facts = measured.leave_one_out_students(run, space, view)
     page = write_page(run, facts)
     console.print(console_table(clients_table(facts)))
-    console.print(f"page    {page}", soft_wrap=True, highlight=False, markup=False)
+    show(console, "page", page)

@@ -7,8 +7,7 @@ is 130; a study of which a cell failed is shown as far as it came, and is 1.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +16,8 @@ import typer
 
 from fedkd.config import ConfigError, Experiment
 from simulations.cli.configs import STUDIES, load
-from simulations.failures import FAILED, INTERRUPTED
+from simulations.cli.ending import interruptible, show
+from simulations.failures import FAILED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,23 +29,6 @@ Resume = Annotated[
     Path | None,
     typer.Option(help="go on in this folder; with a config beside it, only what it changes is run"),
 ]
-
-
-@contextmanager
-def interruptible(go_on: str) -> Iterator[None]:
-    """End the command in good order once the user wants it to: what to do next, and 130."""
-    from fedkd.rounds import Interrupted
-
-    try:
-        yield
-    except Interrupted:
-        print(f"interrupted; {go_on}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-
-
-def show(console: Console, name: str, path: Path) -> None:
-    """A line with a path, which is never broken."""
-    console.print(f"{name:<8}{path}", soft_wrap=True, highlight=False, markup=False)
 
 
 @dataclass(frozen=True)
@@ -81,6 +64,11 @@ def kind_named(command: str) -> Kind:
         }
         study, example = kinds[command]
         return Kind(study, result_table, example)
+    if command == "distill":
+        from fedkd.studies.central.report import methods_table
+        from fedkd.studies.central.study import DistillStudy
+
+        return Kind(DistillStudy, methods_table, "distill/digits.yaml")
     raise ConfigError(f"study: expected one of {', '.join(STUDIES)}, got {command!r}")
 
 

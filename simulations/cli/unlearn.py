@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from fedkd.config import ConfigError
 from simulations.cli.arguments import RunPath, TeacherWeights
 from simulations.cli.configs import open_run
+from simulations.cli.ending import interruptible, show
 
 
 def unlearn(
@@ -32,7 +32,7 @@ def unlearn(
 ) -> None:
     """Distil the student again from what the run stored, without some clients."""
     from fedkd.reporting.run_page import write_report
-    from fedkd.rounds import Interrupted, context_of_run
+    from fedkd.rounds import context_of_run
     from fedkd.rounds.summary import summarise
     from fedkd.runs.directory import Session
     from fedkd.studies import unlearning
@@ -47,19 +47,13 @@ def unlearn(
     unlearning.check_removal(run, without, influenced=influenced)
     console = screen()
     exact = unlearning.find_exact(run, without)
-    try:
-        with ProgressView(
-            console, f"{run.identity} without {', '.join(map(str, without))}"
-        ) as view:
-            if quick:
-                space = context_of_run(run)
-                server = unlearning.continue_without(run, without, space, view)
-            else:
-                new = unlearning.prepare(run, without)
-                server = unlearning.distil_again(new, context_of_run(new), view)
-    except Interrupted:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    title = f"{run.identity} without {', '.join(map(str, without))}"
+    with interruptible("the same command goes on"), ProgressView(console, title) as view:
+        if quick:
+            server = unlearning.continue_without(run, without, context_of_run(run), view)
+        else:
+            new = unlearning.prepare(run, without)
+            server = unlearning.distil_again(new, context_of_run(new), view)
     facts = unlearning.evidence(run, server, without, exact=exact if quick else None)
     new = server.run
     summary = summarise(server, seconds=Session(new).total)
@@ -70,7 +64,7 @@ def unlearn(
     console.print(_table(facts))
     if quick and exact is None:
         console.print("approximate; without --quick the exact student is made to compare with")
-    console.print(f"run     {new.path}", soft_wrap=True, highlight=False, markup=False)
+    show(console, "run", new.path)
     if erase:
         _erase(console, run, without, yes)
 
@@ -117,10 +111,10 @@ def _table(facts: dict[str, Any]) -> Any:
         table.add_column(f"KL from {client}", justify="right")
     for name, row in facts["students"].items():
         cells = [name, f"{100 * row['accuracy']:.2f} %", f"{100 * row['agrees_with_after']:.1f} %"]
-        for told in facts["opinions"].values():
-            follows = told[name]["follows"]
+        for opinion in facts["opinions"].values():
+            follows = opinion[name]["follows"]
             cells.append("–" if follows is None else f"{100 * follows:.1f} %")
-            cells.append(f"{told[name]['divergence']:.3f}")
+            cells.append(f"{opinion[name]['divergence']:.3f}")
         table.add_row(*cells)
     table.caption = f"student {facts['hash']}"
     return table

@@ -10,9 +10,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from fedkd.config import Component, ConfigError, Experiment, Section
 from fedkd.registry import nearest
-from fedkd.studies.config import Name, RowName, StudyConfig, distinct
+from fedkd.studies.config import Name, RowName, StudyConfig, changed, distinct
 from simulations.baselines import BASELINES
-from simulations.compare.entries import Entry, changed, label, measured
+from simulations.compare.entries import Entry, label, measured
 
 OURS = "fedkd"
 

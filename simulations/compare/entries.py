@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedkd.config import Component, ConfigError, Experiment, overridden
+from fedkd.config import Component, Experiment
 
 
 @dataclass(frozen=True)
@@ -37,15 +36,6 @@ class Entry:
     def seeded(self, seed: int) -> Experiment:
         """The experiment of one seed."""
         return self.experiment.model_copy(update={"seed": seed})
-
-
-def changed(experiment: Experiment, changes: Mapping[str, Any], where: str) -> Experiment:
-    """An experiment with dotted keys set anew. Raises `ConfigError` that starts with `where`."""
-    words = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
-    try:
-        return overridden(experiment, words)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
 
 
 def measured(experiment: Experiment) -> Experiment:

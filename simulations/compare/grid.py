@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 
 from fedkd.config import ConfigError, Experiment
 from fedkd.registry import nearest
-from fedkd.studies.config import Name, distinct
+from fedkd.studies.config import Name, changed, distinct
 from simulations.compare.config import SideBySideConfig
-from simulations.compare.entries import Entry, changed, label, measured, slug
+from simulations.compare.entries import Entry, label, measured, slug
 
 EXPERIMENT = "experiment"
 """The factor that tells data sets apart."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedkd.reporting.table import write_csv
-from fedkd.studies.engine import Found, Record
+from fedkd.studies.engine import Found, Record, spread
 from simulations.compare.entries import Entry
 
 NUMBERS = ("final", "best", "worst_client", "ece", "up", "down", "transfer", "seconds", "teachers",
@@ -39,15 +38,6 @@ def _row(entry: Entry, found: Found) -> Record:
         "per_class": [_mean(column) for column in zip(*tables, strict=True)],
         "seeds": {str(seed): record for seed, record in done.items()},
     }
-
-
-def spread(values: Sequence[float | None]) -> Record | None:
-    """Mean and sample deviation of what is known; None if nothing is."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    std = statistics.stdev(known) if len(known) > 1 else None
-    return {"mean": statistics.fmean(known), "std": std, "n": len(known)}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

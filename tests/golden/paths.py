@@ -29,12 +29,10 @@ from fedkd.studies import unlearning
 from fedkd.studies.attack.config import AttackConfig
 from fedkd.studies.attack.study import AttackStudy
 from fedkd.studies.audit.study import Options, audit_run
-from fedkd.studies.central.config import make_study
-from fedkd.studies.central.folder import StudyFolder
-from fedkd.studies.central.study import prepare, run_study
+from fedkd.studies.central.config import DistillConfig
+from fedkd.studies.central.study import DistillStudy
 from fedkd.studies.contribution import contribution
-from fedkd.studies.engine import StudyFolder as Folder
-from fedkd.studies.engine import run_study as run_cells
+from fedkd.studies.engine import Record, Study, StudyFolder, run_study
 from simulations.baselines import BASELINES
 from simulations.compare.config import Comparison
 from simulations.compare.study import CompareStudy
@@ -282,23 +280,31 @@ def _audit(folder: Path) -> Values:
 
 # -- studies ---------------------------------------------------------------------------------------
 
+
+def records(study: Study[Any, Any], folder: Path) -> dict[str, Record]:
+    """What came out of each cell."""
+    place = StudyFolder.new(study.config, folder)
+    run_study(study, place)
+    return {cell.name: place.result(cell) or {} for cell in study.cells}
+
+
+TRAINING = {"epochs": 1, "batch_size": 16, "augment": "crop"}
 CENTRAL: dict[str, Any] = {
-    "name": "net",
     "data": {"dataset": {"name": "synthetic", "classes": 3, "size": 8, "per_class": 12}},
-    "teachers": {"model": {"name": "cnn_tiny", "norm": "batch"}},
+    "teachers": {"models": [{"name": "cnn_tiny", "norm": "batch"}], **TRAINING},
     "student": {"model": {"name": "cnn_tiny", "width": 4}},
-    "recipe": {"epochs": 1, "batch_size": 16, "augment": "crop"},
+    "distillation": TRAINING,
     "resources": {"device": "cpu"},
 }
 
 
 def central(folder: Path, methods: Mapping[str, Any], **more: Any) -> Values:
     """Hash of the student of each method."""
-    study = make_study({**CENTRAL, **more, "methods": methods})
-    place = StudyFolder.new(study, folder)
+    config = make_config(DistillConfig, {"experiment": CENTRAL | more, "methods": methods})
+    study = DistillStudy(config)
+    study.check()
     with mock.patch("fedkd.studies.central.study.write_report"):
-        run_study(place, prepare(study))
-    return {name: (place.student(name, 0).result() or {})["hash"] for name in study.runs()}
+        return {name: record["hash"] for name, record in records(study, folder).items()}
 
 
 @path("distill")
@@ -307,15 +313,20 @@ def _distill(folder: Path) -> Values:
     # teachers for the losses that weigh them; three stages for those that match several.
     methods = {name: ["ce", name] for name in LOSSES.names() if name != "ce"}
     model = {"name": "cnn_small", "width": 4, "norm": "batch"}
-    return central(folder, methods, teachers=[model, model], student={"model": model})
+    teachers = {"models": [model, model], **TRAINING}
+    return central(folder, methods, teachers=teachers, student={"model": model})
 
 
 @path("distill with assistants")
 def _central_chain(folder: Path) -> Values:
+    between = [{"name": "cnn_tiny", "width": 6}, {"name": "cnn_tiny", "width": 5}]
     return central(
         folder,
-        {mode: {"losses": ["ce", "kd"], "guidance": mode} for mode in ("next", "dense")},
-        assistants=[{"name": "cnn_tiny", "width": 6}, {"name": "cnn_tiny", "width": 5}],
+        {
+            mode: {"distillation.losses": ["ce", "kd"], "distillation.guidance": mode}
+            for mode in ("next", "dense")
+        },
+        distillation={**TRAINING, "assistants": between},
     )
 
 
@@ -343,9 +354,8 @@ def _attack(folder: Path) -> Values:
     attacks = ["collude", "inflate", "label_noise", "copycat"]
     given = {"experiment": tiny, "rules": ["class_gated"], "attacks": attacks}
     study = AttackStudy(make_config(AttackConfig, given))
-    place = Folder.new(study.config, folder)
-    run_cells(study, place)
-    return {c.name: digest(place.result(c), "name", "seed", "settings") for c in study.cells}
+    about = ("name", "seed", "settings")
+    return {name: digest(record, *about) for name, record in records(study, folder).items()}
 
 
 # -- Python ----------------------------------------------------------------------------------------

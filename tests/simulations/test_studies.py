@@ -13,15 +13,24 @@ from fedkd.config import ConfigError, make_config
 from fedkd.rounds import Interrupted
 from fedkd.studies.engine import Cell, Record, Study, StudyFolder, kind_of, run_study
 from simulations.cli.main import main
-from simulations.cli.study import kind_named
+from simulations.cli.study import STUDIES, kind_named
 from tests.conftest import TINY
 
 SMALL = {**TINY, "rounds": 1, "teachers": {"models": ["mlp"], "epochs": 1}, "fusion": ["uniform"]}
 VOTES = {"release": {"name": "gnmax", "min_votes": 3}, "distillation.losses": ["ce"]}
+TRAINING = {"epochs": 1, "batch_size": 16, "augment": "none"}
+CENTRAL = {
+    "data": {"dataset": {"name": "synthetic", "classes": 3, "size": 8, "per_class": 20}},
+    "teachers": {"models": ["mlp"], **TRAINING},
+    "student": {"model": "mlp"},
+    "distillation": TRAINING,
+    "resources": {"device": "cpu"},
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "ablate": {"experiment": SMALL, "grid": {"fusion": ["uniform", "entropy"]}},
     "attack": {"experiment": SMALL, "rules": ["class_gated"], "attacks": ["nan"]},
     "compare": {"experiment": SMALL, "methods": ["fedkd", "local_only"]},
+    "distill": {"experiment": CENTRAL, "methods": {"kd": ["ce", "kd"]}},
     "privacy sweep": {"experiment": SMALL, "epsilons": ["inf", 5], "mechanisms": {"v": VOTES}},
 }
 # Messages of fedkd hold the path of the client's folder, so their size depends on it.
@@ -66,7 +75,7 @@ def opened(command: str, path: Path) -> tuple[Study[Any, Any], StudyFolder[Any]]
     return kind(folder.config), folder
 
 
-@pytest.fixture(scope="module", params=[*CONFIGS])
+@pytest.fixture(scope="module", params=STUDIES)
 def command(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -167,7 +176,7 @@ def test_a_command_ends_with_a_table_paths_and_its_code(
 
 
 def test_what_cannot_be_gone_on_with_is_one_line(command: str, finished: Path, fedkd: Any) -> None:
-    other = next(name for name in CONFIGS if name != command)
+    other = next(name for name in STUDIES if name != command)
     for words, expected in (
         ([], "give a config file, e.g. fedkd"),
         (["--resume", finished.parent], "is not the folder of a study"),

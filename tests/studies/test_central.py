@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from fedkd.studies.central.results import results
 from PIL import Image
 
 from fedkd.config import ConfigError
@@ -21,7 +22,6 @@ from fedkd.runs.export import export_student, predict_files
 from fedkd.studies.central.config import Study, load_study, make_study
 from fedkd.studies.central.folder import StudyFolder
 from fedkd.studies.central.report import write_report
-from fedkd.studies.central.results import results
 from fedkd.studies.central.study import _chain, check_study, prepare, run_study
 from fedkd.studies.central.training import Images, load_student, load_trained
 

@@ -1,29 +1,15 @@
-"""A study as typed, validated objects."""
+"""The config of a study of methods."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from fedkd.config import (
-    Component,
-    NamedList,
-    Optimizer,
-    Positive,
-    Section,
-    Student,
-    Term,
-    Terms,
-    load_config,
-    make_config,
-    merged,
-    validate,
-)
+from fedkd.config import Component, NamedList, Optimizer, Positive, Section, Term, Terms
 from fedkd.registry import nearest
+from fedkd.studies.config import Name, RowName, StudyConfig, changed
 
 BASELINE = "student"
 """Name of the method that has no teacher; every study runs it."""
@@ -42,8 +28,8 @@ def _sgd(value: Any) -> Any:
     return {"name": "sgd", **value} if isinstance(value, Mapping) else value
 
 
-class Recipe(Section):
-    """How one network is trained. A method or teacher may say otherwise key by key.
+class Training(Section):
+    """How networks are trained.
 
     The defaults are those of the field's tables (CIFAR-100, 240 epochs of SGD).
     """
@@ -64,98 +50,122 @@ class Recipe(Section):
     checkpoint_every: Positive = Field(default=10, description="epochs between checkpoints")
 
 
-def _source(value: Any) -> Any:
-    if isinstance(value, str) or (isinstance(value, Mapping) and "name" in value):
-        return {"model": value}
-    return value
+class Teachers(Training):
+    """The teachers: trained here, or read from files."""
 
-
-def _sources(value: Any) -> Any:
-    if isinstance(value, str | Mapping):
-        value = [value]
-    return [_source(item) for item in value] if isinstance(value, Sequence) else value
-
-
-class Source(Section):
-    """One teacher: trained here, or read from a file."""
-
-    model: Component
-    checkpoint: str | None = Field(default=None, description="weights; default: trained first")
-    train: Positive | None = Field(
-        default=None, description="training images it learns from; default: data.train"
+    models: NamedList = Field(min_length=1)
+    train: Positive | tuple[Positive, ...] | None = Field(
+        default=None, description="training images of all, or of each; default: data.train"
     )
-    recipe: dict[str, Any] = Field(default={}, description="what differs from `recipe`")
-
-
-class Method(Section):
-    """One way to learn from the teachers."""
-
-    losses: Terms
-    recipe: dict[str, Any] = Field(default={}, description="what differs from `recipe`")
-    assistants: NamedList | None = Field(
-        default=None, description="networks in between, large to small; default: the study's"
+    checkpoints: tuple[str | None, ...] = Field(
+        default=(), description="of each, a file of weights; default: trained first"
     )
-    guidance: Literal["next", "dense"] | None = Field(default=None, description="likewise")
+    per_seed: bool = Field(default=False, description="train them anew for each seed")
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Teachers:
+        count = len(self.models)
+        for key, values in (("checkpoints", self.checkpoints), ("train", self.train)):
+            if isinstance(values, tuple) and len(values) not in (0, count):
+                raise ValueError(f"{key}: expected one for each of {count} models, got {values}")
+        if self.per_seed and any(self.checkpoints):
+            raise ValueError("per_seed: a teacher with a checkpoint is the same for every seed")
+        return self
+
+    def checkpoint_of(self, number: int) -> str | None:
+        """A teacher's file of weights."""
+        return self.checkpoints[number] if self.checkpoints else None
+
+    def train_of(self, number: int) -> int | None:
+        """How many images a teacher is trained on; None: those in use."""
+        return self.train[number] if isinstance(self.train, tuple) else self.train
 
 
-def _method(value: Any) -> Any:
-    """`kd`, `{name: kd, ...}` and a list of such stand for the losses alone."""
-    bare = isinstance(value, str | list | tuple) or (isinstance(value, Mapping) and "name" in value)
-    return {"losses": value} if bare else value
+class Student(Section):
+    """The student's network."""
+
+    model: Component = Component(name="cnn_small")
 
 
-def _methods(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    # `crd: null` takes out what a base file has put in.
-    return {name: _method(method) for name, method in value.items() if method is not None}
+class Distillation(Training):
+    """How a student, and networks in between, learn from the teachers."""
 
-
-MethodName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
-
-
-class Resources(Section):
-    """Compute. The number of threads is part of the config: results on CPU depend on it."""
-
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1")
-    threads: Positive = 1
-
-
-class Study(Section):
-    """Everything one comparison of methods needs."""
-
-    name: str = Field(default="study", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seeds: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...],
-        BeforeValidator(lambda value: [value] if isinstance(value, int) else value),
-    ] = Field(default=(0,), min_length=1)
-    plugins: tuple[str, ...] = Field(
-        default=(), description="modules to import: they register themselves"
-    )
-    output: str = Field(default="runs", description="folder for run directories")
-    data: Data = Data()
-    teachers: Annotated[tuple[Source, ...], BeforeValidator(_sources)] = Field(min_length=1)
-    teachers_per_seed: bool = Field(default=False, description="train teachers anew for each seed")
-    student: Student = Student()
+    losses: Terms = (Term(name="ce"), Term(name="kd"))
     assistants: NamedList = Field(
         default=(), description="networks trained in between, large to small"
     )
     guidance: Literal["next", "dense"] = Field(
         default="next", description="learn from the next larger network (TAKD) or all (DGKD)"
     )
-    methods: Annotated[dict[MethodName, Method], BeforeValidator(_methods)] = Field(
-        default={}, description="name -> losses, or losses and what differs from the study"
+
+
+class Resources(Section):
+    """Compute. The number of threads is part of the config: results on CPU depend on it."""
+
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1")
+    server_threads: Positive = 1
+
+
+class Central(Section):
+    """One distillation with all data in one place; keys as in a run's config."""
+
+    plugins: tuple[str, ...] = Field(
+        default=(), description="modules to import: they register themselves"
     )
-    only: Names | None = Field(default=None, description="methods to run; default: all")
-    recipe: Recipe = Recipe()
+    data: Data = Data()
+    teachers: Teachers
+    student: Student = Student()
+    distillation: Distillation = Distillation()
     resources: Resources = Resources()
 
+
+_LOSSES = "distillation.losses"
+
+
+def _method(name: str, value: Any) -> Any:
+    """`kd`, `{name: kd, ...}` and a list of such stand for the losses alone."""
+    if isinstance(value, str | list | tuple) or (isinstance(value, Mapping) and "name" in value):
+        return {_LOSSES: value}
+    for key in value if isinstance(value, Mapping) else ():
+        if str(key).split(".")[0] in {"recipe", *Distillation.model_fields}:
+            new = str(key).removeprefix("recipe").lstrip(".")
+            raise ValueError(
+                f"methods.{name}.{key}: a method changes keys of the experiment; write "
+                f"distillation.{new or 'KEY'}"
+            )
+        if not str(key).startswith("distillation."):
+            raise ValueError(
+                f"methods.{name}: {key} is the same for all methods; a method changes distillation"
+            )
+    return value
+
+
+class DistillConfig(StudyConfig):
+    """Several methods, one after the other, with the same teachers, student and data.
+
+    A method is its losses, or changes `{distillation.KEY: value}`.
+    """
+
+    study: Literal["distill"] = "distill"
+    name: Name = "distill"
+    experiment: Central
+    methods: dict[RowName, dict[str, Any]] = Field(
+        default={}, description="name -> losses, or changes"
+    )
+    only: Annotated[
+        tuple[str, ...] | None, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
+    ] = Field(default=None, description="methods to run; default: all")
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _methods(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        # `crd: null` takes out what a base file has put in.
+        return {name: _method(name, given) for name, given in value.items() if given is not None}
+
     @model_validator(mode="after")
-    def _possible(self) -> Study:
-        repeated = [seed for seed, times in Counter(self.seeds).items() if times > 1]
-        if repeated:
-            raise ValueError(f"seeds: {repeated[0]} is listed twice")
+    def _only_what_there_is(self) -> DistillConfig:
         known = [BASELINE, *self.methods]
         for name in self.only or ():
             if name not in known:
@@ -163,52 +173,17 @@ class Study(Section):
                     f"only: there is no method {name!r}{nearest(name, known)} "
                     f"(methods: {', '.join(known)})"
                 )
-        for number, source in enumerate(self.teachers):
-            self._adjusted(source.recipe, f"teachers.{number}.recipe")
-            if source.checkpoint is not None and self.teachers_per_seed:
-                raise ValueError(
-                    f"teachers_per_seed: teacher {number} has a checkpoint, so it is the same "
-                    "for every seed"
-                )
-        for name, method in self.methods.items():
-            self._adjusted(method.recipe, f"methods.{name}.recipe")
         return self
 
-    def runs(self) -> dict[str, Method]:
-        """Name -> method, in order: the student alone, then those chosen."""
-        everything = {BASELINE: Method(losses=(Term(name="ce"),)), **self.methods}
-        chosen = set(everything if self.only is None else self.only) | {BASELINE}
-        return {name: everything[name] for name in everything if name in chosen}
+    def runs(self) -> dict[str, Central]:
+        """Name -> what is run, in order: the student alone, then those chosen.
 
-    def assistants_of(self, name: str) -> tuple[Component, ...]:
-        """Networks between the teachers and the student of a method."""
-        own = self.runs()[name].assistants
-        if name == BASELINE:
-            return ()
-        return self.assistants if own is None else own
-
-    def guidance_of(self, name: str) -> str:
-        """How a method's chain is taught."""
-        return self.runs()[name].guidance or self.guidance
-
-    def recipe_of(self, name: str) -> Recipe:
-        """How students and assistants of a method are trained."""
-        return self._adjusted(self.runs()[name].recipe, f"methods.{name}.recipe")
-
-    def teacher_recipe(self, number: int) -> Recipe:
-        """How a teacher is trained."""
-        return self._adjusted(self.teachers[number].recipe, f"teachers.{number}.recipe")
-
-    def _adjusted(self, changes: Mapping[str, Any], where: str) -> Recipe:
-        values = merged(self.recipe.model_dump(mode="json"), changes)
-        return validate(Recipe, values, where)
-
-
-def load_study(path: str | Path, overrides: Sequence[str] = (), *, plugins: bool = True) -> Study:
-    """Read a study's file and apply `key=value` overrides. Raises `ConfigError`."""
-    return load_config(Study, path, overrides, plugins=plugins)
-
-
-def make_study(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Study:
-    """Plain values and overrides -> a checked study. Raises `ConfigError`."""
-    return make_config(Study, values, overrides)
+        Raises `ConfigError` for what does not exist.
+        """
+        alone = {_LOSSES: ["ce"], "distillation.assistants": []}
+        everything = {BASELINE: alone, **self.methods}
+        return {
+            name: changed(self.experiment, changes, f"methods.{name}")
+            for name, changes in everything.items()
+            if self.only is None or name in (*self.only, BASELINE)
+        }

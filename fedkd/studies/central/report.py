@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from fedkd.io.records import SHAPES, read_json
 from fedkd.reporting import page
 from fedkd.reporting.format import (
     DASH,
@@ -24,10 +25,10 @@ from fedkd.reporting.format import (
 from fedkd.reporting.page import Card, Page, Section, Tile
 from fedkd.reporting.run_figures import loss_figure, pull_figure
 from fedkd.reporting.table import Cell, Column, Row, Table, numbers
-from fedkd.studies.central.config import BASELINE
+from fedkd.studies.central.config import BASELINE, DistillConfig
 from fedkd.studies.central.figures import curves_figure, methods_figure
-from fedkd.studies.central.folder import Record, StudyFolder
-from fedkd.studies.central.results import results
+from fedkd.studies.central.folder import Place
+from fedkd.studies.engine import REPORT, Record
 
 _TABLE = (
     "Test accuracy in percent, mean ± sample standard deviation over seeds. The last epoch "
@@ -48,24 +49,25 @@ _TERMS = (
 )
 
 
-def write_report(folder: StudyFolder) -> Path:
+def write_report(config: DistillConfig, folder: Path, found: Record) -> Path:
     """Write `report.html` into the study's folder and return its path."""
-    return page.write(folder.path / "report.html", make_page(folder))
+    return page.write(folder / REPORT, make_page(config, folder, found))
 
 
-def make_page(folder: StudyFolder) -> Page:
+def make_page(study: DistillConfig, folder: Path, found: Record) -> Page:
     """Everything on the page."""
-    study, found = folder.study, results(folder)
     total = len(study.seeds) * len(found["methods"])
     done = sum(len(row["seeds"]) for row in found["methods"].values())
     tried = [(n, r) for n, r in _ranked(found) if n != BASELINE and r["last"] is not None]
-    details = [card for name in found["methods"] if (card := _details(folder, name)) is not None]
+    details = [
+        card for name in found["methods"] if (card := _details(study, folder, name)) is not None
+    ]
     if details:
         details = [
             *(Card(**{**vars(card), "open": len(details) <= 4}) for card in details),
             Card(caption=_TERMS),
         ]
-    curves = _curves(folder, found)
+    curves = _curves(study, folder, found)
     sections = [
         Section("results", "Results", [Card("", _TABLE, table=methods_table(found)),
                                        _overview(found)]),
@@ -73,17 +75,17 @@ def make_page(folder: StudyFolder) -> Page:
             Card("", _CURVES, [curves]) if curves else Card("", "No epoch has finished yet."),
         ]),
         Section("terms", "Losses", details),
-        page.config_section(folder.path, folder.read_json("versions.json")),
+        page.config_section(folder, read_json(folder / "versions.json", SHAPES["versions.json"])),
     ]  # fmt: skip
     return Page(
         title=study.name,
-        sentence=_sentence(folder, found),
+        sentence=_sentence(study, found),
         sections=sections,
-        footer=folder.path.name,
+        footer=folder.name,
         state="complete" if found["finished"]
         else f"not complete · {done} of {count(total, 'student')} so far",
         partial=not found["finished"],
-        remarks=[seeds(study.seeds), date(folder.path)],
+        remarks=[seeds(study.seeds), date(folder)],
         headline=(spread(tried[0][1]["last"], unit=" %"), f"{tried[0][0]}, last epoch")
         if tried
         else None,
@@ -165,15 +167,15 @@ def _finished_teachers(found: Record) -> list[float]:
     return [row["last"]["mean"] for row in found["teachers"] if row["last"] is not None]
 
 
-def _sentence(folder: StudyFolder, found: Record) -> str:
+def _sentence(study: DistillConfig, found: Record) -> str:
     teachers = " and ".join(row["model"] for row in found["teachers"])
-    recipe = folder.study.recipe
+    recipe = study.experiment.distillation
     return (
         f"One {found['student']} learns from {teachers} on {found['dataset']} by "
         f"{count(len(found['methods']) - 1, 'method')}, and alone. "
         f"{count(recipe.epochs, 'epoch')}, batches "
         f"of {recipe.batch_size}, {recipe.optimizer.name} at {recipe.optimizer.lr:g}, "
-        f"{recipe.augment}, {recipe.precision}; methods with a recipe of their own differ."
+        f"{recipe.augment}, {recipe.precision}; methods that change this differ."
     )
 
 
@@ -223,10 +225,10 @@ def _overview(found: Record) -> Card:
     return Card(title, figures=[methods_figure(last, best, BASELINE, teachers)])
 
 
-def _curves(folder: StudyFolder, found: Record) -> Figure | None:
+def _curves(study: DistillConfig, folder: Path, found: Record) -> Figure | None:
     curves = {}
     for name in found["methods"]:
-        students = [folder.student(name, seed).epochs() for seed in folder.study.seeds]
+        students = [Place.of_student(folder, name, seed).epochs() for seed in study.seeds]
         lines = [
             {epoch["epoch"]: epoch["accuracy"] for epoch in epochs if epoch["accuracy"] is not None}
             for epochs in students
@@ -238,11 +240,11 @@ def _curves(folder: StudyFolder, found: Record) -> Figure | None:
     return curves_figure(curves, BASELINE, max(_finished_teachers(found), default=None))
 
 
-def _details(folder: StudyFolder, name: str) -> Card | None:
+def _details(study: DistillConfig, folder: Path, name: str) -> Card | None:
     """Terms and gradients of a method's first seed; None for what has a single loss."""
-    losses = folder.study.runs()[name].losses
-    seed = folder.study.seeds[0]
-    epochs = folder.student(name, seed).epochs()
+    losses = study.runs()[name].distillation.losses
+    seed = study.seeds[0]
+    epochs = Place.of_student(folder, name, seed).epochs()
     if not epochs or (name == BASELINE and len(losses) == 1):
         return None
     nan = float("nan")

@@ -1,8 +1,9 @@
-"""A study from end to end: teachers, then a student by every method and seed."""
+"""The study of methods: teachers, then a student by every method and seed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -18,53 +19,157 @@ from fedkd.build import (
 )
 from fedkd.config import Component, ConfigError, Term
 from fedkd.data import DATASETS
+from fedkd.data.images import ImageSet
 from fedkd.distillation.batches import EXAMPLE, Told
+from fedkd.io.records import TRAINING
 from fedkd.models.network import Network, parameter_count
 from fedkd.randomness import seeded, stream_seed
 from fedkd.rounds import Notify, silent, threads
-from fedkd.runs.directory import load_state, network_hash, write_json
-from fedkd.runs.signature import keep_images
-from fedkd.studies.central.config import BASELINE, Study
-from fedkd.studies.central.folder import Record, StudyFolder
+from fedkd.runs.directory import load_state, network_hash
+from fedkd.studies.central.config import BASELINE, Central, DistillConfig
+from fedkd.studies.central.folder import Place
 from fedkd.studies.central.report import write_report
-from fedkd.studies.central.results import results
 from fedkd.studies.central.training import Images, Task, keep, train
 from fedkd.studies.central.weights import load_weights
+from fedkd.studies.engine import Cell, Found, Record, Study, spread
 
 
-def check_study(study: Study) -> None:
+class DistillStudy(Study[DistillConfig, None]):
+    """A student for every method and seed."""
+
+    config_class = DistillConfig
+    shapes = ({**TRAINING, "seed": int},)
+
+    def __init__(self, config: DistillConfig) -> None:
+        super().__init__(config)
+        self.runs = config.runs()
+        self._images: Images | None = None
+        self._teachers: list[Network] = []
+        self._told: Told = WeakKeyDictionary()
+
+    def check(self) -> None:
+        """Check names, files and numbers, and fit every method to untrained networks on few images.
+
+        What would not fit after hours of training is found here.
+        """
+        check_names(self.config)
+        _rehearse(self.config, self._loaded_images())
+
+    def make_cells(self) -> list[Cell[None]]:
+        """Each method for each seed."""
+        return [
+            Cell(name, seed, f"methods/{name}/seed{seed}", experiment, None)
+            for seed in self.config.seeds
+            for name, experiment in self.runs.items()
+        ]
+
+    def images(self, seed: int) -> Mapping[str, Mapping[str, ImageSet]]:
+        """The same for all seeds."""
+        images = self._loaded_images()
+        return {"data": {"training": images.train, "test": images.test}}
+
+    def begin(self, folder: Path, seed: int, notify: Notify) -> None:
+        """Train the teachers, or read them."""
+        given, images = self.config.experiment, self._loaded_images()
+        if self._teachers and not given.teachers.per_seed:
+            return
+        with threads(given.resources.server_threads):
+            self._teachers = [
+                _teacher(given, number, folder, seed, images, notify)
+                for number in range(len(given.teachers.models))
+            ]
+
+    def run_cell(self, folder: Path, cell: Cell[None], notify: Notify = silent) -> Record:
+        """Train the chain of a method, and at its end the student."""
+        given, images, ranks = self._given(cell), self._loaded_images(), [self._teachers]
+        place = Place.of_student(folder, cell.name, cell.seed)
+        place.claim(cell.settings())
+        with threads(given.resources.server_threads):
+            for task in chain(given, cell.name, cell.seed, place, ranks):
+                ranks.append([train(replace(task, told=self._told), images, notify)])
+        return place.result() or {}
+
+    def results(self, folder: Path, found: Found) -> Record:
+        """Teachers and methods, with means and deviations over the seeds."""
+        given, seeds = self.config.experiment, self.config.seeds
+        teachers = []
+        for number, model in enumerate(given.teachers.models):
+            each = seeds if given.teachers.per_seed else (None,)
+            done = [Place.of_teacher(folder, number, seed).result() for seed in each]
+            source = given.teachers.checkpoint_of(number)
+            teachers.append({"model": model.name, "source": source, **_row(done)})
+        methods = {}
+        for name, experiment in self.runs.items():
+            own, options = (
+                {s: r for (n, s), r in found.items() if n == name},
+                experiment.distillation,
+            )
+            methods[name] = {
+                "losses": [{"name": t.name, "weight": t.weight} for t in options.losses],
+                "assistants": [model.name for model in options.assistants],
+                "guidance": options.guidance if options.assistants else None,
+                "seeds": {str(seed): record for seed, record in own.items()},
+                **_row(list(own.values())),
+            }
+        return {
+            "dataset": given.data.dataset.name,
+            "student": given.student.model.name,
+            "teachers": teachers,
+            "methods": methods,
+        }
+
+    def write(self, folder: Path, results: Record) -> None:
+        """The page."""
+        write_report(self.config, folder, results)
+
+    def _given(self, cell: Cell[None]) -> Central:
+        assert isinstance(cell.experiment, Central)
+        return cell.experiment
+
+    def _loaded_images(self) -> Images:
+        if self._images is None:
+            self._images = Images.load(self.config.experiment)
+        return self._images
+
+
+def _row(found: Sequence[Record | None]) -> Record:
+    """Mean and sample deviation over the seeds that are finished."""
+    done = [result for result in found if result is not None]
+    row: Record = {"parameters": done[0]["parameters"] if done else None}
+    for key in ("last", "best"):
+        row[key] = spread([result[key] for result in done])
+    for key in ("images_per_second", "seconds"):
+        known = [result[key] for result in done if result.get(key) is not None]
+        row[key] = statistics.fmean(known) if known else None
+    return row
+
+
+# -- before anything is trained --------------------------------------------------------------------
+
+
+def check_names(config: DistillConfig) -> None:
     """Check names, options and files before anything is loaded. Raises `ConfigError`."""
-    check_component(DATASETS, study.data.dataset, "data.dataset")
-    for number, source in enumerate(study.teachers):
-        check_model(source.model, f"teachers.{number}.model")
-        file = source.checkpoint
+    given = config.experiment
+    check_component(DATASETS, given.data.dataset, "experiment.data.dataset")
+    for number, model in enumerate(given.teachers.models):
+        check_model(model, f"experiment.teachers.models.{number}")
+        file = given.teachers.checkpoint_of(number)
         if file is not None and not Path(file).expanduser().is_file():
-            raise ConfigError(f"teachers.{number}.checkpoint: there is no file {file}")
-        check_augmentation(study.teacher_recipe(number).augment, "recipe.augment")
-    check_model(study.student.model, "student.model")
-    for number, model in enumerate(study.assistants):
-        check_model(model, f"assistants.{number}")
-    for name, method in study.runs().items():
-        for number, model in enumerate(method.assistants or ()):
-            check_model(model, f"methods.{name}.assistants.{number}")
-        recipe = study.recipe_of(name)
-        build_objective(method.losses, f"methods.{name}.losses", epochs=recipe.epochs)
-        check_augmentation(recipe.augment, "recipe.augment")
-        check_augmentation(recipe.virtual, "recipe.virtual")
-    device_named(study.resources.device)
+            raise ConfigError(f"experiment.teachers.checkpoints.{number}: there is no file {file}")
+    check_augmentation(given.teachers.augment, "experiment.teachers.augment")
+    check_model(given.student.model, "experiment.student.model")
+    for name, experiment in config.runs().items():
+        options, where = experiment.distillation, f"methods.{name}: distillation"
+        for number, model in enumerate(options.assistants):
+            check_model(model, f"{where}.assistants.{number}")
+        build_objective(options.losses, f"{where}.losses", epochs=options.epochs)
+        check_augmentation(options.augment, f"{where}.augment")
+        check_augmentation(options.virtual, f"{where}.virtual")
+    device_named(given.resources.device)
 
 
-def prepare(study: Study) -> Images:
-    """Check a study, load its images, and fit every method to untrained networks on a few of them.
-
-    What would not fit after hours of training is said at once.
-
-    Raises:
-        ConfigError: a name, option, file or number is wrong, or a loss does not fit the networks.
-        FileNotFoundError: images are missing; the message says how to get them.
-    """
-    check_study(study)
-    images = Images.load(study)
+def _rehearse(config: DistillConfig, images: Images) -> None:
+    """Each method's objective once, on networks as they are built."""
     few = images.train.subset(torch.arange(min(EXAMPLE, len(images.train))))
     made: dict[str, Network] = {}
 
@@ -74,19 +179,18 @@ def prepare(study: Study) -> Images:
             made[key] = images.network(model, 0).eval()
         return made[key]
 
-    teachers = [network(source.model) for source in study.teachers]
-    for number, source in enumerate(study.teachers):
-        images.first(source.train, f"teachers.{number}.train")
-        if source.checkpoint is not None:
-            where = f"teachers.{number}.checkpoint"
-            _read(teachers[number], source.model, source.checkpoint, images, where)
-    for method in study.runs():
+    given = config.experiment.teachers
+    teachers = [network(model) for model in given.models]
+    for number, (model, teacher) in enumerate(zip(given.models, teachers, strict=True)):
+        images.first(given.train_of(number), "experiment.teachers.train")
+        if (file := given.checkpoint_of(number)) is not None:
+            _read(teacher, model, file, images, f"experiment.teachers.checkpoints.{number}")
+    for name, experiment in config.runs().items():
         ranks = [teachers]
-        for task in _chain(StudyFolder(Path(), study), method, 0, ranks):
+        for task in chain(experiment, name, 0, Place(Path(), "student"), ranks):
             student = network(task.model)
             # Half precision is no matter of fit, and some CPUs are very slow at it.
-            whole = task.recipe.model_copy(update={"precision": "float32"})
-            task = replace(task, recipe=whole)
+            task = replace(task, recipe=task.recipe.model_copy(update={"precision": "float32"}))
             objective = build_objective(task.terms).to(images.device)
             try:
                 example = task.batches(images, objective, few).example()
@@ -96,163 +200,91 @@ def prepare(study: Study) -> Images:
                     for epoch in {term.start for term in task.terms}:
                         objective(readings, example.ensemble, example.targets, epoch, epoch)
             except ValueError as error:
-                raise ConfigError(f"methods.{method}: {error}") from None
+                raise ConfigError(f"methods.{name}: {error}") from None
             ranks.append([student])
-    return images
 
 
-def run_study(folder: StudyFolder, images: Images, notify: Notify = silent) -> Record:
-    """Run a study, or what is left of it, and write its results and its report.
-
-    Args:
-        folder: Where everything is written; what is finished there is not done again.
-        images: From `prepare`; for a study that is gone on with, `Images.load` is enough.
-        notify: Hears of progress. What it raises ends the study; the network under way keeps a
-            checkpoint.
-
-    Returns:
-        The results, as in `results.json`.
-
-    Raises:
-        ConfigError: the study began with other images.
-        RuntimeError: a loss is no longer finite.
-    """
-    study = folder.study
-    with folder.lock, threads(study.resources.threads):
-        keep_images(folder.path, "data", training=images.train, test=images.test)
-        runner = _Runner(folder, images, notify)
-        notify("plan", trainings=runner.trainings)
-        for seed in study.seeds:
-            for method in study.runs():
-                runner.teach(method, seed)
-                write_json(folder.path / "results.json", results(folder))
-        write_report(folder)
-    return results(folder)
+# -- teachers and students -------------------------------------------------------------------------
 
 
-class _Runner:
-    """What lives as long as one run of a study."""
-
-    def __init__(self, folder: StudyFolder, images: Images, notify: Notify) -> None:
-        self.folder = folder
-        self.study = folder.study
-        self.images = images
-        self.notify = notify
-        self._teachers: dict[Path, Network] = {}
-        self._told: Told = WeakKeyDictionary()
-
-    @property
-    def trainings(self) -> int:
-        """Networks to train, teachers included."""
-        study = self.study
-        each = sum(1 + len(study.assistants_of(name)) for name in study.runs())
-        own = len(study.seeds) if study.teachers_per_seed else 1
-        return len(study.seeds) * each + own * len(study.teachers)
-
-    # -- teachers --------------------------------------------------------------------------
-
-    def teachers(self, seed: int) -> list[Network]:
-        """The first teachers, trained or read on first use."""
-        return [self._teacher(number, seed) for number in range(len(self.study.teachers))]
-
-    def _teacher(self, number: int, seed: int) -> Network:
-        study, place = self.study, self.folder.teacher(number, seed)
-        key = place.path
-        if key not in self._teachers:
-            if number == 0:
-                self._teachers.clear()  # those of the seed before
-            root = stream_seed(seed if study.teachers_per_seed else 0, "teacher", number)
-            source = study.teachers[number]
-            task = Task(
-                label=_numbered("teacher", number, len(study.teachers)),
-                place=place,
-                model=source.model,
-                terms=(Term(name="ce"),),
-                recipe=study.teacher_recipe(number),
-                init=root,
-                seed=root,
-                images=self.images.first(source.train, f"teachers.{number}.train"),
-                facts={"role": "teacher", "source": source.checkpoint},
-            )
-            if source.checkpoint is None:
-                self._teachers[key] = train(task, self.images, self.notify)
-            else:
-                self._teachers[key] = self._loaded(task, source.checkpoint)
-        return self._teachers[key]
-
-    def _loaded(self, task: Task, file: str) -> Network:
-        network = self.images.network(task.model, task.init)
-        self.notify("training", label=task.label, epochs=1)
-        if (result := task.place.result()) is not None:  # the file may have gone since
-            network.load_state_dict(load_state(task.place.weights)["weights"])
-        else:
-            remark = _read(network, task.model, file, self.images, task.label)
-            if remark is not None:
-                self.notify("warning", text=remark)
-            task.place.begin()
-            keep(network, task, self.images)
-            accuracy = self.images.accuracy(network)
-            result = {
-                **task.facts,
-                "model": task.model.name,
-                "parameters": parameter_count(network),
-                "last": accuracy,
-                "best": accuracy,
-                "hash": network_hash(network),
-            }
-            task.place.finish(result)
-        self.notify("trained", label=task.label, **result)
-        return network.eval()
-
-    # -- students --------------------------------------------------------------------------
-
-    def teach(self, method: str, seed: int) -> Network:
-        """Train the chain of a method, and at its end the student."""
-        ranks = [self.teachers(seed)]
-        for task in _chain(self.folder, method, seed, ranks):
-            task = replace(task, told=self._told)
-            ranks.append([train(task, self.images, self.notify)])
-        return ranks[-1][0]
+def _teacher(
+    given: Central, number: int, folder: Path, seed: int, images: Images, notify: Notify
+) -> Network:
+    teachers, file = given.teachers, given.teachers.checkpoint_of(number)
+    root = stream_seed(seed if teachers.per_seed else 0, "teacher", number)
+    place = Place.of_teacher(folder, number, seed if teachers.per_seed else None)
+    keys = {"data", "teachers", "resources"}
+    place.claim(given.model_dump(mode="json", include=keys))
+    task = Task(
+        label="teacher" if len(teachers.models) == 1 else f"teacher {number}",
+        place=place,
+        model=teachers.models[number],
+        terms=(Term(name="ce"),),
+        recipe=teachers,
+        init=root,
+        seed=root,
+        images=images.first(teachers.train_of(number), "experiment.teachers.train"),
+        facts={"role": "teacher", "source": file},
+    )
+    return train(task, images, notify) if file is None else _loaded(task, file, images, notify)
 
 
-def _chain(
-    folder: StudyFolder, method: str, seed: int, ranks: list[list[Network]]
+def _loaded(task: Task, file: str, images: Images, notify: Notify) -> Network:
+    network = images.network(task.model, task.init)
+    notify("training", label=task.label, epochs=1)
+    if (result := task.place.result()) is not None:  # the file may have gone since
+        network.load_state_dict(load_state(task.place.weights)["weights"])
+    else:
+        remark = _read(network, task.model, file, images, task.label)
+        if remark is not None:
+            notify("warning", text=remark)
+        task.place.begin()
+        keep(network, task, images)
+        accuracy = images.accuracy(network)
+        result = {
+            **task.facts,
+            "model": task.model.name,
+            "parameters": parameter_count(network),
+            "last": accuracy,
+            "best": accuracy,
+            "hash": network_hash(network),
+        }
+        task.place.finish(result)
+    notify("trained", label=task.label, **result)
+    return network.eval()
+
+
+def chain(
+    given: Central, method: str, seed: int, place: Place, ranks: list[list[Network]]
 ) -> Iterator[Task]:
     """The tasks of a method, each made when those before it have joined `ranks`."""
-    study = folder.study
-    assistants = study.assistants_of(method)
-    for number, model in enumerate((*assistants, study.student.model), start=1):
-        last = number > len(assistants)
+    options = given.distillation
+    for number, model in enumerate((*options.assistants, given.student.model), start=1):
+        last = number > len(options.assistants)
         role = "student" if last else f"assistant {number}"
-        teachers, say = (
-            ([], []) if method == BASELINE else _guides(ranks, study.guidance_of(method))
-        )
+        teachers, weights = ([], []) if method == BASELINE else _guides(ranks, options.guidance)
         yield Task(
             label=f"{method}, seed {seed}" + ("" if last else f", {role}"),
-            place=folder.student(method, seed) if last else folder.assistant(method, seed, number),
+            place=place if last else place.assistant(number),
             model=model,
-            terms=study.runs()[method].losses,
-            recipe=study.recipe_of(method),
+            terms=options.losses,
+            recipe=options,
             # The same for every method, so that methods are compared on the same draws.
             init=stream_seed(seed, role),
             seed=stream_seed(seed, "learn", role),
             teachers=teachers,
-            say=say,
+            weights=weights,
             facts={"role": role, "method": method, "seed": seed},
         )
 
 
 def _guides(ranks: Sequence[Sequence[Network]], guidance: str) -> tuple[list[Network], list[float]]:
-    """Whom the next network learns from, and each one's weight: every rank has the same say."""
+    """Whom the next network learns from, and each one's weight: every rank has the same."""
     chosen = ranks[-1:] if guidance == "next" else ranks
     return (
         [network for rank in chosen for network in rank],
         [1 / len(rank) for rank in chosen for _ in rank],
     )
-
-
-def _numbered(name: str, number: int, of: int) -> str:
-    return name if of == 1 else f"{name} {number}"
 
 
 def _read(network: Network, model: Component, file: str, images: Images, where: str) -> str | None:

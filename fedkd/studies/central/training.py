@@ -26,8 +26,9 @@ from fedkd.rounds import Notify
 from fedkd.runs.directory import load_state, network_hash, save_state
 from fedkd.runs.export import Trained
 from fedkd.runs.signature import Pictures
-from fedkd.studies.central.config import Recipe, Study
-from fedkd.studies.central.folder import ROLES, Place, Record, StudyFolder
+from fedkd.studies.central.config import Central, DistillConfig, Training
+from fedkd.studies.central.folder import ROLES, Place
+from fedkd.studies.engine import Record, StudyFolder, kind_of
 
 
 @dataclass(frozen=True)
@@ -51,21 +52,21 @@ class Images:
     device: torch.device
 
     @classmethod
-    def load(cls, study: Study) -> Images:
+    def load(cls, given: Central) -> Images:
         """The study's images; a cut takes the same ones for every seed.
 
         Raises:
             ConfigError: fewer images than asked for, or unlabelled ones.
             FileNotFoundError: images are missing; the message says how to get them.
         """
-        data, device = study.data, device_named(study.resources.device)
+        data, device = given.data, device_named(given.resources.device)
         pair = load_dataset(data.dataset.name, data.root, **data.dataset.options)
         everything, test = _shuffled(pair[0], "train"), _shuffled(pair[1], "test")
-        train = _first(everything, data.train, "data.train")
-        test = _first(test, data.test, "data.test")
+        train = _first(everything, data.train, "experiment.data.train")
+        test = _first(test, data.test, "experiment.data.test")
         mean, std = train.statistics()
         if test.labels is None or train.labels is None:
-            raise ConfigError("data.dataset: a study needs labelled images")
+            raise ConfigError("experiment.data.dataset: a study needs labelled images")
         test = ImageSet(test.images.to(device), test.labels.to(device), test.classes)
         return cls(everything, train, test, mean, std, device)
 
@@ -131,27 +132,27 @@ class Task:
         init: Seed of its weights.
         seed: Seed of order, augmentation and everything else.
         teachers: Whom it learns from, in evaluation mode on the device.
-        say: Their weights; default: all the same.
+        weights: Of the teachers; default: all the same.
         images: What it learns from; default: the study's training images.
         facts: Written into its results.
-        told: What teachers have told once and for all, kept from task to task.
+        told: What teachers have answered once and for all, kept from task to task.
     """
 
     label: str
     place: Place
     model: Component
     terms: Sequence[LossTerm]
-    recipe: Recipe
+    recipe: Training
     init: int
     seed: int
     teachers: Sequence[Network] = ()
-    say: Sequence[float] | None = None
+    weights: Sequence[float] | None = None
     images: ImageSet | None = None
     facts: Record = field(default_factory=dict)
     told: Told | None = None
 
     def batches(self, images: Images, objective: Objective, some: ImageSet) -> OnlineBatches:
-        """Batches of `some` images with what the teachers say."""
+        """Batches of `some` images with the teachers' answers."""
         recipe = self.recipe
         return OnlineBatches(
             some,
@@ -162,7 +163,7 @@ class Task:
             batch_size=recipe.batch_size,
             seed=stream_seed(self.seed, "lessons"),
             device=images.device,
-            say=self.say,
+            say=self.weights,
             autocast=DTYPES[recipe.precision],
             memory_format=_layout(recipe),
             told=self.told,
@@ -225,23 +226,9 @@ def keep(network: Network, task: Task, images: Images) -> None:
     save_state(task.place.weights, {**about, "weights": weights})
 
 
-def load_student(folder: StudyFolder, method: str, seed: int) -> Network:
-    """The trained student of a method and seed, in evaluation mode on the CPU.
-
-    Raises:
-        ConfigError: it is not there.
-    """
-    return load_trained(folder.student(method, seed).path).network
-
-
-def trained_in(folder: StudyFolder) -> list[Path]:
-    """Folders of all finished students, those of a method together."""
-    places = (
-        folder.student(method, seed)
-        for method in folder.study.runs()
-        for seed in folder.study.seeds
-    )
-    return [place.path for place in places if place.weights.is_file()]
+def trained_in(path: Path) -> list[Path]:
+    """Folders of all finished students of a study, those of a method together."""
+    return sorted(file.parent for file in path.glob("methods/*/seed*/student.pt"))
 
 
 def load_trained(path: Path, *, trust: bool = False) -> Trained:
@@ -257,8 +244,8 @@ def load_trained(path: Path, *, trust: bool = False) -> Trained:
         ConfigError: it is not there, there are several, or the file is damaged.
     """
     path = path.expanduser().resolve()
-    if StudyFolder.is_one(path):
-        found = trained_in(StudyFolder.open(path))
+    if kind_of(path) == "distill":
+        found = trained_in(path)
         if len(found) != 1:
             one = found[0] if found else path / "methods" / "METHOD" / "seed0"
             raise ConfigError(
@@ -273,7 +260,7 @@ def load_trained(path: Path, *, trust: bool = False) -> Trained:
         saved = load_state(file)
         classes, (channels, height, width) = tuple(map(str, saved["classes"])), saved["image"]
         if saved["model"] not in model_names() and (study := _study_of(path)):
-            StudyFolder.open(study, trust=trust).import_plugins()
+            StudyFolder.open(study, DistillConfig, trust=trust).import_plugins()
         network = build_model(
             saved["model"],
             num_classes=len(classes),
@@ -302,7 +289,7 @@ def load_trained(path: Path, *, trust: bool = False) -> Trained:
         study = _study_of(path)
         if study is None:
             raise ConfigError("the study's config.yaml is not there")
-        test = Images.load(StudyFolder.open(study).study).test
+        test = Images.load(StudyFolder.open(study, DistillConfig).config.experiment).test
         if (test.classes, test.shape) != (classes, shape):
             raise ConfigError("the data set has other classes, or images of another shape, today")
         return test.images.cpu()
@@ -312,11 +299,11 @@ def load_trained(path: Path, *, trust: bool = False) -> Trained:
 
 def _study_of(path: Path) -> Path | None:
     """The study that a training's folder belongs to; None if it was taken out of it."""
-    return next((above for above in path.parents[:4] if StudyFolder.is_one(above)), None)
+    return next((above for above in path.parents[:4] if kind_of(above) == "distill"), None)
 
 
 class _Diary:
-    """Hears of every epoch: tests, writes down, keeps checkpoints."""
+    """Receives every epoch: tests, writes down, keeps checkpoints."""
 
     def __init__(self, task: Task, images: Images, network: Network, notify: Notify) -> None:
         self._task = task
@@ -370,5 +357,5 @@ class _Diary:
         }
 
 
-def _layout(recipe: Recipe) -> torch.memory_format:
+def _layout(recipe: Training) -> torch.memory_format:
     return torch.channels_last if recipe.channels_last else torch.contiguous_format

@@ -1,0 +1,80 @@
+"""`fedkd predict` and `fedkd export`: what a finished student is good for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from simulations.cli.arguments import StudentPath, TeacherWeights
+from simulations.cli.screen import screen
+from simulations.failures import USER_ERROR
+
+
+def _student(path: Path, trust: bool) -> Any:
+    """The run at `path`, or a student of a study."""
+    from fedkd.runs.directory import RunDirectory
+    from fedkd.studies.central.folder import ROLES
+    from fedkd.studies.central.training import load_trained
+    from fedkd.studies.engine import kind_of
+
+    if kind_of(path) == "distill" or any((path / f"{role}.pt").is_file() for role in ROLES):
+        return load_trained(path, trust=trust)
+    return RunDirectory.open(path, trust=trust)
+
+
+def predict(
+    path: StudentPath,
+    images: Annotated[list[Path], typer.Argument(help="picture files, or folders of pictures")],
+    top: Annotated[int, typer.Option(help="classes shown per picture")] = 3,
+    trust: TeacherWeights = False,
+) -> None:
+    """Name what is in pictures with a run's student; its folder is all that is needed."""
+    from rich.text import Text
+
+    from fedkd.runs.export import predict_files
+
+    problems: list[str] = []
+    answered = predict_files(_student(path, trust), images, top=top, on_error=problems.append)
+    rows: list[tuple[str, list[str]]] = []
+    try:
+        for file, answers in answered:
+            rows.append((str(file), [f"{name} {100 * p:.1f} %" for name, p in answers]))
+    finally:  # whatever ends the work, what is known by then is shown
+        if rows:
+            table = Table(box=None, padding=(0, 2))
+            table.add_column("picture", overflow="fold")
+            for place in range(1, len(rows[0][1]) + 1):
+                table.add_column(f"{place}.", justify="right", overflow="fold")
+            for name, cells in rows:
+                table.add_row(Text(name), *map(Text, cells))
+            console = screen()
+            # Into a file or a pipe a row is a line, however long its name.
+            (console if console.is_terminal else screen(width=10_000)).print(table)
+    for problem in problems:
+        print(f"fedkd: {problem}", file=sys.stderr)
+    if problems:
+        sys.exit(USER_ERROR)
+
+
+def export(
+    path: StudentPath,
+    format: Annotated[str, typer.Option(help="torch (torch.export program) or onnx")] = "torch",
+    output: Annotated[Path | None, typer.Option(help="file to write")] = None,
+    trust: TeacherWeights = False,
+) -> None:
+    """Write the student to one file and check it against the student."""
+    from fedkd.runs.export import export_student
+
+    done = export_student(_student(path, trust), format, output)
+    kind = "test images" if done.missing is None else "images of noise"
+    console = screen(soft_wrap=True, highlight=False, markup=False)
+    console.print(
+        f"{done.path}: {done.size:,} bytes; {done.images} {kind} through both: "
+        f"largest logit difference {done.difference:.2g}, same class on {done.agreement:.1%}"
+    )
+    if done.missing is not None:
+        console.print(f"not checked on test images: {done.missing}")
