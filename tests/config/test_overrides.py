@@ -6,7 +6,6 @@ import pytest
 
 from fedkd.build import check
 from fedkd.config import ConfigError, load_experiment, make_experiment, parse_yaml
-from fedkd.studies.central.config import make_study
 
 
 @pytest.mark.parametrize(
@@ -63,17 +62,6 @@ def test_words_go_where_the_yaml_has_its_keys() -> None:
     assert experiment.teachers.models[0].options == {"hidden": 7}
     again = make_experiment(two, ["fusion=class_gated", "fusion.power=2"])
     assert again.fusion[0].options == {"power": 2}
-
-
-def test_the_one_teacher_of_a_study_needs_no_index() -> None:
-    values = {
-        "teachers": {"model": "mlp", "recipe": {"epochs": 3}},
-        "methods": {"kd": {"losses": "kd"}},
-    }
-    study = make_study(values, ["teachers.recipe.epochs=4"])
-    assert study.teachers[0].recipe == {"epochs": 4}
-    with pytest.raises(ConfigError, match=r"say which one, for example teachers\.0\.recipe"):
-        make_study({**values, "teachers": [values["teachers"]] * 2}, ["teachers.recipe.epochs=4"])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 from fedkd.config import Experiment
-from fedkd.studies.central.config import Study
+from fedkd.studies.central.config import DistillConfig
 from tests.fuzz.engine import ROOT, Case
 from tests.fuzz.material import CONFIGS, FEDERATION, Material
 from tests.fuzz.mutations import (
@@ -154,8 +154,9 @@ def config(rng: Random, home: Path, material: Material) -> Case:
         source = rng.choice(SHIPPED)
         values, verb = yaml.safe_load(source.read_text()), "show"
         source_name = str(source.relative_to(ROOT))
-        if "base" in values:
-            values["base"] = str((source.parent / values["base"]).resolve())
+        for section in (values, values.get("experiment", {})):
+            if "base" in section:
+                section["base"] = str((source.parent / section["base"]).resolve())
     else:
         source_name = rng.choice(["run", "run", *CONFIGS])
         verb, values = CONFIGS[source_name]
@@ -164,7 +165,9 @@ def config(rng: Random, home: Path, material: Material) -> Case:
     changes, ways = [source_name], []
     for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
         if verb in ("run", "show", "distill") and rng.random() < 0.5:
-            values, what = plausible(Study if "recipe" in values else Experiment, values, rng)
+            values, what = plausible(
+                DistillConfig if "methods" in values else Experiment, values, rng
+            )
             way = "plausible"
         else:
             values, way, what = change_tree(values, rng, large=verb == "show")

@@ -30,12 +30,15 @@ FEDERATION: dict[str, Any] = {
 }
 _PRIVACY = {"nominal_size": 16, "delta": 1e-3, "epsilon": 50}
 STUDY: dict[str, Any] = {
+    "study": "distill",
     "name": "study",
-    "data": {"dataset": {"name": "synthetic", "classes": 3, "size": 8, "per_class": 15}},
-    "teachers": [{"model": {"name": "mlp", "hidden": 8}, "recipe": {"epochs": 1}}],
-    "student": {"model": {"name": "mlp", "hidden": 8}},
-    "recipe": {"epochs": 1},
-    "methods": {"kd": {"losses": ["kd"]}},
+    "experiment": {
+        "data": {"dataset": {"name": "synthetic", "classes": 3, "size": 8, "per_class": 15}},
+        "teachers": {"models": [{"name": "mlp", "hidden": 8}], "epochs": 1},
+        "student": {"model": {"name": "mlp", "hidden": 8}},
+        "distillation": {"epochs": 1},
+    },
+    "methods": {"kd": ["kd"]},
     "seeds": [0],
     "output": "runs",
 }
@@ -50,8 +53,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "study": ("distill", STUDY),
-    "comparison": ("compare", {**FEDERATION, "methods": ["fedkd", "local_only"], "seeds": [0]}),
-    "ablation": ("ablate", {**FEDERATION, "grid": {"fusion": ["uniform"]}, "seeds": [0]}),
+    "comparison": ("compare", {"experiment": FEDERATION, "methods": ["fedkd", "local_only"]}),
+    "ablation": ("ablate", {"experiment": FEDERATION, "grid": {"fusion": ["uniform"]}}),
     "sweep": (
         "privacy sweep",
         {

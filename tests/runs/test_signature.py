@@ -24,10 +24,8 @@ from fedkd.runs.signature import IMAGES, SIGNATURE, read_signature
 from fedkd.studies import engine
 from fedkd.studies.attack.config import AttackConfig
 from fedkd.studies.attack.study import AttackStudy
-from fedkd.studies.central.config import make_study
-from fedkd.studies.central.folder import StudyFolder
-from fedkd.studies.central.study import prepare as prepare_study
-from fedkd.studies.central.study import run_study
+from fedkd.studies.central.config import DistillConfig
+from fedkd.studies.central.study import DistillStudy
 from simulations.cli.contribution import contribution
 from simulations.cli.status import status_of
 from simulations.client_app import _given_root
@@ -373,25 +371,28 @@ def images_changed(folder: Path) -> Path:
 
 
 def test_a_study_does_not_go_on_with_other_images(tmp_path: Path) -> None:
-    study = make_study({
-        "data": {"dataset": {"name": "synthetic", "per_class": 20}},
-        "teachers": {"model": "mlp"}, "student": {"model": "mlp"}, "methods": {"kd": ["kd"]},
-        "recipe": {"epochs": 1, "augment": "none"}, "output": str(tmp_path),
+    once = {"epochs": 1, "augment": "none"}
+    config = make_config(DistillConfig, {
+        "experiment": {
+            "data": {"dataset": {"name": "synthetic", "per_class": 20}},
+            "teachers": {"models": "mlp", **once}, "student": {"model": "mlp"},
+            "distillation": once,
+        },
+        "methods": {"kd": ["kd"]}, "output": str(tmp_path),
     })  # fmt: skip
-    folder, images = StudyFolder.new(study), prepare_study(study)
-    run_study(folder, images)
-    run_study(folder, images)
+    study, folder = DistillStudy(config), engine.StudyFolder.new(config)
+    engine.run_study(study, folder)
     file = images_changed(folder.path)
     with pytest.raises(ConfigError, match="the test images are not those that the study began"):
-        run_study(folder, images)
+        engine.run_study(study, folder)
     content = json.loads(file.read_text())
     content["data"]["classes"] = ["ash", "oak"]
     write_json(file, content)
     with pytest.raises(ConfigError, match=r"\(2 then, 4 now; new: .*; gone: ash, oak\)"):
-        run_study(folder, images)
+        engine.run_study(study, folder)
     file.write_text("[]")
     with pytest.raises(ConfigError, match="damaged"):
-        run_study(folder, images)
+        engine.run_study(study, folder)
 
 
 def test_a_comparison_does_not_go_on_with_other_images(

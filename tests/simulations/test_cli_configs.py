@@ -10,6 +10,7 @@ from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import RoundFinished
 from fedkd.training.evaluation import Scores
 from simulations.cli import main as cli
+from simulations.cli import run as run_command
 from simulations.cli.configs import load, open_run
 from tests.conftest import TINY
 from tests.simulations.test_failures import Run, fedkd, tracebacks  # noqa: F401
@@ -62,7 +63,7 @@ def test_a_folder_of_another_command_is_no_run(
     tmp_path: Path,
     fedkd: Run,  # noqa: F811
 ) -> None:
-    (tmp_path / "config.yaml").write_text("methods: {kd: {losses: [kd]}}\nteachers: [mlp]\n")
+    (tmp_path / "config.yaml").write_text("study: distill\nmethods: {kd: [kd]}\n")
     code, stderr = fedkd(*command.split(), tmp_path)
     assert code == 2
     assert "is a folder of fedkd distill; expected a run directory" in stderr
@@ -79,13 +80,13 @@ def test_a_finished_run_is_not_run_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = RunDirectory.new(make_experiment(TINY, [f"output={tmp_path}", "rounds=1"]))
-    assert not cli._is_finished(run)
+    assert not run_command._is_finished(run)
     run.record(RoundFinished(round=1, student=Scores(accuracy=0.5)))
-    assert not cli._is_finished(run)
+    assert not run_command._is_finished(run)
     monkeypatch.setattr(RunDirectory, "read_json", lambda *_: {})
-    assert cli._is_finished(run)
-    monkeypatch.setattr(cli, "_run", lambda *_: pytest.fail("it was run"))
-    monkeypatch.setattr("simulations.cli.tables.summary_table", lambda _: "the table")
+    assert run_command._is_finished(run)
+    monkeypatch.setattr(run_command, "_run", lambda *_: pytest.fail("it was run"))
+    monkeypatch.setattr("simulations.cli.tables.run_tables", lambda _: "the table")
     assert fedkd("run", "--resume", run.path) == (0, "")
 
 

@@ -12,6 +12,7 @@ import torch
 
 from fedkd.config import ConfigError
 from simulations.cli import main as cli
+from simulations.cli import partition
 from simulations.failures import failure_of, noted
 
 Run = Callable[..., tuple[int, str]]
@@ -155,7 +156,7 @@ def test_a_command_line_that_cannot_be_read_is_one_line(
 def test_an_internal_error_of_a_command_is_one_line_and_70(
     fedkd: Run, monkeypatch: pytest.MonkeyPatch, tracebacks: Path
 ) -> None:
-    monkeypatch.setattr(cli, "load", lambda *_: ours(KeyError("lost"))())
+    monkeypatch.setattr(partition, "load", lambda *_: ours(KeyError("lost"))())
     code, stderr = fedkd("partition", "configs/quickstart.yaml")
     assert code == 70
     assert stderr.count("\n") == 1
@@ -167,5 +168,5 @@ def test_an_interrupt_is_130_and_one_line(fedkd: Run, monkeypatch: pytest.Monkey
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load", interrupt)
+    monkeypatch.setattr(partition, "load", interrupt)
     assert fedkd("partition", "configs/quickstart.yaml") == (130, "fedkd: interrupted\n")

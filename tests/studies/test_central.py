@@ -6,24 +6,23 @@ import json
 import re
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fedkd.studies.central.results import results
 from PIL import Image
 
-from fedkd.config import ConfigError
+from fedkd.config import ConfigError, load_config, make_config
 from fedkd.data.images import ImageSet
-from fedkd.rounds import silent
+from fedkd.rounds import Interrupted, silent
 from fedkd.runs.export import export_student, predict_files
-from fedkd.studies.central.config import Study, load_study, make_study
-from fedkd.studies.central.folder import StudyFolder
-from fedkd.studies.central.report import write_report
-from fedkd.studies.central.study import _chain, check_study, prepare, run_study
-from fedkd.studies.central.training import Images, load_student, load_trained
+from fedkd.studies.central.config import DistillConfig
+from fedkd.studies.central.folder import Place
+from fedkd.studies.central.study import DistillStudy, chain, check_names
+from fedkd.studies.central.training import Images, load_trained
+from fedkd.studies.engine import Record, StudyFolder, present, results_of, run_study
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(
@@ -33,51 +32,88 @@ SHIPPED = sorted(
     if not path.name.startswith("_")
 )
 
-TINY: dict[str, Any] = {
-    "name": "tiny",
+TRAINING = {"epochs": 2, "batch_size": 16, "augment": "crop", "virtual": "batch_randaugment"}
+EXPERIMENT: dict[str, Any] = {
     "data": {"dataset": {"name": "synthetic", "classes": 3, "size": 8, "per_class": 20}},
-    "teachers": {"model": {"name": "cnn_tiny", "norm": "batch"}},
+    "teachers": {"models": [{"name": "cnn_tiny", "norm": "batch"}], **TRAINING},
     "student": {"model": {"name": "cnn_tiny", "width": 4}},
-    "methods": {"kd": ["ce", "kd"], "vrm": ["ce", "vrm"]},
-    "recipe": {
-        "epochs": 2,
-        "batch_size": 16,
-        "augment": "crop",
-        "virtual": "batch_randaugment",
-    },
+    "distillation": TRAINING,
     "resources": {"device": "cpu"},
 }
+METHODS = {"kd": ["ce", "kd"], "vrm": ["ce", "vrm"]}
+TINY = {"name": "tiny", "experiment": EXPERIMENT, "methods": METHODS}
 
 
-def study(*overrides: str, **values: Any) -> Study:
-    return make_study({**TINY, **values}, overrides)
+def study(*overrides: str, **values: Any) -> DistillStudy:
+    """The tiny study; `distillation.` and `teachers.` are keys of its experiment."""
+    sections = ("data.", "teachers.", "student.", "distillation.", "resources.")
+    words = [f"experiment.{w}" if w.startswith(sections) else w for w in overrides]
+    return DistillStudy(make_config(DistillConfig, {**TINY, **values}, words))
+
+
+def both(word: str) -> tuple[str, str]:
+    """A key of how teachers and students are trained."""
+    return f"teachers.{word}", f"distillation.{word}"
+
+
+def prepare(study: DistillStudy) -> None:
+    study.check()
+
+
+class Done:
+    """A study and its folder."""
+
+    def __init__(self, study: DistillStudy, parent: Path) -> None:
+        self.study = study
+        self.folder = StudyFolder.new(study.config, parent)
+        self.path = self.folder.path
+
+    def run(self, notify: Any = silent) -> Record:
+        return run_study(self.study, self.folder, notify)
+
+    def again(self) -> Done:
+        """The same folder, opened as another process does."""
+        done = object.__new__(Done)
+        done.folder = StudyFolder.open(self.path, DistillConfig)
+        done.study, done.path = DistillStudy(done.folder.config), self.path
+        return done
+
+    @property
+    def results(self) -> Record:
+        return results_of(self.study, self.folder)
+
+    def student(self, method: str, seed: int) -> Place:
+        return Place.of_student(self.path, method, seed)
+
+    def page(self) -> str:
+        present(self.study, self.folder)
+        return (self.path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture
 def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
     """No page: drawing one takes seconds."""
-    monkeypatch.setattr("fedkd.studies.central.study.write_report", lambda folder: None)
+    monkeypatch.setattr("fedkd.studies.central.study.write_report", lambda *_: None)
 
 
 @pytest.fixture
-def run(tmp_path: Path, unreported: None) -> Callable[..., StudyFolder]:
+def run(tmp_path: Path, unreported: None) -> Callable[..., Done]:
     """`run("seeds=[0,1]")`: the tiny study with overrides, run in a folder of its own."""
 
-    def go(*overrides: str, notify: Any = silent, **values: Any) -> StudyFolder:
-        config = study(*overrides, **values)
-        folder = StudyFolder.new(config, tmp_path)
-        run_study(folder, prepare(config), notify)
-        return folder
+    def go(*overrides: str, notify: Any = silent, **values: Any) -> Done:
+        done = Done(study(*overrides, **values), tmp_path)
+        done.study.check()
+        assert done.run(notify)["errors"] == {}
+        return done
 
     return go
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
-    config = study("seeds=[0,1]")
-    folder = StudyFolder.new(config, tmp_path_factory.mktemp("studies"))
-    run_study(folder, prepare(config))
-    return folder
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    done = Done(study("seeds=[0,1]"), tmp_path_factory.mktemp("studies"))
+    done.run()
+    return done
 
 
 # -- configs ---------------------------------------------------------------------------------------
@@ -86,44 +122,46 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
 @pytest.mark.smoke
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_every_shipped_study_is_valid(path: Path) -> None:
-    check_study(load_study(path))
+    check_names(load_config(DistillConfig, path))
 
 
 def test_a_resolved_study_reads_back_as_itself() -> None:
-    config = study(methods={"kd": {"losses": "kd", "recipe": {"epochs": 3}}})
-    assert make_study(config.model_dump(mode="json")) == config
+    config = study(methods={"kd": {"distillation.losses": "kd", "distillation.epochs": 3}}).config
+    assert make_config(DistillConfig, config.model_dump(mode="json")) == config
 
 
-def test_a_base_holds_where_a_file_says_nothing(tmp_path: Path) -> None:
+def test_a_base_holds_where_a_file_has_nothing(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(
-        "teachers: resnet20\nrecipe: {epochs: 9, optimizer: {lr: 0.3}}\n"
-        "student: {model: {name: cnn_tiny, width: 8}}\nmethods: {kd: [kd], vrm: [vrm]}\n"
+        "experiment:\n  teachers: {models: resnet20}\n"
+        "  distillation: {epochs: 9, optimizer: {lr: 0.3}}\n"
+        "  student: {model: {name: cnn_tiny, width: 8}}\nmethods: {kd: [kd], vrm: [vrm]}\n"
     )
     (tmp_path / "mine.yaml").write_text(
-        "base: base.yaml\nrecipe: {epochs: 4}\nstudent: {model: {name: mlp}}\n"
+        "base: base.yaml\nexperiment: {distillation: {epochs: 4}, student: {model: {name: mlp}}}\n"
         "methods: {vrm: null, dkd: dkd}\n"
     )
-    config = load_study(tmp_path / "mine.yaml")
-    assert (config.name, config.recipe.epochs, config.recipe.optimizer.lr) == ("mine", 4, 0.3)
+    config = load_config(DistillConfig, tmp_path / "mine.yaml")
+    options = config.experiment.distillation
+    assert (config.name, options.epochs, options.optimizer.lr) == ("mine", 4, 0.3)
     assert list(config.runs()) == ["student", "kd", "dkd"]
-    assert config.student.model.options == {}
+    assert config.experiment.student.model.options == {}
     (tmp_path / "base.yaml").write_text("base: mine.yaml\n")
     with pytest.raises(ConfigError, match=r"base: .*mine\.yaml is this file's own base"):
-        load_study(tmp_path / "mine.yaml")
-    (tmp_path / "mine.yaml").write_text("base: nothing.yaml\n")
-    with pytest.raises(ConfigError, match=r"nothing\.yaml does not exist"):
-        load_study(tmp_path / "mine.yaml")
+        load_config(DistillConfig, tmp_path / "mine.yaml")
+    (tmp_path / "mine.yaml").write_text("experiment: {base: nothing.yaml}\n")
+    with pytest.raises(ConfigError, match=r"experiment: base: .*nothing\.yaml does not exist"):
+        load_config(DistillConfig, tmp_path / "mine.yaml")
 
 
-def test_a_method_may_have_a_recipe_of_its_own_and_the_rest_is_the_studys() -> None:
-    config = study(
-        "recipe.optimizer.lr=0.5",
-        "recipe.epochs=7",
-        methods={"kd": {"losses": "kd", "recipe": {"epochs": 3}}},
-    )
-    assert config.recipe_of("kd").epochs == 3
-    assert config.recipe_of("kd").optimizer.lr == 0.5
-    assert config.recipe_of("student").epochs == 7
+def test_a_method_changes_the_distillation_and_the_rest_is_the_studys() -> None:
+    runs = study(
+        "distillation.optimizer.lr=0.5",
+        "distillation.epochs=7",
+        methods={"kd": {"distillation.losses": "kd", "distillation.epochs": 3}},
+    ).runs
+    assert runs["kd"].distillation.epochs == 3
+    assert runs["kd"].distillation.optimizer.lr == 0.5
+    assert runs["student"].distillation.epochs == 7
 
 
 @pytest.mark.parametrize(
@@ -131,21 +169,26 @@ def test_a_method_may_have_a_recipe_of_its_own_and_the_rest_is_the_studys() -> N
     [
         ("only=kdd", "only: there is no method 'kdd'; did you mean 'kd'?"),
         ("seeds=[1,1]", "seeds: 1 is listed twice"),
-        ("recipe.epoch=3", "recipe.epoch: unknown key; did you mean 'epochs'?"),
-        ("methods.kd.recipe={epoch: 3}", "methods.kd.recipe.epoch: unknown key; did you mean"),
-        ("teachers.0.recipe={epochs: x}", "teachers.0.recipe.epochs: input should be a valid int"),
-        ("methods.kd.losses=[kdd]", "methods.kd.losses.0: unknown loss 'kdd'; did you mean 'kd'?"),
-        ("methods.kd.losses.1.temprature=2", "has no option 'temprature'; did you mean 'temper"),
+        ("distillation.epoch=3", "distillation.epoch: unknown key; did you mean 'epochs'?"),
+        ("recipe.epochs=3", "recipe: unknown key"),
+        ("teachers.0.recipe={epochs: 3}", "experiment.teachers"),
+        ("methods={kd: {distillation.epoch: 3}}", "methods.kd: distillation.epoch: unknown key;"),
+        ("methods={kd: {losses: kd}}", "methods.kd.losses: a method changes keys of the"),
+        ("methods={kd: {recipe: {epochs: 1}}}", "write distillation.KEY"),
+        ("methods={kd: {data.train: 3}}", "methods.kd: data.train is the same for all methods"),
+        ("teachers.epochs=x", "experiment.teachers.epochs: input should be a valid int"),
+        ("teachers.train=[1,2]", "train: expected one for each of 1 models"),
+        ("methods.kd=[kdd]", "distillation.losses.0: unknown loss 'kdd'; did you mean 'kd'?"),
+        ("methods.kd=[{name: kd, temprature: 2}]", "has no option 'temprature'; did you mean 'te"),
         ("methods={a/b: kd}", "methods.a/b"),
-        ("methods={kd: {loses: kd}}", "methods.kd.loses: unknown key; did you mean 'losses'?"),
-        ("methods.kd.losses.1.stop=1", ""),
-        ("methods.kd.losses=[{name: kd, start: 2}]", "no loss counts in epoch 1 of 2"),
+        ("methods.kd=[ce, {name: kd, stop: 1}]", ""),
+        ("methods.kd=[{name: kd, start: 2}]", "no loss counts in epoch 1 of 2"),
         ("student.model=resnet2", "student.model: unknown model 'resnet2'; did you mean 'resnet"),
-        ("assistants=[resnt8]", "assistants.0: unknown model 'resnt8'; did you mean 'resnet8'?"),
-        ("recipe.augment=cropp", "recipe.augment: unknown augmentation 'cropp'; did you mean"),
-        ("teachers.0.checkpoint=no.pt", "teachers.0.checkpoint: there is no file no.pt"),
+        ("distillation.assistants=[resnt8]", "assistants.0: unknown model 'resnt8'; did you mean"),
+        ("distillation.augment=cropp", "augment: unknown augmentation 'cropp'; did you mean"),
+        ("teachers.checkpoints=[no.pt]", "teachers.checkpoints.0: there is no file no.pt"),
         ("data.train=61", "data.train: 61 images are asked for, there are 60"),
-        ("teachers.0.train=61", "teachers.0.train: 61 images are asked for, there are 60"),
+        ("teachers.train=61", "teachers.train: 61 images are asked for, there are 60"),
         (
             "methods={x: {name: fitnet, stage: 2}}",
             "methods.x: stage(index=2) cannot be read from teacher 0: it has",
@@ -166,7 +209,7 @@ def test_a_mistake_is_one_line_before_anything_is_trained(word: str, expected: s
 # -- a whole study ---------------------------------------------------------------------------------
 
 
-def test_everything_is_in_the_folder(finished: StudyFolder) -> None:
+def test_everything_is_in_the_folder(finished: Done) -> None:
     found = json.loads((finished.path / "results.json").read_text())
     assert found["finished"]
     assert list(found["methods"]) == ["student", "kd", "vrm"]
@@ -194,7 +237,7 @@ def test_everything_is_in_the_folder(finished: StudyFolder) -> None:
 
 
 def test_methods_of_a_seed_start_from_the_same_weights_and_seeds_do_not(
-    finished: StudyFolder,
+    finished: Done,
 ) -> None:
     def first(method: str, seed: int) -> float:
         return float(finished.student(method, seed).epochs()[0]["terms"]["ce"])
@@ -205,9 +248,10 @@ def test_methods_of_a_seed_start_from_the_same_weights_and_seeds_do_not(
         for seed in (0, 1)
     }
     assert len(set(hashes.values())) == 6
-    images = Images.load(finished.study)
+    images = Images.load(finished.study.config.experiment)
+    place = Place(Path(), "student")
     chains = {
-        (method, seed): next(_chain(finished, method, seed, [[]]))
+        (method, seed): next(chain(finished.study.runs[method], method, seed, place, [[]]))
         for method in ("student", "kd")
         for seed in (0, 1)
     }
@@ -223,45 +267,46 @@ def training(seed: int, last: float, best: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def kept(done: Done, method: str, accuracies: Sequence[tuple[float, float]]) -> None:
+    """Students of a method with these last and best accuracies, as if they had been trained."""
+    for cell in done.study.cells:
+        if cell.name == method:
+            done.folder.finish(cell, training(cell.seed, *accuracies[cell.seed]))
+
+
 def test_mean_deviation_and_best_epoch_are_kept_apart(tmp_path: Path) -> None:
-    folder = StudyFolder.new(study("seeds=[0,1,2]", "only=[kd]"), tmp_path)
-    for seed, last, best in ((0, 0.5, 0.9), (1, 0.6, 0.7), (2, 0.7, 0.8)):
-        place = folder.student("kd", seed)
-        place.begin()
-        place.finish(training(seed, last, best))
-    row = results(folder)["methods"]["kd"]
+    done = Done(study("seeds=[0,1,2]", "only=[kd]"), tmp_path)
+    kept(done, "kd", [(0.5, 0.9), (0.6, 0.7), (0.7, 0.8)])
+    row = done.results["methods"]["kd"]
     assert row["last"]["mean"] == pytest.approx(0.6)
     assert row["last"]["std"] == pytest.approx(0.1)
     assert row["best"]["mean"] == pytest.approx(0.8)
     assert row["seconds"] == 2.0
     assert row["images_per_second"] is None
-    assert results(folder)["methods"]["student"]["last"] is None
-    assert not results(folder)["finished"]
-    page = write_report(folder).read_text(encoding="utf-8")
-    assert "60.00 ± 10.00 %" in page
+    assert done.results["methods"]["student"]["last"] is None
+    assert not done.results["finished"]
+    page = done.page()
+    assert "60.00 ± 10.00" in page
     assert "not complete · 3 of 6 students so far" in page
 
 
 def test_a_method_counts_as_a_help_only_beyond_chance(tmp_path: Path) -> None:
-    folder = StudyFolder.new(study("seeds=[0,1,2]", "only=[kd,vrm]"), tmp_path)
+    done = Done(study("seeds=[0,1,2]", "only=[kd,vrm]"), tmp_path)
     accuracies = {
         "student": (0.50, 0.52, 0.51),
         "kd": (0.55, 0.48, 0.53),  # +1.00 on average, which may be chance
         "vrm": (0.60, 0.61, 0.61),
     }
     for name, values in accuracies.items():
-        for seed, last in enumerate(values):
-            place = folder.student(name, seed)
-            place.begin()
-            place.finish(training(seed, last, last))
-    page = write_report(folder).read_text(encoding="utf-8")
+        kept(done, name, [(last, last) for last in values])
+    page = done.page()
     assert "methods that surely help" in page
     assert "1 of 2" in page
     assert "+1.00 ± 11.38" in page
     assert "60.67 ± 0.58 %" in page  # the headline has its spread
 
 
-def test_the_page_needs_nothing_but_itself(finished: StudyFolder) -> None:
+def test_the_page_needs_nothing_but_itself(finished: Done) -> None:
     page = (finished.path / "report.html").read_text(encoding="utf-8")
     assert "student alone" in page
     assert "chosen on the test set" in page
@@ -269,32 +314,33 @@ def test_the_page_needs_nothing_but_itself(finished: StudyFolder) -> None:
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:href="|url\()#([\w-]+)', page)) <= set(ids)
-    assert write_report(finished).read_text(encoding="utf-8") == page
+    assert finished.page() == page
 
 
-def test_a_student_comes_back_as_it_was(finished: StudyFolder) -> None:
-    images = Images.load(finished.study)
-    network = load_student(finished, "kd", 1)
+def test_a_student_comes_back_as_it_was(finished: Done) -> None:
+    images = Images.load(finished.study.config.experiment)
+    network = load_trained(finished.student("kd", 1).path).network
     result = finished.student("kd", 1).result()
     assert result is not None
     assert images.accuracy(network) == result["last"]
     with pytest.raises(ConfigError, match="has no finished student"):
-        load_student(finished, "kd", 7)
+        load_trained(finished.student("kd", 7).path)
 
 
-def test_a_student_is_used_without_its_study(finished: StudyFolder, tmp_path: Path) -> None:
+def test_a_student_is_used_without_its_study(finished: Done, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"finished students: name the folder of one, e\.g\. /"):
         load_trained(finished.path)
     alone = tmp_path / "taken" / "away"
     shutil.copytree(finished.student("kd", 1).path, alone)
     student = load_trained(alone)
-    images = Images.load(finished.study)
+    images = Images.load(finished.study.config.experiment)
     channels = images.test.shape[0]
     pixels = images.test.images[0].permute(1, 2, 0).numpy()
     Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(tmp_path / "one.png")
     ((_, best),) = predict_files(student, [tmp_path / "one.png"], top=1)
     with torch.no_grad():
-        expected = load_student(finished, "kd", 1)(images.test.images[:1]).softmax(1).max(1)
+        network = load_trained(finished.student("kd", 1).path).network
+        expected = network(images.test.images[:1]).softmax(1).max(1)
     assert best[0][0] == images.test.classes[int(expected.indices)]
     assert best[0][1] == pytest.approx(float(expected.values), abs=1e-5)
     done = export_student(student, "torch")
@@ -310,14 +356,10 @@ def test_a_student_is_used_without_its_study(finished: StudyFolder, tmp_path: Pa
 # -- going on --------------------------------------------------------------------------------------
 
 
-class Stopped(Exception):
-    """Somebody pulled the plug."""
-
-
 def stop_at(label: str, epoch: int) -> Callable[..., None]:
     def notify(event: str, **facts: Any) -> None:
         if event == "epoch" and facts["label"] == label and facts["epoch"] == epoch:
-            raise Stopped
+            raise Interrupted
 
     return notify
 
@@ -325,26 +367,20 @@ def stop_at(label: str, epoch: int) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("label", "epoch", "every"), [("teacher", 1, 1), ("vrm, seed 0", 2, 10), ("vrm, seed 0", 2, 2)]
 )
-def test_a_study_gone_on_with_gives_the_same_students(
+def test_an_interrupted_training_goes_on_in_its_epoch(
     tmp_path: Path, unreported: None, label: str, epoch: int, every: int
 ) -> None:
-    config = study("recipe.epochs=3", f"recipe.checkpoint_every={every}", "only=[vrm]")
-    images = prepare(config)
-    whole = StudyFolder.new(config, tmp_path / "whole")
-    run_study(whole, images)
-    broken = StudyFolder.new(config, tmp_path / "broken")
-    with pytest.raises(Stopped):
-        run_study(broken, images, stop_at(label, epoch))
-    assert results(broken)["finished"] is False
+    chosen = study(*both("epochs=3"), *both(f"checkpoint_every={every}"), "only=[vrm]")
+    whole, broken = Done(chosen, tmp_path / "whole"), Done(chosen, tmp_path / "broken").again()
+    whole.run()
+    with pytest.raises(Interrupted):
+        broken.run(stop_at(label, epoch))
     trained: list[str] = []
-    again = StudyFolder.open(broken.path)
-    run_study(
-        again, Images.load(again.study),
-        lambda event, **facts: trained.append(facts["label"]) if event == "epoch" else None,
-    )  # fmt: skip
+    again = broken.again()
+    again.run(lambda event, **facts: trained.append(facts["label"]) if event == "epoch" else None)
     assert trained.count(label) == 3 - epoch
     for name in ("student", "vrm"):
-        ours, theirs = (folder.student(name, 0) for folder in (again, whole))
+        ours, theirs = (done.student(name, 0) for done in (again, whole))
         assert (ours.result() or {})["hash"] == (theirs.result() or {})["hash"]
         for one, two in zip(ours.epochs(), theirs.epochs(), strict=True):
             assert (one["loss"], one["accuracy"]) == (two["loss"], two["accuracy"])
@@ -353,75 +389,91 @@ def test_a_study_gone_on_with_gives_the_same_students(
 def test_a_killed_process_goes_on_from_its_last_checkpoint(
     tmp_path: Path, unreported: None
 ) -> None:
-    config = study("recipe.epochs=4", "recipe.checkpoint_every=2", "only=[kd]")
-    images = prepare(config)
-    whole, killed = (StudyFolder.new(config, tmp_path / name) for name in ("whole", "killed"))
-    run_study(whole, images)
-    with pytest.raises(Stopped):
-        run_study(killed, images, stop_at("kd, seed 0", 2))
-    # What a kill -9 leaves: an epoch more in the diary than in the checkpoint, and half a line.
-    diary = killed.student("kd", 0).path / "metrics.jsonl"
-    more = {**json.loads(diary.read_text().splitlines()[-1]), "epoch": 3}
-    diary.write_text(f'{diary.read_text()}{json.dumps(more)}\n{{"epo')
-    run_study(killed, images)
+    chosen = study(*both("epochs=4"), *both("checkpoint_every=2"), "only=[kd]")
+    whole, killed = (Done(chosen, tmp_path / name) for name in ("whole", "killed"))
+    whole.run()
+    killed = killed.again()
+    with pytest.raises(Interrupted):
+        killed.run(stop_at("kd, seed 0", 2))
+    # What a kill -9 leaves: an epoch more in the records than in the checkpoint, and half a line.
+    records = killed.student("kd", 0).path / "metrics.jsonl"
+    more = {**json.loads(records.read_text().splitlines()[-1]), "epoch": 3}
+    records.write_text(f'{records.read_text()}{json.dumps(more)}\n{{"epo')
+    killed.again().run()
     place = killed.student("kd", 0)
     assert [epoch["epoch"] for epoch in place.epochs()] == [1, 2, 3, 4]
     assert (place.result() or {})["hash"] == (whole.student("kd", 0).result() or {})["hash"]
 
 
+def test_a_training_of_other_settings_makes_room(tmp_path: Path, unreported: None) -> None:
+    done = Done(study(*both("epochs=1"), "only=student"), tmp_path)
+    done.run()
+    changed = study("distillation.epochs=2", "teachers.epochs=1", "only=student")
+    folder = StudyFolder.open(done.path, DistillConfig, changed.config)
+    trained: list[str] = []
+
+    def notify(event: str, **facts: Any) -> None:
+        if event == "epoch":
+            trained.append(facts["label"])
+
+    run_study(changed, folder, notify)
+    assert trained == ["student, seed 0"] * 2  # the teacher is the same
+    assert len(done.student("student", 0).epochs()) == 2
+
+
 # -- chains and teachers ---------------------------------------------------------------------------
 
 
-def test_a_chain_learns_from_the_next_or_from_all(run: Callable[..., StudyFolder]) -> None:
-    folder = run(
-        "assistants=[{name: cnn_tiny, width: 12}]", "only=[near, all]",
+def test_a_chain_learns_from_the_next_or_from_all(run: Callable[..., Done]) -> None:
+    done = run(
+        "distillation.assistants=[{name: cnn_tiny, width: 12}]",
         methods={
-            "near": "kd", "all": {"losses": "kd", "guidance": "dense"},
-            "none": {"losses": "kd", "assistants": []},
+            "near": "kd", "all": {"distillation.losses": "kd", "distillation.guidance": "dense"},
+            "none": {"distillation.losses": "kd", "distillation.assistants": []},
         },
     )  # fmt: skip
     for name in ("near", "all"):
-        assistant = folder.assistant(name, 0, 1).result()
+        assistant = done.student(name, 0).assistant(1).result()
         assert assistant is not None
-        assert assistant["parameters"] > (folder.student(name, 0).result() or {})["parameters"]
+        assert assistant["parameters"] > (done.student(name, 0).result() or {})["parameters"]
     first, second = object(), object()
     expected = {"near": ([second], [1.0]), "all": ([first, second], [1.0, 1.0])}
-    for name, (teachers, say) in expected.items():
+    for name, (teachers, weights) in expected.items():
         ranks: list[Any] = [[first]]
-        tasks = _chain(folder, name, 0, ranks)
+        tasks = chain(done.study.runs[name], name, 0, done.student(name, 0), ranks)
         assert list(next(tasks).teachers) == [first]
         ranks.append([second])
         student = next(tasks)
-        assert (list(student.teachers), list(student.say or ())) == (teachers, say)
-    none = StudyFolder(folder.path, folder.study.model_copy(update={"only": None}))
-    assert len(list(_chain(none, "none", 0, [[first]]))) == 1
-    assert results(folder)["methods"]["all"]["guidance"] == "dense"
+        assert (list(student.teachers), list(student.weights or ())) == (teachers, weights)
+    none = chain(done.study.runs["none"], "none", 0, done.student("none", 0), [[first]])  # type: ignore[list-item]
+    assert len(list(none)) == 1
+    assert done.results["methods"]["all"]["guidance"] == "dense"
 
 
-def test_every_rank_of_a_dense_chain_has_the_same_say() -> None:
-    config = study("assistants=[mlp]", methods={"m": {"losses": "kd", "guidance": "dense"}})
+def test_every_rank_of_a_dense_chain_weighs_the_same() -> None:
+    dense = ("distillation.assistants=[mlp]", "distillation.guidance=dense")
     ranks: list[Any] = [["t1", "t2"]]
-    tasks = _chain(StudyFolder(Path(), config), "m", 0, ranks)
-    assert next(tasks).say == [0.5, 0.5]
+    tasks = chain(study(*dense).runs["kd"], "kd", 0, Place(Path(), "student"), ranks)
+    assert next(tasks).weights == [0.5, 0.5]
     ranks.append(["a"])
-    assert next(tasks).say == [0.5, 0.5, 1.0]
+    assert next(tasks).weights == [0.5, 0.5, 1.0]
 
 
-def test_teachers_are_shared_unless_each_seed_has_its_own(run: Callable[..., StudyFolder]) -> None:
-    folder = run("seeds=[0,1]", "teachers_per_seed=true", "only=student", "recipe.epochs=1")
-    hashes = {(folder.teacher(0, seed).result() or {})["hash"] for seed in (0, 1)}
-    assert len(hashes) == 2
-    assert results(folder)["teachers"][0]["last"]["n"] == 2
+def test_teachers_are_shared_unless_each_seed_has_its_own(run: Callable[..., Done]) -> None:
+    done = run("seeds=[0,1]", "teachers.per_seed=true", "only=student", *both("epochs=1"))
+    places = (Place.of_teacher(done.path, 0, seed) for seed in (0, 1))
+    assert len({(place.result() or {})["hash"] for place in places}) == 2
+    assert done.results["teachers"][0]["last"]["n"] == 2
 
 
-def test_a_teacher_may_have_seen_more_images(run: Callable[..., StudyFolder]) -> None:
+def test_a_teacher_may_have_seen_more_images(run: Callable[..., Done]) -> None:
     seen: dict[str, float] = {}
 
     def notify(event: str, **facts: Any) -> None:
         if event == "epoch":
             seen[facts["label"]] = facts["images_per_second"] * facts["seconds"]
 
-    run("data.train=20", "teachers.0.train=50", "only=student", "recipe.epochs=1", notify=notify)
+    run("data.train=20", "teachers.train=50", "only=student", *both("epochs=1"), notify=notify)
     assert {label: round(count) for label, count in seen.items()} == {
         "teacher": 50,
         "student, seed 0": 20,
@@ -434,8 +486,8 @@ def test_a_teacher_may_have_seen_more_images(run: Callable[..., StudyFolder]) ->
 @pytest.fixture
 def resnet(tmp_path: Path) -> Callable[..., Path]:
     """Writes a ResNet-8's weights under other names and wrappings."""
-    images = Images.load(study())
-    network = images.network(study("student.model=resnet8").student.model, 5)
+    given = study("student.model=resnet8").config.experiment
+    network = Images.load(given).network(given.student.model, 5)
     body = network.body.state_dict()
 
     def write(kind: str) -> Path:
@@ -464,7 +516,7 @@ def resnet(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.mark.parametrize("kind", ["bare", "wrapped", "whole", "foreign"])
 def test_teachers_come_from_files_of_many_shapes(
-    run: Callable[..., StudyFolder], resnet: Callable[..., Path], kind: str
+    run: Callable[..., Done], resnet: Callable[..., Path], kind: str
 ) -> None:
     remarks: list[str] = []
 
@@ -473,16 +525,17 @@ def test_teachers_come_from_files_of_many_shapes(
             remarks.append(facts["text"])
 
     folder = run(
-        f"teachers=[{{model: resnet8, checkpoint: {resnet(kind)}}}]", "only=student",
-        "recipe.epochs=1", notify=notify,
+        "teachers.models=[resnet8]", f"teachers.checkpoints=[{resnet(kind)}]", "only=student",
+        *both("epochs=1"), notify=notify,
     )  # fmt: skip
-    images = Images.load(folder.study)
-    expected = images.network(study("student.model=resnet8").student.model, 5).eval()
-    result = folder.teacher(0, 0).result()
+    images = Images.load(folder.study.config.experiment)
+    model = study("student.model=resnet8").config.experiment.student.model
+    expected = images.network(model, 5).eval()
+    result = Place.of_teacher(folder.path, 0, None).result()
     assert result is not None
     assert result["last"] == images.accuracy(expected)
     assert len(remarks) == (kind == "foreign")
-    assert results(folder)["teachers"][0]["source"].endswith(f"{kind}.pt")
+    assert folder.results["teachers"][0]["source"].endswith(f"{kind}.pt")
 
 
 @pytest.mark.parametrize(
@@ -500,8 +553,8 @@ def test_a_file_that_does_not_fit_is_one_line(
     resnet: Callable[..., Path], kind: str, model: str, expected: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        prepare(study(f"teachers=[{{model: {model}, checkpoint: {resnet(kind)}}}]"))
-    assert str(caught.value).startswith("teachers.0.checkpoint: ")
+        prepare(study(f"teachers.models=[{model}]", f"teachers.checkpoints=[{resnet(kind)}]"))
+    assert str(caught.value).startswith("experiment.teachers.checkpoints.0: ")
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -511,21 +564,23 @@ def test_a_file_that_does_not_fit_is_one_line(
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_and_channels_last_learn_as_well(
-    run: Callable[..., StudyFolder], precision: str
+    run: Callable[..., Done], precision: str
 ) -> None:
     folder = run(
-        f"recipe.precision={precision}", "recipe.channels_last=true", "only=kd", "recipe.epochs=8",
+        *both(f"precision={precision}"), *both("channels_last=true"), "only=kd", *both("epochs=8"),
         "student.model.norm=batch",
     )  # fmt: skip
     result = folder.student("kd", 0).result()
     assert result is not None
     assert result["last"] > 0.6  # chance is 0.33
-    assert all(w.dtype == torch.float32 for w in load_student(folder, "kd", 0).parameters())
+    network = load_trained(folder.student("kd", 0).path).network
+    assert all(weight.dtype == torch.float32 for weight in network.parameters())
 
 
 def test_a_compiled_network_is_read_like_another() -> None:
-    images = Images.load(study())
-    plain, compiled = (images.network(study().student.model, 0) for _ in range(2))
+    given = study().config.experiment
+    images = Images.load(given)
+    plain, compiled = (images.network(given.student.model, 0) for _ in range(2))
     compiled(images.train.images[:4])  # hooks set after a first plain call must be seen too
     compiled.compile_reading(backend="eager")
     ours, theirs = (network.read(images.train.images[:8]) for network in (compiled, plain))
@@ -538,10 +593,9 @@ def test_a_compiled_network_is_read_like_another() -> None:
 
 
 @pytest.mark.slow
-def test_a_study_of_compiled_networks_comes_to_the_same(run: Callable[..., StudyFolder]) -> None:
-    words = ("only=cat", "recipe.batch_size=16")
+def test_a_study_of_compiled_networks_comes_to_the_same(run: Callable[..., Done]) -> None:
     compiled, plain = (
-        run(f"recipe.compile={on}", *words, methods={"cat": ["ce", "cat"]})
+        run(*both(f"compile={on}"), "only=cat", methods={"cat": ["ce", "cat"]})
         for on in ("true", "false")
     )
     ours, theirs = (folder.student("cat", 0).epochs() for folder in (compiled, plain))
@@ -549,11 +603,10 @@ def test_a_study_of_compiled_networks_comes_to_the_same(run: Callable[..., Study
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
 
 
-def test_the_test_set_need_not_be_looked_at_every_epoch(run: Callable[..., StudyFolder]) -> None:
-    folder = run("recipe.test_every=2", "recipe.epochs=3", "only=kd")
+def test_the_test_set_need_not_be_looked_at_every_epoch(run: Callable[..., Done]) -> None:
+    folder = run(*both("test_every=2"), *both("epochs=3"), "only=kd")
     epochs = folder.student("kd", 0).epochs()
     assert [epoch["accuracy"] is None for epoch in epochs] == [True, False, False]
-    write_report(folder)
 
 
 def test_images_without_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -563,4 +616,4 @@ def test_images_without_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("fedkd.studies.central.training.load_dataset", unlabelled)
     with pytest.raises(ConfigError, match="needs labelled images"):
-        Images.load(study())
+        Images.load(study().config.experiment)
