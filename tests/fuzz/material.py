@@ -58,8 +58,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "sweep": (
         "privacy sweep",
         {
-            **FEDERATION,
-            "seeds": [0],
+            "experiment": FEDERATION,
             "epsilons": ["inf"],
             "mechanisms": {"dp_sgd": {"teachers.privacy": {"nominal_size": 16, "delta": 1e-3}}},
         },
