@@ -11,6 +11,7 @@ import inspect
 import re
 import sys
 import types
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,20 @@ def test_the_page_calls_each_loss_with_each_option() -> None:
         known = inspect.signature(getattr(module, function)).parameters.values()
         expected = {p.name for p in known if p.kind is p.KEYWORD_ONLY}
         assert any(expected <= call for call in calls.get(function, ())), function
+
+
+def test_each_option_is_described_once() -> None:
+    for registry in (LOSSES, FUSIONS):
+        for name in registry.names():
+            member = registry.get(name)
+            formula = getattr(sys.modules[member.__module__], f"{name}_loss", member)
+            taken = [field.name for field in fields(getattr(member, "Options", member))]
+            for option in registry.options(name):
+                text = (formula if option in taken else member).__doc__ or ""
+                count = len(re.findall(rf"^ +{option}: (?!As in|See)", text, re.M))
+                assert count == 1, (
+                    f"{registry.family} {name!r}: {option} is described {count} times"
+                )
 
 
 def test_a_module_is_called_as_its_name() -> None:

@@ -27,8 +27,8 @@ class Coverage(Fusion):
 
     Args:
         least: Of an even share of the transfer images.
-        smoothing: See `class_gated`.
-        sharpness: See `class_gated`.
+        smoothing: Examples added to every count, as in `class_gated`.
+        sharpness: Exponent of the vote, as in `class_gated`.
     """
 
     least: NotNegative = 0.05

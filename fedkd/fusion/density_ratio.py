@@ -38,8 +38,8 @@ class DensityRatio(Fusion):
             taken from the highest claims. Private and transfer images of one distribution make that
             sum 1 everywhere, so with 1.0 nobody drowns the others out by claiming to know some
             images best. None believes all claims.
-        components: See the kind `DensityRatio`.
-        bandwidth: See the kind `DensityRatio`.
+        components: Principal components of the images in which likeness is measured.
+        bandwidth: Of the kernel, in medians of the transfer images' distances.
     """
 
     by_size: bool = True

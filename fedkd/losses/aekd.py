@@ -40,10 +40,12 @@ def aekd_loss(
         student_logits: (B, C).
         teacher_logits: Of M teachers, (M, B, C).
         weights: What else speaks for each teacher on each sample, (M, B); None: nothing.
-        temperature: As in `aekd_loss`, like all that follow.
-        nu: Bound of the weights.
-        normalise: Whether only directions count.
-        solver: "exact" or "svm".
+        temperature: Softness of all distributions.
+        nu: Share of the teachers that must get a weight: no weight exceeds 1 / (nu * M). The
+            paper's tolerance C is nu = 1 / (C * M). None sets no limit.
+        normalise: Compare directions of the gradients and not their lengths.
+        solver: "svm" runs the repository's one-class support vector machine, which ends
+            before the least; "exact" does not.
     """
     check_teachers("aekd", student_logits, teacher_logits, weights)
     student_logits, teacher_logits = comparable(student_logits, teacher_logits)
@@ -82,10 +84,10 @@ def agreement_weights(
         teacher_logits: Of M teachers, (M, B, C).
         weights: Weight of each sample in a teacher's mean gradient, (M, B); a teacher without any
             gets none here. None: all the same.
-        temperature: As in `AEKDLoss`, like all that follow.
-        nu: See there.
-        normalise: See there.
-        solver: See there.
+        temperature: Softness of all distributions, as in `aekd_loss`.
+        nu: Bounds the weights, by 1 / (nu * M).
+        normalise: Whether only directions count.
+        solver: "exact" or "svm".
     """
     check_teachers("aekd", student_logits, teacher_logits, weights)
     if torch._C._are_functorch_transforms_active():

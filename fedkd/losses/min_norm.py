@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import lsq_linear, nnls  # type: ignore[import-untyped]
 
 Array = NDArray[np.float64]
 
@@ -18,6 +17,9 @@ def shortest(gram: Array, bound: float = 1.0) -> Array:
         gram: Inner products of the vectors, (K, K), computed in double precision.
         bound: Largest weight; below 1 / K the weights are all 1 / K.
     """
+    # Here and not above: with the optimisers `import fedkd` takes longer.
+    from scipy.optimize import lsq_linear, nnls  # type: ignore[import-untyped]
+
     count = len(gram)
     even = np.full(count, 1 / count)
     size = gram.diagonal().max()

@@ -29,8 +29,8 @@ class Relations:
     """psi: which relations there are between vertices.
 
     Attributes:
-        relation: What it is; see `RelationLoss`.
-        normalisation: See there.
+        relation: What it is; see `relation_loss`.
+        normalisation: What relations are divided by.
         sources: How many vertices edges start from, to end at the others; 0 joins all pairs.
         eps: Smallest squared distance.
     """
