@@ -93,39 +93,6 @@ def unbiased_cka(x: Tensor, y: Tensor, *, weights: Tensor | None = None) -> Tens
     return _ratio(*estimates).to(shares.dtype)
 
 
-class MinibatchCKA:
-    """Unbiased linear CKA of more samples than fit in memory, batch by batch.
-
-    The three estimates are summed over batches and divided once, so the size of the batches
-    changes the variance but not the expectation.
-
-    References:
-        Nguyen et al., "Do Wide and Deep Networks Learn the Same Things?", ICLR 2021,
-            https://arxiv.org/abs/2010.15327
-    """
-
-    def __init__(self) -> None:
-        self._sums = torch.zeros(3, dtype=torch.float64)
-
-    @full_precision
-    def update(self, x: Tensor, y: Tensor) -> None:
-        """Count one batch, (n, d) and (n, e).
-
-        Raises:
-            ValueError: it has fewer than four samples.
-        """
-        if len(x) < 4:
-            raise ValueError(f"unbiased CKA needs batches of at least 4 samples, got {len(x)}")
-        shares = _shares(None, x).double()
-        a, b = (_hollow(z.double() - z.double().mean(dim=0)) for z in (x.detach(), y.detach()))
-        estimates = [_hsic(k, m, shares) for k, m in ((a, b), (a, a), (b, b))]
-        self._sums += torch.stack(estimates).cpu()
-
-    def value(self) -> float:
-        """CKA of all batches so far; 0 before the first."""
-        return float(_ratio(*self._sums))
-
-
 @full_precision
 def angle_costs(weight: Tensor) -> Tensor:
     """1 - cos between the classes' weight vectors, (C, D) -> (C, C): 0 on the diagonal, up to 2."""
