@@ -74,7 +74,7 @@ def cells(row: str) -> list[str]:
 
 def table(text: str, section: str) -> tuple[str, list[str], tuple[int, int]] | None:
     """Title line, rows and place of the table of names below a heading, if there is one."""
-    found = re.search(rf"^## {section}\n(?:(?!^#).*\n)*?(\| name \|(?:.*\|\n)+)", text, re.M)
+    found = re.search(rf"^##? {section}\n(?:(?!^#).*\n)*?(\| name \|(?:.*\|\n)+)", text, re.M)
     if found is None:
         return None
     title, _, *lines = found[1].splitlines()

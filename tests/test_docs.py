@@ -29,7 +29,10 @@ from tests.tables import PATTERNS, REGISTRIES, filled, rows
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+METHODS, LOSS_PAGE = (
+    (ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("methods.md", "losses.md")
+)
+
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _FILE = re.compile(r"# ([\w/]+)\.py\n")
 
@@ -89,13 +92,15 @@ def test_tables_hold_what_the_registries_know(page: Path) -> None:
 
 @pytest.mark.parametrize("section", REGISTRIES)
 def test_every_registry_has_its_table(section: str) -> None:
-    assert set(rows(METHODS, section)) - set(PATTERNS) == set(REGISTRIES[section].names())
+    assert set(rows(LOSS_PAGE + METHODS, section)) - set(PATTERNS) == set(
+        REGISTRIES[section].names()
+    )
 
 
 def test_every_kind_of_knowledge_has_its_row() -> None:
     kinds = [k for k in vars(kinds_module).values() if inspect.isclass(k) and issubclass(k, Kind)]
     final = {kind for kind in kinds if not inspect.isabstract(kind)}
-    found = re.findall(r"^\| `(\w+\(.*?\))` \|", METHODS.split("\n## Losses")[0], re.M)
+    found = re.findall(r"^\| `(\w+\(.*?\))` \|", METHODS.split("\n## Fusion rules")[0], re.M)
     assert {row.split("(")[0] for row in found} == {kind.__name__ for kind in final}
     for row in found:
         eval(row, vars(kinds_module))  # the options exist
@@ -106,7 +111,7 @@ def test_augmentations_have_their_rows() -> None:
 
 
 def test_needs_and_bytes_of_losses_are_right() -> None:
-    for name, (_, _, needs, _, size, *_) in rows(METHODS, "Losses").items():
+    for name, (_, _, needs, _, size, *_) in rows(LOSS_PAGE, "Losses").items():
         loss = LOSSES.create(name)
         assert needs.split(";")[0].count("`") == 2 * len(loss.needs), name
         if {type(kind) for kind in loss.needs} <= {Logits, VirtualLogits}:  # two bytes a number
@@ -115,7 +120,7 @@ def test_needs_and_bytes_of_losses_are_right() -> None:
 
 
 def test_the_page_calls_each_loss_with_each_option() -> None:
-    trees = [ast.parse(code) for _, code in _blocks(ROOT / "docs" / "methods.md")]
+    trees = [ast.parse(code) for _, code in _blocks(ROOT / "docs" / "losses.md")]
     calls: dict[str, list[set[str | None]]] = {}
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,21 +163,6 @@ def test_clients_on_other_machines_cannot_be_trained_here() -> None:
     space.experiment = space.experiment.model_copy(update={"data": data})
     with pytest.raises(ConfigError, match=r"data\.public: a baseline trains all clients"):
         BASELINES.create("local_only").run(space, lambda _: None)
-
-
-def test_every_baseline_has_its_row_with_its_options() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
-    body = page.split("\n## Baselines\n")[1].split("\n## ")[0]
-    rows = [line.strip("| ").split(" | ") for line in body.splitlines() if line[:3] == "| `"]
-    told = {row[0].strip("`"): row[4].strip("`") for row in rows}
-    options = {name: BASELINES.options(name) for name in BASELINES.names()}
-    assert told == {
-        name: ", ".join(f"{key}={p.default!r}" for key, p in of.items()) or "none"
-        for name, of in options.items()
-    }
-
-
-# -- what is shared ------------------------------------------------------------------------
 
 
 def test_mean_accuracy_of_clients_who_are_alone(outcomes: dict[str, Outcome]) -> None:
