@@ -81,12 +81,12 @@ def test_a_matrix_measures_refusals_and_costs(tiny: Tiny, tmp_path: Path) -> Non
 
 def test_the_clean_cell_is_the_student_of_a_run(tiny: Tiny, tmp_path: Path) -> None:
     """Also if a rule measures the teachers on the server's labelled images."""
-    measured = ("fusion=[validation_accuracy]", "data.validation=30")
+    measured = ("fusion=[learned_gate]", "data.validation=30")
     config = make(tiny, *measured, rules=["entropy"], attacks=["nan"])
     _, cells = run(config, tmp_path, [])
     alone = run_local(config.experiment.model_copy(update={"output": str(tmp_path / "runs")}))
     last = alone.events(RoundFinished)[-1]
-    assert cells["validation_accuracy / clean"]["hash"] == last.hash
+    assert cells["learned_gate / clean"]["hash"] == last.hash
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_shares_add_up_and_influence_is_what_the_ensemble_loses(run: RunDirector
 
 def test_all_rounds_are_their_mean(tiny: Tiny) -> None:
     """Also if a rule measures the teachers on the server's labelled images."""
-    rule = ("fusion=[validation_accuracy]", "data.validation=30")
+    rule = ("fusion=[learned_gate]", "data.validation=30")
     run = run_local(tiny("evaluation.baselines=[]", *rule))
     space = experiment_context(run.experiment)
     facts = measured.contribution(run, space, all_rounds=True)

@@ -141,7 +141,7 @@ def test_knowledge_that_is_gone_is_named(tiny: Tiny) -> None:
 
 def test_erasing_leaves_nothing_of_the_client_and_the_new_run_whole(tiny: Tiny) -> None:
     """Its answers about the server's labelled images go as well."""
-    validated = ("fusion=[validation_accuracy]", "data.validation=30")
+    validated = ("fusion=[learned_gate]", "data.validation=30")
     whole = run_local(tiny(*QUIET, *validated))
     server = unlearn(whole, 1)
     paths = unlearning.erasable(whole, [1])

@@ -163,9 +163,9 @@ class Answers:
     Asked for all that any rule of the study needs; kept on disk, a file per reply.
     """
 
-    def __init__(self, folder: Path, workspace: ExperimentContext) -> None:
+    def __init__(self, folder: Path, context: ExperimentContext) -> None:
         self.folder = folder
-        self.workspace = workspace
+        self._context = context
 
     def read(
         self, round_number: int, client: int, kind: str = "honest", about: Images = Images.TRANSFER
@@ -180,7 +180,7 @@ class Answers:
         """Train and ask whoever has not answered yet."""
         todo = [(kind, client) for kind, members in clients.items() for client in members]
         for done, (kind, client) in enumerate(todo, start=1):
-            space = self.workspace if kind == "honest" else _mislabelled(self.workspace)
+            space = self._context if kind == "honest" else _mislabelled(self._context)
             player = Client(space, client, "attack", self.folder / kind / f"client-{client:04d}")
             player.folder.mkdir(parents=True, exist_ok=True)
             for number, about in itertools.product(range(1, rounds + 1), space.learning_images):
@@ -212,7 +212,7 @@ def _mislabelled(workspace: ExperimentContext) -> ExperimentContext:
 
 
 class _Attacked:
-    """The clients of one cell: their answers are received, and what is refused is counted."""
+    """The clients of one cell: their replies go to the server, and what is refused is counted."""
 
     def __init__(
         self, server: Server, answers: Answers, attackers: tuple[int, ...], attack: Component | None
@@ -226,22 +226,6 @@ class _Attacked:
         # This one answers with the student of the round before, so nothing is received beforehand.
         self.in_turn = attack is not None and attack.name == COPYCAT
 
-    def receive(self, round_number: int) -> None:
-        """Give the round's replies to the server."""
-        server, images = self._server, self._server.context.learning_images
-        messages = _messages(server, self._answers, self._attackers, self._attack, round_number)
-        for client, replies in messages:
-            try:
-                server.accept(client, round_number, images, replies)
-            except Refused as refusal:
-                self.refused[str(refusal)] += 1
-                continue
-            for reply in replies.values():
-                header = {**reply.header, "run": ""}
-                self.accepted.update(json.dumps(header, sort_keys=True).encode())
-                for name in sorted(reply.arrays):
-                    self.accepted.update(reply.arrays[name].tobytes())
-
     def train(self, round_number: int) -> None:
         """Teachers are trained once for all cells."""
 
@@ -252,6 +236,73 @@ class _Attacked:
 
     def evaluate(self, round_number: int) -> None:
         """Only the student is evaluated."""
+
+    def receive(self, round_number: int) -> None:
+        """Give the round's replies to the server."""
+        asked = self._server.context.learning_images
+        for client, replies in self._replies(round_number):
+            try:
+                self._server.accept(client, round_number, asked, replies)
+            except Refused as refusal:
+                self.refused[str(refusal)] += 1
+                continue
+            for reply in replies.values():
+                header = {**reply.header, "run": ""}
+                self.accepted.update(json.dumps(header, sort_keys=True).encode())
+                for name in sorted(reply.arrays):
+                    self.accepted.update(reply.arrays[name].tobytes())
+
+    def _replies(self, number: int) -> Iterator[tuple[int, dict[Images, Reply]]]:
+        """(client, its replies) of one round, in client order.
+
+        An attacker lies about the transfer images; about others its own teacher answers.
+        """
+        context, run = self._server.context, self._server.run.identity
+        clients = range(self._server.experiment.clients)
+        honest = {c: self._answers.read(number, c) for c in clients if c not in self._attackers}
+        copied = _student_answers(self._server, number) if self.in_turn else None
+        for client in clients:
+            attack = self._attack if client in self._attackers else None
+            kind = "mislabelled" if attack and attack.name == MISLABELLED else "honest"
+            replies = {
+                about: self._answers.read(number, client, kind, about)
+                for about in context.learning_images
+            }
+            if attack is not None:
+                scene = self._scene(number, client, attack, honest, copied)
+                options = ATTACKS.check(attack.name, attack.options)
+                own = self._answers.read(number, client)
+                lie = ATTACKS.get(attack.name)(own, scene, **options)
+                if lie is None:
+                    continue
+                replies[Images.TRANSFER] = lie
+            queries = {about: context.query(about, run, number, client) for about in replies}
+            yield client, {each: _as_asked(replies[each], queries[each]) for each in replies}
+
+    def _scene(
+        self,
+        number: int,
+        client: int,
+        attack: Component,
+        honest: Mapping[int, Reply],
+        copied: Mapping[str, np.ndarray] | None,
+    ) -> Scene:
+        """What an attacker knows."""
+        experiment, read = self._server.experiment, self._answers.read
+        seed, mislabelled = experiment.seed, attack.name == MISLABELLED
+        return Scene(
+            round=number,
+            client=client,
+            attackers=self._attackers,
+            honest=honest,
+            predictions=predictions_of(self._server.context.kinds),
+            previous=read(number - 1, client) if number > 1 else None,
+            mislabelled=read(number, client, "mislabelled") if mislabelled else None,
+            student=copied,
+            max_abs=experiment.federation.max_abs_logit,
+            rng=np.random.default_rng(stream_seed(seed, "attack", attack.name, client, number)),
+            shared=np.random.default_rng(stream_seed(seed, "attack", "shared")),
+        )
 
 
 def _student(
@@ -279,72 +330,6 @@ def _student(
     }
     twins[clients.accepted.hexdigest()] = result
     return {**result, "refused": dict(clients.refused)}
-
-
-def _messages(
-    server: Server,
-    answers: Answers,
-    attackers: tuple[int, ...],
-    attack: Component | None,
-    number: int,
-) -> Iterator[tuple[int, dict[Images, Reply]]]:
-    """(client, its replies) of one round, in client order.
-
-    An attacker lies about the transfer images; about others its own teacher answers.
-    """
-    context = server.context
-    clients = range(server.experiment.clients)
-    honest = {c: answers.read(number, c) for c in clients if c not in attackers}
-    copied = _student_answers(server, number) if attack and attack.name == COPYCAT else None
-    for client in clients:
-        kind = "honest"
-        if attack is not None and client in attackers and attack.name == MISLABELLED:
-            kind = "mislabelled"
-        replies = {
-            about: answers.read(number, client, kind, about) for about in context.learning_images
-        }
-        if attack is not None and client in attackers:
-            lie = _lie(server, answers, attackers, attack, number, client, honest, copied)
-            if lie is None:
-                continue
-            replies[Images.TRANSFER] = lie
-        yield (
-            client,
-            {
-                about: _as_asked(reply, context.query(about, server.run.identity, number, client))
-                for about, reply in replies.items()
-            },
-        )
-
-
-def _lie(
-    server: Server,
-    answers: Answers,
-    attackers: tuple[int, ...],
-    attack: Component,
-    number: int,
-    client: int,
-    honest: Mapping[int, Reply],
-    copied: Mapping[str, np.ndarray] | None,
-) -> Reply | None:
-    """What an attacker sends about the transfer images; None is silence."""
-    mislabelled = attack.name == MISLABELLED
-    seed = server.experiment.seed
-    scene = Scene(
-        round=number,
-        client=client,
-        attackers=attackers,
-        honest=honest,
-        predictions=predictions_of(server.context.kinds),
-        previous=answers.read(number - 1, client) if number > 1 else None,
-        mislabelled=answers.read(number, client, "mislabelled") if mislabelled else None,
-        student=copied,
-        max_abs=server.experiment.federation.max_abs_logit,
-        rng=np.random.default_rng(stream_seed(seed, "attack", attack.name, client, number)),
-        shared=np.random.default_rng(stream_seed(seed, "attack", "shared")),
-    )
-    options = ATTACKS.check(attack.name, attack.options)
-    return ATTACKS.get(attack.name)(answers.read(number, client), scene, **options)
 
 
 def predictions_of(kinds: tuple[Kind, ...]) -> tuple[str, ...]:
