@@ -124,33 +124,23 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return crop(flip(images, generator), generator)
 
 
-def batch_randaugment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """`crop`, then two RandAugment operations of magnitude 9, for the whole batch at once."""
-    return randaugment_batch(crop(images, generator), generator)
-
-
-def batch_randaugment_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """`crop_flip`, then two RandAugment operations of magnitude 9, for the whole batch at once."""
-    return randaugment_batch(crop_flip(images, generator), generator)
-
-
 def randaugment(images: Tensor, generator: torch.Generator) -> Tensor:
     """`crop`, then two RandAugment operations of magnitude 9."""
-    transforms = _transforms()
-    return _each(crop(images, generator), transforms.RandAugment(), generator)
+    return randaugment_batch(crop(images, generator), generator)
 
 
 def randaugment_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """`crop_flip`, then two RandAugment operations of magnitude 9."""
-    transforms = _transforms()
-    return _each(crop_flip(images, generator), transforms.RandAugment(), generator)
+    return randaugment_batch(crop_flip(images, generator), generator)
 
 
 def autoaugment(images: Tensor, generator: torch.Generator) -> Tensor:
     """`crop_flip`, then AutoAugment's policy for CIFAR-10."""
     transforms = _transforms()
     policy = transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10)
-    return _each(crop_flip(images, generator), policy, generator)
+    images = crop_flip(images, generator)
+    seeds = torch.randint(2**62, (len(images),), generator=generator).tolist()
+    return _one_by_one(images, [policy], seeds)
 
 
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
@@ -162,8 +152,6 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
         crop_flip,
         randaugment,
         randaugment_flip,
-        batch_randaugment,
-        batch_randaugment_flip,
         autoaugment,
     )
 }
@@ -174,11 +162,6 @@ def _transforms() -> Any:
     from fedkd.data.vision import transforms
 
     return transforms
-
-
-def _each(images: Tensor, transform: Any, generator: torch.Generator) -> Tensor:
-    seeds = torch.randint(2**62, (len(images),), generator=generator).tolist()
-    return _one_by_one(images, [transform], seeds)
 
 
 def _one_by_one(

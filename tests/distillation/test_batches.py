@@ -52,7 +52,7 @@ def test_a_teacher_answers_to_the_very_pixels_the_student_sees(
     images: ImageSet, teacher: Network
 ) -> None:
     kinds = (Logits(), VirtualLogits(0), Stage(-1))
-    batches = OnlineBatches(images, [teacher], kinds, augment="crop", virtual="batch_randaugment")
+    batches = OnlineBatches(images, [teacher], kinds, augment="crop", virtual="randaugment")
     batch = next(batches.epoch(1))
     mine = batch.read(teacher, kinds)
     for kind in kinds:

@@ -32,7 +32,7 @@ SHIPPED = sorted(
     if not path.name.startswith("_")
 )
 
-TRAINING = {"epochs": 2, "batch_size": 16, "augment": "crop", "virtual": "batch_randaugment"}
+TRAINING = {"epochs": 2, "batch_size": 16, "augment": "crop", "virtual": "randaugment"}
 EXPERIMENT: dict[str, Any] = {
     "data": {"dataset": {"name": "synthetic", "classes": 3, "size": 8, "per_class": 20}},
     "teachers": {"models": [{"name": "cnn_tiny", "norm": "batch"}], **TRAINING},

@@ -39,7 +39,7 @@ class Training(Section):
     optimizer: Annotated[Optimizer, BeforeValidator(_sgd)] = Optimizer(name="sgd")
     augment: str = Field(default="crop_flip", description="recipe of the images")
     virtual: str = Field(
-        default="batch_randaugment_flip", description="recipe of the virtual view, if a loss asks"
+        default="randaugment_flip", description="recipe of the virtual view, if a loss asks"
     )
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = Field(default=False, description="torch.compile: pays on a GPU")
