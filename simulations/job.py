@@ -11,6 +11,7 @@ from fedkd.reporting.run_page import write_report
 from fedkd.rounds import ExperimentContext, Notify, Server, silent, threads
 from fedkd.rounds.summary import summarise
 from fedkd.runs.directory import RunDirectory, Session
+from fedkd.runs.results import Summary
 from strategies.nodes import Keys
 from strategies.strategy import FederatedDistillation
 
@@ -23,7 +24,7 @@ def run_job(
     notify: Notify = silent,
     simulated: bool = True,
     keys: Keys | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Rounds, baselines, summary and report of one run.
 
     Args:

@@ -39,7 +39,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS, start=1) for room i
 FACE = "fedkd"
 
 # Where each outside library may be imported: files, or folders that end with a slash.
-EVERYWHERE = {"torch", "numpy"}
+EVERYWHERE = {"torch", "numpy", "typing_extensions"}
 DOORS: dict[str, tuple[str, ...]] = {
     "yaml": ("fedkd/config/",),
     "pydantic": (

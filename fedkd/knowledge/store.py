@@ -20,12 +20,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from typing_extensions import TypedDict
 
-from fedkd.io.records import TEACHER, Damaged, read_json, refuse_link
+from fedkd.io.records import Damaged, read_json, refuse_link
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Bank, Knowledge, Teacher
 
 MANIFEST = "manifest.json"
+
+
+class TeacherRecord(TypedDict):
+    """What teacher.json holds of a `Teacher`."""
+
+    client: int
+    num_examples: int | None
+    class_counts: list[int] | None
+    parameters: int | None
 
 
 class KnowledgeStore:
@@ -102,7 +112,8 @@ class KnowledgeStore:
         place = self._place(client)
         for path in (self.folder, place):
             refuse_link(path)
-        hashes = read_json(place / MANIFEST, {str: str})  # None: an older version of fedkd wrote it
+        # None where an older version of fedkd wrote it.
+        hashes = read_json(place / MANIFEST, dict[str, str])
         for name, known in (hashes or {}).items():
             path = place / Path(name).name
             refuse_link(path)
@@ -153,7 +164,7 @@ class KnowledgeStore:
 
     def _teacher(self, client: int) -> Teacher:
         place = self._place(client)
-        facts = read_json(place / "teacher.json", TEACHER)
+        facts = read_json(place / "teacher.json", TeacherRecord)
         if facts is None:
             raise FileNotFoundError(f"{place / 'teacher.json'} is missing")
         if facts["client"] != client:

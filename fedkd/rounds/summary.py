@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import cast
 
 from fedkd.build import build_optimizer, local_training
 from fedkd.data.images import ImageSet
@@ -19,11 +19,12 @@ from fedkd.runs.events import (
     holdout_accuracies,
 )
 from fedkd.runs.privacy_statement import statement, write_statement
+from fedkd.runs.results import RefusedRecord, ScoresRecord, StudentRecord, Summary, Traffic
 from fedkd.training.evaluation import evaluate
 from fedkd.training.supervised import fit
 
 
-def summarise(server: Server, *, seconds: float) -> dict[str, Any]:
+def summarise(server: Server, *, seconds: float) -> Summary:
     """Everything the final table shows, as plain values.
 
     Trains the baselines named in `evaluation.baselines`; they are measures, not part of the
@@ -35,13 +36,12 @@ def summarise(server: Server, *, seconds: float) -> dict[str, Any]:
     best = max(rounds, key=lambda event: event.student.accuracy)
     holdouts = holdout_accuracies(run.events(ClientEvaluated))
     counts = data.class_counts()
-    summary: dict[str, Any] = {
+    summary: Summary = {
         "name": experiment.name,
         "seed": experiment.seed,
         "rounds": len(rounds),
         "hash": network_hash(server.student),
         "classes": list(data.classes),
-        **({} if experiment.promises else {"class_counts": counts.tolist()}),
         "transfer": {
             "size": len(data.transfer.images),
             "labelled": data.transfer.labelled,
@@ -49,13 +49,16 @@ def summarise(server: Server, *, seconds: float) -> dict[str, Any]:
             "bytes": data.transfer.images.images.numel(),
         },
         "test": {"size": len(data.test)},
-        "student": {
-            "model": experiment.student.model.name,
-            "parameters": parameter_count(server.student),
-            "best_accuracy": best.student.accuracy,
-            "best_round": best.round,
-            **asdict(last.student),
-        },
+        "student": cast(
+            StudentRecord,
+            {
+                "model": experiment.student.model.name,
+                "parameters": parameter_count(server.student),
+                "best_accuracy": best.student.accuracy,
+                "best_round": best.round,
+                **asdict(last.student),
+            },
+        ),
         "teachers": [
             {
                 "client": client,
@@ -66,12 +69,16 @@ def summarise(server: Server, *, seconds: float) -> dict[str, Any]:
             }
             for client in range(experiment.clients)
         ],
-        "ensemble": None if last.ensemble is None else asdict(last.ensemble),
+        "ensemble": None if last.ensemble is None else cast(ScoresRecord, asdict(last.ensemble)),
         "pseudo_labels": last.pseudo_labels,
         "worst_client": min(holdouts.values(), default=None),
         "degraded_rounds": [event.round for event in rounds if event.status != "ok"],
-        "refused": [asdict(event) for event in run.events(ReplyRefused)],
+        "refused": [cast(RefusedRecord, asdict(event)) for event in run.events(ReplyRefused)],
+        "bytes": bytes_by_phase(run.messages()),
+        "seconds": _seconds(rounds) | {"total": seconds},
     }
+    if not experiment.promises:
+        summary["class_counts"] = counts.tolist()
     privacy = statement(run)
     if privacy is not None:
         summary["privacy"] = privacy
@@ -79,14 +86,12 @@ def summarise(server: Server, *, seconds: float) -> dict[str, Any]:
     for name in experiment.evaluation.baselines:
         server.notify("phase", round=None, phase=name)
         summary[name] = _baseline(server, name)
-    summary["bytes"] = bytes_by_phase(run.messages())
-    summary["seconds"] = _seconds(rounds) | {"total": seconds}
     return summary
 
 
-def bytes_by_phase(messages: list[MessageCounted]) -> dict[str, dict[str, int]]:
+def bytes_by_phase(messages: list[MessageCounted]) -> dict[str, Traffic]:
     """Bytes up and down per phase, summed over clients and rounds."""
-    totals: dict[str, dict[str, int]] = {}
+    totals: dict[str, Traffic] = {}
     for message in messages:
         phase = totals.setdefault(message.phase, {"down": 0, "up": 0})
         phase["down"] += message.down

@@ -41,7 +41,6 @@ from fedkd.config import (
 )
 from fedkd.io.lock import Lock
 from fedkd.io.records import (
-    SHAPES,
     Damaged,
     check_tree,
     lines,
@@ -60,6 +59,7 @@ from fedkd.runs.events import (
     read_events,
     read_messages,
 )
+from fedkd.runs.results import FILES
 
 SESSIONS, METRICS, LEDGER = "sessions.json", "metrics.jsonl", "ledger.jsonl"
 PINNED = "config.sha256"
@@ -192,7 +192,7 @@ class RunDirectory:
     def read_json(self, name: str) -> Any:
         """Read a JSON file of this run, or None if it is not there (yet)."""
         with _refused():
-            return read_json(self.path / name, SHAPES.get(name))
+            return read_json(self.path / name, FILES.get(name, Any))
 
     # -- state -----------------------------------------------------------------------------
 

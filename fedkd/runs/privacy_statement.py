@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+
+from typing_extensions import TypedDict
 
 from fedkd.config import Experiment
 from fedkd.privacy.plan import plan
 from fedkd.privacy.release.gaussian import epsilon_of
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import AnswersReleased, ClientTrained, RoundFinished
+from fedkd.runs.results import ClientPrivacy, PrivacyRecord
 
 FILE = "privacy.json"
 
@@ -17,7 +19,14 @@ _EVERYBODY = "everybody: the server, the other clients, the student's readers"
 _READERS = "the other clients and the student's readers; not against the server"
 
 
-def statement(run: RunDirectory) -> dict[str, Any] | None:
+class _Spent(TypedDict):
+    mechanism: str
+    against: str
+    clients: dict[str, ClientPrivacy]
+    worst: float
+
+
+def statement(run: RunDirectory) -> PrivacyRecord | None:
     """What is protected, against whom, under what assumption, and what it has cost so far.
 
     Worked out from the run's config and events alone. Epsilon is per client and for the whole run
@@ -31,10 +40,10 @@ def statement(run: RunDirectory) -> dict[str, Any] | None:
     return None
 
 
-def _teachers(run: RunDirectory, experiment: Experiment) -> dict[str, Any]:
+def _teachers(run: RunDirectory, experiment: Experiment) -> PrivacyRecord:
     privacy = experiment.teachers.privacy
     assert privacy is not None
-    clients: dict[int, dict[str, Any]] = {
+    clients: dict[int, ClientPrivacy] = {
         client: {"epsilon": 0.0, "frozen_in": []} for client in range(experiment.clients)
     }
     for event in run.events(ClientTrained):
@@ -44,7 +53,7 @@ def _teachers(run: RunDirectory, experiment: Experiment) -> dict[str, Any]:
         mine["epsilon"] = max(mine["epsilon"], event.epsilon)
         if not event.trained and event.round not in mine["frozen_in"]:
             mine["frozen_in"].append(event.round)
-    facts: dict[str, Any] = {
+    facts: _Spent = {
         "mechanism": privacy.mechanism,
         "against": _EVERYBODY,
         "clients": {str(client): mine for client, mine in clients.items()},
@@ -52,7 +61,9 @@ def _teachers(run: RunDirectory, experiment: Experiment) -> dict[str, Any]:
     }
     planned = plan(experiment)
     if planned is None:
-        return facts | {
+        assert privacy.epsilon is not None  # label_dp has no other parameter
+        return {
+            **facts,
             "protects": "the label of one private image; not the image, nor that it was used",
             "assumes": "clients run this code",
             "budget": privacy.epsilon,
@@ -60,7 +71,8 @@ def _teachers(run: RunDirectory, experiment: Experiment) -> dict[str, Any]:
             "how": f"randomised response, {len(run.events(RoundFinished))} rounds on one draw",
         }
     steps = planned.steps
-    return facts | {
+    return {
+        **facts,
         "protects": "whether one image, with its label, is among one client's private images",
         "assumes": "clients run this code; who is drawn and the noise stay secret",
         "budget": planned.epsilon,
@@ -73,7 +85,7 @@ def _teachers(run: RunDirectory, experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _release(run: RunDirectory, experiment: Experiment) -> dict[str, Any]:
+def _release(run: RunDirectory, experiment: Experiment) -> PrivacyRecord:
     assert experiment.release is not None
     # A round that was taken up again records the same release twice.
     events = {event.round: event for event in run.events(AnswersReleased)}

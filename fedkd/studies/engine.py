@@ -26,20 +26,29 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from typing_extensions import TypedDict
+
 from fedkd.config import ConfigError, Section, import_trusted, load_config, read_yaml
 from fedkd.data.images import ImageSet
 from fedkd.io.lock import Lock
-from fedkd.io.records import SHAPES, Damaged, check_tree, read_json
+from fedkd.io.records import Damaged, check_tree, read_json
 from fedkd.knowledge.store import write_atomically
 from fedkd.rounds import Interrupted, Notify, silent
 from fedkd.runs.directory import new_folder, versions, write_json
+from fedkd.runs.results import FILES
 from fedkd.runs.signature import keep_images
 from fedkd.studies.config import StudyConfig
 
 Record = dict[str, Any]
 RESULTS, REPORT = "results.json", "report.html"
-FAILED = {"error": str, "settings": dict}
-"""Shape of what is written down of a cell that failed."""
+
+
+class Failed(TypedDict):
+    """What a cell leaves that raised."""
+
+    error: str
+    settings: dict[str, Any]
+
 
 Config = TypeVar("Config", bound=StudyConfig)
 What = TypeVar("What")
@@ -104,7 +113,7 @@ class Study(ABC, Generic[Config, What]):
 
     config_class: ClassVar[type[StudyConfig]]
     #: Shapes of what one cell gives.
-    shapes: ClassVar[tuple[Any, ...]] = (dict,)
+    records: ClassVar[tuple[Any, ...]] = ()
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -210,11 +219,14 @@ class StudyFolder(Generic[Config]):
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file of this study, or None if it is not there (yet)."""
-        return read_json(self.path / name, SHAPES.get(name))
+        return read_json(self.path / name, FILES.get(name, Any))
 
-    def result(self, cell: Cell[Any], shapes: tuple[Any, ...] = (dict,)) -> Record | None:
+    def result(self, cell: Cell[Any], kinds: tuple[Any, ...] = ()) -> Record | None:
         """What came out of this very cell; None while there is nothing (or of other settings)."""
-        record: Record | None = read_json(self.file(cell), (FAILED, *shapes))
+        record: Record | None = read_json(self.file(cell), dict[str, Any])
+        if record is not None and kinds:
+            fit = (kind for kind in (Failed, *kinds) if kind.__required_keys__ <= record.keys())
+            read_json(self.file(cell), next(fit, kinds[-1]))
         return record if record is not None and cell.gave(record.get("settings", {})) else None
 
     def finish(self, cell: Cell[Any], facts: Record) -> None:
@@ -294,7 +306,7 @@ def results_of(study: Study[Config, What], folder: StudyFolder[Config]) -> Recor
     classes: dict[int, Path] = {}
     cells = study.cells
     for cell in cells:
-        record = folder.result(cell, study.shapes)
+        record = folder.result(cell, study.records)
         if record is not None and "error" in record:
             errors[cell.label] = record["error"]
         elif record is not None:
@@ -324,7 +336,7 @@ def spread(values: Sequence[float | None]) -> Record | None:
 
 
 def _is_finished(study: Study[Any, Any], folder: StudyFolder[Any], cell: Cell[Any]) -> bool:
-    record = folder.result(cell, study.shapes)
+    record = folder.result(cell, study.records)
     return record is not None and "error" not in record
 
 

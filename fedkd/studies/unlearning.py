@@ -18,13 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedkd.config import ConfigError
-from fedkd.io.records import SHAPES, read_json
+from fedkd.io.records import read_json
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.query import Images
 from fedkd.rounds import ExperimentContext, Notify, Server, silent, threads
 from fedkd.runs.directory import RunDirectory, Session, network_hash
 from fedkd.runs.events import ClientsErased, RoundFinished
 from fedkd.runs.export import load_student
+from fedkd.runs.results import Lineage
 from fedkd.runs.signature import keep_signature, read_signature
 from fedkd.training.evaluation import accuracy, per_class_accuracy, predict
 
@@ -87,7 +88,7 @@ def prepare(
     """
     run.import_plugins()
     parent = parent or run.path.parent
-    lineage = {"source": run.identity, "without": sorted(without), "mode": "exact"}
+    lineage: Lineage = {"source": run.identity, "without": sorted(without), "mode": "exact"}
     if (begun := _find(run, parent, lineage)) is not None:
         return begun
     # The baselines are measures beside the student: the new run takes them from the old one.
@@ -150,7 +151,7 @@ def continue_without(
 
 def find_exact(run: RunDirectory, without: Collection[int]) -> RunDirectory | None:
     """A finished exact removal of these clients beside the run."""
-    lineage = {"source": run.identity, "without": sorted(without), "mode": "exact"}
+    lineage: Lineage = {"source": run.identity, "without": sorted(without), "mode": "exact"}
     found = _find(run, run.path.parent, lineage)
     return found if found is not None and (found.path / EVIDENCE).is_file() else None
 
@@ -282,7 +283,8 @@ def tainted(run: RunDirectory, without: Collection[int]) -> list[RunDirectory]:
     """
     found = []
     for file in sorted(run.path.parent.glob(f"*/{LINEAGE}")):
-        lineage = read_json(file, SHAPES[LINEAGE])
+        lineage = read_json(file, Lineage)
+        assert lineage is not None
         clean = lineage["mode"] == "exact" and set(lineage["without"]) >= set(without)
         if lineage["source"] == run.identity and not clean:
             found.append(RunDirectory.open(file.parent))
@@ -343,8 +345,8 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _find(run: RunDirectory, parent: Path, lineage: dict[str, Any]) -> RunDirectory | None:
+def _find(run: RunDirectory, parent: Path, lineage: Lineage) -> RunDirectory | None:
     for file in sorted(parent.glob(f"*/{LINEAGE}")):
-        if read_json(file, SHAPES[LINEAGE]) == lineage:
+        if read_json(file, Lineage) == lineage:
             return RunDirectory.open(file.parent, trust=run.trusted)
     return None

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.io.records import SHAPES, read_json
+from fedkd.io.records import read_json
 from fedkd.reporting import page
 from fedkd.reporting.format import DASH, count, date, human_bytes, number, seeds, spread
 from fedkd.reporting.page import Card, Page, Section
@@ -79,7 +79,7 @@ def make_page(config: SideBySideConfig, folder: Path, found: Record) -> Page:
         total = len(found["seeds"]) * len(found["rows"])
         done = sum(len(row["seeds"]) for row in found["rows"].values())
         state["state"] = f"not complete · {done} of {count(total, 'result')}"
-    versions = read_json(folder / "versions.json", SHAPES["versions.json"])
+    versions = read_json(folder / "versions.json", dict[str, str])
     return Page(
         title=found["name"],
         sentence=_sentence(config, found),

@@ -15,12 +15,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NotRequired, TypeVar
+
+from typing_extensions import TypedDict
 
 from fedkd.config import ConfigError, Experiment
 from fedkd.data.images import ImageSet
 from fedkd.data.splits import FederatedData
-from fedkd.io.records import ROW, SHAPES, read_json
+from fedkd.io.records import read_json
 from fedkd.knowledge.store import write_atomically
 from fedkd.rounds import Notify, experiment_context, silent, threads
 from fedkd.runs.directory import RunDirectory, versions, write_json
@@ -45,6 +47,38 @@ _MEASURED = "evaluate"
 Config = TypeVar("Config", bound=SideBySideConfig)
 
 
+class RoundRecord(TypedDict):
+    """One round of a row."""
+
+    round: int
+    accuracy: float | None
+    ece: float | None
+    up: float | None
+    down: float | None
+    seconds: float | None
+
+
+class RowRecord(TypedDict):
+    """What came of a row and seed."""
+
+    settings: dict[str, Any]
+    classes: list[str]
+    per_class: list[float | None]
+    has_student: bool
+    rounds: list[RoundRecord]
+    final: NotRequired[float | None]
+    best: NotRequired[float | None]
+    best_round: NotRequired[int | None]
+    worst_client: NotRequired[float | None]
+    ece: NotRequired[float | None]
+    up: NotRequired[float | None]
+    down: NotRequired[float | None]
+    transfer: NotRequired[float | None]
+    seconds: NotRequired[float | None]
+    teachers: NotRequired[float | None]
+    spent: NotRequired[float | None]
+
+
 class SideBySide(Study[Config, Entry]):
     """A row per entry of the config.
 
@@ -53,7 +87,7 @@ class SideBySide(Study[Config, Entry]):
         share: Train teachers that are the same for several rows once.
     """
 
-    shapes = ROW
+    records = (RowRecord,)
 
     def __init__(self, config: Config, *, share: bool = True) -> None:
         super().__init__(config)
@@ -233,7 +267,7 @@ def _run_directory(path: Path, experiment: Experiment) -> RunDirectory:
 
 def _saved(run: RunDirectory, cache: TeacherCache) -> dict[str, float]:
     """Seconds of training taken from the cache, per round, also from before a restart."""
-    before = read_json(run.path / "saved.json", SHAPES["saved.json"]) or {}
+    before = read_json(run.path / "saved.json", dict[str, float]) or {}
     return before | {str(number): spent for number, spent in cache.saved.items()}
 
 
@@ -244,7 +278,7 @@ def read_run(run: RunDirectory) -> Outcome:
     after an interruption is not the method's cost. Seconds include teachers taken from the cache.
     """
     traffic = _traffic(run.messages(), run.experiment.clients)
-    saved = read_json(run.path / "saved.json", SHAPES["saved.json"]) or {}
+    saved = read_json(run.path / "saved.json", dict[str, float]) or {}
     rounds, finished = [], run.events(RoundFinished)
     if all(event.status != "ok" for event in finished):
         raise RuntimeError(f"too few clients answered in every round; {run.path} says why")

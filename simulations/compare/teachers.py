@@ -13,7 +13,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 
 from fedkd.config import Experiment
-from fedkd.io.records import NUMBER, read_json
+from fedkd.io.records import read_json
 from fedkd.runs.directory import write_json
 from strategies.records import JOB
 
@@ -69,9 +69,8 @@ class TeacherCache:
         note = kept.with_suffix(".json")
         if kept.is_file() and note.is_file() and not place.is_file():
             _link(kept, place)
-            self.saved[round_number] = (
-                self.saved.get(round_number, 0.0) + read_json(note, {"seconds": NUMBER})["seconds"]
-            )
+            spent = read_json(note, dict[str, float]) or {}
+            self.saved[round_number] = self.saved.get(round_number, 0.0) + spent["seconds"]
             return call_next(message, context)
         started = time.perf_counter()
         reply = call_next(message, context)

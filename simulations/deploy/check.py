@@ -8,9 +8,10 @@ import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NotRequired
 
 import torch
+from typing_extensions import TypedDict
 
 from fedkd.config import ConfigError, Experiment, load_experiment
 from fedkd.data.local_shard import LocalShard
@@ -33,7 +34,15 @@ TIMEOUT = 10.0
 _SAME = ("fedkd", "flwr")
 # Other versions of these may round the last bits differently.
 _SIMILAR = ("python", "torch", "numpy")
-_FINGERPRINT = {"transfer": str, "class_map": str, "versions": {str: str}}
+
+
+class Fingerprint(TypedDict):
+    """fingerprint.json: what a node's data and versions should be."""
+
+    transfer: str
+    class_map: str
+    versions: dict[str, str]
+    app: NotRequired[str | None]
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,8 @@ def check_node(folder: Path) -> Iterator[Finding]:
             f"{file} is missing: copy it from the machine of `fedkd deploy init`, or write it "
             "there with `fedkd deploy check NODE --print`"
         )
-    expected = read_json(file, _FINGERPRINT)
+    expected = read_json(file, Fingerprint)
+    assert expected is not None
     yield from _check_data(folder, settings, expected)
     yield from _check_policy(folder, settings, experiment)
     yield _check_app(settings, expected.get("app"))
@@ -94,9 +104,7 @@ def check_node(folder: Path) -> Iterator[Finding]:
     yield _check_gpu(experiment)
 
 
-def _check_data(
-    folder: Path, settings: dict[str, str], expected: dict[str, Any]
-) -> Iterator[Finding]:
+def _check_data(folder: Path, settings: dict[str, str], expected: Fingerprint) -> Iterator[Finding]:
     where = "check DATA and DATA_ROOT in settings.env"
     try:
         space = node_workspace(folder)
@@ -113,12 +121,18 @@ def _check_data(
         f"{len(space.data.classes)} classes to train on, "
         f"{len(space.data.holdout(number))} held out",
     )  # fmt: skip
-    for key, what, mend in (
-        ("class_map", "class map", f"the classes differ from the server's; {where}"),
-        ("transfer", "transfer set", f"the public images differ from the server's; {where}"),
-    ):
-        right = ours[key] == expected[key]
-        found = ours[key] if right else f"{ours[key]}, expected {expected[key]}"
+    for mine, server, what, mend in (
+        (
+            ours["class_map"], expected["class_map"],
+            "class map", f"the classes differ from the server's; {where}",
+        ),
+        (
+            ours["transfer"], expected["transfer"],
+            "transfer set", f"the public images differ from the server's; {where}",
+        ),
+    ):  # fmt: skip
+        right = mine == server
+        found = mine if right else f"{mine}, expected {server}"
         yield Finding(what, "ok" if right else "failed", found, "" if right else mend)
 
 

@@ -3,50 +3,66 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired
 
 import numpy as np
 import pytest
 import torch
+from typing_extensions import TypedDict
 
 from fedkd.config import ConfigError, make_config, make_experiment
-from fedkd.io.records import SUMMARY, Damaged, append_line, mismatch, read_json, read_lines
+from fedkd.io.records import Damaged, append_line, read_json, read_lines
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Knowledge, Teacher
 from fedkd.knowledge.store import KnowledgeStore
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import RoundFinished, read_events
+from fedkd.runs.results import Summary
 from fedkd.studies.attack.config import AttackConfig
 from fedkd.studies.attack.study import AttackStudy
 from fedkd.studies.engine import StudyFolder, results_of
 from fedkd.training.evaluation import Scores
 
 
+class Inner(TypedDict):
+    c: dict[str, int]
+
+
+class Outer(TypedDict):
+    a: int
+    b: NotRequired[Inner | None]
+    word: NotRequired[Literal["train", "knowledge"]]
+    flag: NotRequired[bool]
+    some: NotRequired[list[float | None]]
+
+
 @pytest.mark.parametrize(
-    ("value", "shape", "expected"),
+    ("value", "expected"),
     [
-        (1, int, None),
-        (True, int, "it is True, not of type int"),
-        (True, bool, None),
-        (1.5, (int, float), None),
-        (None, (int, None), None),
-        ("x", (int, None), "it is 'x', not of type int"),
-        ("train", {"train", "knowledge"}, None),
-        ("x", {"train"}, "it is 'x', not one of ['train']"),
-        ([], {"train"}, "it is [], not one of ['train']"),
-        ([1, "x"], [int], "1 is 'x', not of type int"),
-        ({"a": 1}, {"a": int, "b?": str}, None),
-        ({"a": 1, "b": 2}, {"a": int, "b?": str}, "b is 2, not of type str"),
-        ({"b": {"c": []}}, {"b": {"c": {str: int}}}, "b.c is [], not a mapping"),
-        ({}, {"a": int}, "a is missing"),
-        (3, {"a": int}, "it is 3, not a mapping"),
-        ({"x": 1, "y": "z"}, {str: int}, "y is 'z', not of type int"),
-        ({"a": {"b": 1}}, {"a": (None, {"b": str})}, "a.b is 1, not of type str"),
+        ({"a": 1, "more": "is kept", "some": [1, None, 0.5]}, None),
+        ({"a": True}, "a is True, should be a valid integer"),
+        ({"a": 1.0}, "a is 1.0, should be a valid integer"),
+        ({"a": 1, "flag": 1}, "flag is 1, should be a valid boolean"),
+        ({"a": 1, "word": "x"}, "word is 'x', should be 'train' or 'knowledge'"),
+        ({"a": 1, "some": [1, "x"]}, "some.1 is 'x', should be a valid number"),
+        ({"a": 1, "b": {"c": []}}, "b.c is [], should be an object"),
+        ({"a": 1, "b": {"c": {"x": 1, "y": "z"}}}, "b.c.y is 'z', should be a valid integer"),
+        ({"b": None}, "a is missing"),
+        (3, "it is 3, should be an object"),
     ],
 )
-def test_a_mismatch_names_the_key_and_what_is_there(value: Any, shape: Any, expected: str) -> None:
-    assert mismatch(value, shape) == expected
+def test_a_mismatch_names_the_key_and_what_is_there(
+    tmp_path: Path, value: Any, expected: str | None
+) -> None:
+    file = tmp_path / "some.json"
+    file.write_text(json.dumps(value))
+    if expected is None:
+        assert read_json(file, Outer) == value
+    else:
+        with pytest.raises(Damaged, match=re.escape(f"some.json is damaged ({expected})")):
+            read_json(file, Outer)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +72,8 @@ def test_a_damaged_json_file_is_named(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "summary.json"
     file.write_bytes(content)
     with pytest.raises(Damaged, match=r"summary.json is damaged \(.*\); restore it"):
-        read_json(file, SUMMARY)
-    assert read_json(tmp_path / "absent.json", SUMMARY) is None
+        read_json(file, Summary)
+    assert read_json(tmp_path / "absent.json", Summary) is None
 
 
 def test_a_cut_last_line_is_dropped_and_any_other_is_an_error(tmp_path: Path) -> None:
@@ -80,7 +96,8 @@ def test_what_is_appended_after_a_crash_is_read(tmp_path: Path, left: str, kept:
     file.write_text(left)
     append_line(file, {"a": 3})
     append_line(file, {"a": 4})
-    assert [record["a"] for record in read_lines(file)] == [*range(1, kept + 1), 3, 4]
+    records = read_lines(file, dict[str, int])
+    assert [record["a"] for record in records] == [*range(1, kept + 1), 3, 4]
 
 
 def test_a_run_whose_events_lack_finished_rounds_is_not_resumed(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_only_what_a_new_config_changes_is_run_again(command: str, finished: Pat
     study, folder = opened(command, finished)
     more = made(command, "seeds=[0,1]")
     assert [more.cells[0].gave(cell.settings()) for cell in study.cells[:1]] == [True]
-    missing = [c.label for c in more.cells if folder.result(c, more.shapes) is None]
+    missing = [c.label for c in more.cells if folder.result(c, more.records) is None]
     assert missing == [cell.label for cell in more.cells if cell.seed == 1]
 
 

@@ -15,15 +15,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NotRequired
 
 import numpy as np
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from fedkd.attacks import ATTACKS
 from fedkd.attacks.base import Scene
 from fedkd.config import Component, Experiment
 from fedkd.data.images import ImageSet
-from fedkd.io.records import CELL
 from fedkd.knowledge.extract import extract
 from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.knowledge.query import Images, Query, Refused, Reply
@@ -53,6 +54,20 @@ class Match:
     attack: Component | None
 
 
+class Unusable(TypedDict):
+    """A rule that cannot be used, and why."""
+
+    problem: str
+
+
+class Measured(TypedDict):
+    """What came of an attack on a rule."""
+
+    accuracy: float
+    per_class: NotRequired[list[float | None] | None]
+    refused: dict[str, int]
+
+
 class AttackStudy(Study[AttackConfig, Match]):
     """A student for every rule, attack and seed.
 
@@ -61,7 +76,7 @@ class AttackStudy(Study[AttackConfig, Match]):
     """
 
     config_class = AttackConfig
-    shapes = CELL
+    records = (Unusable, Measured)
 
     def __init__(self, config: AttackConfig) -> None:
         super().__init__(resolved(config))

@@ -13,13 +13,38 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, cast
+
+from typing_extensions import TypedDict
 
 from fedkd.config import ConfigError
-from fedkd.io.records import EPOCH, TRAINING, append_line, read_json, read_lines
+from fedkd.io.records import append_line, read_json, read_lines
 from fedkd.knowledge.store import write_atomically
 from fedkd.runs.directory import load_state, write_json
 from fedkd.studies.engine import Record
+
+
+class TrainingRecord(TypedDict):
+    """results.json of one training."""
+
+    model: str
+    parameters: int
+    last: float
+    best: float
+    seconds: NotRequired[float | None]
+    images_per_second: NotRequired[float | None]
+    seed: NotRequired[int]
+
+
+class EpochRecord(TypedDict):
+    """A line of a training's metrics.jsonl."""
+
+    epoch: int
+    loss: float
+    terms: dict[str, float]
+    accuracy: float | None
+    gradients: dict[str, float]
+
 
 ROLES = ("student", "assistant", "teacher")
 
@@ -67,8 +92,7 @@ class Place:
 
     def result(self) -> Record | None:
         """What came out; None while it is not finished."""
-        found: Record | None = read_json(self.path / "results.json", TRAINING)
-        return found
+        return cast(Record | None, read_json(self.path / "results.json", TrainingRecord))
 
     def finish(self, result: Record) -> None:
         """Write down what came out."""
@@ -77,7 +101,7 @@ class Place:
 
     def epochs(self) -> list[Record]:
         """One record per finished epoch."""
-        return list(read_lines(self.path / "metrics.jsonl", EPOCH))
+        return cast(list[Record], read_lines(self.path / "metrics.jsonl", EpochRecord))
 
     def add_epoch(self, record: Record) -> None:
         """Append an epoch's record."""

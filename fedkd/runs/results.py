@@ -1,0 +1,122 @@
+"""What a run comes to, as its JSON files hold it: the types of summary.json and its neighbours."""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
+
+
+class ScoresRecord(TypedDict):
+    """`Scores` as plain values."""
+
+    accuracy: float
+    per_class: NotRequired[list[float | None]]
+    calibration: NotRequired[dict[str, Any] | None]
+
+
+class StudentRecord(ScoresRecord):
+    """The student: after the last round, and at its best."""
+
+    model: str
+    parameters: int
+    best_accuracy: float
+    best_round: int
+
+
+class TeacherRecord(TypedDict):
+    """One client's teacher."""
+
+    client: int
+    model: str
+    examples: int | None
+    accuracy: float | None
+    student_on_holdout: float | None
+
+
+class RefusedRecord(TypedDict):
+    """`ReplyRefused` as plain values."""
+
+    round: int | None
+    phase: str
+    client: int | None
+    reason: str
+
+
+class ClientPrivacy(TypedDict):
+    """What one client has spent."""
+
+    epsilon: float
+    frozen_in: NotRequired[list[int]]
+
+
+class PrivacyRecord(TypedDict):
+    """privacy.json: what is promised, against whom, and what it has cost."""
+
+    mechanism: str
+    worst: float
+    budget: float
+    delta: float
+    protects: NotRequired[str]
+    against: NotRequired[str]
+    assumes: NotRequired[str]
+    how: NotRequired[str]
+    clients: NotRequired[dict[str, ClientPrivacy]]
+
+
+class TransferRecord(TypedDict):
+    """The common images."""
+
+    size: int
+    bytes: float
+    labelled: NotRequired[bool]
+    fingerprint: NotRequired[str]
+
+
+class Traffic(TypedDict):
+    """Bytes of a phase."""
+
+    down: int
+    up: int
+
+
+class Summary(TypedDict):
+    """summary.json."""
+
+    name: str
+    seed: int
+    rounds: NotRequired[int]
+    hash: NotRequired[str]
+    classes: list[str]
+    class_counts: NotRequired[list[list[int]]]
+    transfer: TransferRecord
+    test: NotRequired[dict[str, int]]
+    student: StudentRecord
+    teachers: list[TeacherRecord]
+    ensemble: NotRequired[ScoresRecord | None]
+    pseudo_labels: NotRequired[float | None]
+    oracle: NotRequired[float | None]
+    ceiling: NotRequired[float | None]
+    worst_client: NotRequired[float | None]
+    degraded_rounds: list[int]
+    refused: list[RefusedRecord]
+    privacy: NotRequired[PrivacyRecord]
+    bytes: dict[str, Traffic]
+    seconds: dict[str, float]
+
+
+class Lineage(TypedDict):
+    """lineage.json: the run that this one is without some clients."""
+
+    source: str
+    without: list[int]
+    mode: str
+
+
+FILES: dict[str, Any] = {
+    "summary.json": Summary,
+    "versions.json": dict[str, str],
+    "lineage.json": Lineage,
+    "privacy.json": PrivacyRecord,
+    "saved.json": dict[str, float],
+}
