@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from fedkd.data.pictures import shown
 from fedkd.io.text import PlainFormatter, cell, plain, visible
+from fedkd.reporting.table import write_csv
 from simulations.cli.main import app
 from simulations.cli.screen import screen
-from simulations.compare.results import _csv
 
 HOSTILE = "\x1b]0;pwn\x07\x1b[2J\x1b]8;;http://evil\x07here\x9b31m\u202e"
 COMMANDS = ("\x1b]", "\x1b[2J", "\x07", "\x9b", "\u202e")
@@ -68,10 +68,11 @@ def test_status_of_a_run_shows_no_escapes(tmp_path: Path) -> None:
         assert harmless(result.output)
 
 
-def test_cells_of_a_table_are_no_formulas() -> None:
+def test_cells_of_a_table_are_no_formulas(tmp_path: Path) -> None:
     rows = [["=cmd|' /C calc'!A0", "+1", "-2+3", "@x", -1.5, None, "kd", "\tx", "a\x1b[2J"]]
     assert [cell(value) for value in rows[0][3:6]] == ["'@x", -1.5, None]
-    (read,) = csv.reader(io.StringIO(_csv(rows).decode()))
+    write_csv(tmp_path / "table.csv", rows)
+    (read,) = csv.reader(io.StringIO((tmp_path / "table.csv").read_text()))
     assert read == [
         "'=cmd|' /C calc'!A0", "'+1", "'-2+3", "'@x", "-1.5", "", "kd", "'\\tx", "a\\x1b[2J"
     ]  # fmt: skip
