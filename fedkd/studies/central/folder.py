@@ -33,7 +33,12 @@ class TrainingRecord(TypedDict):
     best: float
     seconds: NotRequired[float | None]
     images_per_second: NotRequired[float | None]
-    seed: NotRequired[int]
+
+
+class StudentRecord(TrainingRecord):
+    """The same of a student, as its cell leaves it."""
+
+    seed: int
 
 
 class EpochRecord(TypedDict):

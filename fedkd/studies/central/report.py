@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from fedkd.io.records import SHAPES, read_json
+from fedkd.io.records import read_json
 from fedkd.reporting import page
 from fedkd.reporting.format import (
     DASH,
@@ -75,7 +75,7 @@ def make_page(study: DistillConfig, folder: Path, found: Record) -> Page:
             Card("", _CURVES, [curves]) if curves else Card("", "No epoch has finished yet."),
         ]),
         Section("terms", "Losses", details),
-        page.config_section(folder, read_json(folder / "versions.json", SHAPES["versions.json"])),
+        page.config_section(folder, read_json(folder / "versions.json", dict[str, str])),
     ]  # fmt: skip
     return Page(
         title=study.name,

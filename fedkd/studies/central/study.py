@@ -21,13 +21,12 @@ from fedkd.config import Component, ConfigError, Term
 from fedkd.data import DATASETS
 from fedkd.data.images import ImageSet
 from fedkd.distillation.batches import EXAMPLE, Told
-from fedkd.io.records import TRAINING
 from fedkd.models.network import Network, parameter_count
 from fedkd.randomness import seeded, stream_seed
 from fedkd.rounds import Notify, silent, threads
 from fedkd.runs.directory import load_state, network_hash
 from fedkd.studies.central.config import BASELINE, Central, DistillConfig
-from fedkd.studies.central.folder import Place
+from fedkd.studies.central.folder import Place, StudentRecord
 from fedkd.studies.central.report import write_report
 from fedkd.studies.central.training import Images, Task, keep, train
 from fedkd.studies.central.weights import load_weights
@@ -38,7 +37,7 @@ class DistillStudy(Study[DistillConfig, None]):
     """A student for every method and seed."""
 
     config_class = DistillConfig
-    shapes = ({**TRAINING, "seed": int},)
+    records = (StudentRecord,)
 
     def __init__(self, config: DistillConfig) -> None:
         super().__init__(config)
