@@ -10,7 +10,10 @@ from pydantic import BaseModel, ValidationError
 from fedkd.registry import nearest
 
 # Keys of earlier versions, and what to write today.
-_RENAMED = {"federation.dtype": "federation.codec (float16, float32 or another codec)"}
+_RENAMED = {
+    "federation.dtype": "federation.codec (float16, float32 or another codec)",
+    "guidance": "assistant_mode (takd for next, dgkd for dense)",
+}
 
 # Keys of features that are gone: measured, they gave nothing.
 _GONE = (
@@ -31,10 +34,10 @@ def one_line(root: type[BaseModel], error: ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"])
     kind, given = first["type"], first["input"]
     if kind == "extra_forbidden":
-        old = ".".join(where.split(".")[-2:])  # a study nests the experiment
-        if old in _RENAMED:
-            return f"{where}: is called {_RENAMED[old]} now"
-        if old in _GONE:
+        for old, new in _RENAMED.items():
+            if f".{where}".endswith(f".{old}"):  # a study nests the experiment
+                return f"{where}: is called {new} now"
+        if f".{where}".endswith(tuple(f".{old}" for old in _GONE)):
             return f"{where}: is gone, since it made no student better; leave it out"
         allowed = list(model_at(root, first["loc"][:-1]).model_fields)
         return (

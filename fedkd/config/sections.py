@@ -285,8 +285,8 @@ class Distillation(Section):
     assistants: NamedList = Field(
         default=(), description="networks trained in between on the server, large to small"
     )
-    guidance: Literal["next", "dense"] = Field(
-        default="dense", description="learn from the next larger network, or from all (DGKD)"
+    assistant_mode: Literal["takd", "dgkd"] = Field(
+        default="dgkd", description="learn from the next larger network (TAKD), or from all (DGKD)"
     )
 
 

@@ -6,17 +6,17 @@ from typing import Literal
 
 from fedkd.knowledge.payload import Fused, Knowledge
 
-Guidance = Literal["next", "dense"]
+AssistantMode = Literal["takd", "dgkd"]
 
 
-def with_assistant(fused: Fused, assistant: Knowledge, guidance: Guidance, rank: int) -> Fused:
+def with_assistant(fused: Fused, assistant: Knowledge, mode: AssistantMode, rank: int) -> Fused:
     """What the next network of a chain learns from, after one more assistant has been trained.
 
     Args:
         fused: What that assistant itself learnt from.
-        assistant: What it says of the same samples.
-        guidance: "next" leaves the assistant alone to teach (TAKD); "dense" adds it to all that
-            came before it (DGKD), each assistant with the same say as all first teachers together.
+        assistant: Its answers about the same samples.
+        mode: "takd" leaves the assistant alone to teach (TAKD); "dgkd" adds it to all that
+            came before it (DGKD), each assistant with the weight of all first teachers together.
         rank: How many assistants there are with this one.
 
     References:
@@ -25,7 +25,7 @@ def with_assistant(fused: Fused, assistant: Knowledge, guidance: Guidance, rank:
         Son et al., "Densely Guided Knowledge Distillation using Multiple Teacher Assistants",
             ICCV 2021, https://arxiv.org/abs/2009.08825
     """
-    if guidance == "next":
-        # The targets stay: they are what the first teachers (or the labels) say.
+    if mode == "takd":
+        # The targets stay: those of the first teachers, or the labels.
         return fused.replaced_by(assistant)
     return fused.with_teacher(assistant, 1 / (rank + 1))

@@ -92,7 +92,7 @@ class Learners:
             size = parameter_count(network)
             who = Teacher(rank, parameters=size, role=Role.ASSISTANT)
             answers = Knowledge(who, extract(network, images, needs, views=views))
-            fused = with_assistant(fused, answers, options.guidance, rank)
+            fused = with_assistant(fused, answers, options.assistant_mode, rank)
         self._teach(self._learners[-1], fused, round_number, "learn")
 
     def _shown(self, round_number: int, fused: Fused) -> tuple[Tensor, Callable[[int], Tensor]]:

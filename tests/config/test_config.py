@@ -45,6 +45,7 @@ def test_resolved_config_reads_back_as_itself() -> None:
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
+        ("distillation.guidance=next", "distillation.guidance: is called assistant_mode (takd"),
         ("distillation.ema=0.9", "distillation.ema: is gone, since it made no student better"),
         ("student.pretraining={epochs: 1}", "student.pretraining: is gone"),
         ("rouns=3", "rouns: unknown key; did you mean 'rounds'?"),

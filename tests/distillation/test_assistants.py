@@ -20,7 +20,7 @@ def _assistant(number: int) -> Knowledge:
 
 def test_the_next_network_alone_teaches_but_the_targets_stay() -> None:
     fused = _fused()
-    told = with_assistant(fused, _assistant(1), "next", 1)
+    told = with_assistant(fused, _assistant(1), "takd", 1)
     assert [t.key for t in told.bank.teachers] == ["assistant-1"]
     assert told.probabilities.argmax(1).tolist() == [1, 2, 0]
     assert told.targets.tolist() == fused.targets.tolist() == [0, 1, 2]
@@ -29,8 +29,8 @@ def test_the_next_network_alone_teaches_but_the_targets_stay() -> None:
 
 
 def test_densely_guided_every_assistant_counts_as_much_as_all_first_teachers_together() -> None:
-    one = with_assistant(_fused(), _assistant(1), "dense", 1)
-    two = with_assistant(one, _assistant(2), "dense", 2)
+    one = with_assistant(_fused(), _assistant(1), "dgkd", 1)
+    two = with_assistant(one, _assistant(2), "dgkd", 2)
     assert [t.key for t in two.bank.teachers] == ["0", "1", "assistant-1", "assistant-2"]
     weights = two.bank.rows(torch.arange(3)).weights
     torch.testing.assert_close(weights.sum(0), torch.ones(3))

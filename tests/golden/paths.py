@@ -237,7 +237,8 @@ def _privacy(folder: Path) -> Values:
 def _assistants(folder: Path) -> Values:
     one = (*SHORT, "rounds=1", "distillation.assistants=[{name: cnn_tiny, width: 12}, mlp]")
     return {
-        mode: student(folder, *one, f"distillation.guidance={mode}") for mode in ("dense", "next")
+        mode: student(folder, *one, f"distillation.assistant_mode={mode}")
+        for mode in ("dgkd", "takd")
     }
 
 
@@ -323,8 +324,8 @@ def _central_chain(folder: Path) -> Values:
     return central(
         folder,
         {
-            mode: {"distillation.losses": ["ce", "kd"], "distillation.guidance": mode}
-            for mode in ("next", "dense")
+            mode: {"distillation.losses": ["ce", "kd"], "distillation.assistant_mode": mode}
+            for mode in ("takd", "dgkd")
         },
         distillation={**TRAINING, "assistants": between},
     )

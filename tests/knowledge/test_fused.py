@@ -35,8 +35,8 @@ def _knowledge(client: int, count: int = 4) -> Knowledge:
 
 
 PATHS: dict[str, Callable[[Fused], Fused]] = {
-    "next": lambda fused: with_assistant(fused, _knowledge(8), "next", 1),
-    "dense": lambda fused: with_assistant(fused, _knowledge(8), "dense", 2),
+    "takd": lambda fused: with_assistant(fused, _knowledge(8), "takd", 1),
+    "dgkd": lambda fused: with_assistant(fused, _knowledge(8), "dgkd", 2),
     "replaced": lambda fused: fused.replaced_by(_knowledge(7)),
     "with teacher": lambda fused: fused.with_teacher(_knowledge(7), 0.5),
 }
@@ -102,16 +102,16 @@ def test_lessons_refuse_images_that_are_not_those_of_the_answers() -> None:
         batch.virtual(0)
 
 
-@pytest.mark.parametrize("guidance", ["next", "dense"])
+@pytest.mark.parametrize("assistant_mode", ["takd", "dgkd"])
 def test_after_a_release_assistants_and_student_learn_the_images_that_were_answered(
-    tiny: Callable[..., Experiment], guidance: str, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., Experiment], assistant_mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace = ExperimentContext(
         tiny(
             "distillation.losses=[kd]", "fusion=[uniform]",
             "release={name: gnmax, epsilon: 500, min_votes: 3}",
             "evaluation={teachers: false, clients: false, baselines: []}",
-            "distillation.assistants=[mlp, mlp]", f"distillation.guidance={guidance}",
+            "distillation.assistants=[mlp, mlp]", f"distillation.assistant_mode={assistant_mode}",
         )
     )  # fmt: skip
     images, shown = workspace.data.transfer.images.images, []

@@ -221,11 +221,11 @@ def test_feedback_reaches_the_clients(tiny: Tiny) -> None:
     assert down[0][2] == pytest.approx(down[0][1], abs=8)
 
 
-@pytest.mark.parametrize("guidance", ["next", "dense"])
-def test_assistants_on_the_server_survive_a_restart(tiny: Tiny, guidance: str) -> None:
+@pytest.mark.parametrize("assistant_mode", ["takd", "dgkd"])
+def test_assistants_on_the_server_survive_a_restart(tiny: Tiny, assistant_mode: str) -> None:
     words = (
         "distillation.assistants=[{name: cnn_tiny, width: 24}, {name: cnn_tiny, width: 20}]",
-        f"distillation.guidance={guidance}",
+        f"distillation.assistant_mode={assistant_mode}",
         "distillation.losses=[dkd, fitnet]",
         "teachers.models=[cnn_tiny]",
     )

@@ -428,7 +428,8 @@ def test_a_chain_learns_from_the_next_or_from_all(run: Callable[..., Done]) -> N
     done = run(
         "distillation.assistants=[{name: cnn_tiny, width: 12}]",
         methods={
-            "near": "kd", "all": {"distillation.losses": "kd", "distillation.guidance": "dense"},
+            "near": "kd",
+            "all": {"distillation.losses": "kd", "distillation.assistant_mode": "dgkd"},
             "none": {"distillation.losses": "kd", "distillation.assistants": []},
         },
     )  # fmt: skip
@@ -447,11 +448,11 @@ def test_a_chain_learns_from_the_next_or_from_all(run: Callable[..., Done]) -> N
         assert (list(student.teachers), list(student.weights or ())) == (teachers, weights)
     none = chain(done.study.runs["none"], "none", 0, done.student("none", 0), [[first]])  # type: ignore[list-item]
     assert len(list(none)) == 1
-    assert done.results["methods"]["all"]["guidance"] == "dense"
+    assert done.results["methods"]["all"]["assistant_mode"] == "dgkd"
 
 
 def test_every_rank_of_a_dense_chain_weighs_the_same() -> None:
-    dense = ("distillation.assistants=[mlp]", "distillation.guidance=dense")
+    dense = ("distillation.assistants=[mlp]", "distillation.assistant_mode=dgkd")
     ranks: list[Any] = [["t1", "t2"]]
     tasks = chain(study(*dense).runs["kd"], "kd", 0, Place(Path(), "student"), ranks)
     assert next(tasks).weights == [0.5, 0.5]

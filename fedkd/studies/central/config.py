@@ -94,8 +94,8 @@ class Distillation(Training):
     assistants: NamedList = Field(
         default=(), description="networks trained in between, large to small"
     )
-    guidance: Literal["next", "dense"] = Field(
-        default="next", description="learn from the next larger network (TAKD) or all (DGKD)"
+    assistant_mode: Literal["takd", "dgkd"] = Field(
+        default="takd", description="learn from the next larger network (TAKD) or all (DGKD)"
     )
 
 

@@ -114,7 +114,11 @@ def methods_table(found: Record) -> Table:
         losses = objective((term["name"], term["weight"]) for term in row["losses"])
         about = "cross entropy, no teacher" if alone and losses == "ce" else losses
         if row["assistants"]:
-            way = "each from all before it" if row["guidance"] == "dense" else "each from the last"
+            way = (
+                "each from all before it"
+                if row["assistant_mode"] == "dgkd"
+                else "each from the last"
+            )
             about += f"; by way of {', '.join(row['assistants'])}, {way}"
         losses += "".join(f" via {model}" for model in row["assistants"])
         first = Cell("student alone" if alone else name, about, strong=not alone)

@@ -106,7 +106,7 @@ class DistillStudy(Study[DistillConfig, None]):
             methods[name] = {
                 "losses": [{"name": t.name, "weight": t.weight} for t in options.losses],
                 "assistants": [model.name for model in options.assistants],
-                "guidance": options.guidance if options.assistants else None,
+                "assistant_mode": options.assistant_mode if options.assistants else None,
                 "seeds": {str(seed): record for seed, record in own.items()},
                 **_row(list(own.values())),
             }
@@ -261,7 +261,9 @@ def chain(
     for number, model in enumerate((*options.assistants, given.student.model), start=1):
         last = number > len(options.assistants)
         role = "student" if last else f"assistant {number}"
-        teachers, weights = ([], []) if method == BASELINE else _guides(ranks, options.guidance)
+        teachers, weights = (
+            ([], []) if method == BASELINE else _guides(ranks, options.assistant_mode)
+        )
         yield Task(
             label=f"{method}, seed {seed}" + ("" if last else f", {role}"),
             place=place if last else place.assistant(number),
@@ -277,9 +279,9 @@ def chain(
         )
 
 
-def _guides(ranks: Sequence[Sequence[Network]], guidance: str) -> tuple[list[Network], list[float]]:
+def _guides(ranks: Sequence[Sequence[Network]], mode: str) -> tuple[list[Network], list[float]]:
     """Whom the next network learns from, and each one's weight: every rank has the same."""
-    chosen = ranks[-1:] if guidance == "next" else ranks
+    chosen = ranks[-1:] if mode == "takd" else ranks
     return (
         [network for rank in chosen for network in rank],
         [1 / len(rank) for rank in chosen for _ in rank],
