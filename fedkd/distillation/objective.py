@@ -118,7 +118,7 @@ class Objective(nn.Module):
                     "fedkd.Term(name, loss)"
                 )
         self.losses = nn.ModuleList(term.loss for term in terms)
-        self.fitted = nn.ModuleDict()
+        self.adapted = nn.ModuleDict()
 
     @property
     def needs(self) -> tuple[Kind, ...]:
@@ -195,7 +195,7 @@ class Objective(nn.Module):
             seed: Seed of the new parameters, which are drawn per term and client, so that one
                 client's absence does not change another's regressor.
         """
-        self.fitted.clear()
+        self.adapted.clear()
         device = ensemble.weights.device
         teachers = [ensemble.teacher(m) for m in range(len(ensemble))]
         for number, term in enumerate(self.terms):
@@ -210,7 +210,7 @@ class Objective(nn.Module):
                     with seeded(seed, "adapt", term.name, who.key):
                         copy = loss.adapted(student, teacher)
                     self._keep(f"{number}-{who.key}", loss, copy)
-        self.fitted.to(device)
+        self.adapted.to(device)
 
     def forward(
         self,
@@ -251,10 +251,10 @@ class Objective(nn.Module):
         classes = ensemble.class_weights
         parts = []
         for m, (who, weights) in enumerate(zip(ensemble.teachers, ensemble.weights, strict=True)):
-            fitted = self._fitted(f"{number}-{who.key}", loss)
+            loss_here = self._adapted(f"{number}-{who.key}", loss)
             teacher_weights = TeacherWeights(weights, None if classes is None else classes[m])
             parts.append(
-                _mean(fitted(student, ensemble.teacher(m), targets, teacher_weights), weights)
+                _mean(loss_here(student, ensemble.teacher(m), targets, teacher_weights), weights)
             )
         total = parts[0]
         for part in parts[1:]:
@@ -263,16 +263,16 @@ class Objective(nn.Module):
 
     def _keep(self, key: str, loss: nn.Module, copy: nn.Module) -> None:
         if copy is not loss:
-            self.fitted[key] = copy
+            self.adapted[key] = copy
 
     def _together(self, number: int, loss: nn.Module) -> nn.Module:
         """The copy of a loss over all teachers."""
-        keys = (key for key in self.fitted if key.startswith(f"{number}-all-"))
-        return self._fitted(next(keys, ""), loss)
+        keys = (key for key in self.adapted if key.startswith(f"{number}-all-"))
+        return self._adapted(next(keys, ""), loss)
 
-    def _fitted(self, key: str, loss: nn.Module) -> nn.Module:
-        if key in self.fitted:
-            return self.fitted[key]
+    def _adapted(self, key: str, loss: nn.Module) -> nn.Module:
+        if key in self.adapted:
+            return self.adapted[key]
         return loss
 
 

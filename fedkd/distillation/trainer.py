@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,18 @@ class EpochRecord:
     gradients: dict[str, float] = field(default_factory=dict)
 
 
+class TrainerState(TypedDict):
+    """What one training hands to the next.
+
+    Attributes:
+        optimizer: State of the optimiser.
+        losses: Weights of the losses' trainable parts.
+    """
+
+    optimizer: dict[str, Any]
+    losses: dict[str, Tensor]
+
+
 Snapshot = Callable[[], dict[str, Any]]
 """Makes the state of a call after an epoch, to `resume` from."""
 
@@ -64,13 +76,12 @@ def distill(
     *,
     epochs: int = 30,
     optimizer: Optimizer | None = None,
-    moments: dict[str, Any] | None = None,
-    fitted: Mapping[str, Tensor] | None = None,
+    trainer_state: TrainerState | None = None,
     resume: dict[str, Any] | None = None,
     precision: Precision = "float32",
     seed: int = 0,
     on_epoch: Callable[[EpochRecord, Snapshot], None] | None = None,
-) -> tuple[list[EpochRecord], dict[str, Any]]:
+) -> tuple[list[EpochRecord], TrainerState]:
     """Train `student` (in place, on the device it is on) to match its teachers.
 
     Args:
@@ -80,9 +91,9 @@ def distill(
             trained along.
         epochs: Passes over the batches.
         optimizer: Optimiser and schedule over these epochs.
-        moments: State of an earlier call's optimiser; the student's moments are taken over, its
-            schedule is not.
-        fitted: Weights of an earlier call's trainable parts; those that still fit are taken over.
+        trainer_state: Of an earlier call, about these teachers or others: the student's momentum
+            and moments, and the trainable parts of losses that still fit, are taken over; learning
+            rate and schedule are not.
         resume: A snapshot of an interrupted call with the same arguments, to go on from; the
             result is the same as if it had not been interrupted.
         precision: In which networks compute; losses always compute in float32.
@@ -90,7 +101,7 @@ def distill(
         on_epoch: Called after every epoch with its record and a maker of snapshots.
 
     Returns:
-        One record per epoch trained here, and `{"moments": ..., "fitted": ...}` for a next call.
+        One record per epoch trained here, and the trainer's state for a next call.
 
     Raises:
         RuntimeError: loss, gradient or weights are no longer finite, or a teacher's answers were
@@ -105,10 +116,8 @@ def distill(
     _check_parts(student, batches, objective)
     objective.check(epochs)
     loop = _Loop(student, batches, objective, epochs, options, precision, seed)
-    if fitted is not None:
-        loop.take_over(fitted)
-    if moments is not None:
-        loop.take_over_moments(moments)
+    if trainer_state is not None:
+        loop.take_over(trainer_state)
     history = []
     with seeded(seed, "student"):
         first = 1 if resume is None else loop.restore(resume)
@@ -120,10 +129,9 @@ def distill(
     if history:
         loop.trainer.finish()
     student.eval()
-    return history, {
-        "moments": loop.trainer.optimizer.state_dict(),
-        "fitted": objective.fitted.state_dict(),
-    }
+    return history, TrainerState(
+        optimizer=loop.trainer.optimizer.state_dict(), losses=objective.adapted.state_dict()
+    )
 
 
 def rehearse(student: Network, batches: BatchSource, objective: Objective) -> None:
@@ -270,8 +278,8 @@ class _Loop:
     def _check_losses(self, seed: int) -> None:
         """Refuse batches of one for losses that need more."""
         single = self.batches.samples == 1
-        for key, fitted in self.objective.fitted.items() if not single else ():
-            if batch_norm(fitted) is not None:
+        for key, adapted in self.objective.adapted.items() if not single else ():
+            if batch_norm(adapted) is not None:
                 name = self.objective.terms[int(key.split("-")[0])].name
                 raise ValueError(
                     f"{STUDENT.batch_size}: loss {name!r} brings a layer with batch norm, which "
@@ -316,23 +324,24 @@ class _Loop:
         if min(self.batches.batch_size, self.batches.samples) == 1:
             self._check_losses(seed)
 
-    def take_over(self, fitted: Mapping[str, Tensor]) -> None:
-        """Weights of trainable parts that still exist and have the same shape."""
-        own = self.objective.fitted.state_dict()
-        kept = {k: t for k, t in fitted.items() if k in own and own[k].shape == t.shape}
-        self.objective.fitted.load_state_dict(kept, strict=False)
+    def take_over(self, state: TrainerState) -> None:
+        """Go on where an earlier call ended, with this call's learning rate and schedule.
 
-    def take_over_moments(self, state: dict[str, Any]) -> None:
-        """The student's momentum and moments, but this call's learning rate and schedule.
-
-        Teachers may have come or gone since, so only the student's parameters, which come first,
-        are sure to be the same.
+        Teachers may have come or gone since: of the optimiser only the student's parameters, which
+        come first, are sure to be the same, of the losses the parts of the same name and shape.
         """
+        own = self.objective.adapted.state_dict()
+        kept = {
+            key: part
+            for key, part in state["losses"].items()
+            if key in own and own[key].shape == part.shape
+        }
+        self.objective.adapted.load_state_dict(kept, strict=False)
         count = sum(p.requires_grad for p in self.student.parameters())
         optimizer = self.trainer.optimizer
         groups = [dict(group) for group in optimizer.state_dict()["param_groups"]]
-        kept = {number: value for number, value in state["state"].items() if number < count}
-        optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        moments = {n: value for n, value in state["optimizer"]["state"].items() if n < count}
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
     def snapshot(self, epoch: int) -> dict[str, Any]:
         """Everything needed to go on after `epoch`."""
@@ -342,7 +351,7 @@ class _Loop:
         return {
             "epoch": epoch,
             "student": _on_cpu(self.student),
-            "fitted": _on_cpu(self.objective.fitted),
+            "losses": _on_cpu(self.objective.adapted),
             "optimizer": copy.deepcopy(self.trainer.optimizer.state_dict()),
             "schedule": self.trainer.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -352,7 +361,7 @@ class _Loop:
     def restore(self, state: dict[str, Any]) -> int:
         """Take up a snapshot; returns the epoch that comes next."""
         self.student.load_state_dict(state["student"])
-        self.objective.fitted.load_state_dict(state["fitted"])
+        self.objective.adapted.load_state_dict(state["losses"])
         self.trainer.optimizer.load_state_dict(state["optimizer"])
         self.trainer.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from fedkd.build import build_optimizer, device_of
 from fedkd.distillation.assistants import with_assistant
 from fedkd.distillation.batches import TransferBatches
-from fedkd.distillation.trainer import EpochRecord, Snapshot, distill
+from fedkd.distillation.trainer import EpochRecord, Snapshot, TrainerState, distill
 from fedkd.knowledge.extract import extract
 from fedkd.knowledge.payload import Fused, Knowledge, Role, Teacher
 from fedkd.models.network import Network, parameter_count
@@ -31,7 +31,7 @@ class _Learner:
     """A network, and what its last training hands to the next."""
 
     network: Network
-    learnt: dict[str, Any] = field(default_factory=dict)
+    trainer_state: TrainerState | None = None
 
 
 class Learners:
@@ -62,15 +62,16 @@ class Learners:
             {name: tensor.cpu() for name, tensor in learner.network.state_dict().items()}
             for learner in self._learners
         ]
-        learnt = [learner.learnt for learner in self._learners]
-        return {"student": weights[-1], "assistants": weights[:-1], "learnt": learnt}
+        states = [learner.trainer_state for learner in self._learners]
+        return {"student": weights[-1], "assistants": weights[:-1], "trainer_states": states}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint's `state`."""
         weights = (*state["assistants"], state["student"])
-        for learner, loaded, learnt in zip(self._learners, weights, state["learnt"], strict=True):
+        states = state["trainer_states"]
+        for learner, loaded, trained in zip(self._learners, weights, states, strict=True):
             learner.network.load_state_dict(loaded)
-            learner.learnt = learnt
+            learner.trainer_state = trained
 
     def learn(self, round_number: int, fused: Fused) -> None:
         """Distil the fused teachers into the student, by way of the assistants."""
@@ -124,7 +125,7 @@ class Learners:
             seed=seed,
             device=learner.network.mean.device,
         )
-        _, learner.learnt = distill(
+        _, learner.trainer_state = distill(
             learner.network,
             batches,
             self._context.objective,
@@ -132,7 +133,7 @@ class Learners:
             optimizer=build_optimizer(options.optimizer),
             seed=seed,
             on_epoch=on_epoch,
-            **learner.learnt,
+            trainer_state=learner.trainer_state,
         )
 
     def _untrained(self) -> list[_Learner]:

@@ -263,7 +263,7 @@ def test_what_was_learnt_about_some_teachers_is_not_believed_of_others() -> None
         many = ensemble(len(clients))
         who = tuple(Teacher(client) for client in clients)
         objective.adapt({Logits(): torch.zeros(6, 4)}, replace(many, teachers=who), seed=0)
-        return {name: tensor.clone() for name, tensor in objective.fitted.state_dict().items()}
+        return {name: tensor.clone() for name, tensor in objective.adapted.state_dict().items()}
 
     assert adapt([0, 1]).keys() == adapt([0, 1]).keys()
     assert adapt([0, 1]).keys().isdisjoint(adapt([0, 2]).keys())
