@@ -24,7 +24,7 @@ from fedkd.reporting.format import short
 with extra("report", "fedkd.reporting"):
     from matplotlib import rc_context
     from matplotlib.axes import Axes
-    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
     from matplotlib.ticker import PercentFormatter
@@ -92,8 +92,8 @@ def svg(figure: Figure, name: str) -> str:
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # matplotlib numbers groups alike in every figure
     text = re.sub(r' id="image[^"]*"', "", text)  # equal images have equal ones; nothing uses them
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text, count=2)  # HTML needs none
-    sized = rf'\1\2 style="--inches: {figure.get_figwidth():g}"'  # the page's style scales it
-    return re.sub(r'(<svg[^>]*?) height="[^"]*"([^>]*?) width="[^"]*"', sized, text, count=1)
+    sized = f'<svg style="--inches: {figure.get_figwidth():g}"'  # the page's style scales it
+    return re.sub(r'<svg width="[^"]*" height="[^"]*"', sized, text, count=1)
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
@@ -166,7 +166,7 @@ def curves(
     xlabel: str,
     *,
     levels: Iterable[tuple[float, Look]] = (),
-    width: float = 11.0,
+    size: tuple[float, float] = (11.0, 4.6),
 ) -> Figure:
     """Accuracies over whatever they depend on, with a legend beside them.
 
@@ -174,9 +174,9 @@ def curves(
         lines: What depends on it.
         xlabel: What it is.
         levels: What does not: a value and its look.
-        width: In inches.
+        size: In inches.
     """
-    figure, axes = canvas(width, 4.6)
+    figure, axes = canvas(*size)
     for line in lines:
         line.draw(axes)
     for value, look in levels:
@@ -184,7 +184,61 @@ def curves(
     percents(axes)
     axes.set_xlabel(xlabel)
     axes.set_ylabel("test accuracy")
-    figure.legend(loc="outside right upper")
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside right upper")
+    return figure
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A row of `dots`.
+
+    Attributes:
+        name: At the left.
+        value: The dot.
+        ends: Of an interval around it.
+        points: What it is the mean of.
+        ring: Another value.
+        color: Of all but the ring.
+    """
+
+    name: str
+    value: float
+    ends: Sequence[float] = ()
+    points: Sequence[float] = ()
+    ring: float | None = None
+    color: str = STUDENT
+
+
+@style()
+def dots(
+    rows: Sequence[Dot], xlabel: str, *, label: str = "", ring: str = "", zero: float | None = None
+) -> Figure:
+    """Values in their intervals, one below the other.
+
+    Args:
+        rows: From the top.
+        xlabel: What the values are.
+        label: Name of the dots in the legend.
+        ring: Name of the rings.
+        zero: Where a line is drawn through all rows.
+    """
+    figure, axes = canvas(9.0, 1.2 + 0.28 * len(rows))
+    if zero is not None:
+        axes.axvline(zero, color=INK, lw=0.8, ls=":")
+    rings: Look = {"ls": "", "marker": "D", "ms": 5.5, "mfc": "none", "color": ENSEMBLE}
+    for place, row in enumerate(reversed(rows)):
+        line: Look = {"color": row.color, "lw": 4, "alpha": 0.35}
+        axes.plot(row.ends, [place] * len(row.ends), **line)
+        axes.plot(row.points, [place] * len(row.points), ".", color=row.color, ms=4.5)
+        axes.plot([row.value], [place], "o", color=row.color, ms=6, label="" if place else label)
+        if row.ring is not None:
+            axes.plot([row.ring], [place], label="" if place else ring, **rings)
+    axes.set_yticks(range(len(rows)), [short(row.name, 40) for row in reversed(rows)])
+    axes.set_ylim(-0.7, len(rows) - 0.3)
+    axes.set_xlabel(xlabel)
+    if label:
+        figure.legend(loc="outside upper left", ncols=6)
     return figure
 
 
@@ -202,6 +256,7 @@ def heat(
     text: Callable[[int, int, float], str] | None = None,
     turn: float | None = None,
     fontsize: float = 8,
+    norm: Any = None,
 ) -> AxesImage:
     """A table of colours; what is not known stays grey.
 
@@ -215,9 +270,11 @@ def heat(
         text: (row, column, value) -> what is written in the cell.
         turn: Degrees by which names of columns are turned; default: upright if they are long.
         fontsize: Of names.
+        norm: Where a value lies between the ends, in place of `limits`.
     """
     table = np.asarray(values, dtype=float)
-    image = axes.imshow(table, aspect="auto", cmap=colors, vmin=limits[0], vmax=limits[1])
+    norm = norm or Normalize(*limits)
+    image = axes.imshow(table, aspect="auto", cmap=colors, norm=norm)
     axes.set_facecolor("#eceef1")
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)

@@ -12,6 +12,7 @@ from fedkd.reporting.format import as_float, percent, points, short
 from fedkd.reporting.page import Card, half
 from fedkd.reporting.relation_report import Relations, likeness, relations
 from fedkd.reporting.run_record import TROUBLE, Found
+from fedkd.reporting.run_tables import time_table
 
 
 def accuracy_card(found: Found) -> Card:
@@ -135,9 +136,8 @@ def partition_card(found: Found) -> Card | None:
     if counts is None:
         return half(title, f"Not shown: {found.data_problem}")
     caption = (
-        "Each column is a client, the area of a dot (or the shade of a cell) its images of a "
-        "class. Gaps are classes that its teacher has never seen; the bars on top are the sizes "
-        "of the shards."
+        "Each column is a client, the shade of a cell its images of a class. Gaps are classes that "
+        "its teacher has never seen."
     )
     figure = draw.partition_figure(counts, found.classes)
     return Card(title, caption, [figure], wide=counts.shape[0] > 16 or counts.shape[1] > 20)
@@ -212,20 +212,19 @@ def traffic_card(found: Found) -> Card:
     title = "Bytes per round"
     if not found.messages:
         return half(title, "No message has been sent yet.")
-    rounds = sorted({m.round for m in found.messages})
-    phases = dict.fromkeys(str(m.phase) for m in found.messages)
-    up = {phase: [0.0] * len(rounds) for phase in phases}
-    down = {phase: [0.0] * len(rounds) for phase in phases}
+    rounds = sorted({message.round for message in found.messages})
+    groups: dict[str, dict[str, list[list[float]]]] = {"the method": {}, "measurement": {}}
     for message in found.messages:
-        place = rounds.index(message.round)
-        up[message.phase][place] += message.up
-        down[message.phase][place] += message.down
+        group = groups["measurement" if message.phase == "evaluate" else "the method"]
+        ways = group.setdefault(message.phase, [[0.0] * len(rounds), [0.0] * len(rounds)])
+        for way, size in zip(ways, (message.up, message.down), strict=True):
+            way[rounds.index(message.round)] += size
     return half(
         title,
         "All clients together, as Flower serialises the messages; above the line from clients, "
-        "below it to them. The hatched phase 'evaluate' is measurement for this report (teachers' "
-        "answers on test images, the student's trip to the clients), not part of the method.",
-        draw.traffic_figure(rounds, up, down),
+        "below it to them. 'evaluate' is measurement for this report (teachers' answers on test "
+        "images, the student's trip to the clients), not part of the method.",
+        draw.stacked_figure(rounds, groups),
     )
 
 
@@ -258,13 +257,13 @@ def cost_card(found: Found) -> Card | None:
 
 def time_card(found: Found) -> Card | None:
     """Seconds per phase and round; None if they were not measured."""
-    timed = {f"round {r.round}": r.seconds for r in found.rounds if r.seconds}
+    timed = [event for event in found.rounds if event.seconds]
     if not timed:
         return None
-    bars: dict[str, Mapping[str, float]] = dict(timed) if len(timed) <= 8 else {}
-    if len(timed) > 1:
-        bars["whole run"] = found.seconds
+    phases = dict.fromkeys(phase for event in timed for phase in event.seconds)
+    spent = {phase: [[event.seconds.get(phase, 0.0) for event in timed]] for phase in phases}
+    figure = draw.stacked_figure([event.round for event in timed], {"seconds": spent}, bytes=False)
     caption = "'train' and 'knowledge' are the clients' work as the server waits for it."
     if "start-up" in found.seconds:
         caption += " The baselines are not counted."
-    return half("Time per phase", caption, draw.time_figure(bars))
+    return Card("Time per phase", caption, [figure], time_table(found), wide=False)

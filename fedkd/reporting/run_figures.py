@@ -26,6 +26,7 @@ from fedkd.reporting.drawing import (
     Line,
     Look,
     canvas,
+    curves,
     heat,
     note,
     panels,
@@ -47,8 +48,6 @@ PHASES = {
 WHO = {"student": STUDENT, "ensemble": ENSEMBLE}
 # Neighbours in a stack differ in lightness too, for those who cannot tell the hues apart.
 _TERMS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#8a929a")
-# One dark blue that everybody can tell from white: amounts are areas or shades, never hues.
-_AMOUNT, _PALE = "#1f4e79", "#c9d3dc"
 _SIZE = (5.6, 3.5)
 
 
@@ -249,7 +248,7 @@ def _class_heat(classes: Sequence[str], scores: Mapping[str, Sequence[float]]) -
 
 @style()
 def partition_figure(counts: ArrayLike, classes: Sequence[str], *, title: str = "") -> Figure:
-    """Images per client and class: bubbles, or a heat map where bubbles would be crowded.
+    """Images per client and class as shades, with their numbers where there is room for them.
 
     Args:
         counts: (clients, C), as `FederatedData.class_counts` gives them.
@@ -260,59 +259,28 @@ def partition_figure(counts: ArrayLike, classes: Sequence[str], *, title: str = 
     if table.ndim != 2 or table.shape[1] != len(classes):
         raise ValueError(f"counts must be (clients, {len(classes)} classes), got {table.shape}")
     clients, number = table.shape
-    crowded = number > 20 or clients > 40
-    width = float(np.clip((0.16 if crowded else 0.5) * clients + 2.6, 5.5, 18))
-    height = float(np.clip((0.13 if crowded else 0.36) * number + 1.9, 4.2, 15))
-    share = 0.75 / (height - 1.2)
-    figure, (sizes, main) = panels(width, height, 2, 1, height_ratios=(share, 1 - share))
-    _draw_sizes(sizes, table.sum(1), title)
-    if crowded:
-        _draw_counts(figure, main, table)
-    else:
-        _draw_bubbles(main, table)
-    main.set_xlim(-0.6, clients - 0.4)
-    main.set_ylim(number - 0.4, -0.6)
-    sizes.set_xlim(main.get_xlim())
-    step = max(1, -(-clients // 25))
-    main.set_xticks(range(0, clients, step))
-    small = number * 0.15 > height - 2.0
-    names = [short(name, 18) for name in classes]
-    main.set_yticks(range(number), names, fontsize=5.5 if small else 8)
-    main.set_xlabel("client")
-    main.spines[:].set_visible(False)
-    return figure
-
-
-def _draw_sizes(axes: Axes, sizes: NDArray[Any], title: str) -> None:
-    axes.bar(np.arange(len(sizes)), sizes, width=0.6, color=_PALE)
+    roomy = clients <= 20 and number <= 40
+    width = float(np.clip((0.5 if roomy else 0.16) * clients + 2.6, 5.6, 18))
+    figure, axes = canvas(width, float(np.clip(0.26 * number + 1.3, 3.5, 15)))
+    sizes = table.sum(axis=1)
+    names = [f"{client}\n{size:,}" if roomy else str(client) for client, size in enumerate(sizes)]
+    image = heat(
+        axes,
+        table.T,
+        "Blues",
+        (0, 1),
+        rows=[short(name, 18) for name in classes],
+        columns=names,
+        # The square root keeps a handful of images visible beside hundreds.
+        norm=PowerNorm(0.5, vmin=0, vmax=max(1, table.max(initial=1))),
+        text=(lambda _row, _column, count: f"{count:,.0f}" if count else "·") if roomy else None,
+        turn=0,
+        fontsize=8 if number <= 40 else 5.5,
+    )
     axes.set_title(title, fontsize=11)
-    axes.set_ylabel("images", fontsize=8)
-    axes.set_ylim(0, max(1, sizes.max(initial=1)) * 1.35)
-    axes.set_yticks([])
-    axes.set_xticks([])
-    axes.spines[:].set_visible(False)
-    if len(sizes) <= 24:
-        for client, size in enumerate(sizes):
-            note(axes, f"{int(size):,}", (client, size), (0, 2), ha="center", va="bottom")
-
-
-def _draw_bubbles(axes: Axes, table: NDArray[Any]) -> None:
-    client, label = np.nonzero(table)
-    amount = table[client, label]
-    # The largest bubble just fills its cell of about 0.36 inch (26 points).
-    largest = max(1, table.max(initial=1))
-    axes.scatter(client, label, s=(24**2) * amount / largest, color=_AMOUNT, lw=0)
-    axes.scatter(client, label, s=1.5, color=_AMOUNT, lw=0)  # a few images stay visible
-    if len(amount):
-        corner: Look = {"xycoords": "axes fraction", "ha": "right", "va": "top", "fontsize": 7}
-        note(axes, f"largest: {int(amount.max()):,} images", (1, 0), (0, -24), **corner)
-
-
-def _draw_counts(figure: Figure, axes: Axes, table: NDArray[Any]) -> None:
-    image = heat(axes, table.T, "Blues", (0, 1))
-    # The square root keeps a handful of images visible beside hundreds.
-    image.set_norm(PowerNorm(0.5, vmin=0, vmax=max(1, table.max(initial=1))))
-    scale(figure, image, axes, "images of a class", fraction=0.05)
+    axes.set_xlabel("client, and all its images" if roomy else "client")
+    scale(figure, image, axes, "images of a class")
+    return figure
 
 
 # -- who agrees with whom --------------------------------------------------------------------------
@@ -333,6 +301,7 @@ def agreement_figure(names: Sequence[str], table: ArrayLike, apart: int = 0) -> 
     written = (lambda _row, _column, value: f"{100 * value:.0f}") if count <= 14 else None
     image = heat(axes, table, SHADES, (0, 1), text=written)
     axes.set_aspect("equal")
+    figure.set_layout_engine("compressed")  # else names beside square cells are cut off
     step = max(1, -(-count // 30))
     marks = [*range(0, count - apart, step), *range(count - apart, count)]
     small = 8 if count <= 16 else 6.5
@@ -443,47 +412,41 @@ def calibration_figure(sets: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 @style()
-def traffic_figure(
+def stacked_figure(
     rounds: Sequence[int],
-    up: Mapping[str, Sequence[float]],
-    down: Mapping[str, Sequence[float]],
-    measurement: Sequence[str] = ("evaluate",),
+    groups: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
+    *,
+    bytes: bool = True,
 ) -> Figure:
-    """Bytes per round: what clients send above the line, what they are sent below it.
+    """What phases take per round, one upon the other.
 
     Args:
         rounds: Round numbers.
-        up: Phase -> bytes from all clients, per round.
-        down: Phase -> bytes to all clients, per round.
-        measurement: Phases that only measure; drawn apart, in a scale of their own.
+        groups: Title -> phase -> amount per round above the line, and maybe below it. Each group
+            has a scale of its own.
+        bytes: Amounts are bytes.
     """
-    groups = {
-        "the method": [phase for phase in up if phase not in measurement],
-        "measurement": [phase for phase in up if phase in measurement],
-    }
     groups = {title: phases for title, phases in groups.items() if phases}
     figure, grid = panels(*_SIZE, 1, len(groups))
     for axes, (title, phases) in zip(grid, groups.items()):
-        stacks = [np.sum([way[phase] for phase in phases], axis=0) for way in (up, down)]
-        unit, factor = byte_unit(max(1.0, *(float(stack.max()) for stack in stacks)))
-        for sign, way in ((1, up), (-1, down)):
+        largest = np.sum(list(phases.values()), axis=0).max() if bytes else 1.0
+        unit, factor = byte_unit(largest)
+        for place, sign in enumerate((1, -1)):
             base = np.zeros(len(rounds))
-            for phase in phases:
-                height = sign * np.asarray(way[phase], dtype=float) / factor
-                look: Look = {"color": PHASES.get(phase, TEACHER), "edgecolor": "white", "lw": 0.5}
-                if phase in measurement:
-                    look["hatch"] = "////"
-                label = phase if sign == 1 else None
-                axes.bar(rounds, height, 0.7, bottom=base, label=label, **look)
-                base = base + height
+            for phase, ways in phases.items():
+                if place < len(ways):
+                    height = sign * np.asarray(ways[place], dtype=float) / factor
+                    look: Look = {"color": PHASES.get(phase, TEACHER), "edgecolor": "white"}
+                    label = "" if place else phase
+                    axes.bar(rounds, height, 0.7, bottom=base, label=label, lw=0.5, **look)
+                    base = base + height
         axes.axhline(0, color=INK, lw=0.9)
-        axes.set_title(f"{title}, {unit}")
+        axes.set_title(f"{title}, {unit}" if bytes else title)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
         axes.set_xlabel("round")
         axes.set_xlim(min(rounds) - 0.6, max(rounds) + 0.6)
-    grid[0].set_ylabel("← to clients    from clients →")
-    figure.legend(loc="outside upper left", ncols=4)
+    figure.legend(loc="outside upper left", ncols=4, handlelength=1, columnspacing=1)
     return figure
 
 
@@ -499,10 +462,13 @@ def cost_figure(
         rounds: Round numbers, written beside the points.
         transfer: Bytes of shipping the transfer set once to every client, for scale.
     """
-    figure, axes = canvas(*_SIZE)
     unit, factor = byte_unit(max([*sent, 1.0]))
     across = np.asarray(sent, dtype=float) / factor
-    axes.plot(across, accuracy, color=STUDENT, marker="o", ms=5, lw=2)
+    line = Line(
+        "", across.tolist(), [accuracy], {"color": STUDENT, "marker": "o", "ms": 5, "lw": 2}
+    )
+    figure = curves([line], f"knowledge sent by all clients so far, {unit}", size=_SIZE)
+    (axes,) = figure.axes
     step = max(1, -(-len(rounds) // 10))
     for x, y, number in list(zip(across, accuracy, rounds))[::step]:
         if np.isfinite(y):
@@ -518,30 +484,4 @@ def cost_figure(
     low, high = axes.get_ylim()
     spare = max(0.0, 0.1 - (high - low)) / 2  # a point more or less must not look like a cliff
     axes.set_ylim(max(-0.01, low - spare), min(1.02, high + spare + 0.15 * (high - low)))
-    percents(axes)
-    axes.set_xlabel(f"knowledge sent by all clients so far, {unit}")
-    axes.set_ylabel("student accuracy")
-    return figure
-
-
-@style()
-def time_figure(bars: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Seconds per phase, one stacked bar per name."""
-    figure, axes = canvas(5.6, 1.2 + 0.3 * len(bars))
-    longest = max([*(sum(spent.values()) for spent in bars.values()), 1e-9])
-    unit, seconds = ("minutes", 60.0) if longest >= 300 else ("seconds", 1.0)
-    base = np.zeros(len(bars))
-    for phase in dict.fromkeys(phase for spent in bars.values() for phase in spent):
-        width = np.array([spent.get(phase, 0.0) / seconds for spent in bars.values()])
-        look: Look = {"color": PHASES.get(phase, TEACHER), "edgecolor": "white", "lw": 0.6}
-        axes.barh(range(len(bars)), width, 0.62, left=base, label=phase, **look)
-        base = base + width
-    for row, total in enumerate(base):
-        note(axes, f"{total:.1f}", (total, row), (4, 0))
-    axes.set_yticks(range(len(bars)), list(bars))
-    axes.set_ylim(len(bars) - 0.45, -0.55)
-    axes.set_xlim(0, longest / seconds * 1.1)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel(unit)
-    figure.legend(loc="outside upper left", ncols=6, handlelength=1, columnspacing=1)
     return figure

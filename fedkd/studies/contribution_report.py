@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedkd.reporting import page
-from fedkd.reporting.drawing import ENSEMBLE, INK, PSEUDO, STUDENT, Look, canvas, heat, scale, style
+from fedkd.reporting.drawing import PSEUDO, STUDENT, Dot, canvas, dots, heat, scale, style
 from fedkd.reporting.format import DASH, number, percent, points, short
 from fedkd.reporting.page import Card, Page, Section
 from fedkd.reporting.table import Row, Table, numbers, words
@@ -28,7 +28,7 @@ def write_page(run: RunDirectory, facts: Mapping[str, Any]) -> Path:
             "The share is what a client adds on average over all orders of arrival; shares "
             "add up to the gain over guessing. Influence is what is lost if only this client "
             "goes: near zero where others know the same.",
-            [_bars(facts["clients"])],
+            [_shares(facts["clients"])],
         ),
         Card(
             "Clients",
@@ -100,26 +100,16 @@ def carried(facts: Mapping[str, Any], client: int | str, most: int = 3) -> list[
     return [*names, "…"] if len(best) > most else names
 
 
-@style()
-def _bars(clients: Mapping[Any, Mapping[str, float]]) -> Figure:
-    """One row per client, largest share on top: a bar with its error, a diamond for influence."""
-    rows = sorted(clients.items(), key=lambda item: item[1]["share"])
-    places = range(len(rows))
-    shares, errors, influence = (
-        [100 * row[key] for _, row in rows] for key in ("share", "share_error", "influence")
-    )
-    colors = [STUDENT if share >= 0 else PSEUDO for share in shares]
-    figure, axes = canvas(9.0, 1.2 + 0.3 * len(rows))
-    around = errors if any(errors) else None
-    axes.barh(places, shares, height=0.62, color=colors, xerr=around, ecolor=INK)
-    diamond: Look = {"ls": "", "marker": "D", "ms": 5.5, "color": ENSEMBLE, "mec": "white"}
-    axes.plot(influence, places, label="influence (left out alone)", **diamond)
-    axes.barh([], [], color=STUDENT, label="fair share")
-    axes.axvline(0, color=INK, lw=0.8)
-    axes.set_yticks(places, [f"client {client}" for client, _ in rows])
-    axes.set_xlabel("points of test accuracy of the ensemble")
-    figure.legend(loc="outside upper left", ncols=2)
-    return figure
+def _shares(clients: Mapping[Any, Mapping[str, float]]) -> Figure:
+    """One row per client, largest share on top: its share with its error, a ring for influence."""
+    rows = []
+    for client, row in sorted(clients.items(), key=lambda item: -item[1]["share"]):
+        share, error = 100 * row["share"], 100 * row["share_error"]
+        color = STUDENT if share >= 0 else PSEUDO
+        ends = (share - error, share + error) if error else (0.0, share)
+        rows.append(Dot(f"client {client}", share, ends, ring=100 * row["influence"], color=color))
+    label = "points of test accuracy of the ensemble"
+    return dots(rows, label, label="fair share", ring="influence (left out alone)", zero=0.0)
 
 
 @style()

@@ -121,7 +121,7 @@ def budget_figure(
         thin = {**look, "ls": "--", "ms": 3, "lw": 1.1}
         lines.append(_over(order, name, student, {**look, "ms": 5, "lw": 2.0}, 0.12))
         lines.append(_over(order, f"{name}, teachers", teachers.get(name, {}), thin, 0))
-    figure = curves(lines, "epsilon", width=9.0)
+    figure = curves(lines, "epsilon")
     figure.axes[0].set_xticks(range(len(order)), order)
     return figure
 

@@ -171,14 +171,12 @@ def result_table(
             top = key == "final" or (value is not None and value["mean"] == tops.get(key))
             cells.append(Cell(shown(key, value), strong=top))
         body.append(Row([*cells, str(len(row["seeds"]))], _key(ours, factors)))
-    header = [
-        *(Column(title, look="first") for title in factors or ["method"]),
-        *(
-            Column(title, number=True, on="" if both else "page", look="soft")
-            for _, title, _, both in columns
-        ),
-        Column("seeds", number=True, on="page", look="soft"),
-    ]
+    crowded = ("down", "seconds") if len(factors) > 1 and not swept else ()
+    header = [Column(title, look="first") for title in factors or ["method"]]
+    for key, title, _, both in columns:
+        on = "" if both and key not in crowded else "page"
+        header.append(Column(title, number=True, on=on, look="soft"))
+    header.append(Column("seeds", number=True, on="page", look="soft"))
     return Table(header, body, f"{found['name']} · {seeds(found['seeds'])}")
 
 

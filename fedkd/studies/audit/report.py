@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fedkd.reporting import page
-from fedkd.reporting.drawing import INK, PSEUDO, STUDENT, TEACHER, canvas, note, style
+from fedkd.reporting.drawing import INK, PSEUDO, STUDENT, TEACHER, Dot, canvas, dots, note, style
 from fedkd.reporting.format import count, interval, percent
 from fedkd.reporting.page import Card, Page, Section
 from fedkd.reporting.table import Cell, Column, Row, Table, numbers, plain, words
@@ -88,14 +88,14 @@ def write(facts: Mapping[str, Any], folder: Path) -> Path:
 def attacks_table(facts: Mapping[str, Any]) -> Table:
     """One row for each attack."""
     columns = [
-        *words("target", "attack"),
+        *words("target, client", "attack"),
         Column("images", number=True, on="page"),
         *numbers("AUC", "95 %", "TPR", "95 %"),
     ]
     rows = [
         Row(
             [
-                _whose(attack), attack["attack"], f"{attack['members']} + {attack['others']}",
+                _target(attack), attack["attack"], f"{attack['members']} + {attack['others']}",
                 Cell(f"{attack['auc']:.3f}", strong=attack["leaks"]),
                 interval(attack["auc_interval"]),
                 percent(attack["tpr"]), interval(attack["tpr_interval"], 100),
@@ -132,22 +132,16 @@ def sentence(facts: Mapping[str, Any]) -> str:
     return text
 
 
-@style()
 def auc_figure(attacks: Sequence[Mapping[str, Any]]) -> Figure:
     """A dot and an interval for every attack."""
-    figure, axes = canvas(7.2, 0.9 + 0.26 * len(attacks))
-    lowest = min(attack["auc_interval"][0] for attack in attacks)
-    for place, attack in enumerate(reversed(attacks)):
-        color = PSEUDO if attack["leaks"] else STUDENT
-        axes.plot(attack["auc_interval"], [place, place], color=color, lw=2)
-        axes.plot([attack["auc"]], [place], "o", color=color, ms=5)
-    axes.axvline(0.5, color=INK, lw=0.8, ls=":")
-    names = [f"{_whose(attack)}, {attack['attack']}" for attack in reversed(attacks)]
-    axes.set_yticks(range(len(attacks)), names)
-    axes.set_xlim(min(0.4, lowest - 0.02), 1.01)
-    axes.set_ylim(-0.7, len(attacks) - 0.3)
-    axes.set_xlabel("AUC")
-    return figure
+    rows = [
+        Dot(
+            f"{_whose(attack)}, {attack['attack']}", attack["auc"], attack["auc_interval"],
+            color=PSEUDO if attack["leaks"] else STUDENT,
+        )
+        for attack in attacks
+    ]  # fmt: skip
+    return dots(rows, "AUC", zero=0.5)
 
 
 @style()
@@ -209,6 +203,10 @@ def _how(training: Mapping[str, Any]) -> str:
         )
     randomised = training["label_epsilon"] is not None
     return f"for {times} with randomised labels" if randomised else f"for {times} without DP-SGD"
+
+
+def _target(attack: Mapping[str, Any]) -> str:
+    return " ".join(str(attack[key]) for key in ("target", "client") if attack[key] is not None)
 
 
 def _whose(attack: Mapping[str, Any]) -> str:

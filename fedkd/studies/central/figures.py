@@ -11,15 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedkd.reporting.drawing import (
-    CEILING,
     ENSEMBLE,
     GREY,
     INK,
     STUDENT,
     TEACHER,
+    Dot,
     Line,
     Look,
-    canvas,
+    dots,
     panels,
     percents,
     style,
@@ -37,7 +37,7 @@ def methods_figure(
     baseline: str,
     teachers: Mapping[str, float],
 ) -> Figure:
-    """One row per method: a dot per seed, a bar at the mean, a ring at the mean of the best epochs.
+    """One row per method: each seed, their mean ± deviation, a ring at the mean of the best epochs.
 
     Args:
         last: Method -> accuracy after the last epoch, per seed.
@@ -45,33 +45,25 @@ def methods_figure(
         baseline: The method whose mean is drawn through all rows.
         teachers: Name -> accuracy, drawn through all rows.
     """
-    names = sorted(last, key=lambda name: float(np.mean(last[name])))
-    figure, axes = canvas(11.0, 1.3 + 0.3 * len(names))
+    rows = []
+    for name in sorted(last, key=lambda name: -float(np.mean(last[name]))):
+        values = np.asarray(last[name], dtype=float)
+        mean, many = float(values.mean()), len(values) > 1
+        half = float(values.std(ddof=1)) if many else 0.0
+        ends = (mean - half, mean + half) if many else ()
+        color = GREY if name == baseline else STUDENT
+        ring = float(np.mean(best[name]))
+        rows.append(Dot(name, mean, ends, last[name] if many else (), ring, color))
+    figure = dots(rows, "test accuracy", label="last epoch, mean", ring="best epoch, mean")
+    (axes,) = figure.axes
     for number, (name, value) in enumerate(teachers.items()):
         dashes = ("-", "-.", ":")[number % 3]
         axes.axvline(value, color=ENSEMBLE, ls=dashes, lw=1.8, label=short(name, 30))
-    mean: Look = {"marker": "|", "ms": 12, "mew": 2.4, "ls": ""}
-    ring: Look = {"marker": "o", "ms": 6, "mfc": "none", "mew": 1.2, "ls": "", "color": CEILING}
     if baseline in last:
         line: Look = {"color": GREY, "ls": "--", "lw": 1.2, "label": "student alone"}
         axes.axvline(float(np.mean(last[baseline])), **line)
-    for row, name in enumerate(names):
-        values = np.asarray(last[name], dtype=float)
-        color = GREY if name == baseline else STUDENT
-        if len(values) > 1:
-            ends = values.mean() + values.std(ddof=1) * np.array([-1, 1])
-            axes.plot(ends, [row, row], color=color, lw=5, alpha=0.25)
-            axes.plot(values, [row] * len(values), ".", color=color, ms=4.5, alpha=0.8)
-        axes.plot([values.mean()], [row], color=color, **mean)
-        axes.plot([np.mean(best[name])], [row], **ring)
-    axes.plot([], [], color=STUDENT, label="last epoch, mean", **mean)
-    if any(len(values) > 1 for values in last.values()):
-        axes.plot([], [], ".", color=STUDENT, ms=5, label="each seed")
-    axes.plot([], [], label="best epoch, mean", **ring)
-    axes.set_yticks(range(len(names)), [short(name, 24) for name in names])
-    axes.set_ylim(-0.7, len(names) - 0.3)
     percents(axes, "x", None)
-    axes.set_xlabel("test accuracy")
+    figure.legends.clear()
     figure.legend(loc="outside upper left", ncols=6)
     return figure
 
