@@ -20,7 +20,7 @@ from fedkd.runs.export import load_student
 from fedkd.training.evaluation import agreement, predict
 
 SAMPLES = 2000  # of the transfer set, evenly spaced
-TEACHERS = 100  # in the agreement matrix; more cannot be told apart
+TEACHERS = 100  # in the agreement matrix; more cannot be distinguished
 VERTICES = 120  # of the inter-sample graph
 CLASSES = 100  # of the inter-class graph
 _FLOATS = 2**26  # held at once, however many teachers and classes
@@ -52,7 +52,7 @@ class Graphs:
 
 @dataclass(frozen=True)
 class Relations:
-    """What one round's knowledge tells.
+    """What one round's knowledge shows.
 
     Attributes:
         round: Which round.

@@ -57,7 +57,7 @@ def classes_card(found: Found) -> Card | None:
     else:
         caption += "Where both bars are short, the teachers do not know the class. "
         if held:
-            caption += "The numbers at the right say how many clients hold the class. "
+            caption += "The numbers at the right are of clients that hold the class. "
     caption += _losers(classes, scores)
     figure = draw.class_figure(classes, scores, held)
     return Card("Accuracy per class", caption, [figure], wide=len(classes) > 20)

@@ -221,8 +221,8 @@ def test_complete_run_shows_every_part(complete):
 @pytest.mark.parametrize("finished", [0, 1])
 def test_run_under_way_has_a_report(tmp_path, finished):
     page = _page(_run(tmp_path, rounds=4, finished=finished, summary=False))
-    said = "no round of 4 has finished yet" if finished == 0 else "1 of 4 rounds so far"
-    assert said in page
+    expected = "no round of 4 has finished yet" if finished == 0 else "1 of 4 rounds so far"
+    assert expected in page
     assert "complete · " not in page.replace("not complete · ", "")
     assert ("no client has been asked yet" in page) == (finished == 0)
 
