@@ -146,6 +146,26 @@ def test_ctrl_c_ends_in_good_order_and_the_run_goes_on(
 
 
 @pytest.mark.smoke
+def test_ctrl_c_while_still_importing_is_one_line() -> None:
+    program = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+from simulations.cli import main
+sys.argv = ["fedkd", "list", "losses"]
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (130, "fedkd: interrupted\n", "")
+
+
 def test_config_show_prints_every_default(fedkd: Callable[..., Done]) -> None:
     done = fedkd("config", "show", "configs/quickstart.yaml", "rounds=5")
     shown = yaml.safe_load(done.stdout)
