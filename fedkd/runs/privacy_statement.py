@@ -95,6 +95,7 @@ def _release(run: RunDirectory, experiment: Experiment) -> PrivacyRecord:
     unit = options.get("unit", "example")
     what = "one image of one client" if unit == "example" else "all images of one client"
     answered = sum(event.answered for event in events.values())
+    checked = experiment.release.name == "confident_gnmax"
     return {
         "mechanism": experiment.release.name,
         "protects": what,
@@ -102,7 +103,10 @@ def _release(run: RunDirectory, experiment: Experiment) -> PrivacyRecord:
         "assumes": "the server is trusted with every client's answers, and clients run this code",
         "budget": options["epsilon"],
         "delta": delta,
-        "how": f"{answered} answers in {len(events)} rounds, Gaussian noise, exact accounting",
+        "how": (
+            f"{answered} answers in {len(events)} rounds, Gaussian noise, exact accounting"
+            + ("; the epsilon follows from noisy checks, promised is the budget" * checked)
+        ),
         "clients": {
             str(client): {"epsilon": spent, "frozen_in": []} for client in range(experiment.clients)
         },

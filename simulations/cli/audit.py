@@ -39,6 +39,9 @@ def audit(
         int | None,
         typer.Option(help="with --noise-multiplier: size of a shard; default: the client's"),
     ] = None,
+    draw: Annotated[
+        int, typer.Option(min=0, help="which draw of canaries and coins; another tests anew")
+    ] = 0,
     trust: TeacherWeights = False,
 ) -> None:
     """Attack a finished run: who was trained on, and how large must epsilon be at least?"""
@@ -72,7 +75,7 @@ def audit(
         raise ConfigError(f"--epsilon: expected more than 0, got {epsilon}")
     if not 0 < delta < 1:
         raise ConfigError(f"--delta: expected more than 0 and less than 1, got {delta}")
-    options = Options(client=client, shadows=shadows, canaries=canaries, delta=delta)
+    options = Options(client=client, shadows=shadows, canaries=canaries, delta=delta, draw=draw)
     space = context_of_run(run)
     mechanism = None
     if noise_multiplier is not None:

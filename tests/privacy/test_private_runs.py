@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from fedkd.config import ConfigError, Experiment
+from fedkd.config import Component, ConfigError, Experiment
 from fedkd.data.splits import FederatedData
 from fedkd.privacy.accounting import Steps, epsilon
 from fedkd.privacy.label_dp import keep_probability, randomised
@@ -23,6 +25,7 @@ from fedkd.rounds import Client, ExperimentContext
 from fedkd.rounds.client_files import ClientFiles
 from fedkd.runs.directory import RunDirectory, load_state
 from fedkd.runs.events import ClientTrained, RoundFinished, Warned
+from fedkd.runs.privacy_statement import statement
 from simulations.local import run_local
 
 Tiny = Callable[..., Experiment]
@@ -246,6 +249,14 @@ def test_a_release_has_its_statement_and_shows_no_single_teacher(tiny: Tiny) -> 
     facts = run.read_json("privacy.json")
     assert facts["worst"] == pytest.approx(50.0, rel=1e-6)
     assert "the server is trusted" in facts["assumes"]
+    assert "promised is the budget" not in facts["how"]
+    name = Component.model_validate({"name": "confident_gnmax", "epsilon": 50.0})
+    checked: Any = SimpleNamespace(
+        experiment=run.experiment.model_copy(update={"release": name}), events=run.events
+    )
+    said = statement(checked)
+    assert said is not None
+    assert "promised is the budget" in said["how"]
     trained = run.events(ClientTrained)
     assert {(event.loss, event.accuracy) for event in trained} == {(None, None)}
     assert "answers of single teachers are not released" in render(make_page(Found(run)))

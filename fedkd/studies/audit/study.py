@@ -50,6 +50,7 @@ class Options:
         canaries: Mislabelled images for the bound on epsilon; 0 for none.
         most: Images of either kind that an attack looks at.
         delta: Of the bound where nothing is claimed.
+        draw: Which draw of canaries and coins, from 0. The same one finds the same again.
     """
 
     client: int | None = None
@@ -57,6 +58,7 @@ class Options:
     canaries: int = 200
     most: int = 1000
     delta: float = 1e-5
+    draw: int = 0
 
     def __post_init__(self) -> None:
         if self.shadows and (self.shadows < 2 or self.shadows % 2):
@@ -157,7 +159,9 @@ def audit_run(
     if options.canaries:
         work("canaries")
         delta = claim.delta if claim is not None else options.delta
-        bound = epsilon_of_training(workspace, client, pool, options.canaries, delta, training)
+        bound = epsilon_of_training(
+            workspace, client, pool, options.canaries, delta, training, options.draw
+        )
     attacks.sort(key=lambda attack: _NEAREST.index(attack["target"]))
     facts = {
         "run": run.identity,
@@ -199,9 +203,12 @@ def epsilon_of_training(
     canaries: int,
     delta: float,
     training: Training,
+    draw: int = 0,
 ) -> Bound:
     """Train the client's teacher once more with half of the canaries, and guess which half."""
     seed = workspace.experiment.seed
+    if draw:
+        seed = stream_seed(seed, "audit", "draw", draw)
     try:
         planted = mislabelled(pool, canaries, seed)
     except ValueError as error:

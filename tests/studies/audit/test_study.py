@@ -161,6 +161,24 @@ def test_canaries_have_wrong_labels_and_even_coins(space: ExperimentContext) -> 
         mislabelled(pool, 100_000, 0)
 
 
+def test_another_draw_has_other_canaries_and_coins(
+    space: ExperimentContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+
+    def toss(count: int, seed: int) -> np.ndarray:
+        seeds.append(seed)
+        raise LookupError
+
+    monkeypatch.setattr("fedkd.studies.audit.study.tossed", toss)
+    for draw in (0, 1, 1, 2):
+        with pytest.raises(LookupError):
+            epsilon_of_training(space, 0, unseen(space), 50, 1e-5, Training(1, None), draw)
+    assert seeds[0] == space.experiment.seed
+    assert seeds[1] == seeds[2]
+    assert len(set(seeds)) == 3
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
