@@ -127,7 +127,7 @@ def runner_up(
 def mirror(sent: Reply, scene: Scene) -> Reply:
     """Repeats the message of the honest client that claims to know most.
 
-    Made to have an honest client taken for one of a gang.
+    Made to have an honest client taken for an accomplice.
     """
 
     def claimed(client: int) -> float:

@@ -196,12 +196,12 @@ class _Errors:
         assert isinstance(self.squares, Tensor)
         assert isinstance(self.weight, Tensor)
         likeness = self.products / (self.squares * self.squares.T).sqrt().clamp(min=1e-30)
-        heard = self.weight > 0
-        pairs = (heard[:, None] & heard).triu(diagonal=1)
+        active = self.weight > 0
+        pairs = (active[:, None] & active).triu(diagonal=1)
         if not pairs.any():
             return torch.zeros_like(likeness)
         pairs = pairs | pairs.T
-        count = int(heard.sum())
+        count = int(active.sum())
         rank = max(min(math.floor(share * (count - 1)) + 1, count // 2 - 1), 0)
         own = likeness.masked_fill(~pairs, -1).sort(dim=1, descending=True).values[:, rank]
         usual = torch.maximum(own[:, None], own).clamp(min=float(likeness[pairs].quantile(0.5)))

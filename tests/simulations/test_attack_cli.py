@@ -130,7 +130,8 @@ def test_the_robust_chain_bears_three_attackers_of_ten(tmp_path: Path) -> None:
         [
             "rules=[[consensus, {name: density_ratio, by_size: false, limit: 1.0}, dawid_skene]]",
             "attacks=[collude,inflate,cpa,label_noise,permuted,shift,part_time,half_familiar,"
-            "everywhere,focus,{name: focus, source: 1, target: 7},{name: focus, elsewhere: 0.5},"
+            "runner_up,{name: runner_up, margin: 0.35, own: true},mirror,everywhere,focus,"
+            "{name: focus, source: 1, target: 7},{name: focus, elsewhere: 0.5},"
             "{name: backdoor, more: 1.3}]",
         ],
     )  # fmt: skip
