@@ -3,7 +3,7 @@
 Code | Meaning
 --- | ---
 0 | done
-1 | the run failed, or its finding is bad (`audit`, `deploy check`, an unfinished comparison)
+1 | the run failed, or its finding is bad (`audit`, `deploy check`, a cell of a study)
 2 | what the user wrote cannot be run: command line, config, data, folder
 70 | an error inside fedkd; the traceback is in a file that the line names
 130 | interrupted
