@@ -31,11 +31,13 @@ class Registry(Generic[T]):
     Args:
         family: What a member is called in messages (`"loss"`).
         package: Package whose modules register the members; imported on first use.
+        gone: Names of earlier versions, and what to write today.
     """
 
-    def __init__(self, family: str, package: str) -> None:
+    def __init__(self, family: str, package: str, gone: Mapping[str, str] | None = None) -> None:
         self.family = family
         self._package = package
+        self._gone = dict(gone or {})
         self._members: dict[str, Callable[..., T]] = {}
         self._discovered = False
 
@@ -62,6 +64,8 @@ class Registry(Generic[T]):
         """The member called `name`. Raises `ValueError` that names the nearest one."""
         self._discover()
         if name not in self._members:
+            if name in self._gone:
+                raise ValueError(f"{self.family} {name!r} is gone: {self._gone[name]}")
             names = sorted(self._members)
             hint = "; a list is written [a, b]" if "," in str(name) else nearest(name, names)
             raise ValueError(f"unknown {self.family} {name!r}{hint} (known: {', '.join(names)})")

@@ -354,6 +354,8 @@ def test_impossible_options_are_named() -> None:
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=f"fusion '{name}': {option} must be .*, got {value}"):
             FUSIONS.create(name, **{option: value})
+    with pytest.raises(ValueError, match="fusion 'merge' is gone: take enhanced_era with beta: 1"):
+        FUSIONS.create("merge")
     with pytest.raises(TypeError, match="fusion 'era' has no option 'temprature'; did you mean"):
         FUSIONS.get("era")(temprature=1.0)
 
