@@ -90,7 +90,7 @@ def _train(message: Message, context: Context) -> Message:
 def _answer(message: Message, context: Context) -> Message:
     """The teacher's answers about the images that the student learns from."""
     client, round_number = _client(message, context)
-    base = int(message.content.config_records[JOB].get("held", 0))  # type: ignore[arg-type]
+    base = int(message.content.config_records[JOB].get("base", 0))  # type: ignore[arg-type]
     with threads(client.experiment.resources.client_cpus):
         content = _replies(client, round_number, client.context.learning_images, base)
     return Message(content, reply_to=message)

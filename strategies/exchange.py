@@ -102,9 +102,9 @@ class Exchange:
         """One message: its records and the job."""
         job = ConfigRecord({**self._job, "round": number})
         if phase is KNOWLEDGE and client is not None:
-            held = self._server.held(client, number)
-            if held > 0:
-                job["held"] = held
+            base = self._server.base(client, number)
+            if base > 0:
+                job["base"] = base
         return Message(
             RecordDict({**content, JOB: job}),
             dst_node_id=node,

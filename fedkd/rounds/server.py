@@ -139,12 +139,12 @@ class Server:
             self.run.knowledge(round_number, images).put(knowledge)
 
     def _checked(self, client: int, round_number: int, images: Images, reply: Reply) -> Knowledge:
-        base = self.held(client, round_number) if images is Images.TRANSFER else 0
+        base = self.base(client, round_number) if images is Images.TRANSFER else 0
         query = self.context.query(images, self.run.identity, round_number, client, base)
         held = self.run.knowledge(base).answers(client, query.kinds) if base > 0 else None
         return unpack(reply, query, client, held)
 
-    def held(self, client: int, round_number: int) -> int:
+    def base(self, client: int, round_number: int) -> int:
         """The last round before this one whose answer is held from a client; 0 for none.
 
         Only asked for by codecs that send changes, and where a part of the samples is asked about.

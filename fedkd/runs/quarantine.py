@@ -1,7 +1,7 @@
 """Clients that misbehave again and again are left out for the rest of the run, until lifted.
 
 A *strike* is a payload that had to be refused, or a round in which the fusion rules gave a client
-next to no say. Strikes are events in the run's metrics.jsonl, so they survive a resume, and
+next to no weight. Strikes are events in the run's metrics.jsonl, so they survive a resume, and
 `fedkd quarantine` shows and lifts them.
 """
 
@@ -49,6 +49,6 @@ def lift(run: RunDirectory, client: int) -> int:
 
 
 def distrusted(fused: Fused, trust: float) -> list[int]:
-    """Clients whose mean weight is below `trust` times an equal say; none if rules merged all."""
+    """Clients whose mean weight is below `trust` times an equal one; none if rules merged all."""
     least = trust / max(len(fused.shares), 1)
     return [client for client, share in fused.shares.items() if share < least]
