@@ -74,5 +74,5 @@ class Baseline(ABC):
     has_student: bool = True
 
     @abstractmethod
-    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
+    def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds; `on_round` hears of each as it ends."""

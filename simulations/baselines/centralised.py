@@ -15,14 +15,14 @@ from simulations.baselines.loop import RoundLog, fresh_student, model
 class Centralised(Baseline):
     """The student's network on all private images in one place, for as many epochs as a client."""
 
-    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
+    def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds."""
-        journal = RoundLog(workspace, on_round)
-        experiment, data = workspace.experiment, workspace.data
+        log = RoundLog(context, on_round)
+        experiment, data = context.experiment, context.data
         images, options = data.pooled(), local_training(experiment.teachers)
-        student = fresh_student(workspace)
+        student = fresh_student(context)
         for number in range(1, experiment.rounds + 1):
             seed = stream_seed(experiment.seed, "teach", "all", number)
             fit(student, images, **options, seed=seed)
-            journal.end_round([model(student)])
-        return journal.outcome([model(student)], uses_transfer=False)
+            log.end_round([model(student)])
+        return log.outcome([model(student)], uses_transfer=False)

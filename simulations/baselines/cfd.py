@@ -16,7 +16,7 @@ from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.fedavg import at_least_one
 from simulations.baselines.loop import (
     RoundLog,
-    digest,
+    distill_client,
     distill_server,
     fresh_student,
     fresh_teachers,
@@ -44,40 +44,40 @@ class CFD(Baseline):
     def __init__(self, *, digest_epochs: int | None = None) -> None:
         self.digest_epochs = at_least_one("cfd", "digest_epochs", digest_epochs)
 
-    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
+    def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds."""
-        journal = RoundLog(workspace, on_round)
-        networks, student = fresh_teachers(workspace), fresh_student(workspace)
-        images = workspace.data.transfer.images.images
-        classes = len(workspace.data.classes)
+        log = RoundLog(context, on_round)
+        networks, student = fresh_teachers(context), fresh_student(context)
+        images = context.data.transfer.images.images
+        classes = len(context.data.classes)
         zeros = np.zeros(len(images), np.int64)
         # What each end knows of the last round. Both start from class 0 everywhere.
-        said, heard_before = [zeros] * len(networks), [zeros] * len(networks)
+        sent, received_before = [zeros] * len(networks), [zeros] * len(networks)
         server_before, news = zeros, None
 
-        def learn(number: int, client: int, network: Network, heard: Arrays) -> None:
-            labels = decoded(heard["labels"], heard_before[client], classes)
-            heard_before[client] = labels
+        def learn(number: int, client: int, network: Network, received: Arrays) -> None:
+            labels = decoded(received["labels"], received_before[client], classes)
+            received_before[client] = labels
             logits = log_of(one_hot(torch.from_numpy(labels), classes))
-            digest(workspace, network, client, number, logits, epochs=self.digest_epochs)
+            distill_client(context, network, client, number, logits, epochs=self.digest_epochs)
 
-        def say(client: int, network: Network) -> Arrays:
-            return {"labels": coded(_winners(network, images), said[client], classes)}
+        def answer(client: int, network: Network) -> Arrays:
+            return {"labels": coded(_winners(network, images), sent[client], classes)}
 
-        for number in range(1, workspace.experiment.rounds + 1):
-            mail = MessageMeter(number)
-            answers = local_round(workspace, networks, mail, [news] * len(networks), learn, say)
-            said[:] = [
+        for number in range(1, context.experiment.rounds + 1):
+            meter = MessageMeter(number)
+            answers = local_round(context, networks, meter, [news] * len(networks), learn, answer)
+            sent[:] = [
                 decoded(answer["labels"].numpy(), before, classes)
-                for answer, before in zip(answers, said, strict=True)
+                for answer, before in zip(answers, sent, strict=True)
             ]
-            hard = [one_hot(torch.from_numpy(labels), classes) for labels in said]
-            distill_server(workspace, student, log_of(torch.stack(hard).mean(dim=0)), number)
-            told = _winners(student, images)
-            news = {"labels": coded(told, server_before, classes)}
-            server_before = told
-            journal.end_round([model(student)], mail)
-        return journal.outcome([model(student)], uses_transfer=True)
+            hard = [one_hot(torch.from_numpy(labels), classes) for labels in sent]
+            distill_server(context, student, log_of(torch.stack(hard).mean(dim=0)), number)
+            labels = _winners(student, images)
+            news = {"labels": coded(labels, server_before, classes)}
+            server_before = labels
+            log.end_round([model(student)], meter)
+        return log.outcome([model(student)], uses_transfer=True)
 
 
 def coded(labels: np.ndarray, before: np.ndarray, classes: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.fedavg import at_least_one
 from simulations.baselines.loop import (
     RoundLog,
-    digest,
+    distill_client,
     distill_server,
     fresh_student,
     fresh_teachers,
@@ -55,31 +55,31 @@ class DSFL(Baseline):
         self.temperature = temperature
         self.digest_epochs = at_least_one("dsfl", "digest_epochs", digest_epochs)
 
-    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
+    def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds."""
-        journal = RoundLog(workspace, on_round)
-        networks, student = fresh_teachers(workspace), fresh_student(workspace)
-        images = workspace.data.transfer.images.images
+        log = RoundLog(context, on_round)
+        networks, student = fresh_teachers(context), fresh_student(context)
+        images = context.data.transfer.images.images
         shared: Arrays | None = None
 
-        def learn(number: int, client: int, network: Network, heard: Arrays) -> None:
-            logits = log_of(torch.tensor(heard["probabilities"]))
-            digest(workspace, network, client, number, logits, epochs=self.digest_epochs)
+        def learn(number: int, client: int, network: Network, received: Arrays) -> None:
+            logits = log_of(torch.tensor(received["probabilities"]))
+            distill_client(context, network, client, number, logits, epochs=self.digest_epochs)
 
-        def say(_client: int, network: Network) -> Arrays:
+        def answer(_client: int, network: Network) -> Arrays:
             return {"probabilities": predict(network, images).softmax(dim=1).numpy()}
 
-        for number in range(1, workspace.experiment.rounds + 1):
-            mail = MessageMeter(number)
+        for number in range(1, context.experiment.rounds + 1):
+            meter = MessageMeter(number)
             news = [shared] * len(networks)
-            answers = local_round(workspace, networks, mail, news, learn, say)
+            answers = local_round(context, networks, meter, news, learn, answer)
             together = torch.stack([answer["probabilities"] for answer in answers]).mean(dim=0)
             if self.aggregation == "era":
                 together = sharpened(together, self.temperature)
             shared = {"probabilities": together.numpy()}
-            distill_server(workspace, student, log_of(together), number)
-            journal.end_round([model(student)], mail)
-        return journal.outcome([model(student)], uses_transfer=True)
+            distill_server(context, student, log_of(together), number)
+            log.end_round([model(student)], meter)
+        return log.outcome([model(student)], uses_transfer=True)
 
 
 def sharpened(probabilities: Tensor, temperature: float) -> Tensor:

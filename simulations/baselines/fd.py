@@ -42,24 +42,24 @@ class FD(Baseline):
             raise ValueError(f"baseline 'fd': gamma must not be negative, got {gamma}")
         self.gamma = gamma
 
-    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
+    def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds."""
-        journal = RoundLog(workspace, on_round)
-        experiment, data = workspace.experiment, workspace.data
-        networks = fresh_teachers(workspace)
+        log = RoundLog(context, on_round)
+        experiment, data = context.experiment, context.data
+        networks = fresh_teachers(context)
         models = [model(network) for network in networks]
         classes = len(data.classes)
-        told = torch.zeros(len(networks), classes, classes)
+        all_means = torch.zeros(len(networks), classes, classes)
         known = torch.zeros(len(networks), classes, dtype=torch.bool)
         for number in range(1, experiment.rounds + 1):
-            mail, answers = MessageMeter(number), []
+            meter, answers = MessageMeter(number), []
             for client, network in enumerate(networks):
-                means, there = of_the_others(told, known, client)
+                means, there = of_the_others(all_means, known, client)
                 news = {"means": means.numpy(), "known": there.numpy()} if number > 1 else None
-                request = mail.ask(client, news)
-                heard, shard = tensors(read(request)), data.shard(client)
+                request = meter.ask(client, news)
+                received, shard = tensors(read(request)), data.shard(client)
                 with threads(experiment.resources.client_cpus):
-                    means, there = heard.get("means", means), heard.get("known", there)
+                    means, there = received.get("means", means), received.get("known", there)
                     fit(
                         network,
                         shard,
@@ -69,12 +69,12 @@ class FD(Baseline):
                         phase=replace(TEACHER, remedy="lower teachers.optimizer.lr or gamma"),
                     )
                     own, has = class_means(network, shard)
-                reply = mail.answer(request, {"means": own.numpy(), "known": has.numpy()})
+                reply = meter.answer(request, {"means": own.numpy(), "known": has.numpy()})
                 answers.append(tensors(read(reply)))
-            told = torch.stack([answer["means"] for answer in answers])
+            all_means = torch.stack([answer["means"] for answer in answers])
             known = torch.stack([answer["known"] for answer in answers])
-            journal.end_round(models, mail)
-        return journal.outcome(models, uses_transfer=False)
+            log.end_round(models, meter)
+        return log.outcome(models, uses_transfer=False)
 
 
 def class_means(network: Network, shard: ImageSet) -> tuple[Tensor, Tensor]:
@@ -88,11 +88,11 @@ def class_means(network: Network, shard: ImageSet) -> tuple[Tensor, Tensor]:
     return sums / counts.clamp(min=1)[:, None], counts > 0
 
 
-def of_the_others(told: Tensor, known: Tensor, client: int) -> tuple[Tensor, Tensor]:
+def of_the_others(all_means: Tensor, known: Tensor, client: int) -> tuple[Tensor, Tensor]:
     """Mean over the other clients that have a class.
 
     Args:
-        told: Every client's means, (M, C, C).
+        all_means: Every client's means, (M, C, C).
         known: Which classes each has, bool (M, C).
         client: Left out.
 
@@ -102,7 +102,7 @@ def of_the_others(told: Tensor, known: Tensor, client: int) -> tuple[Tensor, Ten
     others = known.clone()
     others[client] = False
     counts = others.sum(dim=0)
-    sums = (told * others[:, :, None]).sum(dim=0)
+    sums = (all_means * others[:, :, None]).sum(dim=0)
     return sums / counts.clamp(min=1)[:, None], counts > 0
 
 

@@ -36,14 +36,14 @@ class FedAvg(Baseline):
     def __init__(self, *, epochs: int | None = None) -> None:
         self.epochs = at_least_one("fedavg", "epochs", epochs)
 
-    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
+    def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds. Raises `ConfigError` if clients have other networks than the student's."""
-        refuse_other_networks(workspace, "fedavg")
-        return average(workspace, on_round, FlowerFedAvg(), epochs=self.epochs)
+        refuse_other_networks(context, "fedavg")
+        return average(context, on_round, FlowerFedAvg(), epochs=self.epochs)
 
 
 def average(
-    workspace: ExperimentContext,
+    context: ExperimentContext,
     on_round: OnRound,
     strategy: FlowerFedAvg,
     *,
@@ -54,35 +54,35 @@ def average(
     """Rounds of averaging; each client trains the student's network as it trains its teacher.
 
     Args:
-        workspace: The experiment.
+        context: The experiment.
         on_round: Hears of rounds.
         strategy: Averages the replies.
         epochs: Local epochs; None: `teachers.epochs`.
         mu: Weight of the proximal term.
         refine: What the server does after averaging.
     """
-    journal = RoundLog(workspace, on_round)
-    student, local = fresh_student(workspace), fresh_student(workspace)
-    if workspace.experiment.resources.client_gpus == 0:
+    log = RoundLog(context, on_round)
+    student, local = fresh_student(context), fresh_student(context)
+    if context.experiment.resources.client_gpus == 0:
         local.cpu()
     config = {"proximal-mu": mu} if mu > 0 else {}
-    for number in range(1, workspace.experiment.rounds + 1):
-        mail, replies = MessageMeter(number), []
-        for client in range(workspace.experiment.clients):
-            request = mail.ask(client, weights(student), **config)
+    for number in range(1, context.experiment.rounds + 1):
+        meter, replies = MessageMeter(number), []
+        for client in range(context.experiment.clients):
+            request = meter.ask(client, weights(student), **config)
             load(local, read(request))
             with held(local, mu) if mu > 0 else nullcontext():
-                train(workspace, local, client, number, epochs)
-            examples = len(workspace.data.shard(client))
-            replies.append(mail.answer(request, weights(local), examples))
+                train(context, local, client, number, epochs)
+            examples = len(context.data.shard(client))
+            replies.append(meter.answer(request, weights(local), examples))
         with _quiet():
             arrays, _ = strategy.aggregate_train(number, replies)
         assert arrays is not None
         load(student, arrays)
         if refine is not None:
             refine(student, replies, number)
-        journal.end_round([model(student)], mail)
-    return journal.outcome([model(student)], uses_transfer=False)
+        log.end_round([model(student)], meter)
+    return log.outcome([model(student)], uses_transfer=False)
 
 
 @contextmanager
@@ -107,9 +107,9 @@ def held(network: Network, mu: float) -> Iterator[None]:
             hook.remove()
 
 
-def refuse_other_networks(workspace: ExperimentContext, name: str) -> None:
+def refuse_other_networks(context: ExperimentContext, name: str) -> None:
     """Raise `ConfigError` unless every client's network is the student's."""
-    experiment = workspace.experiment
+    experiment = context.experiment
     wanted = experiment.student.model
     others = sorted({m.name for m in experiment.teachers.models if m != wanted})
     if others:

@@ -35,17 +35,17 @@ class FedDF(Baseline):
     def __init__(self, *, epochs: int | None = None) -> None:
         self.epochs = at_least_one("feddf", "epochs", epochs)
 
-    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
+    def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds. Raises `ConfigError` if clients have other networks than the student's."""
-        refuse_other_networks(workspace, "feddf")
-        images = workspace.data.transfer.images.images
-        teacher = fresh_student(workspace)
+        refuse_other_networks(context, "feddf")
+        images = context.data.transfer.images.images
+        teacher = fresh_student(context)
 
         def refine(student: Network, replies: Sequence[Message], number: int) -> None:
-            told = []
+            logits = []
             for reply in replies:
                 load(teacher, read(reply))
-                told.append(predict(teacher, images))
-            distill_server(workspace, student, torch.stack(told).mean(dim=0), number)
+                logits.append(predict(teacher, images))
+            distill_server(context, student, torch.stack(logits).mean(dim=0), number)
 
-        return average(workspace, on_round, FlowerFedAvg(), epochs=self.epochs, refine=refine)
+        return average(context, on_round, FlowerFedAvg(), epochs=self.epochs, refine=refine)

@@ -13,7 +13,7 @@ from fedkd.training.evaluation import predict
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.fedavg import at_least_one
-from simulations.baselines.loop import RoundLog, digest, fresh_teachers, local_round, model
+from simulations.baselines.loop import RoundLog, distill_client, fresh_teachers, local_round, model
 from simulations.baselines.traffic import Arrays, MessageMeter
 
 
@@ -35,30 +35,32 @@ class FedMD(Baseline):
         at_least_one("fedmd", "digest_epochs", digest_epochs)
         self.digest_epochs = digest_epochs
 
-    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
+    def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds."""
-        journal = RoundLog(workspace, on_round)
-        networks = fresh_teachers(workspace)
+        log = RoundLog(context, on_round)
+        networks = fresh_teachers(context)
         models = [model(network) for network in networks]
-        images = workspace.data.transfer.images.images
+        images = context.data.transfer.images.images
         consensus: Arrays | None = None
 
-        def learn(number: int, client: int, network: Network, heard: Arrays) -> None:
-            logits = torch.tensor(heard["logits"])
+        def learn(number: int, client: int, network: Network, received: Arrays) -> None:
+            logits = torch.tensor(received["logits"])
             epochs = self.digest_epochs
-            digest(workspace, network, client, number, logits, epochs=epochs, loss=_Distance())
+            distill_client(
+                context, network, client, number, logits, epochs=epochs, loss=_Distance()
+            )
 
-        def say(_client: int, network: Network) -> Arrays:
+        def answer(_client: int, network: Network) -> Arrays:
             return {"logits": predict(network, images).numpy()}
 
-        for number in range(1, workspace.experiment.rounds + 1):
-            mail = MessageMeter(number)
+        for number in range(1, context.experiment.rounds + 1):
+            meter = MessageMeter(number)
             news = [consensus] * len(networks)
-            answers = local_round(workspace, networks, mail, news, learn, say)
+            answers = local_round(context, networks, meter, news, learn, answer)
             together = torch.stack([answer["logits"] for answer in answers]).mean(dim=0)
             consensus = {"logits": together.numpy()}
-            journal.end_round(models, mail)
-        return journal.outcome(models, uses_transfer=True)
+            log.end_round(models, meter)
+        return log.outcome(models, uses_transfer=True)
 
 
 class _Distance(DistillationLoss):

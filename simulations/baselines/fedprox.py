@@ -30,8 +30,8 @@ class FedProx(Baseline):
         self.mu = mu
         self.epochs = at_least_one("fedprox", "epochs", epochs)
 
-    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
+    def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds. Raises `ConfigError` if clients have other networks than the student's."""
-        refuse_other_networks(workspace, "fedprox")
+        refuse_other_networks(context, "fedprox")
         strategy = FlowerFedProx(proximal_mu=self.mu) if self.mu > 0 else FlowerFedAvg()
-        return average(workspace, on_round, strategy, epochs=self.epochs, mu=self.mu)
+        return average(context, on_round, strategy, epochs=self.epochs, mu=self.mu)

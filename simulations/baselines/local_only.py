@@ -15,22 +15,22 @@ class LocalOnly(Baseline):
 
     has_student = False
 
-    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
+    def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds."""
-        journal = RoundLog(workspace, on_round)
-        networks = fresh_teachers(workspace)
+        log = RoundLog(context, on_round)
+        networks = fresh_teachers(context)
         models = [model(network) for network in networks]
-        for number in range(1, workspace.experiment.rounds + 1):
+        for number in range(1, context.experiment.rounds + 1):
             for client, network in enumerate(networks):
-                train(workspace, network, client, number)
-            journal.end_round(models)
-        return journal.outcome(models, uses_transfer=False)
+                train(context, network, client, number)
+            log.end_round(models)
+        return log.outcome(models, uses_transfer=False)
 
 
-def trained_alone(workspace: ExperimentContext) -> list[Network]:
+def trained_alone(context: ExperimentContext) -> list[Network]:
     """The networks that `local_only` ends with: where one-shot methods begin."""
-    networks = fresh_teachers(workspace)
+    networks = fresh_teachers(context)
     for client, network in enumerate(networks):
-        for number in range(1, workspace.experiment.rounds + 1):
-            train(workspace, network, client, number)
+        for number in range(1, context.experiment.rounds + 1):
+            train(context, network, client, number)
     return networks

@@ -32,9 +32,9 @@ Model = Callable[[Tensor], Tensor]
 """Images, uint8 (N, channels, h, w), to logits (N, C)."""
 
 Learn = Callable[[int, int, Network, Arrays], None]
-"""(round, client, its network, what it heard)."""
+"""(round, client, its network, what it received)."""
 
-Say = Callable[[int, Network], Arrays]
+Answer = Callable[[int, Network], Arrays]
 """(client, its network) -> its answer."""
 
 
@@ -45,31 +45,31 @@ class RoundLog:
     time.
     """
 
-    def __init__(self, workspace: ExperimentContext, on_round: OnRound) -> None:
-        if workspace.experiment.data.public is not None:
+    def __init__(self, context: ExperimentContext, on_round: OnRound) -> None:
+        if context.experiment.data.public is not None:
             raise ConfigError(
                 "data.public: a baseline trains all clients in one place, but their images are "
                 "not here; compare on a data set that fedkd deals"
             )
-        self._data = workspace.data
+        self._data = context.data
         self._on_round = on_round
         self._rounds: list[RoundResult] = []
         self._started = time.perf_counter()
 
-    def end_round(self, models: Sequence[Model], mail: MessageMeter | None = None) -> None:
+    def end_round(self, models: Sequence[Model], meter: MessageMeter | None = None) -> None:
         """Write a round down; scores are means over the models."""
         seconds = time.perf_counter() - self._started
         test, labels = self._data.test, self._data.test.labels
         assert labels is not None
-        told = [model(test.images) for model in models]
-        per_class = torch.tensor([per_class_accuracy(logits, labels) for logits in told]).mean(0)
+        predicted = [model(test.images) for model in models]
+        per_class = torch.tensor([per_class_accuracy(each, labels) for each in predicted]).mean(0)
         result = RoundResult(
             round=len(self._rounds) + 1,
-            accuracy=_mean([accuracy(logits, labels) for logits in told]),
+            accuracy=_mean([accuracy(each, labels) for each in predicted]),
             per_class=[None if math.isnan(share) else share for share in per_class.tolist()],
-            ece=_mean([calibration(logits, labels).ece for logits in told]),
-            up=0 if mail is None else mail.up,
-            down=0 if mail is None else mail.down,
+            ece=_mean([calibration(each, labels).ece for each in predicted]),
+            up=0 if meter is None else meter.up,
+            down=0 if meter is None else meter.down,
             seconds=seconds,
         )
         self._rounds.append(result)
@@ -93,26 +93,26 @@ def model(network: Network) -> Model:
     return partial(predict, network)
 
 
-def fresh_student(workspace: ExperimentContext) -> Network:
+def fresh_student(context: ExperimentContext) -> Network:
     """The server's untrained network, on the server's device; in every method the same."""
-    experiment = workspace.experiment
-    network = workspace.network(experiment.student.model, "student")
+    experiment = context.experiment
+    network = context.network(experiment.student.model, "student")
     return network.to(device_of(experiment))
 
 
-def fresh_teachers(workspace: ExperimentContext) -> list[Network]:
+def fresh_teachers(context: ExperimentContext) -> list[Network]:
     """The clients' untrained networks, on the clients' device: those fedkd's clients start from."""
-    experiment = workspace.experiment
+    experiment = context.experiment
     granted = experiment.resources.client_gpus > 0 and torch.cuda.is_available()
     networks = [
-        workspace.network(experiment.teachers.model_of(client), "teacher", client)
+        context.network(experiment.teachers.model_of(client), "teacher", client)
         for client in range(experiment.clients)
     ]
     return [network.to("cuda" if granted else "cpu") for network in networks]
 
 
 def train(
-    workspace: ExperimentContext,
+    context: ExperimentContext,
     network: Network,
     client: int,
     round_number: int,
@@ -121,56 +121,56 @@ def train(
     """A client's local training in a round, in place: what fedkd's clients do, same draws.
 
     Args:
-        workspace: The experiment.
+        context: The experiment.
         network: What is trained.
         client: Whose images.
         round_number: From 1.
         epochs: Instead of `teachers.epochs`.
     """
-    experiment = workspace.experiment
+    experiment = context.experiment
     with threads(experiment.resources.client_cpus):
         fit(
             network,
-            workspace.data.shard(client),
+            context.data.shard(client),
             **local_training(experiment.teachers, epochs),
             seed=stream_seed(experiment.seed, "teach", client, round_number),
         )
 
 
 def local_round(
-    workspace: ExperimentContext,
+    context: ExperimentContext,
     networks: Sequence[Network],
-    mail: MessageMeter,
+    meter: MessageMeter,
     news: Sequence[Arrays | None],
     learn: Learn,
-    say: Say,
+    answer: Answer,
 ) -> list[dict[str, Tensor]]:
     """A round at the clients: each learns from the news, trains on its own images, and answers.
 
     Args:
-        workspace: The experiment.
+        context: The experiment.
         networks: The clients'.
-        mail: Carries it.
+        meter: Carries it.
         news: What each client hears; None is nothing.
-        learn: Changes a client's network by what it heard.
-        say: A client's answer.
+        learn: Changes a client's network by what it received.
+        answer: A client's answer.
 
     Returns:
         The answers as they arrived, in client order.
     """
     answers = []
     for client, network in enumerate(networks):
-        request = mail.ask(client, news[client])
-        heard = read(request)
-        if heard:
-            learn(mail.round, client, network, heard)
-        train(workspace, network, client, mail.round)
-        answers.append(tensors(read(mail.answer(request, say(client, network)))))
+        request = meter.ask(client, news[client])
+        received = read(request)
+        if received:
+            learn(meter.round, client, network, received)
+        train(context, network, client, meter.round)
+        answers.append(tensors(read(meter.answer(request, answer(client, network)))))
     return answers
 
 
-def digest(
-    workspace: ExperimentContext,
+def distill_client(
+    context: ExperimentContext,
     network: Network,
     client: int,
     round_number: int,
@@ -179,10 +179,10 @@ def digest(
     epochs: int | None,
     loss: DistillationLoss | None = None,
 ) -> None:
-    """Distil what the server said of the transfer images into a client's network, in place.
+    """Distil the server's answers about the transfer images into a client's network, in place.
 
     Args:
-        workspace: The experiment.
+        context: The experiment.
         network: The client's.
         client: Its number.
         round_number: From 1.
@@ -190,11 +190,11 @@ def digest(
         epochs: Passes over the transfer set; None: `teachers.epochs`.
         loss: Default: KL to their softmax.
     """
-    experiment = workspace.experiment
+    experiment = context.experiment
     options = experiment.teachers
     with threads(experiment.resources.client_cpus):
         _distil(
-            workspace,
+            context,
             network,
             logits,
             epochs=options.epochs if epochs is None else epochs,
@@ -206,7 +206,7 @@ def digest(
 
 
 def distill_server(
-    workspace: ExperimentContext,
+    context: ExperimentContext,
     student: Network,
     logits: Tensor,
     round_number: int,
@@ -217,21 +217,21 @@ def distill_server(
     KL to their softmax at temperature 1, with epochs, batches and optimiser of `distillation`.
 
     Args:
-        workspace: The experiment.
+        context: The experiment.
         student: The server's network.
         logits: What it learns, (N, C).
         round_number: From 1.
         times: Factor of the epochs.
     """
-    options = workspace.experiment.distillation
+    options = context.experiment.distillation
     _distil(
-        workspace,
+        context,
         student,
         logits,
         epochs=options.epochs * times,
         batch_size=options.batch_size,
         optimizer=build_optimizer(options.optimizer),
-        seed=stream_seed(workspace.experiment.seed, "learn", round_number),
+        seed=stream_seed(context.experiment.seed, "learn", round_number),
     )
 
 
@@ -251,7 +251,7 @@ def tensors(arrays: Arrays) -> dict[str, Tensor]:
 
 
 def _distil(
-    workspace: ExperimentContext,
+    context: ExperimentContext,
     network: Network,
     logits: Tensor,
     *,
@@ -262,7 +262,7 @@ def _distil(
     loss: DistillationLoss | None = None,
 ) -> None:
     batches = TransferBatches(
-        workspace.data.transfer.images.images,
+        context.data.transfer.images.images,
         Fused.of(AGGREGATE, logits),
         batch_size=batch_size,
         seed=seed,

@@ -30,17 +30,17 @@ class OneShot(Baseline):
         Guha et al., "One-Shot Federated Learning", 2019, https://arxiv.org/abs/1902.11175
     """
 
-    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
+    def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """One round."""
-        journal = RoundLog(workspace, on_round)
-        images, mail = workspace.data.transfer.images.images, MessageMeter(1)
-        told = []
-        for client, network in enumerate(trained_alone(workspace)):
+        log = RoundLog(context, on_round)
+        images, meter = context.data.transfer.images.images, MessageMeter(1)
+        probabilities = []
+        for client, network in enumerate(trained_alone(context)):
             answer = {"probabilities": predict(network, images).softmax(dim=1).numpy()}
-            reply = mail.answer(mail.ask(client), answer)
-            told.append(tensors(read(reply))["probabilities"])
-        student = fresh_student(workspace)
-        together = log_of(torch.stack(told).mean(dim=0))
-        distill_server(workspace, student, together, 1, times=workspace.experiment.rounds)
-        journal.end_round([model(student)], mail)
-        return journal.outcome([model(student)], uses_transfer=True)
+            reply = meter.answer(meter.ask(client), answer)
+            probabilities.append(tensors(read(reply))["probabilities"])
+        student = fresh_student(context)
+        together = log_of(torch.stack(probabilities).mean(dim=0))
+        distill_server(context, student, together, 1, times=context.experiment.rounds)
+        log.end_round([model(student)], meter)
+        return log.outcome([model(student)], uses_transfer=True)

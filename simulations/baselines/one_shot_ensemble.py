@@ -24,15 +24,15 @@ class OneShotEnsemble(Baseline):
         Guha et al., "One-Shot Federated Learning", 2019, https://arxiv.org/abs/1902.11175
     """
 
-    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
+    def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """One round."""
-        journal = RoundLog(workspace, on_round)
-        networks, mail = trained_alone(workspace), MessageMeter(1)
+        log = RoundLog(context, on_round)
+        networks, meter = trained_alone(context), MessageMeter(1)
         for client, network in enumerate(networks):
-            load(network, read(mail.answer(mail.ask(client), weights(network))))
+            load(network, read(meter.answer(meter.ask(client), weights(network))))
 
         def together(images: Tensor) -> Tensor:
             return torch.stack([predict(network, images) for network in networks]).mean(dim=0)
 
-        journal.end_round([together], mail)
-        return journal.outcome([together], uses_transfer=False)
+        log.end_round([together], meter)
+        return log.outcome([together], uses_transfer=False)

@@ -46,24 +46,24 @@ class PateVote(Baseline):
             raise ValueError(f"baseline 'pate_vote': sigma must not be negative, got {sigma}")
         self.sigma = sigma
 
-    def run(self, workspace: ExperimentContext, on_round: OnRound) -> Outcome:
+    def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """One round."""
-        journal = RoundLog(workspace, on_round)
-        images, mail = workspace.data.transfer.images.images, MessageMeter(1)
-        classes = len(workspace.data.classes)
+        log = RoundLog(context, on_round)
+        images, meter = context.data.transfer.images.images, MessageMeter(1)
+        classes = len(context.data.classes)
         votes = []
-        for client, network in enumerate(trained_alone(workspace)):
+        for client, network in enumerate(trained_alone(context)):
             names = predict(network, images).argmax(dim=1).numpy()
             names = names.astype(np.uint8 if classes <= 256 else np.uint16)
-            reply = mail.answer(mail.ask(client), {"votes": names})
+            reply = meter.answer(meter.ask(client), {"votes": names})
             votes.append(tensors(read(reply))["votes"].long())
-        generator = stream(workspace.experiment.seed, "vote")
+        generator = stream(context.experiment.seed, "vote")
         winning = winners(torch.stack(votes), classes, self.sigma, generator)
-        student = fresh_student(workspace)
+        student = fresh_student(context)
         hard = log_of(one_hot(winning, classes))
-        distill_server(workspace, student, hard, 1, times=workspace.experiment.rounds)
-        journal.end_round([model(student)], mail)
-        return journal.outcome([model(student)], uses_transfer=True)
+        distill_server(context, student, hard, 1, times=context.experiment.rounds)
+        log.end_round([model(student)], meter)
+        return log.outcome([model(student)], uses_transfer=True)
 
 
 def winners(votes: Tensor, classes: int, sigma: float, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""The baselines: they learn, repeat themselves, count their bytes and do what their papers say."""
+"""The baselines: they learn, repeat themselves, count their bytes and follow their papers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from simulations.baselines.fd import class_means, of_the_others, pull_towards
 from simulations.baselines.fedavg import held
 from simulations.baselines.fedmd import _Distance
 from simulations.baselines.local_only import trained_alone
-from simulations.baselines.loop import digest, fresh_student, fresh_teachers, model, train
+from simulations.baselines.loop import distill_client, fresh_student, fresh_teachers, model, train
 from simulations.baselines.pate_vote import winners
 from simulations.baselines.traffic import MessageMeter, load, read, weights
 
@@ -64,14 +64,14 @@ DIGITS: dict[str, Any] = {
 
 
 @lru_cache
-def workspace(*overrides: str) -> ExperimentContext:
+def context(*overrides: str) -> ExperimentContext:
     return ExperimentContext(make_experiment(DIGITS, overrides))
 
 
 def run(name: str, *overrides: str, **options: Any) -> Outcome:
-    heard: list[RoundResult] = []
-    outcome = BASELINES.create(name, **options).run(workspace(*overrides), heard.append)
-    assert tuple(heard) == outcome.rounds
+    received: list[RoundResult] = []
+    outcome = BASELINES.create(name, **options).run(context(*overrides), received.append)
+    assert tuple(received) == outcome.rounds
     return outcome
 
 
@@ -113,7 +113,7 @@ def test_it_learns_and_reports_every_round(name: str, outcomes: dict[str, Outcom
         assert (result.up > 0) == (result.down > 0) == (name not in SILENT)
     if BASELINES.create(name).has_student:
         assert outcome.predictions is not None
-        labels = workspace().data.test.labels
+        labels = context().data.test.labels
         assert float((outcome.predictions.argmax(1) == labels).double().mean()) == last(outcome)
     else:
         assert outcome.predictions is None
@@ -166,7 +166,7 @@ def test_clients_on_other_machines_cannot_be_trained_here() -> None:
 
 
 def test_mean_accuracy_of_clients_who_are_alone(outcomes: dict[str, Outcome]) -> None:
-    space = workspace()
+    space = context()
     networks = trained_alone(space)
     shares = [evaluate(network, space.data.test) for network in networks]
     assert last(outcomes["local_only"]) == sum(shares) / CLIENTS
@@ -185,17 +185,17 @@ def test_the_transfer_set_is_counted_where_clients_need_it(outcomes: dict[str, O
 
 
 def test_what_is_read_is_what_was_sent() -> None:
-    mail = MessageMeter(3)
-    request = mail.ask(0, {"a": np.arange(6, dtype=np.float32).reshape(2, 3)})
+    meter = MessageMeter(3)
+    request = meter.ask(0, {"a": np.arange(6, dtype=np.float32).reshape(2, 3)})
     assert read(request)["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert read(mail.ask(1)) == {}
-    reply = mail.answer(request, {"b": np.ones(4, np.uint8)}, num_examples=7)
+    assert read(meter.ask(1)) == {}
+    reply = meter.answer(request, {"b": np.ones(4, np.uint8)}, num_examples=7)
     assert read(reply)["b"].dtype == np.uint8
-    assert 0 < mail.up < mail.down
+    assert 0 < meter.up < meter.down
 
 
 def test_weights_travel_with_the_buffers_of_batch_norm() -> None:
-    space = workspace("student.model={name: cnn_tiny, norm: batch}")
+    space = context("student.model={name: cnn_tiny, norm: batch}")
     sent, received = fresh_student(space), fresh_student(space)
     fit(sent, space.data.shard(0), **local_training(space.experiment.teachers), seed=0)
     load(received, read(MessageMeter(1).ask(0, weights(sent))))
@@ -207,7 +207,7 @@ def test_weights_travel_with_the_buffers_of_batch_norm() -> None:
 
 def test_fedavg_of_one_client_is_local_training() -> None:
     alone = ("clients=1", "rounds=1", "data.partition=iid")
-    space = workspace(*alone)
+    space = context(*alone)
     network = fresh_student(space)
     train(space, network, 0, 1)
     predictions = run("fedavg", *alone).predictions
@@ -216,7 +216,7 @@ def test_fedavg_of_one_client_is_local_training() -> None:
 
 
 def test_fedavg_weighs_clients_by_their_examples() -> None:
-    space = workspace("rounds=1")
+    space = context("rounds=1")
     states, sizes = [], []
     for client in range(CLIENTS):
         network = fresh_student(space)
@@ -244,7 +244,7 @@ def test_fedprox_without_its_term_is_fedavg(outcomes: dict[str, Outcome]) -> Non
 
 
 def test_the_proximal_gradient_is_that_of_its_loss() -> None:
-    space = workspace()
+    space = context()
     network, twin = fresh_student(space), fresh_student(space)
     shard = space.data.shard(0)
     start = [p.detach().clone() for p in twin.parameters()]
@@ -264,7 +264,7 @@ def test_the_proximal_gradient_is_that_of_its_loss() -> None:
 
 
 def test_a_strong_proximal_term_keeps_clients_near_the_server() -> None:
-    space = workspace("teachers.optimizer={name: sgd, lr: 0.01, weight_decay: 0.0}")
+    space = context("teachers.optimizer={name: sgd, lr: 0.01, weight_decay: 0.0}")
     moved = []
     for mu in (0.0, 10.0):
         network = fresh_student(space)
@@ -280,7 +280,7 @@ def test_a_strong_proximal_term_keeps_clients_near_the_server() -> None:
 
 @pytest.mark.parametrize("name", BY_WEIGHTS)
 def test_weights_cost_their_bytes_both_ways(name: str, outcomes: dict[str, Outcome]) -> None:
-    size = CLIENTS * 4 * parameter_count(fresh_student(workspace()))
+    size = CLIENTS * 4 * parameter_count(fresh_student(context()))
     for result in outcomes[name].rounds:
         assert size < result.up < size + CLIENTS * 5000
         assert size < result.down < size + CLIENTS * 5000
@@ -333,12 +333,12 @@ def test_simple_averaging_is_not_era(outcomes: dict[str, Outcome]) -> None:
 
 
 def test_fedmds_digest_brings_a_client_nearer_to_the_consensus() -> None:
-    space = workspace()
+    space = context()
     network = fresh_teachers(space)[0]
     images = space.data.transfer.images.images
     consensus = 3 * torch.randn(TRANSFER, 1, generator=stream(0, "test")) * torch.ones(CLASSES)
     before = predict(network, images)
-    digest(space, network, 0, 1, consensus, epochs=1, loss=_Distance())
+    distill_client(space, network, 0, 1, consensus, epochs=1, loss=_Distance())
     after = predict(network, images)
     assert float((after - consensus).abs().mean()) < float((before - consensus).abs().mean())
 
@@ -354,15 +354,15 @@ def test_the_distance_of_fedmd_is_the_mean_over_classes() -> None:
 
 
 def test_the_ensemble_is_the_mean_of_the_clients_logits(outcomes: dict[str, Outcome]) -> None:
-    space = workspace()
-    told = [model(network)(space.data.test.images) for network in trained_alone(space)]
+    space = context()
+    logits = [model(network)(space.data.test.images) for network in trained_alone(space)]
     predictions = outcomes["one_shot_ensemble"].predictions
     assert predictions is not None
-    assert torch.equal(predictions, torch.stack(told).mean(dim=0))
+    assert torch.equal(predictions, torch.stack(logits).mean(dim=0))
 
 
 def test_votes_cost_a_byte_each_and_the_ensemble_its_weights(outcomes: dict[str, Outcome]) -> None:
-    size = CLIENTS * 4 * parameter_count(fresh_student(workspace()))
+    size = CLIENTS * 4 * parameter_count(fresh_student(context()))
     assert size < outcomes["one_shot_ensemble"].rounds[0].up < size + CLIENTS * 5000
     votes = CLIENTS * TRANSFER
     assert votes < outcomes["pate_vote"].rounds[0].up < votes + CLIENTS * 1000
@@ -385,7 +385,7 @@ def test_noise_on_the_votes_changes_winners_and_comes_from_the_seed() -> None:
 
 
 def test_one_shot_spends_all_rounds_at_once() -> None:
-    space = workspace("clients=1", "data.partition=iid", "rounds=2")
+    space = context("clients=1", "data.partition=iid", "rounds=2")
     network = fresh_teachers(space)[0]
     train(space, network, 0, 1)
     train(space, network, 0, 2)
@@ -417,12 +417,12 @@ def test_means_are_taken_per_label() -> None:
 
 
 def test_a_client_hears_the_mean_of_the_others_that_have_the_class() -> None:
-    told = torch.tensor([1.0, 3.0, 5.0])[:, None, None].expand(3, 2, 2)
+    all_means = torch.tensor([1.0, 3.0, 5.0])[:, None, None].expand(3, 2, 2)
     known = torch.tensor([[True, True], [True, False], [True, False]])
-    means, there = of_the_others(told, known, 0)
+    means, there = of_the_others(all_means, known, 0)
     assert means.tolist() == [[4, 4], [0, 0]]
     assert there.tolist() == [True, False]
-    means, there = of_the_others(told, known, 1)
+    means, there = of_the_others(all_means, known, 1)
     assert means.tolist() == [[3, 3], [1, 1]]
     assert there.tolist() == [True, True]
 
@@ -434,7 +434,7 @@ def test_without_its_term_fd_trains_as_everybody_does() -> None:
 
 
 def test_the_term_of_fd_pulls_towards_the_means() -> None:
-    space = workspace()
+    space = context()
     network = fresh_teachers(space)[0]
     shard = space.data.shard(0)
     assert shard.labels is not None
@@ -442,8 +442,8 @@ def test_the_term_of_fd_pulls_towards_the_means() -> None:
     known = torch.ones(CLASSES, dtype=torch.bool)
     options = local_training(space.experiment.teachers, epochs=20)
     fit(network, shard, **options, seed=0, pull=pull_towards(wrong, known, 10.0))
-    told = predict(network, shard.images).argmax(dim=1)
-    assert float((told == (shard.labels + 1) % CLASSES).double().mean()) > 0.8
+    winners = predict(network, shard.images).argmax(dim=1)
+    assert float((winners == (shard.labels + 1) % CLASSES).double().mean()) > 0.8
 
 
 def test_fd_sends_a_matrix_and_never_predictions(outcomes: dict[str, Outcome]) -> None:

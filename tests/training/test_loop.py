@@ -32,7 +32,7 @@ from fedkd.training.loop import CHECK_EVERY
 from fedkd.training.optimizers import Optimizer
 from fedkd.training.supervised import Regulariser, align, fit
 from simulations.baselines.fd import pull_towards
-from simulations.baselines.loop import digest, distill_server, train
+from simulations.baselines.loop import distill_client, distill_server, train
 
 CLASSES, SIDE = 3, 8
 
@@ -76,7 +76,7 @@ class Setting:
             "optimizer": self.optimizer,
         }
 
-    def workspace(self) -> ExperimentContext:
+    def context(self) -> ExperimentContext:
         return experiment_context(self.to_experiment())
 
     def to_experiment(self) -> Experiment:
@@ -127,17 +127,17 @@ def _towards(network: Network, setting: Setting) -> object:
 
 
 def _digest(network: Network, setting: Setting) -> object:
-    digest(setting.workspace(), network, 0, 1, _logits(setting.samples), epochs=None)
+    distill_client(setting.context(), network, 0, 1, _logits(setting.samples), epochs=None)
     return None
 
 
 def _distill_server(network: Network, setting: Setting) -> object:
-    distill_server(setting.workspace(), network, _logits(setting.samples), 1)
+    distill_server(setting.context(), network, _logits(setting.samples), 1)
     return None
 
 
 def _train(network: Network, setting: Setting) -> object:
-    train(setting.workspace(), network, 0, 1)
+    train(setting.context(), network, 0, 1)
     return None
 
 
@@ -232,7 +232,7 @@ def test_every_key_of_the_optimizer_acts_in_every_loop(loop: str, key: str) -> N
 def test_every_key_of_the_optimizer_acts_on_the_audits_proxy(key: str) -> None:
     before, change = CHANGES[key]
     hashes = {
-        network_hash(proxy(Setting(options).workspace(), _logits(8)))
+        network_hash(proxy(Setting(options).context(), _logits(8)))
         for options in (before, replace(before, **change))
     }
     assert len(hashes) == 2
