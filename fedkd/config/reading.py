@@ -103,6 +103,8 @@ def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 Root = TypeVar("Root", bound=Section)
+Values = dict[str, Any]
+"""A config as YAML gives it, before it is checked."""
 
 # Bytes of a config that a server may send; a larger one is cut, and then no valid config.
 _LONGEST_CONFIG = 2**20
@@ -154,7 +156,7 @@ def read_experiment(sent: bytes, *, plugins: bool = True) -> Experiment:
     return experiment
 
 
-def _parse_json(text: str) -> dict[str, Any]:
+def _parse_json(text: str) -> Values:
     """What travels is JSON: it has no aliases, so its size is what it takes."""
     try:
         values = json.loads(text)
@@ -180,7 +182,7 @@ def load_config(
     return make_config(root, values, overrides, plugins=plugins)
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
+def read_config(path: str | Path) -> Values:
     """The values of a config file and its bases, as `load_config` finds it."""
     if not isinstance(path, str | Path):
         raise ConfigError(f"path: expected a YAML file, got {path!r}")
@@ -237,7 +239,7 @@ def overridden(config: Root, overrides: Sequence[str]) -> Root:
     return _validate(root, values)
 
 
-def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> Values:
     """`old` with what `new` says; a component of another name keeps nothing of the old one."""
     result = dict(old)
     for key, value in new.items():
@@ -278,7 +280,7 @@ def _with_nul(value: Any, key: str = "") -> str | None:
     return next((place for place in found if place is not None), None)
 
 
-def _read(file: Path, shown: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read(file: Path, shown: str, above: tuple[Path, ...] = ()) -> Values:
     values = read_yaml(file, shown)
     if values is None:
         raise ConfigError(f"{shown}: is empty; expected keys, such as rounds: 3")
@@ -292,9 +294,7 @@ def _read(file: Path, shown: str, above: tuple[Path, ...] = ()) -> dict[str, Any
     return _on_base(values, file, shown, above)
 
 
-def _on_base(
-    values: dict[str, Any], file: Path, shown: str, above: tuple[Path, ...]
-) -> dict[str, Any]:
+def _on_base(values: Values, file: Path, shown: str, above: tuple[Path, ...]) -> Values:
     """A section of a file, over the file that its `base` names."""
     if "base" not in values:
         return values
@@ -321,9 +321,7 @@ def _find(path: Path) -> Path:
     raise ConfigError(f"no config file {str(path)!r}{nearest(str(path), known)}")
 
 
-def _assign(
-    root: type[Section], values: dict[str, Any], keys: list[str], value: Any, whole: str
-) -> None:
+def _assign(root: type[Section], values: Values, keys: list[str], value: Any, whole: str) -> None:
     *parents, last = keys
     node: Any = values
     place: list[str] = []  # where `node` is: the keys, with 0 where a list of one was entered

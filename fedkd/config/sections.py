@@ -84,7 +84,7 @@ class Component(BaseModel):
         return {"name": value} if isinstance(value, str) else value
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Mapping[str, Any]:
         """Everything but the name."""
         return dict(self.model_extra or {})
 
@@ -100,7 +100,7 @@ Positive = Annotated[int, Field(ge=1)]
 _RATES = {"sgd": (0.05, 5e-4), "adam": (0.003, 0.0), "adamw": (0.003, 0.01)}
 
 
-def _rate(place: int) -> Callable[[dict[str, Any]], float]:
+def _rate(place: int) -> Callable[[Mapping[str, Any]], float]:
     return lambda values: _RATES[values.get("name", "adamw")][place]
 
 
@@ -423,7 +423,7 @@ class Experiment(Section):
         name, _, last = key.rpartition(".")
         return last in (getattr(self, name) if name else self).model_fields_set
 
-    def _dependent(self) -> dict[str, Any]:
+    def _dependent(self) -> Mapping[str, Any]:
         """Defaults that differ from those of the class: what a promise refuses is no default.
 
         The losses: noisy answers are soft for no reason, their winners teach best

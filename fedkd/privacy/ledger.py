@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,7 +65,7 @@ class Ledger:
         self.account = account
         self._of_run = of_run
         self._head = path.with_suffix(".head")
-        self._lines: list[dict[str, Any]] = []
+        self._lines: list[Mapping[str, Any]] = []
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._alone():
             if not self._lines:
@@ -184,7 +184,7 @@ class Ledger:
                     "a promise once given cannot be changed: start a new run"
                 )
 
-    def _append(self, line: dict[str, Any]) -> None:
+    def _append(self, line: Mapping[str, object]) -> None:
         seal = _hash(self.seal, line)
         text = json.dumps({**line, "hash": seal}) + "\n"
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -205,6 +205,6 @@ class Ledger:
         return seals
 
 
-def _hash(before: str, line: dict[str, Any]) -> str:
+def _hash(before: str, line: Mapping[str, object]) -> str:
     text = before + json.dumps(line, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -67,6 +67,8 @@ PINNED = "config.sha256"
 logger = logging.getLogger(__name__)
 
 E = TypeVar("E", bound=Event)
+State = dict[str, Any]
+"""What a training goes on from: tensors and plain values by name."""
 
 _PACKAGES = ("fedkd", "torch", "torchvision", "flwr", "ray", "flwr-datasets", "numpy", "opacus")
 
@@ -217,13 +219,11 @@ class RunDirectory:
             self._stores[key] = KnowledgeStore(folder / images)
         return self._stores[key]
 
-    def save_checkpoint(self, round_number: int, state: dict[str, Any]) -> None:
+    def save_checkpoint(self, round_number: int, state: State) -> None:
         """Keep `state` as the state after `round_number`; those of earlier rounds stay too."""
         save_state(self._checkpoint(round_number), {"round": round_number, **state})
 
-    def load_checkpoint(
-        self, passed_over: Callable[[str], None] | None = None
-    ) -> dict[str, Any] | None:
+    def load_checkpoint(self, passed_over: Callable[[str], None] | None = None) -> State | None:
         """The newest usable checkpoint, or None; what cannot be used is passed over.
 
         Args:
@@ -366,21 +366,21 @@ def new_folder(parent: str | Path, name: str, config: Section) -> Path:
     return path
 
 
-def save_state(path: Path, state: dict[str, Any], *, private: bool = False) -> None:
+def save_state(path: Path, state: State, *, private: bool = False) -> None:
     """Save tensors and plain values atomically; `private` for their owner's eyes only."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomically(path, buffer.getvalue(), private=private)
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def load_state(path: Path) -> State:
     """Load what `save_state` wrote, if it is what was written; never unpickles code."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums in it
                 if (part := archive.testzip()) is not None:
                     raise ValueError(f"the checksum of its part {part} is wrong")
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports a damaged file in half a dozen exception types
         reason = " ".join(str(error).split()).split(". ")[0][:300]  # the rest is advice to trust it
         raise RuntimeError(f"cannot read {path}: {type(error).__name__}: {reason}") from error

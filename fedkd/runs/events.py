@@ -6,7 +6,7 @@ left out of it. Only what is declared here is read: a file of another version ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -27,12 +27,12 @@ class Event:
 
     event: ClassVar[str]
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Mapping[str, Any]:
         """The fields that are known, as plain values."""
         return _known(self)
 
 
-def _known(record: Event | MessageCounted) -> dict[str, Any]:
+def _known(record: Event | MessageCounted) -> Mapping[str, Any]:
     return {name: value for name, value in asdict(record).items() if value is not None}
 
 

@@ -17,7 +17,7 @@ from fedkd.data.pictures import SUFFIXES, read_picture, shown
 from fedkd.data.splits import FederatedData
 from fedkd.io.extras import extra
 from fedkd.models.network import Network
-from fedkd.runs.directory import RunDirectory
+from fedkd.runs.directory import RunDirectory, State
 from fedkd.runs.images import run_data
 from fedkd.runs.signature import SIGNATURE, Signature, read_signature
 
@@ -262,7 +262,7 @@ def _load(run: RunDirectory, signature: Signature) -> Network:
     return _filled(run, signature, signature.student, _checkpoint(run)["student"])
 
 
-def _checkpoint(run: RunDirectory) -> dict[str, Any]:
+def _checkpoint(run: RunDirectory) -> State:
     checkpoint = run.load_checkpoint()
     if checkpoint is not None and "student" in checkpoint:
         return checkpoint

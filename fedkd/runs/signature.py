@@ -133,7 +133,7 @@ class Signature(Section):
 
 
 def read_signature(run: RunDirectory) -> Signature | None:
-    """The run's signature; None if an older version of fedkd made the run.
+    """The run's signature; None if there is none.
 
     Raises:
         ConfigError: the file is damaged, was changed, or is of a newer version.
@@ -184,24 +184,15 @@ def keep_signature(run: RunDirectory, signature: Signature) -> None:
 
 def check_images(run: RunDirectory, data: FederatedData) -> None:
     """Raise `ConfigError` if these are not the images that the run was made with."""
-    kept = read_signature(run)
-    if kept is not None:
-        began = {key: getattr(kept, key) for key in ("classes", "transfer", "test")}
-    else:  # an older version of fedkd made it, and its summary tells as much
-        summary = run.read_json("summary.json")
-        began = _summarised(summary if isinstance(summary, dict) else {})
-    now = {"classes": data.classes, "transfer": data.transfer.fingerprint}
-    for key in began:
-        _same(run.path, key, began[key], now[key] if key in now else data.test.fingerprint())
-
-
-def _summarised(summary: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if isinstance(classes := summary.get("classes"), list):
-        found["classes"] = tuple(classes)
-    if isinstance(transfer := summary.get("transfer"), dict) and "fingerprint" in transfer:
-        found["transfer"] = transfer["fingerprint"]
-    return found
+    if (kept := read_signature(run)) is not None:
+        _same(run.path, "classes", kept.classes, data.classes)
+        _same(run.path, "transfer", kept.transfer, data.transfer.fingerprint)
+        _same(run.path, "test", kept.test, data.test.fingerprint())
+    elif (summary := run.read_json("summary.json")) is not None:  # knows less
+        _same(run.path, "classes", tuple(summary["classes"]), data.classes)
+        if "fingerprint" in summary["transfer"]:
+            found = data.transfer.fingerprint
+            _same(run.path, "transfer", summary["transfer"]["fingerprint"], found)
 
 
 def keep_images(folder: Path, key: str, **sets: ImageSet) -> None:
@@ -283,7 +274,7 @@ def _plain(value: Any) -> str:
     return ", ".join(map(_plain, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
-def _checksum(values: dict[str, Any]) -> str:
+def _checksum(values: object) -> str:
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

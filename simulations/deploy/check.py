@@ -8,10 +8,9 @@ import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NotRequired
+from typing import Literal
 
 import torch
-from typing_extensions import TypedDict
 
 from fedkd.config import ConfigError, Experiment, load_experiment
 from fedkd.data.local_shard import LocalShard
@@ -26,7 +25,7 @@ from fedkd.privacy.policy import (
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import versions
 from simulations.deploy.apps import read_apps
-from simulations.deploy.fingerprint import fingerprint_of
+from simulations.deploy.fingerprint import Fingerprint, fingerprint_of
 from simulations.deploy.folder import read_settings
 
 TIMEOUT = 10.0
@@ -34,15 +33,6 @@ TIMEOUT = 10.0
 _SAME = ("fedkd", "flwr")
 # Other versions of these may round the last bits differently.
 _SIMILAR = ("python", "torch", "numpy")
-
-
-class Fingerprint(TypedDict):
-    """fingerprint.json: what a node's data and versions should be."""
-
-    transfer: str
-    class_map: str
-    versions: dict[str, str]
-    app: NotRequired[str | None]
 
 
 @dataclass(frozen=True)

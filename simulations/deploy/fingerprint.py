@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NotRequired
+
+from typing_extensions import TypedDict
 
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import versions
 
 
-def fingerprint_of(space: ExperimentContext) -> dict[str, Any]:
+class Fingerprint(TypedDict):
+    """fingerprint.json, and what deployments add to it."""
+
+    transfer: str
+    transfer_images: NotRequired[int]
+    class_map: str
+    classes: NotRequired[list[str]]
+    shape: NotRequired[list[int]]
+    versions: dict[str, str]
+    app: NotRequired[str | None]
+
+
+def fingerprint_of(space: ExperimentContext) -> Fingerprint:
     """Public facts of this machine's data and packages; nothing of private images."""
     data = space.data
     return {
