@@ -158,29 +158,33 @@ def options_checked(who: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     return decorate
 
 
-def with_options_of(formula: Callable[..., Any] | None, init: Callable[..., None]) -> Any:
+def with_options_of(formula: Callable[..., Any], init: Callable[..., None]) -> Any:
     """A constructor that takes a formula's options beside its own keywords.
 
     Args:
-        formula: The function whose options are taken; None: no more than its own.
+        formula: The function whose options are taken.
         init: The constructor; it hands on what it does not name (`**formula`).
     """
-    more = {} if formula is None else options_of(formula)
-    known = {**more, **options_of(init)}
+    known = {**options_of(formula), **options_of(init)}
 
     @wraps(init)
-    def constructor(self: Any, *args: Any, **options: Any) -> None:
-        init(self, *args, **options)
+    def constructor(*args: Any, **options: Any) -> None:
+        init(*args, **options)
 
-    first, *_ = inspect.signature(init).parameters.values()
-    constructor.__dict__.pop("__wrapped__")
-    constructor.__dict__["__signature__"] = inspect.Signature([first, *known.values()])
+    # Its signature is its own, not that of what it wraps.
+    del constructor.__dict__["__wrapped__"]
+    rest = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    first = [p for p in inspect.signature(init).parameters.values() if p.kind not in rest]
+    constructor.__dict__["__signature__"] = inspect.Signature([*first, *known.values()])
     constructor.__annotations__ = {key: p.annotation for key, p in known.items()}
     return constructor
 
 
 def frozen_options(owner: type, formula: Callable[..., Any]) -> type[Any]:
     """The options of a formula as a frozen dataclass `owner.Options`."""
-    fields = [(k, p.annotation, field(default=p.default)) for k, p in options_of(formula).items()]
+    fields = [
+        (key, p.annotation, field() if p.default is p.empty else field(default=p.default))
+        for key, p in options_of(formula).items()
+    ]
     place = {"__module__": owner.__module__, "__qualname__": f"{owner.__qualname__}.Options"}
     return make_dataclass("Options", fields, frozen=True, kw_only=True, namespace=place)

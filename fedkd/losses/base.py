@@ -38,7 +38,7 @@ class TeacherWeights:
 
 
 class Loss(nn.Module, ABC):
-    """What every loss says of itself.
+    """What every loss has in common.
 
     All losses keep one rule for what they are given, as functions and as terms of an objective
     (`fedkd.losses.inputs`):
@@ -75,13 +75,15 @@ class Loss(nn.Module, ABC):
     def __init_subclass__(cls, formula: Callable[..., Tensor] | None = None, **kwargs: Any) -> None:
         """Take the options of `formula`, and check all options before the constructor runs."""
         super().__init_subclass__(**kwargs)
+        if formula is None and "__init__" not in cls.__dict__:
+            return
+        init = inspect.unwrap(cls.__init__)
         if formula is not None:
             cls.Options = frozen_options(cls, formula)
-        if formula is not None or "__init__" in cls.__dict__:
-            name = cls.__module__.rpartition("fedkd.losses.")[2]
-            who = f"loss {name!r}" if "." not in name and name != cls.__module__ else cls.__name__
-            init = with_options_of(formula, inspect.unwrap(cls.__init__))
-            type.__setattr__(cls, "__init__", options_checked(who)(init))
+            init = with_options_of(formula, init)
+        name = cls.__module__.rpartition("fedkd.losses.")[2]
+        who = f"loss {name!r}" if "." not in name and name != cls.__module__ else cls.__name__
+        type.__setattr__(cls, "__init__", options_checked(who)(init))
 
     def __init__(self, **formula: Any) -> None:
         super().__init__()
