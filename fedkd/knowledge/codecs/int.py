@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from abc import abstractmethod
 from typing import Literal
 
 import numpy as np
@@ -97,3 +98,40 @@ class Int(Codec):
         places = np.arange(per_byte, dtype=np.uint8) * np.uint8(self.bits)
         codes: np.ndarray = (joined[:, None] >> places) & np.uint8(self.levels)
         return codes.reshape(-1)[:count]
+
+
+class LogitCodec(Codec):
+    """A codec of logits alone; other kinds travel as `int` with 8 bits."""
+
+    _others = Int(bits=8)
+
+    @abstractmethod
+    def write(self, logits: np.ndarray) -> bytes:
+        """Finite logits, the class in the last axis."""
+
+    @abstractmethod
+    def read(self, sent: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Logits of `shape`. Raises `ValueError` for damaged bytes and unknown classes."""
+
+    def encode(
+        self, values: np.ndarray, *, logits: bool = False, before: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Bytes; numbers that are not finite as they are, to be refused as that."""
+        if not np.isfinite(values).all():
+            return values.astype(np.float32)
+        return squeeze(self.write(values)) if logits else self._others.encode(values)
+
+    def decode(
+        self,
+        sent: np.ndarray,
+        shape: tuple[int, ...],
+        *,
+        logits: bool = False,
+        before: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """What was written. Raises `ValueError` for damaged bytes and unknown classes."""
+        return self.read(sent, shape) if logits else self._others.decode(sent, shape)
+
+    def error(self, values: np.ndarray, *, logits: bool = False) -> float:
+        """No bound for logits: it is the likeliest classes that come back."""
+        return float("inf") if logits else self._others.error(values)

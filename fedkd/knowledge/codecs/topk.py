@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from fedkd.knowledge.codecs import CODECS
-from fedkd.knowledge.codecs.base import Codec, squeeze, unsqueeze
-from fedkd.knowledge.codecs.int import Int
+from fedkd.knowledge.codecs.base import unsqueeze
+from fedkd.knowledge.codecs.int import LogitCodec
 
 _FLOOR = -16.0  # log-probability of what is called impossible
 
 
 @CODECS.register("topk")
-class TopK(Codec):
+class TopK(LogitCodec):
     """Of each sample the `k` largest probabilities, in 8 bits; the rest is spread evenly.
 
     Probabilities differ by no more than what lies outside the k largest. Only for logits; other
@@ -26,36 +26,20 @@ class TopK(Codec):
         if k < 1:
             raise ValueError(f"codec 'topk': k must be at least 1, got {k}")
         self.k = k
-        self._others = Int(bits=8)
 
-    def encode(
-        self, values: np.ndarray, *, logits: bool = False, before: np.ndarray | None = None
-    ) -> np.ndarray:
+    def write(self, logits: np.ndarray) -> bytes:
         """Classes, then their log-probabilities, likeliest first."""
-        if not np.isfinite(values).all():
-            return values.astype(np.float32)
-        if not logits:
-            return self._others.encode(values)
-        classes = values.shape[-1]
+        classes = logits.shape[-1]
         k = min(self.k, classes)
-        rows = values.reshape(-1, classes).astype(np.float64)
+        rows = logits.reshape(-1, classes).astype(np.float64)
         chosen = np.argsort(-rows, axis=1, kind="stable")[:, :k]
         logs = np.take_along_axis(_log_softmax(rows), chosen, axis=1)
         codes = np.rint(np.clip(logs, _FLOOR, 0) / _FLOOR * 255).astype(np.uint8)
         names = chosen.astype(class_dtype(classes))
-        return squeeze(names.T.tobytes() + codes.T.tobytes())
+        return names.T.tobytes() + codes.T.tobytes()
 
-    def decode(
-        self,
-        sent: np.ndarray,
-        shape: tuple[int, ...],
-        *,
-        logits: bool = False,
-        before: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Log-probabilities. Raises `ValueError` for damaged bytes and unknown classes."""
-        if not logits:
-            return self._others.decode(sent, shape)
+    def read(self, sent: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Log-probabilities."""
         classes = shape[-1]
         k, count = min(self.k, classes), int(np.prod(shape[:-1]))
         width = class_dtype(classes)
@@ -72,10 +56,6 @@ class TopK(Codec):
         rows = np.broadcast_to(np.minimum(floor, logs[:, -1:]), (count, classes)).copy()
         np.put_along_axis(rows, chosen, logs, axis=1)
         return rows.reshape(shape).astype(np.float32)
-
-    def error(self, values: np.ndarray, *, logits: bool = False) -> float:
-        """For logits no bound but the whole range: it is probabilities that are bounded."""
-        return float("inf") if logits else self._others.error(values)
 
 
 def _log_softmax(rows: np.ndarray) -> np.ndarray:

@@ -7,13 +7,13 @@ import math
 import numpy as np
 
 from fedkd.knowledge.codecs import CODECS
-from fedkd.knowledge.codecs.base import Codec, squeeze, unsqueeze
-from fedkd.knowledge.codecs.int import Int
+from fedkd.knowledge.codecs.base import unsqueeze
+from fedkd.knowledge.codecs.int import LogitCodec
 from fedkd.knowledge.codecs.topk import class_dtype
 
 
 @CODECS.register("vote")
-class Vote(Codec):
+class Vote(LogitCodec):
     """The likeliest class of each sample, entropy coded (CFD's one-bit quantisation).
 
     Comes back as logits that give that class the probability `confidence`. Only for logits; other
@@ -31,30 +31,14 @@ class Vote(Codec):
         if not 0 < confidence < 1:
             raise ValueError(f"codec 'vote': confidence lies between 0 and 1, got {confidence}")
         self.confidence = confidence
-        self._others = Int(bits=8)
 
-    def encode(
-        self, values: np.ndarray, *, logits: bool = False, before: np.ndarray | None = None
-    ) -> np.ndarray:
+    def write(self, logits: np.ndarray) -> bytes:
         """Classes."""
-        if not np.isfinite(values).all():
-            return values.astype(np.float32)
-        if not logits:
-            return self._others.encode(values)
-        names = values.argmax(axis=-1).astype(class_dtype(values.shape[-1]))
-        return squeeze(names.tobytes())
+        names = logits.argmax(axis=-1).astype(class_dtype(logits.shape[-1]))
+        return names.tobytes()
 
-    def decode(
-        self,
-        sent: np.ndarray,
-        shape: tuple[int, ...],
-        *,
-        logits: bool = False,
-        before: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Raises `ValueError` for damaged bytes and unknown classes."""
-        if not logits:
-            return self._others.decode(sent, shape)
+    def read(self, sent: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The same confidence for every sample."""
         classes, count = shape[-1], int(np.prod(shape[:-1]))
         width = class_dtype(classes)
         names = np.frombuffer(unsqueeze(sent, count * width.itemsize), width).astype(np.int64)
@@ -64,7 +48,3 @@ class Vote(Codec):
         rows = np.zeros((count, classes), np.float32)
         rows[np.arange(count), names] = margin
         return rows.reshape(shape)
-
-    def error(self, values: np.ndarray, *, logits: bool = False) -> float:
-        """For logits none is promised: only the order of the first survives."""
-        return float("inf") if logits else self._others.error(values)
