@@ -147,7 +147,7 @@ class DawidSkene(Fusion):
 
 
 class _Errors:
-    """How alike each two teachers' errors are, image by image where both have a say."""
+    """How alike each two teachers' errors are, image by image where both have weight."""
 
     def __init__(self) -> None:
         self.products: Tensor | float = 0.0
