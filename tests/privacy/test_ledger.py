@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -50,6 +52,28 @@ def test_a_round_trained_again_after_a_crash_is_paid_for_again(tmp_path: Path) -
     again = Ledger(tmp_path / "l", ACCOUNT)
     again.reserve(3, ROUND)
     assert again.spent == epsilon([replace(ROUND, count=40)], 1e-5)
+
+
+def test_those_who_pay_at_once_do_not_overdraw_together(tmp_path: Path) -> None:
+    """Each reads, decides and writes alone, whatever it had read before."""
+    path = tmp_path / "l"
+    ledgers = [Ledger(path, ACCOUNT) for _ in range(8)]
+    together = Barrier(8)
+
+    def pay(number: int) -> bool:
+        together.wait()
+        try:
+            ledgers[number].reserve(number + 1, ROUND)
+        except BudgetSpent:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        paid = list(threads.map(pay, range(8)))
+    assert sum(paid) == 4
+    last = Ledger(path, ACCOUNT)
+    assert len(last.releases) == 4
+    assert last.spent <= 2.0
 
 
 def test_a_line_cut_off_by_a_kill_is_dropped_and_the_ledger_goes_on(tmp_path: Path) -> None:
