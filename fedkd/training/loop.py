@@ -3,6 +3,12 @@
 Whatever is trained (teachers, student, shadow models, baselines) differs in how a batch becomes
 a loss. The rest is here, so that every option of `Optimizer` acts everywhere and no training
 returns a network with weights that are not finite, or one that took no step.
+
+A step is three functions over tensors: `measure` (a batch becomes a loss), `Trainer.backward` and
+`Trainer.update`. None of them fetches a number from the device, so they can be captured as a
+graph or run for several networks at once; float16 does, to skip steps, and the losses `aekd`,
+`dist`, `rkd` and `wkd_f` do. What is fetched is fetched by
+the log of the epoch, between the steps: at each on a CPU, every `SELDOM` steps elsewhere.
 """
 
 from __future__ import annotations
@@ -201,10 +207,9 @@ class Trainer:
                 log.add_loss(measured)
                 if before is not None:
                     before(step, measured)
-                self._backward(measured.loss)
-                log.add_gradient(self._norm(), lambda: measure(step, batch))  # noqa: B023
-                self._update()
-                self.steps += 1
+                norm = self.backward(measured.loss)
+                log.add_gradient(norm, lambda: measure(step, batch))  # noqa: B023
+                self.update()
                 if after is not None:
                     after(step, batch)
         means = log.means()
@@ -236,7 +241,18 @@ class Trainer:
                 self.steps,
             )
 
-    def _backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor) -> Tensor:
+        """The gradient of a loss, clipped if asked for.
+
+        Args:
+            loss: A scalar.
+
+        Returns:
+            Norm of the gradient before it was clipped, a scalar on the device.
+
+        Raises:
+            RuntimeError: the loss does not depend on what is trained.
+        """
         if not loss.requires_grad:
             raise RuntimeError(
                 f"{self.phase.who}'s loss does not depend on its weights: nothing can be learnt "
@@ -248,21 +264,20 @@ class Trainer:
         else:
             self._scaler.scale(loss).backward()
             self._scaler.unscale_(self.optimizer)
-
-    def _norm(self) -> Tensor:
-        """Norm of the gradient, which is clipped if asked for."""
         if self._max_grad_norm is not None:
             return nn.utils.clip_grad_norm_(self.parameters, self._max_grad_norm)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         return nn.utils.get_total_norm(gradients)
 
-    def _update(self) -> None:
+    def update(self) -> None:
+        """Move the weights along the gradient, and the schedule by a step."""
         if self._scaler is None:
             self.optimizer.step()
         else:
             self._scaler.step(self.optimizer)
             self._scaler.update()
         self.schedule.step()
+        self.steps += 1
 
     def _check_epoch(self, number: int) -> None:
         who = self.phase.who

@@ -18,9 +18,10 @@ from fedkd.config import Experiment, make_experiment
 from fedkd.data.images import ImageSet
 from fedkd.distillation.batches import OnlineBatches, TransferBatches
 from fedkd.distillation.objective import Objective, Term
-from fedkd.distillation.trainer import Precision, distill
+from fedkd.distillation.trainer import STUDENT, Precision, distill
+from fedkd.knowledge.extract import extract
 from fedkd.knowledge.kinds import Logits
-from fedkd.knowledge.payload import Fused, Teacher
+from fedkd.knowledge.payload import Bank, Fused, Knowledge, Teacher, fuse
 from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.models.network import Network
 from fedkd.privacy.dp_sgd import Mechanism, fit_private
@@ -28,7 +29,7 @@ from fedkd.rounds import ExperimentContext, experiment_context
 from fedkd.runs.directory import network_hash
 from fedkd.studies.audit.training import proxy
 from fedkd.training.batches import Order, batches, steps_per_epoch
-from fedkd.training.loop import CHECK_EVERY
+from fedkd.training.loop import CHECK_EVERY, Trainer
 from fedkd.training.optimizers import Optimizer
 from fedkd.training.supervised import Regulariser, align, fit
 from simulations.baselines.fd import pull_towards
@@ -463,3 +464,30 @@ def test_a_student_that_is_not_finite_is_blamed_and_not_the_teachers_learning_ra
         align(_network(), student, images.images, seed=1)
     with pytest.raises(RuntimeError, match="student that regularises are not finite"):
         fit(_network(), images, seed=1, pull=Regulariser(student))
+
+
+@pytest.mark.parametrize("optimizer", [PLAIN, Optimizer(max_grad_norm=1.0)], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("losses", [["ce", "dkd", "vrm"], ["kd", "sp", "fitnet"]], ids="-".join)
+def test_no_step_fetches_a_number_from_the_device(
+    losses: list[str], optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the device `meta`, where tensors have no values, a look at one is an error."""
+    images, student = _images().images, _network("cnn_tiny")
+    objective = Objective([Term(name, fedkd.LOSSES.create(name)) for name in losses])
+    views = {number: images.flip(3) for number in range(2)}
+    teacher = extract(_network("cnn_tiny", seed=1), images, objective.needs, views=views.get)
+    fused = fuse(Bank.of([Knowledge(Teacher(0), teacher)]), [])
+    batches = TransferBatches(images, fused, views=views.get, batch_size=4, device="meta")
+    example = TransferBatches(images, fused, views=views.get, batch_size=4).example()
+    objective.adapt(example.read(student, objective.reads), example.ensemble, seed=0)
+    monkeypatch.setattr("fedkd.training.loop.check_finite", lambda *_: None)
+    more = objective.to("meta").parameters()
+    trainer = Trainer(student.to("meta").train(), optimizer, STUDENT, 2, more=more)
+    for batch in batches.epoch(1):
+        readings = batch.read(student, objective.reads_in(1))
+        value = objective(readings, batch.ensemble, batch.targets, 1, 1)
+        norm = trainer.backward(value.total)
+        trainer.update()
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            norm.item()
+    assert trainer.steps == 2
