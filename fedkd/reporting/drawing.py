@@ -72,6 +72,7 @@ def style() -> Iterator[None]:
     """The look of all figures; decorates the functions that make them."""
     with rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has fonts
+        warnings.filterwarnings("ignore", message="All-NaN|Mean of empty")  # nothing is drawn there
         yield
 
 
@@ -154,10 +155,10 @@ class Line:
         x = self.x[:length]
         if len(table) > 1 and self.band:
             color = self.look["color"]
-            ends = table.min(axis=0), table.max(axis=0)
+            ends = np.nanmin(table, axis=0), np.nanmax(table, axis=0)
             axes.fill_between(x, *ends, color=color, alpha=self.band, lw=0)
         label = short(self.label, 26) if self.label else None
-        axes.plot(x, table.mean(axis=0), label=label, **{"ms": 4.5, "lw": 1.6, **self.look})
+        axes.plot(x, np.nanmean(table, axis=0), label=label, **{"ms": 4.5, "lw": 1.6, **self.look})
 
 
 @style()

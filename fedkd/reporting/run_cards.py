@@ -50,17 +50,17 @@ def classes_card(found: Found) -> Card | None:
     if not scores:
         return None
     classes, counts = found.classes, found.class_counts
-    held = None if counts is None else [int(n) for n in (counts > 0).sum(axis=0)]
-    caption = "Accuracy within each class after the last round. "
-    if len(classes) > 20:
-        caption += "Pale is good; a class dark in both rows is one the teachers do not know. "
-    else:
-        caption += "Where both bars are short, the teachers do not know the class. "
-        if held:
-            caption += "The numbers at the right are of clients that hold the class. "
+    held = [] if counts is None else [int(n) for n in (counts > 0).sum(axis=0)]
+    caption = (
+        "Accuracy within each class after the last round, in percent. Pale is good; a class dark "
+        "in both rows is one the teachers do not know. "
+    )
+    if np.isnan(np.asarray([*scores.values()], dtype=float)).any():
+        caption += "Grey classes are without test images. "
+    if held and len(classes) <= 25:
+        caption += "Below a class: how many clients hold it. "
     caption += _losers(classes, scores)
-    figure = draw.class_figure(classes, scores, held)
-    return Card("Accuracy per class", caption, [figure], wide=len(classes) > 20)
+    return Card("Accuracy per class", caption, [draw.class_figure(classes, scores, held)])
 
 
 def _losers(classes: Sequence[str], scores: Mapping[str, Sequence[float]]) -> str:
@@ -74,44 +74,27 @@ def _losers(classes: Sequence[str], scores: Mapping[str, Sequence[float]]) -> st
     return f"It loses most to the ensemble in {listed}."
 
 
-def losses_card(found: Found) -> Card:
-    """Every term of the objective over the epochs."""
-    title = "Loss terms per epoch"
-    if not found.epochs:
-        return half(title, "The student has not trained for an epoch yet.")
-    names = list(dict.fromkeys(name for e in found.epochs for name in e.terms))
-    terms = {"total": [e.loss for e in found.epochs]} if len(names) != 1 else {}
-    for name in names:
-        terms[name] = [as_float(e.terms.get(name)) for e in found.epochs]
-    weights: dict[str, float] = {}
-    configured = found.run.experiment.distillation.losses
-    if len(configured) == len(names):
-        weights = {n: t.weight for n, t in zip(names, configured, strict=True) if t.weight != 1}
-    figure = draw.loss_figure(terms, [e.round for e in found.epochs], weights)
-    return half(
-        title,
-        "Each term before its weight; a step up at a dotted line is a new round with new teachers "
-        "and a fresh learning-rate schedule. The terms count different things: compare shapes, "
-        "not heights.",
-        figure,
+def training_cards(found: Found) -> list[Card]:
+    """Every term of the objective over the epochs, and how hard each pulls on the student."""
+    title, epochs = "Loss terms per epoch", found.epochs
+    if not epochs:
+        return [half(title, "The student has not trained for an epoch yet.")]
+    drawn = draw.training_figures(
+        [epoch.loss for epoch in epochs],
+        [epoch.terms for epoch in epochs],
+        [epoch.gradients for epoch in epochs],
+        [epoch.round for epoch in epochs],
+        found.run.experiment.distillation.losses,
     )
-
-
-def pulls_card(found: Found) -> Card | None:
-    """How hard each term pulls on the student; None if that was not measured."""
-    known = [e for e in found.epochs if e.gradients]
-    if not known:
-        return None
-    names = list(dict.fromkeys(name for e in known for name in e.gradients))
-    pulls = {name: [as_float(e.gradients.get(name)) for e in known] for name in names}
-    figure = draw.pull_figure(pulls, [e.round for e in known])
-    return half(
-        "Who pulls how hard",
-        "Length of each weighted term's gradient on the student, in the first batch of every "
-        "epoch, as a share of all. A term with a sliver here does not steer the student, whatever "
-        "its loss says.",
-        figure,
-    )
+    texts = {
+        title: "Each term before its weight; a step up at a dotted line is a new round with new "
+        "teachers and a fresh learning-rate schedule. The terms count different things: compare "
+        "shapes, not heights.",
+        "Who pulls how hard": "Length of each weighted term's gradient on the student, in the "
+        "first batch of every epoch, as a share of all. A term with a sliver here does not steer "
+        "the student, whatever its loss shows.",
+    }
+    return [half(*text, figure) for text, figure in zip(texts.items(), drawn)]
 
 
 def calibration_card(found: Found) -> Card | None:

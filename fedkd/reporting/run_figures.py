@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
+from fedkd.config import Term
 from fedkd.reporting.drawing import (
     CEILING,
     ENSEMBLE,
@@ -34,7 +35,7 @@ from fedkd.reporting.drawing import (
     scale,
     style,
 )
-from fedkd.reporting.format import TIMES, byte_unit, short
+from fedkd.reporting.format import TIMES, as_float, byte_unit, percent, short
 
 PHASES = {
     "describe": "#6a737d",
@@ -69,48 +70,66 @@ def accuracy_figure(
         teachers: Client -> values per round: thin lines, or a band where there are many.
         levels: Horizontal lines `oracle` and `ceiling`.
     """
-    figure, axes = canvas(*_SIZE)
-    _teacher_lines(axes, rounds, teachers)
     looks: dict[str, Look] = {
         "pseudo-labels": {"color": PSEUDO, "ls": "--", "marker": "s", "ms": 3.5, "lw": 1.4},
         "ensemble": {"color": ENSEMBLE, "marker": "D", "ms": 4, "lw": 1.8},
         "student": {"color": STUDENT, "marker": "o", "ms": 5, "lw": 2.4},
     }
-    for name, look in looks.items():
-        if name in lines and np.isfinite(lines[name]).any():
-            Line(name, rounds, [lines[name]], look).draw(axes)
-    for name, color, dots in (("oracle", ORACLE, ":"), ("ceiling", CEILING, (0, (5, 1.5, 1, 1.5)))):
-        if name in levels:
-            axes.axhline(levels[name], color=color, ls=dots, lw=1.6, label=name, zorder=1.5)
-    percents(axes)
+    thin: Look = {"color": TEACHER, "lw": 0.8, "marker": ".", "ms": 3, "alpha": 0.8}
+    each = len(teachers) <= 12
+    drawn = [
+        Line("" if place else "each teacher", rounds, [values], thin)
+        for place, values in enumerate(teachers.values() if each else ())
+    ]
+    if not each:
+        drawn.append(Line("teachers, mean", rounds, list(teachers.values()), thin, 0.22))
+    drawn += [
+        Line(name, rounds, [lines[name]], look)
+        for name, look in looks.items()
+        if np.isfinite(lines[name]).any()
+    ]
+    colors = {"oracle": (ORACLE, ":"), "ceiling": (CEILING, (0, (5, 1.5, 1, 1.5)))}
+    bounds: list[tuple[float, Look]] = [
+        (value, {"label": name, "color": colors[name][0], "ls": colors[name][1], "lw": 1.6})
+        for name, value in levels.items()
+    ]
+    figure = curves(drawn, "round", levels=bounds, size=_SIZE)
+    (axes,) = figure.axes
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(rounds) == 1:
-        axes.set_xlim(rounds[0] - 0.6, rounds[0] + 0.6)
+    axes.set_xlim(rounds[0] - 0.3, rounds[-1] + 0.3)
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -0.02), min(high, 1.02))
-    axes.set_xlabel("round")
-    axes.set_ylabel("accuracy")
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=3)
     return figure
 
 
-def _teacher_lines(
-    axes: Axes, rounds: Sequence[int], teachers: Mapping[int, Sequence[float]]
-) -> None:
-    table = np.asarray(list(teachers.values()), dtype=float)
-    if len(table) <= 12:
-        thin: Look = {"color": TEACHER, "lw": 0.8, "marker": ".", "ms": 3, "alpha": 0.8}
-        for number, row in enumerate(table):
-            Line("" if number else "each teacher", rounds, [row], thin).draw(axes)
-        return
-    known = np.isfinite(table).any(axis=0)
-    where = np.asarray(rounds)[known]
-    low, middle, high = np.nanquantile(table[:, known], (0, 0.5, 1), axis=0)
-    if len(where) == 1:
-        axes.vlines(where, low, high, color=TEACHER, alpha=0.35, lw=8)
-    axes.fill_between(where, low, high, color=TEACHER, alpha=0.22, lw=0, label="all teachers")
-    axes.plot(where, middle, color=TEACHER, lw=1.2, marker=".", label="median teacher")
+def training_figures(
+    losses: Sequence[float],
+    terms: Sequence[Mapping[str, float]],
+    gradients: Sequence[Mapping[str, float | None] | None],
+    rounds: Sequence[int],
+    configured: Sequence[Term],
+) -> list[Figure]:
+    """Loss terms per epoch, and the pull of each where it was measured.
+
+    Args:
+        losses: The sum, per epoch.
+        terms: Term -> value before its weight, per epoch.
+        gradients: Term -> length of its weighted gradient, per epoch; None where not measured.
+        rounds: Round of each epoch.
+        configured: The terms, with their weights.
+    """
+    names = list(dict.fromkeys(name for epoch in terms for name in epoch))
+    lines = {"total": list(losses)} if len(names) != 1 else {}
+    lines |= {name: [as_float(epoch.get(name)) for epoch in terms] for name in names}
+    weights = {}
+    if len(configured) == len(names):
+        weights = {n: t.weight for n, t in zip(names, configured, strict=True) if t.weight != 1}
+    drawn = [loss_figure(lines, rounds, weights)]
+    if known := [(number, epoch) for number, epoch in zip(rounds, gradients) if epoch]:
+        names = list(dict.fromkeys(name for _, epoch in known for name in epoch))
+        pulls = {name: [as_float(epoch.get(name)) for _, epoch in known] for name in names}
+        drawn.append(pull_figure(pulls, [number for number, _ in known]))
+    return drawn
 
 
 @style()
@@ -188,54 +207,30 @@ def _epochs(rounds: Sequence[int]) -> tuple[list[int], str]:
 
 @style()
 def class_figure(
-    classes: Sequence[str], scores: Mapping[str, Sequence[float]], held: Sequence[int] | None = None
+    classes: Sequence[str], scores: Mapping[str, Sequence[float]], held: Sequence[int] = ()
 ) -> Figure:
-    """Accuracy per class: bars, or rows of a heat map where there are more than 20 classes.
+    """Accuracy per class in blocks of 25 classes, the student above the ensemble.
 
     Args:
-        classes: Class names.
+        classes: Class names, shown where they can be read.
         scores: `student` and maybe `ensemble` -> accuracy per class; NaN without test images.
-        held: Clients that hold each class, written at the right.
+        held: Clients that hold each class, written below few of them.
     """
-    if len(classes) > 20:
-        return _class_heat(classes, scores)
-    figure, axes = canvas(5.6, 0.9 + 0.27 * len(classes))
-    height = 0.72 / len(scores)
-    for number, (name, values) in enumerate(scores.items()):
-        at = np.arange(len(classes)) + (number - (len(scores) - 1) / 2) * height
-        known = np.nan_to_num(np.asarray(values, dtype=float))
-        axes.barh(at, known, height * 0.9, color=WHO.get(name, TEACHER), label=name)
-        for where, value in zip(at, values):
-            if not np.isfinite(value):
-                note(axes, "no test images", (0, where), (3, 0), fontsize=6.5)
-    axes.set_yticks(range(len(classes)), [short(name) for name in classes])
-    if held is not None:
-        for where, count in enumerate(held):
-            note(axes, str(count), (1.02, where), xycoords=("axes fraction", "data"))
-        axes.set_title("held by", loc="right", fontsize=7.5, color=GREY)
-    axes.set_ylim(len(classes) - 0.5, -0.5)
-    axes.set_xlim(0, 1)
-    axes.grid(axis="y", visible=False)
-    percents(axes, "x")
-    figure.legend(loc="outside upper left", ncols=2)
-    return figure
-
-
-def _class_heat(classes: Sequence[str], scores: Mapping[str, Sequence[float]]) -> Figure:
-    """Blocks of 25 classes, the student above the ensemble; names where they can be read."""
-    named = len(classes) <= 200
-    across = 25 if named else 100
+    few, named = len(classes) <= 25, len(classes) <= 200
+    across = min(25 if named else 100, len(classes))
     blocks = [range(i, min(i + across, len(classes))) for i in range(0, len(classes), across)]
-    tall = 0.3 * len(scores) + (0.75 if named else 0.1)
+    tall = 0.3 * len(scores) + (0.8 if named else 0.1)
     figure, grid = panels(11.0, 0.4 + tall * len(blocks), len(blocks), 1)
+    below = [f"\n{count} clients" for count in held] if few and held else [""] * len(classes)
     for axes, block in zip(grid, blocks):
         rows = np.full((len(scores), across), np.nan)
         for row, values in enumerate(scores.values()):
             rows[row, : len(block)] = np.asarray(values, dtype=float)[block.start : block.stop]
-        names = [short(classes[c], 14) for c in block] if named else []
-        image = heat(
-            axes, rows, SHADES, (0, 1), rows=list(scores), columns=names, turn=45, fontsize=7
-        )
+        names = [short(classes[c], 14) + below[c] for c in block] if named else []
+        turn = 0 if few and max(map(len, names), default=0) < 30 // across + 12 else 45
+        text = (lambda _row, _column, value: percent(value, 0, "")) if few else None
+        image = heat(axes, rows, SHADES, (0, 1), rows=list(scores), columns=names, turn=turn,
+                     text=text, fontsize=7)  # fmt: skip
         if not named:
             axes.set_xticks([])
         for place in range(1, len(scores)):

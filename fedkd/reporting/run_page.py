@@ -23,12 +23,11 @@ from fedkd.reporting.run_cards import (
     calibration_card,
     classes_card,
     cost_card,
-    losses_card,
     partition_card,
-    pulls_card,
     relation_cards,
     time_card,
     traffic_card,
+    training_cards,
 )
 from fedkd.reporting.run_record import Found
 from fedkd.reporting.run_tables import (
@@ -89,7 +88,7 @@ def make_page(found: Found) -> Page:
 
 def _sections(found: Found) -> list[Section]:
     agree, *graphs = relation_cards(found)
-    learning = [losses_card(found), pulls_card(found), calibration_card(found)]
+    learning = [*training_cards(found), calibration_card(found)]
     costs = [traffic_card(found), cost_card(found), time_card(found), *_bytes(found)]
     promise = statement(found.run) is not None
     versions = found.run.read_json("versions.json")

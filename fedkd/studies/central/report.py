@@ -23,7 +23,7 @@ from fedkd.reporting.format import (
     spread,
 )
 from fedkd.reporting.page import Card, Page, Section, Tile
-from fedkd.reporting.run_figures import loss_figure, pull_figure
+from fedkd.reporting.run_figures import training_figures
 from fedkd.reporting.table import Cell, Column, Row, Table, numbers
 from fedkd.studies.central.config import BASELINE, DistillConfig
 from fedkd.studies.central.figures import curves_figure, methods_figure
@@ -63,10 +63,7 @@ def make_page(study: DistillConfig, folder: Path, found: Record) -> Page:
         card for name in found["methods"] if (card := _details(study, folder, name)) is not None
     ]
     if details:
-        details = [
-            *(Card(**{**vars(card), "open": len(details) <= 4}) for card in details),
-            Card(caption=_TERMS),
-        ]
+        details.append(Card(caption=_TERMS))
     curves = _curves(study, folder, found)
     sections = [
         Section("results", "Results", [Card("", _TABLE, table=methods_table(found)),
@@ -251,16 +248,11 @@ def _details(study: DistillConfig, folder: Path, name: str) -> Card | None:
     epochs = Place.of_student(folder, name, seed).epochs()
     if not epochs or (name == BASELINE and len(losses) == 1):
         return None
-    nan = float("nan")
-    names = list(dict.fromkeys(term for epoch in epochs for term in epoch["terms"]))
-    terms = {"total": [e["loss"] for e in epochs]} if len(names) > 1 else {}
-    terms |= {term: [e["terms"].get(term, nan) for e in epochs] for term in names}
-    weights = {}
-    if len(losses) == len(names):
-        weights = {n: t.weight for n, t in zip(names, losses, strict=True) if t.weight != 1}
-    once = [1] * len(epochs)
-    drawn = [loss_figure(terms, once, weights)]
-    if any(epoch["gradients"] for epoch in epochs):
-        norms = {term: [e["gradients"].get(term, nan) for e in epochs] for term in names}
-        drawn.append(pull_figure(norms, once))
-    return Card(f"{name} · seed {seed}", "", drawn, wide=False, fold=", ".join(names))
+    sums, terms, gradients = (
+        [epoch[key] for epoch in epochs] for key in ("loss", "terms", "gradients")
+    )
+    drawn = training_figures(sums, terms, gradients, [1] * len(epochs), losses)
+    names = dict.fromkeys(term for epoch in epochs for term in epoch["terms"])
+    few = len(study.runs()) <= 5
+    title = f"{name} · seed {seed}"
+    return Card(title, "", drawn, wide=False, fold=", ".join(names), open=few)
