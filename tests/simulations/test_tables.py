@@ -28,6 +28,7 @@ def test_a_table_is_text_and_its_numbers_are_never_broken():
     text = shown(console_table(Table(columns, [row] * 2, "[b]title", "note")), width=40)
     assert text.count("[red]") == text.count("12,345") == text.count("1.2 ± 3.4") == 2
     assert "[b]title" in text
+    assert "┓" in text  # the right border: nothing was cut off
     assert max(map(len, text.splitlines())) <= 40
 
 
@@ -45,4 +46,5 @@ def test_an_ablation_of_three_factors_fits_a_narrow_terminal():
     }  # fmt: skip
     text = shown(console_table(result_table(found)))
     assert "43.21 ± 1.23" in text
+    assert "┓" in text  # the right border: nothing was cut off
     assert max(map(len, text.splitlines())) <= 80
