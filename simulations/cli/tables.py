@@ -17,11 +17,13 @@ def console_table(table: content.Table) -> RenderableType:
     drawn = Table(title=table.title and Text(table.title), title_justify="left",
                   show_header=table.headed)  # fmt: skip
     rows = [table.cells_on("console", row) for row in table.rows]
-    for place, column in enumerate(table.columns_on("console")):
+    columns = table.columns_on("console")
+    room = min(14, 28 // max(1, sum(not column.number for column in columns)))
+    for place, column in enumerate(columns):
         # Numbers are never broken, words only where they have to be, headings between words.
         longest = max([len(cells[place][1].text) for cells in rows], default=0)
-        least = longest if column.number else min(longest, 14)
-        widest = max([least, *map(len, column.title.split())])
+        widest = max([longest, *map(len, column.title.split())])
+        widest = widest if column.number else min(widest, room)
         justify: Any = "right" if column.number else "left"
         drawn.add_column(Text(column.title), justify=justify, overflow="fold", min_width=widest)
     for row, cells in zip(table.rows, rows, strict=True):
