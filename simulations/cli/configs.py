@@ -27,7 +27,7 @@ def load(root: type[Root], path: str | Path, overrides: Sequence[str], command: 
         command: Name of the command, for messages.
 
     Raises:
-        ConfigError: one line; a file that another command takes is said to be its.
+        ConfigError: one line; a file of another command names that one.
     """
     if "=" in str(path) and not Path(path).is_file():
         raise ConfigError(

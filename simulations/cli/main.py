@@ -120,7 +120,7 @@ def _place_working_directory(words: Sequence[str]) -> None:
     """The working directory is where `plugins:` live; it must not hide any other module.
 
     Python puts it first for `python -m`. Commands that look at a folder, or go on with it, import
-    nothing from there unless they are told to trust it.
+    nothing from there unless they are given `--trust`.
     """
     here = str(Path.cwd())
     if sys.path[0] in ("", here) and Path(configs.__file__).parents[1] != Path(here):

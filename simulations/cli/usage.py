@@ -86,8 +86,8 @@ def _missing(error: MissingParameter) -> str:
     if parameter is None:
         return error.format_message()
     name = parameter.opts[0] if parameter.opts[0][0] == "-" else (parameter.name or "").upper()
-    told = getattr(parameter, "help", None)
-    return f"{name} is missing" + (f": {told}" if told else "")
+    about = getattr(parameter, "help", None)
+    return f"{name} is missing" + (f": {about}" if about else "")
 
 
 def _unknown_command(error: click.ClickException) -> str | None:

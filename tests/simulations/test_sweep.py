@@ -109,7 +109,7 @@ def test_a_sweep_ends_with_table_and_picture_and_inf_is_the_plain_path(
     assert 4.9 < rows["dp_sgd-5"]["spent"]["mean"] <= 5.0
     assert rows["votes-5"]["spent"]["mean"] == pytest.approx(5.0, rel=1e-6)
     assert rows["dp_sgd-5"]["teachers"]["mean"] > 0
-    assert rows["votes-5"]["teachers"] is None  # not covered, so not told
+    assert rows["votes-5"]["teachers"] is None  # not covered, so not shown
     page = (folder.path / "report.html").read_text(encoding="utf-8")
     assert "Accuracy for epsilon" in page
     with (folder.path / "results.csv").open(encoding="utf-8") as file:

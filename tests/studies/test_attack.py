@@ -27,21 +27,21 @@ def make(tiny: Tiny, *overrides: str, **values: object) -> AttackConfig:
     return make_config(AttackConfig, given)
 
 
-def run(config: AttackConfig, folder: Path, heard: list[str]) -> tuple[Record, dict[str, Record]]:
+def run(config: AttackConfig, folder: Path, events: list[str]) -> tuple[Record, dict[str, Record]]:
     """The results, and what came out by cell."""
     study = AttackStudy(config)
     place = StudyFolder(folder, study.config)
-    results = run_study(study, place, lambda event, **_: heard.append(event))
+    results = run_study(study, place, lambda event, **_: events.append(event))
     return results, {cell.name: place.result(cell) or {} for cell in study.cells}
 
 
 def test_a_matrix_measures_refusals_and_costs(tiny: Tiny, tmp_path: Path) -> None:
     config = make(tiny, attacks=["nan", "collude", "inflate", "label_noise", "copycat", "replay"])
     AttackStudy(config).check()
-    heard: list[str] = []
-    facts, cells = run(config, tmp_path, heard)
-    assert heard.count("teacher") == 3 + 1
-    assert heard.count("cell_done") == 2 * 8 == len(cells)
+    events: list[str] = []
+    facts, cells = run(config, tmp_path, events)
+    assert events.count("teacher") == 3 + 1
+    assert events.count("cell_done") == 2 * 8 == len(cells)
     (attacker,) = attackers_of(config, 0)
     clean, absent, nan, collude, inflate, replay = (
         cells[f"uniform / {name}"]

@@ -1,4 +1,4 @@
-"""The audit of a finished run: its teachers, what was told of them, its student, and epsilon."""
+"""The audit of a finished run: teachers, what the server holds of them, student, and epsilon."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ def audit_run(
         workspace: Of its experiment.
         options: How hard to try.
         mechanism: What if its teachers were trained so in each round? For runs that promise
-            nothing; those that do say it themselves.
+            nothing; for the others it is known.
         claim: What if this were promised for the whole run? Likewise.
-        notify: Hears of each training.
+        notify: Receives each training.
 
     Returns:
         attacks (a list of {target, attack, client, ...Membership}), `bound` or None, promise,
@@ -119,41 +119,7 @@ def audit_run(
     everyone = data.source.subset(np.concatenate(data.shard_rows))
     attacks += _loss(student, everyone, pool, options.most, seed, "student", None)
 
-    members, others = matched(data.shard(client), pool, options.most, seed)
-    if len(members) == 0:
-        raise ConfigError(
-            f"--client {client}: no image that nobody trained on has a label of this client's"
-        )
-    target = _Target(joined(members, others), len(members), seed)
-    teacher = _teacher(run, workspace, client)
-    told = _told(run, client)
-    networks: dict[str, Network] = {"student": student}
-    if told is not None:
-        work("a proxy from what the server holds")
-        networks["knowledge"] = proxy(workspace, told)
-    if options.shadows:
-        inside = halves(options.shadows, len(target.images), target.generator)
-        shadows = []
-        for number, learnt in enumerate(inside):
-            work(f"shadow {number + 1}")
-            shadow = train_again(
-                workspace,
-                client,
-                target.images.subset(learnt.nonzero()[0]),
-                training,
-                "shadow",
-                number,
-            )
-            shadows.append(target.confidence(shadow))
-        known = np.stack(shadows), inside
-        on = target.confidence(teacher)
-        attacks.append(target.scored("teacher", "lira", client, likelihood_ratio(on, *known)))
-        attacks.append(target.scored("teacher", "lira offline", client, calibrated(on, *known)))
-    for name, network in networks.items():
-        on = target.confidence(network)
-        attacks.append(target.scored(name, "loss", client, on))
-        if options.shadows:
-            attacks.append(target.scored(name, "calibrated", client, calibrated(on, *known)))
+    attacks += _on_one_teacher(run, workspace, client, student, pool, training, options, work)
 
     bound = None
     if options.canaries:
@@ -177,6 +143,50 @@ def audit_run(
     }
     run.write_json(AUDIT, facts)
     return facts
+
+
+def _on_one_teacher(
+    run: RunDirectory,
+    workspace: ExperimentContext,
+    client: int,
+    student: Network,
+    pool: ImageSet,
+    training: Training,
+    options: Options,
+    work: _Progress,
+) -> Iterator[dict[str, Any]]:
+    """Attacks on one client: on its teacher, on what the server holds of it, on the student."""
+    members, others = matched(
+        workspace.data.shard(client), pool, options.most, workspace.experiment.seed
+    )
+    if len(members) == 0:
+        raise ConfigError(
+            f"--client {client}: no image that nobody trained on has a label of this client's"
+        )
+    target = _Target(joined(members, others), len(members), workspace.experiment.seed)
+    teacher = _teacher(run, workspace, client)
+    networks: dict[str, Network] = {"student": student}
+    if (answers := _answers(run, client)) is not None:
+        work("a proxy from what the server holds")
+        networks["knowledge"] = proxy(workspace, answers)
+    known = None
+    if options.shadows:
+        inside = halves(options.shadows, len(target.images), target.generator)
+        shadows = []
+        for number, learnt in enumerate(inside):
+            work(f"shadow {number + 1}")
+            images = target.images.subset(learnt.nonzero()[0])
+            shadow = train_again(workspace, client, images, training, "shadow", number)
+            shadows.append(target.confidence(shadow))
+        known = np.stack(shadows), inside
+        on = target.confidence(teacher)
+        yield target.scored("teacher", "lira", client, likelihood_ratio(on, *known))
+        yield target.scored("teacher", "lira offline", client, calibrated(on, *known))
+    for name, network in networks.items():
+        on = target.confidence(network)
+        yield target.scored(name, "loss", client, on)
+        if known is not None:
+            yield target.scored(name, "calibrated", client, calibrated(on, *known))
 
 
 def chosen(workspace: ExperimentContext, options: Options) -> int:
@@ -291,14 +301,14 @@ def _teacher(run: RunDirectory, workspace: ExperimentContext, client: int) -> Ne
     return workspace.network_with(model, load_state(places[-1])["weights"]).eval()
 
 
-def _told(run: RunDirectory, client: int) -> Tensor | None:
+def _answers(run: RunDirectory, client: int) -> Tensor | None:
     """The client's logits on the transfer set as the server holds them; None without any."""
     for event in reversed(run.events(RoundFinished)):
         store = run.knowledge(event.round)
         if client in store.clients():
             try:
-                said = store.answers(client, (Logits(),))[Logits()]
+                logits = store.answers(client, (Logits(),))[Logits()]
             except FileNotFoundError:  # the losses asked for other kinds alone
                 return None
-            return torch.from_numpy(np.array(said, np.float32))
+            return torch.from_numpy(np.array(logits, np.float32))
     return None

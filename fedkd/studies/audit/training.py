@@ -71,18 +71,18 @@ def train_again(
     return teacher.eval()
 
 
-def proxy(workspace: ExperimentContext, told: Tensor) -> Network:
+def proxy(workspace: ExperimentContext, answers: Tensor) -> Network:
     """What a reader of a client's answers can rebuild: a student of that client alone.
 
     Args:
         workspace: Of the run: the transfer images are known to the reader.
-        told: The client's logits on them, (N, C).
+        answers: The client's logits on them, (N, C).
     """
     experiment = workspace.experiment
     options, seed = experiment.distillation, experiment.seed
     images = workspace.data.transfer.images.images
     network = build_network(experiment, experiment.student.model, workspace.data, "proxy")
-    wanted = told.softmax(1)
+    wanted = answers.softmax(1)
 
     def measure(_epoch: int, _step: int, index: Tensor) -> Measured:
         loss = functional.cross_entropy(network(images[index]), wanted[index])

@@ -44,7 +44,7 @@ class DistillStudy(Study[DistillConfig, None]):
         self.runs = config.runs()
         self._images: Images | None = None
         self._teachers: list[Network] = []
-        self._told: Told = WeakKeyDictionary()
+        self._answers: Told = WeakKeyDictionary()
 
     def check(self) -> None:
         """Check names, files and numbers, and fit every method to untrained networks on few images.
@@ -85,7 +85,7 @@ class DistillStudy(Study[DistillConfig, None]):
         place.claim(cell.settings())
         with threads(given.resources.server_threads):
             for task in chain(given, cell.name, cell.seed, place, ranks):
-                ranks.append([train(replace(task, told=self._told), images, notify)])
+                ranks.append([train(replace(task, answers=self._answers), images, notify)])
         return place.result() or {}
 
     def results(self, folder: Path, found: Found) -> Record:

@@ -135,7 +135,7 @@ class Task:
         weights: Of the teachers; default: all the same.
         images: What it learns from; default: the study's training images.
         facts: Written into its results.
-        told: What teachers have answered once and for all, kept from task to task.
+        answers: What teachers have answered once and for all, kept from task to task.
     """
 
     label: str
@@ -149,7 +149,7 @@ class Task:
     weights: Sequence[float] | None = None
     images: ImageSet | None = None
     facts: Record = field(default_factory=dict)
-    told: Told | None = None
+    answers: Told | None = None
 
     def batches(self, images: Images, objective: Objective, some: ImageSet) -> OnlineBatches:
         """Batches of `some` images with the teachers' answers."""
@@ -166,7 +166,7 @@ class Task:
             say=self.weights,
             autocast=DTYPES[recipe.precision],
             memory_format=_layout(recipe),
-            told=self.told,
+            told=self.answers,
         )
 
 
@@ -253,29 +253,9 @@ def load_trained(path: Path, *, trust: bool = False) -> Trained:
                 f"e.g. {one}"
             )
         (path,) = found
-    file = next((f for role in ROLES if (f := path / f"{role}.pt").is_file()), None)
-    if file is None:
-        raise ConfigError(f"{path} has no finished student")
-    try:
-        saved = load_state(file)
-        classes, (channels, height, width) = tuple(map(str, saved["classes"])), saved["image"]
-        if saved["model"] not in model_names() and (study := _study_of(path)):
-            StudyFolder.open(study, DistillConfig, trust=trust).import_plugins()
-        network = build_model(
-            saved["model"],
-            num_classes=len(classes),
-            in_channels=channels,
-            image_size=height,
-            mean=[0.0] * channels,
-            std=[1.0] * channels,
-            options=saved["options"],
-        )
-        network.load_state_dict(saved["weights"])
-    except ConfigError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{file} cannot be used ({type(error).__name__}: {reason})") from None
+    network, saved = _built(path, trust)
+    classes = tuple(map(str, saved["classes"]))
+    channels, height, width = saved["image"]
     shape = (channels, height, width)
     about = {
         "student": {"name": saved["model"], **saved["options"]},
@@ -295,6 +275,34 @@ def load_trained(path: Path, *, trust: bool = False) -> Trained:
         return test.images.cpu()
 
     return Trained(network.eval(), classes, shape, about, path, test_images)
+
+
+def _built(path: Path, trust: bool) -> tuple[Network, dict[str, Any]]:
+    """The network in a training's folder, and what was written beside its weights."""
+    file = next((f for role in ROLES if (f := path / f"{role}.pt").is_file()), None)
+    if file is None:
+        raise ConfigError(f"{path} has no finished student")
+    try:
+        saved = load_state(file)
+        channels, height, _ = saved["image"]
+        if saved["model"] not in model_names() and (study := _study_of(path)):
+            StudyFolder.open(study, DistillConfig, trust=trust).import_plugins()
+        network = build_model(
+            saved["model"],
+            num_classes=len(saved["classes"]),
+            in_channels=channels,
+            image_size=height,
+            mean=[0.0] * channels,
+            std=[1.0] * channels,
+            options=saved["options"],
+        )
+        network.load_state_dict(saved["weights"])
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{file} cannot be used ({type(error).__name__}: {reason})") from None
+    return network, saved
 
 
 def _study_of(path: Path) -> Path | None:

@@ -53,6 +53,6 @@ def test_the_bound_of_a_private_mechanism_stays_below_its_epsilon() -> None:
     draws, wrong = np.random.default_rng(0), 0
     for _ in range(20):
         included = draws.random(200) < 0.5
-        told = np.where(draws.random(200) < math.e / (1 + math.e), included, ~included)
-        wrong += audit_scores(told + 1e-3 * draws.random(200), included, 0.0).epsilon > 1
+        guesses = np.where(draws.random(200) < math.e / (1 + math.e), included, ~included)
+        wrong += audit_scores(guesses + 1e-3 * draws.random(200), included, 0.0).epsilon > 1
     assert wrong <= 1

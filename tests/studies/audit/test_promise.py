@@ -102,9 +102,9 @@ def test_label_privacy_is_said_to_be_untested(tiny: Tiny) -> None:
     assert facts["training"]["label_epsilon"] == 1
     assert facts["training"]["mechanism"] is None
     assert (facts["claim"], facts["verdict"]) == (None, "no claim")
-    said = sentence(facts)
-    assert "The run promises label privacy, epsilon 1" in said
-    assert "The audit does not test that" in said
+    text = sentence(facts)
+    assert "The run promises label privacy, epsilon 1" in text
+    assert "The audit does not test that" in text
 
 
 def test_shadows_learn_from_lies_where_labels_are_randomised(

@@ -76,7 +76,7 @@ def test_an_overfitted_run_is_caught_and_the_page_says_so(
         space,
         Options(shadows=4, canaries=150),
         claim=Claim(0.5, 1e-5),
-        notify=lambda event, **told: seen.append(told["note"]),
+        notify=lambda event, **facts: seen.append(facts["note"]),
     )
     found = {(a["target"], a["attack"], a["client"]): a for a in facts["attacks"]}
     assert found["teacher", "lira", facts["client"]]["auc_interval"][0] > 0.5
