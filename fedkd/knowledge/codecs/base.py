@@ -11,6 +11,9 @@ import numpy as np
 # One raw LZMA2 stream: no header, no checksum (Flower's transport has its own).
 _LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 2**20}]
 
+Array = np.ndarray
+Shape = tuple[int, ...]
+
 
 class Codec(ABC):
     """float32 numbers to what travels, and back.
@@ -28,9 +31,7 @@ class Codec(ABC):
     dtype: type[np.generic] = np.uint8
 
     @abstractmethod
-    def encode(
-        self, values: np.ndarray, *, logits: bool = False, before: np.ndarray | None = None
-    ) -> np.ndarray:
+    def encode(self, values: Array, *, logits: bool = False, before: Array | None = None) -> Array:
         """What travels.
 
         Args:
@@ -41,13 +42,8 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(
-        self,
-        sent: np.ndarray,
-        shape: tuple[int, ...],
-        *,
-        logits: bool = False,
-        before: np.ndarray | None = None,
-    ) -> np.ndarray:
+        self, sent: Array, shape: Shape, *, logits: bool = False, before: Array | None = None
+    ) -> Array:
         """float32 numbers of `shape`, or the numbers themselves if that is what travelled.
 
         Raises:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedkd.knowledge.codecs import CODECS
-from fedkd.knowledge.codecs.base import Codec, centred, squeeze, unsqueeze
+from fedkd.knowledge.codecs.base import Array, Codec, Shape, centred, squeeze, unsqueeze
 
 _LENGTH = struct.Struct("<I")
 
@@ -42,9 +42,7 @@ class Delta(Codec):
         self.inner = CODECS.create(name, **options)
         self.tolerance = tolerance
 
-    def encode(
-        self, values: np.ndarray, *, logits: bool = False, before: np.ndarray | None = None
-    ) -> np.ndarray:
+    def encode(self, values: Array, *, logits: bool = False, before: Array | None = None) -> Array:
         """A bit per sample, then the samples that changed."""
         if not np.isfinite(values).all():
             return values.astype(np.float32)
@@ -61,13 +59,8 @@ class Delta(Codec):
         return np.frombuffer(_LENGTH.pack(len(bits)) + bits + rows, np.uint8)
 
     def decode(
-        self,
-        sent: np.ndarray,
-        shape: tuple[int, ...],
-        *,
-        logits: bool = False,
-        before: np.ndarray | None = None,
-    ) -> np.ndarray:
+        self, sent: Array, shape: Shape, *, logits: bool = False, before: Array | None = None
+    ) -> Array:
         """Raises `ValueError` for damaged bytes, or if something is missing from last time."""
         if not shape:
             last = None if before is None else np.atleast_1d(before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedkd.knowledge.codecs import CODECS
-from fedkd.knowledge.codecs.base import Codec
+from fedkd.knowledge.codecs.base import Array, Codec, Shape
 
 
 class Plain(Codec):
@@ -13,21 +13,14 @@ class Plain(Codec):
 
     dtype: type[np.floating] = np.float32
 
-    def encode(
-        self, values: np.ndarray, *, logits: bool = False, before: np.ndarray | None = None
-    ) -> np.ndarray:
+    def encode(self, values: Array, *, logits: bool = False, before: Array | None = None) -> Array:
         """The same numbers; what does not fit becomes infinite, and is refused as that."""
         with np.errstate(over="ignore"):
             return values.astype(self.dtype)
 
     def decode(
-        self,
-        sent: np.ndarray,
-        shape: tuple[int, ...],
-        *,
-        logits: bool = False,
-        before: np.ndarray | None = None,
-    ) -> np.ndarray:
+        self, sent: Array, shape: Shape, *, logits: bool = False, before: Array | None = None
+    ) -> Array:
         """The same numbers."""
         if sent.dtype != np.dtype(self.dtype):
             raise ValueError(f"dtype {sent.dtype}, expected {np.dtype(self.dtype)}")

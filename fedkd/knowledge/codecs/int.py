@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from fedkd.knowledge.codecs import CODECS
-from fedkd.knowledge.codecs.base import Codec, centred, squeeze, unsqueeze
+from fedkd.knowledge.codecs.base import Array, Codec, Shape, centred, squeeze, unsqueeze
 
 _RANGE = struct.Struct("<ff")
 
@@ -36,9 +36,7 @@ class Int(Codec):
         self.depth = depth
         self.levels = 2**bits - 1
 
-    def encode(
-        self, values: np.ndarray, *, logits: bool = False, before: np.ndarray | None = None
-    ) -> np.ndarray:
+    def encode(self, values: Array, *, logits: bool = False, before: Array | None = None) -> Array:
         """Range, then one code per number, all samples of a class together."""
         if not np.isfinite(values).all():  # sent as plain numbers, to be refused as such
             return values.astype(np.float32)
@@ -49,13 +47,8 @@ class Int(Codec):
         return squeeze(_RANGE.pack(low, high) + self._join(codes.astype(np.uint8)))
 
     def decode(
-        self,
-        sent: np.ndarray,
-        shape: tuple[int, ...],
-        *,
-        logits: bool = False,
-        before: np.ndarray | None = None,
-    ) -> np.ndarray:
+        self, sent: Array, shape: Shape, *, logits: bool = False, before: Array | None = None
+    ) -> Array:
         """Raises `ValueError` for damaged bytes and impossible ranges."""
         count = int(np.prod(shape))
         per_byte = 8 // self.bits
@@ -113,22 +106,15 @@ class LogitCodec(Codec):
     def read(self, sent: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Logits of `shape`. Raises `ValueError` for damaged bytes and unknown classes."""
 
-    def encode(
-        self, values: np.ndarray, *, logits: bool = False, before: np.ndarray | None = None
-    ) -> np.ndarray:
+    def encode(self, values: Array, *, logits: bool = False, before: Array | None = None) -> Array:
         """Bytes; numbers that are not finite as they are, to be refused as that."""
         if not np.isfinite(values).all():
             return values.astype(np.float32)
         return squeeze(self.write(values)) if logits else self._others.encode(values)
 
     def decode(
-        self,
-        sent: np.ndarray,
-        shape: tuple[int, ...],
-        *,
-        logits: bool = False,
-        before: np.ndarray | None = None,
-    ) -> np.ndarray:
+        self, sent: Array, shape: Shape, *, logits: bool = False, before: Array | None = None
+    ) -> Array:
         """What was written. Raises `ValueError` for damaged bytes and unknown classes."""
         return self.read(sent, shape) if logits else self._others.decode(sent, shape)
 
