@@ -171,10 +171,11 @@ def result_table(
             top = key == "final" or (value is not None and value["mean"] == tops.get(key))
             cells.append(Cell(shown(key, value), strong=top))
         body.append(Row([*cells, str(len(row["seeds"]))], _key(ours, factors)))
-    crowded = ("down", "seconds") if len(factors) > 1 and not swept else ()
+    # A terminal has room for the choices of many factors or for all numbers, not for both.
+    left_out = ("seconds", "down", "up")[: len(factors)] if len(factors) > 1 and not swept else ()
     header = [Column(title, look="first") for title in factors or ["method"]]
     for key, title, _, both in columns:
-        on = "" if both and key not in crowded else "page"
+        on = "" if both and key not in left_out else "page"
         header.append(Column(title, number=True, on=on, look="soft"))
     header.append(Column("seeds", number=True, on="page", look="soft"))
     return Table(header, body, f"{found['name']} · {seeds(found['seeds'])}")
