@@ -101,7 +101,7 @@ def test_who_copies_an_honest_teacher_silences_that_one_at_most() -> None:
 
 
 def test_most_teachers_are_never_taken_for_one() -> None:
-    """However alike they are, and whatever the others say."""
+    """However alike they are, and whatever the others answer."""
     for count in range(3, 12):
         most = count // 2 + 1
         bank = _answers([_noisy(0, 0.6)] * most + [_noisy(1 + m, 0.3) for m in range(count - most)])
