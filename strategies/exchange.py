@@ -65,6 +65,15 @@ KNOWLEDGE = Phase("knowledge", "query.knowledge", knowledge=True)
 EVALUATE = Phase("evaluate", "evaluate", knowledge=True)
 
 
+@dataclass(frozen=True)
+class Answered:
+    """A reply that holds records; whether they can be used is not known yet."""
+
+    client: int
+    records: RecordDict
+    seconds: float
+
+
 class Exchange:
     """Messages to the nodes of a run, and their replies.
 
@@ -115,11 +124,8 @@ class Exchange:
 
     def ask(
         self, number: int, phase: Phase, nodes: Mapping[int, int], content: RecordDict
-    ) -> Iterator[Delivery]:
+    ) -> Iterator[Answered]:
         """Send the same records to clients; yield replies as they arrive.
-
-        Who answers through a worker that went down is asked again: that is not the client's fault,
-        and what it finished before is in its files and not done again.
 
         Args:
             number: The round.
@@ -129,6 +135,19 @@ class Exchange:
 
         Raises:
             RuntimeError: every worker process died.
+        """
+        for delivery in self.deliver(number, phase, nodes, content):
+            records = self.content(delivery, number, phase)
+            if records is not None:
+                yield Answered(delivery.client, records, round(delivery.seconds, 3))
+
+    def deliver(
+        self, number: int, phase: Phase, nodes: Mapping[int, int], content: RecordDict
+    ) -> Iterator[Delivery]:
+        """Send, count and announce what `ask` reads.
+
+        Who answers through a worker that went down is asked again: that is not the client's fault,
+        and what it finished before is in its files and not done again.
         """
         messages: Messages = {
             client: partial(self.message, node, number, phase, content, client)
@@ -229,38 +248,31 @@ class Exchange:
 
     def numbers(
         self,
-        delivery: Delivery,
+        answer: Answered,
         number: int,
         phase: Phase,
-        content: RecordDict | None,
         allowed: Mapping[str, Number],
         required: Collection[str],
     ) -> dict[str, float | int] | None:
         """A reply's numbers, or None after recording why they are not used."""
-        if content is None:
-            return None
         try:
-            return read_numbers(content, allowed, required)
+            return read_numbers(answer.records, allowed, required)
         except Refused as refusal:
-            self.refuse(number, phase, delivery.client, str(refusal))
+            self.refuse(number, phase, answer.client, str(refusal))
             return None
 
-    def accept(
-        self, delivery: Delivery, number: int, phase: Phase, asked: Sequence[Images]
-    ) -> RecordDict | None:
-        """Hand the answers in a reply to the server; None after recording why they are refused."""
-        content = self.content(delivery, number, phase)
-        if content is None or not asked:
-            return content
+    def accept(self, answer: Answered, number: int, phase: Phase, asked: Sequence[Images]) -> bool:
+        """Hand a reply's answers to the server; False after recording why they are refused."""
         try:
-            replies = read_replies(content, self._max_bytes)
-            self._server.accept(delivery.client, number, asked, replies)
+            if asked:
+                replies = read_replies(answer.records, self._max_bytes)
+                self._server.accept(answer.client, number, asked, replies)
         except Refused as refusal:
-            self.refuse(number, phase, delivery.client, str(refusal))
+            self.refuse(number, phase, answer.client, str(refusal))
             if phase is KNOWLEDGE and self._federation.quarantine.after is not None:
-                strike(self._run, number, delivery.client, str(refusal))
-            return None
-        return content
+                strike(self._run, number, answer.client, str(refusal))
+            return False
+        return True
 
     def refuse(self, number: int, phase: Phase, client: int | None, reason: str) -> None:
         """Record why a client, or what it sent, takes no part."""

@@ -87,19 +87,16 @@ class FederatedDistillation:
             self.exchange.refuse(round_number, TRAIN, client, reason)
         asked = {c: node for c, node in self.nodes.by_client.items() if c not in out}
         self._trained = []
-        for delivery in self.exchange.ask(round_number, TRAIN, asked, content):
-            records = self.exchange.content(delivery, round_number, TRAIN)
-            facts = self.exchange.numbers(
-                delivery, round_number, TRAIN, records, *self._training_numbers()
-            )
+        for reply in self.exchange.ask(round_number, TRAIN, asked, content):
+            facts = self.exchange.numbers(reply, round_number, TRAIN, *self._training_numbers())
             if facts is None:
                 continue
-            self._trained.append(delivery.client)
+            self._trained.append(reply.client)
             self._server.run.record(
                 ClientTrained(
                     round=round_number,
-                    client=delivery.client,
-                    seconds=round(delivery.seconds, 3),
+                    client=reply.client,
+                    seconds=reply.seconds,
                     loss=facts.get("loss"),
                     accuracy=facts.get("accuracy"),
                     epsilon=facts.get("epsilon"),
@@ -108,8 +105,8 @@ class FederatedDistillation:
             )
             if facts.get("trained") == 0:
                 self._server.warn(
-                    f"round {round_number}: the privacy budget of client {delivery.client} is "
-                    "spent; its teacher stays as it is and goes on answering"
+                    f"round {round_number}: the privacy budget of client {reply.client} is spent; "
+                    "its teacher stays as it is and goes on answering"
                 )
         write_statement(self._server.run)
 
@@ -118,8 +115,8 @@ class FederatedDistillation:
         held = self._server.answered(round_number)
         asked = {c: node for c, node in self._trainers().items() if c not in held}
         images = self._server.context.learning_images
-        for delivery in self.exchange.ask(round_number, KNOWLEDGE, asked, RecordDict()):
-            self.exchange.accept(delivery, round_number, KNOWLEDGE, images)
+        for reply in self.exchange.ask(round_number, KNOWLEDGE, asked, RecordDict()):
+            self.exchange.accept(reply, round_number, KNOWLEDGE, images)
 
     def evaluate(self, round_number: int) -> None:
         """Ask for the teachers' test answers; at the end also for a verdict on the student."""
@@ -129,21 +126,19 @@ class FederatedDistillation:
             return
         content = RecordDict({STUDENT: self._student()}) if judged else RecordDict()
         allowed = JUDGED if judged else {}
-        for delivery in self.exchange.ask(round_number, EVALUATE, self._trainers(), content):
-            client = delivery.client
-            records = self.exchange.accept(delivery, round_number, EVALUATE, images)
-            facts = self.exchange.numbers(
-                delivery, round_number, EVALUATE, records, allowed, allowed
-            )
+        for reply in self.exchange.ask(round_number, EVALUATE, self._trainers(), content):
+            if not self.exchange.accept(reply, round_number, EVALUATE, images):
+                continue
+            facts = self.exchange.numbers(reply, round_number, EVALUATE, allowed, allowed)
             if facts and facts["holdout_right"] > facts["holdout_total"]:
                 reason = "holdout_right: more than holdout_total"
-                self.exchange.refuse(round_number, EVALUATE, client, reason)
+                self.exchange.refuse(round_number, EVALUATE, reply.client, reason)
             elif facts and facts["holdout_total"]:
                 self._server.run.record(
                     ClientEvaluated(
                         round=round_number,
-                        client=client,
-                        seconds=round(delivery.seconds, 3),
+                        client=reply.client,
+                        seconds=reply.seconds,
                         holdout_right=facts["holdout_right"],
                         holdout_total=facts["holdout_total"],
                     )
