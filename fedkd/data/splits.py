@@ -152,40 +152,22 @@ def federate(
         raise ValueError(
             f"partition_options: expected a dictionary of options, got {partition_options!r}"
         )
-    own = transfer_images is None
     wanted = {
-        "transfer": transfer_size if own else 0,
+        "transfer": transfer_size if transfer_images is None else 0,
         "validation": validation_size,
         "private": clients if private_size is None else private_size,
     }
-    if sum(wanted.values()) > len(train):
-        listed = " + ".join(f"{count} {name}" for name, count in wanted.items() if count)
-        raise ValueError(
-            f"the training set has {len(train)} images, but {listed} = "
-            f"{sum(wanted.values())} are asked for"
-        )
-
-    left = torch.arange(len(train))
-    rows = {}
-    for name, count in wanted.items():
-        if name == "private" and private_size is None:
-            count = len(left)
-        order = torch.randperm(len(left), generator=stream(seed, "split", name))
-        rows[name], left = left[order[:count]], left[order[count:].sort().values]
+    rows = _rows(wanted, len(train), seed, all_the_rest=private_size is None)
     private = rows["private"].sort().values
-    _check_disjoint(list(rows.values()))
-
     if transfer_images is None:
         chosen = train.subset(rows["transfer"])
     else:
-        chosen = _draw("transfer", transfer_images, transfer_size, seed)
-        chosen = conform(chosen, train.shape)
+        chosen = conform(_draw("transfer", transfer_images, transfer_size, seed), train.shape)
     true_labels = chosen.labels if chosen.classes == train.classes else None
     chosen = replace(
         chosen, labels=true_labels if transfer_labelled else None, classes=train.classes
     )
     mean, std = chosen.statistics()
-
     assert train.labels is not None
     parts = deal(
         partition, train.labels[private].numpy(), clients, seed=seed, **(partition_options or {})
@@ -206,6 +188,25 @@ def federate(
         mean=mean,
         std=std,
     )
+
+
+def _rows(
+    wanted: Mapping[str, int], total: int, seed: int, *, all_the_rest: bool
+) -> dict[str, torch.Tensor]:
+    """Rows of each set, drawn one after the other; the last takes `all_the_rest` if asked to."""
+    if sum(wanted.values()) > total:
+        listed = " + ".join(f"{count} {name}" for name, count in wanted.items() if count)
+        raise ValueError(
+            f"the training set has {total} images, but {listed} = {sum(wanted.values())} are "
+            "asked for"
+        )
+    left, rows = torch.arange(total), {}
+    for name, count in wanted.items():
+        take = len(left) if all_the_rest and name == list(wanted)[-1] else count
+        order = torch.randperm(len(left), generator=stream(seed, "split", name))
+        rows[name], left = left[order[:take]], left[order[take:].sort().values]
+    _check_disjoint(list(rows.values()))
+    return rows
 
 
 def overlaps(data: FederatedData) -> dict[str, int]:

@@ -6,16 +6,15 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from fedkd.runs.events import EpochFinished, MessageCounted, PhaseName, ReplyRefused, RoundFinished
 from simulations.cli.arguments import RunPath
 from simulations.cli.configs import open_run
 
-# What is written down while a round goes on, in the order of its phases.
-_PHASES = get_args(PhaseName)
+if TYPE_CHECKING:
+    from fedkd.runs.events import EpochFinished, MessageCounted
 
 
 @dataclass
@@ -61,6 +60,8 @@ def status_of(path: Path) -> Status:
     Raises:
         ConfigError: `path` is no run directory.
     """
+    from fedkd.runs.events import EpochFinished, ReplyRefused, RoundFinished
+
     run = open_run(path)
     rounds, messages = run.events(RoundFinished), run.messages()
     finished = rounds[-1].round if rounds else 0
@@ -110,9 +111,11 @@ def _seconds(messages: list[MessageCounted], clients: dict[int, Health]) -> None
 
 def _phase(epochs: list[EpochFinished], messages: list[MessageCounted], current: int) -> str:
     """The latest phase of which anything is recorded in the round under way."""
+    from fedkd.runs.events import PhaseName
+
     seen = {message.phase for message in messages if message.round == current}
     seen |= {"distil" for epoch in epochs if epoch.round == current}
-    return max(seen, key=_PHASES.index, default="waiting for clients")
+    return max(seen, key=get_args(PhaseName).index, default="waiting for clients")
 
 
 def _disk(path: Path) -> dict[str, int]:
