@@ -13,10 +13,10 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 import torch
@@ -101,7 +101,7 @@ def sampled_shapley(
         permutations: Orders drawn, at least 2.
         generator: Draws them.
         tolerance: Largest difference that is taken for none; 0 never truncates.
-        on_permutation: Hears how many are done.
+        on_permutation: Called with how many are done.
     """
     if permutations < 2:
         raise ValueError(f"standard errors need at least 2 permutations, got {permutations}")
@@ -176,6 +176,29 @@ def ensemble_game(
     return clients, value
 
 
+Numbers = Mapping[str, float | list[float]]
+"""Of one client, or of one coalition: measure -> value, or values per class."""
+
+
+class Measured(TypedDict):
+    """One round: what all give together, what guessing gives, and what each client adds."""
+
+    permutations: int
+    everybody: Numbers
+    nobody: Numbers
+    clients: dict[int, Numbers]
+
+
+class Contribution(Measured):
+    """What `contribution.json` holds, over one round or several."""
+
+    run: str
+    rounds: list[int]
+    classes: list[str]
+    fusion: list[str]
+    students: NotRequired[dict[str, Any]]
+
+
 def contribution(
     run: RunDirectory,
     workspace: ExperimentContext,
@@ -183,7 +206,7 @@ def contribution(
     all_rounds: bool = False,
     permutations: int = 200,
     notify: Notify = silent,
-) -> dict[str, Any]:
+) -> Contribution:
     """Who carries the ensemble, as plain values; also written to `contribution.json`.
 
     Args:
@@ -191,12 +214,12 @@ def contribution(
         workspace: What its config means.
         all_rounds: The mean over all rounds; else the last round.
         permutations: Orders drawn with more than `EXACT_UP_TO` teachers.
-        notify: Hears of progress.
+        notify: Receives progress.
     """
     rounds = finished_rounds(run)
     rounds = rounds if all_rounds else rounds[-1:]
     measured = [_round(run, workspace, number, permutations, notify) for number in rounds]
-    facts = {
+    facts: Contribution = {
         "run": run.identity,
         "rounds": rounds,
         "classes": list(workspace.data.classes),
@@ -218,7 +241,7 @@ def contribution(
 
 def leave_one_out_students(
     run: RunDirectory, workspace: ExperimentContext, notify: Notify = silent
-) -> dict[str, Any]:
+) -> Contribution:
     """The student distilled anew without each client in turn, all rounds; added to the JSON.
 
     Slow: as many distillations as clients. They are kept under `contribution/` of the run and
@@ -236,10 +259,10 @@ def leave_one_out_students(
         server = distil_again(new, workspace, notify)
         alone = accuracy(predict(server.student, images), truth)
         table[client] = {"accuracy_without": alone, "influence": whole - alone}
-    facts = run.read_json("contribution.json") or {}
+    facts = cast(Contribution, run.read_json("contribution.json") or {})
     facts["students"] = {"accuracy": whole, "clients": table}
     run.write_json("contribution.json", facts)
-    return dict(facts)
+    return facts
 
 
 # -- parts -----------------------------------------------------------------------------------------
@@ -247,7 +270,7 @@ def leave_one_out_students(
 
 def _round(
     run: RunDirectory, workspace: ExperimentContext, number: int, permutations: int, notify: Notify
-) -> dict[str, Any]:
+) -> Measured:
     clients, value = ensemble_game(run, workspace, number)
     members = len(clients)
     if members <= EXACT_UP_TO:
@@ -262,7 +285,7 @@ def _round(
         )  # fmt: skip
     everybody = frozenset(range(members))
     whole, nothing = value(everybody), value(frozenset())
-    rows = {}
+    rows: dict[int, Numbers] = {}
     for member, client in enumerate(clients):
         lost = whole - value(everybody - {member})
         share, error = shares.values[member], shares.errors[member]
@@ -283,7 +306,7 @@ def _round(
     }
 
 
-def _mean_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _mean_of(records: Sequence[Numbers]) -> Numbers:
     """The mean of numbers and lists of numbers, key by key."""
     return {
         key: np.mean([record[key] for record in records], axis=0).tolist() for key in records[0]

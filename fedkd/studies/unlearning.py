@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +156,22 @@ def find_exact(run: RunDirectory, without: Collection[int]) -> RunDirectory | No
     return found if found is not None and (found.path / EVIDENCE).is_file() else None
 
 
+class Evidence(Lineage):
+    """What `unlearning.json` holds: how students differ, and how far they follow who left."""
+
+    hash: str
+    influenced: bool
+    students: dict[str, dict[str, Any]]
+    opinions: dict[int, Mapping[str, Any]]
+
+
 def evidence(
     run: RunDirectory,
     server: Server,
     without: Collection[int],
     *,
     exact: RunDirectory | None = None,
-) -> dict[str, Any]:
+) -> Evidence:
     """What the removal changed, as plain values; also written to `unlearning.json`.
 
     Args:
@@ -181,8 +190,9 @@ def evidence(
     on_test = {name: predict(student, data.test.images) for name, student in students.items()}
     images = data.transfer.images.images
     on_transfer = {name: predict(student, images) for name, student in students.items()}
-    facts: dict[str, Any] = {
-        **(new.read_json(LINEAGE) or {}),
+    lineage: Lineage = new.read_json(LINEAGE)
+    facts: Evidence = {
+        **lineage,
         "hash": network_hash(server.student),
         # With feedback the others' teachers learnt from a student that knew these clients.
         "influenced": run.experiment.teachers.feedback.use != "none" and server.round > 1,
@@ -212,7 +222,7 @@ def _opinions(
     client: int,
     without: Collection[int],
     students: dict[str, Tensor],
-) -> dict[str, Any] | None:
+) -> Mapping[str, Any] | None:
     """How far each student still follows a client's answers of its last round.
 
     `follows` is the share of images on which the student names the client's class where those who

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -95,7 +96,7 @@ def _erase(console: Any, run: Any, without: list[int], yes: bool) -> None:
         console.print("nothing was deleted")
 
 
-def _table(facts: dict[str, Any]) -> Any:
+def _table(facts: Mapping[str, Any]) -> Any:
     from rich.table import Table
 
     who = ", ".join(map(str, facts["without"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -70,6 +70,36 @@ class Options:
             )
 
 
+class AttackRecord(TypedDict):
+    """How one attack did on one target, a client's or everybody's; see `Membership`."""
+
+    target: str
+    attack: str
+    client: int | None
+    auc: float
+    auc_interval: tuple[float, float]
+    tpr: float
+    tpr_interval: tuple[float, float]
+    members: int
+    others: int
+    leaks: bool
+
+
+class AuditRecord(TypedDict):
+    """What `audit.json` holds: `Training`, `Options`, `Claim` and `Bound` as plain values."""
+
+    run: str
+    client: int
+    model: str
+    promise: str
+    training: dict[str, Any]
+    options: dict[str, Any]
+    attacks: list[AttackRecord]
+    claim: dict[str, Any] | None
+    bound: dict[str, Any] | None
+    verdict: str
+
+
 def audit_run(
     run: RunDirectory,
     workspace: ExperimentContext,
@@ -78,7 +108,7 @@ def audit_run(
     mechanism: Mechanism | None = None,
     claim: Claim | None = None,
     notify: Notify = silent,
-) -> dict[str, Any]:
+) -> AuditRecord:
     """Attack a finished run and write what was found to `audit.json`.
 
     Reads private images, so it belongs where they are: in a simulation, or at a client. What it
@@ -92,10 +122,6 @@ def audit_run(
             nothing; for the others it is known.
         claim: What if this were promised for the whole run? Likewise.
         notify: Receives each training.
-
-    Returns:
-        attacks (a list of {target, attack, client, ...Membership}), `bound` or None, promise,
-        claim, training, verdict and options, as plain values.
 
     Raises:
         ConfigError: the run cannot be audited so.
@@ -129,7 +155,7 @@ def audit_run(
             workspace, client, pool, options.canaries, delta, training, options.draw
         )
     attacks.sort(key=lambda attack: _NEAREST.index(attack["target"]))
-    facts = {
+    facts: AuditRecord = {
         "run": run.identity,
         "client": client,
         "model": run.experiment.teachers.model_of(client).name,
@@ -154,7 +180,7 @@ def _on_one_teacher(
     training: Training,
     options: Options,
     work: _Progress,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[AttackRecord]:
     """Attacks on one client: on its teacher, on what the server holds of it, on the student."""
     members, others = matched(
         workspace.data.shard(client), pool, options.most, workspace.experiment.seed
@@ -244,12 +270,20 @@ class _Target:
 
     def scored(
         self, target: str, attack: str, client: int | None, scores: np.ndarray
-    ) -> dict[str, Any]:
+    ) -> AttackRecord:
         found = membership(scores[: self.members], scores[self.members :], self.generator)
         return {
-            "target": target, "attack": attack, "client": client,
-            **asdict(found), "leaks": found.leaks,
-        }  # fmt: skip
+            "target": target,
+            "attack": attack,
+            "client": client,
+            "auc": found.auc,
+            "auc_interval": found.auc_interval,
+            "tpr": found.tpr,
+            "tpr_interval": found.tpr_interval,
+            "members": found.members,
+            "others": found.others,
+            "leaks": found.leaks,
+        }
 
 
 class _Progress:
@@ -269,7 +303,7 @@ def _loss(
     seed: int,
     target: str,
     client: int | None,
-) -> list[dict[str, Any]]:
+) -> list[AttackRecord]:
     """The loss threshold; nothing if no class is on both sides."""
     mine, theirs = matched(members, others, most, seed)
     if len(mine) == 0:
@@ -280,7 +314,7 @@ def _loss(
 
 def _all_teachers(
     run: RunDirectory, workspace: ExperimentContext, pool: ImageSet, most: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[AttackRecord]:
     for client in range(workspace.data.num_clients):
         if len(workspace.data.shard_rows[client]):
             teacher = _teacher(run, workspace, client)
