@@ -179,15 +179,15 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def test_outside_libraries_enter_by_their_doors() -> None:
-    strangers = []
+    unknown = []
     for module, targets in IMPORTS.items():
         file = FILES[module].relative_to(ROOT).as_posix()
         for target in sorted(targets):
             library = target.split(".")[0]
             known = library in EVERYWHERE | sys.stdlib_module_names | set(PACKAGES)
             if not known and not file.startswith(DOORS.get(library, ("-",))):
-                strangers.append(f"{file} imports {target}")
-    assert strangers == []
+                unknown.append(f"{file} imports {target}")
+    assert unknown == []
 
 
 def test_exceptions_are_still_needed() -> None:

@@ -378,7 +378,7 @@ def _index(items: list[Any], key: str, whole: str, place: list[str]) -> int:
     remedy = (
         f"its places are 0 to {len(items) - 1}"
         if _decimal(key.removeprefix("-"))
-        else f"say which one, for example {example}"
+        else f"name one, for example {example}"
     )
     raise ConfigError(f"{whole}: {key!r} is not an index of a list of {len(items)}; {remedy}")
 

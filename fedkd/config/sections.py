@@ -96,7 +96,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
-# What an optimiser is used with where nothing is said: learning rate, weight decay.
+# What an optimiser is used with where nothing is given: learning rate, weight decay.
 _RATES = {"sgd": (0.05, 5e-4), "adam": (0.003, 0.0), "adamw": (0.003, 0.01)}
 
 
@@ -323,7 +323,7 @@ class Federation(Section):
 
 
 class Evaluation(Section):
-    """What is measured, on the public test set unless said otherwise."""
+    """What is measured, on the public test set unless another is named."""
 
     teachers: bool = Field(default=True, description="teachers answer the test images too")
     clients: bool = Field(

@@ -58,7 +58,7 @@ def check_room(what: str, size: int, packed: int | None = None) -> None:
 
 
 def _free_memory() -> int | None:
-    """Bytes that a process can get; None where the system does not say."""
+    """Bytes that a process can get; None where the system does not report it."""
     found = []
     try:
         with Path("/proc/meminfo").open(encoding="ascii") as lines:

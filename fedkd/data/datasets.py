@@ -365,7 +365,7 @@ def _read_idx(file: Path, expected: int) -> np.ndarray:
             lengths = np.frombuffer(head[4:].ljust(4 * axes, b"\0"), ">u4")
             announced = len(head) + math.prod(lengths.tolist())
             size = file.stat().st_size
-            if head[:3] == b"\0\0\x08":  # else it is none, and said to be
+            if head[:3] == b"\0\0\x08":  # else it is refused as none
                 packed = size if file.suffix == ".gz" else None
                 check_room(shown(file), announced if packed else min(announced, size), packed)
             else:

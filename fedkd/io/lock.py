@@ -69,7 +69,7 @@ class Lock:
                 raise
             logger.warning(
                 "%s: the file system has no locks (%s); two processes that go on with one run "
-                "are not told apart", self.path.parent, error.strerror,
+                "are not distinguished", self.path.parent, error.strerror,
             )  # fmt: skip
             return None
         os.ftruncate(descriptor, 0)

@@ -73,7 +73,7 @@ class ClippedSteps:
         self._ghost = clipping == "ghost"
         self._ghost_loss = opacus.DPTensorFastGradientClipping
         # The losses are summed, so nobody needs to know how many there are. Opacus' optimiser alone
-        # is told "mean": there it means the division by the expected size.
+        # gets "mean": there it means the division by the expected size.
         if self._ghost:
             make_module, make_optimizer = (
                 opacus.GradSampleModuleFastGradientClipping,

@@ -1,4 +1,4 @@
-"""Local training of a teacher with DP-SGD: its weights say little about any single image.
+"""Local training of a teacher with DP-SGD: its weights reveal little about any single image.
 
 The guarantee is for adding or removing one image of one client (Poisson sampling, Gaussian noise).
 All that fixes it is public: sampling rate, steps, noise, clipping norm and the divisor of the

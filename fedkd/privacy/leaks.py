@@ -23,10 +23,10 @@ def check_leaks(experiment: Experiment, rules: Sequence[Fusion], kinds: Sequence
     privacy = experiment.teachers.privacy
     if privacy is None:
         return
-    for rule, told in zip(experiment.fusion, rules):
-        if told.discloses:
+    for rule, built in zip(experiment.fusion, rules):
+        if built.discloses:
             raise ConfigError(
-                f"fusion: {rule.name!r} discloses {', '.join(told.discloses)}, which no noise "
+                f"fusion: {rule.name!r} discloses {', '.join(built.discloses)}, which no noise "
                 "covers; with teachers.privacy take a rule that reads the answers only (uniform, "
                 "entropy, coverage, consensus)"
             )

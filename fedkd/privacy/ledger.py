@@ -171,8 +171,8 @@ class Ledger:
                 raise LedgerBroken(f"{self.path}, line {number}: was changed")
             self._lines.append(line)
             before = seal
-        told = self._head.read_text(encoding="utf-8") if self._head.exists() else ""
-        if told != before and _hash(told, self._lines[-1] if self._lines else {}) != before:
+        recorded = self._head.read_text(encoding="utf-8") if self._head.exists() else ""
+        if recorded != before and _hash(recorded, self._lines[-1] if self._lines else {}) != before:
             raise LedgerBroken(f"{self.path}: lines are missing at its end")
         if not self._lines or "account" not in self._lines[0]:
             raise LedgerBroken(f"{self.path}: names no account")

@@ -172,7 +172,7 @@ def _loss_problems(criterion: Criterion, labels: Tensor, num_classes: int) -> It
     if losses.shape != labels.shape:
         yield (
             f"the loss gives {tuple(losses.shape)} for {len(labels)} examples instead of one value "
-            "for each, so their gradients cannot be told apart"
+            "for each, so their gradients cannot be separated"
         )
         return
     for place in (0, len(labels) - 1):

@@ -136,11 +136,11 @@ def load_policy(path: Path) -> Policy:
 def explained(policy: Policy) -> Iterator[str]:
     """The policy in sentences, for its owner."""
     out, promise, limits = policy.disclose, policy.promise, policy.limits
-    told = [*out.kinds]
-    told += ["how many images there are"] if out.num_examples else []
-    told += ["how many of each class"] if out.class_counts else []
-    told += ["loss and accuracy of training"] if out.training else []
-    yield f"tells the server: {', '.join(told) or 'nothing'}"
+    sent = [*out.kinds]
+    sent += ["how many images there are"] if out.num_examples else []
+    sent += ["how many of each class"] if out.class_counts else []
+    sent += ["loss and accuracy of training"] if out.training else []
+    yield f"tells the server: {', '.join(sent) or 'nothing'}"
     if out.holdout:
         yield f"judges one student per run on at most {out.holdout:.0%} of its images"
     if promise.mechanism == "none":

@@ -108,7 +108,7 @@ def load_assistants(run: RunDirectory) -> list[Network]:
 
 
 def signature_of(run: RunDirectory, data: FederatedData | None = None) -> Signature:
-    """What the run's networks take and say; of an older run, what its images tell.
+    """What the run's networks take and give; where no signature is kept, what its images show.
 
     Raises:
         ConfigError: the file is damaged, or the images are not those of the run.
@@ -142,7 +142,7 @@ def predict_files(
         run: The run, or another student.
         files: Picture files; a folder stands for all pictures in it and below, hidden ones less.
         top: Classes per picture; all of them if there are fewer.
-        on_error: Told of each file that cannot be read, which is then passed over; None: the
+        on_error: Called for each file that cannot be read, which is then passed over; None: the
             first one raises.
 
     Raises:

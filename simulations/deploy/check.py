@@ -53,13 +53,13 @@ def node_workspace(folder: Path) -> ExperimentContext:
     """
     experiment = load_experiment(folder / "experiment.yaml")
     settings = read_settings(folder / "settings.env")
-    told = settings.get("PARTITION_ID") or "0"
-    if not re.fullmatch("[0-9]{1,9}", told) or int(told) >= experiment.clients:
+    given = settings.get("PARTITION_ID") or "0"
+    if not re.fullmatch("[0-9]{1,9}", given) or int(given) >= experiment.clients:
         raise ConfigError(
             f"{folder / 'settings.env'}: PARTITION_ID: expected a client, 0 to "
-            f"{experiment.clients - 1}, got {told!r}"
+            f"{experiment.clients - 1}, got {given!r}"
         )
-    number = int(told)
+    number = int(given)
     root = settings.get("DATA_ROOT")
     data = settings.get("DATA")
     own = LocalShard(number, folder / Path(data).expanduser()) if data else None

@@ -150,8 +150,7 @@ def serve(folder: Path, host: str, port: int, superlink_port: int) -> None:
     """Serve the gate with the certificate in `folder`, as long as the SuperLink lives.
 
     `superlink.sh` starts it beside the SuperLink, whose process is its parent: it ends with it, and
-    if it ends first (say its port is taken) it ends the SuperLink, lest nodes wait in front of
-    nothing.
+    if it ends first (its port is taken) it ends the SuperLink, lest nodes wait in front of nothing.
     """
     parent = os.getppid()
     trusted = ssl.create_default_context(cafile=str(folder / "ca.crt"))

@@ -76,13 +76,13 @@ set -eu
 cd "$(dirname "$0")"
 for key in nodes/*.pub; do
   name=$(basename "$key" .pub)
-  if ! said=$(COLUMNS=200 ./flwr.sh supernode register "$key" remote --name "$name" 2>&1); then
-    case "$said" in
-      *"already in use"*) said="$name is registered already" ;;
-      *) echo "$said" >&2; exit 1 ;;
+  if ! output=$(COLUMNS=200 ./flwr.sh supernode register "$key" remote --name "$name" 2>&1); then
+    case "$output" in
+      *"already in use"*) output="$name is registered already" ;;
+      *) echo "$output" >&2; exit 1 ;;
     esac
   fi
-  echo "$said"
+  echo "$output"
 done
 ./flwr.sh supernode list remote
 """

@@ -185,13 +185,13 @@ def test_the_python_api_without_losses_and_fusion_takes_those_of_an_empty_config
     assert torch.equal(
         weights(shards=shards), weights(shards=shards, losses=written, fusion=["density_ratio"])
     )
-    # Nothing says who knows what: all teachers count alike, and that is said.
+    # Nothing shows who knows what: all teachers count alike, with a warning.
     with pytest.MonkeyPatch.context() as patch:
-        said: list[str] = []
-        patch.setattr("fedkd.api.logger.warning", lambda text, *rest: said.append(text % rest))
+        warned: list[str] = []
+        patch.setattr("fedkd.api.logger.warning", lambda text, *rest: warned.append(text % rest))
         assert torch.equal(weights(), weights(fusion=["uniform"]))
-    assert len(said) == 1
-    assert "without shards all 2 teachers count the same" in said[0]
+    assert len(warned) == 1
+    assert "without shards all 2 teachers count the same" in warned[0]
 
 
 PROMISES: list[dict[str, Any]] = [

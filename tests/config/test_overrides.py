@@ -26,7 +26,7 @@ from fedkd.config import ConfigError, load_experiment, make_experiment, parse_ya
         ("evaluation.baselines.0.x=3", "evaluation.baselines.0 is a value, not a section"),
         ("distillation.losses.9.x=1", "'9' is not an index of a list of 2; its places are 0 to 1"),
         ("distillation.losses.-1=kd", "'-1' is not an index of a list of 2; its places are"),
-        ("distillation.losses.weight=2", "say which one, for example distillation.losses.0.weight"),
+        ("distillation.losses.weight=2", "name one, for example distillation.losses.0.weight"),
         ("distillation.losses.²=kd", "'²' is not an index"),
         ("fusion=class_gated,entropy", "a list is written [a, b]"),
         ("fusion=[a", "fusion, line 1: "),

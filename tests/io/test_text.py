@@ -1,4 +1,4 @@
-"""What others say is text, wherever it is shown."""
+"""What comes from others is text, wherever it is shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole runs under a budget: what is spent, what is said, and what stays inside."""
+"""Whole runs under a budget: what is spent, what is reported, and what stays inside."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_when_the_budget_ends_the_teacher_freezes_and_the_run_goes_on(tiny: Tiny
         before, after = (load_state(folder / f"teacher-{n:04d}.pt")["weights"] for n in (2, 3))
         assert all(torch.equal(before[name], after[name]) for name in before)
         assert sum("reserve" in line for line in ledger_lines(run, client)) == 2
-    # It went on answering, the student went on learning, and everybody is told.
+    # It went on answering, the student went on learning, with a warning.
     assert [r.status for r in run.events(RoundFinished)] == ["ok"] * 3
     warned = [w.text for w in run.events(Warned)]
     assert sum("budget of client" in text and "round 3" in text for text in warned) == 3
@@ -210,10 +210,10 @@ def test_the_mechanism_is_the_same_whatever_a_client_holds(tiny: Tiny) -> None:
 
 def test_randomised_labels_keep_as_many_as_they_should() -> None:
     labels = torch.arange(10).repeat(4000)
-    told = randomised(labels, 10, 2.0)
+    drawn = randomised(labels, 10, 2.0)
     keep = keep_probability(2.0, 10)
-    assert (told == labels).double().mean().item() == pytest.approx(keep, abs=0.012)
-    lies = torch.bincount(told[(labels == 3) & (told != 3)], minlength=10)
+    assert (drawn == labels).double().mean().item() == pytest.approx(keep, abs=0.012)
+    lies = torch.bincount(drawn[(labels == 3) & (drawn != 3)], minlength=10)
     assert lies[3] == 0
     assert (lies[[0, 1, 2, 4, 5, 6, 7, 8, 9]] > 100).all()
     # The likelihood ratio of any answer is at most e^epsilon: keep against one certain other.
@@ -254,9 +254,9 @@ def test_a_release_has_its_statement_and_shows_no_single_teacher(tiny: Tiny) -> 
     checked: Any = SimpleNamespace(
         experiment=run.experiment.model_copy(update={"release": name}), events=run.events
     )
-    said = statement(checked)
-    assert said is not None
-    assert "promised is the budget" in said["how"]
+    facts = statement(checked)
+    assert facts is not None
+    assert "promised is the budget" in facts["how"]
     trained = run.events(ClientTrained)
     assert {(event.loss, event.accuracy) for event in trained} == {(None, None)}
     assert "answers of single teachers are not released" in render(make_page(Found(run)))

@@ -41,26 +41,26 @@ def test_a_budget_is_never_overdrawn_and_hardly_left_over(epsilon: float, delta:
 def _votes(teachers: int, queries: int, sure: float = 1.0) -> tuple[Tensor, Tensor]:
     """Each image of class q mod 4; a share `sure` of the teachers says so."""
     truth = torch.arange(queries) % 4
-    said = one_hot(truth, 4).float().expand(teachers, -1, -1).clone()
+    votes = one_hot(truth, 4).float().expand(teachers, -1, -1).clone()
     for number in range(round(teachers * (1 - sure))):
-        said[number] = one_hot((truth + 1 + number % 3) % 4, 4).float()
-    return said, truth
+        votes[number] = one_hot((truth + 1 + number % 3) % 4, 4).float()
+    return votes, truth
 
 
 def _noise() -> SecureGenerator:
     return SecureGenerator(0)
 
 
-def _ask(release: Release, said: Tensor, rounds: int = 1):  # type: ignore[no-untyped-def]
-    return release(said, torch.arange(said.shape[1]), rounds, _noise())
+def _ask(release: Release, votes: Tensor, rounds: int = 1):  # type: ignore[no-untyped-def]
+    return release(votes, torch.arange(votes.shape[1]), rounds, _noise())
 
 
 @pytest.mark.parametrize("rounds", [1, 4])
 @pytest.mark.parametrize("make", [GNMax, ProbSum])
 def test_all_rounds_together_cost_the_budget(make: type[Release], rounds: int) -> None:
     release = make(epsilon=3.0, delta=1e-5)
-    said, _ = _votes(80, 60)
-    mus = [_ask(release, said, rounds).mu for _ in range(rounds)]
+    votes, _ = _votes(80, 60)
+    mus = [_ask(release, votes, rounds).mu for _ in range(rounds)]
     assert epsilon_of(math.sqrt(sum(mu**2 for mu in mus)), 1e-5) == pytest.approx(3.0, rel=1e-6)
 
 
@@ -77,8 +77,8 @@ def test_the_noise_on_a_count_is_what_the_budget_asks() -> None:
 
 @pytest.mark.parametrize("name", RELEASES.names())
 def test_many_agreeing_teachers_survive_the_noise_and_few_queries_need_less(name: str) -> None:
-    said, truth = _votes(300, 40)
-    out = _ask(RELEASES.create(name, epsilon=8.0), said)
+    votes, truth = _votes(300, 40)
+    out = _ask(RELEASES.create(name, epsilon=8.0), votes)
     assert (out.scores.argmax(1) == truth[out.index]).double().mean() > 0.95
     assert torch.allclose(out.scores.sum(1), torch.ones(len(out.index)))
     assert out.index.tolist() == sorted(out.index.tolist())
@@ -86,8 +86,8 @@ def test_many_agreeing_teachers_survive_the_noise_and_few_queries_need_less(name
 
 @pytest.mark.parametrize("name", RELEASES.names())
 def test_a_tiny_budget_leaves_nothing_to_read(name: str) -> None:
-    said, truth = _votes(60, 400)
-    out = _ask(RELEASES.create(name, epsilon=0.01), said)
+    votes, truth = _votes(60, 400)
+    out = _ask(RELEASES.create(name, epsilon=0.01), votes)
     right = (out.scores.argmax(1) == truth[out.index]).double().sum()
     assert float(right) < 0.4 * 400
 
@@ -95,21 +95,21 @@ def test_a_tiny_budget_leaves_nothing_to_read(name: str) -> None:
 def test_confident_answers_where_teachers_agree_and_stops_before_the_budget() -> None:
     sure, _ = _votes(200, 60, sure=1.0)
     torn, _ = _votes(200, 60, sure=0.3)
-    said = torch.cat([sure, torn], dim=1)
+    votes = torch.cat([sure, torn], dim=1)
     release = ConfidentGNMax(epsilon=20.0, noise=0.1)
-    out = _ask(release, said)
+    out = _ask(release, votes)
     assert (out.index < 60).double().mean() > 0.9
     assert epsilon_of(out.mu, 1e-5) <= 20.0
-    poor = _ask(ConfidentGNMax(epsilon=1.0, noise=0.1), said)
+    poor = _ask(ConfidentGNMax(epsilon=1.0, noise=0.1), votes)
     assert len(poor.index) < len(out.index)
     assert epsilon_of(poor.mu, 1e-5) <= 1.0
 
 
 @pytest.mark.parametrize("name", RELEASES.names())
 def test_too_few_teachers_are_refused(name: str) -> None:
-    said, _ = _votes(10, 5)
+    votes, _ = _votes(10, 5)
     with pytest.raises(ValueError, match=r"10 teachers .* at least 50"):
-        _ask(RELEASES.create(name, epsilon=1.0), said)
+        _ask(RELEASES.create(name, epsilon=1.0), votes)
 
 
 @pytest.mark.parametrize(

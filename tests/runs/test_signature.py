@@ -156,8 +156,8 @@ def test_a_picture_is_read_as_in_training(copied: RunDirectory, tmp_path: Path) 
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "phone.png", exif=exif)
     small_one = upright.resize((12, 12), Image.Resampling.BILINEAR)
     small_one.save(tmp_path / "resized.png")
-    told = [best for _, best in predict_files(copied, sorted(tmp_path.glob("*.png")))]
-    assert told[0] == told[1] == told[2]
+    answers = [best for _, best in predict_files(copied, sorted(tmp_path.glob("*.png")))]
+    assert answers[0] == answers[1] == answers[2]
 
 
 def test_what_cannot_be_read_costs_no_other_picture(copied: RunDirectory, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_a_run_of_an_older_version_finds_its_student_by_its_data(
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "expected"),
     [
         ({"format": 2}, "format 2"),
         ({"classes": []}, "classes"),
@@ -245,11 +245,11 @@ def test_a_run_of_an_older_version_finds_its_student_by_its_data(
     ],
 )
 def test_a_damaged_signature_is_one_line(
-    copied: RunDirectory, values: dict[str, object], said: str
+    copied: RunDirectory, values: dict[str, object], expected: str
 ) -> None:
     content = copied.read_json(SIGNATURE) | values
     (copied.path / SIGNATURE).write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match=said) as refusal:
+    with pytest.raises(ConfigError, match=expected) as refusal:
         load_student(copied)
     assert "\n" not in str(refusal.value)
 

@@ -52,11 +52,11 @@ def fedkd(*words: str) -> tuple[int, str]:
 def make(folder: Path, experiment: Experiment, *words: str) -> Path:
     config = folder.parent / "tiny.yaml"
     config.write_text(experiment.to_yaml())
-    code, said = fedkd(
+    code, output = fedkd(
         "deploy", "init", str(folder), "--nodes", "3", "--host", "localhost", "--host", "127.0.0.1",
         "--config", str(config), *words,
     )  # fmt: skip
-    assert code == 0, said
+    assert code == 0, output
     return folder
 
 
@@ -156,12 +156,12 @@ def test_the_certificate_of_init_holds_for_the_servers_own_helper(
 def test_init_overwrites_nothing(tmp_path: Path, tiny: Tiny) -> None:
     folder = make(tmp_path / "dep", tiny())
     before = (folder / "ca" / "ca.key").read_bytes()
-    code, said = fedkd(
+    code, output = fedkd(
         "deploy", "init", str(folder), "--nodes", "3", "--host", "a", "--config",
         str(tmp_path / "tiny.yaml"),
     )  # fmt: skip
     assert code == 2
-    assert "exists already" in said
+    assert "exists already" in output
     assert (folder / "ca" / "ca.key").read_bytes() == before
 
 
@@ -188,15 +188,15 @@ def test_scripts_compose_file_and_units_are_well_formed(tmp_path: Path, tiny: Ti
     )
 
 
-@pytest.mark.parametrize(("said", "code"), [("Public key already in use.", 0), ("No.", 1)])
-def test_registering_again_goes_on_to_the_new_keys(tmp_path: Path, said: str, code: int) -> None:
+@pytest.mark.parametrize(("output", "code"), [("Public key already in use.", 0), ("No.", 1)])
+def test_registering_again_goes_on_to_the_new_keys(tmp_path: Path, output: str, code: int) -> None:
     (tmp_path / "nodes").mkdir()
     for name in ("node-0", "node-1"):
         (tmp_path / "nodes" / f"{name}.pub").touch()
     (tmp_path / "register.sh").write_text(scripts.REGISTER)
     (tmp_path / "flwr.sh").write_text(
         f"""#!/bin/sh
-case "$*" in *node-0*) echo "{said}"; exit 1 ;; *) echo "$*" >> asked ;; esac
+case "$*" in *node-0*) echo "{output}"; exit 1 ;; *) echo "$*" >> asked ;; esac
 """
     )
     (tmp_path / "flwr.sh").chmod(0o700)
@@ -241,13 +241,13 @@ def test_check_finds_a_ready_node_ready(
     node = folder / "node-1"
     shutil.copy(server[1], node / "ca.crt")
     assert set(states(node).values()) == {"ok"}
-    code, said = fedkd("deploy", "check", str(node))
-    assert code == 0, said
-    assert "client 1 of 3" in said
-    code, said = fedkd("deploy", "check", str(node), "--print")
+    code, output = fedkd("deploy", "check", str(node))
+    assert code == 0, output
+    assert "client 1 of 3" in output
+    code, output = fedkd("deploy", "check", str(node), "--print")
     expected = json.loads((node / "fingerprint.json").read_text())
     # Which code the server bundles is known where its checkout is.
-    assert json.loads(said) == {key: expected[key] for key in expected if key != "app"}
+    assert json.loads(output) == {key: expected[key] for key in expected if key != "app"}
 
 
 def test_check_names_what_is_wrong_and_what_to_do(
@@ -266,9 +266,9 @@ def test_check_names_what_is_wrong_and_what_to_do(
     assert findings["torch"].state == "warning"
     assert "certificate refused" in findings["SuperLink"].found
     assert all(finding.mend for finding in findings.values() if finding.state != "ok")
-    code, said = fedkd("deploy", "check", str(node))
+    code, output = fedkd("deploy", "check", str(node))
     assert code == 1
-    assert "chmod 600" in said
+    assert "chmod 600" in output
 
 
 def test_check_says_that_nobody_listens(tmp_path: Path, tiny: Tiny) -> None:
@@ -286,9 +286,9 @@ def test_check_says_that_a_node_has_no_images(tmp_path: Path, tiny: Tiny) -> Non
 
 
 def test_check_refuses_a_folder_that_is_none(tmp_path: Path) -> None:
-    code, said = fedkd("deploy", "check", str(tmp_path))
+    code, output = fedkd("deploy", "check", str(tmp_path))
     assert code == 2
-    assert "settings.env is missing" in said
+    assert "settings.env is missing" in output
 
 
 # -- images of its own ---------------------------------------------------------------------
@@ -312,7 +312,7 @@ def test_nodes_with_their_shards_alone_reach_the_student_of_the_simulation(
 ) -> None:
     experiment = tiny("evaluation.baselines=[oracle]")
     folder = make(tmp_path / "dep", experiment, "--own-data", "--deal")
-    told = run_local(experiment).read_json("summary.json")["hash"]
+    expected = run_local(experiment).read_json("summary.json")["hash"]
     config = yaml.safe_load((folder / "superlink" / "experiment.yaml").read_text())
     deployed = tiny("evaluation.baselines=[oracle]", "data.public=public.npz")
     assert config["data"] == deployed.model_dump(mode="json")["data"]
@@ -325,7 +325,7 @@ def test_nodes_with_their_shards_alone_reach_the_student_of_the_simulation(
         }
         for number in range(3)
     ]
-    assert run_nodes(deployed, nodes, folder / "superlink") == told
+    assert run_nodes(deployed, nodes, folder / "superlink") == expected
 
 
 def test_a_node_reads_the_data_set_once_per_run(tmp_path: Path, tiny: Tiny) -> None:
@@ -443,9 +443,9 @@ def test_status_tells_a_finished_run_from_a_killed_one(tmp_path: Path, tiny: Tin
     run.path.joinpath("ledger.jsonl").write_text(text)
     killed = status_of(run.path)
     assert (killed.state, killed.round, killed.phase) == ("unfinished", 2, "waiting for clients")
-    code, said = fedkd("status", str(run.path))
+    code, output = fedkd("status", str(run.path))
     assert code == 0
-    assert "unfinished: round 2 of 2 (waiting for clients)" in said
+    assert "unfinished: round 2 of 2 (waiting for clients)" in output
 
 
 def test_status_counts_refusals_by_client(tmp_path: Path, tiny: Tiny) -> None:
@@ -454,15 +454,15 @@ def test_status_counts_refusals_by_client(tmp_path: Path, tiny: Tiny) -> None:
     run.count(MessageCounted(**about, client=0, up=20, seconds=1.5, time=1000.0))
     run.count(MessageCounted(**about, client=1, up=0, seconds=9.0, time=1001.0))
     run.record(ReplyRefused(round=1, phase="train", client=1, reason="too late"))
-    told = status_of(run.path)
-    assert (told.phase, told.down, told.up) == ("train", 20, 20)
-    assert (told.clients[0].seconds, told.clients[0].seen) == ({"train": 1.5}, 1000.0)
-    assert told.clients[1].refusals == 1
-    assert told.clients[1].reason == "round 1, train: too late"
-    assert told.clients[1].seen is None
-    code, said = fedkd("status", str(run.path), "--json")
+    status = status_of(run.path)
+    assert (status.phase, status.down, status.up) == ("train", 20, 20)
+    assert (status.clients[0].seconds, status.clients[0].seen) == ({"train": 1.5}, 1000.0)
+    assert status.clients[1].refusals == 1
+    assert status.clients[1].reason == "round 1, train: too late"
+    assert status.clients[1].seen is None
+    code, output = fedkd("status", str(run.path), "--json")
     assert code == 0
-    assert json.loads(said)["clients"]["1"]["refusals"] == 1
+    assert json.loads(output)["clients"]["1"]["refusals"] == 1
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,8 @@ def test_a_number_without_a_key_is_nobody(keys: Path, client: object) -> None:
 
 
 def test_a_claim_without_a_signature_names_the_setting(keys: Path) -> None:
-    said = NodeKeys(keys, 3).problem(claim(1, "text"), b"n", "run", 7)
-    assert "KEY in settings.env" in str(said)
+    problem = NodeKeys(keys, 3).problem(claim(1, "text"), b"n", "run", 7)
+    assert "KEY in settings.env" in str(problem)
 
 
 def test_keys_that_are_missing_doubled_or_none_are_refused_before_the_run(keys: Path) -> None:

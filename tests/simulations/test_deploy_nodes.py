@@ -157,8 +157,8 @@ def test_a_federation_of_processes_gives_the_student_of_the_simulation(
         start(folder / f"node-{number}" / "supernode.sh", f"node-{number}.log")
     run = start(link / "run.sh", "run.log")
     wait("the run", lambda: run.poll() is not None, 600)
-    said = (tmp_path / "run.log").read_text()
-    assert run.returncode == 0, said
+    log = (tmp_path / "run.log").read_text()
+    assert run.returncode == 0, log
     path, summary = federation.result()
     assert summary["refused"] == []
     assert summary["hash"] == run_local(experiment).read_json("summary.json")["hash"]
@@ -256,8 +256,8 @@ def test_a_registered_node_takes_nobodys_place_and_spoils_nothing(
     assert run.returncode == 0, (tmp_path / "run.log").read_text()
     _, summary = federation.result()
     reasons = [(row["phase"], row["client"], row["reason"]) for row in summary["refused"]]
-    told = " ".join(reason for _, client, reason in reasons if client == 0)
-    assert "claims to be client 0 without the key of node-0.pub" in told
+    refusals = " ".join(reason for _, client, reason in reasons if client == 0)
+    assert "claims to be client 0 without the key of node-0.pub" in refusals
     assert {client for _, client, _ in reasons} == {0, 3}
     assert {phase for phase, client, _ in reasons if client == 0} == {"describe"}
 

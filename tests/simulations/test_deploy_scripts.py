@@ -182,8 +182,8 @@ def test_a_supernode_gets_its_settings_and_stops_at_one_that_is_wrong(
     folder = machine(tmp_path, "o'brien", scripts.node_settings(plan, 1, "f" * 64))
     ((command, words, env),) = run(folder, scripts.SUPERNODE, code=code)
     assert (command, words) == ("fedkd", ["deploy", "supernode", "."])
-    told = {name: env[name] for name in ("PARTITION_ID", "APPS", "DATA_ROOT", "POLICY", "KEY")}
-    assert told == {
+    given = {name: env[name] for name in ("PARTITION_ID", "APPS", "DATA_ROOT", "POLICY", "KEY")}
+    assert given == {
         "PARTITION_ID": "1", "APPS": "f" * 64, "DATA_ROOT": "/d/$(touch X)",
         "POLICY": "policy.yaml", "KEY": "node.key",
     }  # fmt: skip

@@ -37,7 +37,7 @@ class Released:
 
 
 class Release(ABC):
-    """Noise on what all teachers say together; the rest is thrown away.
+    """Noise on what all teachers answer together; the rest is thrown away.
 
     The server sees every teacher's answers and is trusted with them. Protected against everybody
     else (the other clients, whoever gets the student or the report) is one unit: an `example`
@@ -51,7 +51,7 @@ class Release(ABC):
         delta: Of the whole run.
         queries: Transfer images asked about in each round, drawn from the run's seed; None asks
             about all of them. Fewer need less noise.
-        unit: What is protected; said in the statement.
+        unit: What is protected; named in the statement.
     """
 
     #: How far one teacher's answer to one image can move the sum, in L2 norm (replaced).
@@ -94,7 +94,7 @@ class Release(ABC):
         """Answer.
 
         Args:
-            probabilities: What the teachers say of the images asked about, (M, K, C).
+            probabilities: The teachers' answers about the images, (M, K, C).
             index: Those images, (K,).
             rounds: Rounds in the whole run.
             noise: Keyed by the operating system, never by the run: who knows the seed knows the
