@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -439,7 +440,7 @@ def test_status_tells_a_finished_run_from_a_killed_one(tmp_path: Path, tiny: Tin
     first = next(n for n, line in enumerate(lines) if json.loads(line)["event"] == "round")
     run.path.joinpath("metrics.jsonl").write_text("".join(lines[: first + 1]) + '{"event": "cl')
     ledger = [line for line in run.messages() if line.round == 1]
-    text = "".join(json.dumps(line) + "\n" for line in ledger)
+    text = "".join(json.dumps(asdict(line)) + "\n" for line in ledger)
     run.path.joinpath("ledger.jsonl").write_text(text)
     killed = status_of(run.path)
     assert (killed.state, killed.round, killed.phase) == ("unfinished", 2, "waiting for clients")
