@@ -1,13 +1,9 @@
 """`fedkd attack` and `fedkd quarantine` as a user meets them."""
 
 import io
-import re
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from rich.console import Console
 
 from fedkd.config import load_config
@@ -17,45 +13,7 @@ from fedkd.studies.attack.config import AttackConfig
 from fedkd.studies.attack.report import costs_table
 from fedkd.studies.attack.study import AttackStudy
 from fedkd.studies.engine import Record, StudyFolder, run_study
-from simulations.cli.main import main
 from simulations.cli.tables import console_table
-
-
-@pytest.fixture
-def fedkd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """`fedkd("attack", ...)`: exit code, stdout and stderr, in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedkd", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
-
-
-def test_a_study_ends_with_table_and_page_and_can_be_resumed(fedkd, tiny, tmp_path: Path) -> None:
-    experiment = tiny("teachers.models=[mlp]", "student.model=mlp", "rounds=1", "fusion=[uniform]")
-    values: dict[str, Any] = {
-        "experiment": experiment.model_dump(mode="json"),
-        "rules": ["uniform"],
-        "attacks": ["nan", "collude"],
-    }
-    file = tmp_path / "mine.yaml"
-    file.write_text(yaml.safe_dump(values))
-    code, out, err = fedkd("attack", file)
-    assert (code, err) == (0, "")
-    for word in ("clean", "absent", "collude", "uniform"):
-        assert word in out
-    folder = Path(re.search(r"^folder +(\S+)$", out, re.M)[1])  # type: ignore[index]
-    assert (folder / "report.html").is_file()
-    (folder / "report.html").unlink()
-    code, out, err = fedkd("attack", "--resume", folder)
-    assert (code, err) == (0, "")
-    assert (folder / "report.html").is_file()
 
 
 def results(config: AttackConfig, folder: Path) -> Record:

@@ -1,7 +1,6 @@
 """`fedkd distill` as a user meets it."""
 
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,24 +8,7 @@ import yaml
 
 from fedkd.studies.central.folder import Place
 from fedkd.studies.central.training import Images
-from simulations.cli.main import main
 from tests.studies.test_central import TINY
-
-
-@pytest.fixture
-def fedkd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """`fedkd("distill", ...)`: exit code, stdout and stderr, in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedkd", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
 
 
 @pytest.fixture

@@ -5,9 +5,6 @@ from pathlib import Path
 
 from fedkd.runs.directory import RunDirectory
 from simulations.local import run_local
-from tests.simulations.test_attack_cli import fedkd
-
-__all__ = ["fedkd"]
 
 
 def test_contribution_and_unlearning_of_a_run(fedkd, tiny) -> None:

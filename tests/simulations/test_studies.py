@@ -1,18 +1,17 @@
 """What all kinds of studies have in common: resume, failures, folder, page, exit codes."""
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
+import yaml
 
 from fedkd.config import ConfigError, make_config
 from fedkd.rounds import Interrupted
 from fedkd.studies.engine import Cell, Record, Study, StudyFolder, kind_of, run_study
-from simulations.cli.main import main
 from simulations.cli.study import STUDIES, kind_named
 from tests.conftest import TINY
 
@@ -95,21 +94,6 @@ def made(command: str, *overrides: str) -> Study[Any, Any]:
     return kind(make_config(kind.config_class, CONFIGS[command], overrides))
 
 
-@pytest.fixture
-def fedkd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """`fedkd("compare", ...)`: exit code, stdout and stderr, in this process."""
-    monkeypatch.setenv("COLUMNS", "150")
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedkd", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
-
-
 def test_one_fault_costs_one_cell_and_an_interrupted_study_ends_the_same(
     command: str, finished: Path, tmp_path: Path
 ) -> None:
@@ -163,16 +147,18 @@ def test_a_command_ends_with_a_table_paths_and_its_code(
     assert fedkd("report", finished)[0] == 0
     assert (finished / "report.html").is_file()
 
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(CONFIGS[command]))
     study, _ = opened(command, finished)
-    folder = StudyFolder.new(study.config, tmp_path)
-    go_on = f"go on with: fedkd {command} --resume {folder.path}"
-    with Listener(study, Interrupted()):
-        code, _, err = fedkd(*words, "--resume", folder.path)
-    assert (code, err) == (130, f"interrupted; {go_on}\n")
     with Listener(study, RuntimeError("no such luck")):
-        code, out, err = fedkd(*words, "--resume", folder.path)
+        code, out, err = fedkd(*words, file, "name=mine")
+    (folder,) = (tmp_path / "runs").glob("mine-*")
+    go_on = f"go on with: fedkd {command} --resume {folder}"
     assert (code, err) == (1, f"1 of {len(study.cells)} failed; {go_on}\n")
     assert "no such luck" in out
+    with Listener(study, Interrupted()):
+        code, _, err = fedkd(*words, "--resume", folder)
+    assert (code, err) == (130, f"interrupted; {go_on}\n")
 
 
 def test_what_cannot_be_gone_on_with_is_one_line(command: str, finished: Path, fedkd: Any) -> None:
