@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -30,6 +30,9 @@ class StudyConfig(Section):
     section that is varied.
     """
 
+    #: Keys of earlier versions -> where they are now.
+    moved: ClassVar[Mapping[str, str]] = {}
+
     study: str
     name: Name = "study"
     seeds: Annotated[
@@ -50,6 +53,8 @@ class StudyConfig(Section):
         """What a run's config has on top stands below `experiment:` in every study."""
         inner = cls.model_fields["experiment"].annotation
         for key in values if isinstance(values, Mapping) and isinstance(inner, type) else ():
+            if key in cls.moved:
+                raise ValueError(f"{key}: is now {cls.moved[key]}")
             if key not in cls.model_fields and key in getattr(inner, "model_fields", {}):
                 raise ValueError(
                     f"{key}: a study has this key in its experiment; write experiment.{key} "

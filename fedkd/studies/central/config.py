@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -145,6 +145,13 @@ class DistillConfig(StudyConfig):
 
     A method is its losses, or changes `{distillation.KEY: value}`.
     """
+
+    moved: ClassVar[Mapping[str, str]] = {
+        "recipe": "experiment.distillation (of students) and experiment.teachers",
+        "teachers_per_seed": "experiment.teachers.per_seed",
+        "assistants": "experiment.distillation.assistants",
+        "guidance": "experiment.distillation.assistant_mode",
+    }
 
     study: Literal["distill"] = "distill"
     name: Name = "distill"
