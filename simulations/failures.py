@@ -56,8 +56,8 @@ def failure_of(error: BaseException) -> Failure:
         return Failure("interrupted", INTERRUPTED)
     if isinstance(error, ConfigError | MissingExtra):
         return Failure(one_line(error), USER_ERROR)
-    if isinstance(error, OSError) and (told := _of_the_system(error)):
-        return told
+    if isinstance(error, OSError) and (failure := _of_the_system(error)):
+        return failure
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return Failure(f"out of memory: {one_line(error) or 'no more could be had'}", FAILED)
     frame = _last(error.__traceback__)
@@ -89,7 +89,7 @@ def noted(log: Path, go_on: str = "") -> Iterator[None]:
     try:
         yield
     except ConfigError:
-        raise  # says all there is to say
+        raise  # its message is complete
     except Exception as error:
         if type(error).__name__ == "Interrupted":
             raise

@@ -19,7 +19,7 @@ from strategies.strategy import FederatedDistillation
 def run_job(
     grid: Grid,
     run: RunDirectory,
-    workspace: ExperimentContext,
+    context: ExperimentContext,
     *,
     notify: Notify = silent,
     simulated: bool = True,
@@ -30,7 +30,7 @@ def run_job(
     Args:
         grid: Flower's way to the nodes.
         run: Where everything is written; a run with checkpoints goes on from the last one.
-        workspace: What the config means on this machine.
+        context: What the config means on this machine.
         notify: Hears of progress.
         simulated: Clients share this machine's disk and keep their teachers in the run's folder.
         keys: Whose key makes a node which client (deployment); None: a node's word is taken.
@@ -47,10 +47,10 @@ def run_job(
     if simulated:
         run.clients.mkdir(exist_ok=True)
     with Session(run) as session, threads(run.experiment.resources.server_threads):
-        server = Server(workspace, run, hear)
+        server = Server(context, run, hear)
         run.rewind(server.round)
-        # Some public data sets repeat images; said once, so that nobody wonders later.
-        doubles = {pair: count for pair, count in overlaps(workspace.data).items() if count}
+        # Some public data sets repeat images; reported once.
+        doubles = {pair: count for pair, count in overlaps(context.data).items() if count}
         if doubles:
             text = f"identical images in two splits: {doubles}"
             run.warn(text)

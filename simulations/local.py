@@ -127,8 +127,8 @@ def run_local(
         run.import_plugins()
         run.check_config()
     check_machine(experiment, workers=False)
-    space = experiment_context(experiment) if run is None else context_of_run(run, experiment)
+    context = experiment_context(experiment) if run is None else context_of_run(run, experiment)
     run = run or RunDirectory.new(experiment)
     grid = LocalGrid(client_app or make_client_app(), nodes or experiment.clients)
-    run_job(grid, run, space, notify=notify)
+    run_job(grid, run, context, notify=notify)
     return run

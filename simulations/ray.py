@@ -77,9 +77,9 @@ def run_ray(
         run.import_plugins()
         run.check_config()
     check_machine(experiment)
-    space = experiment_context(experiment) if run is None else context_of_run(run, experiment)
+    context = experiment_context(experiment) if run is None else context_of_run(run, experiment)
     run = run or RunDirectory.new(experiment)
-    server = _Server(lambda grid, told: run_job(grid, run, space, notify=told), notify)
+    server = _Server(lambda grid, watched: run_job(grid, run, context, notify=watched), notify)
     with _flower_logs_to(run), _ray(experiment, notify):
         server.simulate(client_app or make_client_app(), nodes or experiment.clients, experiment)
     return run
@@ -185,7 +185,7 @@ def _resources(experiment: Experiment) -> dict[str, Any]:
 
 
 def _cause(error: BaseException) -> str:
-    """The first of a chain of exceptions: the others say that something failed."""
+    """The first of a chain of exceptions: the others report that something failed."""
     while (earlier := error.__cause__ or error.__context__) is not None:
         error = earlier
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

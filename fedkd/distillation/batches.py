@@ -1,4 +1,4 @@
-"""What the student is shown, batch by batch: images, what the teachers say of them, targets.
+"""What the student is shown, batch by batch: images, the teachers' answers, targets.
 
 Two sources, one loop. Federated, the teachers' knowledge about the transfer set lies in a bank
 (`TransferBatches`). Centrally, the teachers are in the loop and answer to every augmented batch
@@ -26,7 +26,7 @@ from fedkd.training.batches import Order, batches, positive, steps_per_epoch
 EXAMPLE = 64
 
 Views = Callable[[int], Tensor]
-Told = MutableMapping[Network, dict[Kind, Tensor]]
+Statistics = MutableMapping[Network, dict[Kind, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Batch:
     Attributes:
         images: uint8 (B, channels, h, w).
         virtual: View number -> the same images under that virtual view; None if there is none.
-        ensemble: What the teachers say of them.
+        ensemble: The teachers' answers about them.
         targets: Classes (B,), or None.
     """
 
@@ -85,7 +85,7 @@ class TransferBatches:
 
     Args:
         images: Transfer images in their order, uint8 (N, channels, h, w).
-        fused: What the teachers say about them.
+        fused: The teachers' answers about them.
         views: View number -> all transfer images under that virtual view.
         batch_size: Samples per step; a left-over batch of one is dropped (batch norm).
         seed: Seed of the order of samples.
@@ -135,14 +135,14 @@ class TransferBatches:
 
     def example(self) -> Batch:
         """The first few transfer images."""
-        return self._lesson(torch.arange(min(EXAMPLE, len(self._images))))
+        return self._batch(torch.arange(min(EXAMPLE, len(self._images))))
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The transfer set in an order of its own."""
         for index in batches(self._order.epoch(number), self.batch_size):
-            yield self._lesson(index)
+            yield self._batch(index)
 
-    def _lesson(self, index: Tensor) -> Batch:
+    def _batch(self, index: Tensor) -> Batch:
         device = self._device
         virtual = (
             None if self._views is None else lambda number: self._view(number)[index].to(device)
@@ -175,10 +175,10 @@ class OnlineBatches:
         batch_size: Samples per step; a left-over batch of one is dropped (batch norm).
         seed: Seed of order and augmentation.
         device: Where batches are put.
-        say: Weight of each teacher; default: all the same.
+        weights: Weight of each teacher; default: all the same.
         autocast: Precision in which teachers compute, None for float32.
         memory_format: Layout of the images.
-        told: Facts that teachers have told before about the same images; new ones are added.
+        known: Statistics of teachers about the same images; new ones are added.
 
     Raises:
         ValueError: the images have no labels, or a teacher has nothing of a kind.
@@ -195,10 +195,10 @@ class OnlineBatches:
         batch_size: int = 64,
         seed: int = 0,
         device: torch.device | str = "cpu",
-        say: Sequence[float] | None = None,
+        weights: Sequence[float] | None = None,
         autocast: torch.dtype | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
-        told: Told | None = None,
+        known: Statistics | None = None,
     ) -> None:
         if images.labels is None:
             raise ValueError("central training needs labelled images, these have no labels")
@@ -220,11 +220,11 @@ class OnlineBatches:
             Teacher(number, parameters=parameter_count(teacher))
             for number, teacher in enumerate(teachers)
         ) or (Teacher(0),)
-        shares = torch.tensor(say or [1.0] * len(self._who), device=self._device)
-        self._say = (shares / shares.sum())[:, None]
-        told = WeakKeyDictionary() if told is None else told
-        self._facts: dict[Kind, Tensor | Sequence[Tensor]] = {
-            kind: [self._fact(kind, teacher, told) for teacher in teachers]
+        shares = torch.tensor(weights or [1.0] * len(self._who), device=self._device)
+        self._weights = (shares / shares.sum())[:, None]
+        known = WeakKeyDictionary() if known is None else known
+        self._statistics: dict[Kind, Tensor | Sequence[Tensor]] = {
+            kind: [self._statistic(kind, teacher, known) for teacher in teachers]
             for kind in kinds
             if isinstance(kind, TeacherStatistic)
         }
@@ -242,24 +242,24 @@ class OnlineBatches:
     def example(self) -> Batch:
         """The first few images."""
         count = min(EXAMPLE, len(self._images))
-        return self._lesson(torch.arange(count, device=self._device), 0, 0)
+        return self._batch(torch.arange(count, device=self._device), 0, 0)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """All images in an order of its own, each batch augmented by its own stream."""
         # The order moves at once: a copy in every step would make an accelerator wait.
         order = self._order.epoch(number).to(self._device)
         for step, index in enumerate(batches(order, self.batch_size)):
-            yield self._lesson(index, number, step)
+            yield self._batch(index, number, step)
 
     @torch.no_grad()
-    def _fact(self, kind: TeacherStatistic, teacher: Network, told: Told) -> Tensor:
-        """A fact may be dear: some look at all images."""
-        known = told.setdefault(teacher, {})
-        if kind not in known:
-            known[kind] = kind.state(teacher, self._images, self._labels).to(self._device)
-        return known[kind]
+    def _statistic(self, kind: TeacherStatistic, teacher: Network, known: Statistics) -> Tensor:
+        """Computed once: some look at all images."""
+        found = known.setdefault(teacher, {})
+        if kind not in found:
+            found[kind] = kind.state(teacher, self._images, self._labels).to(self._device)
+        return found[kind]
 
-    def _lesson(self, index: Tensor, epoch: int, step: int) -> Batch:
+    def _batch(self, index: Tensor, epoch: int, step: int) -> Batch:
         pixels, labels = self._images[index], self._labels[index]
         images = self._augmented(pixels, self._augment, "augment", epoch, step)
         cache: dict[int, Tensor] = {}
@@ -278,8 +278,8 @@ class OnlineBatches:
 
     @torch.no_grad()
     def _ask(self, images: Tensor, virtual: Views) -> Ensemble:
-        weights = self._say.expand(-1, len(images))
-        tensors = dict(self._facts)
+        weights = self._weights.expand(-1, len(images))
+        tensors = dict(self._statistics)
         readings = [Reading(teacher, images, virtual) for teacher in self._teachers]
         for kind in self._kinds if readings else ():
             with torch.autocast(

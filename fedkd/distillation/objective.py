@@ -124,7 +124,7 @@ class Objective(nn.Module):
     def needs(self) -> tuple[Kind, ...]:
         """Kinds every teacher must share: the clients' order list.
 
-        Logits are always among them: what the teachers say together is made of them.
+        Logits are always among them: the fused answers are made of them.
         """
         return _union([(Logits(),), *(term.loss.needs for term in self.terms)])
 

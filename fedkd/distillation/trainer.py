@@ -86,7 +86,7 @@ def distill(
 
     Args:
         student: Network to train.
-        batches: Images and what the teachers say of them, on the student's device.
+        batches: Images and the teachers' answers, on the student's device.
         objective: Losses and weights; its trainable parts are fitted to student and teachers and
             trained along.
         epochs: Passes over the batches.

@@ -1,4 +1,4 @@
-"""The one epoch loop: optimiser, schedule, clipping, and what must not pass without a word.
+"""The one epoch loop: optimiser, schedule, clipping, and checks.
 
 Whatever is trained (teachers, student, shadow models, baselines) differs in how a batch becomes
 a loss. The rest is here, so that every option of `Optimizer` acts everywhere and no training
@@ -377,7 +377,7 @@ class _Log:
             )
 
     def _culprits(self, again: Callable[[], Measured] | None) -> str:
-        """Which parts of the loss have such a gradient, as far as that can be told."""
+        """Which parts of the loss have such a gradient, as far as that is known."""
         if again is None or len(self._parts) < 2:
             return ""
         norms = {
@@ -427,7 +427,7 @@ def train_epochs(
     batch_size: int,
     order: torch.Generator,
 ) -> list[Means]:
-    """Train `network` (in place) on samples that are told apart by their numbers.
+    """Train `network` (in place) on samples that are known by their numbers.
 
     A single sample is trained on in evaluation mode: batch norm has nothing to compare it with.
 

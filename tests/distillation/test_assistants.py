@@ -1,4 +1,4 @@
-"""Assistants between teachers and student: who teaches, and with what say."""
+"""Assistants between teachers and student: who teaches, and with what weight."""
 
 import torch
 
@@ -20,11 +20,11 @@ def _assistant(number: int) -> Knowledge:
 
 def test_the_next_network_alone_teaches_but_the_targets_stay() -> None:
     fused = _fused()
-    told = with_assistant(fused, _assistant(1), "takd", 1)
-    assert [t.key for t in told.bank.teachers] == ["assistant-1"]
-    assert told.probabilities.argmax(1).tolist() == [1, 2, 0]
-    assert told.targets.tolist() == fused.targets.tolist() == [0, 1, 2]
-    ensemble = told.bank.rows(torch.tensor([1]))
+    then = with_assistant(fused, _assistant(1), "takd", 1)
+    assert [t.key for t in then.bank.teachers] == ["assistant-1"]
+    assert then.probabilities.argmax(1).tolist() == [1, 2, 0]
+    assert then.targets.tolist() == fused.targets.tolist() == [0, 1, 2]
+    ensemble = then.bank.rows(torch.tensor([1]))
     assert ensemble.weights.tolist() == [[1.0]]
 
 

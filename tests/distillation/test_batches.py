@@ -64,7 +64,7 @@ def test_a_teacher_answers_to_the_very_pixels_the_student_sees(
 
 def test_teachers_of_different_shapes_stand_side_by_side(images: ImageSet) -> None:
     teachers = [fedkd.network("cnn_tiny", images, width=width).eval() for width in (4, 8)]
-    batches = OnlineBatches(images, teachers, (Logits(), Stage(-1)), say=[1.0, 3.0])
+    batches = OnlineBatches(images, teachers, (Logits(), Stage(-1)), weights=[1.0, 3.0])
     ensemble = next(batches.epoch(1)).ensemble
     assert ensemble.logits.shape[0] == 2
     assert [maps.shape[1] for maps in ensemble.tensors[Stage(-1)]] == [6, 12]
@@ -87,9 +87,9 @@ def test_a_fact_is_asked_once_for_all_lessons_about_the_same_images(
     images: ImageSet, teacher: Network
 ) -> None:
     asked.clear()
-    told: dict[Network, dict[Kind, Tensor]] = {}
+    known: dict[Network, dict[Kind, Tensor]] = {}
     for _ in range(2):
-        batches = OnlineBatches(images, [teacher], (Logits(), Counted()), told=told)
+        batches = OnlineBatches(images, [teacher], (Logits(), Counted()), known=known)
         assert next(batches.epoch(1)).ensemble.teacher(0)[Counted()].shape == (3, 3)
     assert asked == [30]
 

@@ -276,10 +276,10 @@ def test_aligned_teachers_say_what_the_student_says(
     student = fedkd.network("cnn_tiny", images, seed=1)
     fit(student, images, epochs=10, seed=0)
     teacher = fedkd.network("cnn_small", images, seed=2)
-    told = predict(student, images.images)
+    wanted = predict(student, images.images)
 
     def alike() -> float:
-        return float(agreement([predict(teacher, images.images), told])[0, 1])
+        return float(agreement([predict(teacher, images.images), wanted])[0, 1])
 
     before = alike()
     align(teacher, student, images.images, epochs=15, seed=0)

@@ -50,7 +50,7 @@ def images() -> ImageSet:
 @pytest.mark.parametrize("number", BAD)
 @pytest.mark.parametrize("loss", ["kd", "dkd", "ce"])
 def test_a_teacher_handed_over_is_named(images: ImageSet, number: float, loss: str) -> None:
-    """Also by a loss that looks at no teacher: its targets are what the teachers say."""
+    """Also by a loss that looks at no teacher: its targets are the teachers' winners."""
     teachers = [fedkd.network("mlp", images), Masked(number)]
     with pytest.raises(ValueError, match=r"teacher.*1.*(logits|finite)") as error:
         fedkd.train_student("mlp", teachers, images.unlabelled(), losses=[loss], epochs=1)

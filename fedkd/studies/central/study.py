@@ -20,7 +20,7 @@ from fedkd.build import (
 from fedkd.config import Component, ConfigError, Term
 from fedkd.data import DATASETS
 from fedkd.data.images import ImageSet
-from fedkd.distillation.batches import EXAMPLE, Told
+from fedkd.distillation.batches import EXAMPLE, Statistics
 from fedkd.models.network import Network, parameter_count
 from fedkd.randomness import seeded, stream_seed
 from fedkd.rounds import Notify, silent, threads
@@ -44,7 +44,7 @@ class DistillStudy(Study[DistillConfig, None]):
         self.runs = config.runs()
         self._images: Images | None = None
         self._teachers: list[Network] = []
-        self._answers: Told = WeakKeyDictionary()
+        self._answers: Statistics = WeakKeyDictionary()
 
     def check(self) -> None:
         """Check names, files and numbers, and fit every method to untrained networks on few images.

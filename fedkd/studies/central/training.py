@@ -16,7 +16,7 @@ from fedkd.config import Component, ConfigError
 from fedkd.config import Term as LossTerm
 from fedkd.data.datasets import load_dataset
 from fedkd.data.images import ImageSet
-from fedkd.distillation.batches import OnlineBatches, Told
+from fedkd.distillation.batches import OnlineBatches, Statistics
 from fedkd.distillation.objective import Objective
 from fedkd.distillation.trainer import DTYPES, EpochRecord, Snapshot, distill
 from fedkd.models.build import build_model, model_names
@@ -149,7 +149,7 @@ class Task:
     weights: Sequence[float] | None = None
     images: ImageSet | None = None
     facts: Record = field(default_factory=dict)
-    answers: Told | None = None
+    answers: Statistics | None = None
 
     def batches(self, images: Images, objective: Objective, some: ImageSet) -> OnlineBatches:
         """Batches of `some` images with the teachers' answers."""
@@ -163,10 +163,10 @@ class Task:
             batch_size=recipe.batch_size,
             seed=stream_seed(self.seed, "lessons"),
             device=images.device,
-            say=self.weights,
+            weights=self.weights,
             autocast=DTYPES[recipe.precision],
             memory_format=_layout(recipe),
-            told=self.answers,
+            known=self.answers,
         )
 
 
