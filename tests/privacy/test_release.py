@@ -167,7 +167,7 @@ def test_a_run_lets_out_labels_once_and_learns_from_those_only(
     assert epsilon_of(together, 1e-5) == pytest.approx(50.0, rel=1e-6)
     rounds = run.events(RoundFinished)
     assert not rounds[-1].teachers
-    assert "ensemble" not in rounds[-1]
+    assert rounds[-1].ensemble is None
 
 
 def test_taking_a_round_up_again_does_not_draw_again(tiny: Callable[..., Experiment]) -> None:
