@@ -133,8 +133,8 @@ class ProgressView:
             self._epoch(facts)
         elif event == "round":
             self._round(facts)
-        elif event in ("cell_done", "trained"):
-            self._advance("networks")
+        elif event == "cell_done" or (event == "trained" and facts.get("role") != "student"):
+            self._advance("networks")  # a student is its cell
             self._print(_result(facts))
         elif event in ("refused", "warning"):
             self._print(_remark(facts))

@@ -24,6 +24,7 @@ def test_a_study_ends_with_its_table(fedkd, config: Path) -> None:
     assert (code, err) == (0, "")
     for word in ("teacher", "student alone", "kd", "±", "chosen on the test set", "kd, seed 1:"):
         assert word in out
+    assert out.count("kd, seed 1:") == 1
     assert "vrm" not in out
 
 
