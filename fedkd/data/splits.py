@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
@@ -163,31 +163,43 @@ def federate(
         chosen = train.subset(rows["transfer"])
     else:
         chosen = conform(_draw("transfer", transfer_images, transfer_size, seed), train.shape)
-    true_labels = chosen.labels if chosen.classes == train.classes else None
-    chosen = replace(
-        chosen, labels=true_labels if transfer_labelled else None, classes=train.classes
-    )
-    mean, std = chosen.statistics()
+    transfer = _transfer_set(chosen, train.classes, labelled=transfer_labelled)
+    mean, std = transfer.images.statistics()
     assert train.labels is not None
     parts = deal(
         partition, train.labels[private].numpy(), clients, seed=seed, **(partition_options or {})
     )
-    shards, holdouts = [], []
-    for client, part in enumerate(parts):
-        kept, held = hold_out(len(part), holdout, seed, client)
-        shards.append(private.numpy()[part[kept]])
-        holdouts.append(private.numpy()[part[held]])
-    _check_disjoint([torch.from_numpy(part) for part in (*shards, *holdouts)])
+    shards, holdouts = _kept_and_held(parts, private.numpy(), holdout, seed)
     return FederatedData(
         source=train,
-        shard_rows=tuple(shards),
-        holdout_rows=tuple(holdouts),
-        transfer=TransferSet(chosen, true_labels, chosen.fingerprint()),
+        shard_rows=shards,
+        holdout_rows=holdouts,
+        transfer=transfer,
         validation=train.subset(rows["validation"]),
         test=test if test_size is None else _draw("test", test, test_size, seed),
         mean=mean,
         std=std,
     )
+
+
+def _transfer_set(chosen: ImageSet, classes: tuple[str, ...], *, labelled: bool) -> TransferSet:
+    """The common images, with the private images' classes and maybe without labels."""
+    true_labels = chosen.labels if chosen.classes == classes else None
+    images = replace(chosen, labels=true_labels if labelled else None, classes=classes)
+    return TransferSet(images, true_labels, images.fingerprint())
+
+
+def _kept_and_held(
+    parts: Sequence[np.ndarray], rows: np.ndarray, holdout: float, seed: int
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Per client, the rows that it trains on and those that it holds out."""
+    shards, holdouts = [], []
+    for client, part in enumerate(parts):
+        kept, held = hold_out(len(part), holdout, seed, client)
+        shards.append(rows[part[kept]])
+        holdouts.append(rows[part[held]])
+    _check_disjoint([torch.from_numpy(part) for part in (*shards, *holdouts)])
+    return tuple(shards), tuple(holdouts)
 
 
 def _rows(
