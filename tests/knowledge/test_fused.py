@@ -42,7 +42,7 @@ PATHS: dict[str, Callable[[Fused], Fused]] = {
 }
 
 
-@pytest.mark.parametrize("names", itertools.product(PATHS, PATHS), ids="-".join)
+@pytest.mark.parametrize("names", list(itertools.product(PATHS, PATHS)), ids="-".join)
 def test_any_path_from_one_to_another_keeps_the_index_and_the_targets(
     names: tuple[str, str],
 ) -> None:
