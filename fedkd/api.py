@@ -180,11 +180,7 @@ def train_student(
     def views(number: int) -> Tensor:
         if number not in cache:
             cache[number] = virtual_view(
-                transfer.images,
-                seed=seed,
-                view=number,
-                strength=strength,
-                flip=flip,
+                transfer.images, seed=seed, view=number, strength=strength, flip=flip
             )
         return cache[number]
 
@@ -266,12 +262,7 @@ def _student(
 
 
 def _fitted(
-    name: str,
-    given: str | nn.Module,
-    transfer: ImageSet,
-    seed: int = 0,
-    *,
-    trained: bool = False,
+    name: str, given: str | nn.Module, transfer: ImageSet, seed: int = 0, *, trained: bool = False
 ) -> Network:
     """A `Network` that fits, or one made of a name or a module, named by the argument."""
     made = given

@@ -264,34 +264,19 @@ def continuous(labels: np.ndarray, clients: int, seed: int, *, strictness: float
 @PARTITIONS.register("linear")
 def linear(labels: np.ndarray, clients: int, seed: int) -> Rows:
     """Same class mix, sizes grow like 1, 2, 3, ..."""
-    return _by_flower(
-        "LinearPartitioner",
-        labels,
-        clients,
-        num_partitions=clients,
-    )
+    return _by_flower("LinearPartitioner", labels, clients, num_partitions=clients)
 
 
 @PARTITIONS.register("square")
 def square(labels: np.ndarray, clients: int, seed: int) -> Rows:
     """Same class mix, sizes grow like 1, 4, 9, ..."""
-    return _by_flower(
-        "SquarePartitioner",
-        labels,
-        clients,
-        num_partitions=clients,
-    )
+    return _by_flower("SquarePartitioner", labels, clients, num_partitions=clients)
 
 
 @PARTITIONS.register("exponential")
 def exponential(labels: np.ndarray, clients: int, seed: int) -> Rows:
     """Same class mix, sizes grow like e, e^2, e^3, ...: for a handful of clients."""
-    return _by_flower(
-        "ExponentialPartitioner",
-        labels,
-        clients,
-        num_partitions=clients,
-    )
+    return _by_flower("ExponentialPartitioner", labels, clients, num_partitions=clients)
 
 
 def whole_number(value: Any, what: str, least: int | None = None) -> int:

@@ -145,15 +145,7 @@ def autoaugment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     recipe.__name__: recipe
-    for recipe in (
-        none,
-        flip,
-        crop,
-        crop_flip,
-        randaugment,
-        randaugment_flip,
-        autoaugment,
-    )
+    for recipe in (none, flip, crop, crop_flip, randaugment, randaugment_flip, autoaugment)
 }
 
 

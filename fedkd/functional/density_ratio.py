@@ -14,11 +14,7 @@ SAMPLES = 4000
 
 
 def density_ratio(
-    reference: Tensor,
-    sample: Tensor,
-    *,
-    components: int = 50,
-    bandwidth: float = 0.35,
+    reference: Tensor, sample: Tensor, *, components: int = 50, bandwidth: float = 0.35
 ) -> Tensor:
     """p_sample(x) / p_reference(x) at every reference image, by KuLSIF.
 

@@ -117,11 +117,7 @@ class DistillationLoss(Loss, ABC):
 
     @abstractmethod
     def forward(
-        self,
-        student: Tensors,
-        teacher: Tensors,
-        targets: Tensor | None,
-        weights: TeacherWeights,
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
     ) -> Tensor:
         """Match `student` to one `teacher`.
 

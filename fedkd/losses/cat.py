@@ -98,11 +98,7 @@ class CATLoss(DistillationLoss, formula=cat_loss):
         return (ClassMaps(self.options.size),)
 
     def forward(
-        self,
-        student: Tensors,
-        teacher: Tensors,
-        targets: Tensor | None,
-        weights: TeacherWeights,
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
     ) -> Tensor:
         """Losses (B,)."""
         return cat_loss(student[self.reads[0]], teacher[self.needs[0]], **vars(self.options))

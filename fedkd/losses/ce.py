@@ -48,11 +48,7 @@ class CELoss(DistillationLoss, formula=ce_loss):
         return (Logits(),)
 
     def forward(
-        self,
-        student: Tensors,
-        teacher: Tensors,
-        targets: Tensor | None,
-        weights: TeacherWeights,
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
     ) -> Tensor:
         """Losses (B,)."""
         assert targets is not None

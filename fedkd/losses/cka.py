@@ -66,11 +66,7 @@ class CKALoss(DistillationLoss, formula=cka_loss):
     needs = (Pooled(),)
 
     def forward(
-        self,
-        student: Tensors,
-        teacher: Tensors,
-        targets: Tensor | None,
-        weights: TeacherWeights,
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
     ) -> Tensor:
         """Scalar loss, `weights` applied."""
         return cka_loss(

@@ -83,11 +83,7 @@ class DGKDLoss(EnsembleLoss, formula=dgkd_loss):
     needs = (Logits(),)
 
     def __init__(
-        self,
-        *,
-        drop: CountFromZero = 0,
-        survival: Part | None = None,
-        **formula: Any,
+        self, *, drop: CountFromZero = 0, survival: Part | None = None, **formula: Any
     ) -> None:
         super().__init__(**formula)
         if drop and survival is not None:

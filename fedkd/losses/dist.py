@@ -99,11 +99,7 @@ class DISTLoss(DistillationLoss, formula=dist_loss):
     needs = (Logits(),)
 
     def forward(
-        self,
-        student: Tensors,
-        teacher: Tensors,
-        targets: Tensor | None,
-        weights: TeacherWeights,
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
     ) -> Tensor:
         """Scalar loss, `weights` applied."""
         return dist_loss(

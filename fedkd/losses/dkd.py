@@ -74,11 +74,7 @@ class DKDLoss(DistillationLoss, formula=dkd_loss):
     needs_targets = True
 
     def forward(
-        self,
-        student: Tensors,
-        teacher: Tensors,
-        targets: Tensor | None,
-        weights: TeacherWeights,
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
     ) -> Tensor:
         """Losses (B,)."""
         assert targets is not None

@@ -97,11 +97,7 @@ class FitNetLoss(DistillationLoss, formula=fitnet_loss):
         return ready
 
     def forward(
-        self,
-        student: Tensors,
-        teacher: Tensors,
-        targets: Tensor | None,
-        weights: TeacherWeights,
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
     ) -> Tensor:
         """Losses (B,)."""
         assert self.regressor is not None, "adapt it to student and teacher first"

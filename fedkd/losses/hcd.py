@@ -191,11 +191,7 @@ class HCDLoss(DistillationLoss, formula=hcd_loss):
         return ready
 
     def forward(
-        self,
-        student: Tensors,
-        teacher: Tensors,
-        targets: Tensor | None,
-        weights: TeacherWeights,
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
     ) -> Tensor:
         """Losses (B,)."""
         assert targets is not None

@@ -126,11 +126,7 @@ class KDLoss(DistillationLoss, formula=kd_loss):
     needs = (Logits(),)
 
     def forward(
-        self,
-        student: Tensors,
-        teacher: Tensors,
-        targets: Tensor | None,
-        weights: TeacherWeights,
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
     ) -> Tensor:
         """Losses (B,)."""
         return kd_loss(student[Logits()], teacher[Logits()], **vars(self.options))

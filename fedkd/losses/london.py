@@ -88,11 +88,7 @@ class LONDONLoss(DistillationLoss, formula=london_loss):
         return tuple(Stage(index) for index in range(-self.stages, 0))
 
     def forward(
-        self,
-        student: Tensors,
-        teacher: Tensors,
-        targets: Tensor | None,
-        weights: TeacherWeights,
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
     ) -> Tensor:
         """Losses (B,)."""
         if self.gradient == "exact":

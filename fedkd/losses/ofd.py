@@ -121,11 +121,7 @@ class OFDLoss(DistillationLoss):
         return ready
 
     def forward(
-        self,
-        student: Tensors,
-        teacher: Tensors,
-        targets: Tensor | None,
-        weights: TeacherWeights,
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
     ) -> Tensor:
         """Losses (B,)."""
         assert len(self.connectors) == len(self.needs), "adapt it to student and teacher first"

@@ -162,11 +162,7 @@ class RelationLoss(DistillationLoss, formula=relation_loss):
             self.needs = (Logits(), VirtualLogits(0))
 
     def forward(
-        self,
-        student: Tensors,
-        teacher: Tensors,
-        targets: Tensor | None,
-        weights: TeacherWeights,
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
     ) -> Tensor:
         """Scalar loss, `weights` applied."""
         kind, *virtual = self.needs

@@ -151,11 +151,7 @@ class RKDLoss(DistillationLoss, formula=rkd_loss):
         self.needs = (Pooled(),) if space == "features" else (Logits(),)
 
     def forward(
-        self,
-        student: Tensors,
-        teacher: Tensors,
-        targets: Tensor | None,
-        weights: TeacherWeights,
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
     ) -> Tensor:
         """Scalar loss, `weights` applied."""
         (kind,) = self.needs

@@ -79,11 +79,7 @@ class SPLoss(DistillationLoss, formula=sp_loss):
         self.needs = (Stage(-1),) if space == "map" else (Pooled(),)
 
     def forward(
-        self,
-        student: Tensors,
-        teacher: Tensors,
-        targets: Tensor | None,
-        weights: TeacherWeights,
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
     ) -> Tensor:
         """Scalar loss, `weights` applied."""
         (kind,) = self.needs

@@ -98,11 +98,7 @@ def vrm_loss(
             keep = reliable(both[0], both[1], judged, rule=pruning, rho=rho, edges=edges)
         graphs.append(
             sample_graph(
-                edges=edges,
-                sample_weights=weights,
-                keep=keep,
-                **compared,
-                weight=sample_weight,
+                edges=edges, sample_weights=weights, keep=keep, **compared, weight=sample_weight
             )
         )
     if class_weight:
@@ -152,11 +148,7 @@ class VRMLoss(DistillationLoss, formula=vrm_loss):
             self.needs = (Logits(),)
 
     def forward(
-        self,
-        student: Tensors,
-        teacher: Tensors,
-        targets: Tensor | None,
-        weights: TeacherWeights,
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
     ) -> Tensor:
         """Scalar loss, `weights` applied."""
         virtual = VirtualLogits(0)

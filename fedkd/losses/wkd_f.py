@@ -129,11 +129,7 @@ class WKDFeatureLoss(DistillationLoss, formula=wkd_f_loss):
         return ready
 
     def forward(
-        self,
-        student: Tensors,
-        teacher: Tensors,
-        targets: Tensor | None,
-        weights: TeacherWeights,
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
     ) -> Tensor:
         """Losses (B,)."""
         assert self.projection is not None, "adapt it to student and teacher first"

@@ -119,11 +119,7 @@ class WKDLogitLoss(DistillationLoss, formula=wkd_l_loss):
         self.needs_targets = self.options.separate_target
 
     def forward(
-        self,
-        student: Tensors,
-        teacher: Tensors,
-        targets: Tensor | None,
-        weights: TeacherWeights,
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
     ) -> Tensor:
         """Losses (B,)."""
         return wkd_l_loss(

@@ -93,9 +93,6 @@ register(
     "resnet50",
     "ResNet-50 with a 3x3 stem for small images: bottleneck blocks, 256 to 2048 channels.",
     partial(
-        _resnet,
-        widths=(64, 256, 512, 1024, 2048),
-        blocks=(3, 4, 6, 3),
-        block=bottleneck_block,
+        _resnet, widths=(64, 256, 512, 1024, 2048), blocks=(3, 4, 6, 3), block=bottleneck_block
     ),
 )

@@ -33,11 +33,7 @@ def torchvision_names() -> list[str]:
 
 
 def torchvision_model(
-    name: str,
-    num_classes: int,
-    in_channels: int,
-    image_size: int,
-    options: Mapping[str, Any],
+    name: str, num_classes: int, in_channels: int, image_size: int, options: Mapping[str, Any]
 ) -> nn.Module:
     """An untrained torchvision classifier for the given images.
 

@@ -282,9 +282,7 @@ class Trainer:
     def _check_epoch(self, number: int) -> None:
         who = self.phase.who
         check_finite(
-            self.network,
-            f"{who}'s weights are not finite after epoch {number}",
-            self.phase.remedy,
+            self.network, f"{who}'s weights are not finite after epoch {number}", self.phase.remedy
         )
         if self._scaler is not None and self._scaler.get_scale() < 1:
             raise RuntimeError(
