@@ -104,7 +104,7 @@ _PARTITION = "import fedkd.data.partitions as p; p.partition('shard', [0, 1] * 9
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
-        ("from simulations.cli import main; main()", "the fedkd command needs click.*simulation"),
+        ("from simulations.cli.start import main; main()", "fedkd command needs click.*ion"),
         ("import simulations.local", "simulations.local needs flwr: .*fedkd.simulation"),
         ("import simulations.ray", "simulations.ray needs flwr: .*fedkd.simulation"),
         ("import simulations.deploy.keys", "needs cryptography: .*fedkd.deploy"),

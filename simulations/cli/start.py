@@ -1,0 +1,17 @@
+"""Where the `fedkd` command begins."""
+
+from __future__ import annotations
+
+import sys
+
+from fedkd.io.extras import MissingExtra, extra
+
+
+def main() -> None:
+    """The `fedkd` command, or a line that names what it needs."""
+    try:
+        with extra("simulation", "the fedkd command"):
+            from simulations.cli.main import main as start
+    except MissingExtra as error:
+        sys.exit(f"error: {error}")
+    start()
