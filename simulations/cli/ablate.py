@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli.arguments import TeacherWeights
+from simulations.cli.arguments import Trust
 from simulations.cli.study import Resume, run_command
 
 
@@ -19,7 +19,7 @@ def ablate(
         typer.Argument(help="key=value, e.g. seeds=[0,1] mode=each experiment.rounds=2"),
     ] = None,
     resume: Resume = None,
-    trust: TeacherWeights = False,
+    trust: Trust = False,
 ) -> None:
     """Try a grid of options over several seeds: which choice matters, and what it costs."""
     run_command("ablate", config, overrides, resume, trust=trust)

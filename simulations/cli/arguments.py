@@ -11,7 +11,7 @@ Config = Annotated[str, typer.Argument(help="a YAML file, e.g. configs/quickstar
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, e.g. rounds=5 student.model=resnet20")
 ]
-TeacherWeights = Annotated[
+Trust = Annotated[
     bool,
     typer.Option(
         "--trust",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli.arguments import Overrides, TeacherWeights
+from simulations.cli.arguments import Overrides, Trust
 from simulations.cli.study import Resume, run_command
 
 
@@ -16,7 +16,7 @@ def attack(
     ] = None,
     overrides: Overrides = None,
     resume: Resume = None,
-    trust: TeacherWeights = False,
+    trust: Trust = False,
 ) -> None:
     """Try attacks on the knowledge against fusion rules: what does each cost the student?"""
     run_command("attack", config, overrides, resume, trust=trust)

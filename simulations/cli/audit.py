@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedkd.config import ConfigError
-from simulations.cli.arguments import RunPath, TeacherWeights
+from simulations.cli.arguments import RunPath, Trust
 from simulations.cli.configs import open_run
 from simulations.cli.ending import interruptible, show
 from simulations.failures import FAILED
@@ -42,7 +42,7 @@ def audit(
     draw: Annotated[
         int, typer.Option(min=0, help="which draw of canaries and coins; another tests anew")
     ] = 0,
-    trust: TeacherWeights = False,
+    trust: Trust = False,
 ) -> None:
     """Attack a finished run: who was trained on, and how large must epsilon be at least?"""
     from fedkd.privacy.dp_sgd import Mechanism

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli.arguments import TeacherWeights
+from simulations.cli.arguments import Trust
 from simulations.cli.study import Resume, run_command
 
 
@@ -19,7 +19,7 @@ def compare(
         typer.Argument(help="key=value, e.g. seeds=[0,1] only=[fedkd,fedavg] experiment.rounds=2"),
     ] = None,
     resume: Resume = None,
-    trust: TeacherWeights = False,
+    trust: Trust = False,
 ) -> None:
     """Compare fedkd and baselines on one split: accuracy, bytes, calibration, several seeds."""
     run_command("compare", config, overrides, resume, trust=trust)

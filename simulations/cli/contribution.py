@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli.arguments import RunPath, TeacherWeights
+from simulations.cli.arguments import RunPath, Trust
 from simulations.cli.configs import open_run
 from simulations.cli.ending import interruptible, show
 
@@ -22,7 +22,7 @@ def contribution(
     students: Annotated[
         bool, typer.Option("--students", help="also distil anew without each client (slow)")
     ] = False,
-    trust: TeacherWeights = False,
+    trust: Trust = False,
 ) -> None:
     """Show what each client gives to the ensemble: influence, fair share, classes."""
     from fedkd.rounds import context_of_run

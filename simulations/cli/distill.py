@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli.arguments import TeacherWeights
+from simulations.cli.arguments import Trust
 from simulations.cli.study import Resume, run_command
 
 
@@ -19,7 +19,7 @@ def distill(
         typer.Argument(help="key=value, e.g. only=[kd,dkd] experiment.distillation.epochs=5"),
     ] = None,
     resume: Resume = None,
-    trust: TeacherWeights = False,
+    trust: Trust = False,
 ) -> None:
     """Compare distillation methods in one place: teachers, a student per method and seed."""
     run_command("distill", config, overrides, resume, trust=trust)

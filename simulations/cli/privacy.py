@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fedkd.config import ConfigError
-from simulations.cli.arguments import Config, Overrides, TeacherWeights
+from simulations.cli.arguments import Config, Overrides, Trust
 from simulations.cli.configs import load
 from simulations.cli.study import Resume, run_command
 
@@ -26,7 +26,7 @@ def sweep(
         str | None, typer.Option(help="budgets instead of the config's, e.g. inf,10,5,2,1")
     ] = None,
     resume: Resume = None,
-    trust: TeacherWeights = False,
+    trust: Trust = False,
 ) -> None:
     """Utility against epsilon: mechanisms, budgets and seeds in one table and picture."""
     words = list(overrides or [])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from simulations.cli.arguments import RunPath, TeacherWeights
+from simulations.cli.arguments import RunPath, Trust
 from simulations.cli.ending import show
 from simulations.cli.screen import screen
 
 
-def report(path: RunPath, trust: TeacherWeights = False) -> None:
+def report(path: RunPath, trust: Trust = False) -> None:
     """Write the HTML report of a run or a study again; print its table."""
     from fedkd.reporting.run_page import write_report
     from fedkd.runs.directory import RunDirectory

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedkd.config import ConfigError, Experiment
-from simulations.cli.arguments import Overrides, TeacherWeights
+from simulations.cli.arguments import Overrides, Trust
 from simulations.cli.configs import load, open_run
 from simulations.cli.ending import interruptible, show
 from simulations.cli.screen import screen
@@ -27,7 +27,7 @@ def run(
     runner: Annotated[
         str, typer.Option(help="ray (Flower's simulation runtime) or local (one process)")
     ] = "ray",
-    trust: TeacherWeights = False,
+    trust: Trust = False,
 ) -> None:
     """Run an experiment: teachers, knowledge, fusion, student, report."""
     from simulations.cli.tables import run_tables

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from simulations.cli.arguments import StudentPath, TeacherWeights
+from simulations.cli.arguments import StudentPath, Trust
 from simulations.cli.screen import screen
 from simulations.failures import USER_ERROR
 
@@ -30,7 +30,7 @@ def predict(
     path: StudentPath,
     images: Annotated[list[Path], typer.Argument(help="picture files, or folders of pictures")],
     top: Annotated[int, typer.Option(help="classes shown per picture")] = 3,
-    trust: TeacherWeights = False,
+    trust: Trust = False,
 ) -> None:
     """Name what is in pictures with a run's student; its folder is all that is needed."""
     from rich.text import Text
@@ -64,7 +64,7 @@ def export(
     path: StudentPath,
     format: Annotated[str, typer.Option(help="torch (torch.export program) or onnx")] = "torch",
     output: Annotated[Path | None, typer.Option(help="file to write")] = None,
-    trust: TeacherWeights = False,
+    trust: Trust = False,
 ) -> None:
     """Write the student to one file and check it against the student."""
     from fedkd.runs.export import export_student

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fedkd.config import ConfigError
-from simulations.cli.arguments import RunPath, TeacherWeights
+from simulations.cli.arguments import RunPath, Trust
 from simulations.cli.configs import open_run
 from simulations.cli.ending import interruptible, show
 
@@ -29,7 +29,7 @@ def unlearn(
         bool, typer.Option("--erase", help="then delete what the old run holds of them")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="erase without asking")] = False,
-    trust: TeacherWeights = False,
+    trust: Trust = False,
 ) -> None:
     """Distil the student again from what the run stored, without some clients."""
     from fedkd.reporting.run_page import write_report
