@@ -14,7 +14,7 @@ from fedkd.build import local_training
 from fedkd.config import ConfigError, make_experiment
 from fedkd.data.images import ImageSet
 from fedkd.knowledge.kinds import Logits
-from fedkd.losses.base import Trust
+from fedkd.losses.base import TeacherWeights
 from fedkd.models.network import Network, parameter_count
 from fedkd.randomness import stream
 from fedkd.rounds import ExperimentContext
@@ -345,7 +345,7 @@ def test_fedmds_digest_brings_a_client_nearer_to_the_consensus() -> None:
 
 def test_the_distance_of_fedmd_is_the_mean_over_classes() -> None:
     student, teacher = torch.tensor([[1.0, -2.0], [0.0, 4.0]]), torch.tensor([[0.0, 1.0], [0, 4]])
-    trust = Trust(torch.ones(2))
+    trust = TeacherWeights(torch.ones(2))
     loss = _Distance()({Logits(): student}, {Logits(): teacher}, None, trust)
     assert loss.tolist() == [2.0, 0.0]
 
