@@ -325,10 +325,7 @@ def test_npz_with_its_own_test_set_and_class_names(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (
-            {"x": np.zeros((2, 4, 4), np.float32), "y": np.arange(2)},
-            "got float32; convert them, e",
-        ),
+        ({"x": np.zeros((2, 4, 4), np.float32), "y": np.arange(2)}, "got float32; convert them, e"),
         ({"x": np.zeros((2, 4, 4), np.int64), "y": np.arange(2)}, "got int64; convert them"),
         ({"x": np.zeros((2, 4, 4, 4), np.uint8), "y": np.arange(2)}, "1 or 3 channels"),
         ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.array([0.0, 1.0])}, "whole numbers"),

@@ -148,12 +148,7 @@ def test_a_list_of_modules_teaches_a_student_without_flower(
         return item.weighted(best)
 
     student = fedkd.train_student(
-        Mine(),
-        teachers,
-        transfer,
-        losses=["dkd", "vrm"],
-        fusion=["uniform", strongest],
-        epochs=40,
+        Mine(), teachers, transfer, losses=["dkd", "vrm"], fusion=["uniform", strongest], epochs=40
     )
     assert fedkd.evaluate(student, test) > 0.8  # chance is 0.33
     assert [network_hash(teacher) for teacher in teachers] == before
@@ -269,9 +264,7 @@ def test_what_was_learnt_about_some_teachers_is_not_believed_of_others() -> None
     assert adapt([0, 1]).keys().isdisjoint(adapt([0, 2]).keys())
 
 
-def test_aligned_teachers_say_what_the_student_says(
-    patterns: tuple[ImageSet, ImageSet],
-) -> None:
+def test_aligned_teachers_say_what_the_student_says(patterns: tuple[ImageSet, ImageSet]) -> None:
     images, _ = patterns
     student = fedkd.network("cnn_tiny", images, seed=1)
     fit(student, images, epochs=10, seed=0)

@@ -4,13 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedkd.functional.relations import (
-    both_views,
-    class_graph,
-    match,
-    reliable,
-    sample_graph,
-)
+from fedkd.functional.relations import both_views, class_graph, match, reliable, sample_graph
 
 
 def sample_relation_loss(

@@ -6,14 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedkd.functional.relations import (
-    edge_scores,
-    gram,
-    match,
-    matching,
-    reliable,
-    sample_graph,
-)
+from fedkd.functional.relations import edge_scores, gram, match, matching, reliable, sample_graph
 from fedkd.losses.kd import standardised
 from tests.functional.relation_losses import class_relation_loss, sample_relation_loss
 
@@ -237,13 +230,7 @@ def test_pruning_judges_the_logits_it_is_given():
     a, b, d, e = _draw(size=6)
     vertices = [standardised(z) for z in (a, b, d, e)]
     student, teacher = torch.cat(vertices[:2]), torch.cat(vertices[2:])
-    keep = reliable(
-        student,
-        teacher,
-        (a, b),
-        rule="joint_entropy_indep",
-        rho=0.3,
-    )
+    keep = reliable(student, teacher, (a, b), rule="joint_entropy_indep", rho=0.3)
     scores = _literal_scores(a, b, "joint_entropy_indep", "real_virtual")
     expected = scores <= scores.flatten().sort().values[36 - 10 - 1] + 1e-12
     assert (keep == expected).all()

@@ -14,8 +14,7 @@ SMOKE = ("resume", "privacy", "unlearn", "contribution", "audit", "distill", "at
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.smoke] if n in SMOKE else []) for n in PATHS],
+    "name", [pytest.param(n, marks=[pytest.mark.smoke] if n in SMOKE else []) for n in PATHS]
 )
 def test_no_value_moved(name: str, tmp_path: Path) -> None:
     here = machine()

@@ -130,8 +130,7 @@ def test_gradcheck():
     a, b, d, e = _views(3)
     weights = torch.tensor([0.2, 1.0, 0.6], dtype=torch.float64)
     assert torch.autograd.gradcheck(
-        lambda a, b: vrm_loss(a, b, d, e, weights=weights),
-        (a.requires_grad_(), b.requires_grad_()),
+        lambda a, b: vrm_loss(a, b, d, e, weights=weights), (a.requires_grad_(), b.requires_grad_())
     )
 
 

@@ -239,8 +239,7 @@ def test_pooling_in_a_gate_is_not_the_final_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("declared", "reason"),
-    [("gate", "its output is not the logits"), ("unused", "does not run")],
+    ("declared", "reason"), [("gate", "its output is not the logits"), ("unused", "does not run")]
 )
 def test_a_declared_head_that_is_none_is_refused(declared: str, reason: str) -> None:
     body = Gated(fc=linear(), gate=nn.Linear(8, 8), unused=linear())

@@ -71,11 +71,7 @@ class Setting:
 
     @property
     def options(self) -> dict[str, Any]:
-        return {
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "optimizer": self.optimizer,
-        }
+        return {"epochs": self.epochs, "batch_size": self.batch_size, "optimizer": self.optimizer}
 
     def context(self) -> ExperimentContext:
         return experiment_context(self.to_experiment())
