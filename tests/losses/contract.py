@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from fedkd.knowledge.extract import extract
-from fedkd.knowledge.kinds import Kind
+from fedkd.knowledge.kinds import (
+    ClassCosts,
+    Classifier,
+    ClassMaps,
+    Kind,
+    Logits,
+    VirtualLogits,
+)
 from fedkd.knowledge.payload import Ensemble, Teacher
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, EnsembleLoss, TeacherWeights
@@ -93,6 +100,22 @@ def run(
     return value.detach(), reduced.detach(), gradients
 
 
+def in_order(
+    tensors: dict[Kind, Tensor], rows: Tensor, classes: Tensor | None = None
+) -> dict[Kind, Tensor]:
+    """Samples in another order, and classes too."""
+    moved = each(tensors, lambda t: t[rows])
+    if classes is not None:
+        for kind, tensor in moved.items():
+            if isinstance(kind, Logits | VirtualLogits | ClassMaps):
+                moved[kind] = tensor[:, classes]
+            elif isinstance(kind, ClassCosts):
+                moved[kind] = tensor[classes][:, classes]
+            elif isinstance(kind, Classifier):
+                moved[kind] = tensor[classes]
+    return moved
+
+
 def each(tensors: dict[Kind, Tensor], change: Callable[[Tensor], Tensor]) -> dict[Kind, Tensor]:
     """`change` applied to tensors of samples; statistics of the teacher stay."""
     return {kind: change(t) if kind.per_sample else t for kind, t in tensors.items()}
@@ -107,14 +130,17 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("vrm", {"edges": "full", "distance": "edge_huber", "delta": 0.3}),
     ("vrm", {"edges": "real", "distance": "huber", "delta": 0.1, "standardise": False}),
     ("vrm", {"distance": "masked", "reduction": "elements"}),
+    ("vrm", {"edges": "full", "pruning": "edge_discrepancy", "rho": 0.3}),
     ("rkd", {"squared": True, "space": "logits"}),
     ("rkd", {"angle_weight": 0.0}),
     ("sp", {"space": "features"}),
     ("relation", {"relation": "gram", "normalisation": "rows", "standardise": True}),
     ("relation", {"relation": "direction", "vertices": "classes_over_views"}),
+    ("relation", {"relation": "angle", "distance": "squared"}),
     ("cka", {"similarity": "rbf"}),
     ("cka", {"similarity": "unbiased"}),
     ("wkd_l", {"separate_target": False, "debiased": True, "kappa": 2.0}),
+    ("wkd_l", {"debiased": True, "kappa": 0.0}),
     ("wkd_f", {"grid": 3}),
     ("wkd_f", {"covariance": "full"}),
     ("cat", {"normalise": False, "keep": 2}),

@@ -77,35 +77,12 @@ def test_the_feature_part_differentiates_by_the_answers_as_published_if_asked(th
     torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-14)
 
 
-def test_a_single_teacher_has_weight_one_and_not_nan():
-    weights = confidence_weights(_teachers()[:1], TARGETS)
-    assert (weights == 1).all()
-
-
 def test_a_teacher_surely_wrong_gets_nothing_from_two_and_half_of_three():
     right, wrong = torch.tensor([[1e4, 0.0]]), torch.tensor([[0.0, 1e4]])
     target = torch.tensor([0])
     assert confidence_weights(torch.stack([right, wrong]), target)[:, 0].tolist() == [1, 0]
     three = confidence_weights(torch.stack([right, wrong, right]), target)
     assert three[:, 0].tolist() == [0.5, 0, 0.5]
-
-
-def test_fusion_weights_multiply_and_those_left_out_do_not_count():
-    weights = torch.tensor([[0.5], [0.0], [0.5]]).double().expand(3, 4)
-    found = confidence_weights(_teachers(), TARGETS, weights=weights)
-    expected = confidence_weights(_teachers()[[0, 2]], TARGETS)
-    torch.testing.assert_close(found[[0, 2]], expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_constant_maps_and_half_precision_are_finite(dtype):
-    ours = [torch.zeros(4, 3, 2, 2, dtype=dtype, requires_grad=True) for _ in range(2)]
-    theirs = [torch.ones(4, 3, 2, 2, dtype=dtype), torch.zeros(4, 3, 2, 2, dtype=dtype)]
-    answers = (1e4 * _teachers(torch.float32)[:2].sign()).to(dtype).requires_grad_()
-    value = camkd_feature_loss(ours, theirs, answers, TARGETS, through_weights=True)
-    value.sum().backward()
-    assert value.dtype == torch.float32
-    assert all(t.grad.isfinite().all() for t in (*ours, answers))
 
 
 # -- the term -----------------------------------------------------------------------------------
@@ -197,15 +174,3 @@ def test_the_classifier_gives_the_logits_of_the_pooled_features():
     network.head.bias = None
     without = extract(network, images, (Classifier(),))[Classifier()]
     assert (without[:, -1] == 0).all()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"logit_weight": 0.0}, "logit_weight and feature_weight are both 0"),
-        ({"factor": 0}, "factor must be at least 1, got 0"),
-    ],
-)
-def test_wrong_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=f"loss 'camkd': {message}"):
-        LOSSES.create("camkd", **options)

@@ -154,21 +154,6 @@ def test_the_scale_of_normalised_maps_does_not_matter():
     torch.testing.assert_close(scaled, cat_loss(student, teacher))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("normalise", [True, False])
-@pytest.mark.parametrize("fill", [0.0, 1.0, 1e4, -1e4])
-def test_constant_maps_are_finite(dtype, normalise, fill):
-    student = torch.full((1, 2, 4, 4), fill, dtype=dtype, requires_grad=True)
-    teacher = torch.full((1, 2, 8, 8), -fill, dtype=dtype)
-    loss = cat_loss(student, teacher, normalise=normalise)
-    loss.sum().backward()
-    assert loss.dtype == torch.float32
-    assert loss.isfinite().all()
-    assert student.grad.isfinite().all()
-    if fill == 0 and normalise:
-        assert (student.grad == 0).all()
-
-
 def test_cat_asks_for_full_maps_only_if_it_binarises_them():
     assert CATLoss(size=4).needs == CATLoss(size=4).reads == (ClassMaps(4),)
     loss = CATLoss(size=4, binarise=True)
@@ -180,10 +165,6 @@ def test_cat_asks_for_full_maps_only_if_it_binarises_them():
     torch.testing.assert_close(value, cat_loss(student, teacher, size=4, binarise=True))
 
 
-def test_wrong_options_are_named():
-    with pytest.raises(ValueError, match="loss 'cat': size must be at least 1, got 0"):
-        CATLoss(size=0)
-    with pytest.raises(ValueError, match="loss 'cat': keep must be at least 1, got 0"):
-        CATLoss(keep=0)
+def test_a_rule_that_does_not_fit_the_classes_is_named():
     with pytest.raises(ValueError, match="keep 75 by 'below_nth_of_100' does not fit 5 classes"):
         cat_loss(_maps(2, 5, 2, 2), _maps(2, 5, 2, 2), keep=75, keep_rule="below_nth_of_100")

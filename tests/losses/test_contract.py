@@ -1,29 +1,64 @@
 """What every registered loss keeps, whoever wrote it."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 from fedkd.knowledge.payload import Ensemble, Teacher
 from fedkd.losses import LOSSES
-from tests.losses.contract import NAMES, SINGLE, TOGETHER, Loss, adapted, batch, each, run
+from tests.losses.contract import (
+    NAMES,
+    SINGLE,
+    TOGETHER,
+    VARIANTS,
+    Loss,
+    adapted,
+    batch,
+    call,
+    each,
+    in_order,
+    run,
+    title,
+)
 
 # Losses that are not least when the student repeats the teacher.
 NOT_ZERO_AT_IDENTITY = {"ce", "wkd_l"}
 
 
 SMOKE = ("dkd", "vrm", "fitnet")  # of logits, over pairs, with layers of its own
+MIXES_CLASSES = {"hcd", "mmkd"}  # by layers of its own
 
 
-@pytest.fixture(
-    params=[pytest.param(n, marks=[pytest.mark.smoke] if n in SMOKE else []) for n in NAMES]
-)
+def _named(variants):
+    """Variants as test cases; the plain ones of some losses are smoke tests."""
+    smoke = [pytest.mark.smoke]
+    return [
+        pytest.param(v, id=title(v), marks=smoke if v[0] in SMOKE and not v[1] else [])
+        for v in variants
+    ]
+
+
+def _made(variant) -> Loss:
+    return LOSSES.create(variant[0], **variant[1])
+
+
+@pytest.fixture(params=_named((name, {}) for name in NAMES))
+def plain(request: pytest.FixtureRequest) -> Loss:
+    return _made(request.param)
+
+
+@pytest.fixture(params=_named(VARIANTS))
 def loss(request: pytest.FixtureRequest) -> Loss:
-    return LOSSES.create(request.param)
+    return _made(request.param)
 
 
-def test_value_is_one_number_per_sample_or_one_in_all(loss):
-    value, _, gradients = run(loss, *batch(loss))
+single = pytest.mark.parametrize("variant", _named(v for v in VARIANTS if v[0] in SINGLE))
+
+
+def test_value_is_one_number_per_sample_or_one_in_all(plain):
+    value, _, gradients = run(plain, *batch(plain))
     assert value.shape in {(6,), ()}
     assert any(gradient.abs().max() > 0 for gradient in gradients.values())
 
@@ -41,21 +76,27 @@ def test_a_student_that_repeats_the_teacher_has_no_loss(name):
     assert all(gradient.abs().max() < 1e-4 for gradient in gradients.values())
 
 
-def test_order_of_samples_does_not_matter(loss):
+@pytest.mark.parametrize("variant", _named(VARIANTS))
+def test_order_of_samples_and_classes_does_not_matter(variant):
+    loss = _made(variant)
     student, teacher, targets, weights = batch(loss)
     order = torch.tensor([3, 1, 5, 0, 4, 2])
+    classes = torch.tensor([2, 0, 4, 1, 3])
+    if variant[0] in MIXES_CLASSES:
+        classes = torch.arange(5)
     value, reduced, gradients = run(loss, student, teacher, targets, weights)
     moved, moved_reduced, moved_gradients = run(
         loss,
-        each(student, lambda t: t[order]),
-        each(teacher, lambda t: t[order]),
-        targets[order],
+        in_order(student, order, classes),
+        in_order(teacher, order, classes),
+        classes.argsort()[targets[order]],
         weights[order],
     )
-    torch.testing.assert_close(moved, value if value.ndim == 0 else value[order])
-    torch.testing.assert_close(moved_reduced, reduced)
-    for kind, gradient in gradients.items():
-        torch.testing.assert_close(moved_gradients[kind], gradient[order], rtol=1e-4, atol=1e-6)
+    close = partial(torch.testing.assert_close, rtol=5e-4, atol=5e-5)
+    close(moved, value if value.ndim == 0 else value[order])
+    close(moved_reduced, reduced)
+    for kind, gradient in in_order(gradients, order, classes).items():
+        close(moved_gradients[kind], gradient, atol=5e-6)
 
 
 def test_one_sample_and_two_classes_are_finite(loss):
@@ -85,6 +126,8 @@ def test_saturated_predictions_are_finite(loss):
         (sure_student, teacher), (student, sure_teacher), (sure_student, sure_teacher)
     ):  # fmt: skip
         for dtype in (torch.float32, torch.float16):
+            if dtype == torch.float16 and getattr(loss.options, "relative", False):
+                continue  # its slope at so small a teacher is no number of half precision
             run(loss, *_as(dtype, *sides), targets, weights)
 
 
@@ -95,9 +138,9 @@ def test_a_student_of_zeros_is_finite(loss):
     assert all(gradient.abs().max() < 1e3 for gradient in gradients.values())
 
 
-@pytest.mark.parametrize("name", SINGLE)
-def test_a_teacher_counts_by_its_weight(name):
-    loss = LOSSES.create(name)
+@single
+def test_a_teacher_counts_by_its_weight(variant):
+    loss = _made(variant)
     student, teacher, targets, weights = batch(loss)
     _, reduced, gradients = run(loss, student, teacher, targets, weights)
     for share in (0.0, 0.5):
@@ -108,10 +151,28 @@ def test_a_teacher_counts_by_its_weight(name):
             torch.testing.assert_close(slopes[kind], share * gradient, rtol=1e-4, atol=atol)
 
 
-def test_the_teacher_gets_no_gradient(loss):
+@single
+def test_a_sample_without_weight_drops_out(variant):
+    loss = _made(variant)
     student, teacher, targets, weights = batch(loss)
+    weights[2] = 0
+    loss = adapted(loss, student, teacher).eval()
+    found = []
+    for change in (0, 3):
+        moved = each(student, lambda t, c=change: t.index_fill(0, torch.tensor(2), c))
+        read = {kind: tensor.requires_grad_() for kind, tensor in moved.items()}
+        value = call(loss, read, teacher, targets, weights)
+        value = value if value.ndim == 0 else (value * weights).mean()
+        value.backward()
+        found.append(value.detach())
+        assert all(tensor.grad[2].abs().max() < 1e-12 for tensor in read.values())
+    torch.testing.assert_close(*found)
+
+
+def test_the_teacher_gets_no_gradient(plain):
+    student, teacher, targets, weights = batch(plain)
     teacher = {kind: tensor.requires_grad_() for kind, tensor in teacher.items()}
-    run(loss, student, teacher, targets, weights)
+    run(plain, student, teacher, targets, weights)
     assert all(tensor.grad is None for tensor in teacher.values())
 
 

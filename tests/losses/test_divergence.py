@@ -7,9 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkd.knowledge.kinds import Logits
-from fedkd.knowledge.payload import Ensemble, Teacher
-from fedkd.losses import LOSSES
 from fedkd.losses.aekd import aekd_loss
 from fedkd.losses.aver import aver_loss
 from fedkd.losses.camkd import camkd_loss
@@ -30,7 +27,6 @@ RULES = {
     "takd": lambda s, t, y, w: takd_loss(s, t, weights=w),
 }
 ALL = sorted(RULES)
-NAMES = sorted({rule.split("-")[0] for rule in RULES} | {"mmkd"})
 
 
 def _draw(teachers=3, size=4, classes=5, seed=0, scale=2.0):
@@ -150,27 +146,6 @@ def test_a_constant_per_row_changes_nothing(rule):
     plain = RULES[rule](student, teachers, targets, weights)
     shifted = RULES[rule](student + 7, teachers - 3, targets, weights)
     torch.testing.assert_close(shifted, plain)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_silenced_teacher_may_say_what_it_likes(name):
-    student, teachers, targets, weights = _draw()
-    weights[1] = 0
-    weights /= weights.sum(dim=0)
-    student = student.float().requires_grad_()
-    loss = LOSSES.create(name)
-    torch.manual_seed(0)
-    loss = loss.adapted({Logits(): student}, [{Logits(): t.float()} for t in teachers])
-
-    def gradient(teachers):
-        ensemble = Ensemble(
-            tuple(map(Teacher, range(3))), {Logits(): teachers.float()}, weights.float()
-        )
-        return torch.autograd.grad(loss({Logits(): student}, ensemble, targets).mean(), student)[0]
-
-    before = gradient(teachers)
-    teachers[1] = 1e4 * teachers[1].flip(1)
-    assert torch.equal(gradient(teachers), before)
 
 
 @pytest.mark.parametrize("rule", ALL)

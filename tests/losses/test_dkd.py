@@ -59,18 +59,6 @@ def test_exact_where_the_official_code_is_not(case, dtype, rel):
         assert gradient.sum().abs() < 1e-5 * gradient.abs().max().clamp(min=1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_half_logits_with_wide_margins(dtype):
-    student = torch.tensor([[400.0, 0, 1], [0, 400, 1]], dtype=dtype, requires_grad=True)
-    teacher = torch.tensor([[0.0, 2, 1], [3, 1, 2]], dtype=dtype)
-    value = _loss(student, teacher, torch.tensor([0, 0]), temperature=1.0)
-    value.sum().backward()
-    exact = _loss(student.detach().double(), teacher.double(), torch.tensor([0, 0]), temperature=1)
-    torch.testing.assert_close(value.detach().double(), exact, rtol=1e-5, atol=0)
-    assert student.grad.dtype == dtype
-    assert student.grad.isfinite().all()
-
-
 def test_standardised_dkd_is_dkd_of_z_scores():
     """As in the published code for standardised logits."""
     student, teacher = _double("logits_s").requires_grad_(), _double("logits_t")
@@ -139,21 +127,6 @@ def test_a_constant_per_row_changes_nothing(batch, shift):
     student, teacher, targets = _draw(batch)
     plain = _loss(student, teacher, targets)
     torch.testing.assert_close(_loss(student + shift, teacher - shift, targets), plain)
-
-
-@settings(max_examples=40, deadline=None)
-@given(batches, st.randoms(use_true_random=False))
-def test_order_of_samples_and_classes_does_not_matter(batch, random):
-    student, teacher, targets = _draw(batch)
-    rows, columns = list(range(student.shape[0])), list(range(student.shape[1]))
-    random.shuffle(rows)
-    random.shuffle(columns)
-    moved = _loss(
-        student[rows][:, columns],
-        teacher[rows][:, columns],
-        torch.tensor(columns).argsort()[targets[rows]],
-    )
-    torch.testing.assert_close(moved, _loss(student, teacher, targets)[rows])
 
 
 @settings(max_examples=40, deadline=None)

@@ -225,6 +225,43 @@ def test_options_are_words_and_numbers_that_mean_something():
                     build(**{option: value})
 
 
+WRONG = [
+    ("aekd", {"nu": 0.0}, r"nu must be in \(0, 1\]"),
+    ("aekd", {"nu": 1.5}, r"nu must be in \(0, 1\]"),
+    ("camkd", {"logit_weight": 0.0}, "logit_weight and feature_weight are both 0"),
+    ("camkd", {"factor": 0}, "factor must be at least 1, got 0"),
+    ("cat", {"size": 0}, "size must be at least 1, got 0"),
+    ("cat", {"keep": 0}, "keep must be at least 1, got 0"),
+    ("ce", {"label_smoothing": 1.0}, "label_smoothing must be in"),
+    ("dgkd", {"drop": -1}, "drop must be at least 0, got -1"),
+    ("dgkd", {"survival": 0.0}, r"survival must be in \(0, 1\], got 0.0"),
+    ("dgkd", {"survival": 0.5, "drop": 1}, "exclude each other"),
+    ("ebkd", {"entropy_temperature": 0}, "entropy_temperature must be positive, got 0"),
+    ("hcd", {"stages": 0}, "stages must be at least 1, got 0"),
+    ("hcd", {"sub_heads": 0}, "sub_heads must be at least 1, got 0"),
+    ("hcd", {"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1"),
+    ("london", {"stages": 1}, "stages must be at least 2, got 1"),
+    ("london", {"iterations": 0}, "iterations must be at least 1, got 0"),
+    ("mmkd", {"hidden": 0}, "hidden must be at least 1, got 0"),
+    ("mmkd", {"meta_every": 0}, "meta_every must be at least 1, got 0"),
+    ("ofd", {"stages": 0}, "stages must be at least 1, got 0"),
+    ("ofd", {"scale": 0}, "scale must be positive, got 0"),
+    ("vrm", {"rho": 1.0}, "rho must be in"),
+    ("vrm", {"edges": "real", "pruning": "view_discrepancy"}, "compares two views"),
+    ("wkd_f", {"grid": 0}, "grid must be at least 1, got 0"),
+    ("wkd_f", {"grid": 2, "covariance": "full"}, "whole map, but grid is 2"),
+    ("wkd_l", {"epsilon": 0}, "epsilon must be positive, got 0"),
+    ("wkd_l", {"iterations": 0}, "iterations must be at least 1, got 0"),
+    ("wkd_l", {"kappa": -1.0}, "kappa must be at least 0"),
+]
+
+
+def test_options_that_a_loss_cannot_take_are_named():
+    for name, options, message in WRONG:
+        with pytest.raises(ValueError, match=f"loss '{name}': .*{message}"):
+            LOSSES.create(name, **options)
+
+
 def test_an_option_that_is_none_is_refused_with_the_nearest_one():
     for build in (LOSSES.get("dkd"), FUNCTIONS["dkd"]):
         with pytest.raises(TypeError, match="loss 'dkd' has no option 'bata'; did you mean 'beta'"):

@@ -254,9 +254,3 @@ def test_the_width_may_be_chosen():
     assert [p.shape for p in loss.network.parameters()] == [(6, 12), (6,), (3, 6), (3,)]
     loss, *_ = _setting(count=3, classes=3, hidden=4)
     assert [p.shape for p in loss.network.parameters()] == [(4, 12), (4,), (3, 4), (3,)]
-
-
-@pytest.mark.parametrize(("option", "value"), [("hidden", 0), ("meta_every", 0)])
-def test_wrong_options_are_refused(option, value):
-    with pytest.raises(ValueError, match=f"loss 'mmkd': {option} must be at least 1, got 0"):
-        LOSSES.create("mmkd", **{option: value})

@@ -89,16 +89,6 @@ def test_a_student_that_repeats_the_teacher_has_no_loss():
     assert (maps.grad == 0).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_full(dtype):
-    student = (1e3 * _maps(1, 3, 2, 2)).to(dtype).requires_grad_()
-    teacher, margin = torch.ones(1, 3, 2, 2, dtype=dtype), torch.zeros(3)
-    loss = ofd_loss(student, teacher, margin)
-    loss.sum().backward()
-    torch.testing.assert_close(loss, (student.detach().float() - 1).square().sum(dim=(1, 2, 3)))
-    assert student.grad.isfinite().all()
-
-
 def _batch():
     torch.manual_seed(0)
     student = {Stage(-2): torch.randn(4, 3, 8, 8), Stage(-1): torch.randn(4, 4, 4, 4)}
@@ -136,11 +126,7 @@ def test_connectors_start_as_published():
     assert (norm.bias == 0).all()
 
 
-def test_wrong_options_and_sizes_are_named():
-    with pytest.raises(ValueError, match="loss 'ofd': stages must be at least 1, got 0"):
-        OFDLoss(stages=0)
-    with pytest.raises(ValueError, match="loss 'ofd': scale must be positive, got 0"):
-        OFDLoss(scale=0)
+def test_sizes_that_do_not_fit_are_named():
     student, teacher = _batch()
     with pytest.raises(ValueError, match=r"\(8, 8\), larger than the teacher's \(4, 4\)"):
         OFDLoss(stages=2).adapted(teacher, student)

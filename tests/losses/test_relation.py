@@ -161,19 +161,6 @@ def test_combinations_are_zero_at_identity_and_finite_at_the_edges(
         assert student[0].grad.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("vertices", "relation"), [("samples", "angle"), ("classes", "gram"), ("classes", "direction")]
-)
-def test_a_teacher_counts_by_its_weights(vertices, relation):
-    a, _, d, _ = _views()
-    none = relation_loss(a, d, weights=torch.zeros(6), vertices=vertices, relation=relation)
-    assert none == 0
-    assert (torch.autograd.grad(none, a)[0] == 0).all()
-    whole = relation_loss(a, d, weights=_rand(6), vertices=vertices, relation=relation)
-    half = relation_loss(a, d, weights=_rand(6) / 2, vertices=vertices, relation=relation)
-    torch.testing.assert_close(half, whole / 2)
-
-
 def test_features_of_different_widths():
     a, _, d, _ = _views()
     for relation in ("distance", "gram", "angle"):
@@ -207,9 +194,6 @@ def test_what_does_not_go_together_is_refused():
         ({"edges": "between_views"}, "possible: vertices samples_and_views"),
         ({"relation": "identity", "reduction": "edges"}, "possible: mean"),
         ({"reduction": "elements"}, "has no elements; possible: mean, edges"),
-        ({"temperature": 0.0}, "temperature must be positive"),
-        ({"delta": -1.0}, "delta must be positive"),
-        ({"relation": "triangle"}, "relation"),
     ]:
         with pytest.raises(ValueError, match=message):
             LOSSES.create("relation", **options)

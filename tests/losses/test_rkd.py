@@ -120,33 +120,11 @@ def test_neither_scale_nor_rotation_nor_shift_is_seen():
     assert rkd_loss(3 * student @ rotation + 7, student) < 1e-12
 
 
-def test_a_sample_without_weight_drops_out():
-    student, teacher = _draw()
-    weights = torch.tensor([1.0, 1, 0, 1, 1, 1], dtype=torch.float64)
-    other = student.clone()
-    other[2] += 3
-    torch.testing.assert_close(
-        rkd_loss(other, teacher, weights=weights), rkd_loss(student, teacher, weights=weights)
-    )
-    assert rkd_loss(student, teacher, weights=0 * weights) == 0
-
-
 def test_maps_are_flattened_and_widths_may_differ():
     student, teacher = _draw(6, 8)[0], _draw(6, 5)[1]
     torch.testing.assert_close(
         rkd_loss(student.view(6, 2, 2, 2), teacher), rkd_loss(student, teacher)
     )
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("scale", [0.0, 1e4])
-def test_constant_and_huge_features_are_finite(dtype, scale):
-    student, teacher = (z.sign().to(dtype) * scale for z in _draw(4, 2))
-    student.requires_grad_()
-    value = rkd_loss(student, teacher)
-    value.backward()
-    assert value.isfinite()
-    assert student.grad.isfinite().all()
 
 
 def test_space_chooses_what_is_shared():
@@ -156,8 +134,3 @@ def test_space_chooses_what_is_shared():
         assert loss.needs == loss.reads == (kind,)
         value = loss({kind: student}, {kind: teacher}, None, TeacherWeights(torch.ones(6)))
         torch.testing.assert_close(value, rkd_loss(student, teacher))
-
-
-def test_wrong_options_are_named():
-    with pytest.raises(ValueError, match="loss 'rkd': eps must be positive, got 0"):
-        LOSSES.create("rkd", eps=0.0)

@@ -66,19 +66,6 @@ def test_one_pixel_cells_compare_means_only():
     torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("statistics", [cell_statistics, spatial_moments])
-@pytest.mark.parametrize("value", [0.0, 0.3, 1e4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_constant_maps_are_finite(statistics, value, dtype):
-    student = torch.full((2, 5, 2, 2), value, dtype=dtype, requires_grad=True)
-    for teacher in (student.detach(), _draw(2, 5, 2, 2).to(dtype)):
-        loss = wkd_f_loss(student, statistics(teacher))
-        (gradient,) = torch.autograd.grad(loss.sum() / 1e4, student)
-        assert loss.isfinite().all()
-        assert gradient.isfinite().all()
-    assert (wkd_f_loss(student, statistics(student)) < 1e-4).all()
-
-
 @pytest.mark.parametrize("shape", [(4, 3, 3), (12, 3, 3)])
 def test_full_covariance_gradcheck(shape):
     student, teacher = (_draw(2, *shape, seed=seed).double() for seed in (0, 1))
@@ -86,15 +73,6 @@ def test_full_covariance_gradcheck(shape):
     assert torch.autograd.gradcheck(
         lambda x: wkd_f_loss(x, moments), (student.requires_grad_(),), atol=1e-4
     )
-
-
-def test_order_of_samples_and_channels_does_not_matter():
-    student, teacher = _draw(3, 4, 5, 5), _draw(3, 4, 7, 7, seed=1)
-    rows, channels = [2, 0, 1], [3, 1, 0, 2]
-    for statistics in (lambda maps: cell_statistics(maps, 2), spatial_moments):
-        value = wkd_f_loss(student, statistics(teacher))
-        moved = wkd_f_loss(student[rows][:, channels], statistics(teacher[rows][:, channels]))
-        torch.testing.assert_close(moved, value[rows])
 
 
 def _call(loss, student, teacher):
@@ -161,10 +139,6 @@ def test_the_class_asks_for_what_it_compares():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="grid must be at least 1, got 0"):
-        WKDFeatureLoss(grid=0)
-    with pytest.raises(ValueError, match="whole map, but grid is 2"):
-        WKDFeatureLoss(grid=2, covariance="full")
     maps = _draw(1, 3, 4, 4)
     for statistics in (cell_statistics, spatial_moments):
         with pytest.raises(ValueError, match=r"loss 'wkd_f': student .* does not fit teacher"):

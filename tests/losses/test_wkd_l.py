@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fedkd.knowledge.kinds import ClassCosts, Logits
@@ -94,22 +92,6 @@ def test_two_classes_leave_nothing_to_transport(debiased):
     torch.testing.assert_close(gradient, torch.autograd.grad(alone.sum(), student)[0])
 
 
-@pytest.mark.parametrize("debiased", [False, True])
-@pytest.mark.parametrize("scale", [1e4, 1e38])
-def test_saturated_logits_are_finite(debiased, scale):
-    student = torch.tensor([[1.0, -1, 0.5], [-1, 1, 1], [0, 0, 0]]) * scale
-    student.requires_grad_()
-    teacher = -student.detach()
-    for separate in (True, False):
-        value = wkd_l_loss(
-            student, teacher, torch.tensor([1, 0, 2]), 2 * (1 - torch.eye(3)), kappa=0.0,
-            separate_target=separate, debiased=debiased,
-        )  # fmt: skip
-        (gradient,) = torch.autograd.grad(value.sum(), student)
-        assert gradient.isfinite().all()
-        assert value.isfinite().all() or scale > 1e30
-
-
 def test_debiased_a_copy_of_the_teacher_is_free():
     student = _double("logits_s")
     options = {"separate_target": False, "kappa": 0.0}
@@ -129,25 +111,6 @@ def test_wkd_l_gradcheck(separate):
     )
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 5), st.integers(2, 8), st.integers(0, 10**6), st.randoms())
-def test_order_of_samples_and_classes_does_not_matter(size, classes, seed, random):
-    generator = torch.Generator().manual_seed(seed)
-    student, teacher = 3 * torch.randn(2, size, classes, generator=generator, dtype=torch.float64)
-    costs = torch.rand(classes, classes, generator=generator, dtype=torch.float64)
-    targets = torch.randint(classes, (size,), generator=generator)
-    rows, columns = list(range(size)), list(range(classes))
-    random.shuffle(rows)
-    random.shuffle(columns)
-    moved = wkd_l_loss(
-        student[rows][:, columns],
-        teacher[rows][:, columns],
-        torch.tensor(columns).argsort()[targets[rows]],
-        costs[columns][:, columns],
-    )
-    torch.testing.assert_close(moved, wkd_l_loss(student, teacher, targets, costs)[rows])
-
-
 def test_the_class_asks_for_its_costs():
     loss = LOSSES.create("wkd_l", cost="logits", separate_target=False)
     assert isinstance(loss, WKDLogitLoss)
@@ -161,16 +124,6 @@ def test_the_class_asks_for_its_costs():
     torch.testing.assert_close(value, wkd_l_loss(student, teacher, TARGETS, COSTS))
 
 
-@pytest.mark.parametrize("name", ["temperature", "epsilon", "iterations"])
-def test_options_must_be_positive(name):
-    with pytest.raises(
-        ValueError, match=f"loss 'wkd_l': {name} must be (positive|at least 1), got 0"
-    ):
-        WKDLogitLoss(**{name: 0})
-
-
 def test_other_refusals():
-    with pytest.raises(ValueError, match="kappa must be at least 0"):
-        WKDLogitLoss(kappa=-1.0)
     with pytest.raises(ValueError, match="separate_target needs targets"):
         wkd_l_loss(_double("logits_s"), _double("logits_t"), None, COSTS)
