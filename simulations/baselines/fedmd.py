@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedkd.knowledge.kinds import Logits
-from fedkd.losses.base import DistillationLoss, Tensors, Trust
+from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.models.network import Network
 from fedkd.rounds import ExperimentContext
 from fedkd.training.evaluation import predict
@@ -69,7 +69,7 @@ class _Distance(DistillationLoss):
     needs = (Logits(),)
 
     def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: Trust
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, trust: TeacherWeights
     ) -> Tensor:
         """Losses (B,)."""
         return (student[Logits()] - teacher[Logits()]).abs().mean(dim=1)
