@@ -40,10 +40,7 @@ TINY: dict[str, Any] = {
     "teachers": {"models": ["mlp", "cnn_tiny"], "epochs": 2},
     "student": {"model": {"name": "cnn_tiny", "norm": "batch"}},
     "fusion": ["class_gated", "entropy"],
-    "distillation": {
-        "losses": ["dkd", "vrm", {"name": "ce", "weight": 0.5}],
-        "epochs": 2,
-    },
+    "distillation": {"losses": ["dkd", "vrm", {"name": "ce", "weight": 0.5}], "epochs": 2},
 }
 
 

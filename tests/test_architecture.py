@@ -73,11 +73,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "onnx": ("fedkd/runs/export.py",),
     "onnxruntime": ("fedkd/runs/export.py",),
     "onnxscript": ("fedkd/runs/export.py",),
-    "matplotlib": (
-        "fedkd/reporting/",
-        "fedkd/studies/",
-        "simulations/compare/figures.py",
-    ),
+    "matplotlib": ("fedkd/reporting/", "fedkd/studies/", "simulations/compare/figures.py"),
     "jinja2": ("fedkd/reporting/page.py",),
     "markupsafe": ("fedkd/reporting/page.py",),
     "PIL": ("fedkd/data/pictures.py", "fedkd/data/transfer.py"),

@@ -30,8 +30,7 @@ NAN = BAD_PAYLOADS["nan"][0]
 
 def test_a_client_is_left_out_after_its_strikes_and_says_so_each_round(tiny: Tiny) -> None:
     run = run_local(
-        tiny("rounds=4", "federation.quarantine.after=2", *QUICK),
-        client_app=tampering({1: NAN}),
+        tiny("rounds=4", "federation.quarantine.after=2", *QUICK), client_app=tampering({1: NAN})
     )
     refused = [(r.round, r.phase) for r in run.events(ReplyRefused)]
     assert refused == [(1, "knowledge"), (2, "knowledge"), (3, "train"), (4, "train")]

@@ -55,11 +55,7 @@ DIGITS: dict[str, Any] = {
         "optimizer": {"name": "adamw", "lr": 0.005},
     },
     "student": {"model": "mlp"},
-    "distillation": {
-        "epochs": 3,
-        "batch_size": 32,
-        "optimizer": {"name": "adamw", "lr": 0.005},
-    },
+    "distillation": {"epochs": 3, "batch_size": 32, "optimizer": {"name": "adamw", "lr": 0.005}},
 }
 
 

@@ -200,9 +200,7 @@ def test_fedkds_own_rounds_go_on_where_they_were_interrupted(comparison: Make) -
     assert numbers(found["rows"]) == numbers(whole["rows"])
 
 
-def test_results_outlive_a_new_key_of_the_config_but_not_a_changed_one(
-    comparison: Make,
-) -> None:
+def test_results_outlive_a_new_key_of_the_config_but_not_a_changed_one(comparison: Make) -> None:
     folder = Folder.new(comparison(["fake"]))
     run_all(folder)
     place = folder.path / "methods" / "fake" / "seed0.json"

@@ -333,10 +333,7 @@ def test_a_node_reads_the_data_set_once_per_run(tmp_path: Path, tiny: Tiny) -> N
     experiment = tiny("evaluation.baselines=[]", "rounds=1")
     (tmp_path / "policy.yaml").write_text(policy_text(experiment, ExperimentContext(experiment)))
     nodes = [
-        {
-            "state-dir": str(tmp_path / f"state-{number}"),
-            "policy": str(tmp_path / "policy.yaml"),
-        }
+        {"state-dir": str(tmp_path / f"state-{number}"), "policy": str(tmp_path / "policy.yaml")}
         for number in range(3)
     ]
     run_nodes(experiment, nodes, tmp_path)

@@ -260,9 +260,7 @@ def test_a_network_that_cannot_share_what_a_loss_needs_is_refused_by_name(tiny: 
     with pytest.raises(ConfigError, match=r"student\.model: 'mlp': .*class_maps"):
         run_local(
             tiny(
-                "distillation.losses=[dkd, cat]",
-                "teachers.models=[cnn_tiny]",
-                "student.model=mlp",
+                "distillation.losses=[dkd, cat]", "teachers.models=[cnn_tiny]", "student.model=mlp"
             )
         )
 

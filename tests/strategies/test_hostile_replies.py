@@ -204,10 +204,7 @@ def test_who_answers_about_one_set_of_images_only_is_left_out_of_the_other(
     found = [str(record.ensemble) for record in run.events(RoundFinished)]
     assert len(run.events(ReplyRefused)) == 2
     if kind == "query.knowledge":  # as if the client were not there at all
-        absent = run_local(
-            tiny(*overrides),
-            client_app=make_client_app([_silent(0)]),
-        )
+        absent = run_local(tiny(*overrides), client_app=make_client_app([_silent(0)]))
         assert found == [str(record.ensemble) for record in absent.events(RoundFinished)]
     else:
         assert all(len(record.teachers) == 2 for record in run.events(RoundFinished))

@@ -237,9 +237,7 @@ def test_everything_is_in_the_folder(finished: Done) -> None:
     assert set(finished.student("kd", 0).epochs()[0]["gradients"]) == {"ce", "kd"}
 
 
-def test_methods_of_a_seed_start_from_the_same_weights_and_seeds_do_not(
-    finished: Done,
-) -> None:
+def test_methods_of_a_seed_start_from_the_same_weights_and_seeds_do_not(finished: Done) -> None:
     def first(method: str, seed: int) -> float:
         return float(finished.student(method, seed).epochs()[0]["terms"]["ce"])
 

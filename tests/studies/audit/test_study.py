@@ -23,12 +23,7 @@ from fedkd.studies.audit.membership import confidence, membership
 from fedkd.studies.audit.one_run import Bound
 from fedkd.studies.audit.promise import Claim, Training, verdict
 from fedkd.studies.audit.report import write
-from fedkd.studies.audit.study import (
-    Options,
-    audit_run,
-    epsilon_of_training,
-    unseen,
-)
+from fedkd.studies.audit.study import Options, audit_run, epsilon_of_training, unseen
 from fedkd.studies.audit.training import matched, mislabelled, tossed
 from fedkd.training.evaluation import predict
 from simulations.cli.main import app
@@ -38,12 +33,7 @@ OVERFITTED: dict[str, Any] = {
     "name": "overfitted",
     "rounds": 1,
     "clients": 2,
-    "data": {
-        "dataset": "digits",
-        "partition": "iid",
-        "transfer": {"size": 100},
-        "private": 160,
-    },
+    "data": {"dataset": "digits", "partition": "iid", "transfer": {"size": 100}, "private": 160},
     "teachers": {
         "models": [{"name": "mlp", "hidden": 128}],
         "epochs": 60,
