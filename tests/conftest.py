@@ -45,16 +45,19 @@ TINY: dict[str, Any] = {
 
 
 @pytest.fixture
-def pageless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs draw no page at their end, which takes longer than the run."""
+def lean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs measure no baselines and draw no page, which takes longer than the run."""
     monkeypatch.setattr("simulations.job.write_report", lambda run: None)
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Callable[..., Experiment]:
+def tiny(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Experiment]:
     """`tiny("rounds=3", ...)`: the tiny experiment with overrides, writing under tmp_path."""
+    first = [f"output={tmp_path / 'runs'}"]
+    if "lean" in request.fixturenames:
+        first.append("evaluation.baselines=[]")
 
     def make(*overrides: str) -> Experiment:
-        return make_experiment(TINY, [f"output={tmp_path / 'runs'}", *overrides])
+        return make_experiment(TINY, [*first, *overrides])
 
     return make

@@ -30,7 +30,7 @@ from simulations.local import run_local
 
 Tiny = Callable[..., Experiment]
 
-pytestmark = pytest.mark.usefixtures("pageless")
+pytestmark = pytest.mark.usefixtures("lean")
 
 # What the tiny experiment says about private images beside its teachers' answers.
 QUIET = (

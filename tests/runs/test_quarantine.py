@@ -17,14 +17,10 @@ from tests.simulations.faults import BAD_PAYLOADS, tampering
 
 Tiny = Callable[..., Experiment]
 
-
-@pytest.fixture
-def tiny(tiny: Tiny, pageless: None) -> Tiny:
-    """Without what only measures, and without its page."""
-    return lambda *words: tiny("evaluation.baselines=[]", *words)
+pytestmark = pytest.mark.usefixtures("lean")
 
 
-QUICK = ("evaluation.baselines=[]", "teachers.models=[mlp]", "student.model=mlp")
+QUICK = ("teachers.models=[mlp]", "student.model=mlp")
 NAN = BAD_PAYLOADS["nan"][0]
 
 

@@ -13,26 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
-from fedkd.config import ConfigError, make_config, make_experiment
+from fedkd.config import ConfigError, make_experiment
 from fedkd.models import MODELS
 from fedkd.reporting.run_record import Found
 from fedkd.rounds import Server, context_of_run
 from fedkd.runs.directory import RunDirectory, network_hash, write_json
 from fedkd.runs.events import MessageCounted, RoundFinished
 from fedkd.runs.export import export_student, load_assistants, load_student, predict_files
-from fedkd.runs.signature import IMAGES, SIGNATURE, read_signature
-from fedkd.studies import engine
-from fedkd.studies.attack.config import AttackConfig
-from fedkd.studies.attack.study import AttackStudy
-from fedkd.studies.central.config import DistillConfig
-from fedkd.studies.central.study import DistillStudy
+from fedkd.runs.signature import SIGNATURE, read_signature
 from simulations.cli.contribution import contribution
 from simulations.cli.status import status_of
 from simulations.client_app import _given_root
-from simulations.compare.config import Comparison
-from simulations.compare.study import CompareStudy
 from simulations.local import run_local
-from tests.conftest import TINY
 
 NAMES = ("left", "top")
 
@@ -355,66 +347,6 @@ def test_a_nodes_own_state_makes_the_servers_path_void(tmp_path: Path) -> None:
     assert _given_root({"state-dir": "/somewhere"}, job) is None
     assert _given_root({}, {"data-root": str(tmp_path / "not here")}) is None
     assert _given_root({}, {}) is None
-
-
-# -- studies ---------------------------------------------------------------------------------------
-
-
-def images_changed(folder: Path) -> Path:
-    """The folder's note about its images, as if they had been others."""
-    file = folder / IMAGES
-    content = json.loads(file.read_text())
-    for split in content.values():
-        split["test"] = "0" * 16
-    write_json(file, content)
-    return file
-
-
-def test_a_study_does_not_go_on_with_other_images(tmp_path: Path) -> None:
-    once = {"epochs": 1, "augment": "none"}
-    config = make_config(DistillConfig, {
-        "experiment": {
-            "data": {"dataset": {"name": "synthetic", "per_class": 20}},
-            "teachers": {"models": "mlp", **once}, "student": {"model": "mlp"},
-            "distillation": once,
-        },
-        "methods": {"kd": ["kd"]}, "output": str(tmp_path),
-    })  # fmt: skip
-    study, folder = DistillStudy(config), engine.StudyFolder.new(config)
-    engine.run_study(study, folder)
-    file = images_changed(folder.path)
-    with pytest.raises(ConfigError, match="the test images are not those that the study began"):
-        engine.run_study(study, folder)
-    content = json.loads(file.read_text())
-    content["data"]["classes"] = ["ash", "oak"]
-    write_json(file, content)
-    with pytest.raises(ConfigError, match=r"\(2 then, 4 now; new: .*; gone: ash, oak\)"):
-        engine.run_study(study, folder)
-    file.write_text("[]")
-    with pytest.raises(ConfigError, match="damaged"):
-        engine.run_study(study, folder)
-
-
-def test_a_comparison_does_not_go_on_with_other_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("simulations.job.write_report", lambda run: None)
-    values = {"experiment": small(tmp_path, data=TINY["data"]), "methods": ["fedkd"]}
-    study = CompareStudy(make_config(Comparison, values))
-    folder = engine.StudyFolder.new(study.config, tmp_path)
-    engine.run_study(study, folder)
-    images_changed(folder.path)
-    with pytest.raises(ConfigError, match="the test images are not those that the study began"):
-        engine.run_study(study, folder)
-
-
-def test_a_matrix_of_attacks_does_not_go_on_with_other_images(tmp_path: Path) -> None:
-    experiment = make_experiment(small(tmp_path, data=TINY["data"], clients=3))
-    config = AttackConfig(experiment=experiment, rules=(("entropy",),), attacks=("nan",))
-    study = AttackStudy(config)
-    write_json(tmp_path / IMAGES, {"seed 0": {"classes": []}})
-    with pytest.raises(ConfigError, match=r"classes are not those .* \(0 then, 4 now"):
-        engine.run_study(study, engine.StudyFolder(tmp_path, study.config))
 
 
 # -- plugins ---------------------------------------------------------------------------------------

@@ -7,17 +7,14 @@ from typing import Any
 
 import pytest
 
-from fedkd.build import check
 from fedkd.config import ConfigError, load_config, make_config
 from fedkd.studies.engine import StudyFolder, run_study
-from simulations.compare.config import Comparison
 from simulations.compare.effects import main_effects, two_way
 from simulations.compare.grid import Ablation
 from simulations.compare.study import AblationStudy
 from tests.conftest import TINY
 
 Make = Callable[..., Ablation]
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture
@@ -148,19 +145,3 @@ def test_a_resolved_ablation_reads_back_as_itself(ablation: Make, tmp_path: Path
     config = ablation(GRID, experiments={"short": {"rounds": 1}})
     (tmp_path / "again.yaml").write_text(config.to_yaml())
     assert load_config(Ablation, tmp_path / "again.yaml") == config
-
-
-@pytest.mark.parametrize(
-    "file", sorted(CONFIGS.glob("ablate/*.yaml")), ids=lambda file: str(file.stem)
-)
-def test_shipped_ablations_are_valid(file: Path) -> None:
-    for entry in load_config(Ablation, file).entries():
-        check(entry.experiment)
-
-
-@pytest.mark.parametrize(
-    "file", sorted(CONFIGS.glob("compare/*.yaml")), ids=lambda file: str(file.stem)
-)
-def test_shipped_comparisons_are_valid(file: Path) -> None:
-    for entry in load_config(Comparison, file).entries():
-        check(entry.experiment)

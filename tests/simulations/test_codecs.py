@@ -23,11 +23,7 @@ from tests.simulations.faults import tampering
 
 Tiny = Callable[..., Experiment]
 
-
-@pytest.fixture
-def tiny(tiny: Tiny, pageless: None) -> Tiny:
-    """Without what only measures, and without its page."""
-    return lambda *words: tiny("evaluation.baselines=[]", *words)
+pytestmark = pytest.mark.usefixtures("lean")
 
 
 DELTA = "federation.codec={name: delta, inner: float32}"

@@ -30,11 +30,7 @@ from tests.simulations.faults import BAD_PAYLOADS, crashing, tampering
 
 Tiny = Callable[..., Experiment]
 
-
-@pytest.fixture
-def tiny(tiny: Tiny, pageless: None) -> Tiny:
-    """Without what only measures, and without its page."""
-    return lambda *words: tiny("evaluation.baselines=[]", *words)
+pytestmark = pytest.mark.usefixtures("lean")
 
 
 def student(run: RunDirectory) -> str:

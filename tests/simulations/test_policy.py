@@ -23,17 +23,13 @@ from simulations.deploy.folder import policy_text
 
 Tiny = Callable[..., Experiment]
 
-
-@pytest.fixture
-def tiny(tiny: Tiny, pageless: None) -> Tiny:
-    """Without what only measures, and without its page."""
-    return lambda *words: tiny("evaluation.baselines=[]", *words)
+pytestmark = pytest.mark.usefixtures("lean")
 
 
 Ask = Callable[..., RecordDict]
 SMALL = (
     "teachers.models=[mlp]", "teachers.epochs=1", "student.model=mlp", "distillation.losses=[kd]",
-    "fusion=[uniform]", "evaluation.baselines=[]", "data.holdout=0.2",
+    "fusion=[uniform]", "data.holdout=0.2",
 )  # fmt: skip
 PRIVATE = (
     *SMALL, "teachers.privacy={epsilon: 2.0, nominal_size: 40, delta: 0.001}",

@@ -9,8 +9,11 @@ from unittest import mock
 import pytest
 import yaml
 
-from fedkd.config import ConfigError, make_config
+from fedkd.build import check
+from fedkd.config import ConfigError, load_config, make_config
 from fedkd.rounds import Interrupted
+from fedkd.runs.signature import IMAGES
+from fedkd.studies.central.study import check_names
 from fedkd.studies.engine import Cell, Record, Study, StudyFolder, kind_of, run_study
 from simulations.cli.study import STUDIES, kind_named
 from tests.conftest import TINY
@@ -41,6 +44,32 @@ def numbers(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: numbers(item) for key, item in value.items() if key not in CLOCK}
     return [numbers(item) for item in value] if isinstance(value, list) else value
+
+
+ROOT = Path(__file__).parents[2] / "configs"
+FOLDERS = {"parity": "distill", "privacy": "privacy sweep"}
+SHIPPED = [
+    file
+    for folder in ("ablate", "attack", "compare", "distill", "parity", "privacy")
+    for file in sorted((ROOT / folder).rglob("*.yaml"))
+    if not file.name.startswith("_")
+]
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_every_shipped_study_is_valid(file: Path) -> None:
+    folder = file.relative_to(ROOT).parts[0]
+    kind = kind_named(FOLDERS.get(folder, folder)).study
+    config = load_config(kind.config_class, file)
+    cells = kind(config).cells
+    assert cells
+    if kind is kind_named("distill").study:
+        check_names(config)
+        return
+    for cell in cells:
+        if cell.seed == cells[0].seed:
+            check(cell.experiment)
 
 
 class Listener:
@@ -174,6 +203,23 @@ def test_what_cannot_be_gone_on_with_is_one_line(command: str, finished: Path, f
     code, _, err = fedkd(*other.split(), "--resume", finished)
     assert (code, kind_of(finished)) == (2, command)
     assert f"is a folder of fedkd {command}, not of fedkd {other}" in err
+
+
+def test_a_study_does_not_go_on_with_other_images(command: str, finished: Path) -> None:
+    study, folder = opened(command, finished)
+    file = folder.path / IMAGES
+    kept = file.read_text()
+    for key, other, expected in (
+        ("test", "0" * 16, "the test images are not those that the study began with"),
+        ("classes", ["ash", "oak"], r"classes are not those .*\(2 then, . now; .*gone: ash, oak"),
+    ):
+        file.write_text(json.dumps({k: {**v, key: other} for k, v in json.loads(kept).items()}))
+        with pytest.raises(ConfigError, match=expected):
+            run_study(study, folder)
+    file.write_text("[]")
+    with pytest.raises(ConfigError, match="damaged"):
+        run_study(study, folder)
+    file.write_text(kept)
 
 
 def test_a_key_of_the_experiment_is_refused_where_it_used_to_be(command: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedkd.config import ConfigError, Experiment, load_config, make_config
+from fedkd.config import ConfigError, Experiment, make_config
 from fedkd.runs.directory import RunDirectory
 from fedkd.studies.engine import StudyFolder, run_study
 from simulations.compare.report import result_table
@@ -20,7 +20,6 @@ from tests.conftest import TINY
 
 Tiny = Callable[..., Experiment]
 Make = Callable[..., Sweep]
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 DP: dict[str, Any] = {
     "teachers.privacy": {"nominal_size": 40, "delta": 1e-3},
@@ -121,11 +120,3 @@ def test_a_sweep_ends_with_table_and_picture_and_inf_is_the_plain_path(
     assert swept.read_json("summary.json")["hash"] == plain.read_json("summary.json")["hash"]
 
     assert StudyFolder.open(folder.path, Sweep).config.epsilons == (math.inf, 5.0)
-
-
-@pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
-def test_the_ready_configs_hold_together(name: str) -> None:
-    config = load_config(Sweep, CONFIGS / "privacy" / f"{name}.yaml")
-    assert len(config.entries()) == 15
-    if name == "digits":
-        SweepStudy(config).check()

@@ -32,17 +32,12 @@ from tests.strategies.mutations import CODES, REASONS, mutated
 
 Tiny = Callable[..., Experiment]
 
-
-@pytest.fixture
-def tiny(tiny: Tiny, pageless: None) -> Tiny:
-    """Without what only measures, and without its page."""
-    return lambda *words: tiny("evaluation.baselines=[]", *words)
+pytestmark = pytest.mark.usefixtures("lean")
 
 
 SMALL = (
     "clients=3", "rounds=1", "teachers.models=[mlp]", "teachers.epochs=1", "student.model=mlp",
     "distillation.epochs=1", "distillation.losses=[kd]", "fusion=[class_gated]",
-    "evaluation.baselines=[]",
 )  # fmt: skip
 PRIVATE = (
     "teachers.privacy={epsilon: 8.0, nominal_size: 40}", "fusion=[uniform]",

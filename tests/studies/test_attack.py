@@ -14,11 +14,7 @@ from simulations.local import run_local
 
 Tiny = Callable[..., Experiment]
 
-
-@pytest.fixture
-def tiny(tiny: Tiny, pageless: None) -> Tiny:
-    """Without what only measures, and without its page."""
-    return lambda *words: tiny("evaluation.baselines=[]", *words)
+pytestmark = pytest.mark.usefixtures("lean")
 
 
 def make(tiny: Tiny, *overrides: str, **values: object) -> AttackConfig:

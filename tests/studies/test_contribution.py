@@ -19,7 +19,7 @@ from simulations.local import run_local
 
 Tiny = Callable[..., Experiment]
 
-pytestmark = pytest.mark.usefixtures("pageless")
+pytestmark = pytest.mark.usefixtures("lean")
 
 
 def glove(coalition: frozenset[int]) -> Tensor:
@@ -67,7 +67,7 @@ def test_truncation_asks_less() -> None:
 
 @pytest.fixture
 def run(tiny: Tiny) -> RunDirectory:
-    return run_local(tiny("evaluation.baselines=[]", "teachers.epochs=6"))
+    return run_local(tiny("teachers.epochs=6"))
 
 
 def test_shares_add_up_and_influence_is_what_the_ensemble_loses(run: RunDirectory) -> None:
@@ -93,7 +93,7 @@ def test_shares_add_up_and_influence_is_what_the_ensemble_loses(run: RunDirector
 def test_all_rounds_are_their_mean(tiny: Tiny) -> None:
     """Also if a rule measures the teachers on the server's labelled images."""
     rule = ("fusion=[learned_gate]", "data.validation=30")
-    run = run_local(tiny("evaluation.baselines=[]", *rule))
+    run = run_local(tiny(*rule))
     space = experiment_context(run.experiment)
     facts = measured.contribution(run, space, all_rounds=True)
     wholes = [r.ensemble.accuracy for r in run.events(RoundFinished)]
@@ -126,7 +126,7 @@ def test_students_without_each_client_and_the_page(run: RunDirectory) -> None:
 
 
 def test_a_run_without_test_answers_says_which_key(tiny: Tiny) -> None:
-    run = run_local(tiny("evaluation.teachers=false", "evaluation.baselines=[]", "rounds=1"))
+    run = run_local(tiny("evaluation.teachers=false", "rounds=1"))
     with pytest.raises(ConfigError, match=r"evaluation\.teachers"):
         measured.contribution(run, experiment_context(run.experiment))
 

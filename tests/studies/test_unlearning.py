@@ -15,14 +15,10 @@ from tests.simulations.faults import BAD_PAYLOADS, tampering
 
 Tiny = Callable[..., Experiment]
 
-
-@pytest.fixture
-def tiny(tiny: Tiny, pageless: None) -> Tiny:
-    """Without what only measures, and without its page."""
-    return lambda *words: tiny("evaluation.baselines=[]", *words)
+pytestmark = pytest.mark.usefixtures("lean")
 
 
-QUIET = ("evaluation.baselines=[]", "teachers.models=[mlp]", "rounds=2")
+QUIET = ("teachers.models=[mlp]", "rounds=2")
 
 
 def unlearn(run: RunDirectory, *clients: int):  # type: ignore[no-untyped-def]
