@@ -18,9 +18,11 @@ def fedkd(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
     def call(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fedkd", *map(str, words)])
+        capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
         out, err = capsys.readouterr()

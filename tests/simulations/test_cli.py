@@ -18,39 +18,21 @@ from PIL import Image
 
 from fedkd.config import Experiment
 from fedkd.runs.directory import RunDirectory
-from simulations.cli import main as cli
 from simulations.local import run_local
+from tests.simulations.conftest import Fedkd
 
 ROOT = Path(__file__).parents[2]
 
 
 COMMAND = (sys.executable, "-m", "simulations.cli.main")
-Done = subprocess.CompletedProcess[str]
 
 
-def process(*words: object) -> Done:
-    return subprocess.run(
+def process(*words: object) -> tuple[int, str, str]:
+    """As `fedkd`, in a process of its own."""
+    done = subprocess.run(
         [*COMMAND, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False
     )
-
-
-@pytest.fixture
-def fedkd(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Done]:
-    """`fedkd("run", "x.yaml")`: the same in this process."""
-
-    def call(*words: object) -> Done:
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", ["fedkd", *map(str, words)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        printed = capsys.readouterr()
-        return Done(words, int(end.value.code or 0), printed.out, printed.err)
-
-    return call
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -82,50 +64,39 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     ids=" ".join,
 )
 def test_what_the_user_got_wrong_is_one_line_and_exit_code_2(
-    words: list[str], fedkd: Callable[..., Done]
+    words: list[str], fedkd: Fedkd
 ) -> None:
-    _is_one_line(fedkd(*words))
+    _is_one_line(*fedkd(*words))
 
 
 def test_a_process_ends_with_that_line_and_code() -> None:
-    _is_one_line(process("run", "configs/quickstart.yaml", "rouns=3"))
+    _is_one_line(*process("run", "configs/quickstart.yaml", "rouns=3"))
 
 
-def _is_one_line(done: Done) -> None:
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("fedkd: ")
+def _is_one_line(code: int, out: str, err: str) -> None:
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("fedkd: ")
 
 
 def test_run_ends_with_table_and_paths(tiny: Callable[..., Experiment], tmp_path: Path) -> None:
     config = tmp_path / "mine.yaml"
     config.write_text(tiny("rounds=1").to_yaml())
-    done = process("run", config, "--runner", "local", "distillation.epochs=1")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    for word in (
-        "student",
-        "best teacher",
-        "ensemble",
-        "oracle",
-        "ceiling",
-        "worst client",
-        "knowledge",
-    ):
-        assert word in done.stdout
-    path = Path(re.search(r"^run\s+(\S+)$", done.stdout, re.M)[1])  # type: ignore[index]
+    code, out, err = process("run", config, "--runner", "local", "distillation.epochs=1")
+    assert (code, err) == (0, "")
+    measured = ("student", "best teacher", "ensemble", "oracle", "ceiling", "worst client")
+    for word in (*measured, "knowledge"):
+        assert word in out
+    path = Path(re.search(r"^run\s+(\S+)$", out, re.M)[1])  # type: ignore[index]
     assert (path / "report.html").is_file()
-    resolved = yaml.safe_load((path / "config.yaml").read_text())
-    assert resolved["distillation"]["epochs"] == 1
+    assert RunDirectory.open(path).experiment.distillation.epochs == 1
 
 
 def test_ctrl_c_ends_in_good_order_and_the_run_goes_on(
-    tiny: Callable[..., Experiment], tmp_path: Path, fedkd: Callable[..., Done]
+    tiny: Callable[..., Experiment], tmp_path: Path, fedkd: Fedkd
 ) -> None:
     config = tmp_path / "mine.yaml"
     few = ("teachers.models=[mlp]", "fusion=[entropy]", "evaluation.baselines=[]")
-    config.write_text(tiny("rounds=3", "distillation.epochs=30", *few).to_yaml())
+    config.write_text(tiny("rounds=3", "distillation.epochs=12", *few).to_yaml())
     begun = subprocess.Popen(
         [*COMMAND, "run", str(config), "--runner", "local"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -138,8 +109,8 @@ def test_ctrl_c_ends_in_good_order_and_the_run_goes_on(
     assert begun.returncode == 130
     (path,) = (tmp_path / "runs").iterdir()
     assert stderr == f"interrupted; go on with: fedkd run --resume {path}\n"
-    resumed = fedkd("run", "--resume", path, "--runner", "local")
-    assert resumed.returncode == 0, resumed.stderr
+    code, _, stderr = fedkd("run", "--resume", path, "--runner", "local")
+    assert code == 0, stderr
     whole = run_local(RunDirectory.open(path).experiment)
     ours, theirs = (run.read_json("summary.json") for run in (RunDirectory.open(path), whole))
     assert ours["hash"] == theirs["hash"]
@@ -166,58 +137,53 @@ main()
     assert (done.returncode, done.stderr, done.stdout) == (130, "fedkd: interrupted\n", "")
 
 
-def test_config_show_prints_every_default(fedkd: Callable[..., Done]) -> None:
-    done = fedkd("config", "show", "configs/quickstart.yaml", "rounds=5")
-    shown = yaml.safe_load(done.stdout)
+def test_config_show_prints_every_default(fedkd: Fedkd) -> None:
+    _, out, _ = fedkd("config", "show", "configs/quickstart.yaml", "rounds=5")
+    shown = yaml.safe_load(out)
     assert shown["rounds"] == 5
     assert shown["federation"]["quorum"] == 0.5
 
 
-def test_partition_shows_table_and_picture(tmp_path: Path, fedkd: Callable[..., Done]) -> None:
+def test_partition_shows_table_and_picture(tmp_path: Path, fedkd: Fedkd) -> None:
     picture = tmp_path / "who.png"
-    done = fedkd("partition", "configs/quickstart.yaml", "--picture", picture)
-    assert done.returncode == 0, done.stderr
-    assert "transfer set: 400 images, unlabelled" in done.stdout
+    code, out, _ = fedkd("partition", "configs/quickstart.yaml", "--picture", picture)
+    assert code == 0
+    assert "transfer set: 400 images, unlabelled" in out
     assert Image.open(picture).size[0] > 400
 
 
-@pytest.mark.parametrize(
-    ("what", "expected"),
-    [
+def test_list_has_a_line_for_each(fedkd: Fedkd) -> None:
+    for what, expected in (
         ("models", "resnet20"), ("losses", "vrm"), ("fusions", "class_gated"),
         ("datasets", "fashion_mnist"), ("partitions", "dirichlet"),
-    ],
-)  # fmt: skip
-def test_list_has_a_line_for_each(what: str, expected: str, fedkd: Callable[..., Done]) -> None:
-    done = fedkd("list", what)
-    assert done.returncode == 0, done.stderr
-    assert expected in done.stdout
+    ):  # fmt: skip
+        code, out, _ = fedkd("list", what)
+        assert code == 0
+        assert expected in out
 
 
-def test_report_predict_and_export(
-    finished: RunDirectory, tmp_path: Path, fedkd: Callable[..., Done]
-) -> None:
+def test_report_predict_and_export(finished: RunDirectory, tmp_path: Path, fedkd: Fedkd) -> None:
     (finished.path / "report.html").unlink()
-    assert fedkd("report", finished.path).returncode == 0
+    assert fedkd("report", finished.path)[0] == 0
     assert (finished.path / "report.html").is_file()
 
     picture = tmp_path / "picture.png"
     noise = np.random.default_rng(0).integers(0, 255, (30, 20, 3), dtype=np.uint8)
     Image.fromarray(noise).save(picture)
-    named = fedkd("predict", finished.path, picture)
-    assert named.returncode == 0, named.stderr
-    assert "pattern" in named.stdout
+    code, out, err = fedkd("predict", finished.path, picture)
+    assert code == 0, err
+    assert "pattern" in out
     (tmp_path / "text.png").write_text("not an image")
-    some = fedkd("predict", finished.path, tmp_path / "no.png", tmp_path, "--top", 9)
-    assert some.returncode == 2
-    assert [line.split()[0] for line in some.stdout.splitlines()[1:]] == [str(picture)]
-    assert [line.split(": ")[1] for line in some.stderr.splitlines()] == [
+    code, out, err = fedkd("predict", finished.path, tmp_path / "no.png", tmp_path, "--top", 9)
+    assert code == 2
+    assert [line.split()[0] for line in out.splitlines()[1:]] == [str(picture)]
+    assert [line.split(": ")[1] for line in err.splitlines()] == [
         str(tmp_path / name) for name in ("no.png", "text.png")
     ]
 
     for format, suffix in (("torch", "pt2"), ("onnx", "onnx")):
-        done = fedkd("export", finished.path, "--format", format)
-        assert done.returncode == 0, done.stderr
-        assert "same class on 100.0%" in done.stdout.replace("\n", " ")
+        code, out, err = fedkd("export", finished.path, "--format", format)
+        assert code == 0, err
+        assert "same class on 100.0%" in out.replace("\n", " ")
         assert (finished.path / f"student.{suffix}").stat().st_size > 1000
-    assert fedkd("export", finished.path, "--format", "tflite").returncode == 2
+    assert fedkd("export", finished.path, "--format", "tflite")[0] == 2

@@ -9,11 +9,10 @@ from fedkd.config import ConfigError, Experiment, make_experiment
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import RoundFinished
 from fedkd.training.evaluation import Scores
-from simulations.cli import main as cli
 from simulations.cli import run as run_command
 from simulations.cli.configs import load, open_run
 from tests.conftest import TINY
-from tests.simulations.test_failures import Run, fedkd, tracebacks  # noqa: F401
+from tests.simulations.conftest import Fedkd
 
 
 @pytest.mark.parametrize(
@@ -34,13 +33,10 @@ from tests.simulations.test_failures import Run, fedkd, tracebacks  # noqa: F401
     ],
 )
 def test_a_config_of_another_command_is_said_to_be_its(
-    command: str,
-    file: str,
-    other: str,
-    fedkd: Run,  # noqa: F811
+    command: str, file: str, other: str, fedkd: Fedkd
 ) -> None:
     path = f"configs/{file}.yaml"
-    code, stderr = fedkd(*command.split(), path)
+    code, _, stderr = fedkd(*command.split(), path)
     assert code == 2
     assert stderr == (
         f"fedkd: {path}: is a config of fedkd {other}, not of fedkd {command}; "
@@ -58,26 +54,19 @@ def test_a_mistake_in_a_config_of_the_right_kind_is_that_mistake() -> None:
 
 
 @pytest.mark.parametrize("command", ["run --resume", "audit", "contribution", "status"])
-def test_a_folder_of_another_command_is_no_run(
-    command: str,
-    tmp_path: Path,
-    fedkd: Run,  # noqa: F811
-) -> None:
+def test_a_folder_of_another_command_is_no_run(command: str, tmp_path: Path, fedkd: Fedkd) -> None:
     (tmp_path / "config.yaml").write_text("study: distill\nmethods: {kd: [kd]}\n")
-    code, stderr = fedkd(*command.split(), tmp_path)
+    code, _, stderr = fedkd(*command.split(), tmp_path)
     assert code == 2
     assert "is a folder of fedkd distill; expected a run directory" in stderr
     for missing in (tmp_path / "missing", tmp_path / "config.yaml", "/dev/null"):
-        code, stderr = fedkd(*command.split(), missing)
+        code, _, stderr = fedkd(*command.split(), missing)
         assert code == 2
         assert f"{missing} is not a run directory" in stderr
 
 
 def test_a_finished_run_is_not_run_again(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    fedkd: Run,  # noqa: F811
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fedkd: Fedkd
 ) -> None:
     run = RunDirectory.new(make_experiment(TINY, [f"output={tmp_path}", "rounds=1"]))
     assert not run_command._is_finished(run)
@@ -87,7 +76,9 @@ def test_a_finished_run_is_not_run_again(
     assert run_command._is_finished(run)
     monkeypatch.setattr(run_command, "_run", lambda *_: pytest.fail("it was run"))
     monkeypatch.setattr("simulations.cli.tables.run_tables", lambda _: "the table")
-    assert fedkd("run", "--resume", run.path) == (0, "")
+    code, out, err = fedkd("run", "--resume", run.path)
+    assert (code, err) == (0, "")
+    assert "nothing is left\nthe table\n" in out
 
 
 @pytest.mark.parametrize(
@@ -95,12 +86,9 @@ def test_a_finished_run_is_not_run_again(
     [("x.xyz", "ends with .png"), ("", "ends with .png"), ("missing/x.png", "there is no folder")],
 )
 def test_a_picture_that_cannot_be_written_is_refused_before_the_work(
-    name: str,
-    expected: str,
-    tmp_path: Path,
-    fedkd: Run,  # noqa: F811
+    name: str, expected: str, tmp_path: Path, fedkd: Fedkd
 ) -> None:
-    code, stderr = fedkd("partition", "configs/none.yaml", "--picture", tmp_path / name)
+    code, _, stderr = fedkd("partition", "configs/none.yaml", "--picture", tmp_path / name)
     assert (code, expected in stderr) == (2, True)
 
 
@@ -124,13 +112,11 @@ def test_open_run_opens_a_run(tmp_path: Path) -> None:
     ],
 )
 def test_a_device_that_is_not_here_is_refused_before_a_folder_exists(
-    command: str,
-    file: str,
-    word: str,
-    tmp_path: Path,
-    fedkd: Run,  # noqa: F811
+    command: str, file: str, word: str, tmp_path: Path, fedkd: Fedkd
 ) -> None:
-    code, stderr = fedkd(*command.split(), f"configs/{file}.yaml", word, f"output={tmp_path}/runs")
+    code, _, stderr = fedkd(
+        *command.split(), f"configs/{file}.yaml", word, f"output={tmp_path}/runs"
+    )
     assert code == 2
     assert word.partition("=")[0].removeprefix("experiment.") in stderr
     assert stderr.count("\n") == 1
@@ -147,11 +133,7 @@ def test_a_device_that_is_not_here_is_refused_before_a_folder_exists(
     [("run", "a YAML file"), ("run", "key=value, e.g. rounds=5"), ("predict", "a run directory")],
 )
 def test_the_help_of_a_command_shows_what_its_arguments_are(
-    command: str, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, text: str, fedkd: Fedkd
 ) -> None:
     """Lost by typer below 0.21 beside click from 8.5 on: see the bounds in pyproject.toml."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr("sys.argv", ["fedkd", command, "--help"])
-    with pytest.raises(SystemExit):
-        cli.main()
-    assert text in capsys.readouterr().out
+    assert text in fedkd(command, "--help")[1]

@@ -2,7 +2,6 @@
 
 import errno
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,26 +10,9 @@ import pytest
 import torch
 
 from fedkd.config import ConfigError
-from simulations.cli import main as cli
 from simulations.cli import partition
 from simulations.failures import failure_of, noted
-
-Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def fedkd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """`fedkd("run", "x.yaml")` -> exit code and what it printed to stderr."""
-
-    def call(*words: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["fedkd", *map(str, words)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return int(end.value.code or 0), capsys.readouterr().err
-
-    return call
+from tests.simulations.conftest import Fedkd
 
 
 @pytest.fixture(autouse=True)
@@ -144,9 +126,9 @@ def test_a_failed_run_names_its_log_and_how_to_go_on(tmp_path: Path) -> None:
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
 )
 def test_a_command_line_that_cannot_be_read_is_one_line(
-    words: list[str], expected: str, fedkd: Run
+    words: list[str], expected: str, fedkd: Fedkd
 ) -> None:
-    code, stderr = fedkd(*words)
+    code, _, stderr = fedkd(*words)
     assert code == 2
     assert expected in stderr
     assert stderr.startswith("fedkd: ")
@@ -154,19 +136,19 @@ def test_a_command_line_that_cannot_be_read_is_one_line(
 
 
 def test_an_internal_error_of_a_command_is_one_line_and_70(
-    fedkd: Run, monkeypatch: pytest.MonkeyPatch, tracebacks: Path
+    fedkd: Fedkd, monkeypatch: pytest.MonkeyPatch, tracebacks: Path
 ) -> None:
     monkeypatch.setattr(partition, "load", lambda *_: ours(KeyError("lost"))())
-    code, stderr = fedkd("partition", "configs/quickstart.yaml")
+    code, _, stderr = fedkd("partition", "configs/quickstart.yaml")
     assert code == 70
     assert stderr.count("\n") == 1
     assert "Traceback" not in stderr
     assert "KeyError" in next(tracebacks.glob("fedkd-*.traceback")).read_text()
 
 
-def test_an_interrupt_is_130_and_one_line(fedkd: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_130_and_one_line(fedkd: Fedkd, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(partition, "load", interrupt)
-    assert fedkd("partition", "configs/quickstart.yaml") == (130, "fedkd: interrupted\n")
+    assert fedkd("partition", "configs/quickstart.yaml") == (130, "", "fedkd: interrupted\n")
