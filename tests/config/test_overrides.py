@@ -75,6 +75,10 @@ def test_words_go_where_the_yaml_has_its_keys() -> None:
         (b"[" * 5000, "nested too deeply"),
         (b"? [a]\n: b", "cannot be a key (line 1)"),
         (b"rounds: 2026-13-45", "month must be in"),
+        (b"name: Gr\xf6\xdfe", "not a text file in UTF-8"),
+        (b"seed: " + b"9" * 5000, ""),
+        (b"seed: !!int x", ""),
+        (b"seed: !!python/object:x 1", ""),
         (b"a: 1\n---\nb: 2", "but found another document"),
         (b"a: &a [*a]", "found unconstructable recursive node"),
         (
@@ -86,7 +90,7 @@ def test_words_go_where_the_yaml_has_its_keys() -> None:
             "aliases expand to more than",
         ),
     ],
-    ids=range(11),
+    ids=range(15),
 )
 def test_a_file_that_is_no_config_is_one_line(
     content: bytes, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -109,6 +113,7 @@ def test_paths_that_are_no_file(tmp_path: Path) -> None:
 
 
 def test_anchors_and_merges_are_yaml_like_any_other() -> None:
+    assert parse_yaml("a: &m [mlp]\nb: *m", "x") == {"a": ["mlp"], "b": ["mlp"]}
     text = "base: &base {lr: 0.1}\nteachers: {optimizer: {<<: *base, momentum: 0.5}}"
     values = parse_yaml(text, "x")
     assert values["teachers"]["optimizer"] == {"lr": 0.1, "momentum": 0.5}

@@ -367,34 +367,11 @@ def test_image_folder_with_train_and_test(tmp_path):
     assert int(grey.images[0, 0, 0, 0]) == 76  # 0.299 of red
 
 
-def test_a_single_tree_is_split(tmp_path):
-    for number in range(5):
-        picture(tmp_path / "a" / f"{number}.png", (number, 0, 0))
-        picture(tmp_path / "b" / f"{number}.png", (0, number, 0))
-    train, test = load_dataset("image_folder", tmp_path, size=2)
-    assert train.class_counts().tolist() == [4, 4]
-    assert test.class_counts().tolist() == [1, 1]
-
-
 def test_image_folder_names_what_is_wrong(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_dataset("image_folder", tmp_path, path="nowhere")
-    picture(tmp_path / "train" / "cat" / "1.png", (1, 1, 1))
-    with pytest.raises(ValueError, match="has train/ but no test/"):
-        load_dataset("image_folder", tmp_path)
-    picture(tmp_path / "test" / "dog" / "1.png", (1, 1, 1))
-    with pytest.raises(ValueError, match="differ in their classes: cat, dog"):
-        load_dataset("image_folder", tmp_path)
-    (tmp_path / "test" / "dog" / "2.jpg").write_bytes(b"not a picture")
+    picture(tmp_path / "cat" / "1.png", (1, 1, 1))
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "2.jpg").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match=r"2\.jpg: not a readable 8-bit picture"):
-        load_dataset("image_folder", tmp_path)
-    (tmp_path / "empty" / "class").mkdir(parents=True)
-    with pytest.raises(ValueError, match="no pictures"):
-        load_dataset("image_folder", tmp_path, path="empty")
-
-
-def test_sixteen_bit_pictures_are_refused(tmp_path):
-    (tmp_path / "a").mkdir()
-    Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(tmp_path / "a" / "1.png")
-    with pytest.raises(ValueError, match="more than 8 bits"):
         load_dataset("image_folder", tmp_path)

@@ -8,29 +8,8 @@ from fedkd.data.images import class_map
 PIXELS = torch.arange(2 * 3 * 2 * 2, dtype=torch.uint8).reshape(2, 3, 2, 2)
 
 
-def test_only_uint8_images_with_fitting_labels_are_accepted():
-    with pytest.raises(ValueError, match=r"must be uint8 .* got torch\.float32"):
-        ImageSet(PIXELS.float(), None, ("a",))
-    with pytest.raises(ValueError, match="2 images but labels"):
-        ImageSet(PIXELS, torch.tensor([0]), ("a",))
-    with pytest.raises(ValueError, match="labels run from 0 to 2, but there are 2 classes"):
-        ImageSet(PIXELS, torch.tensor([0, 2]), ("a", "b"))
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [
-        torch.tensor([0, 1], dtype=torch.int32),
-        torch.tensor([[0], [1]]),
-        np.array([0, 1], np.uint8),
-        [0, 1],
-    ],
-)
-@pytest.mark.parametrize(
-    "classes", [["a", "b"], np.array(["a", "b"]), (b"a", b"b"), (np.str_("a"), "b")]
-)
-def test_what_converts_without_loss_is_converted(labels, classes):
-    images = ImageSet(PIXELS.numpy(), labels, classes)
+def test_what_converts_without_loss_is_converted():
+    images = ImageSet(PIXELS.numpy(), np.array([[0], [1]], np.uint8), (b"a", np.str_("b")))
     assert images.images.equal(PIXELS)
     assert images.labels is not None
     assert images.labels.equal(torch.tensor([0, 1]))
@@ -71,14 +50,11 @@ def test_other_images_are_refused_with_the_conversion(images, message):
     ("labels", "classes", "message"),
     [
         (torch.tensor([0.0, 1.0]), ("a", "b"), "labels: expected whole numbers"),
-        (torch.eye(2), ("a", "b"), "argmax"),
+        (torch.tensor([0]), ("a",), "2 images but labels"),
+        (torch.tensor([0, 2]), ("a", "b"), "labels run from 0 to 2, but there are 2 classes"),
         (torch.tensor([1, 2]), ("a", "b"), "labels run from 1 to 2, but there .* subtract 1"),
         (torch.tensor([-1, 0]), ("a", "b"), "labels run from -1 to 0"),
         (torch.tensor([0, 1]), (), "classes: expected at least one"),
-        (torch.tensor([0, 1]), "ab", "classes: expected a list of class names, got 'ab'"),
-        (torch.tensor([0, 1]), ("a", "a"), "classes: two classes are called 'a'"),
-        (torch.tensor([0, 1]), (0, 1), r"classes: name 0: expected text, got 0 \(int\)"),
-        (torch.tensor([0, 1]), None, "classes: expected a list"),
         (None, ("a", ""), "classes: name 1"),
     ],
 )

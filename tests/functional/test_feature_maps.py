@@ -8,13 +8,10 @@ from torch.nn import functional as F
 
 from fedkd.functional.feature_statistics import averaged, class_maps, spectral_norms
 from tests.golden.published import published
+from tests.losses.contract import draw
 
 GOLDEN = published("features")
 _double = GOLDEN.double
-
-
-def _maps(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 # Small, large and even, large and uneven, upsampled, oblong, too large for a matrix.
@@ -26,9 +23,9 @@ def _maps(*shape, seed=0, dtype=torch.float64):
     ],
 )  # fmt: skip
 def test_averaged_equals_adaptive_pooling(shape, size):
-    maps = _maps(2, 3, *shape).requires_grad_()
+    maps = draw(2, 3, *shape).requires_grad_()
     ours, theirs = averaged(maps, size), F.adaptive_avg_pool2d(maps, size)
-    weights = _maps(2, 3, *size, seed=1)
+    weights = draw(2, 3, *size, seed=1)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(
         *(torch.autograd.grad((weights * pooled).sum(), maps)[0] for pooled in (ours, theirs))
@@ -36,7 +33,7 @@ def test_averaged_equals_adaptive_pooling(shape, size):
 
 
 def test_averaged_takes_slices_of_a_larger_map():
-    maps = _maps(2, 6, 16, 16)[:, ::2].transpose(2, 3)
+    maps = draw(2, 6, 16, 16)[:, ::2].transpose(2, 3)
     torch.testing.assert_close(averaged(maps, (4, 4)), F.adaptive_avg_pool2d(maps, 4))
 
 
@@ -51,19 +48,19 @@ def test_the_mean_class_map_is_the_logit_less_the_bias():
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_class_maps_of_averages_are_averages_of_class_maps(size):
-    trunk, weight = _maps(2, 5, 6, 6), _maps(4, 5, seed=1)
+    trunk, weight = draw(2, 5, 6, 6), draw(4, 5, seed=1)
     pooled = F.adaptive_avg_pool2d(class_maps(trunk, weight), size)
     torch.testing.assert_close(class_maps(trunk, weight, size), pooled)
 
 
 def test_both_trunk_and_classifier_learn_from_class_maps():
-    trunk, weight = _maps(2, 5, 4, 4).requires_grad_(), _maps(4, 5, seed=1).requires_grad_()
+    trunk, weight = draw(2, 5, 4, 4).requires_grad_(), draw(4, 5, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(lambda t, w: class_maps(t, w, 2), (trunk, weight))
 
 
 def _stages(seed=0, dtype=torch.float64, batch=3):
     shapes = [(4, 8), (6, 4), (5, 4), (7, 2)]
-    return [_maps(batch, c, s, s, seed=seed + c, dtype=dtype) for c, s in shapes]
+    return [draw(batch, c, s, s, seed=seed + c, dtype=dtype) for c, s in shapes]
 
 
 def _svd(stages):
@@ -79,7 +76,7 @@ def _svd(stages):
 def test_spectral_norms_and_their_gradient_are_those_of_the_decomposition():
     stages = [maps.requires_grad_() for maps in _stages()]
     ours, theirs = spectral_norms(stages, iterations=500), _svd(stages)
-    weights = _maps(3, 3, seed=9)
+    weights = draw(3, 3, seed=9)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(
         torch.autograd.grad((weights * ours).sum(), stages),

@@ -5,10 +5,7 @@ import pytest
 import torch
 
 from fedkd.functional.feature_statistics import cell_statistics, spatial_moments
-
-
-def _draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.losses.contract import draw
 
 
 def _literal(maps, grid):
@@ -30,8 +27,8 @@ def _literal(maps, grid):
     [(8, 8, 1), (8, 8, 2), (8, 8, 4), (7, 7, 2), (7, 7, 4), (7, 5, 3), (4, 6, 2), (14, 9, 4)],
 )
 def test_cells_repeat_the_literal_form(height, width, grid):
-    maps = _draw(2, 3, height, width).requires_grad_()
-    weights = _draw(2, 2, 3, grid, grid, seed=1)
+    maps = draw(2, 3, height, width).requires_grad_()
+    weights = draw(2, 2, 3, grid, grid, seed=1)
     literal, found = _literal(maps, grid), cell_statistics(maps, grid)
     torch.testing.assert_close(found, literal, rtol=1e-12, atol=1e-12)
     expected, gradient = (
@@ -42,20 +39,20 @@ def test_cells_repeat_the_literal_form(height, width, grid):
 
 @pytest.mark.parametrize("grid", [1, 2, 3])
 def test_cells_gradcheck(grid):
-    maps = _draw(1, 2, 5, 4).requires_grad_()
+    maps = draw(1, 2, 5, 4).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: cell_statistics(x, grid, eps=1e-3), (maps,))
 
 
 @pytest.mark.parametrize("grid", [1, 3])
 def test_a_large_mean_costs_no_digits(grid):
-    maps = _draw(2, 3, 7, 7).float()
+    maps = draw(2, 3, 7, 7).float()
     found = cell_statistics(maps + 1000, grid)[:, 1]
     torch.testing.assert_close(found, cell_statistics(maps, grid)[:, 1], rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize(("side", "grid"), [(4, 4), (1, 1), (2, 4)])
 def test_cells_of_one_pixel_have_no_spread(side, grid):
-    maps = (1000 * _draw(2, 3, side, side)).float().requires_grad_()
+    maps = (1000 * draw(2, 3, side, side)).float().requires_grad_()
     statistics = cell_statistics(maps, grid)
     statistics[:, 1].sum().backward()
     assert (statistics[:, 1] == 1e-5**0.5).all()
@@ -75,7 +72,7 @@ def test_constant_maps_are_finite(value):
 
 
 def test_half_precision_is_computed_in_full():
-    maps = (100 * _draw(2, 3, 4, 4)).half().requires_grad_()
+    maps = (100 * draw(2, 3, 4, 4)).half().requires_grad_()
     statistics = cell_statistics(maps, 2)
     statistics.sum().backward()
     torch.testing.assert_close(statistics, cell_statistics(maps.detach().float(), 2))
@@ -85,11 +82,11 @@ def test_half_precision_is_computed_in_full():
 
 def test_no_cells_are_refused():
     with pytest.raises(ValueError, match="grid must be positive, got 0"):
-        cell_statistics(_draw(1, 1, 2, 2), 0)
+        cell_statistics(draw(1, 1, 2, 2), 0)
 
 
 def test_moments_are_numpys():
-    maps = _draw(2, 3, 4, 5)
+    maps = draw(2, 3, 4, 5)
     moments = spatial_moments(maps)
     for sample, found in zip(maps.flatten(2).numpy(), moments.numpy()):
         np.testing.assert_allclose(found[0], sample.mean(axis=1))

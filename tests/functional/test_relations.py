@@ -9,6 +9,7 @@ from torch import Tensor
 from fedkd.functional.relations import edge_scores, gram, match, matching, reliable, sample_graph
 from fedkd.losses.kd import standardised
 from tests.functional.relation_losses import class_relation_loss, sample_relation_loss
+from tests.losses.contract import rand
 
 RULES = ["joint_entropy_indep", "joint_entropy_diag", "edge_discrepancy", "view_discrepancy"]
 
@@ -79,10 +80,6 @@ def _draw(size=5, classes=7, seed=0, perturbation=0.7, dtype=torch.float64):
     return tuple(view.to(dtype) for view in views)
 
 
-def _rand(size, seed=1):
-    return torch.rand(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def _gradients(value, *tensors):
     return torch.autograd.grad(value, tensors, allow_unused=True)
 
@@ -115,7 +112,7 @@ def test_sample_graph_equals_the_literal_one(edges, distance, delta, weighted, m
     monkeypatch.setattr(matching, "_BLOCK", 2 * 5 * 7)  # Huber in several row blocks
     a, b, d, e = _draw()
     a.requires_grad_(), b.requires_grad_()
-    weights = _rand(5) if weighted else None
+    weights = rand(5) if weighted else None
     options = {"edges": edges, "distance": distance, "delta": delta}
     ours = sample_relation_loss(a, b, d, e, sample_weights=weights, **options)
     _same(ours, _literal_samples(a, b, d, e, weights=weights, **options), a, b)
@@ -126,8 +123,8 @@ def test_sample_graph_equals_the_literal_one(edges, distance, delta, weighted, m
 
 
 @pytest.mark.parametrize(("distance", "delta"), DISTANCES)
-@pytest.mark.parametrize("weights", [None, _rand(10)])
-@pytest.mark.parametrize("class_weights", [None, _rand(7, seed=2)])
+@pytest.mark.parametrize("weights", [None, rand(10)])
+@pytest.mark.parametrize("class_weights", [None, rand(7, seed=2)])
 def test_class_graph_equals_the_literal_one(distance, delta, weights, class_weights, monkeypatch):
     monkeypatch.setattr(matching, "_BLOCK", 3 * 7 * 10)
     a, b, d, e = _draw()
@@ -166,7 +163,7 @@ def test_class_graph_equals_the_literal_one(distance, delta, weights, class_weig
 def test_pruned_graph_equals_the_literal_one(edges, rule):
     a, b, d, e = _draw(size=6)
     a.requires_grad_(), b.requires_grad_()
-    weights = _rand(6)
+    weights = rand(6)
     ours = sample_relation_loss(
         a, b, d, e, edges=edges, pruning=rule, rho=0.3, sample_weights=weights
     )
@@ -248,7 +245,7 @@ def test_sample_gradcheck(edges, distance):
     a.requires_grad_(), b.requires_grad_()
     assert torch.autograd.gradcheck(
         lambda a, b: sample_relation_loss(
-            a, b, d, e, edges=edges, distance=distance, sample_weights=_rand(3), delta=0.3
+            a, b, d, e, edges=edges, distance=distance, sample_weights=rand(3), delta=0.3
         ),
         (a, b),
     )
@@ -262,8 +259,8 @@ def test_class_gradcheck(distance):
         lambda z: class_relation_loss(
             z,
             torch.cat([d, e]),
-            sample_weights=_rand(4),
-            class_weights=_rand(4, seed=2),
+            sample_weights=rand(4),
+            class_weights=rand(4, seed=2),
             distance=distance,
             delta=0.3,
         ),
@@ -479,7 +476,7 @@ def test_order_of_samples_and_classes_does_not_matter(case, edges, pruning, rand
     rows, columns = list(range(size)), list(range(classes))
     random.shuffle(rows)
     random.shuffle(columns)
-    weights, class_weights = _rand(size), _rand(classes, seed=2)
+    weights, class_weights = rand(size), rand(classes, seed=2)
     moved = [view[rows][:, columns] for view in views]
     if classes > 2:  # with two classes all edges are +-1/sqrt(2): scores tie up to rounding
         torch.testing.assert_close(

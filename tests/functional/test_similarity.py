@@ -16,6 +16,7 @@ from fedkd.functional.similarity import (
     unbiased_cka,
 )
 from tests.golden.published import published
+from tests.losses.contract import draw
 
 GOLDEN = published("wasserstein")
 CASES = {case["name"]: case for case in GOLDEN["official"] + GOLDEN["not_official"]}
@@ -27,10 +28,6 @@ def _double(values):
 
 
 X, Y = (_double(GOLDEN["inputs"][name]) for name in ("X", "Y"))
-
-
-def _draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_cka_repeats_the_official_code():
@@ -56,15 +53,15 @@ def _hsic_1(k, m):
 
 
 def test_the_unbiased_measure_is_a_ratio_of_unbiased_estimates():
-    x = _draw(9, 3)
-    y = x[:, :2] + 0.5 * _draw(9, 2, seed=9)
+    x = draw(9, 3)
+    y = x[:, :2] + 0.5 * draw(9, 2, seed=9)
     a, b = ((z @ z.T).numpy() for z in (x, y))
     expected = _hsic_1(a, b) / (_hsic_1(a, a) * _hsic_1(b, b)) ** 0.5
     assert unbiased_cka(x, y).item() == pytest.approx(expected)
 
 
 def test_independent_embeddings_are_not_alike_when_unbiased():
-    x, y = _draw(200, 100), _draw(200, 100, seed=1)
+    x, y = draw(200, 100), draw(200, 100, seed=1)
     assert linear_cka(x, y) > 0.3
     assert abs(unbiased_cka(x, y)) < 0.03
 
@@ -73,8 +70,8 @@ def test_independent_embeddings_are_not_alike_when_unbiased():
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), scale=st.floats(1e-4, 1e4), size=st.integers(6, 12))
 def test_rotation_scale_shift_and_order_do_not_matter(measure, seed, scale, size):
-    x, y = _draw(size, 4, seed=seed), _draw(size, 3, seed=seed + 1)
-    rotation, _ = torch.linalg.qr(_draw(4, 4, seed=seed + 2))
+    x, y = draw(size, 4, seed=seed), draw(size, 3, seed=seed + 1)
+    rotation, _ = torch.linalg.qr(draw(4, 4, seed=seed + 2))
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
     moved = measure(scale * (x @ rotation + 3)[order], y[order])
     torch.testing.assert_close(moved, measure(x, y), rtol=1e-7, atol=1e-9)
@@ -83,7 +80,7 @@ def test_rotation_scale_shift_and_order_do_not_matter(measure, seed, scale, size
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_alike_to_itself(measure):
-    x = _draw(8, 3).requires_grad_()
+    x = draw(8, 3).requires_grad_()
     value = measure(x, x.detach())
     (gradient,) = torch.autograd.grad(value, x)
     assert value.item() == pytest.approx(1)
@@ -91,7 +88,7 @@ def test_alike_to_itself(measure):
 
 
 def test_narrow_and_wide_forms_agree():
-    x, y = _draw(6, 2), _draw(6, 2, seed=1)
+    x, y = draw(6, 2), draw(6, 2, seed=1)
     wide = torch.cat([x, torch.zeros(6, 50, dtype=x.dtype)], dim=1)
     torch.testing.assert_close(linear_cka(wide, y), linear_cka(x, y))
 
@@ -99,13 +96,13 @@ def test_narrow_and_wide_forms_agree():
 @pytest.mark.parametrize("measure", MEASURES)
 def test_similarity_gradcheck(measure):
     weights = torch.rand(7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x, y = _draw(7, 3).requires_grad_(), _draw(7, 2, seed=1) + _draw(7, 3)[:, :2]
+    x, y = draw(7, 3).requires_grad_(), draw(7, 2, seed=1) + draw(7, 3)[:, :2]
     assert torch.autograd.gradcheck(lambda z: measure(z, y, weights=weights), (x,))
 
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_a_sample_without_weight_might_as_well_be_missing(measure):
-    x, y = _draw(8, 3).requires_grad_(), _draw(8, 3, seed=1) + _draw(8, 3)
+    x, y = draw(8, 3).requires_grad_(), draw(8, 3, seed=1) + draw(8, 3)
     weights = torch.tensor([1.0, 2, 0, 1, 1, 0, 3, 1])
     counted = weights > 0
     whole, part = (
@@ -128,7 +125,7 @@ def test_weights_are_copies():
 @pytest.mark.parametrize("value", [0.0, 0.3, 1e4])
 def test_what_does_not_vary_is_like_nothing(measure, dtype, value):
     x = torch.full((6, 4), value, dtype=dtype, requires_grad=True)
-    y = _draw(6, 3).to(dtype)
+    y = draw(6, 3).to(dtype)
     for a, b in [(x, y), (y, x), (x, x)]:
         alike = measure(a, b)
         (gradient,) = torch.autograd.grad(alike, x)
@@ -139,8 +136,8 @@ def test_what_does_not_vary_is_like_nothing(measure, dtype, value):
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_few_samples_are_finite(measure, size):
-    x = _draw(size, 4).float().requires_grad_()
-    alike = measure(x, 1e4 * _draw(size, 3, seed=1).float().sign())
+    x = draw(size, 4).float().requires_grad_()
+    alike = measure(x, 1e4 * draw(size, 3, seed=1).float().sign())
     (gradient,) = torch.autograd.grad(alike, x)
     assert alike.isfinite()
     assert gradient.isfinite().all()
@@ -178,7 +175,7 @@ def test_costs_from_alignment_repeat_the_official_code():
 
 
 def test_classes_are_cut_to_the_smallest_that_has_any():
-    features, labels = _draw(9, 4, 3), torch.tensor([0, 1, 1, 0, 3, 3, 3, 0, 1])
+    features, labels = draw(9, 4, 3), torch.tensor([0, 1, 1, 0, 3, 3, 3, 0, 1])
     costs = alignment_costs(features, labels, 5)
     two = {0: [0, 3], 1: [1, 2], 3: [4, 5]}
     labels = torch.tensor([0, 0, 0, 1, 1, 1, 3, 3])
@@ -195,14 +192,14 @@ def test_classes_are_cut_to_the_smallest_that_has_any():
 @pytest.mark.parametrize("budget", [2**26, 40])
 def test_both_ways_to_align_classes_agree_in_any_blocks(monkeypatch, budget):
     monkeypatch.setattr(similarity._Classwise, "budget", budget)
-    classwise = similarity._Classwise(_draw(28, 3), torch.arange(28).view(4, 7))
+    classwise = similarity._Classwise(draw(28, 3), torch.arange(28).view(4, 7))
     torch.testing.assert_close(classwise.by_features(), classwise.by_samples())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_constant_classes_and_none_at_all(dtype):
     features = torch.full((4, 1, 3), 0.3, dtype=dtype)
-    features[2:] = _draw(2, 1, 3).to(dtype)
+    features[2:] = draw(2, 1, 3).to(dtype)
     costs = alignment_costs(features, torch.tensor([0, 0, 1, 1]), 3)
     torch.testing.assert_close(costs, 1 - torch.eye(3))
     assert torch.equal(alignment_costs(features[:0], torch.arange(0), 3), 1 - torch.eye(3))

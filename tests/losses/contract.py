@@ -28,6 +28,16 @@ Loss = DistillationLoss | EnsembleLoss
 Batch = tuple[dict[Kind, Tensor], dict[Kind, Tensor], Tensor, Tensor]
 
 
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Normal numbers, the same for the same seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def rand(*shape: int, seed: int = 1) -> Tensor:
+    """Numbers from zero to one, such as weights."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 @cache
 def small_network(width: int, classes: int) -> Network:
     return build_model(

@@ -11,22 +11,12 @@ from fedkd.knowledge.kinds import ClassMaps
 from fedkd.losses.base import TeacherWeights
 from fedkd.losses.cat import CATLoss, cat_loss
 from fedkd.losses.ce import ce_loss
-from tests.golden.published import published
+from tests.golden.published import published, repeats
+from tests.losses.contract import draw
 
 GOLDEN = published("features")
 _double = GOLDEN.double
 CASES = {name: case for name, case in GOLDEN["official"].items() if name.startswith("cat")}
-
-
-def _maps(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def _repeats(case, maps, value):
-    (gradient,) = torch.autograd.grad(value, maps)
-    expected = torch.tensor(case["grad"], dtype=torch.float64)
-    assert value.item() == pytest.approx(case["value"], rel=1e-12)
-    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("cat_loss")])
@@ -40,7 +30,7 @@ def test_cat_repeats_the_official_code(name):
         normalise=options["IF_NORMALIZE"],
     )
     assert loss.shape == (2,)
-    _repeats(case, maps, loss.mean())
+    repeats(case, loss.mean(), maps, rel=1e-12, rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["catkd_full_norm0", "cat_only_norm1", "cat_only_binarized"])
@@ -51,18 +41,18 @@ def test_cat_kd_is_cat_beside_cross_entropy(name):
         maps, _double("cam_t"), normalise=options["norm"], binarise=options["binz"]
     ).mean()
     ce = ce_loss(maps.mean(dim=(2, 3)), torch.tensor(GOLDEN["inputs"]["cam_targets"])).mean()
-    _repeats(case, maps, options["beta"] * cat + options["ce"] * ce)
+    repeats(case, options["beta"] * cat + options["ce"] * ce, maps, rel=1e-12, rtol=1e-10)
 
 
 def test_with_one_place_and_unit_length_only_the_sign_is_left():
-    student, teacher = _maps(4, 3, 2, 2), _maps(4, 3, 5, 5, seed=1)
+    student, teacher = draw(4, 3, 2, 2), draw(4, 3, 5, 5, seed=1)
     agree = student.mean(dim=(2, 3)).sign() == teacher.mean(dim=(2, 3)).sign()
     expected = torch.where(agree, 0.0, 4.0).double().mean(dim=1)
     torch.testing.assert_close(cat_loss(student, teacher, size=1), expected)
 
 
 def test_maps_averaged_by_the_client_give_the_same_loss():
-    student, teacher = _maps(4, 3, 8, 8), _maps(4, 3, 6, 6, seed=1)
+    student, teacher = draw(4, 3, 8, 8), draw(4, 3, 6, 6, seed=1)
     pooled = F.adaptive_avg_pool2d(teacher, 3)
     torch.testing.assert_close(
         cat_loss(student, pooled, size=3), cat_loss(student, teacher, size=3)
@@ -91,7 +81,7 @@ LOGITS = torch.tensor([[0.4, 3.0, -1.0, 2.0, 1.0], [5.0, 1.0, 2.0, 4.0, 3.0]])
     ],
 )
 def test_partial_maps_are_the_mean_over_the_kept_classes(rule, keep, kept):
-    student, teacher = _maps(2, 5, 2, 2).requires_grad_(), _maps(2, 5, 2, 2, seed=1)
+    student, teacher = draw(2, 5, 2, 2).requires_grad_(), draw(2, 5, 2, 2, seed=1)
     loss = cat_loss(student, teacher, LOGITS, normalise=False, keep=keep, keep_rule=rule)
     squares = (student - teacher).square().mean(dim=(2, 3))
     expected = [squares[row, list(classes)].sum() / max(len(classes), 1)
@@ -104,7 +94,7 @@ def test_partial_maps_are_the_mean_over_the_kept_classes(rule, keep, kept):
 
 
 def test_without_logits_classes_are_ranked_by_their_mean_map():
-    student, teacher = _maps(2, 5, 2, 2), _maps(2, 5, 2, 2, seed=1)
+    student, teacher = draw(2, 5, 2, 2), draw(2, 5, 2, 2, seed=1)
     torch.testing.assert_close(
         cat_loss(student, teacher, keep=2),
         cat_loss(student, teacher, teacher.mean(dim=(2, 3)), keep=2),
@@ -112,7 +102,7 @@ def test_without_logits_classes_are_ranked_by_their_mean_map():
 
 
 def test_ties_in_the_published_rule_keep_all_classes_or_share_one_mean():
-    student, teacher = _maps(2, 3, 2, 2), _maps(2, 3, 2, 2, seed=1)
+    student, teacher = draw(2, 3, 2, 2), draw(2, 3, 2, 2, seed=1)
     squares = (student - teacher).square().mean(dim=(2, 3))
 
     def loss(*logits):
@@ -129,7 +119,7 @@ def test_ties_in_the_published_rule_keep_all_classes_or_share_one_mean():
 
 
 def test_cat_equals_numpy():
-    student, teacher = _maps(3, 4, 4, 4), _maps(3, 4, 4, 4, seed=1)
+    student, teacher = draw(3, 4, 4, 4), draw(3, 4, 4, 4, seed=1)
 
     def coarse(maps):
         maps = maps.numpy().reshape(3, 4, 2, 2, 2, 2).mean(axis=(3, 5)).reshape(3, 4, 4)
@@ -141,7 +131,7 @@ def test_cat_equals_numpy():
 
 @pytest.mark.parametrize("options", [{}, {"normalise": False}, {"keep": 2}, {"binarise": True}])
 def test_cat_gradcheck_and_order(options):
-    student, teacher = _maps(3, 4, 4, 4).requires_grad_(), _maps(3, 4, 4, 4, seed=1)
+    student, teacher = draw(3, 4, 4, 4).requires_grad_(), draw(3, 4, 4, 4, seed=1)
     assert torch.autograd.gradcheck(lambda s: cat_loss(s, teacher, **options), (student,))
     rows, classes = torch.tensor([2, 0, 1]), torch.tensor([3, 1, 0, 2])
     moved = cat_loss(student[rows][:, classes], teacher[rows][:, classes], **options)
@@ -149,7 +139,7 @@ def test_cat_gradcheck_and_order(options):
 
 
 def test_the_scale_of_normalised_maps_does_not_matter():
-    student, teacher = _maps(3, 4, 4, 4), _maps(3, 4, 4, 4, seed=1)
+    student, teacher = draw(3, 4, 4, 4), draw(3, 4, 4, 4, seed=1)
     scaled = cat_loss(1e4 * student, 1e-3 * teacher)
     torch.testing.assert_close(scaled, cat_loss(student, teacher))
 
@@ -158,7 +148,7 @@ def test_cat_asks_for_full_maps_only_if_it_binarises_them():
     assert CATLoss(size=4).needs == CATLoss(size=4).reads == (ClassMaps(4),)
     loss = CATLoss(size=4, binarise=True)
     assert (loss.needs, loss.reads) == ((ClassMaps(None),), (ClassMaps(4),))
-    student, teacher = _maps(2, 3, 4, 4), _maps(2, 3, 8, 8, seed=1)
+    student, teacher = draw(2, 3, 4, 4), draw(2, 3, 8, 8, seed=1)
     value = loss(
         {ClassMaps(4): student}, {ClassMaps(None): teacher}, None, TeacherWeights(torch.ones(2))
     )
@@ -167,4 +157,4 @@ def test_cat_asks_for_full_maps_only_if_it_binarises_them():
 
 def test_a_rule_that_does_not_fit_the_classes_is_named():
     with pytest.raises(ValueError, match="keep 75 by 'below_nth_of_100' does not fit 5 classes"):
-        cat_loss(_maps(2, 5, 2, 2), _maps(2, 5, 2, 2), keep=75, keep_rule="below_nth_of_100")
+        cat_loss(draw(2, 5, 2, 2), draw(2, 5, 2, 2), keep=75, keep_rule="below_nth_of_100")

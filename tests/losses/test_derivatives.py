@@ -16,7 +16,7 @@ from fedkd.losses.aekd import agreement_weights
 from fedkd.losses.divergence import weighted_kl
 from fedkd.losses.kd import standardised
 from tests.functional.relation_losses import class_relation_loss, sample_relation_loss
-from tests.losses.contract import VARIANTS, adapted, batch, call, title
+from tests.losses.contract import VARIANTS, adapted, batch, call, draw, title
 
 
 def _functions(variant):
@@ -63,8 +63,7 @@ def test_all_derivatives(variant):
 
 
 def _drawn(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    return draw(*shape, seed=seed).requires_grad_()
 
 
 COSTS = _drawn(4, 4).detach().abs()
@@ -84,10 +83,10 @@ BEHIND = {
     "rbf": (lambda a, b: rbf_cka(a, b), [_drawn(5, 3), _drawn(5, 2, seed=1)]),
     "unbiased": (lambda a, b: unbiased_cka(a, b), [_drawn(5, 3), _drawn(5, 2, seed=1)]),
     "samples": (
-        lambda a, b: sample_relation_loss(a, b, _drawn(4, 3, seed=2), _drawn(4, 3, seed=3)),
+        lambda a, b: sample_relation_loss(a, b, draw(4, 3, seed=2), draw(4, 3, seed=3)),
         [_drawn(4, 3), _drawn(4, 3, seed=1)],
     ),
-    "classes": (lambda a: class_relation_loss(a, _drawn(4, 3, seed=2)), [_drawn(4, 3)]),
+    "classes": (lambda a: class_relation_loss(a, draw(4, 3, seed=2)), [_drawn(4, 3)]),
     "z-scores": (standardised, [_drawn(3, 4)]),
 }
 

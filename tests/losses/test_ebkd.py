@@ -9,19 +9,16 @@ from tests.golden.published import published
 
 GOLDEN = published("multi_teacher")
 _double = GOLDEN.double
-
-
-def _teachers():
-    return torch.stack([_double(name) for name in ("logits_t", "logits_t2", "logits_t3")])
+TEACHERS = GOLDEN.answers()[1]
 
 
 def test_entropy_weights_are_the_published_ones_over_their_sum():
     expected = torch.tensor(GOLDEN["derived"]["ebkd_normalised"], dtype=torch.float64)
-    torch.testing.assert_close(entropy_weights(_teachers()), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(entropy_weights(TEACHERS), expected, rtol=1e-12, atol=0)
 
 
 def test_the_published_scale_repeats_the_published_weights_and_divisors():
-    student, teachers = _double("logits_s").requires_grad_(), _teachers()
+    student, teachers = _double("logits_s").requires_grad_(), TEACHERS
     weights = torch.tensor(GOLDEN["derived"]["ebkd_code_weight"], dtype=torch.float64)
     terms = torch.stack([kd_loss(student, teacher) for teacher in teachers])
     expected = (weights * terms).sum() / (4 * 3)
@@ -43,14 +40,14 @@ def test_entropy_of_sure_teachers_is_zero_and_not_nan(dtype):
 
 
 def test_a_high_entropy_temperature_makes_teachers_alike():
-    weights = entropy_weights(_teachers(), temperature=1e4)
+    weights = entropy_weights(TEACHERS, temperature=1e4)
     torch.testing.assert_close(weights, torch.full_like(weights, 1 / 3), rtol=1e-5, atol=0)
     student = _double("logits_s")
-    cold = ebkd_loss(student, _teachers(), entropy_temperature=0.5)
-    assert not torch.allclose(cold, ebkd_loss(student, _teachers()))
+    cold = ebkd_loss(student, TEACHERS, entropy_temperature=0.5)
+    assert not torch.allclose(cold, ebkd_loss(student, TEACHERS))
 
 
 def test_a_single_teacher_counts_nothing_at_the_published_scale():
-    student, teachers = _double("logits_s"), _teachers()[:1]
+    student, teachers = _double("logits_s"), TEACHERS[:1]
     assert (ebkd_loss(student, teachers, scale="published") == 0).all()
     torch.testing.assert_close(ebkd_loss(student, teachers), kd_loss(student, teachers[0]))

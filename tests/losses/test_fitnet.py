@@ -8,28 +8,19 @@ from fedkd.knowledge.kinds import Stage
 from fedkd.losses.base import TeacherWeights
 from fedkd.losses.fitnet import FitNetLoss, fitnet_loss
 from fedkd.models.projectors import regressor
-from tests.golden.published import published
+from tests.golden.published import published, repeats
+from tests.losses.contract import draw
 
 GOLDEN = published("features")
 _double = GOLDEN.double
-
-
-def _maps(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _repeats(case, maps, value):
-    (gradient,) = torch.autograd.grad(value, maps)
-    expected = torch.tensor(case["grad"], dtype=torch.float64)
-    assert value.item() == pytest.approx(case["value"], rel=1e-12)
-    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-14)
 
 
 def test_fitnet_repeats_the_official_hint():
     maps = _double("map_s_4x4").requires_grad_()
     loss = fitnet_loss(maps, _double("map_t_4x4"))
     assert loss.shape == (2,)
-    _repeats(GOLDEN["official"]["fitnet_hint_mse"], maps, loss.mean())
+    case = GOLDEN["official"]["fitnet_hint_mse"]
+    repeats(case, loss.mean(), maps, rel=1e-12, rtol=1e-10)
 
 
 def test_fitnet_repeats_the_original_cost():
@@ -56,15 +47,16 @@ def test_fitnet_repeats_the_official_code_with_its_regressor():
     maps = _double("feat_s_ch2_4x4").requires_grad_()
     regressed = _golden_regressor()(maps)
     value = fitnet_loss(regressed, _double("map_t_4x4")).mean()
-    _repeats(GOLDEN["official"]["fitnet_convreg_mse_bn_eval"], maps, value)
+    case = GOLDEN["official"]["fitnet_convreg_mse_bn_eval"]
+    repeats(case, value, maps, rel=1e-12, rtol=1e-10)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "half_sum_channel"])
 def test_fitnet_gradcheck(reduction):
-    teacher = _maps(2, 3, 2, 2, seed=1)
+    teacher = draw(2, 3, 2, 2, seed=1)
     assert torch.autograd.gradcheck(
         lambda s: fitnet_loss(s, teacher, reduction=reduction),
-        (_maps(2, 3, 2, 2).requires_grad_(),),
+        (draw(2, 3, 2, 2).requires_grad_(),),
     )
 
 

@@ -13,12 +13,8 @@ from fedkd.losses.kd import kd_loss
 from fedkd.losses.mmkd import feature_shares, logit_shares, mmkd_feature_loss, mmkd_loss
 from tests.golden.published import published
 
-_double = published("multi_teacher").double
-
-
-def _inputs():
-    teachers = torch.stack([_double(name) for name in ("logits_t", "logits_t2", "logits_t3")])
-    return _double("logits_s").requires_grad_(), teachers
+GOLDEN = published("multi_teacher")
+_double, _inputs = GOLDEN.double, GOLDEN.answers
 
 
 def _network():

@@ -9,24 +9,18 @@ from torch.nn import functional as F
 from fedkd.knowledge.kinds import Stage
 from fedkd.losses.base import TeacherWeights
 from fedkd.losses.ofd import OFDLoss, connector, negative_mean, ofd_loss, ofd_margin
-from tests.golden.published import published
+from tests.golden.published import published, repeats
+from tests.losses.contract import draw
 
 GOLDEN = published("features")
 _double = GOLDEN.double
-
-
-def _maps(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_ofd_repeats_the_official_code():
     case, maps = GOLDEN["official"]["ofd_partial_l2"], _double("map_s_4x4").requires_grad_()
     loss = ofd_loss(maps, _double("map_t_4x4"), _double("ofd_margin"))
     assert loss.shape == (2,)
-    (gradient,) = torch.autograd.grad(loss.sum(), maps)
-    assert loss.sum().item() == pytest.approx(case["value"], rel=1e-12)
-    expected = torch.tensor(case["grad"], dtype=torch.float64)
-    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
+    repeats(case, loss.sum(), maps, rel=1e-12, rtol=1e-12)
 
 
 def test_margins_repeat_the_official_code():
@@ -43,7 +37,7 @@ def test_margins_of_extreme_batch_norms():
 
 
 def test_the_margin_is_what_it_approximates():
-    maps = 0.7 * _maps(50, 2, 40, 40) + 0.3
+    maps = 0.7 * draw(50, 2, 40, 40) + 0.3
     formula = ofd_margin(torch.full((2,), 0.7), torch.full((2,), 0.3))
     torch.testing.assert_close(negative_mean(maps).float(), formula, rtol=0.01, atol=0)
     assert (negative_mean(maps.relu()) == 0).all()
@@ -61,7 +55,7 @@ def test_a_silent_neuron_may_be_as_silent_as_it_likes():
 
 
 def test_it_equals_the_three_cases_of_the_paper():
-    student, teacher = _maps(3, 2, 4, 4), _maps(3, 2, 4, 4, seed=1)
+    student, teacher = draw(3, 2, 4, 4), draw(3, 2, 4, 4, seed=1)
     margin = torch.tensor([-0.3, -1.0], dtype=torch.float64)
     m = margin.view(1, 2, 1, 1)
     expected = (
@@ -75,13 +69,13 @@ def test_it_equals_the_three_cases_of_the_paper():
 
 
 def test_ofd_gradcheck():
-    student, teacher = _maps(3, 2, 4, 4).requires_grad_(), _maps(3, 2, 4, 4, seed=1)
+    student, teacher = draw(3, 2, 4, 4).requires_grad_(), draw(3, 2, 4, 4, seed=1)
     margin = torch.tensor([-0.3, -1.0], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda s: ofd_loss(s, teacher, margin, scale=0.1), (student,))
 
 
 def test_a_student_that_repeats_the_teacher_has_no_loss():
-    maps = _maps(3, 2, 4, 4).requires_grad_()
+    maps = draw(3, 2, 4, 4).requires_grad_()
     loss = ofd_loss(maps, maps, negative_mean(maps))
     loss.sum().backward()
     # Below the margin it is lower than it must be, which is free.
@@ -96,7 +90,7 @@ def _batch():
     return student, teacher
 
 
-def test_the_adapted_loss_weighs_stages_and_averages_larger_maps():
+def test_the_adapted_loss_weighs_stages_and_averages_largerdraw():
     student, teacher = _batch()
     loss = OFDLoss(stages=2, scale=0.01)
     ready = loss.adapted(student, teacher).eval()

@@ -11,17 +11,13 @@ from fedkd.losses.relation import relation_loss
 from fedkd.losses.rkd import rkd_loss
 from fedkd.losses.sp import sp_loss
 from fedkd.losses.vrm import vrm_loss
+from tests.losses.contract import draw, rand
 
 
-def _views(size=6, classes=5, seed=0):
+def _views(size=6, classes=5):
     """Real and virtual logits of the student, then the teacher's."""
-    generator = torch.Generator().manual_seed(seed)
-    a, b, d, e = torch.randn(4, size, classes, generator=generator, dtype=torch.float64)
+    a, b, d, e = draw(4, size, classes)
     return a.requires_grad_(), b.requires_grad_(), d, e
-
-
-def _rand(size, seed=1):
-    return torch.rand(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def _same(general, special, *tensors):
@@ -34,8 +30,9 @@ def _same(general, special, *tensors):
 
 
 WEIGHTS = pytest.mark.parametrize(
-    "weights", [{}, {"weights": _rand(6), "class_weights": _rand(5, seed=2)}], ids=["even", "own"]
+    "weights", [{}, {"weights": rand(6), "class_weights": rand(5, seed=2)}], ids=["even", "own"]
 )
+
 SPECIAL = {
     "rkd_distances": (
         lambda a, d, w: rkd_loss(a, d, distance_weight=1, angle_weight=0, **w),

@@ -9,7 +9,8 @@ from fedkd.knowledge.kinds import Logits, Pooled
 from fedkd.losses import LOSSES
 from fedkd.losses.base import TeacherWeights
 from fedkd.losses.rkd import rkd_loss
-from tests.golden.published import published
+from tests.golden.published import published, repeats
+from tests.losses.contract import draw, rand
 
 GOLDEN = published("output_relational")
 _double = GOLDEN.double
@@ -17,13 +18,8 @@ CASES = [case for case in GOLDEN["official"] if case["name"].startswith("rkd")]
 EDGES = [case for case in GOLDEN["relational_edge_cases"] if case["what"].startswith("RKD")]
 
 
-def _draw(size=6, width=5, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(2, size, width, generator=generator, dtype=torch.float64).unbind()
-
-
-def _weights(size, seed=1):
-    return torch.rand(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def _draw(size=6, width=5):
+    return draw(2, size, width).unbind()
 
 
 def _literal(student, teacher, weights=None, *, distance_weight=25.0, angle_weight=50.0):
@@ -57,10 +53,7 @@ def test_rkd_repeats_the_official_code(case):
     of = case["grad_wrt"]
     features = _double(of).requires_grad_()
     value = rkd_loss(features, _double(of.removesuffix("s") + "t"), **options)
-    (gradient,) = torch.autograd.grad(value, features)
-    assert value.item() == pytest.approx(case["value"], rel=1e-10)
-    expected = torch.tensor(case["grad"], dtype=torch.float64)
-    torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-14)
+    repeats(case, value, features)
 
 
 @pytest.mark.parametrize("case", EDGES, ids=lambda case: case["what"])
@@ -82,7 +75,7 @@ def test_rkd_equals_the_literal_one(weighted, block, monkeypatch):
     monkeypatch.setattr(rkd, "_BLOCK", block)  # angles some vertices at a time
     student, teacher = _draw()
     student.requires_grad_()
-    weights = _weights(6) if weighted else None
+    weights = rand(6) if weighted else None
     for options in ({}, {"distance_weight": 0.0}, {"angle_weight": 0.0}):
         ours = rkd_loss(student, teacher, weights=weights, **options)
         literal = _literal(student, teacher, weights, **options)
@@ -95,7 +88,7 @@ def test_rkd_equals_the_literal_one(weighted, block, monkeypatch):
 def test_gradcheck(squared):
     student, teacher = _draw(4, 3)
     assert torch.autograd.gradcheck(
-        lambda z: rkd_loss(z, teacher, weights=_weights(4), squared=squared),
+        lambda z: rkd_loss(z, teacher, weights=rand(4), squared=squared),
         (student.requires_grad_(),),
     )
 

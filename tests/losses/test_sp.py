@@ -8,15 +8,11 @@ from fedkd.knowledge.kinds import Pooled, Stage
 from fedkd.losses import LOSSES
 from fedkd.losses.base import TeacherWeights
 from fedkd.losses.sp import sp_loss
+from tests.losses.contract import draw, rand
 
 
-def _draw(size=6, width=5, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(2, size, width, generator=generator, dtype=torch.float64).unbind()
-
-
-def _weights(size, seed=1):
-    return torch.rand(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def _draw(size=6, width=5):
+    return draw(2, size, width).unbind()
 
 
 def test_by_hand():
@@ -37,7 +33,7 @@ def test_sp_is_the_published_formula():
 @pytest.mark.parametrize("weighted", [False, True])
 def test_gradcheck(weighted):
     student, teacher = _draw(4, 3)
-    weights = _weights(4) if weighted else None
+    weights = rand(4) if weighted else None
     assert torch.autograd.gradcheck(
         lambda z: sp_loss(z, teacher, weights=weights), (student.requires_grad_(),)
     )

@@ -9,15 +9,15 @@ from fedkd.losses.kd import standardised
 from fedkd.losses.vrm import VRMLoss, vrm_loss
 from tests.functional.relation_losses import class_relation_loss, sample_relation_loss
 from tests.golden.published import published
+from tests.losses.contract import draw
 
 GOLDEN = published("output_relational")
 INPUTS = GOLDEN["inputs"]
 RECONSTRUCTION = GOLDEN["not_official_vrm_reconstruction"]["cases"]
 
 
-def _views(size=5, classes=4, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(4, size, classes, generator=generator, dtype=torch.float64).unbind()
+def _views(size=5):
+    return draw(4, size, 4).unbind()
 
 
 def _kinds(real, virtual):
