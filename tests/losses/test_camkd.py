@@ -1,5 +1,7 @@
 """Weights by who is right: official numbers of both parts, projections, classifiers."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,8 +11,8 @@ from fedkd.knowledge.kinds import Classifier, Logits, Pooled, Stage
 from fedkd.knowledge.payload import Ensemble, Teacher
 from fedkd.losses import LOSSES
 from fedkd.losses.camkd import camkd_feature_loss, camkd_loss, confidence_weights
-from fedkd.models.build import build_model
 from tests.golden.published import published, repeats
+from tests.losses.contract import small_network
 
 GOLDEN = published("multi_teacher")
 TARGETS = torch.tensor(GOLDEN["inputs"]["targets"])
@@ -83,18 +85,11 @@ def test_a_teacher_surely_wrong_gets_nothing_from_two_and_half_of_three():
 # -- the term -----------------------------------------------------------------------------------
 
 
-def _network(width, **options):
-    return build_model(
-        "cnn_small", num_classes=5, in_channels=1, image_size=16, mean=[0.5], std=[0.2],
-        seed=width, options={"width": width, "norm": "batch", **options},
-    )  # fmt: skip
-
-
 def _batch(loss, widths=(8, 6), size=6):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (size, 1, 16, 16), generator=generator, dtype=torch.uint8)
-    readings = [extract(_network(width), images, loss.needs) for width in widths]
-    student = extract(_network(4), images, loss.reads)
+    readings = [extract(small_network(width, 5), images, loss.needs) for width in widths]
+    student = extract(small_network(4, 5), images, loss.reads)
     tensors = {kind: [teacher[kind] for teacher in readings] for kind in loss.needs}
     tensors[Logits()] = torch.stack(tensors[Logits()])
     weights = torch.full((len(widths), size), 1 / len(widths))
@@ -117,7 +112,7 @@ def test_the_term_projects_for_each_teacher_and_asks_its_classifier():
     assert all(p.grad is not None for p in fitted.projectors.parameters())
 
     projected = [project(student[Stage(-1)]) for project in fitted.projectors]
-    heads = [_network(width).head for width in (8, 6)]
+    heads = [small_network(width, 5).head for width in (8, 6)]
     answers = torch.stack([h(p.mean(dim=(2, 3))) for h, p in zip(heads, projected)])
     maps = [teacher[Stage(-1)] for teacher in readings]
     logits = torch.stack([teacher[Logits()] for teacher in readings])
@@ -160,7 +155,7 @@ def test_a_classifier_that_does_not_fit_the_map_is_refused():
 
 def test_the_classifier_gives_the_logits_of_the_pooled_features():
     images = torch.randint(256, (3, 1, 16, 16), dtype=torch.uint8)
-    network = _network(8)
+    network = copy.deepcopy(small_network(8, 5))
     readings = extract(network, images, (Logits(), Pooled(), Classifier()))
     classifier = readings[Classifier()]
     assert not classifier.requires_grad

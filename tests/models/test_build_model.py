@@ -4,20 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedkd.models.build import build_model, model_names
-from fedkd.models.network import Network
-
-
-def build(model: str | nn.Module, **changes: Any) -> Network:
-    given: dict[str, Any] = {
-        "num_classes": 10,
-        "in_channels": 1,
-        "image_size": 8,
-        "mean": [0.5],
-        "std": [0.25],
-        "seed": 3,
-    }
-    return build_model(model, **{**given, **changes})
+from fedkd.models.build import model_names
+from tests.models.built import built
 
 
 class Returns(nn.Module):
@@ -47,28 +35,28 @@ def user_cnn() -> nn.Sequential:
 def test_seed_decides_the_weights_and_the_global_generator_stays(name: str) -> None:
     torch.manual_seed(11)
     before = torch.get_rng_state()
-    first = build(name).state_dict()
+    first = built(name).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(5)
-    second, other = build(name).state_dict(), build(name, seed=4).state_dict()
+    second, other = built(name).state_dict(), built(name, seed=4).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
 def test_trial_run_leaves_training_mode_and_statistics_alone() -> None:
-    network = build("resnet8")
+    network = built("resnet8")
     assert all(module.training for module in network.modules())
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {int(norm.num_batches_tracked) for norm in norms} == {0}
 
 
 def test_options_reach_the_model() -> None:
-    assert build("mlp", options={"hidden": 5, "layers": 1}).body.head.in_features == 5
+    assert built("mlp", options={"hidden": 5, "layers": 1}).body.head.in_features == 5
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121"])
 def test_torchvision_takes_any_number_of_channels(name: str) -> None:
-    grey = build(f"torchvision/{name}", image_size=32)
+    grey = built(f"torchvision/{name}", size=32)
     convolution = next(m for m in grey.body.modules() if isinstance(m, nn.Conv2d))
     assert convolution.in_channels == 1
     assert grey(torch.zeros(2, 1, 32, 32, dtype=torch.uint8)).shape == (2, 10)
@@ -76,28 +64,25 @@ def test_torchvision_takes_any_number_of_channels(name: str) -> None:
 
 def test_replaced_convolution_keeps_the_scale_torchvision_chose() -> None:
     weights = [
-        build(
-            "torchvision/resnet18", in_channels=c, image_size=32, mean=[0.5] * c, std=[1.0] * c
-        ).body.conv1.weight.std()
-        for c in (3, 1)
+        built("torchvision/resnet18", channels=c, size=32).body.conv1.weight.std() for c in (3, 1)
     ]
     torch.testing.assert_close(weights[0], weights[1], rtol=0.1, atol=0)
 
 
 def test_torchvision_transformers_are_built_for_the_image_size() -> None:
-    network = build("torchvision/swin_t", image_size=32)
+    network = built("torchvision/swin_t", size=32)
     assert network.stage_names == ("features.0.0", "permute")
 
 
 def test_torchvision_options_are_passed_on() -> None:
-    network = build("torchvision/mobilenet_v3_small", image_size=32, options={"dropout": 0.5})
+    network = built("torchvision/mobilenet_v3_small", size=32, options={"dropout": 0.5})
     assert network.body.classifier[2].p == 0.5
 
 
 def test_ready_module_keeps_its_weights_and_gets_taps() -> None:
     body = user_cnn()
     weight = body[0].weight.clone()
-    network = build(body)
+    network = built(body)
     assert network.body is body
     assert torch.equal(body[0].weight, weight)
     assert network.stage_names == ("1", "3")
@@ -107,7 +92,7 @@ def test_ready_module_keeps_its_weights_and_gets_taps() -> None:
 def test_declared_stages_are_respected() -> None:
     body = user_cnn()
     body.stages = ("0",)
-    assert build(body).stage_names == ("0",)
+    assert built(body).stage_names == ("0",)
 
 
 def test_list_of_modules_called_stages_is_not_taken_for_names() -> None:
@@ -120,7 +105,7 @@ def test_list_of_modules_called_stages_is_not_taken_for_names() -> None:
             out: Tensor = self.stages[0](images)
             return out
 
-    assert build(Body()).stage_names == ("stages.0.1", "stages.0.3")
+    assert built(Body()).stage_names == ("stages.0.1", "stages.0.3")
 
 
 def test_names_list_ours_and_torchvisions() -> None:
@@ -139,13 +124,13 @@ def test_names_list_ours_and_torchvisions() -> None:
         ("torchvision/resnet18", {"options": {"depth": 3}}, "'torchvision/resnet18'.*'depth'"),
         (
             "torchvision/inception_v3",
-            {"image_size": 32},
+            {"size": 32},
             "'torchvision/inception_v3' cannot take 1x32x32 images",
         ),
-        ("torchvision/maxvit_t", {"image_size": 28}, "cannot be built for 28x28 images"),
+        ("torchvision/maxvit_t", {"size": 28}, "cannot be built for 28x28 images"),
         (Returns(2, 9), {}, r"'Returns': expected logits \(2, 10\) for two 1x8x8 .*got \(2, 9\)"),
         (nn.Linear(3, 10), {}, "'Linear' cannot take 1x8x8 images"),
-        (nn.LSTM(8, 10), {"in_channels": 8, "mean": [0] * 8, "std": [1] * 8}, "'LSTM'"),
+        (nn.LSTM(8, 10), {"channels": 8}, "'LSTM'"),
         (user_cnn(), {"options": {"width": 2}}, "takes no options"),
         ("mlp", {"mean": [0.5] * 3}, "mean: expected 1 values, got 3"),
     ],
@@ -154,21 +139,19 @@ def test_errors_name_the_model_what_was_expected_and_what_came(
     model: str | nn.Module, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        build(model, **changes)
+        built(model, **changes)
 
 
 def test_network_is_not_wrapped_twice() -> None:
     with pytest.raises(ValueError, match="got a Network"):
-        build(build("cnn_tiny"))
+        built(built("cnn_tiny"))
 
 
 @pytest.mark.parametrize(
     "name", ["cnn_small", "mixer", "wrn_16_1", "mobilenetv2", "torchvision/resnet18"]
 )
 def test_the_pooled_feature_is_the_mean_of_the_final_map(name: str) -> None:
-    network = build_model(
-        name, num_classes=5, in_channels=3, image_size=32, mean=[0.5] * 3, std=[0.2] * 3
-    ).eval()
+    network = built(name, 5, 3, 32).eval()
     outputs = network.read(torch.rand(2, 3, 32, 32))
     assert outputs.final is not None
     assert outputs.pooled is not None
@@ -179,16 +162,11 @@ def test_the_pooled_feature_is_the_mean_of_the_final_map(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "torchvision/vgg11"])
 def test_a_network_without_a_map_under_a_linear_classifier_says_so(name: str) -> None:
-    network = build_model(
-        name, num_classes=5, in_channels=3, image_size=32, mean=[0.5] * 3, std=[0.2] * 3
-    ).eval()
+    network = built(name, 5, 3, 32).eval()
     assert network.read(torch.rand(2, 3, 32, 32)).final is None
 
 
 @pytest.mark.parametrize("hidden", [-5, 10**12])
 def test_sizes_that_no_layer_can_have_are_named(hidden: int) -> None:
     with pytest.raises(ValueError, match=f"'mlp' cannot be built with hidden={hidden}: "):
-        build_model(
-            "mlp", num_classes=3, in_channels=1, image_size=8, mean=[0.0], std=[1.0],
-            options={"hidden": hidden},
-        )  # fmt: skip
+        built("mlp", options={"hidden": hidden})

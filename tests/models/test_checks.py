@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 import fedkd
 from fedkd.config import ConfigError
-from fedkd.models.build import build_model
 from fedkd.models.checks import check_network, check_training
 from fedkd.models.network import Network
 from fedkd.rounds.context import ExperimentContext
+from tests.models.built import built
 
 
 class TwoFaced(nn.Module):
@@ -109,12 +109,4 @@ def test_options_of_torchvision_that_cannot_be_right_are_refused(
     options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=f"model 'torchvision/googlenet': option {message}"):
-        build_model(
-            "torchvision/googlenet",
-            num_classes=3,
-            in_channels=3,
-            image_size=64,
-            mean=[0.5] * 3,
-            std=[0.2] * 3,
-            options=options,
-        )
+        built("torchvision/googlenet", 3, 3, 64, options=options)

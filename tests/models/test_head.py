@@ -1,6 +1,7 @@
 """The classifier is the linear layer whose output is the logits; nothing is guessed."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,112 +9,56 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd.models.build import build_model, model_names
+from fedkd.models.build import model_names
 from fedkd.models.head import find_classifier
 from fedkd.models.network import Network
+from tests.models.built import built
 
 IMAGES = torch.zeros(2, 1, 8, 8)
 
 
-class Body(nn.Module):
-    """A network around a 64 -> 8 feature, its layers registered in any order."""
+class Made(nn.Module):
+    """What a function makes of a 64 -> 8 feature, with layers registered in any order."""
 
-    def __init__(self, **layers: nn.Module) -> None:
+    def __init__(self, answer: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
         super().__init__()
         self.trunk = nn.Linear(64, 8)
+        self.answer = answer
         for name, layer in layers.items():
             self.add_module(name, layer)
 
-    def feature(self, images: Tensor) -> Tensor:
-        return self.trunk(images.flatten(1)).relu()
-
-
-class Gated(Body):
-    def forward(self, images: Tensor) -> Tensor:
-        h = self.feature(images)
-        return self.fc(h * self.gate(h).sigmoid())
-
-
-class TwoHeads(Body):
-    """DeiT: both heads averaged."""
-
     def forward(self, images: Tensor) -> Any:
-        h = self.feature(images)
-        one, other = self.fc(h), self.distilled(h)
-        return (one, other) if self.training else (one + other) / 2
+        return self.answer(self, self.trunk(images.flatten(1)).relu())
 
 
-class Auxiliary(Body):
+def gated(**layers: nn.Module) -> Made:
+    given = {"fc": linear(), "gate": nn.Linear(8, 8)} | layers
+    return Made(lambda m, h: m.fc(h * m.gate(h).sigmoid()), **given)
+
+
+def auxiliary(m: Any, h: Tensor) -> Any:
     """Inception: a second head that only counts in training, registered and run last."""
-
-    def forward(self, images: Tensor) -> Any:
-        h = self.feature(images)
-        out = self.fc(h)
-        aux = self.aux(h)
-        return (out, aux) if self.training else out
+    out, aux = m.fc(h), m.aux(h)
+    return (out, aux) if m.training else out
 
 
-class Scaled(Body):
-    def forward(self, images: Tensor) -> Tensor:
-        return self.fc(self.feature(images)) / 2
+def two_heads(m: Any, h: Tensor) -> Any:
+    """DeiT: both heads averaged."""
+    one, other = m.fc(h), m.distilled(h)
+    return (one, other) if m.training else (one + other) / 2
 
 
-class ScaledInPlace(Body):
-    def forward(self, images: Tensor) -> Tensor:
-        return self.fc(self.feature(images)).div_(2)
-
-
-class Added(Body):
+def added(m: Any, h: Tensor) -> Tensor:
     """LoRA: the low-rank part starts at zero, so only by value both are the same."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        h = self.feature(images)
-        nn.init.zeros_(self.up.weight)
-        return self.fc(h) + self.up(self.down(h))
+    nn.init.zeros_(m.up.weight)
+    return m.fc(h) + m.up(m.down(h))
 
 
-class Cut(Body):
-    def forward(self, images: Tensor) -> Tensor:
-        return self.fc(self.feature(images))[:, :4]
-
-
-class Again(Body):
+def again(m: Any, h: Tensor) -> Tensor:
     """The head runs once more afterwards, for something else."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        h = self.feature(images)
-        logits = self.fc(h)
-        self.fc(h.neg())
-        return logits
-
-
-class Recurrent(Body):
-    """One layer runs several times; the last time gives the logits."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.trunk(images.flatten(1))
-        return self.fc(self.fc(x).relu())
-
-
-class Keyword(Body):
-    def forward(self, images: Tensor) -> Tensor:
-        return self.fc(input=self.feature(images))
-
-
-class Tokens(Body):
-    """The head sees all tokens, and one of them is the answer."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        h = self.feature(images)
-        return self.fc(torch.stack([h, -h], 1))[:, 0]
-
-
-class Attended(Body):
-    """Attention pooling, whose projection is registered last."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        h = self.feature(images)[:, None]
-        return self.fc(self.pool(h, h, h)[0][:, 0])
+    logits = m.fc(h)
+    m.fc(h.neg())
+    return logits
 
 
 class Cosine(nn.Linear):
@@ -131,51 +76,55 @@ def pooled_by(*before: nn.Module) -> nn.Sequential:
     )
 
 
-with_head = [
-    (Gated(fc=linear(), gate=nn.Linear(8, 8)), "fc"),
-    (Auxiliary(fc=linear(), aux=linear()), "fc"),
-    (Recurrent(fc=nn.Linear(8, 8)), "fc"),
-    (Keyword(fc=linear()), "fc"),
-    (Attended(fc=linear(), pool=nn.MultiheadAttention(8, 2, batch_first=True)), "fc"),
-    (Gated(fc=nn.LazyLinear(4), gate=nn.LazyLinear(8)), "fc"),
-    (Gated(fc=nn.utils.parametrizations.weight_norm(linear()), gate=nn.Linear(8, 8)), "fc"),
-    (nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Sequential(nn.Dropout(), linear())), "2.1"),
-    (nn.Sequential(nn.Flatten(), nn.Linear(64, 4, bias=False), nn.Identity()), "1"),
-    (nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Dropout(0.3)), "1"),
-]
-without_head = [
-    TwoHeads(fc=linear(), distilled=linear()),
-    Scaled(fc=linear()),
-    ScaledInPlace(fc=linear()),
-    Added(fc=linear(), down=nn.Linear(8, 2), up=nn.Linear(2, 4)),
-    Cut(fc=nn.Linear(8, 6)),
-    Again(fc=linear()),
-    Tokens(fc=linear()),
-    Gated(fc=Cosine(8, 4), gate=nn.Linear(8, 8)),
-    nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.LogSoftmax(1)),
-    nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(inplace=True)),
-    nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-    nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Conv2d(1, 4, 2), nn.Flatten()),
-]
+def flat(*after: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), *after)
 
 
-def name_of(value: object) -> str:
-    return type(value).__name__
+attention = nn.MultiheadAttention(8, 2, batch_first=True)
+with_head: dict[str, tuple[nn.Module, str]] = {
+    "gated": (gated(), "fc"),
+    "auxiliary": (Made(auxiliary, fc=linear(), aux=linear()), "fc"),
+    # One layer runs several times; the last time gives the logits.
+    "recurrent": (Made(lambda m, h: m.fc(m.fc(h).relu()), fc=nn.Linear(8, 8)), "fc"),
+    "keyword": (Made(lambda m, h: m.fc(input=h), fc=linear()), "fc"),
+    # Attention pooling, whose projection is registered last.
+    "attended": (
+        Made(lambda m, h: m.fc(m.pool(*[h[:, None]] * 3)[0][:, 0]), fc=linear(), pool=attention),
+        "fc",
+    ),
+    "lazy": (gated(fc=nn.LazyLinear(4), gate=nn.LazyLinear(8)), "fc"),
+    "weight norm": (gated(fc=nn.utils.parametrizations.weight_norm(linear())), "fc"),
+    "nested": (flat(nn.Linear(64, 8), nn.Sequential(nn.Dropout(), linear())), "2.1"),
+    "identity": (flat(nn.Linear(64, 4, bias=False), nn.Identity()), "1"),
+    "dropout": (flat(nn.Linear(64, 4), nn.Dropout(0.3)), "1"),
+}
+without_head = {
+    "two heads": Made(two_heads, fc=linear(), distilled=linear()),
+    "scaled": Made(lambda m, h: m.fc(h) / 2, fc=linear()),
+    "scaled in place": Made(lambda m, h: m.fc(h).div_(2), fc=linear()),
+    "added": Made(added, fc=linear(), down=nn.Linear(8, 2), up=nn.Linear(2, 4)),
+    "cut": Made(lambda m, h: m.fc(h)[:, :4], fc=nn.Linear(8, 6)),
+    "again": Made(again, fc=linear()),
+    # The head sees all tokens, and one of them is the answer.
+    "tokens": Made(lambda m, h: m.fc(torch.stack([h, -h], 1))[:, 0], fc=linear()),
+    "cosine": gated(fc=Cosine(8, 4)),
+    "log softmax": flat(nn.Linear(64, 4), nn.LogSoftmax(1)),
+    "relu": flat(nn.Linear(64, 4), nn.ReLU(inplace=True)),
+    "pooled": nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    "convolution": nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Conv2d(1, 4, 2), nn.Flatten()),
+}
 
 
 def build(body: nn.Module | str, classes: int = 4) -> Network:
-    return build_model(
-        body, num_classes=classes, in_channels=1, image_size=8, mean=[0.4], std=[0.3], seed=1
-    )
+    return built(body, classes, seed=1)
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("body", "head"), with_head, ids=name_of)
-def test_the_head_is_the_layer_whose_output_is_the_logits(
-    body: nn.Module, head: str, training: bool
-) -> None:
+@pytest.mark.parametrize("name", with_head)
+def test_the_head_is_the_layer_whose_output_is_the_logits(name: str, training: bool) -> None:
+    body, head = with_head[name]
     body.train(training)
-    network = build(body, 8 if isinstance(body, Recurrent) else 4)
+    network = build(body, 8 if name == "recurrent" else 4)
     assert network.head_name == head
     assert network.body.training is training
     network.eval()
@@ -185,7 +134,7 @@ def test_the_head_is_the_layer_whose_output_is_the_logits(
     torch.testing.assert_close(network.head(seen.pooled), seen.logits)
 
 
-@pytest.mark.parametrize("body", without_head, ids=name_of)
+@pytest.mark.parametrize("body", without_head.values(), ids=without_head)
 def test_no_head_rather_than_a_wrong_one(body: nn.Module) -> None:
     network = build(body)
     assert network.head_name is None
@@ -196,7 +145,7 @@ def test_no_head_rather_than_a_wrong_one(body: nn.Module) -> None:
 def test_old_weight_norm_is_a_head_too() -> None:
     with pytest.warns(FutureWarning):
         layer = nn.utils.weight_norm(linear())
-    assert build(Gated(gate=nn.Linear(8, 8), fc=layer)).head_name == "fc"
+    assert build(gated(fc=layer)).head_name == "fc"
 
 
 @pytest.mark.parametrize(
@@ -242,9 +191,9 @@ def test_pooling_in_a_gate_is_not_the_final_one() -> None:
     ("declared", "reason"), [("gate", "its output is not the logits"), ("unused", "does not run")]
 )
 def test_a_declared_head_that_is_none_is_refused(declared: str, reason: str) -> None:
-    body = Gated(fc=linear(), gate=nn.Linear(8, 8), unused=linear())
+    body = gated(unused=linear())
     body.head_name = declared
-    with pytest.raises(ValueError, match=f"model 'Gated' declares the head '{declared}'.*{reason}"):
+    with pytest.raises(ValueError, match=f"model 'Made' declares the head '{declared}'.*{reason}"):
         build(body)
 
 
@@ -259,25 +208,19 @@ def test_a_declared_head_of_another_kind_is_tapped_but_has_no_weights() -> None:
 
 
 def test_attributes_of_the_same_name_in_others_code_declare_nothing() -> None:
-    body = Gated(fc=linear(), gate=nn.Linear(8, 8))
+    body = gated()
     body.head_name, body.final_name = 3, nn.Identity()
     assert build(body).head_name == "fc"
 
 
 def test_the_search_leaves_no_trace() -> None:
-    class Restless(Body):
+    def restless(m: Any, h: Tensor) -> Tensor:
         """Counts its passes in evaluation mode too, and draws."""
+        m.passes += 1
+        return m.fc(m.norm(h) + 0 * torch.rand_like(h))
 
-        def __init__(self) -> None:
-            super().__init__(fc=linear(), norm=nn.BatchNorm1d(8))
-            self.register_buffer("passes", torch.zeros(()))
-
-        def forward(self, images: Tensor) -> Tensor:
-            self.passes += 1
-            h = self.norm(self.feature(images))
-            return self.fc(h + 0 * torch.rand_like(h))
-
-    body = Restless()
+    body = Made(restless, fc=linear(), norm=nn.BatchNorm1d(8))
+    body.register_buffer("passes", torch.zeros(()))
     body.fc.eval()
     before = copy.deepcopy(body.state_dict())
     torch.manual_seed(5)
@@ -299,7 +242,7 @@ def test_the_search_cleans_up_when_the_network_fails() -> None:
 
 
 def test_networks_of_nan_still_have_their_head() -> None:
-    body = Gated(fc=linear(), gate=nn.Linear(8, 8))
+    body = gated()
     nn.init.constant_(body.trunk.weight, float("nan"))
     assert build(body).head_name == "fc"
 
@@ -328,12 +271,5 @@ def test_registered_models_are_tapped_where_they_declare(name: str) -> None:
 def test_torchvision_models_are_tapped_at_their_classifier(
     name: str, head: str | None, final: str | None
 ) -> None:
-    network = build_model(
-        f"torchvision/{name}",
-        num_classes=3,
-        in_channels=3,
-        image_size=32,
-        mean=[0.5] * 3,
-        std=[0.2] * 3,
-    )
+    network = built(f"torchvision/{name}", 3, 3, 32)
     assert (network.head_name, network.final_name) == (head, final)

@@ -3,9 +3,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd.models.build import build_model
 from fedkd.models.network import Network
 from fedkd.models.taps import find_stages
+from tests.models.built import built
 
 
 class Functional(nn.Module):
@@ -132,14 +132,7 @@ def test_search_that_fails_leaves_no_hooks() -> None:
 
 
 def torchvision(name: str, channels: int, size: int) -> Network:
-    return build_model(
-        f"torchvision/{name}",
-        num_classes=7,
-        in_channels=channels,
-        image_size=size,
-        mean=[0.5] * channels,
-        std=[0.25] * channels,
-    )
+    return built(f"torchvision/{name}", 7, channels, size)
 
 
 def shapes(network: Network, channels: int, size: int) -> list[tuple[int, ...]]:
