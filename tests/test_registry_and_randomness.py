@@ -36,7 +36,7 @@ def test_options_are_converted_and_checked(things: Registry[Thing]) -> None:
 
 def test_a_taken_name_is_refused(things: Registry[Thing]) -> None:
     with pytest.raises(ValueError, match="is already"):
-        things.register("thing")(Registry)  # type: ignore[arg-type]
+        things.register("thing")(Registry)
 
 
 def test_streams_differ_by_name_and_repeat_by_seed() -> None:

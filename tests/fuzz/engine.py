@@ -67,8 +67,6 @@ class Command:
 
     def __call__(self, words: list[str], cwd: Path, limit: float = LIMIT) -> Outcome:
         """Call it and wait."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         request = {"words": words, "cwd": str(cwd), "limit": limit}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -76,7 +74,6 @@ class Command:
 
     def close(self) -> None:
         """End it."""
-        assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 

@@ -121,7 +121,7 @@ def prepare() -> None:
     import simulations.ray
     from simulations.local import run_local
 
-    simulations.ray.run_ray = run_local  # type: ignore[assignment]
+    simulations.ray.run_ray = run_local
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def test_a_missing_extra_is_named_in_the_last_line(
 
 def test_a_command_that_needs_another_extra_ends_with_that_line() -> None:
     with pytest.raises(MissingExtra) as caught, extra("privacy", "DP-SGD"):
-        import no_such_library  # type: ignore[import-not-found]  # noqa: F401
+        import no_such_library  # noqa: F401
     failure = failure_of(caught.value)
     assert failure.text == "DP-SGD needs no_such_library: pip install 'fedkd[privacy]'"
     assert failure.code == 2

@@ -194,7 +194,6 @@ def test_a_checkpoint_that_is_not_what_was_written_is_passed_over(
         harmed = {"flipped": flipped, "cut": content[:900], "empty": b""}
         file.write_bytes(harmed.get(harm, first.read_bytes()))
     state = RunDirectory.open(copied).load_checkpoint()
-    assert state is not None
     assert state["round"] == 1
     assert "round-0002.pt is passed over" in caplog.text
     assert go_on(copied) == expected
@@ -277,7 +276,6 @@ def test_a_second_writer_is_refused_until_the_first_one_ends(copied: Path) -> No
     first = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(copied)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    assert first.stdout is not None
     assert first.stdout.readline() == b"held\n"
     try:
         line = refusal("run", "--resume", str(copied), "--runner", "local")

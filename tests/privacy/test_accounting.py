@@ -108,7 +108,7 @@ def test_calibrated_noise_stays_within_the_budget_and_wastes_little(target: floa
 
 def test_impossible_questions_are_named() -> None:
     with pytest.raises(ValueError, match="accountant"):
-        epsilon([Steps(0.1, 1.0, 1)], DELTA, "gdp")  # type: ignore[arg-type]
+        epsilon([Steps(0.1, 1.0, 1)], DELTA, "gdp")
     with pytest.raises(ValueError, match="delta"):
         epsilon([Steps(0.1, 1.0, 1)], 0.0)
     with pytest.raises(ValueError, match="out of reach"):

@@ -41,7 +41,6 @@ def flat(network: Network) -> Tensor:
 
 def gradient(network: Network, shard: ImageSet, index: int) -> Tensor:
     """Of one image alone, by plain backward."""
-    assert shard.labels is not None
     one = slice(index, index + 1)
     loss = functional.cross_entropy(network(shard.images[one]), shard.labels[one])
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))])
@@ -56,7 +55,6 @@ def test_a_step_is_the_sum_of_gradients_clipped_one_by_one(
     name: str, options: dict[str, object], clipping: Clipping
 ) -> None:
     network, shard = named(name, **options), images(6)
-    assert shard.labels is not None
     rows = torch.stack([gradient(copy.deepcopy(network).train(), shard, i) for i in range(6)])
     norms = rows.norm(dim=1)
     bound = float(norms.median())  # some are clipped, some are not
@@ -84,7 +82,6 @@ def test_without_noise_and_clipping_it_is_plain_sgd_on_the_same_draws(clipping: 
     fit_private(private, shard, mechanism, optimizer=PLAIN, seed=3)
     optimizer, schedule = make_optimizer(plain.parameters(), PLAIN, 5)
     draws = SecureGenerator(3)
-    assert shard.labels is not None
     for _ in range(5):
         drawn = poisson(20, 0.4, draws)
         optimizer.zero_grad()
@@ -166,7 +163,6 @@ def test_an_image_without_a_finite_gradient_does_not_spoil_the_sum(clipping: Cli
         (twin, [0, 2], [1.0, 1.0]),
     ):
         part = shard.subset(torch.tensor(rows))
-        assert part.labels is not None
         with ClippedSteps(
             subject,
             criterion,

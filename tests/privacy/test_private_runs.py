@@ -54,13 +54,12 @@ def test_a_private_run_spends_its_budget_over_all_rounds_and_says_so(tiny: Tiny)
     assert facts["budget"] == 4.0
     assert 3.95 < facts["worst"] <= 4.0
     planned = plan(experiment)
-    assert planned is not None
     for client in range(3):
         mine = facts["clients"][str(client)]
         assert mine == {"epsilon": facts["worst"], "frozen_in": []}
         reserved = [
             Steps(**line["reserve"]) for line in ledger_lines(run, client) if "reserve" in line
-        ]  # type: ignore[arg-type]
+        ]
         assert reserved == [planned.steps] * 3
         assert epsilon(reserved, 0.001) == mine["epsilon"]
     assert run.read_json("summary.json")["privacy"] == facts
@@ -70,7 +69,6 @@ def test_when_the_budget_ends_the_teacher_freezes_and_the_run_goes_on(tiny: Tiny
     # Noise that the user set himself: too little of it for three rounds.
     two = tiny(DP, *QUIET, "rounds=2")
     planned = plan(two)
-    assert planned is not None
     noise = planned.mechanism.noise_multiplier
     run = run_local(tiny(DP, *QUIET, "rounds=3", f"teachers.privacy.noise_multiplier={noise}"))
     facts = run.read_json("privacy.json")
@@ -114,7 +112,6 @@ def test_killed_in_training_the_client_pays_twice_and_stops_earlier(tiny: Tiny) 
     client().train(3)
     assert [client().budget.paid(n) for n in (1, 2, 3)] == [True, True, False]
     spent = client().budget.spent
-    assert spent is not None
     assert spent <= 4.0
     assert spent == epsilon([replace(space.plan.steps, count=3 * space.plan.steps.count)], 0.001)
 
@@ -193,7 +190,6 @@ def test_an_incomplete_promise_is_refused(tiny: Tiny, privacy: str, words: str) 
 def test_the_default_delta_is_far_below_one_over_the_size(tiny: Tiny) -> None:
     for size in (1, 40, 999, 1000, 5000):
         experiment = tiny(f"teachers.privacy={{epsilon: 1.0, nominal_size: {size}}}")
-        assert experiment.teachers.privacy is not None
         assert 0.01 / size < delta_of(experiment.teachers.privacy) <= 0.1 / size * (1 + 1e-9)
 
 
@@ -224,10 +220,7 @@ def test_label_dp_draws_once_and_trains_on_what_it_drew(tiny: Tiny, tmp_path: Pa
     experiment = tiny("teachers.privacy={mechanism: label_dp, epsilon: 1.0}", *QUIET)
     client = Client(ExperimentContext(experiment), 0, "run", tmp_path / "client-0000")
     first, again = client.budget.images(), client.budget.images()
-    assert first.labels is not None
-    assert again.labels is not None
     assert torch.equal(first.labels, again.labels)
-    assert client.context.data.shard(0).labels is not None
     assert not torch.equal(first.labels, client.context.data.shard(0).labels)
     run = run_local(experiment)
     facts = run.read_json("privacy.json")
@@ -255,7 +248,6 @@ def test_a_release_has_its_statement_and_shows_no_single_teacher(tiny: Tiny) -> 
         experiment=run.experiment.model_copy(update={"release": name}), events=run.events
     )
     facts = statement(checked)
-    assert facts is not None
     assert "promised is the budget" in facts["how"]
     trained = run.events(ClientTrained)
     assert {(event.loss, event.accuracy) for event in trained} == {(None, None)}

@@ -51,7 +51,7 @@ def _noise() -> SecureGenerator:
     return SecureGenerator(0)
 
 
-def _ask(release: Release, votes: Tensor, rounds: int = 1):  # type: ignore[no-untyped-def]
+def _ask(release: Release, votes: Tensor, rounds: int = 1):
     return release(votes, torch.arange(votes.shape[1]), rounds, _noise())
 
 
@@ -125,7 +125,7 @@ def test_too_few_teachers_are_refused(name: str) -> None:
 )
 def test_impossible_budgets_are_named(options: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        GNMax(**options)  # type: ignore[arg-type]
+        GNMax(**options)
 
 
 QUIET = (
@@ -176,5 +176,5 @@ def test_taking_a_round_up_again_does_not_draw_again(tiny: Callable[..., Experim
     server = Server(ExperimentContext(experiment), run)
     first, second = server.fuse(2), server.fuse(2)
     assert torch.equal(first.probabilities, second.probabilities)
-    assert torch.equal(first.index, second.index)  # type: ignore[arg-type]
+    assert torch.equal(first.index, second.index)
     assert len(first.probabilities) == 24

@@ -75,7 +75,7 @@ def crashing(client: int, message_type: str, round_number: int) -> ClientApp:
         now = message.content.config_records[JOB]["round"] == round_number
         if mine and now and message.metadata.message_type == message_type:
             raise OSError("the disk is full")
-        return call_next(message, context)  # type: ignore[no-any-return]
+        return call_next(message, context)
 
     return make_client_app([mod])
 
@@ -89,7 +89,7 @@ def killed_once(flag: Path, client: int = 1) -> ClientApp:
         if mine and message.metadata.message_type == "train" and not Path(path).exists():
             Path(path).touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return call_next(message, context)  # type: ignore[no-any-return]
+        return call_next(message, context)
 
     return make_client_app([mod])
 
@@ -102,6 +102,6 @@ def slow(client: int, seconds: float) -> ClientApp:
         first = message.content.config_records[JOB]["round"] == 1
         if mine and first and message.metadata.message_type == "train":
             time.sleep(seconds)
-        return call_next(message, context)  # type: ignore[no-any-return]
+        return call_next(message, context)
 
     return make_client_app([mod])

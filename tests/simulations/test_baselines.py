@@ -108,7 +108,6 @@ def test_it_learns_and_reports_every_round(name: str, outcomes: dict[str, Outcom
         assert result.seconds > 0
         assert (result.up > 0) == (result.down > 0) == (name not in SILENT)
     if BASELINES.create(name).has_student:
-        assert outcome.predictions is not None
         labels = context().data.test.labels
         assert float((outcome.predictions.argmax(1) == labels).double().mean()) == last(outcome)
     else:
@@ -207,7 +206,6 @@ def test_fedavg_of_one_client_is_local_training() -> None:
     network = fresh_student(space)
     train(space, network, 0, 1)
     predictions = run("fedavg", *alone).predictions
-    assert predictions is not None
     assert torch.equal(predictions, predict(network, space.data.test.images))
 
 
@@ -225,7 +223,6 @@ def test_fedavg_weighs_clients_by_their_examples() -> None:
     }
     load(network, {key: np.asarray(value, np.float32) for key, value in mean.items()})
     predictions = run("fedavg", "rounds=1").predictions
-    assert predictions is not None
     assert torch.allclose(predictions, predict(network, space.data.test.images), atol=1e-4)
 
 
@@ -245,7 +242,6 @@ def test_the_proximal_gradient_is_that_of_its_loss() -> None:
     shard = space.data.shard(0)
     start = [p.detach().clone() for p in twin.parameters()]
     mu, images, labels = 0.5, shard.images[:8], shard.labels
-    assert labels is not None
     with held(network, mu):
         for each in (network, twin):
             with torch.no_grad():
@@ -256,7 +252,7 @@ def test_the_proximal_gradient_is_that_of_its_loss() -> None:
     pull = sum(((p - s) ** 2).sum() for p, s in zip(twin.parameters(), start, strict=True))
     (loss + mu / 2 * pull).backward()
     for one, other in zip(network.parameters(), twin.parameters(), strict=True):
-        assert torch.allclose(one.grad, other.grad, atol=1e-6)  # type: ignore[arg-type]
+        assert torch.allclose(one.grad, other.grad, atol=1e-6)
 
 
 def test_a_strong_proximal_term_keeps_clients_near_the_server() -> None:
@@ -353,7 +349,6 @@ def test_the_ensemble_is_the_mean_of_the_clients_logits(outcomes: dict[str, Outc
     space = context()
     logits = [model(network)(space.data.test.images) for network in trained_alone(space)]
     predictions = outcomes["one_shot_ensemble"].predictions
-    assert predictions is not None
     assert torch.equal(predictions, torch.stack(logits).mean(dim=0))
 
 
@@ -433,7 +428,6 @@ def test_the_term_of_fd_pulls_towards_the_means() -> None:
     space = context()
     network = fresh_teachers(space)[0]
     shard = space.data.shard(0)
-    assert shard.labels is not None
     wrong = 10 * torch.eye(CLASSES).roll(1, dims=1)  # of label y, class y + 1
     known = torch.ones(CLASSES, dtype=torch.bool)
     options = local_training(space.experiment.teachers, epochs=20)

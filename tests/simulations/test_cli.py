@@ -86,7 +86,7 @@ def test_run_ends_with_table_and_paths(tiny: Callable[..., Experiment], tmp_path
     measured = ("student", "best teacher", "ensemble", "oracle", "ceiling", "worst client")
     for word in (*measured, "knowledge"):
         assert word in out
-    path = Path(re.search(r"^run\s+(\S+)$", out, re.M)[1])  # type: ignore[index]
+    path = Path(re.search(r"^run\s+(\S+)$", out, re.M)[1])
     assert (path / "report.html").is_file()
     assert RunDirectory.open(path).experiment.distillation.epochs == 1
 

@@ -60,7 +60,7 @@ def test_ctrl_c_keeps_the_epoch_and_says_how_to_go_on(
         calls.append(1)
         if len(calls) == 4:  # two epochs of the teacher, then the second of the student alone
             signal.raise_signal(signal.SIGINT)
-        return original(images, network)  # type: ignore[arg-type]
+        return original(images, network)
 
     monkeypatch.setattr(Images, "accuracy", pressed)
     before = signal.getsignal(signal.SIGINT)

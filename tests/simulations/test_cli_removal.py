@@ -27,7 +27,7 @@ def test_contribution_and_unlearning_of_a_run(fedkd, tiny) -> None:
     code, out, _ = fedkd("unlearn", run.path, "--client", 1)
     assert code == 0
     assert "without client 1: exact" in out
-    new = RunDirectory.open(Path(re.search(r"^run +(\S+)$", out, re.M)[1]))  # type: ignore[index]
+    new = RunDirectory.open(Path(re.search(r"^run +(\S+)$", out, re.M)[1]))
     assert (new.path / "report.html").is_file()
     assert new.read_json("summary.json")["oracle"] == run.read_json("summary.json")["oracle"]
     code, out, _ = fedkd("unlearn", run.path, "--client", 1, "--quick")

@@ -363,7 +363,7 @@ def test_the_two_files_are_the_split(tmp_path: Path, tiny: Tiny) -> None:
     ):
         assert mine.fingerprint() == theirs.fingerprint()
         assert mine.classes == theirs.classes
-        assert (mine.labels == theirs.labels).all()  # type: ignore[union-attr]
+        assert (mine.labels == theirs.labels).all()
     assert (part.mean, part.std) == (whole.mean, whole.std)
     assert len(part.shard(0)) == len(part.shard(2)) == 0
 
@@ -384,7 +384,7 @@ def test_pictures_in_class_folders_go_by_name(tmp_path: Path, tiny: Tiny) -> Non
         Image.new("L", (20, 20), shade).save(tmp_path / "mine" / name / "a.png")
     part = build_data(experiment, own=LocalShard(0, tmp_path / "mine", tmp_path / "public.npz"))
     shard = part.shard(0)
-    assert (shard.labels.tolist(), shard.images[:, 0, 0, 0].tolist()) == ([1, 3], [100, 200])  # type: ignore[union-attr]
+    assert (shard.labels.tolist(), shard.images[:, 0, 0, 0].tolist()) == ([1, 3], [100, 200])
     (tmp_path / "mine" / "pattern 1").rename(tmp_path / "mine" / "cat")
     with pytest.raises(ConfigError, match="unknown classes cat"):
         build_data(experiment, own=LocalShard(0, tmp_path / "mine", tmp_path / "public.npz"))

@@ -71,7 +71,7 @@ def run(tmp_path: Path) -> Run:
         )
         assert done.returncode == code, done.stderr
         assert not list(tmp_path.rglob("X")), "something in a name was run"
-        return [tuple(json.loads(line)) for line in written.read_text().splitlines()]  # type: ignore[misc]
+        return [tuple(json.loads(line)) for line in written.read_text().splitlines()]
 
     return start
 
@@ -198,7 +198,7 @@ def test_a_supernode_gets_its_settings_and_stops_at_one_that_is_wrong(
 )  # fmt: skip
 def test_where_the_server_listens_is_checked(words: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Plan(2, ("localhost",), **words)  # type: ignore[arg-type]
+        Plan(2, ("localhost",), **words)
 
 
 def test_the_two_ports_differ() -> None:

@@ -34,7 +34,7 @@ def ours(error: BaseException) -> Callable[[], object]:
     """A function of `simulations` that raises the error by a `raise` statement."""
     names: dict[str, object] = {"__name__": "simulations.example", "error": error}
     exec("def fail():\n    raise error", names)
-    return names["fail"]  # type: ignore[return-value]
+    return names["fail"]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_what_a_library_raises_in_our_code_is_an_error_of_ours_not_of_the_user()
     names: dict[str, object] = {"__name__": "fedkd.example", "np": np, "torch": torch}
     exec("def add():\n    np.zeros(2) + np.zeros(3)\ndef mul():\n    torch.ones(2) @ 3", names)
     for name in ("add", "mul"):
-        failure = failure_of(raised(names[name]))  # type: ignore[arg-type]
+        failure = failure_of(raised(names[name]))
         assert failure.code == 70
         assert "internal error" in failure.text
         assert "fedkd.example, line" in failure.text
@@ -70,7 +70,7 @@ def test_what_a_library_raises_in_our_code_is_an_error_of_ours_not_of_the_user()
 
 def test_the_traceback_of_an_internal_error_is_in_the_file_it_names() -> None:
     text = failure_of(raised(ours(KeyError("lost")))).text
-    file = Path(re.search(r"the traceback is in (\S+);", text)[1])  # type: ignore[index]
+    file = Path(re.search(r"the traceback is in (\S+);", text)[1])
     written = file.read_text()
     assert "KeyError: 'lost'" in written
     assert "Traceback" in written
@@ -83,7 +83,7 @@ def test_an_error_in_the_users_own_module_is_told_apart(tmp_path: Path) -> None:
     plugin.write_text("def fail():\n    return {}['x']\n")
     names: dict[str, object] = {"__name__": "mine"}
     exec(compile(plugin.read_text(), str(plugin), "exec"), names)
-    failure = failure_of(raised(names["fail"]))  # type: ignore[arg-type]
+    failure = failure_of(raised(names["fail"]))
     assert failure.code == 1
     assert failure.text.startswith(f"{plugin}, line 2: KeyError")
 

@@ -82,7 +82,7 @@ def test_a_resumed_run_reaches_the_same_student(tiny: Tiny, finished: int) -> No
     run = RunDirectory.new(tiny("rounds=3"))
     with pytest.raises(Stop):
         run_local(run.experiment, run=run, notify=stop)
-    assert run.load_checkpoint()["round"] == finished  # type: ignore[index]
+    assert run.load_checkpoint()["round"] == finished
     resumed = run_local(run.experiment, run=RunDirectory.open(run.path))
     assert student(resumed) == student(whole)
     rounds = [record.round for record in resumed.events(RoundFinished)]

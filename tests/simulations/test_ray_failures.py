@@ -20,6 +20,8 @@ from simulations.ray import run_ray
 
 Tiny = Callable[..., Experiment]
 
+pytestmark = pytest.mark.usefixtures("lean")
+
 
 class InProcess:
     """A backend without Ray: workers are threads. What `fails` names raises instead."""
@@ -95,6 +97,13 @@ def test_what_ends_the_server_is_raised_as_it_is(
     assert caught.value is error
 
 
+def test_another_number_of_nodes_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strategies.nodes.SETTLE_SECONDS", 0.2)
+    expected = "the experiment has 3 clients, the federation has 2 nodes"
+    with pytest.raises(ConfigError, match=expected):
+        run_ray(tiny(), nodes=2)
+
+
 def test_nothing_failing_it_is_the_student_of_the_local_runner(tiny: Tiny) -> None:
     ours, theirs = run_ray(tiny("rounds=1")), run_local(tiny("rounds=1"))
     assert ours.read_json("summary.json")["hash"] == theirs.read_json("summary.json")["hash"]
@@ -148,7 +157,6 @@ def test_a_short_folder_stands_in_for_one_that_will_not_do(
     for unfit in (long, tmp_path / "missing"):
         monkeypatch.setenv("TMPDIR", str(unfit))
         with room._short_folder() as folder:
-            assert folder is not None
             assert Path(folder).is_dir()
             assert len(os.fsencode(Path(folder) / room._SOCKET)) <= room._LONGEST
         assert not Path(folder).exists()

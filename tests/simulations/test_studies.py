@@ -139,7 +139,6 @@ def test_one_fault_costs_one_cell_and_an_interrupted_study_ends_the_same(
     first, last = study.cells[0], study.cells[-1]
     assert ran == [cell.label for cell in study.cells[:-1]]
     failed = folder.result(first)
-    assert failed is not None
     assert failed["error"] == "RuntimeError: no such luck"
     assert "second line" in failed["traceback"]
     begun = json.loads((folder.path / "results.json").read_text())

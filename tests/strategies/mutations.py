@@ -49,7 +49,7 @@ def mutated(content: RecordDict, draw: random.Random) -> RecordDict:
         if isinstance(record, ArrayRecord):
             records[name] = ArrayRecord(dict(record))
         else:
-            records[name] = type(record)(dict(record))  # type: ignore[arg-type]
+            records[name] = type(record)(dict(record))
     for _ in range(draw.choice([1, 1, 1, 2, 3])):
         name = draw.choice([*records, METRICS, *RECORDS, "describe", draw.choice(NAMES)])
         action = draw.choice(["drop", "replace", "entry", "entry", "entry", "less", "array"])

@@ -172,7 +172,7 @@ def test_what_a_client_app_raises_is_not_taken_for_a_dead_worker(tiny: Tiny) -> 
     def mod(message: Message, context: Any, call_next: Any) -> Message:
         if message.metadata.message_type == "evaluate":
             raise RuntimeError("ray.exceptions.ActorDiedError: The actor died unexpectedly")
-        return call_next(message, context)  # type: ignore[no-any-return]
+        return call_next(message, context)
 
     run = run_local(tiny(*SMALL), client_app=make_client_app([mod]))
     assert run.events(RoundFinished)[-1].status == "ok"
@@ -211,7 +211,7 @@ def _silent(client: int) -> Any:
             "query.knowledge", "evaluate",
         ):  # fmt: skip
             raise OSError("away")
-        return call_next(message, context)  # type: ignore[no-any-return]
+        return call_next(message, context)
 
     return mod
 

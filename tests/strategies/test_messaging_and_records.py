@@ -28,7 +28,7 @@ TRANSFER = Images.TRANSFER
 class SlowGrid(LocalGrid):
     """Replies become visible in reverse order, some never."""
 
-    def __init__(self, order: list[int], lost: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+    def __init__(self, order: list[int], lost: set[int] = frozenset()) -> None:
         super().__init__(make_client_app(), 1)
         self.order, self.lost = order, lost
         self.sent: dict[str, int] = {}

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("lean")
 QUIET = ("teachers.models=[mlp]", "rounds=2")
 
 
-def unlearn(run: RunDirectory, *clients: int):  # type: ignore[no-untyped-def]
+def unlearn(run: RunDirectory, *clients: int):
     new = unlearning.prepare(run, clients)
     return unlearning.distil_again(new, experiment_context(new.experiment))
 
@@ -85,7 +85,6 @@ def test_evidence_compares_the_students_and_the_opinions(tiny: Tiny) -> None:
     # The student that learnt from the client is closer to it than the one that did not.
     assert compared["before"]["divergence"] < compared["after"]["divergence"]
     exact = unlearning.find_exact(whole, [0])
-    assert exact is not None
     space = experiment_context(whole.experiment)
     quick = unlearning.continue_without(whole, [0], space)
     measured = unlearning.evidence(whole, quick, [0], exact=exact)
@@ -97,7 +96,7 @@ def test_evidence_compares_the_students_and_the_opinions(tiny: Tiny) -> None:
     assert len(unlearning.tainted(whole, [0, 1])) == 2
     # The quick way took the source's student along and left the source alone.
     assert len(quick.run.events(RoundFinished)) == 1
-    assert whole.load_checkpoint()["round"] == 2  # type: ignore[index]
+    assert whole.load_checkpoint()["round"] == 2
 
 
 @pytest.mark.parametrize(

@@ -46,10 +46,8 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 def test_mechanism_and_claim_come_from_the_plan_and_the_ledger(private: RunDirectory) -> None:
     run = private
     space = experiment_context(run.experiment)
-    assert space.plan is not None
     own = promised(run, space, 1)
     assert own.training == Training(2, space.plan.mechanism)
-    assert own.claim is not None
     assert 2.9 < own.claim.epsilon <= 3 * (1 + 1e-9)
     assert own.claim.delta == 1e-3
     facts = audit_run(run, space, QUICK)
@@ -119,7 +117,6 @@ def test_shadows_learn_from_lies_where_labels_are_randomised(
     )
     train_again(space, 0, images, Training(2, label_epsilon=0.01), "lies")
     train_again(space, 0, images, Training(1), "truth")
-    assert images.labels is not None
     assert torch.equal(seen[0], seen[1])  # drawn once for all rounds
     assert not torch.equal(seen[0], images.labels)
     assert torch.equal(seen[2], images.labels)

@@ -116,7 +116,7 @@ def test_a_teacher_trained_on_nothing_is_not_accused(space: ExperimentContext) -
     model = space.experiment.teachers.model_of(0)
     teacher = build_network(space.experiment, model, space.data, "nothing")
     members, others = matched(space.data.shard(0), unseen(space), 1000, 0)
-    scores = [confidence(predict(teacher, s.images), s.labels) for s in (members, others)]  # type: ignore[arg-type]
+    scores = [confidence(predict(teacher, s.images), s.labels) for s in (members, others)]
     low, high = membership(*scores, np.random.default_rng(0)).auc_interval
     assert low < 0.5 < high
 
@@ -141,9 +141,8 @@ def test_both_sides_of_an_attack_have_the_same_labels() -> None:
 
 def test_canaries_have_wrong_labels_and_even_coins(space: ExperimentContext) -> None:
     pool = unseen(space)
-    right = {image.numpy().tobytes(): int(label) for image, label in zip(pool.images, pool.labels)}  # type: ignore[arg-type]
+    right = {image.numpy().tobytes(): int(label) for image, label in zip(pool.images, pool.labels)}
     canaries = mislabelled(pool, 100, 0)
-    assert canaries.labels is not None
     for image, label in zip(canaries.images, canaries.labels):
         assert right[image.numpy().tobytes()] != int(label)
     assert 440 < tossed(1000, 0).sum() < 560
