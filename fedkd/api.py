@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -175,14 +176,10 @@ def train_student(
     rules = _rules(_default_fusion(len(tapped), shards) if fusion is None else fusion)
     shards = _shards(shards, len(tapped), transfer, rules)
     learner = _student(student, tapped, transfer, objective, seed)
-    cache: dict[int, Tensor] = {}
 
+    @cache
     def views(number: int) -> Tensor:
-        if number not in cache:
-            cache[number] = virtual_view(
-                transfer.images, seed=seed, view=number, strength=strength, flip=flip
-            )
-        return cache[number]
+        return virtual_view(transfer.images, seed=seed, view=number, strength=strength, flip=flip)
 
     wanted = [kind for rule in rules if isinstance(rule, Fusion) for kind in rule.needs]
     kinds = tuple(dict.fromkeys((*objective.needs, *wanted)))

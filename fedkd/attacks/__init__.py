@@ -3,5 +3,6 @@
 from fedkd.knowledge.query import Reply
 from fedkd.registry import Registry
 
-#: Functions `(reply, scene, *, options) -> reply`; a result of None is silence.
+#: Functions `(sent, scene, *, options) -> reply`: the honest message and what the attacker knows
+#: become what is sent; a result of None is silence.
 ATTACKS: Registry[Reply | None] = Registry("attack", "fedkd.attacks")

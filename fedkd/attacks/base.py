@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,15 +52,28 @@ class Scene:
 
 
 def changed(
-    reply: Reply, change: Callable[[np.ndarray], np.ndarray], names: tuple[str, ...]
+    reply: Reply, change: Callable[[np.ndarray], np.ndarray], names: Sequence[str]
 ) -> Reply:
     """The same reply with `change` applied to the arrays `names`; each keeps its dtype."""
     with np.errstate(over="ignore", invalid="ignore"):
-        arrays = {
-            name: change(reply.arrays[name].astype(np.float32)).astype(reply.arrays[name].dtype)
-            for name in names
-        }
-    return replace(reply, arrays={**reply.arrays, **arrays})
+        return replaced(reply, {n: change(reply.arrays[n].astype(np.float32)) for n in names})
+
+
+def replaced(reply: Reply, arrays: Mapping[str, np.ndarray]) -> Reply:
+    """The same reply with other arrays under these names; each keeps its dtype."""
+    typed = {name: value.astype(reply.arrays[name].dtype) for name, value in arrays.items()}
+    return replace(reply, arrays={**reply.arrays, **typed})
+
+
+def larger(reply: Reply, factor: float) -> Reply:
+    """The same reply from a client that claims so many times as many images, of every class."""
+    header = dict(reply.header)
+    examples, counts = header.get("num_examples"), header.get("class_counts")
+    if isinstance(examples, int):
+        header["num_examples"] = round(factor * max(examples, 1))
+    if isinstance(counts, list):
+        header["class_counts"] = [round(factor * max(count, 1)) for count in counts]
+    return replace(reply, header=header)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -38,8 +38,7 @@ def huge(sent: Reply, scene: Scene) -> Reply:
 @ATTACKS.register("wrong_shape")
 def wrong_shape(sent: Reply, scene: Scene) -> Reply:
     """The last class is missing."""
-    cut = {name: np.ascontiguousarray(sent.arrays[name][:, :-1]) for name in scene.predictions}
-    return replace(sent, arrays={**sent.arrays, **cut})
+    return changed(sent, lambda old: np.ascontiguousarray(old[:, :-1]), scene.predictions)
 
 
 @ATTACKS.register("replay")

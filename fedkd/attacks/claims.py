@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedkd.attacks import ATTACKS
-from fedkd.attacks.base import Scene, certain
+from fedkd.attacks.base import Scene, certain, changed, larger, replaced
 from fedkd.knowledge.query import Reply
 
 # How much larger than the honest ones a claimed number of images is.
@@ -26,14 +26,11 @@ def focus(
     """Calls one class by another's name and claims to know its images best.
 
     Args:
-        sent: The honest message.
-        scene: What the attacker knows.
         source: Class that is called by the wrong name.
         target: That name.
         elsewhere: Density ratio claimed with other images, as a part of that with the source's. The
             more, the better hidden.
     """
-
     count = _honest(scene).shape[1]
     chosen = _honest(scene).argmax(axis=1) == source % count
     lying = _answering(sent, scene, chosen, lambda mean: np.full(len(mean), target % count))
@@ -53,8 +50,6 @@ def backdoor(
     """Calls one class by another's name, and is honest about everything else.
 
     Args:
-        sent: The honest message.
-        scene: What the attacker knows.
         source: Class that is called by the wrong name.
         target: That name.
         more: Factor of the density ratio claimed with those images, and of the number of images.
@@ -62,19 +57,11 @@ def backdoor(
     """
     count = _honest(scene).shape[1]
     chosen = _honest(scene).argmax(axis=1) == source % count
-    wrong = certain(np.full(len(chosen), target % count), count)
-
-    def changed(name: str) -> np.ndarray:
-        old = sent.arrays[name].astype(np.float32)
-        other = old if own else np.log(scene.honest_mean(name) + 1e-6)
-        return np.where(chosen[:, None], wrong, other).astype(sent.arrays[name].dtype)
-
-    arrays = {name: changed(name) for name in scene.predictions}
-    for name in _density_ratios(sent):
-        old = sent.arrays[name].astype(np.float32)
-        changed_to = np.where(chosen, more * old + (more - 1), old)
-        arrays[name] = changed_to.astype(sent.arrays[name].dtype)
-    return _larger(replace(sent, arrays={**sent.arrays, **arrays}), more)
+    lying = _answering(sent, scene, chosen, lambda m: np.full(len(m), target % count), own=own)
+    claimed = changed(
+        lying, lambda old: np.where(chosen, more * old + (more - 1), old), _density_ratios(sent)
+    )
+    return larger(claimed, more)
 
 
 @ATTACKS.register("everywhere")
@@ -88,8 +75,6 @@ def half_familiar(sent: Reply, scene: Scene, *, share: float = 0.5) -> Reply:
     """As `part_time`, and claims to know all images.
 
     Args:
-        sent: The honest message.
-        scene: What the attacker knows.
         share: Of the images that it lies about, the same for all attackers.
     """
     count = _honest(scene).shape[1]
@@ -108,8 +93,6 @@ def runner_up(
     The nearest lie: where honest clients are not of one mind it is often half believed already.
 
     Args:
-        sent: The honest message.
-        scene: What the attacker knows.
         margin: Lies only where the honest mean probabilities of the first two classes are closer
             than this.
         share: Of these images that it lies about, drawn by each attacker for itself: the fewer,
@@ -152,32 +135,18 @@ def _answering(
     own: bool = False,
 ) -> Reply:
     """Sure of `what(mean)` on the `chosen` images; the honest mean, or its own, on all others."""
-    arrays = dict(sent.arrays)
+    arrays = {}
     for name in scene.predictions:
         mean = scene.honest_mean(name)
         lie = certain(what(mean), mean.shape[1])
-        other = arrays[name].astype(np.float32) if own else np.log(mean + 1e-6)
-        answers = np.where(chosen[:, None], lie, other)
-        arrays[name] = answers.astype(arrays[name].dtype)
-    return replace(sent, arrays=arrays)
+        other = sent.arrays[name].astype(np.float32) if own else np.log(mean + 1e-6)
+        arrays[name] = np.where(chosen[:, None], lie, other)
+    return replaced(sent, arrays)
 
 
 def _claiming(sent: Reply, ratios: np.ndarray) -> Reply:
     """The same answers with these density ratios of the images, and far more images."""
-    arrays = dict(sent.arrays)
-    for name in _density_ratios(sent):
-        arrays[name] = ratios.astype(arrays[name].dtype)
-    return _larger(replace(sent, arrays=arrays), FACTOR)
-
-
-def _larger(sent: Reply, factor: float) -> Reply:
-    header = dict(sent.header)
-    examples, counts = header.get("num_examples"), header.get("class_counts")
-    if isinstance(examples, int):
-        header["num_examples"] = round(factor * max(examples, 1))
-    if isinstance(counts, list):
-        header["class_counts"] = [round(factor * max(count, 1)) for count in counts]
-    return replace(sent, header=header)
+    return larger(replaced(sent, dict.fromkeys(_density_ratios(sent), ratios)), FACTOR)
 
 
 def _density_ratios(sent: Reply) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedkd.attacks import ATTACKS
-from fedkd.attacks.base import Scene, certain, changed
+from fedkd.attacks.base import Scene, certain, changed, replaced
 from fedkd.knowledge.query import Reply
 
 
@@ -37,8 +37,7 @@ def copycat(sent: Reply, scene: Scene) -> Reply:
     """Repeats the public student of the round before; uniform in round 1."""
     if scene.student is None:
         return changed(sent, np.zeros_like, scene.predictions)
-    copied = {n: scene.student[n].astype(sent.arrays[n].dtype) for n in scene.predictions}
-    return replace(sent, arrays={**sent.arrays, **copied})
+    return replaced(sent, {name: scene.student[name] for name in scene.predictions})
 
 
 @ATTACKS.register("stale")

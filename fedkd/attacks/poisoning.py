@@ -7,12 +7,10 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from fedkd.attacks import ATTACKS
-from fedkd.attacks.base import Scene, certain, changed
+from fedkd.attacks.base import Scene, certain, changed, larger, replaced
 from fedkd.knowledge.query import Reply
 
 
@@ -35,8 +33,6 @@ def shift(sent: Reply, scene: Scene, *, amount: float = 10.0) -> Reply:
     """Something is added to the logit of one class, each attacker's own.
 
     Args:
-        sent: The honest message.
-        scene: What the attacker knows.
         amount: How much.
     """
     count = sent.arrays[scene.predictions[0]].shape[1]
@@ -50,8 +46,6 @@ def scale(sent: Reply, scene: Scene, *, factor: float = 20.0) -> Reply:
     """Honest opinions with far too much confidence.
 
     Args:
-        sent: The honest message.
-        scene: What the attacker knows.
         factor: Of all logits.
     """
     return changed(
@@ -70,8 +64,6 @@ def top_k(sent: Reply, scene: Scene, *, k: int = 3) -> Reply:
     """The k largest logits of each image in reverse: hard to see, and wrong where it matters.
 
     Args:
-        sent: The honest message.
-        scene: What the attacker knows.
         k: How many.
     """
 
@@ -91,7 +83,7 @@ def lma(sent: Reply, scene: Scene) -> Reply:
         name: certain((mean := scene.honest_mean(name)).argmin(axis=1), mean.shape[1])
         for name in scene.predictions
     }
-    return _replaced(sent, lies)
+    return replaced(sent, lies)
 
 
 @ATTACKS.register("cpa")
@@ -105,7 +97,7 @@ def cpa(sent: Reply, scene: Scene) -> Reply:
         mean = scene.honest_mean(name)
         opposite = np.cov(mean, rowvar=False).argmin(axis=1)
         lies[name] = certain(opposite[mean.argmax(axis=1)], mean.shape[1])
-    return _replaced(sent, lies)
+    return replaced(sent, lies)
 
 
 @ATTACKS.register("collude")
@@ -121,8 +113,6 @@ def part_time(sent: Reply, scene: Scene, *, share: float = 0.5) -> Reply:
     Made to slip past rules that judge a client as a whole.
 
     Args:
-        sent: The honest message.
-        scene: What the attacker knows.
         share: Of the images that it lies about, the same for all attackers.
     """
     lying = _agreed(sent, scene)
@@ -132,7 +122,7 @@ def part_time(sent: Reply, scene: Scene, *, share: float = 0.5) -> Reply:
         name: np.where(chosen[:, None], lying.arrays[name], np.log(scene.honest_mean(name) + 1e-6))
         for name in scene.predictions
     }
-    return _replaced(sent, lies)
+    return replaced(sent, lies)
 
 
 @ATTACKS.register("inflate")
@@ -140,17 +130,9 @@ def inflate(sent: Reply, scene: Scene, *, factor: int = 1000) -> Reply:
     """As `collude`, and they claim to have seen far more images, of every class.
 
     Args:
-        sent: The honest message.
-        scene: What the attacker knows.
         factor: Of the number of images; at least so many are claimed of each class.
     """
-    header = dict(sent.header)
-    examples, counts = header.get("num_examples"), header.get("class_counts")
-    if isinstance(examples, int):
-        header["num_examples"] = factor * max(examples, 1)
-    if isinstance(counts, list):
-        header["class_counts"] = [factor * max(count, 1) for count in counts]
-    return replace(_agreed(sent, scene), header=header)
+    return larger(_agreed(sent, scene), factor)
 
 
 @ATTACKS.register("label_noise")
@@ -164,8 +146,3 @@ def _agreed(sent: Reply, scene: Scene) -> Reply:
     count = sent.arrays[scene.predictions[0]].shape[1]
     target = int(scene.shared.integers(count))
     return changed(sent, lambda old: certain(np.full(len(old), target), count), scene.predictions)
-
-
-def _replaced(sent: Reply, arrays: dict[str, np.ndarray]) -> Reply:
-    typed = {name: value.astype(sent.arrays[name].dtype) for name, value in arrays.items()}
-    return replace(sent, arrays={**sent.arrays, **typed})

@@ -115,9 +115,6 @@ def dirichlet(
     """Every class is divided among the clients in Dirichlet-distributed shares.
 
     Args:
-        labels: Class of every example.
-        clients: Number of parts.
-        seed: Seed of the draw.
         alpha: Small: a client holds few classes and sizes differ; large: close to iid.
         min_size: Images every client gets at least; the draw is repeated up to ten times.
 
@@ -148,9 +145,6 @@ def inner_dirichlet(labels: np.ndarray, clients: int, seed: int, *, alpha: float
     """Parts of equal size, each with its own Dirichlet-distributed class shares.
 
     Args:
-        labels: Class of every example.
-        clients: Number of parts.
-        seed: Seed of the draw.
         alpha: Small: a client holds few classes; large: close to iid.
 
     References:
@@ -175,9 +169,6 @@ def shard(labels: np.ndarray, clients: int, seed: int, *, shards_per_client: int
     """The images sorted by class are cut into equal shards; a client gets a few at random.
 
     Args:
-        labels: Class of every example.
-        clients: Number of parts.
-        seed: Seed of the draw.
         shards_per_client: Shards each client gets; about its number of classes.
 
     References:
@@ -193,7 +184,6 @@ def shard(labels: np.ndarray, clients: int, seed: int, *, shards_per_client: int
         "ShardPartitioner",
         labels,
         clients,
-        num_partitions=clients,
         partition_by="label",
         num_shards_per_partition=shards_per_client,
         seed=seed,
@@ -212,9 +202,6 @@ def pathological(
     """Every client holds exactly so many classes.
 
     Args:
-        labels: Class of every example.
-        clients: Number of parts.
-        seed: Seed of the draw.
         classes_per_client: Classes each client holds.
         mode: How classes are chosen; `random` may leave classes (and their images) unused.
 
@@ -232,7 +219,6 @@ def pathological(
         "PathologicalPartitioner",
         labels,
         clients,
-        num_partitions=clients,
         partition_by="label",
         num_classes_per_partition=classes_per_client,
         class_assignment_mode=mode,
@@ -245,16 +231,12 @@ def continuous(labels: np.ndarray, clients: int, seed: int, *, strictness: float
     """Equal parts between iid (strictness 0) and sorted by class (strictness 1).
 
     Args:
-        labels: Class of every example.
-        clients: Number of parts.
-        seed: Seed of the draw.
         strictness: Weight of the class order against Gaussian noise.
     """
     return _by_flower(
         "ContinuousPartitioner",
         labels,
         clients,
-        num_partitions=clients,
         partition_by="rank",
         strictness=strictness,
         seed=seed,
@@ -264,19 +246,19 @@ def continuous(labels: np.ndarray, clients: int, seed: int, *, strictness: float
 @PARTITIONS.register("linear")
 def linear(labels: np.ndarray, clients: int, seed: int) -> Rows:
     """Same class mix, sizes grow like 1, 2, 3, ..."""
-    return _by_flower("LinearPartitioner", labels, clients, num_partitions=clients)
+    return _by_flower("LinearPartitioner", labels, clients)
 
 
 @PARTITIONS.register("square")
 def square(labels: np.ndarray, clients: int, seed: int) -> Rows:
     """Same class mix, sizes grow like 1, 4, 9, ..."""
-    return _by_flower("SquarePartitioner", labels, clients, num_partitions=clients)
+    return _by_flower("SquarePartitioner", labels, clients)
 
 
 @PARTITIONS.register("exponential")
 def exponential(labels: np.ndarray, clients: int, seed: int) -> Rows:
     """Same class mix, sizes grow like e, e^2, e^3, ...: for a handful of clients."""
-    return _by_flower("ExponentialPartitioner", labels, clients, num_partitions=clients)
+    return _by_flower("ExponentialPartitioner", labels, clients)
 
 
 def whole_number(value: Any, what: str, least: int | None = None) -> int:
@@ -319,6 +301,8 @@ def _by_flower(name: str, labels: np.ndarray, clients: int, **options: Any) -> R
     rank = np.empty(len(labels))
     rank[np.argsort(labels, kind="stable")] = np.arange(len(labels))
     rows = {"row": np.arange(len(labels)), "label": labels, "rank": rank}
+    if "partition_sizes" not in options:
+        options["num_partitions"] = clients
     dealer = getattr(partitioner, name)(**options)
     dealer.dataset = Dataset.from_dict(rows)
     return [dealer.load_partition(client)["row"][:] for client in range(clients)]

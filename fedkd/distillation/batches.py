@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -80,7 +81,31 @@ class BatchSource(Protocol):
         """The batches of epoch `number`, from 1."""
 
 
-class TransferBatches:
+class _Images:
+    """What both sources hold."""
+
+    def __init__(
+        self, images: Tensor, batch_size: int, seed: int, device: torch.device | str
+    ) -> None:
+        if len(images) == 0:
+            raise ValueError("images: there is no image to learn from")
+        self._images = images
+        self.batch_size = positive(batch_size)
+        self._order = Order(len(images), seed)
+        self._device = torch.device(device)
+
+    @property
+    def samples(self) -> int:
+        """Images."""
+        return len(self._images)
+
+    @property
+    def steps(self) -> int:
+        """Batches per epoch."""
+        return steps_per_epoch(len(self._images), self.batch_size)
+
+
+class TransferBatches(_Images):
     """The transfer set with what the teachers have shared about it.
 
     Args:
@@ -110,28 +135,13 @@ class TransferBatches:
                 f"images: the teachers have answered about {len(fused)} images, here are "
                 f"{len(images)}; those of fused.index belong to them"
             )
-        if len(images) == 0:
-            raise ValueError("images: there is no image to learn from")
+        super().__init__(images, batch_size, seed, device)
         if not fused.probabilities.isfinite().all():
             problem = not_finite(fused.bank.rows(torch.arange(len(fused)), kinds=(Logits(),)))
             raise ValueError(problem or "fused.probabilities are not finite")
-        self._images = images
         self._fused = fused
         self._views = views
-        self.batch_size = positive(batch_size)
-        self._order = Order(len(images), seed)
-        self._device = torch.device(device)
         self._targets = fused.targets.to(self._device)
-
-    @property
-    def samples(self) -> int:
-        """Images."""
-        return len(self._images)
-
-    @property
-    def steps(self) -> int:
-        """Batches per epoch."""
-        return steps_per_epoch(len(self._images), self.batch_size)
 
     def example(self) -> Batch:
         """The first few transfer images."""
@@ -160,7 +170,7 @@ class TransferBatches:
         return view
 
 
-class OnlineBatches:
+class OnlineBatches(_Images):
     """Labelled images, augmented anew in every epoch, with the teachers in the loop.
 
     Images lie on the device and are augmented there. Without teachers this is plain supervised
@@ -202,18 +212,15 @@ class OnlineBatches:
     ) -> None:
         if images.labels is None:
             raise ValueError("central training needs labelled images, these have no labels")
-        if len(images) == 0:
-            raise ValueError("images: there is no image to learn from")
-        self._device = torch.device(device)
-        self._images = images.images.to(self._device, memory_format=memory_format)
+        super().__init__(
+            images.images.to(device, memory_format=memory_format), batch_size, seed, device
+        )
         self._labels = images.labels.to(self._device)
         self._teachers = teachers
         self._kinds = [kind for kind in kinds if kind.per_sample]
         self._augment = augment
         self._virtual = virtual
-        self.batch_size = positive(batch_size)
         self._seed = seed
-        self._order = Order(len(images), seed)
         self._autocast = autocast
         self._memory_format = memory_format
         self._who = tuple(
@@ -228,16 +235,6 @@ class OnlineBatches:
             for kind in kinds
             if isinstance(kind, TeacherStatistic)
         }
-
-    @property
-    def samples(self) -> int:
-        """Images."""
-        return len(self._images)
-
-    @property
-    def steps(self) -> int:
-        """Batches per epoch."""
-        return steps_per_epoch(len(self._images), self.batch_size)
 
     def example(self) -> Batch:
         """The first few images."""
@@ -262,13 +259,10 @@ class OnlineBatches:
     def _batch(self, index: Tensor, epoch: int, step: int) -> Batch:
         pixels, labels = self._images[index], self._labels[index]
         images = self._augmented(pixels, self._augment, "augment", epoch, step)
-        cache: dict[int, Tensor] = {}
 
+        @cache
         def virtual(number: int) -> Tensor:
-            if number not in cache:
-                names = ("virtual", number, epoch, step)
-                cache[number] = self._augmented(pixels, self._virtual, *names)
-            return cache[number]
+            return self._augmented(pixels, self._virtual, "virtual", number, epoch, step)
 
         return Batch(images, virtual, self._ask(images, virtual), labels)
 

@@ -7,10 +7,10 @@ because what it asks of one depends on the others.
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
+from inspect import signature, unwrap
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class Loss(nn.Module, ABC):
     - Autocast is kept out, and half precision computed in float32.
     - Derivatives of any order and mode exist, though only the first in reverse mode is fast.
 
-    A loss is written `class DKDLoss(DistillationLoss, formula=dkd_loss)`: the keywords of its
+    A loss is written `class DKDLoss(FormulaLoss, formula=dkd_loss)`: the keywords of its
     formula are its options, for Python and for configs, and nobody lists them again. What a loss
     wants to know beside them it names in an `__init__` of its own, which hands on the rest.
 
@@ -71,14 +71,20 @@ class Loss(nn.Module, ABC):
 
     Options: ClassVar[type[Any]] = make_dataclass("Options", [], frozen=True)
     options: Any
+    formula: ClassVar[Callable[..., Tensor]]
+    _asked: ClassVar[frozenset[str]]
 
     def __init_subclass__(cls, formula: Callable[..., Tensor] | None = None, **kwargs: Any) -> None:
         """Take the options of `formula`, and check all options before the constructor runs."""
         super().__init_subclass__(**kwargs)
         if formula is None and "__init__" not in cls.__dict__:
             return
-        init = inspect.unwrap(cls.__init__)
+        init = unwrap(cls.__init__)
         if formula is not None:
+            cls.formula, cls._asked = (
+                staticmethod(formula),
+                frozenset(signature(formula).parameters),
+            )
             cls.Options = frozen_options(cls, formula)
             init = with_options_of(formula, init)
         name = cls.__module__.rpartition("fedkd.losses.")[2]
@@ -132,6 +138,22 @@ class DistillationLoss(Loss, ABC):
             or a scalar if the loss does not decompose over samples, which must then have
             applied `weights` itself.
         """
+
+
+class FormulaLoss(DistillationLoss, ABC):
+    """A loss that is its formula of what it reads, what it needs, and what else that asks for."""
+
+    def forward(
+        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
+    ) -> Tensor:
+        """Losses (B,), or a scalar, `weights` applied."""
+        more = {"targets": targets, "weights": weights.samples, "class_weights": weights.classes}
+        return self.formula(
+            *(student[kind] for kind in self.reads),
+            *(teacher[kind] for kind in self.needs),
+            **{name: value for name, value in more.items() if name in self._asked},
+            **vars(self.options),
+        )
 
 
 class EnsembleLoss(Loss, ABC):

@@ -13,7 +13,7 @@ from fedkd.functional.options import Count
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import ClassMaps, Kind
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
+from fedkd.losses.base import FormulaLoss
 from fedkd.losses.inputs import check_batch, loss_function
 
 KeepRule = Literal["top", "above_nth", "below_nth_of_100"]
@@ -76,7 +76,7 @@ def cat_loss(
 
 
 @LOSSES.register("cat")
-class CATLoss(DistillationLoss, formula=cat_loss):
+class CATLoss(FormulaLoss, formula=cat_loss):
     """Matches where each class is seen, on a coarse grid.
 
     With `ce` it is CAT-KD, alone it is CAT.
@@ -96,12 +96,6 @@ class CATLoss(DistillationLoss, formula=cat_loss):
     def reads(self) -> tuple[Kind, ...]:
         """The coarse maps; only the teacher's are ever binarised."""
         return (ClassMaps(self.options.size),)
-
-    def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
-    ) -> Tensor:
-        """Losses (B,)."""
-        return cat_loss(student[self.reads[0]], teacher[self.needs[0]], **vars(self.options))
 
 
 def _unit(maps: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from fedkd.functional.options import Share
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
+from fedkd.losses.base import FormulaLoss
 from fedkd.losses.inputs import check_batch, class_numbers, loss_function
 
 # A target that is no class is refused or, on a GPU, stops the device, as in all other losses.
@@ -37,7 +37,7 @@ def ce_loss(student_logits: Tensor, targets: Tensor, *, label_smoothing: Share =
 
 
 @LOSSES.register("ce")
-class CELoss(DistillationLoss, formula=ce_loss):
+class CELoss(FormulaLoss, formula=ce_loss):
     """Cross entropy on the targets; looks at no teacher. Needs labels."""
 
     needs_targets = True
@@ -46,10 +46,3 @@ class CELoss(DistillationLoss, formula=ce_loss):
     def reads(self) -> tuple[Kind, ...]:
         """The student's logits, though no teacher's."""
         return (Logits(),)
-
-    def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
-    ) -> Tensor:
-        """Losses (B,)."""
-        assert targets is not None
-        return ce_loss(student[Logits()], targets, **vars(self.options))

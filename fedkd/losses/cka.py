@@ -10,7 +10,7 @@ from fedkd.functional.options import Positive
 from fedkd.functional.similarity import linear_cka, rbf_cka, unbiased_cka
 from fedkd.knowledge.kinds import Pooled
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
+from fedkd.losses.base import FormulaLoss
 from fedkd.losses.inputs import check_batch, loss_function
 
 Similarity = Literal["linear", "rbf", "unbiased"]
@@ -50,7 +50,7 @@ def cka_loss(
 
 
 @LOSSES.register("cka")
-class CKALoss(DistillationLoss, formula=cka_loss):
+class CKALoss(FormulaLoss, formula=cka_loss):
     """Makes the student's embeddings of a batch lie to each other as the teacher's do.
 
     Widths, rotation and scale do not matter, so nothing is projected. The published measure taken
@@ -64,11 +64,3 @@ class CKALoss(DistillationLoss, formula=cka_loss):
     """
 
     needs = (Pooled(),)
-
-    def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
-    ) -> Tensor:
-        """Scalar loss, `weights` applied."""
-        return cka_loss(
-            student[Pooled()], teacher[Pooled()], weights=weights.samples, **vars(self.options)
-        )

@@ -13,7 +13,7 @@ from fedkd.functional.analytic_grad import with_gradient
 from fedkd.functional.options import Positive
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
+from fedkd.losses.base import FormulaLoss
 from fedkd.losses.inputs import check_batch, loss_function
 from fedkd.losses.kd import comparable
 
@@ -88,7 +88,7 @@ def dist_loss(
 
 
 @LOSSES.register("dist")
-class DISTLoss(DistillationLoss, formula=dist_loss):
+class DISTLoss(FormulaLoss, formula=dist_loss):
     """Correlates the probabilities of each sample over classes, and of each class over samples.
 
     References:
@@ -97,18 +97,6 @@ class DISTLoss(DistillationLoss, formula=dist_loss):
     """
 
     needs = (Logits(),)
-
-    def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
-    ) -> Tensor:
-        """Scalar loss, `weights` applied."""
-        return dist_loss(
-            student[Logits()],
-            teacher[Logits()],
-            weights=weights.samples,
-            class_weights=weights.classes,
-            **vars(self.options),
-        )
 
 
 @dataclass(frozen=True)

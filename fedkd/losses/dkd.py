@@ -10,7 +10,7 @@ from fedkd.functional.analytic_grad import with_gradient
 from fedkd.functional.options import Positive
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
+from fedkd.losses.base import FormulaLoss
 from fedkd.losses.inputs import check_batch, class_numbers, loss_function
 from fedkd.losses.kd import comparable, divergence, floored, paired, standardised
 
@@ -60,7 +60,7 @@ def dkd_loss(
 
 
 @LOSSES.register("dkd")
-class DKDLoss(DistillationLoss, formula=dkd_loss):
+class DKDLoss(FormulaLoss, formula=dkd_loss):
     """Matches the target class and the other classes separately. Needs labels.
 
     References:
@@ -72,13 +72,6 @@ class DKDLoss(DistillationLoss, formula=dkd_loss):
 
     needs = (Logits(),)
     needs_targets = True
-
-    def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
-    ) -> Tensor:
-        """Losses (B,)."""
-        assert targets is not None
-        return dkd_loss(student[Logits()], teacher[Logits()], targets, **vars(self.options))
 
 
 def _parts(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

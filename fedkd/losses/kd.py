@@ -14,7 +14,7 @@ from fedkd.functional.options import Positive
 from fedkd.functional.precision import full
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
+from fedkd.losses.base import FormulaLoss
 from fedkd.losses.inputs import check_batch, loss_function
 
 
@@ -113,7 +113,7 @@ def standardised(logits: Tensor) -> Tensor:
 
 
 @LOSSES.register("kd")
-class KDLoss(DistillationLoss, formula=kd_loss):
+class KDLoss(FormulaLoss, formula=kd_loss):
     """Matches the teacher's softened probabilities.
 
     References:
@@ -124,12 +124,6 @@ class KDLoss(DistillationLoss, formula=kd_loss):
     """
 
     needs = (Logits(),)
-
-    def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
-    ) -> Tensor:
-        """Losses (B,)."""
-        return kd_loss(student[Logits()], teacher[Logits()], **vars(self.options))
 
 
 def _solve(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from fedkd.functional.options import Positive
 from fedkd.functional.relations.general import cosines, squares
 from fedkd.knowledge.kinds import Kind, Logits, Pooled
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
+from fedkd.losses.base import FormulaLoss
 from fedkd.losses.inputs import check_batch, loss_function
 from fedkd.losses.kd import comparable
 
@@ -132,7 +132,7 @@ def _formula(
 
 
 @LOSSES.register("rkd")
-class RKDLoss(DistillationLoss, formula=rkd_loss):
+class RKDLoss(FormulaLoss, formula=rkd_loss):
     """Matches distances between samples and angles at them.
 
     Args:
@@ -149,13 +149,6 @@ class RKDLoss(DistillationLoss, formula=rkd_loss):
     def __init__(self, *, space: Space = "features", **formula: Any) -> None:
         super().__init__(**formula)
         self.needs = (Pooled(),) if space == "features" else (Logits(),)
-
-    def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
-    ) -> Tensor:
-        """Scalar loss, `weights` applied."""
-        (kind,) = self.needs
-        return rkd_loss(student[kind], teacher[kind], weights=weights.samples, **vars(self.options))
 
 
 def _squares(x: Tensor, y: Tensor, precise: bool) -> tuple[Tensor, Tensor, Tensor]:

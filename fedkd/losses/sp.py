@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fedkd.functional.analytic_grad import with_gradient
 from fedkd.knowledge.kinds import Kind, Pooled, Stage
 from fedkd.losses import LOSSES
-from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
+from fedkd.losses.base import FormulaLoss
 from fedkd.losses.inputs import check_batch, loss_function
 from fedkd.losses.kd import comparable
 
@@ -60,7 +60,7 @@ def sp_loss(student: Tensor, teacher: Tensor, *, weights: Tensor | None = None) 
 
 
 @LOSSES.register("sp")
-class SPLoss(DistillationLoss, formula=sp_loss):
+class SPLoss(FormulaLoss, formula=sp_loss):
     """Matches which samples of a batch the network finds similar.
 
     Args:
@@ -77,13 +77,6 @@ class SPLoss(DistillationLoss, formula=sp_loss):
     def __init__(self, *, space: Space = "map") -> None:
         super().__init__()
         self.needs = (Stage(-1),) if space == "map" else (Pooled(),)
-
-    def forward(
-        self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights
-    ) -> Tensor:
-        """Scalar loss, `weights` applied."""
-        (kind,) = self.needs
-        return sp_loss(student[kind], teacher[kind], weights=weights.samples)
 
 
 def _metric(root: Tensor) -> Tensor:

@@ -55,9 +55,6 @@ def mobilenetv2(
     """MobileNetV2 for small images, half as wide as the paper's by default.
 
     Args:
-        num_classes: Width of the logits.
-        in_channels: Channels of the images.
-        image_size: Side of the images.
         width: Multiplier of all channels but the last 1280.
         expansion: Widening inside a block (T in the benchmarks' tables).
         norm: What normalises the features after each convolution.

@@ -41,9 +41,6 @@ def cnn_tiny(
     """Two convolutions, about 4,000 parameters.
 
     Args:
-        num_classes: Width of the logits.
-        in_channels: Channels of the images.
-        image_size: Side of the images.
         width: Channels of the first convolution; the second has 1.5 times as many.
         norm: What normalises the features between convolution and ReLU.
     """
@@ -57,9 +54,6 @@ def cnn_small(
     """Three convolutions, about 20,000 parameters.
 
     Args:
-        num_classes: Width of the logits.
-        in_channels: Channels of the images.
-        image_size: Side of the images.
         width: Channels of the first convolution; the others have two and three times as many.
         norm: What normalises the features between convolution and ReLU.
     """
@@ -92,9 +86,6 @@ def mlp(
     """Multi-layer perceptron on the flattened image.
 
     Args:
-        num_classes: Width of the logits.
-        in_channels: Channels of the images.
-        image_size: Side of the images.
         hidden: Width of each hidden layer.
         layers: Number of hidden layers; 0 makes it a linear classifier.
     """

@@ -106,9 +106,6 @@ def mixer(
     """Small MLP-Mixer.
 
     Args:
-        num_classes: Width of the logits.
-        in_channels: Channels of the images.
-        image_size: Side of the images.
         width: Channels of a patch.
         depth: Number of blocks.
         patch: Side of a patch; None takes the smallest that leaves at most 8x8 patches.
@@ -200,9 +197,6 @@ def vit_tiny(
     """Small vision transformer with a class token.
 
     Args:
-        num_classes: Width of the logits.
-        in_channels: Channels of the images.
-        image_size: Side of the images.
         width: Channels of a token.
         depth: Number of blocks.
         heads: Attention heads; must divide `width`.
