@@ -14,11 +14,10 @@ import torch
 from fedkd.config import Component, ConfigError, Experiment, Teachers, import_plugins
 from fedkd.config import Optimizer as OptimizerSection
 from fedkd.config import Term as LossTerm
-from fedkd.data import DATASETS, PARTITIONS, ImageSet
+from fedkd.data import DATASETS, PARTITIONS, ImageSet, views
 from fedkd.data.datasets import load_dataset
 from fedkd.data.local_shard import LocalShard, read_local_shard
 from fedkd.data.splits import FederatedData, federate
-from fedkd.data.views import AUGMENTATIONS
 from fedkd.distillation.objective import Objective, Term
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Fusion
@@ -232,11 +231,7 @@ def build_objective(
             Term(
                 f"{term.name}.{number}" if term.name in repeated else term.name,
                 create(LOSSES, term, f"{where}.{number}", extra),
-                term.weight,
-                term.warmup,
-                term.start,
-                term.stop,
-                term.decay_from,
+                **{key: getattr(term, key) for key in extra},
             )
             for number, term in enumerate(terms)
         ]
@@ -298,11 +293,10 @@ def device_named(name: str) -> torch.device:
 
 def check_augmentation(name: str, where: str) -> None:
     """Raise `ConfigError` if there is no such recipe."""
-    if name not in AUGMENTATIONS:
-        raise ConfigError(
-            f"{where}: unknown augmentation {name!r}{nearest(name, list(AUGMENTATIONS))} "
-            f"(known: {', '.join(AUGMENTATIONS)})"
-        )
+    try:
+        views.check_augmentation(name)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def create(

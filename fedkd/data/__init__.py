@@ -6,8 +6,8 @@ from fedkd.data.images import ImageSet
 from fedkd.registry import Registry
 
 DATASETS: Registry[tuple[ImageSet, ImageSet]] = Registry("data set", "fedkd.data")
-#: Functions `(labels, clients, seed, *, options) -> rows`: the class of every example, the number of
-#: parts and the seed of the draw give the positions in each part.
+#: Functions `(labels, clients, seed, *, options) -> rows`: from the class of every example, the
+#: number of parts and the seed of the draw, the positions in each part.
 PARTITIONS: Registry[Any] = Registry("partition", "fedkd.data")
 
 __all__ = ["DATASETS", "PARTITIONS", "ImageSet"]

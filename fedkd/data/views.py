@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -47,11 +47,7 @@ def virtual_view(
         Cubuk et al., "RandAugment", NeurIPS 2020, https://arxiv.org/abs/1909.13719
     """
     _check_images(images)
-    if strength not in MAGNITUDES:
-        raise ValueError(
-            f"unknown strength {strength!r}{nearest(strength, list(MAGNITUDES))} "
-            f"(known: {', '.join(MAGNITUDES)})"
-        )
+    _check_name("strength", strength, MAGNITUDES)
     numbers = range(len(images)) if indices is None else [int(i) for i in indices]
     if len(numbers) != len(images):
         raise ValueError(f"{len(images)} images but {len(numbers)} indices")
@@ -82,11 +78,7 @@ def augment_batch(images: Tensor, recipe: str, seed: int, *names: object) -> Ten
         ValueError: unknown recipe.
     """
     _check_images(images)
-    if recipe not in AUGMENTATIONS:
-        raise ValueError(
-            f"unknown augmentation {recipe!r}{nearest(recipe, list(AUGMENTATIONS))} "
-            f"(known: {', '.join(AUGMENTATIONS)})"
-        )
+    check_augmentation(recipe)
     return AUGMENTATIONS[recipe](images, stream(seed, *names))
 
 
@@ -147,6 +139,17 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     recipe.__name__: recipe
     for recipe in (none, flip, crop, crop_flip, randaugment, randaugment_flip, autoaugment)
 }
+
+
+def check_augmentation(recipe: str) -> None:
+    """Raise `ValueError` if there is no such recipe."""
+    _check_name("augmentation", recipe, AUGMENTATIONS)
+
+
+def _check_name(what: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        hint = nearest(name, list(known))
+        raise ValueError(f"unknown {what} {name!r}{hint} (known: {', '.join(known)})")
 
 
 def _transforms() -> Any:

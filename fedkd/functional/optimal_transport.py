@@ -11,6 +11,8 @@ from fedkd.functional.analytic_grad import through, transformed
 from fedkd.functional.options import Count, Positive, options_checked
 from fedkd.functional.precision import full_precision
 
+_Options = tuple[int, float, Tensor | None]  # iterations, floor, without
+
 
 @full_precision
 @options_checked("transport")
@@ -54,7 +56,7 @@ def transport_cost(
     if debiased:
         source, target = torch.cat([source, source, target]), torch.cat([target, source, target])
         without = None if without is None else without.repeat(3)
-    options = costs.detach().to(source.dtype), epsilon, iterations, floor, without
+    options = costs.detach().to(source.dtype), epsilon, (iterations, floor, without)
     if transformed(source, target):
         cost = _unrolled(source, target, *options)
     else:
@@ -79,23 +81,17 @@ def sinkhorn_plan(
 ) -> Tensor:
     """The plan whose cost `transport_cost` gives, (B, C, C): mass from class i to class j."""
     kernel = (costs.to(source.dtype) / -epsilon).exp()
-    column_sums, row_sums = _sums(source, target, kernel, iterations, floor, without)[-1]
+    column_sums, row_sums = _sums(source, target, kernel, (iterations, floor, without))[-1]
     columns, rows = target / column_sums, source / row_sums
     return rows[:, :, None] * kernel * columns[:, None, :]
 
 
 def _unrolled(
-    source: Tensor,
-    target: Tensor,
-    costs: Tensor,
-    epsilon: float,
-    iterations: int,
-    floor: float,
-    without: Tensor | None,
+    source: Tensor, target: Tensor, costs: Tensor, epsilon: float, options: _Options
 ) -> Tensor:
     """`transport_cost` for autograd, which keeps all steps."""
     kernel = (costs / -epsilon).exp()
-    column_sums, row_sums = _sums(source, target, kernel, iterations, floor, without)[-1]
+    column_sums, row_sums = _sums(source, target, kernel, options)[-1]
     columns, rows = target / column_sums, source / row_sums
     return (rows * (columns @ (kernel * costs).T)).sum(dim=1)
 
@@ -110,24 +106,17 @@ class _Sinkhorn(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        source: Tensor,
-        target: Tensor,
-        costs: Tensor,
-        epsilon: float,
-        iterations: int,
-        floor: float,
-        without: Tensor | None,
+        ctx: Any, source: Tensor, target: Tensor, costs: Tensor, epsilon: float, options: _Options
     ) -> Tensor:
         kernel = (costs / -epsilon).exp()
         priced = kernel * costs
-        steps = _sums(source, target, kernel, iterations, floor, without)
+        steps = _sums(source, target, kernel, options)
         column_sums, row_sums = steps.pop()
         columns, rows = target / column_sums, source / row_sums
         # What one more unit of each row scaling would cost.
         by_rows = columns @ priced.T
         value = (rows * by_rows).sum(dim=1)
-        ctx.options = costs, epsilon, iterations, floor, without
+        ctx.options = costs, epsilon, options
         to_source, to_target = ctx.needs_input_grad[:2]
         if not (to_source or to_target):
             return value
@@ -160,22 +149,18 @@ class _Sinkhorn(torch.autograd.Function):
                 by * grad[:, None] if needed else None
                 for by, needed in zip(found, ctx.needs_input_grad)
             ]
-        return *gradients, None, None, None, None, None
+        return *gradients, None, None, None
 
 
 def _sums(
-    source: Tensor,
-    target: Tensor,
-    kernel: Tensor,
-    iterations: int,
-    floor: float,
-    without: Tensor | None,
+    source: Tensor, target: Tensor, kernel: Tensor, options: _Options
 ) -> list[tuple[Tensor, Tensor]]:
     """What each step divides the target, then the source by, each (B, C).
 
     The quotients, the scalings of columns and rows, are not kept: half the memory, and to divide
     again costs next to nothing.
     """
+    iterations, floor, without = options
     floors, back = torch.full_like(source, floor), kernel.T
     # Rows start with equal scalings, so their first sums need no product.
     column_sums = kernel.sum(dim=0).expand_as(source)

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedkd.functional.density_ratio import density_ratio
 from fedkd.functional.feature_statistics import (
@@ -314,9 +314,7 @@ class ClassCosts(TeacherStatistic):
     def state(self, network: Network, images: Tensor, labels: Tensor | None) -> Tensor:
         """(C, C)."""
         if self.source == "classifier":
-            if network.head is None:
-                raise ValueError("it has no linear layer whose output is the logits")
-            return angle_costs(network.head.weight)
+            return angle_costs(_head(network).weight)
         answers, seen = [], []
         for batch in images.split(256):
             outputs = network.read(batch.to(network.mean.device))
@@ -341,12 +339,16 @@ class Classifier(TeacherStatistic):
 
     def state(self, network: Network, images: Tensor, labels: Tensor | None) -> Tensor:
         """(C, D + 1)."""
-        head = network.head
-        if head is None:
-            raise ValueError("it has no linear layer whose output is the logits")
+        head = _head(network)
         weight = head.weight.detach()
         bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach()
         return torch.cat([weight, bias[:, None]], dim=1)
+
+
+def _head(network: Network) -> nn.Linear:
+    if network.head is None:
+        raise ValueError("it has no linear layer whose output is the logits")
+    return network.head
 
 
 def _stage(reading: Reading, index: int) -> Tensor:

@@ -9,10 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedkd.functional.options import Part, Positive
-from fedkd.knowledge.kinds import Logits
-from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
-from fedkd.losses.base import EnsembleLoss, Tensors
+from fedkd.losses.base import FormulaEnsembleLoss
 from fedkd.losses.divergence import check_teachers, kl_to_teachers, prior, reweighted
 from fedkd.losses.inputs import loss_function
 from fedkd.losses.kd import comparable
@@ -120,7 +118,7 @@ def agreement_weights(
 
 
 @LOSSES.register("aekd")
-class AEKDLoss(EnsembleLoss, formula=aekd_loss):
+class AEKDLoss(FormulaEnsembleLoss, formula=aekd_loss):
     """Matches all teachers with weights whose mean gradient is shortest: where all can agree.
 
     It is a step that no teacher minds, and there is nothing to learn where teachers pull in
@@ -131,11 +129,3 @@ class AEKDLoss(EnsembleLoss, formula=aekd_loss):
             Space", NeurIPS 2020,
             https://proceedings.neurips.cc/paper/2020/hash/91c77393975889bd08f301c9e13a44b7-Abstract.html
     """
-
-    needs = (Logits(),)
-
-    def forward(self, student: Tensors, ensemble: Ensemble, targets: Tensor | None) -> Tensor:
-        """Losses (B,)."""
-        return aekd_loss(
-            student[Logits()], ensemble.logits, weights=ensemble.weights, **vars(self.options)
-        )

@@ -5,10 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from fedkd.functional.options import Positive
-from fedkd.knowledge.kinds import Logits
-from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
-from fedkd.losses.base import EnsembleLoss, Tensors
+from fedkd.losses.base import FormulaEnsembleLoss
 from fedkd.losses.divergence import check_teachers, kl_to_teachers
 from fedkd.losses.inputs import loss_function
 
@@ -36,7 +34,7 @@ def aver_loss(
 
 
 @LOSSES.register("aver")
-class AverLoss(EnsembleLoss, formula=aver_loss):
+class AverLoss(FormulaEnsembleLoss, formula=aver_loss):
     """Matches all teachers' softened probabilities alike.
 
     The same as `kd`, in one go: a hundred teachers cost little more than one.
@@ -45,11 +43,3 @@ class AverLoss(EnsembleLoss, formula=aver_loss):
         You et al., "Learning from Multiple Teacher Networks", KDD 2017,
             https://doi.org/10.1145/3097983.3098135
     """
-
-    needs = (Logits(),)
-
-    def forward(self, student: Tensors, ensemble: Ensemble, targets: Tensor | None) -> Tensor:
-        """Losses (B,)."""
-        return aver_loss(
-            student[Logits()], ensemble.logits, weights=ensemble.weights, **vars(self.options)
-        )

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from fedkd.functional.options import frozen_options, options_checked, with_options_of
-from fedkd.knowledge.kinds import Kind
+from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.knowledge.payload import Ensemble
 
 Tensors = Mapping[Kind, Tensor]
@@ -205,3 +205,16 @@ class EnsembleLoss(Loss, ABC):
             What was minimised, a scalar.
         """
         raise NotImplementedError
+
+
+class FormulaEnsembleLoss(EnsembleLoss, ABC):
+    """A loss of all teachers' logits that is its formula."""
+
+    needs = (Logits(),)
+
+    def forward(self, student: Tensors, ensemble: Ensemble, targets: Tensor | None) -> Tensor:
+        """Losses (B,)."""
+        weights = ensemble.weights
+        return self.formula(
+            student[Logits()], ensemble.logits, weights=weights, **vars(self.options)
+        )

@@ -8,10 +8,8 @@ from torch.nn import functional as F
 
 from fedkd.functional.options import Positive
 from fedkd.functional.precision import full
-from fedkd.knowledge.kinds import Logits
-from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
-from fedkd.losses.base import EnsembleLoss, Tensors
+from fedkd.losses.base import FormulaEnsembleLoss
 from fedkd.losses.divergence import Scale, check_teachers, kl_to_teachers, prior, reweighted
 from fedkd.losses.inputs import loss_function
 from fedkd.losses.kd import comparable, floored
@@ -74,18 +72,10 @@ def entropy_weights(
 
 
 @LOSSES.register("ebkd")
-class EBKDLoss(EnsembleLoss, formula=ebkd_loss):
+class EBKDLoss(FormulaEnsembleLoss, formula=ebkd_loss):
     """Matches all teachers, on each sample those more that are surer of it.
 
     References:
         Kwon et al., "Adaptive Knowledge Distillation Based on Entropy", ICASSP 2020,
             https://doi.org/10.1109/ICASSP40776.2020.9054698
     """
-
-    needs = (Logits(),)
-
-    def forward(self, student: Tensors, ensemble: Ensemble, targets: Tensor | None) -> Tensor:
-        """Losses (B,)."""
-        return ebkd_loss(
-            student[Logits()], ensemble.logits, weights=ensemble.weights, **vars(self.options)
-        )

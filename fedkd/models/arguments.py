@@ -35,12 +35,11 @@ def whole(name: str, value: object, least: int | None = None) -> int:
     raise ValueError(f"{name}: expected a whole number{room}, got {value!r}")
 
 
-def real(name: str, value: object, least: float, below: float = math.inf) -> float:
-    """A finite number from `least` to less than `below`. Raises `ValueError`."""
-    if isinstance(value, Real) and not isinstance(value, bool) and least <= float(value) < below:
+def real(name: str, value: object, least: float) -> float:
+    """A finite number of at least `least`. Raises `ValueError`."""
+    if isinstance(value, Real) and not isinstance(value, bool) and least <= float(value) < math.inf:
         return float(value)
-    room = f"of at least {least:g}" + ("" if below == math.inf else f" and less than {below:g}")
-    raise ValueError(f"{name}: expected a number {room}, got {value!r}")
+    raise ValueError(f"{name}: expected a number of at least {least:g}, got {value!r}")
 
 
 def function(name: str, value: object, what: str) -> None:

@@ -44,9 +44,7 @@ class Projector(nn.Module):
         return torch.relu_(maps) if self.relu else maps
 
 
-def regressor(
-    student: Sequence[int], teacher: Sequence[int], *, relu: bool = True, resize: bool = False
-) -> Projector:
+def regressor(student: Sequence[int], teacher: Sequence[int], *, relu: bool = True) -> Projector:
     """One convolution chosen by the two sizes, the regressor of FitNets as everybody builds it.
 
     A student's map of twice the side takes a 3x3 convolution of stride 2, one of half the side a
@@ -57,10 +55,9 @@ def regressor(
         student: Shape of its map, (D, h, w).
         teacher: Shape of its map.
         relu: Whether a ReLU comes last, as published.
-        resize: Interpolate before a 3x3 convolution where nothing of the above fits.
 
     Raises:
-        ValueError: no convolution fits the sizes, and `resize` is off.
+        ValueError: no convolution fits the sizes.
 
     References:
         Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015,
@@ -77,7 +74,7 @@ def regressor(
         conv = nn.ConvTranspose2d(ours, theirs, 4, stride=2, padding=1)
     elif all(a >= b for a, b in zip(here, there)):
         conv = nn.Conv2d(ours, theirs, (1 + here[0] - there[0], 1 + here[1] - there[1]))
-    elif resize or there == [4 * side for side in here]:
+    elif there == [4 * side for side in here]:
         conv = nn.Conv2d(ours, theirs, 3, padding=1)
         size = (there[0], there[1])
     else:
