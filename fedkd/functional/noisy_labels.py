@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedkd.functional.precision import full
+
 
 def forget_loss(
     student_logits: Tensor, snapshot_logits: Tensor, *, temperature: float = 0.05
@@ -35,7 +37,7 @@ def forget_loss(
         snapshot_logits: Of the student as it was before it began to forget; detached.
         temperature: Softness of both distributions.
     """
-    student = _full(student_logits) / temperature
+    student = full(student_logits) / temperature
     snapshot = snapshot_logits.detach().to(student.dtype) / temperature
     log_q = F.log_softmax(snapshot, dim=1)
     kl = (log_q.exp() * (log_q - F.log_softmax(student, dim=1))).sum(dim=1)
@@ -44,7 +46,7 @@ def forget_loss(
 
 def rescaled(losses: Tensor) -> Tensor:
     """Losses from 0 (least) to 1 (largest), (..., N) -> (..., N); zeros if all are equal."""
-    losses = _full(losses)
+    losses = full(losses)
     least = losses.amin(dim=-1, keepdim=True)
     width = losses.amax(dim=-1, keepdim=True) - least
     return (losses - least) / torch.where(width > 0, width, 1)
@@ -158,7 +160,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
     The mean is DivideMix's loss on samples with a clean label.
     """
-    return -(F.log_softmax(_full(logits), dim=1) * targets).sum(dim=1)
+    return -(F.log_softmax(full(logits), dim=1) * targets).sum(dim=1)
 
 
 def guess_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -166,7 +168,7 @@ def guess_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     The mean is DivideMix's loss on samples with a guessed label.
     """
-    return (torch.softmax(_full(logits), dim=1) - targets).square().mean(dim=1)
+    return (torch.softmax(full(logits), dim=1) - targets).square().mean(dim=1)
 
 
 def guess_weight(
@@ -178,21 +180,17 @@ def guess_weight(
 
 def balance_penalty(logits: Tensor) -> Tensor:
     """KL(uniform || mean prediction of the batch), (B, C) -> scalar."""
-    log_p = F.log_softmax(_full(logits), dim=1)
+    log_p = F.log_softmax(full(logits), dim=1)
     log_mean = log_p.logsumexp(dim=0) - math.log(len(log_p))
     return -log_mean.mean() - math.log(len(log_mean))
 
 
 def confidence_penalty(logits: Tensor) -> Tensor:
     """Minus the entropy of each prediction, (B, C) -> (B,): for labels confused class by class."""
-    log_p = F.log_softmax(_full(logits), dim=1)
+    log_p = F.log_softmax(full(logits), dim=1)
     return (log_p.exp() * log_p).sum(dim=1)
-
-
-def _full(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 @torch.no_grad()
 def _mean_probabilities(views: Sequence[Tensor]) -> Tensor:
-    return torch.stack([torch.softmax(_full(logits), dim=1) for logits in views]).mean(dim=0)
+    return torch.stack([torch.softmax(full(logits), dim=1) for logits in views]).mean(dim=0)

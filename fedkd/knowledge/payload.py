@@ -165,12 +165,10 @@ class Bank:
                     f"teachers answer about {self.num_samples} images, their {kind} are about "
                     f"{lengths}"
                 )
-        if self.weights is not None and self.weights.shape != (
-            len(self.teachers),
-            self.num_samples,
-        ):
+        expected = len(self.teachers), self.num_samples
+        if self.weights is not None and self.weights.shape != expected:
             raise ValueError(
-                f"weights of {len(self.teachers)} teachers on {self.num_samples} images expected, "
+                f"weights of {expected[0]} teachers on {expected[1]} images expected, "
                 f"got {self.weights.shape}"
             )
 

@@ -119,9 +119,8 @@ def _check_array(
     try:
         array = query.codec.decode(sent, shape, logits=kind.logits, before=before)
     except ValueError as error:
-        if sent.shape != shape or not np.issubdtype(sent.dtype, np.floating):
-            raise Refused(f"{name}: {error}") from None
-        if np.isfinite(sent).all():
+        plain = sent.shape == shape and np.issubdtype(sent.dtype, np.floating)
+        if not plain or np.isfinite(sent).all():
             raise Refused(f"{name}: {error}") from None
         array = sent  # a codec of bytes shows what is no number as it is
     finite = np.isfinite(array)

@@ -32,8 +32,6 @@ def aekd_loss(
 ) -> Tensor:
     """T^2 * mean of KL(teacher || student), weighted by `agreement_weights`, per sample -> (B,).
 
-    Half precision is computed in float32; teachers and weights are detached.
-
     Args:
         student_logits: (B, C).
         teacher_logits: Of M teachers, (M, B, C).

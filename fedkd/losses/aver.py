@@ -21,8 +21,6 @@ def aver_loss(
 ) -> Tensor:
     """T^2 * mean of KL(teacher || student) per sample, (B, C) x (M, B, C) -> (B,).
 
-    Half precision is computed in float32; the teachers are detached.
-
     Args:
         student_logits: (B, C).
         teacher_logits: Of M teachers, (M, B, C).

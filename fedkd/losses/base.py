@@ -52,7 +52,7 @@ class Loss(nn.Module, ABC):
     - NaN and inf are never hidden: the value is not finite either. If they are the teacher's, a
       CPU raises `ValueError`; a GPU, which would have to wait for the look, gives the value.
     - A finite value has a finite gradient, also where samples or features coincide.
-    - Autocast is kept out, and half precision computed in float32.
+    - Autocast is kept out, half precision computed in float32, and all but the student's detached.
     - Derivatives of any order and mode exist, though only the first in reverse mode is fast.
 
     A loss is written `class DKDLoss(FormulaLoss, formula=dkd_loss)`: the keywords of its

@@ -41,8 +41,6 @@ def camkd_loss(
 ) -> Tensor:
     """T^2 * mean of KL(teacher || student), weighted by `confidence_weights`, per sample -> (B,).
 
-    Half precision is computed in float32; the teachers are detached.
-
     Args:
         student_logits: (B, C).
         teacher_logits: Of M teachers, (M, B, C).
@@ -72,8 +70,6 @@ def camkd_feature_loss(
     scale: Scale = "normalised",
 ) -> Tensor:
     """Mean squared distance of maps, weighted by `confidence_weights`, per sample -> (B,).
-
-    Half precision is computed in float32; the teachers' maps are detached.
 
     Args:
         student_maps: The student's map as projected for each of M teachers, (B, D, h, w) each.

@@ -33,8 +33,8 @@ def cat_loss(
 ) -> Tensor:
     """Mean squared distance of coarse class maps per sample, (B, C, h, w) x (B, C, H, W) -> (B,).
 
-    Half precision is computed in float32; the teacher is detached. A map of zeros stays zeros
-    under `normalise` and gets no gradient, where the published formula multiplies it by 1e12.
+    A map of zeros stays zeros under `normalise` and gets no gradient, where the published formula
+    multiplies it by 1e12.
 
     Args:
         student_maps: Class maps of any size; their mean over places is the student's logits.

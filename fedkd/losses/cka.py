@@ -27,8 +27,6 @@ def cka_loss(
 ) -> Tensor:
     """1 - CKA of the two embeddings of a batch, (B, D) x (B, E) -> scalar.
 
-    Half precision is computed in float32; the teacher is detached.
-
     Args:
         student_features: (B, D).
         teacher_features: (B, E); the widths need not agree.

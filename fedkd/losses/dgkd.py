@@ -33,8 +33,6 @@ def dgkd_loss(
 ) -> Tensor:
     """T^2 * mean or sum of KL(teacher || student) over the kept teachers, per sample -> (B,).
 
-    Half precision is computed in float32; teachers and weights are detached.
-
     Args:
         student_logits: (B, C).
         teacher_logits: Of M teachers, (M, B, C).

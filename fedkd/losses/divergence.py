@@ -31,8 +31,6 @@ def weighted_kl(
 ) -> Tensor:
     """T^2 * sum of weight * KL(teacher || student) per sample.
 
-    Half precision is computed in float32; teachers and weights are detached.
-
     Args:
         student_logits: (B, C).
         teacher_logits: Of M teachers, (M, B, C).
@@ -78,8 +76,6 @@ def check_teachers(
 
 def squared_distances(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
     """Mean square of student's less teacher's map per teacher and sample, M x (B, ...) -> (M, B).
-
-    Half precision is computed in float32; the teachers' maps are detached.
 
     Args:
         student_maps: The student's map as projected for each teacher.

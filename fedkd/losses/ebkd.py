@@ -27,8 +27,6 @@ def ebkd_loss(
 ) -> Tensor:
     """T^2 * mean of KL(teacher || student), weighted by sureness, per sample -> (B,).
 
-    Half precision is computed in float32; the teachers are detached.
-
     Args:
         student_logits: (B, C).
         teacher_logits: Of M teachers, (M, B, C).

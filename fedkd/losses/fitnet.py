@@ -22,8 +22,6 @@ Reduction = Literal["mean", "half_sum_channel"]
 def fitnet_loss(regressed: Tensor, teacher_map: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     """Squared distance of two maps per sample, (B, D, h, w) x (B, D, h, w) -> (B,).
 
-    Half precision is computed in float32; the teacher is detached.
-
     Args:
         regressed: The student's map, regressed to the shape of the teacher's.
         teacher_map: The hint.

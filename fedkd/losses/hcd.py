@@ -43,8 +43,6 @@ def hcd_loss(
 ) -> Tensor:
     """All terms but the cross entropy of the student's own logits, per sample, (B,).
 
-    Half precision is computed in float32; the teacher is detached.
-
     Args:
         student_logits: (B, C).
         teacher_logits: (B, C).

@@ -28,8 +28,6 @@ def kd_loss(
 ) -> Tensor:
     """T^2 * KL(teacher || student) per sample, summed over classes, (B, C) x (B, C) -> (B,).
 
-    Half precision is computed in float32; the teacher is detached.
-
     Args:
         student_logits: (B, C).
         teacher_logits: (B, C).

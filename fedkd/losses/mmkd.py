@@ -39,8 +39,7 @@ def mmkd_loss(
 ) -> Tensor:
     """T^2 * sum of share * KL(teacher || student) per sample -> (B,).
 
-    Half precision is computed in float32; the teachers are detached. If the shares ask for a
-    gradient it is differentiable by them, and as often as you like.
+    If the shares ask for a gradient it is differentiable by them, and as often as you like.
 
     Args:
         student_logits: (B, C).

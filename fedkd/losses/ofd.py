@@ -25,8 +25,7 @@ def ofd_loss(
 ) -> Tensor:
     """scale * sum (s - t')^2 where s > t' or t' > 0, with t' = max(t, margin), per sample, (B,).
 
-    Where the teacher's neuron is silent (t' <= 0) the student's may be as silent as it likes. Half
-    precision is computed in float32; the teacher is detached.
+    Where the teacher's neuron is silent (t' <= 0) the student's may be as silent as it likes.
 
     Args:
         student_map: Connected to the teacher's width, (B, D, h, w).

@@ -29,8 +29,6 @@ def takd_loss(
 ) -> Tensor:
     """T^2 * KL(smallest teacher || student) per sample -> (B,); the mean of it if several are.
 
-    Half precision is computed in float32; teachers and weights are detached.
-
     Args:
         student_logits: (B, C).
         teacher_logits: Of M teachers, (M, B, C).

@@ -22,8 +22,7 @@ from fedkd.models.projectors import bottleneck, regressor
 def wkd_f_loss(student: Tensor, teacher_statistics: Tensor, *, mean_weight: float = 4.0) -> Tensor:
     """mean_weight * |difference of means|^2 + distance of spreads, per sample, -> (B,).
 
-    Squares are summed over channels and averaged over cells. Half precision is computed in
-    float32; the teacher is detached.
+    Squares are summed over channels and averaged over cells.
 
     Args:
         student: Its projected map (B, D, h, w), or its cell statistics (B, 2, D, grid, grid).

@@ -157,10 +157,8 @@ def fit(
     device = teacher.mean.device
 
     def measure(epoch: int, step: int, index: Tensor) -> Measured:
-        images = augment_batch(shard.images[index], augment, seed, "augment", epoch, step).to(
-            device
-        )
-        labels = labels_of[index].to(device)
+        images = augment_batch(shard.images[index], augment, seed, "augment", epoch, step)
+        images, labels = images.to(device), labels_of[index].to(device)
         logits = teacher(images)
         loss = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         right = {"right": (logits.argmax(1) == labels).sum()}
