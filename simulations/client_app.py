@@ -31,14 +31,7 @@ from fedkd.rounds import Client, ExperimentContext, experiment_context, threads
 from fedkd.rounds.context import received_experiment
 from fedkd.training.loop import time_limit
 from simulations.deploy.identity import proof
-from strategies.records import (
-    CHALLENGE,
-    JOB,
-    METRICS,
-    SIGNATURE,
-    STUDENT,
-    reply_records,
-)
+from strategies.records import CHALLENGE, JOB, METRICS, SIGNATURE, STUDENT, reply_records
 
 
 def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:

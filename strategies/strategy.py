@@ -42,12 +42,7 @@ class FederatedDistillation:
     """
 
     def __init__(
-        self,
-        grid: Grid,
-        server: Server,
-        *,
-        state_dir: str | None = None,
-        keys: Keys | None = None,
+        self, grid: Grid, server: Server, *, state_dir: str | None = None, keys: Keys | None = None
     ) -> None:
         self._server = server
         self._experiment = server.experiment

@@ -9,14 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from fedkd.config.messages import one_line
 
@@ -160,8 +153,7 @@ class Data(Section):
     dataset: Component = Component(name="digits")
     root: str | None = Field(default=None, description="folder of local data; default: FEDKD_DATA")
     public: str | None = Field(
-        default=None,
-        description="file below root with the public images; clients bring their own",
+        default=None, description="file below root with the public images; clients bring their own"
     )
     partition: Component = Component(name="dirichlet", alpha=0.3)  # type: ignore[call-arg]
     private: Positive | None = Field(

@@ -89,11 +89,7 @@ def _epsilon(
 
 
 def noise_for(
-    target: float,
-    delta: float,
-    sample_rate: float,
-    count: int,
-    accountant: Accountant = "rdp",
+    target: float, delta: float, sample_rate: float, count: int, accountant: Accountant = "rdp"
 ) -> float:
     """Smallest noise multiplier (to a thousandth) with which `count` steps stay within `target`.
 

@@ -74,12 +74,7 @@ class Mechanism:
 
     @classmethod
     def of(
-        cls,
-        nominal_size: int,
-        batch_size: int,
-        epochs: int,
-        noise_multiplier: float,
-        **more: Any,
+        cls, nominal_size: int, batch_size: int, epochs: int, noise_multiplier: float, **more: Any
     ) -> Self:
         """The steps that `epochs` over a shard of nominal size take.
 

@@ -229,12 +229,7 @@ def cost_card(found: Found) -> Card | None:
         "What the knowledge sent so far has bought; the numbers are rounds. A flat end means that "
         "further rounds cost bytes and bring nothing."
         + (" The dashed line is the cost of the common images themselves." if everyone else ""),
-        draw.cost_figure(
-            sent,
-            scores,
-            numbers,
-            everyone,
-        ),
+        draw.cost_figure(sent, scores, numbers, everyone),
     )
 
 

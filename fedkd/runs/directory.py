@@ -40,13 +40,7 @@ from fedkd.config import (
     parse_yaml,
 )
 from fedkd.io.lock import Lock
-from fedkd.io.records import (
-    Damaged,
-    check_tree,
-    lines,
-    read_json,
-    refuse_link,
-)
+from fedkd.io.records import Damaged, check_tree, lines, read_json, refuse_link
 from fedkd.knowledge.query import Images
 from fedkd.knowledge.store import KnowledgeStore, write_atomically
 from fedkd.runs.events import (

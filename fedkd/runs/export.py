@@ -155,10 +155,7 @@ def predict_files(
 
 
 def _predictions(
-    student: Trained,
-    files: Iterable[Path],
-    top: int,
-    on_error: Callable[[str], None] | None,
+    student: Trained, files: Iterable[Path], top: int, on_error: Callable[[str], None] | None
 ) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
     channels, height, width = student.shape
     for place in files:

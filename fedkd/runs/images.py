@@ -15,9 +15,7 @@ Made = TypeVar("Made")
 
 
 def found_again(
-    run: RunDirectory,
-    make: Callable[[str | None], Made],
-    data: Callable[[Made], FederatedData],
+    run: RunDirectory, make: Callable[[str | None], Made], data: Callable[[Made], FederatedData]
 ) -> Made:
     """Something made of a run's images: from where they were, else from where they are today.
 

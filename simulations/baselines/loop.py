@@ -206,11 +206,7 @@ def distill_client(
 
 
 def distill_server(
-    context: ExperimentContext,
-    student: Network,
-    logits: Tensor,
-    round_number: int,
-    times: int = 1,
+    context: ExperimentContext, student: Network, logits: Tensor, round_number: int, times: int = 1
 ) -> None:
     """Distil logits (N, C) about the transfer set into the server's network, in place.
 

@@ -45,11 +45,7 @@ def run(
     if resume is not None and _is_finished(directory):
         print(f"finished already, after {directory.experiment.rounds} rounds: nothing is left")
     else:
-        with (
-            interruptible(f"go on with: {go_on}"),
-            directory.lock,
-            noted(directory.log, go_on),
-        ):
+        with interruptible(f"go on with: {go_on}"), directory.lock, noted(directory.log, go_on):
             _run(directory, runner)
     console = screen()
     console.print(run_tables(directory))
@@ -93,10 +89,7 @@ def _run(directory: RunDirectory, runner: str) -> None:
     from simulations.cli.progress import ProgressView
     from simulations.cli.screen import quiet_descriptors
 
-    with (
-        quiet_descriptors(directory.log) as console,
-        ProgressView(console) as view,
-    ):
+    with quiet_descriptors(directory.log) as console, ProgressView(console) as view:
         if runner == "local":
             from simulations.local import run_local
 

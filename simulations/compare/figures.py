@@ -65,8 +65,7 @@ def rounds_figure(
 
 @style()
 def traffic_figure(
-    traffic: Mapping[str, tuple[Sequence[float], Sequence[float], float]],
-    shown: Mapping[str, Look],
+    traffic: Mapping[str, tuple[Sequence[float], Sequence[float], float]], shown: Mapping[str, Look]
 ) -> Figure:
     """Test accuracy over megabytes sent so far; what sends nothing is a level.
 
@@ -114,10 +113,7 @@ def budget_figure(
     """
     lines = []
     for place, (name, student) in enumerate(students.items()):
-        look: Look = {
-            "color": COLORS[place % len(COLORS)],
-            "marker": MARKERS[place % len(MARKERS)],
-        }
+        look: Look = {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)]}
         thin = {**look, "ls": "--", "ms": 3, "lw": 1.1}
         lines.append(_over(order, name, student, {**look, "ms": 5, "lw": 2.0}, 0.12))
         lines.append(_over(order, f"{name}, teachers", teachers.get(name, {}), thin, 0))

@@ -15,13 +15,7 @@ import torch
 from fedkd.config import ConfigError, Experiment, load_experiment
 from fedkd.data.local_shard import LocalShard
 from fedkd.io.records import read_json
-from fedkd.privacy.policy import (
-    PolicyRefused,
-    check_config,
-    check_shared,
-    explained,
-    load_policy,
-)
+from fedkd.privacy.policy import PolicyRefused, check_config, check_shared, explained, load_policy
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import versions
 from simulations.deploy.apps import read_apps

@@ -23,11 +23,7 @@ from fedkd.training.supervised import fit
 
 
 def train_again(
-    workspace: ExperimentContext,
-    client: int,
-    images: ImageSet,
-    training: Training,
-    *names: object,
+    workspace: ExperimentContext, client: int, images: ImageSet, training: Training, *names: object
 ) -> Network:
     """A fresh teacher of this client's kind, trained on `images` for all rounds as in the run.
 
