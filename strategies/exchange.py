@@ -103,8 +103,6 @@ class Exchange:
         if self._simulated and context.root != data_root(server.experiment):
             self._job["data-root"] = str(context.root)
 
-    # -- out -------------------------------------------------------------------------------
-
     def message(
         self, node: int, number: int, phase: Phase, content: RecordDict, client: int | None = None
     ) -> Message:
@@ -220,8 +218,6 @@ class Exchange:
                 time=round(time.time(), 1),
             )
         )
-
-    # -- in --------------------------------------------------------------------------------
 
     def content(
         self, delivery: Delivery, number: int, phase: Phase, who: str | None = None

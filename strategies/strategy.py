@@ -70,8 +70,6 @@ class FederatedDistillation:
             self.nodes.register(number)
             self._server.run_round(number, self)
 
-    # -- the clients of a round ------------------------------------------------------------
-
     def train(self, round_number: int) -> None:
         """Ask who is not in quarantine to train; the student goes along if clients use it."""
         content = RecordDict()
@@ -138,8 +136,6 @@ class FederatedDistillation:
                         holdout_total=facts["holdout_total"],
                     )
                 )
-
-    # -- parts -----------------------------------------------------------------------------
 
     def _trainers(self) -> dict[int, int]:
         """Client -> node of those that trained in this round and are still there."""

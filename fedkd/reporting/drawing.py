@@ -125,9 +125,6 @@ def note(axes: Axes, text: str, place: tuple[Any, Any], shift: tuple[float, floa
     axes.annotate(text, place, shift, textcoords="offset points", **look)
 
 
-# -- lines -----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Line:
     """The mean of several runs, in the band from their lowest to their highest.
@@ -241,9 +238,6 @@ def dots(
     if label:
         figure.legend(loc="outside upper left", ncols=6)
     return figure
-
-
-# -- heat maps -------------------------------------------------------------------------------------
 
 
 def heat(

@@ -52,9 +52,6 @@ _TERMS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#8a
 _SIZE = (5.6, 3.5)
 
 
-# -- over rounds and epochs ------------------------------------------------------------------------
-
-
 @style()
 def accuracy_figure(
     rounds: Sequence[int],
@@ -202,9 +199,6 @@ def _epochs(rounds: Sequence[int]) -> tuple[list[int], str]:
     return starts, "epoch" + (" (dotted: a new round begins)" if starts else "")
 
 
-# -- classes ---------------------------------------------------------------------------------------
-
-
 @style()
 def class_figure(
     classes: Sequence[str], scores: Mapping[str, Sequence[float]], held: Sequence[int] = ()
@@ -276,9 +270,6 @@ def partition_figure(counts: ArrayLike, classes: Sequence[str], *, title: str = 
     axes.set_xlabel("client, and all its images" if roomy else "client")
     scale(figure, image, axes, "images of a class")
     return figure
-
-
-# -- who agrees with whom --------------------------------------------------------------------------
 
 
 @style()
@@ -364,9 +355,6 @@ def _mark_blocks(axes: Axes, blocks: Sequence[tuple[str, int]]) -> None:
     axes.set_yticks(middles, text, fontsize=7)
 
 
-# -- calibration -----------------------------------------------------------------------------------
-
-
 @style()
 def calibration_figure(sets: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Reliability diagrams: accuracy over confidence, with how many samples fall in each bin.
@@ -401,9 +389,6 @@ def calibration_figure(sets: Mapping[str, Mapping[str, Any]]) -> Figure:
     grid[0].set_ylabel("accuracy")
     grid[columns].set_ylabel("samples")
     return figure
-
-
-# -- costs -----------------------------------------------------------------------------------------
 
 
 @style()

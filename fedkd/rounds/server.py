@@ -122,8 +122,6 @@ class Server:
         self._finish(finished)
         return finished
 
-    # -- accept ----------------------------------------------------------------------------
-
     def accept(
         self,
         client: int,
@@ -191,8 +189,6 @@ class Server:
         """Clients whose answers about the round's transfer images are held already."""
         return self.run.knowledge(round_number).clients()
 
-    # -- learn -----------------------------------------------------------------------------
-
     def has_quorum(self, round_number: int) -> bool:
         """Whether enough clients have answered for the round to teach the student."""
         answered = len(self.answered(round_number))
@@ -211,8 +207,6 @@ class Server:
                 release, self.experiment, self.run, round_number, bank, evidence.labels
             )
         return fuse(bank, self._rules, labels=evidence.labels, store=store.allocate)
-
-    # -- evaluate --------------------------------------------------------------------------
 
     def _evaluate(self, round_number: int, fused: Fused | None) -> RoundFinished:
         """How good student, teachers and their ensemble are on the public images."""
@@ -263,8 +257,6 @@ class Server:
         both = self.run.knowledge(round_number).bank(self.context.kinds).only(clients)
         evidence = evidence_of(self.context, self.run, round_number, both, self.student)
         return fit_rules(self.context.fusion, evidence, self._states)
-
-    # -- record ----------------------------------------------------------------------------
 
     def _finish(self, finished: RoundFinished) -> None:
         """Record the round and keep the student: the point a resumed run goes on from."""

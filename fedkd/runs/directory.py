@@ -136,8 +136,6 @@ class RunDirectory:
                 f"{self.path / 'config.yaml'}"
             )
 
-    # -- what happened ---------------------------------------------------------------------
-
     def record(self, event: Event) -> None:
         """Append one event to metrics.jsonl."""
         append_event(self.path / METRICS, event)
@@ -189,8 +187,6 @@ class RunDirectory:
         """Read a JSON file of this run, or None if it is not there (yet)."""
         with _refused():
             return read_json(self.path / name, FILES.get(name, Any))
-
-    # -- state -----------------------------------------------------------------------------
 
     @property
     def log(self) -> Path:

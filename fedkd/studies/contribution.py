@@ -265,9 +265,6 @@ def leave_one_out_students(
     return facts
 
 
-# -- parts -----------------------------------------------------------------------------------------
-
-
 def _round(
     run: RunDirectory, workspace: ExperimentContext, number: int, permutations: int, notify: Notify
 ) -> Measured:

@@ -257,9 +257,6 @@ def _opinions(
     return table
 
 
-# -- erasing ---------------------------------------------------------------------------------------
-
-
 def erasable(run: RunDirectory, without: Collection[int]) -> list[Path]:
     """What of a run was made by or with these clients: their knowledge and teachers, what was
     fused of it, students since they first answered, and files made of those students."""
@@ -316,9 +313,6 @@ def erase(run: RunDirectory, paths: Iterable[Path], without: Collection[int]) ->
         f"clients {', '.join(map(str, sorted(without)))} were erased from this run; its metrics "
         "still record what happened, its students are gone. Do not resume it."
     )
-
-
-# -- parts -----------------------------------------------------------------------------------------
 
 
 def _rounds_held(run: RunDirectory) -> list[int]:

@@ -93,9 +93,6 @@ def make_page(config: SideBySideConfig, folder: Path, found: Record) -> Page:
     )
 
 
-# -- words and numbers -----------------------------------------------------------------------------
-
-
 def ranked(found: Record) -> list[str]:
     """Names of rows with a result, best first."""
     known = {name: row for name, row in found["rows"].items() if row["final"] is not None}
@@ -183,9 +180,6 @@ def result_table(
 
 def _key(ours: bool, factors: Sequence[str]) -> str:
     return "" if factors else "student" if ours else "teacher"
-
-
-# -- sections --------------------------------------------------------------------------------------
 
 
 def _comparison(found: Record) -> list[Section]:

@@ -246,9 +246,6 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# -- fedkd -----------------------------------------------------------------------------------------
-
-
 def _run_directory(path: Path, experiment: Experiment) -> RunDirectory:
     """The row's run directory; one of another config makes room."""
     config = path / "config.yaml"

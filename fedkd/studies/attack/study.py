@@ -169,9 +169,6 @@ class AttackStudy(Study[AttackConfig, Match]):
         return self._unions[seed]
 
 
-# -- teachers --------------------------------------------------------------------------------------
-
-
 class Answers:
     """What every client would send honestly, and the attackers after training on wrong labels.
 
@@ -221,9 +218,6 @@ def _mislabelled(workspace: ExperimentContext) -> ExperimentContext:
     other = copy.copy(workspace)
     other.data = replace(workspace.data, source=ImageSet(source.images, wrong, source.classes))
     return other
-
-
-# -- students --------------------------------------------------------------------------------------
 
 
 class _Attacked:

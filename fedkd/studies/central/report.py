@@ -203,9 +203,6 @@ def _tiles(found: Record) -> list[Tile]:
     return tiles
 
 
-# -- figures ---------------------------------------------------------------------------------------
-
-
 def _overview(found: Record) -> Card:
     title = "Methods between student and teacher"
     finished = {name: row for name, row in found["methods"].items() if row["last"] is not None}

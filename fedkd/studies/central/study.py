@@ -143,9 +143,6 @@ def _row(found: Sequence[Record | None]) -> Record:
     return row
 
 
-# -- before anything is trained --------------------------------------------------------------------
-
-
 def check_names(config: DistillConfig) -> None:
     """Check names, options and files before anything is loaded. Raises `ConfigError`."""
     given = config.experiment
@@ -201,9 +198,6 @@ def _rehearse(config: DistillConfig, images: Images) -> None:
             except ValueError as error:
                 raise ConfigError(f"methods.{name}: {error}") from None
             ranks.append([student])
-
-
-# -- teachers and students -------------------------------------------------------------------------
 
 
 def _teacher(
