@@ -125,12 +125,6 @@ class Exchange:
     ) -> Iterator[Answered]:
         """Send the same records to clients; yield replies as they arrive.
 
-        Args:
-            number: The round.
-            phase: Of the round.
-            nodes: Client -> node of those who are asked.
-            content: The records.
-
         Raises:
             RuntimeError: every worker process died.
         """

@@ -12,11 +12,6 @@ from fedkd.knowledge.kinds import DataStatistic, Kind
 def check_leaks(experiment: Experiment, rules: Sequence[Fusion], kinds: Sequence[Kind]) -> None:
     """Refuse a config that promises privacy and discloses something outside of the promise.
 
-    Args:
-        experiment: The config.
-        rules: Its fusion rules.
-        kinds: What clients are asked to share.
-
     Raises:
         ConfigError: names the key, what leaks, and what to do.
     """

@@ -90,14 +90,7 @@ class Policy(Section):
         rules: Sequence[Fusion],
         parameters: int,
     ) -> Policy:
-        """The strictest policy under which the experiment runs, once.
-
-        Args:
-            experiment: What is going to run.
-            kinds: What its clients are asked to share.
-            rules: Its fusion rules.
-            parameters: Of the largest network.
-        """
+        """The strictest policy under which the experiment runs, once."""
         teachers, privacy = experiment.teachers, experiment.teachers.privacy
         discloses = {name for rule in rules for name in rule.discloses}
         promise = Promise()
@@ -202,12 +195,6 @@ def check_shared(
     policy: Policy, kinds: Collection[Kind], rules: Sequence[Fusion], parameters: int
 ) -> None:
     """Refuse what the built experiment would share or build.
-
-    Args:
-        policy: The node's.
-        kinds: What clients are asked to share.
-        rules: The fusion rules.
-        parameters: Of the largest network that a client builds.
 
     Raises:
         PolicyRefused: names the line of the policy and what was asked for.

@@ -74,10 +74,6 @@ class Budget:
     def reserve(self, round_number: int, last: SavedTeacher | None) -> bool:
         """Reserve what a round's training costs, before an image is looked at.
 
-        Args:
-            round_number: From 1.
-            last: The last teacher, if there is one.
-
         Returns:
             Whether the budget pays for it.
 

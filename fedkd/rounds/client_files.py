@@ -41,11 +41,7 @@ class SavedTeacher:
 
 
 class ClientFiles:
-    """Files that only their owner may read.
-
-    Args:
-        folder: Survives restarts.
-    """
+    """Files below `folder`, which survives restarts, that only their owner may read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

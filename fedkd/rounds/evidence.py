@@ -19,15 +19,7 @@ def evidence_of(
     bank: Bank,
     student: Network | None,
 ) -> FitContext:
-    """What the rules may look at, of the teachers in `bank`.
-
-    Args:
-        context: What the run's config means.
-        run: Holds what clients answered.
-        round_number: From 1.
-        bank: Their answers about the transfer images.
-        student: As it is before the round; only read if a rule asks for it.
-    """
+    """What the rules may look at, of the teachers in `bank`."""
     transfer = context.data.transfer
     validation = None
     if Images.VALIDATION in context.learning_images:

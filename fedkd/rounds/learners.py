@@ -35,13 +35,7 @@ class _Learner:
 
 
 class Learners:
-    """Assistants and student, in the order in which they learn.
-
-    Args:
-        context: What the config means on this machine.
-        run: Where epochs are recorded.
-        notify: Receives progress.
-    """
+    """Assistants and student, in the order in which they learn."""
 
     def __init__(self, context: ExperimentContext, run: RunDirectory, notify: Notify) -> None:
         self._context = context

@@ -26,14 +26,6 @@ def release_answers(
 ) -> Fused:
     """The mechanism's answers; drawn once, however often the round is taken up again.
 
-    Args:
-        release: The mechanism.
-        experiment: Of the run.
-        run: Keeps what was drawn.
-        round_number: From 1.
-        bank: The teachers' answers.
-        labels: True labels (N,) of a labelled transfer set.
-
     Raises:
         RuntimeError: hardly an image was answered.
     """

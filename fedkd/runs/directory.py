@@ -278,9 +278,6 @@ class Session:
     """The time that a run takes, over all its sessions: interrupted and killed ones too.
 
     Entered when work on a run begins, left when it ends, however it ends.
-
-    Args:
-        run: The run.
     """
 
     def __init__(self, run: RunDirectory) -> None:

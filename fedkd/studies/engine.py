@@ -105,11 +105,7 @@ Found = Mapping[tuple[str, int], Record]
 
 
 class Study(ABC, Generic[Config, What]):
-    """A kind of study.
-
-    Args:
-        config: As its command read it.
-    """
+    """A kind of study."""
 
     config_class: ClassVar[type[StudyConfig]]
     #: Shapes of what one cell gives.
@@ -256,11 +252,6 @@ def run_study(
 
     A cell that raises is written down with its error, the others go on, and it is tried again
     when the study is. What was run with other settings is run again.
-
-    Args:
-        study: Of the folder's config.
-        folder: Where everything is written.
-        notify: Receives progress. What it raises as `Interrupted` ends the work in good order.
 
     Returns:
         The results, as in `results.json`.

@@ -105,13 +105,7 @@ def prepare(
 def distil_again(
     run: RunDirectory, workspace: ExperimentContext, notify: Notify = silent
 ) -> Server:
-    """Every round of `run` from the knowledge it holds, as a run does it; goes on where it ended.
-
-    Args:
-        run: From `prepare`.
-        workspace: Of its experiment.
-        notify: Hears of progress.
-    """
+    """Every round of `run` (from `prepare`) from the knowledge it holds; goes on where it ended."""
     with Session(run) as session, threads(run.experiment.resources.server_threads):
         server = Server(workspace, run, notify)
         run.rewind(server.round)

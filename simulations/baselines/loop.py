@@ -118,15 +118,7 @@ def train(
     round_number: int,
     epochs: int | None = None,
 ) -> None:
-    """A client's local training in a round, in place: what fedkd's clients do, same draws.
-
-    Args:
-        context: The experiment.
-        network: What is trained.
-        client: Whose images.
-        round_number: From 1.
-        epochs: Instead of `teachers.epochs`.
-    """
+    """A client's local training in a round, in place: what fedkd's clients do, same draws."""
     experiment = context.experiment
     with threads(experiment.resources.client_cpus):
         fit(
@@ -146,14 +138,6 @@ def local_round(
     answer: Answer,
 ) -> list[dict[str, Tensor]]:
     """A round at the clients: each learns from the news, trains on its own images, and answers.
-
-    Args:
-        context: The experiment.
-        networks: The clients'.
-        meter: Carries it.
-        news: What each client hears; None is nothing.
-        learn: Changes a client's network by what it received.
-        answer: A client's answer.
 
     Returns:
         The answers as they arrived, in client order.

@@ -53,10 +53,6 @@ def load(root: type[Root], path: str | Path, overrides: Sequence[str], command: 
 def open_run(path: Path, *, trust: bool = False) -> RunDirectory:
     """The run directory at `path`.
 
-    Args:
-        path: The folder.
-        trust: Import its plugins.
-
     Raises:
         ConfigError: it is none; the message says what it is instead.
     """

@@ -40,9 +40,6 @@ class StopOnRequest:
 
     So a run ends in good order, where it can be gone on with. A second Ctrl-C ends the process at
     once.
-
-    Args:
-        on_request: Called at the first Ctrl-C.
     """
 
     def __init__(self, on_request: Callable[[], None] = lambda: None) -> None:
@@ -78,10 +75,6 @@ class ProgressView:
 
     While it is shown, Ctrl-C ends the work in good order: the next event raises `Interrupted`
     where it came from, so that Flower and Ray shut down as after an error.
-
-    Args:
-        console: Where it is shown.
-        title: A line in front.
     """
 
     def __init__(self, console: Console, title: str = "") -> None:

@@ -80,15 +80,7 @@ def run_command(
     *,
     trust: bool,
 ) -> None:
-    """Run a study, or what is left of it.
-
-    Args:
-        command: Which kind of study.
-        config: Its file; None: that of the folder.
-        overrides: `key=value` words.
-        resume: The folder to go on in.
-        trust: Import the plugins that the folder names.
-    """
+    """Run a study, or what is left of it."""
     from fedkd.studies.engine import StudyFolder, run_study
     from simulations.cli.progress import ProgressView
     from simulations.cli.screen import screen

@@ -69,12 +69,7 @@ class _TooLong(Exception):
 
 
 def make_gate(superlink: str, transport: httpx.AsyncBaseTransport) -> Starlette:
-    """The gate as an ASGI app.
-
-    Args:
-        superlink: Base URL of the SuperLink.
-        transport: How it is reached.
-    """
+    """The gate as an ASGI app."""
     client = httpx.AsyncClient(base_url=superlink, transport=transport, timeout=SECONDS)
 
     @asynccontextmanager

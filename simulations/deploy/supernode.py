@@ -31,10 +31,6 @@ class AppRefused(Exception):
 def run(settings: Mapping[str, str], folder: Path) -> None:
     """Be a SuperNode until the process is ended.
 
-    Args:
-        settings: The values of settings.env.
-        folder: The node's; relative paths start from it.
-
     Raises:
         ConfigError: a setting is missing or wrong.
     """

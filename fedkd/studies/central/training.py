@@ -236,10 +236,6 @@ def load_trained(path: Path, *, trust: bool = False) -> Trained:
 
     Needs no data set. A study's own folder will do if it has one student.
 
-    Args:
-        path: The folder.
-        trust: Import the plugins that the study's config names: they are code.
-
     Raises:
         ConfigError: it is not there, there are several, or the file is damaged.
     """

@@ -21,11 +21,6 @@ def load_weights(network: Network, path: Path, name: str) -> str | None:
     Other names are matched by order if all shapes agree: the CIFAR networks here hold their
     tensors in the order of RepDistiller's and mdistiller's.
 
-    Args:
-        network: Of the right architecture and number of classes.
-        path: The file.
-        name: What to call the network in messages.
-
     Returns:
         A remark for the user if names had to be guessed.
 
