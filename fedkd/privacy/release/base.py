@@ -1,11 +1,9 @@
 """The contract of a mechanism at the aggregator."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -36,6 +34,7 @@ class Released:
     mu: float
 
 
+@dataclass(kw_only=True, eq=False)
 class Release(ABC):
     """Noise on what all teachers answer together; the rest is thrown away.
 
@@ -55,32 +54,31 @@ class Release(ABC):
     """
 
     #: How far one teacher's answer to one image can move the sum, in L2 norm (replaced).
-    sensitivity: float = math.sqrt(2)
+    sensitivity: ClassVar[float] = math.sqrt(2)
 
-    def __init__(
-        self,
-        *,
-        epsilon: float,
-        delta: float = 1e-5,
-        queries: int | None = None,
-        unit: Unit = "example",
-    ) -> None:
-        if not (math.isfinite(epsilon) and epsilon > 0):
-            raise ValueError(f"release: epsilon must be positive and finite, got {epsilon}")
-        if not 0 < delta < 1:
-            raise ValueError(f"release: delta must lie between 0 and 1, got {delta}")
-        if queries is not None and queries < 1:
-            raise ValueError(f"release: queries must be at least 1, got {queries}")
-        if unit not in ("example", "client"):
-            raise ValueError(f"release: unit is 'example' or 'client', got {unit!r}")
-        self.epsilon = epsilon
-        self.delta = delta
-        self.queries = queries
-        self.unit: Unit = unit
+    # Not postponed in this module: subclasses elsewhere inherit these fields with their types.
+    epsilon: float
+    delta: float = 1e-5
+    queries: int | None = None
+    unit: Unit = "example"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
+            raise ValueError(f"release: epsilon must be positive and finite, got {self.epsilon}")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"release: delta must lie between 0 and 1, got {self.delta}")
+        if self.queries is not None and self.queries < 1:
+            raise ValueError(f"release: queries must be at least 1, got {self.queries}")
+        if self.unit not in ("example", "client"):
+            raise ValueError(f"release: unit is 'example' or 'client', got {self.unit!r}")
 
     def budget(self) -> float:
         """The whole run's mu."""
         return mu_of(self.epsilon, self.delta)
+
+    def deviation(self, queries: int, rounds: int) -> float:
+        """Standard deviation of the noise on a number of the sum."""
+        return self.sensitivity * math.sqrt(queries * rounds) / self.budget()
 
     def asked(self, total: int, generator: torch.Generator) -> Tensor:
         """Which of `total` transfer images are asked about, ascending. Public."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch.nn.functional import one_hot
 
 from fedkd.privacy.noise import SecureGenerator
 from fedkd.privacy.release import RELEASES
-from fedkd.privacy.release.base import Release, Released, Unit, noisy_sum
+from fedkd.privacy.release.base import Release, Released, noisy_sum
 
 
 def votes_of(probabilities: Tensor) -> Tensor:
@@ -20,6 +21,7 @@ def votes_of(probabilities: Tensor) -> Tensor:
 
 
 @RELEASES.register("gnmax")
+@dataclass(kw_only=True, eq=False)
 class GNMax(Release):
     """The noisy histogram of the teachers' votes; its largest bar is the label.
 
@@ -36,21 +38,7 @@ class GNMax(Release):
             https://arxiv.org/abs/1802.08908
     """
 
-    def __init__(
-        self,
-        *,
-        epsilon: float,
-        delta: float = 1e-5,
-        queries: int | None = None,
-        unit: Unit = "example",
-        min_votes: int = 50,
-    ) -> None:
-        super().__init__(epsilon=epsilon, delta=delta, queries=queries, unit=unit)
-        self.min_votes = min_votes
-
-    def deviation(self, queries: int, rounds: int) -> float:
-        """Standard deviation of the noise on a count."""
-        return self.sensitivity * math.sqrt(queries * rounds) / self.budget()
+    min_votes: int = 50
 
     def __call__(
         self, probabilities: Tensor, index: Tensor, rounds: int, noise: SecureGenerator
@@ -70,6 +58,7 @@ class GNMax(Release):
 
 
 @RELEASES.register("confident_gnmax")
+@dataclass(kw_only=True, eq=False)
 class ConfidentGNMax(GNMax):
     """GNMax that answers only where the teachers agree.
 
@@ -89,28 +78,16 @@ class ConfidentGNMax(GNMax):
             Composition for Gaussian Differential Privacy", 2022, https://arxiv.org/abs/2210.17520
     """
 
-    def __init__(
-        self,
-        *,
-        epsilon: float,
-        delta: float = 1e-5,
-        queries: int | None = None,
-        unit: Unit = "example",
-        threshold: float = 0.6,
-        check: float = 2.0,
-        noise: float = 0.2,
-        min_votes: int = 50,
-    ) -> None:
-        super().__init__(
-            epsilon=epsilon, delta=delta, queries=queries, unit=unit, min_votes=min_votes
-        )
-        if not 0 < threshold <= 1 or check <= 0 or noise <= 0:
+    threshold: float = 0.6
+    check: float = 2.0
+    noise: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.threshold <= 1 or self.check <= 0 or self.noise <= 0:
             raise ValueError(
                 "release 'confident_gnmax': threshold lies in (0, 1], check and noise are positive"
             )
-        self.threshold = threshold
-        self.check = check
-        self.noise = noise
 
     def __call__(
         self, probabilities: Tensor, index: Tensor, rounds: int, noise: SecureGenerator

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedkd.privacy.noise import SecureGenerator
 from fedkd.privacy.release import RELEASES
-from fedkd.privacy.release.base import GRID, Release, Released, Unit, noisy_sum
+from fedkd.privacy.release.base import GRID, Release, Released, noisy_sum
 
 
 @RELEASES.register("prob_sum")
+@dataclass(kw_only=True, eq=False)
 class ProbSum(Release):
     """Soft labels: probability vectors summed, noised, and turned into probabilities again.
 
@@ -30,25 +32,13 @@ class ProbSum(Release):
             aggregation of DS-FL (Itahara et al., https://arxiv.org/abs/2008.06180) under noise.
     """
 
-    def __init__(
-        self,
-        *,
-        epsilon: float,
-        delta: float = 1e-5,
-        queries: int | None = None,
-        unit: Unit = "example",
-        sharpness: float = 8.0,
-        min_clients: int = 50,
-    ) -> None:
-        super().__init__(epsilon=epsilon, delta=delta, queries=queries, unit=unit)
-        if sharpness <= 0:
-            raise ValueError("release 'prob_sum': sharpness must be positive")
-        self.sharpness = sharpness
-        self.min_clients = min_clients
+    sharpness: float = 8.0
+    min_clients: int = 50
 
-    def deviation(self, queries: int, rounds: int) -> float:
-        """Standard deviation of the noise on an entry of the sum."""
-        return self.sensitivity * math.sqrt(queries * rounds) / self.budget()
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sharpness <= 0:
+            raise ValueError("release 'prob_sum': sharpness must be positive")
 
     def __call__(
         self, probabilities: Tensor, index: Tensor, rounds: int, noise: SecureGenerator
