@@ -105,13 +105,15 @@ class _Server:
 
         app = ServerApp()
         app.main()(self._main)
+        cpus, gpus = experiment.resources.client_cpus, experiment.resources.client_gpus
+        actor: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": -1}
         try:
             with self._threads_watched():
                 run_simulation(
                     server_app=app,
                     client_app=client_app,
                     num_supernodes=nodes,
-                    backend_config={"client_resources": _resources(experiment)},
+                    backend_config={"client_resources": actor},
                 )
         except BaseException as error:
             self._stop(error)
@@ -174,14 +176,6 @@ class _Server:
             yield
         finally:
             threading.excepthook = before
-
-
-def _resources(experiment: Experiment) -> dict[str, Any]:
-    return {
-        "num_cpus": experiment.resources.client_cpus,
-        "num_gpus": experiment.resources.client_gpus,
-        "max_restarts": -1,
-    }
 
 
 def _cause(error: BaseException) -> str:

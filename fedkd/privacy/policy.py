@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -21,7 +21,6 @@ from fedkd.knowledge.kinds import Kind
 
 Mechanism = Literal["none", "label_dp", "dp_sgd"]
 _STRENGTH: dict[str, int] = {"none": 0, "label_dp": 1, "dp_sgd": 2}
-NonNegative = Annotated[float, Field(ge=0)]
 
 
 class PolicyRefused(RuntimeError):

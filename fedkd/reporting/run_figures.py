@@ -14,27 +14,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from fedkd.config import Term
-from fedkd.reporting.drawing import (
-    CEILING,
-    ENSEMBLE,
-    GREY,
-    INK,
-    ORACLE,
-    PSEUDO,
-    SHADES,
-    STUDENT,
-    TEACHER,
-    Line,
-    Look,
-    canvas,
-    curves,
-    heat,
-    note,
-    panels,
-    percents,
-    scale,
-    style,
-)
+from fedkd.reporting import drawing as draw
 from fedkd.reporting.format import TIMES, as_float, byte_unit, percent, short
 
 PHASES = {
@@ -46,13 +26,13 @@ PHASES = {
     "distil": "#009E73",
     "start-up": "#eceef1",
 }
-WHO = {"student": STUDENT, "ensemble": ENSEMBLE}
+WHO = {"student": draw.STUDENT, "ensemble": draw.ENSEMBLE}
 # Neighbours in a stack differ in lightness too, for those who cannot tell the hues apart.
 _TERMS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#8a929a")
 _SIZE = (5.6, 3.5)
 
 
-@style()
+@draw.style()
 def accuracy_figure(
     rounds: Sequence[int],
     lines: Mapping[str, Sequence[float]],
@@ -67,30 +47,30 @@ def accuracy_figure(
         teachers: Client -> values per round: thin lines, or a band where there are many.
         levels: Horizontal lines `oracle` and `ceiling`.
     """
-    looks: dict[str, Look] = {
-        "pseudo-labels": {"color": PSEUDO, "ls": "--", "marker": "s", "ms": 3.5, "lw": 1.4},
-        "ensemble": {"color": ENSEMBLE, "marker": "D", "ms": 4, "lw": 1.8},
-        "student": {"color": STUDENT, "marker": "o", "ms": 5, "lw": 2.4},
+    looks: dict[str, draw.Look] = {
+        "pseudo-labels": {"color": draw.PSEUDO, "ls": "--", "marker": "s", "ms": 3.5, "lw": 1.4},
+        "ensemble": {"color": draw.ENSEMBLE, "marker": "D", "ms": 4, "lw": 1.8},
+        "student": {"color": draw.STUDENT, "marker": "o", "ms": 5, "lw": 2.4},
     }
-    thin: Look = {"color": TEACHER, "lw": 0.8, "marker": ".", "ms": 3, "alpha": 0.8}
+    thin: draw.Look = {"color": draw.TEACHER, "lw": 0.8, "marker": ".", "ms": 3, "alpha": 0.8}
     each = len(teachers) <= 12
     drawn = [
-        Line("" if place else "each teacher", rounds, [values], thin)
+        draw.Line("" if place else "each teacher", rounds, [values], thin)
         for place, values in enumerate(teachers.values() if each else ())
     ]
     if not each:
-        drawn.append(Line("teachers, mean", rounds, list(teachers.values()), thin, 0.22))
+        drawn.append(draw.Line("teachers, mean", rounds, list(teachers.values()), thin, 0.22))
     drawn += [
-        Line(name, rounds, [lines[name]], look)
+        draw.Line(name, rounds, [lines[name]], look)
         for name, look in looks.items()
         if np.isfinite(lines[name]).any()
     ]
-    colors = {"oracle": (ORACLE, ":"), "ceiling": (CEILING, (0, (5, 1.5, 1, 1.5)))}
-    bounds: list[tuple[float, Look]] = [
+    colors = {"oracle": (draw.ORACLE, ":"), "ceiling": (draw.CEILING, (0, (5, 1.5, 1, 1.5)))}
+    bounds: list[tuple[float, draw.Look]] = [
         (value, {"label": name, "color": colors[name][0], "ls": colors[name][1], "lw": 1.6})
         for name, value in levels.items()
     ]
-    figure = curves(drawn, "round", levels=bounds, size=_SIZE)
+    figure = draw.curves(drawn, "round", levels=bounds, size=_SIZE)
     (axes,) = figure.axes
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(rounds[0] - 0.3, rounds[-1] + 0.3)
@@ -129,7 +109,7 @@ def training_figures(
     return drawn
 
 
-@style()
+@draw.style()
 def loss_figure(
     terms: Mapping[str, Sequence[float]], rounds: Sequence[int], weights: Mapping[str, float]
 ) -> Figure:
@@ -144,15 +124,15 @@ def loss_figure(
     columns = 1 if len(names) <= 3 else 2
     rows = -(-len(names) // columns)
     height = max(2.6, (1.3 if columns == 1 else 1.75) * rows)
-    figure, grid = panels(5.6, height, rows, columns)
+    figure, grid = draw.panels(5.6, height, rows, columns)
     starts, label = _epochs(rounds)
     for axes, name in zip(grid, names):
         values = np.asarray(terms[name], dtype=float)
         for start in starts:
-            axes.axvline(start + 0.5, color=GREY, lw=0.9, ls=":")
-        color = INK if name == "total" else STUDENT
+            axes.axvline(start + 0.5, color=draw.GREY, lw=0.9, ls=":")
+        color = draw.INK if name == "total" else draw.STUDENT
         for start, end in pairwise([0, *starts, len(rounds)]):
-            one: Look = {"marker": "o", "ms": 3} if end - start == 1 else {}
+            one: draw.Look = {"marker": "o", "ms": 3} if end - start == 1 else {}
             axes.plot(range(start + 1, end + 1), values[start:end], color=color, lw=1.6, **one)
         known = values[np.isfinite(values)]
         if len(known) and known.min() > 0 and known.max() > 20 * known.min():
@@ -163,11 +143,11 @@ def loss_figure(
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     for axes in grid[len(names) :]:
         axes.set_axis_off()
-    figure.supxlabel(label, fontsize=8.5, color=GREY)
+    figure.supxlabel(label, fontsize=8.5, color=draw.GREY)
     return figure
 
 
-@style()
+@draw.style()
 def pull_figure(pulls: Mapping[str, Sequence[float]], rounds: Sequence[int]) -> Figure:
     """Share of each term in the sum of the terms' gradient norms, per epoch.
 
@@ -178,12 +158,12 @@ def pull_figure(pulls: Mapping[str, Sequence[float]], rounds: Sequence[int]) -> 
     """
     table = np.nan_to_num(np.asarray(list(pulls.values()), dtype=float))
     shares = 100 * table / np.maximum(table.sum(axis=0), 1e-30)
-    figure, axes = canvas(5.6, 2.6)
+    figure, axes = draw.canvas(5.6, 2.6)
     colors = [_TERMS[number % len(_TERMS)] for number in range(len(pulls))]
     axes.stackplot(range(1, len(rounds) + 1), shares, labels=list(pulls), colors=colors, lw=0)
     starts, label = _epochs(rounds)
     for start in starts:
-        axes.axvline(start + 0.5, color=GREY, lw=0.9, ls=":")
+        axes.axvline(start + 0.5, color=draw.GREY, lw=0.9, ls=":")
     axes.set_ylim(0, 100)
     axes.set_xlim(1, max(len(rounds), 2))
     axes.set_ylabel("share of the pull, %")
@@ -199,7 +179,7 @@ def _epochs(rounds: Sequence[int]) -> tuple[list[int], str]:
     return starts, "epoch" + (" (dotted: a new round begins)" if starts else "")
 
 
-@style()
+@draw.style()
 def class_figure(
     classes: Sequence[str], scores: Mapping[str, Sequence[float]], held: Sequence[int] = ()
 ) -> Figure:
@@ -214,7 +194,7 @@ def class_figure(
     across = min(25 if named else 100, len(classes))
     blocks = [range(i, min(i + across, len(classes))) for i in range(0, len(classes), across)]
     tall = 0.3 * len(scores) + (0.8 if named else 0.1)
-    figure, grid = panels(11.0, 0.4 + tall * len(blocks), len(blocks), 1)
+    figure, grid = draw.panels(11.0, 0.4 + tall * len(blocks), len(blocks), 1)
     below = [f"\n{count} clients" for count in held] if few and held else [""] * len(classes)
     for axes, block in zip(grid, blocks):
         rows = np.full((len(scores), across), np.nan)
@@ -223,19 +203,19 @@ def class_figure(
         names = [short(classes[c], 14) + below[c] for c in block] if named else []
         turn = 0 if few and max(map(len, names), default=0) < 30 // across + 12 else 45
         text = (lambda _row, _column, value: percent(value, 0, "")) if few else None
-        image = heat(axes, rows, SHADES, (0, 1), rows=list(scores), columns=names, turn=turn,
-                     text=text, fontsize=7)  # fmt: skip
+        shown: draw.Look = {"rows": list(scores), "columns": names, "turn": turn, "fontsize": 7}
+        image = draw.heat(axes, rows, draw.SHADES, (0, 1), text=text, **shown)
         if not named:
             axes.set_xticks([])
         for place in range(1, len(scores)):
             axes.axhline(place - 0.5, color="white", lw=1.5)
         for column in range(1, across) if named else ():
             axes.axvline(column - 0.5, color="white", lw=0.8)
-    scale(figure, image, grid, share=True, fraction=0.02)
+    draw.scale(figure, image, grid, share=True, fraction=0.02)
     return figure
 
 
-@style()
+@draw.style()
 def partition_figure(counts: ArrayLike, classes: Sequence[str], *, title: str = "") -> Figure:
     """Images per client and class as shades, with their numbers where there is room for them.
 
@@ -250,10 +230,10 @@ def partition_figure(counts: ArrayLike, classes: Sequence[str], *, title: str = 
     clients, number = table.shape
     roomy = clients <= 20 and number <= 40
     width = float(np.clip((0.5 if roomy else 0.16) * clients + 2.6, 5.6, 18))
-    figure, axes = canvas(width, float(np.clip(0.26 * number + 1.3, 3.5, 15)))
+    figure, axes = draw.canvas(width, float(np.clip(0.26 * number + 1.3, 3.5, 15)))
     sizes = table.sum(axis=1)
     names = [f"{client}\n{size:,}" if roomy else str(client) for client, size in enumerate(sizes)]
-    image = heat(
+    image = draw.heat(
         axes,
         table.T,
         "Blues",
@@ -268,11 +248,11 @@ def partition_figure(counts: ArrayLike, classes: Sequence[str], *, title: str = 
     )
     axes.set_title(title, fontsize=11)
     axes.set_xlabel("client, and all its images" if roomy else "client")
-    scale(figure, image, axes, "images of a class")
+    draw.scale(figure, image, axes, "images of a class")
     return figure
 
 
-@style()
+@draw.style()
 def agreement_figure(names: Sequence[str], table: ArrayLike, apart: int = 0) -> Figure:
     """Shares of samples on which two predictors name the same class.
 
@@ -283,9 +263,9 @@ def agreement_figure(names: Sequence[str], table: ArrayLike, apart: int = 0) -> 
     """
     count = len(names)
     size = float(np.clip(0.34 * count + 1.5, 3.9, 7.0))
-    figure, axes = canvas(size + 0.8, size)
+    figure, axes = draw.canvas(size + 0.8, size)
     written = (lambda _row, _column, value: f"{100 * value:.0f}") if count <= 14 else None
-    image = heat(axes, table, SHADES, (0, 1), text=written)
+    image = draw.heat(axes, table, draw.SHADES, (0, 1), text=written)
     axes.set_aspect("equal")
     figure.set_layout_engine("compressed")  # else names beside square cells are cut off
     step = max(1, -(-count // 30))
@@ -295,13 +275,13 @@ def agreement_figure(names: Sequence[str], table: ArrayLike, apart: int = 0) -> 
     turn = 90 if count > 6 else 0
     axes.set_xticks(marks, [names[i] for i in marks], rotation=turn, fontsize=small)
     if apart and count > apart:
-        for draw in (axes.axhline, axes.axvline):
-            draw(count - apart - 0.5, color="white", lw=2.5)
-    scale(figure, image, axes, share=True, fraction=0.045)
+        for rule in (axes.axhline, axes.axvline):
+            rule(count - apart - 0.5, color="white", lw=2.5)
+    draw.scale(figure, image, axes, share=True, fraction=0.045)
     return figure
 
 
-@style()
+@draw.style()
 def graph_figure(
     student: NDArray[Any],
     teachers: NDArray[Any],
@@ -317,7 +297,7 @@ def graph_figure(
         blocks: Runs of vertices that belong together: (name, how many).
         names: A name per vertex; of more than 24 none is shown.
     """
-    figure, grid = panels(11.0, 3.5, 1, 3)
+    figure, grid = draw.panels(11.0, 3.5, 1, 3)
     difference = student - teachers
     widest = max(0.1, float(np.nanmax(np.abs(difference), initial=0.0)))
     shown = [short(name, 10) for name in names] if len(names) <= 24 else []
@@ -331,7 +311,9 @@ def graph_figure(
     ):
         turn = 90 if max(map(len, shown), default=0) > 2 else 0
         limits = (-limit, limit)
-        image = heat(axes, edges, colors, limits, rows=shown, columns=shown, turn=turn, fontsize=7)
+        image = draw.heat(
+            axes, edges, colors, limits, rows=shown, columns=shown, turn=turn, fontsize=7
+        )
         axes.set_aspect("equal")
         axes.set_title(title)
         if blocks:
@@ -339,7 +321,7 @@ def graph_figure(
         elif not shown:
             axes.set_xticks([])
             axes.set_yticks([])
-        scale(figure, image, axes, fraction=0.046)
+        draw.scale(figure, image, axes, fraction=0.046)
     return figure
 
 
@@ -355,7 +337,7 @@ def _mark_blocks(axes: Axes, blocks: Sequence[tuple[str, int]]) -> None:
     axes.set_yticks(middles, text, fontsize=7)
 
 
-@style()
+@draw.style()
 def calibration_figure(sets: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Reliability diagrams: accuracy over confidence, with how many samples fall in each bin.
 
@@ -363,7 +345,7 @@ def calibration_figure(sets: Mapping[str, Mapping[str, Any]]) -> Figure:
         sets: Name -> `confidence`, `accuracy`, `counts` per bin and `ece`.
     """
     columns = max(1, len(sets))
-    figure, grid = panels(*_SIZE, 2, columns, height_ratios=(4, 1))
+    figure, grid = draw.panels(*_SIZE, 2, columns, height_ratios=(4, 1))
     for place, (name, bins) in enumerate(sets.items()):
         top, below = grid[place], grid[columns + place]
         right, sure, counts = (
@@ -371,9 +353,13 @@ def calibration_figure(sets: Mapping[str, Mapping[str, Any]]) -> Figure:
         )
         width = 1 / len(counts)
         left = np.arange(len(counts)) * width
-        drawn: Look = {"width": width * 0.92, "align": "edge", "color": WHO.get(name, TEACHER)}
+        drawn: draw.Look = {
+            "width": width * 0.92,
+            "align": "edge",
+            "color": WHO.get(name, draw.TEACHER),
+        }
         top.bar(left, np.nan_to_num(right), alpha=0.3, **drawn)
-        top.plot([0, 1], [0, 1], color=GREY, ls="--", lw=1)
+        top.plot([0, 1], [0, 1], color=draw.GREY, ls="--", lw=1)
         known = counts > 0
         top.plot(sure[known], right[known], color=drawn["color"], marker="o", ms=3.5, lw=1.4)
         top.set_title(f"{name} · ECE {100 * float(bins['ece']):.1f} %")
@@ -385,13 +371,13 @@ def calibration_figure(sets: Mapping[str, Mapping[str, Any]]) -> Figure:
         below.set_xlabel("confidence")
         for axes in (top, below):
             axes.set_xlim(0, 1)
-            percents(axes)
+            draw.percents(axes)
     grid[0].set_ylabel("accuracy")
     grid[columns].set_ylabel("samples")
     return figure
 
 
-@style()
+@draw.style()
 def stacked_figure(
     rounds: Sequence[int],
     groups: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
@@ -407,7 +393,7 @@ def stacked_figure(
         bytes: Amounts are bytes.
     """
     groups = {title: phases for title, phases in groups.items() if phases}
-    figure, grid = panels(*_SIZE, 1, len(groups))
+    figure, grid = draw.panels(*_SIZE, 1, len(groups))
     for axes, (title, phases) in zip(grid, groups.items()):
         largest = np.sum(list(phases.values()), axis=0).max() if bytes else 1.0
         unit, factor = byte_unit(largest)
@@ -416,11 +402,14 @@ def stacked_figure(
             for phase, ways in phases.items():
                 if place < len(ways):
                     height = sign * np.asarray(ways[place], dtype=float) / factor
-                    look: Look = {"color": PHASES.get(phase, TEACHER), "edgecolor": "white"}
+                    look: draw.Look = {
+                        "color": PHASES.get(phase, draw.TEACHER),
+                        "edgecolor": "white",
+                    }
                     label = "" if place else phase
                     axes.bar(rounds, height, 0.7, bottom=base, label=label, lw=0.5, **look)
                     base = base + height
-        axes.axhline(0, color=INK, lw=0.9)
+        axes.axhline(0, color=draw.INK, lw=0.9)
         axes.set_title(f"{title}, {unit}" if bytes else title)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
@@ -430,7 +419,7 @@ def stacked_figure(
     return figure
 
 
-@style()
+@draw.style()
 def cost_figure(
     sent: Sequence[float], accuracy: Sequence[float], rounds: Sequence[int], transfer: float | None
 ) -> Figure:
@@ -444,22 +433,22 @@ def cost_figure(
     """
     unit, factor = byte_unit(max([*sent, 1.0]))
     across = np.asarray(sent, dtype=float) / factor
-    line = Line(
-        "", across.tolist(), [accuracy], {"color": STUDENT, "marker": "o", "ms": 5, "lw": 2}
+    line = draw.Line(
+        "", across.tolist(), [accuracy], {"color": draw.STUDENT, "marker": "o", "ms": 5, "lw": 2}
     )
-    figure = curves([line], f"knowledge sent by all clients so far, {unit}", size=_SIZE)
+    figure = draw.curves([line], f"knowledge sent by all clients so far, {unit}", size=_SIZE)
     (axes,) = figure.axes
     step = max(1, -(-len(rounds) // 10))
     for x, y, number in list(zip(across, accuracy, rounds))[::step]:
         if np.isfinite(y):
-            note(axes, str(number), (x, y), (0, 6), ha="center", va="baseline")
+            draw.note(axes, str(number), (x, y), (0, 6), ha="center", va="baseline")
     widest = max(float(across.max()), (transfer or 0) / factor)
     if transfer:
         place = transfer / factor
-        axes.axvline(place, color=PSEUDO, ls="--", lw=1.3)
-        side: Look = {"ha": "right" if place > 0.5 * widest else "left", "va": "baseline"}
-        above: Look = {"xycoords": ("data", "axes fraction"), "color": PSEUDO}
-        note(axes, "transfer set, once to every client", (place, 1.02), **above, **side)
+        axes.axvline(place, color=draw.PSEUDO, ls="--", lw=1.3)
+        side: draw.Look = {"ha": "right" if place > 0.5 * widest else "left", "va": "baseline"}
+        above: draw.Look = {"xycoords": ("data", "axes fraction"), "color": draw.PSEUDO}
+        draw.note(axes, "transfer set, once to every client", (place, 1.02), **above, **side)
     axes.set_xlim(0, widest * 1.08)
     low, high = axes.get_ylim()
     spare = max(0.0, 0.1 - (high - low)) / 2  # a point more or less must not look like a cliff

@@ -6,39 +6,12 @@ import math
 import statistics
 from pathlib import Path
 
+from fedkd.reporting import format as fmt
 from fedkd.reporting import page
-from fedkd.reporting.format import (
-    count,
-    date,
-    duration,
-    finite,
-    human_bytes,
-    objective,
-    percent,
-    points,
-)
+from fedkd.reporting import run_cards as cards
+from fedkd.reporting import run_tables as tables
 from fedkd.reporting.page import Card, Page, Section, Tile
-from fedkd.reporting.run_cards import (
-    accuracy_card,
-    calibration_card,
-    classes_card,
-    cost_card,
-    partition_card,
-    relation_cards,
-    time_card,
-    traffic_card,
-    training_cards,
-)
 from fedkd.reporting.run_record import Found
-from fedkd.reporting.run_tables import (
-    clients_table,
-    promise_table,
-    refused_table,
-    results_table,
-    spent_table,
-    teachers_table,
-    traffic_table,
-)
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import Warned
 from fedkd.runs.privacy_statement import statement
@@ -61,9 +34,9 @@ def make_page(found: Found) -> Page:
     run, student = found.run, found.accuracy("student")
     done, wanted = len(found.rounds), run.experiment.rounds
     if found.summary and done >= wanted:
-        state = f"complete · {count(done, 'round')}"
+        state = f"complete · {fmt.count(done, 'round')}"
     elif done:
-        state = f"not complete · {done} of {count(wanted, 'round')} so far"
+        state = f"not complete · {done} of {fmt.count(wanted, 'round')} so far"
     else:
         state = f"no round of {wanted} has finished yet"
     degraded = [str(event.round) for event in found.rounds if event.status != "ok"]
@@ -77,8 +50,8 @@ def make_page(found: Found) -> Page:
         state=state,
         partial=not state.startswith("complete"),
         warning=f"no quorum in round {', '.join(degraded)}" if degraded else "",
-        remarks=[f"seed {run.experiment.seed}", date(run.path)],
-        headline=None if student is None else (percent(student), "student, test accuracy"),
+        remarks=[f"seed {run.experiment.seed}", fmt.date(run.path)],
+        headline=None if student is None else (fmt.percent(student), "student, test accuracy"),
         tiles=_tiles(found),
         notes=[f"The images could not be loaded, so figures that need them are missing: {problem}"]
         if problem
@@ -87,16 +60,21 @@ def make_page(found: Found) -> Page:
 
 
 def _sections(found: Found) -> list[Section]:
-    agree, *graphs = relation_cards(found)
-    learning = [*training_cards(found), calibration_card(found)]
-    costs = [traffic_card(found), cost_card(found), time_card(found), *_bytes(found)]
+    agree, *graphs = cards.relation_cards(found)
+    learning = [*cards.training_cards(found), cards.calibration_card(found)]
+    costs = [
+        cards.traffic_card(found),
+        cards.cost_card(found),
+        cards.time_card(found),
+        *_bytes(found),
+    ]
     promise = statement(found.run) is not None
     versions = found.run.read_json("versions.json")
     return [
         Section("results", "Results", _results(found)),
-        Section("accuracy", "Accuracy", [accuracy_card(found), classes_card(found)]),
+        Section("accuracy", "Accuracy", [cards.accuracy_card(found), cards.classes_card(found)]),
         Section("learning", "What the student learnt from", learning),
-        Section("clients", "Clients and their teachers", [partition_card(found), agree]),
+        Section("clients", "Clients and their teachers", [cards.partition_card(found), agree]),
         Section("relations", "What relations the student has taken over", graphs),
         Section("costs", "Bytes and time", costs),
         Section("privacy", "Privacy", _privacy(found) if promise else []),
@@ -108,7 +86,7 @@ def _sections(found: Found) -> list[Section]:
 def _sentence(found: Found) -> str:
     """What was done, in one sentence."""
     experiment, transfer = found.run.experiment, found.transfer
-    losses = objective((term.name, term.weight) for term in experiment.distillation.losses)
+    losses = fmt.objective((term.name, term.weight) for term in experiment.distillation.losses)
     fusion = " → ".join(rule.name for rule in experiment.fusion)
     models = dict.fromkeys(model.name for model in experiment.teachers.models)
     kind = "labelled" if transfer["labelled"] else "unlabelled"
@@ -123,12 +101,12 @@ def _tiles(found: Found) -> list[Tile]:
     """A few numbers worth a glance, after the student's accuracy."""
     tiles = []
     student, ensemble = found.accuracy("student"), found.accuracy("ensemble")
-    known = finite(found.last.teachers.values() if found.last else ())
+    known = fmt.finite(found.last.teachers.values() if found.last else ())
     median = statistics.median(known) if known else None
     for label, value in (("teacher ensemble", ensemble), ("median teacher", median)):
         if value is not None:
-            gap = f"student {points(student - value)}" if student is not None else ""
-            tiles.append(Tile(label, percent(value), gap))
+            gap = f"student {fmt.points(student - value)}" if student is not None else ""
+            tiles.append(Tile(label, fmt.percent(value), gap))
     size = found.summary.get("test", {}).get("size")
     if size and student is not None:
         half = 1.96 * math.sqrt(student * (1 - student) / size)
@@ -137,25 +115,25 @@ def _tiles(found: Found) -> list[Tile]:
     if sent := sum(message.up for message in answers):
         rounds = len({message.round for message in answers})
         per = sent / max(1, rounds * found.run.experiment.clients)
-        remark = f"{human_bytes(per)} per client, round"
-        tiles.append(Tile("knowledge sent", human_bytes(sent), remark))
+        remark = f"{fmt.human_bytes(per)} per client, round"
+        tiles.append(Tile("knowledge sent", fmt.human_bytes(sent), remark))
     if found.seconds:
         total = sum(found.seconds.values())
-        tiles.append(Tile("time", duration(total), count(len(found.rounds), "round")))
+        tiles.append(Tile("time", fmt.duration(total), fmt.count(len(found.rounds), "round")))
     return tiles
 
 
 def _results(found: Found) -> list[Card]:
     clients = found.run.experiment.clients
     return [
-        Card("", table=results_table(found)),
+        Card("", table=tables.results_table(found)),
         Card(
             "",
             "A teacher is judged on the public test images; the student also, by each client for "
             "itself, on private images that the client held out from training. Weight: the "
             "teacher's part in the fused labels of the last round.",
-            table=teachers_table(found),
-            fold=f"The {count(clients, 'teacher')}",
+            table=tables.teachers_table(found),
+            fold=f"The {fmt.count(clients, 'teacher')}",
             open=clients <= _MANY,
         ),
     ]
@@ -168,34 +146,34 @@ def _bytes(found: Found) -> list[Card]:
     if found.transfer["bytes"]:
         scale += (
             f" the {found.transfer['size']:,} images of the transfer set are "
-            f"{human_bytes(found.transfer['bytes'])} (uint8), sent to a client once if it does not "
-            "have them."
+            f"{fmt.human_bytes(found.transfer['bytes'])} (uint8), sent to a client once if it does "
+            "not have them."
         )
     if "parameters" in found.summary.get("student", {}):
-        weights = human_bytes(4 * found.summary["student"]["parameters"])
+        weights = fmt.human_bytes(4 * found.summary["student"]["parameters"])
         scale += (
             f" The student's weights are {weights}; averaging weights would move twice that per "
             "client and round."
         )
-    clients = clients_table(found)
+    clients = tables.clients_table(found)
     number = len(clients.rows)
-    title = f"Bytes per client ({count(number, 'client')}; ↓ to it, ↑ from it)"
+    title = f"Bytes per client ({fmt.count(number, 'client')}; ↓ to it, ↑ from it)"
     scaled = scale and f"For scale:{scale}"
     return [
-        Card("Bytes in total", scaled, table=traffic_table(found), wide=False),
+        Card("Bytes in total", scaled, table=tables.traffic_table(found), wide=False),
         Card(table=clients, fold=title, open=number <= _MANY),
     ]
 
 
 def _privacy(found: Found) -> list[Card]:
     return [
-        Card(table=promise_table(found)),
+        Card(table=tables.promise_table(found)),
         Card(
             "",
             "How many images of which class a client has stays with the client, and out of this "
             "page. Not protected: that a client takes part, and what else it sends about itself. "
             "Accuracy on the public test set costs nothing.",
-            table=spent_table(found),
+            table=tables.spent_table(found),
         ),
     ]
 
@@ -208,4 +186,4 @@ def _left_out(found: Found) -> Card:
         caption = "Nothing: no client has been asked yet."
     elif not shown:
         caption = "Nothing: every reply that was asked for came and was accepted."
-    return Card("", caption, table=refused_table(shown) if shown else None, notes=warnings)
+    return Card("", caption, table=tables.refused_table(shown) if shown else None, notes=warnings)

@@ -18,6 +18,7 @@ from fedkd.runs.events import (
     ReplyRefused,
     RoundFinished,
     holdout_accuracies,
+    seconds_by_phase,
 )
 from fedkd.runs.images import run_data
 from fedkd.runs.signature import read_signature
@@ -138,9 +139,6 @@ class Found:
     @cached_property
     def seconds(self) -> dict[str, float]:
         """Phase -> seconds of all rounds; `start-up` of whatever else there was."""
-        sums: dict[str, float] = {}
-        for event in self.rounds:
-            for phase, spent in event.seconds.items():
-                sums[phase] = sums.get(phase, 0.0) + spent
+        sums = seconds_by_phase(self.rounds)
         rest = self.summary.get("seconds", {}).get("total", 0.0) - sum(sums.values())
         return {**sums, "start-up": rest} if rest > 0.05 else sums

@@ -17,6 +17,7 @@ from fedkd.runs.events import (
     ReplyRefused,
     RoundFinished,
     holdout_accuracies,
+    seconds_by_phase,
 )
 from fedkd.runs.privacy_statement import statement, write_statement
 from fedkd.runs.results import RefusedRecord, ScoresRecord, StudentRecord, Summary, Traffic
@@ -75,7 +76,7 @@ def summarise(server: Server, *, seconds: float) -> Summary:
         "degraded_rounds": [event.round for event in rounds if event.status != "ok"],
         "refused": [cast(RefusedRecord, asdict(event)) for event in run.events(ReplyRefused)],
         "bytes": bytes_by_phase(run.messages()),
-        "seconds": _seconds(rounds) | {"total": seconds},
+        "seconds": seconds_by_phase(rounds) | {"total": seconds},
     }
     if not experiment.promises:
         summary["class_counts"] = counts.tolist()
@@ -96,14 +97,6 @@ def bytes_by_phase(messages: list[MessageCounted]) -> dict[str, Traffic]:
         phase = totals.setdefault(message.phase, {"down": 0, "up": 0})
         phase["down"] += message.down
         phase["up"] += message.up
-    return totals
-
-
-def _seconds(rounds: list[RoundFinished]) -> dict[str, float]:
-    totals: dict[str, float] = {}
-    for event in rounds:
-        for phase, spent in event.seconds.items():
-            totals[phase] = totals.get(phase, 0.0) + spent
     return totals
 
 

@@ -6,6 +6,7 @@ left out of it. Only what is declared here is read: a file of another version ma
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -241,3 +242,11 @@ def read_messages(path: Path) -> list[MessageCounted]:
 def holdout_accuracies(events: Iterable[ClientEvaluated]) -> dict[int, float]:
     """Client -> share of its held-out images that the student gets right, of its last report."""
     return {e.client: e.holdout_right / e.holdout_total for e in events if e.holdout_total}
+
+
+def seconds_by_phase(rounds: Iterable[RoundFinished]) -> dict[str, float]:
+    """Phase -> seconds of all rounds."""
+    sums: Counter[str] = Counter()
+    for event in rounds:
+        sums.update(event.seconds)
+    return dict(sums)

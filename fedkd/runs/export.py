@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.build import data_root
-from fedkd.config import Component, ConfigError
+from fedkd.config import ConfigError
 from fedkd.data.pictures import SUFFIXES, read_picture, shown
 from fedkd.data.splits import FederatedData
 from fedkd.io.extras import extra
@@ -95,16 +95,6 @@ def load_student(run: RunDirectory, data: FederatedData | None = None) -> Networ
         ConfigError: there is no student yet, or one of its files is damaged.
     """
     return _load(run, signature_of(run, data))
-
-
-def load_assistants(run: RunDirectory) -> list[Network]:
-    """The networks between teachers and student (`distillation.assistants`), large to small."""
-    signature = signature_of(run)
-    states = _checkpoint(run).get("assistants", [])
-    return [
-        _filled(run, signature, model, state)
-        for model, state in zip(signature.assistants, states, strict=True)
-    ]
 
 
 def signature_of(run: RunDirectory, data: FederatedData | None = None) -> Signature:
@@ -256,21 +246,8 @@ def _images(student: Trained) -> tuple[Tensor, str | None]:
 
 
 def _load(run: RunDirectory, signature: Signature) -> Network:
-    return _filled(run, signature, signature.student, _checkpoint(run)["student"])
-
-
-def _checkpoint(run: RunDirectory) -> State:
-    checkpoint = run.load_checkpoint()
-    if checkpoint is not None and "student" in checkpoint:
-        return checkpoint
-    if any((run.path / "checkpoints").glob("round-*.pt")):
-        raise ConfigError(f"{run.path}: none of the checkpoints in checkpoints/ can be read")
-    raise ConfigError(f"{run.path} has no student yet: no round has finished")
-
-
-def _filled(
-    run: RunDirectory, signature: Signature, model: Component, state: dict[str, Tensor]
-) -> Network:
+    model = signature.student
+    state = _checkpoint(run)["student"]
     network = signature.network(model, run)
     try:
         network.load_state_dict(state)
@@ -281,6 +258,15 @@ def _filled(
             f"({reason})"
         ) from None
     return network.eval()
+
+
+def _checkpoint(run: RunDirectory) -> State:
+    checkpoint = run.load_checkpoint()
+    if checkpoint is not None and "student" in checkpoint:
+        return checkpoint
+    if any((run.path / "checkpoints").glob("round-*.pt")):
+        raise ConfigError(f"{run.path}: none of the checkpoints in checkpoints/ can be read")
+    raise ConfigError(f"{run.path} has no student yet: no round has finished")
 
 
 def _write_torch(student: nn.Module, images: Tensor, path: Path, about: str) -> Tensor:

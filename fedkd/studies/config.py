@@ -10,10 +10,27 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BeforeValidator, Field, model_validator
 
 from fedkd.config import ConfigError, Section, overridden
+from fedkd.registry import nearest
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 #: Name of a row: also of its folder.
 RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+
+Only = Annotated[
+    tuple[str, ...] | None,
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    Field(description="methods to run; default: all"),
+]
+
+
+def check_only(only: Sequence[str] | None, known: list[str]) -> None:
+    """Raises `ValueError` if a method that is to be run does not exist."""
+    for name in only or ():
+        if name not in known:
+            raise ValueError(
+                f"only: there is no method {name!r}{nearest(name, known)} "
+                f"(methods: {', '.join(known)})"
+            )
 
 
 def distinct(values: Sequence[object], where: str) -> None:

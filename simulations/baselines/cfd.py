@@ -11,20 +11,9 @@ from torch import Tensor
 from fedkd.models.network import Network
 from fedkd.rounds import ExperimentContext
 from fedkd.training.evaluation import predict
-from simulations.baselines import BASELINES
+from simulations.baselines import BASELINES, loop
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.fedavg import at_least_one
-from simulations.baselines.loop import (
-    RoundLog,
-    distill_client,
-    distill_server,
-    fresh_student,
-    fresh_teachers,
-    local_round,
-    log_of,
-    model,
-    one_hot,
-)
 from simulations.baselines.traffic import Arrays, MessageMeter
 
 
@@ -46,8 +35,8 @@ class CFD(Baseline):
 
     def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds."""
-        log = RoundLog(context, on_round)
-        networks, student = fresh_teachers(context), fresh_student(context)
+        log = loop.RoundLog(context, on_round)
+        networks, student = loop.fresh_teachers(context), loop.fresh_student(context)
         images = context.data.transfer.images.images
         classes = len(context.data.classes)
         zeros = np.zeros(len(images), np.int64)
@@ -58,26 +47,30 @@ class CFD(Baseline):
         def learn(number: int, client: int, network: Network, received: Arrays) -> None:
             labels = decoded(received["labels"], received_before[client], classes)
             received_before[client] = labels
-            logits = log_of(one_hot(torch.from_numpy(labels), classes))
-            distill_client(context, network, client, number, logits, epochs=self.digest_epochs)
+            logits = loop.log_of(loop.one_hot(torch.from_numpy(labels), classes))
+            loop.distill_client(context, network, client, number, logits, epochs=self.digest_epochs)
 
         def answer(client: int, network: Network) -> Arrays:
             return {"labels": coded(_winners(network, images), sent[client], classes)}
 
         for number in range(1, context.experiment.rounds + 1):
             meter = MessageMeter(number)
-            answers = local_round(context, networks, meter, [news] * len(networks), learn, answer)
+            answers = loop.local_round(
+                context, networks, meter, [news] * len(networks), learn, answer
+            )
             sent[:] = [
                 decoded(answer["labels"].numpy(), before, classes)
                 for answer, before in zip(answers, sent, strict=True)
             ]
-            hard = [one_hot(torch.from_numpy(labels), classes) for labels in sent]
-            distill_server(context, student, log_of(torch.stack(hard).mean(dim=0)), number)
+            hard = [loop.one_hot(torch.from_numpy(labels), classes) for labels in sent]
+            loop.distill_server(
+                context, student, loop.log_of(torch.stack(hard).mean(dim=0)), number
+            )
             labels = _winners(student, images)
             news = {"labels": coded(labels, server_before, classes)}
             server_before = labels
-            log.end_round([model(student)], meter)
-        return log.outcome([model(student)], uses_transfer=True)
+            log.end_round([loop.model(student)], meter)
+        return log.outcome([loop.model(student)], uses_transfer=True)
 
 
 def coded(labels: np.ndarray, before: np.ndarray, classes: int) -> np.ndarray:

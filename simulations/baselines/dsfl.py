@@ -10,19 +10,9 @@ from torch import Tensor
 from fedkd.models.network import Network
 from fedkd.rounds import ExperimentContext
 from fedkd.training.evaluation import predict
-from simulations.baselines import BASELINES
+from simulations.baselines import BASELINES, loop
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.fedavg import at_least_one
-from simulations.baselines.loop import (
-    RoundLog,
-    distill_client,
-    distill_server,
-    fresh_student,
-    fresh_teachers,
-    local_round,
-    log_of,
-    model,
-)
 from simulations.baselines.traffic import Arrays, MessageMeter
 
 
@@ -57,14 +47,14 @@ class DSFL(Baseline):
 
     def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds."""
-        log = RoundLog(context, on_round)
-        networks, student = fresh_teachers(context), fresh_student(context)
+        log = loop.RoundLog(context, on_round)
+        networks, student = loop.fresh_teachers(context), loop.fresh_student(context)
         images = context.data.transfer.images.images
         shared: Arrays | None = None
 
         def learn(number: int, client: int, network: Network, received: Arrays) -> None:
-            logits = log_of(torch.tensor(received["probabilities"]))
-            distill_client(context, network, client, number, logits, epochs=self.digest_epochs)
+            logits = loop.log_of(torch.tensor(received["probabilities"]))
+            loop.distill_client(context, network, client, number, logits, epochs=self.digest_epochs)
 
         def answer(_client: int, network: Network) -> Arrays:
             return {"probabilities": predict(network, images).softmax(dim=1).numpy()}
@@ -72,14 +62,14 @@ class DSFL(Baseline):
         for number in range(1, context.experiment.rounds + 1):
             meter = MessageMeter(number)
             news = [shared] * len(networks)
-            answers = local_round(context, networks, meter, news, learn, answer)
+            answers = loop.local_round(context, networks, meter, news, learn, answer)
             together = torch.stack([answer["probabilities"] for answer in answers]).mean(dim=0)
             if self.aggregation == "era":
                 together = sharpened(together, self.temperature)
             shared = {"probabilities": together.numpy()}
-            distill_server(context, student, log_of(together), number)
-            log.end_round([model(student)], meter)
-        return log.outcome([model(student)], uses_transfer=True)
+            loop.distill_server(context, student, loop.log_of(together), number)
+            log.end_round([loop.model(student)], meter)
+        return log.outcome([loop.model(student)], uses_transfer=True)
 
 
 def sharpened(probabilities: Tensor, temperature: float) -> Tensor:

@@ -9,18 +9,9 @@ from torch import Tensor
 from fedkd.randomness import stream
 from fedkd.rounds import ExperimentContext
 from fedkd.training.evaluation import predict
-from simulations.baselines import BASELINES
+from simulations.baselines import BASELINES, loop
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.local_only import trained_alone
-from simulations.baselines.loop import (
-    RoundLog,
-    distill_server,
-    fresh_student,
-    log_of,
-    model,
-    one_hot,
-    tensors,
-)
 from simulations.baselines.traffic import MessageMeter, read
 
 
@@ -48,7 +39,7 @@ class PateVote(Baseline):
 
     def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """One round."""
-        log = RoundLog(context, on_round)
+        log = loop.RoundLog(context, on_round)
         images, meter = context.data.transfer.images.images, MessageMeter(1)
         classes = len(context.data.classes)
         votes = []
@@ -56,14 +47,14 @@ class PateVote(Baseline):
             names = predict(network, images).argmax(dim=1).numpy()
             names = names.astype(np.uint8 if classes <= 256 else np.uint16)
             reply = meter.answer(meter.ask(client), {"votes": names})
-            votes.append(tensors(read(reply))["votes"].long())
+            votes.append(loop.tensors(read(reply))["votes"].long())
         generator = stream(context.experiment.seed, "vote")
         winning = winners(torch.stack(votes), classes, self.sigma, generator)
-        student = fresh_student(context)
-        hard = log_of(one_hot(winning, classes))
-        distill_server(context, student, hard, 1, times=context.experiment.rounds)
-        log.end_round([model(student)], meter)
-        return log.outcome([model(student)], uses_transfer=True)
+        student = loop.fresh_student(context)
+        hard = loop.log_of(loop.one_hot(winning, classes))
+        loop.distill_server(context, student, hard, 1, times=context.experiment.rounds)
+        log.end_round([loop.model(student)], meter)
+        return log.outcome([loop.model(student)], uses_transfer=True)
 
 
 def winners(votes: Tensor, classes: int, sigma: float, generator: torch.Generator) -> Tensor:

@@ -19,12 +19,8 @@ import configs
 from fedkd import __version__
 from fedkd.io.text import PlainFormatter
 from simulations.cli import deploy, privacy, show
-from simulations.cli.ablate import ablate
-from simulations.cli.attack import attack
 from simulations.cli.audit import audit
-from simulations.cli.compare import compare
 from simulations.cli.contribution import contribution
-from simulations.cli.distill import distill
 from simulations.cli.listing import list_things
 from simulations.cli.partition import partition
 from simulations.cli.quarantine import quarantine
@@ -32,6 +28,7 @@ from simulations.cli.report import report
 from simulations.cli.run import run
 from simulations.cli.status import status
 from simulations.cli.students import export, predict
+from simulations.cli.studies import ablate, attack, compare, distill
 from simulations.cli.unlearn import unlearn
 from simulations.cli.usage import explain, run_app
 from simulations.failures import INTERRUPTED, OUTPUT_GONE, USER_ERROR, failure_of, one_line

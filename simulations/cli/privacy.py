@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fedkd.config import ConfigError
-from simulations.cli.arguments import Config, Overrides, Trust
+from simulations.cli.arguments import Config, Overrides, Trust, a_study, keys
 from simulations.cli.configs import load
 from simulations.cli.study import Resume, run_command
 
@@ -16,12 +16,8 @@ app = typer.Typer(no_args_is_help=True, help="Budgets: plan one, sweep over seve
 
 @app.command()
 def sweep(
-    config: Annotated[
-        str | None, typer.Argument(help="a YAML file, e.g. configs/privacy/digits.yaml")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, e.g. seeds=[0,1] experiment.rounds=2")
-    ] = None,
+    config: Annotated[str | None, a_study("privacy/digits.yaml")] = None,
+    overrides: Annotated[list[str] | None, keys("seeds=[0,1] experiment.rounds=2")] = None,
     epsilon: Annotated[
         str | None, typer.Option(help="budgets instead of the config's, e.g. inf,10,5,2,1")
     ] = None,

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from fedkd.config import Component, ConfigError, Experiment, Section
-from fedkd.registry import nearest
-from fedkd.studies.config import Name, RowName, StudyConfig, changed, distinct
+from fedkd.studies.config import Name, Only, RowName, StudyConfig, changed, check_only, distinct
 from simulations.baselines import BASELINES
 from simulations.compare.entries import Entry, label, measured
 
@@ -84,20 +83,13 @@ class Comparison(SideBySideConfig):
     study: Literal["compare"] = "compare"
     name: Name = "compare"
     methods: Annotated[tuple[Method, ...], BeforeValidator(_methods)] = Field(min_length=1)
-    only: Annotated[
-        tuple[str, ...] | None, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
-    ] = Field(default=None, description="methods to run; default: all")
+    only: Only = None
 
     @model_validator(mode="after")
     def _no_name_twice(self) -> Comparison:
         names = [method.name for method in self.methods]
         distinct(names, "methods")
-        for name in self.only or ():
-            if name not in names:
-                raise ValueError(
-                    f"only: there is no method {name!r}{nearest(name, names)} "
-                    f"(methods: {', '.join(names)})"
-                )
+        check_only(self.only, names)
         return self
 
     def entries(self) -> list[Entry]:

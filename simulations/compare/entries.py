@@ -38,14 +38,14 @@ class Entry:
         return self.experiment.model_copy(update={"seed": seed})
 
 
-def measured(experiment: Experiment) -> Experiment:
+def measured(experiment: Experiment, *, clients: bool = True) -> Experiment:
     """The experiment with evaluation as all methods get it.
 
     The teachers' test answers and the label-trained baselines of a run cost time and messages
     and change no student.
     """
     evaluation = experiment.evaluation.model_copy(
-        update={"teachers": False, "clients": True, "baselines": ()}
+        update={"teachers": False, "clients": clients, "baselines": ()}
     )
     return experiment.model_copy(update={"evaluation": evaluation})
 

@@ -8,26 +8,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from fedkd.reporting.drawing import (
-    COLORS,
-    GREY,
-    MARKERS,
-    STUDENT,
-    Line,
-    Look,
-    canvas,
-    curves,
-    heat,
-    panels,
-    percents,
-    style,
-)
+from fedkd.reporting import drawing as draw
 from fedkd.reporting.format import number, short
 
 _DASHES = ("--", ":", "-.")
 
 
-def looks(kinds: Mapping[str, str]) -> dict[str, Look]:
+def looks(kinds: Mapping[str, str]) -> dict[str, draw.Look]:
     """Name -> look, from name -> kind: fedkd's rows solid and wide, baselines broken and thin."""
     counts = {True: 0, False: 0}
     found = {}
@@ -35,12 +22,12 @@ def looks(kinds: Mapping[str, str]) -> dict[str, Look]:
         ours = kind == "fedkd"
         place = counts[ours]
         counts[ours] += 1
-        dashes = "-" if ours else _DASHES[place // len(COLORS) % len(_DASHES)]
+        dashes = "-" if ours else _DASHES[place // len(draw.COLORS) % len(_DASHES)]
         # Baselines start elsewhere in colours and markers: the first ones differ from fedkd's.
         place += 0 if ours else 2
         found[name] = {
-            "color": COLORS[place % len(COLORS)],
-            "marker": MARKERS[place % len(MARKERS)],
+            "color": draw.COLORS[place % len(draw.COLORS)],
+            "marker": draw.MARKERS[place % len(draw.MARKERS)],
             "ls": dashes,
             "lw": 2.4 if ours else 1.2,
         }
@@ -48,7 +35,7 @@ def looks(kinds: Mapping[str, str]) -> dict[str, Look]:
 
 
 def rounds_figure(
-    rounds: Mapping[str, Sequence[Sequence[float]]], shown: Mapping[str, Look]
+    rounds: Mapping[str, Sequence[Sequence[float]]], shown: Mapping[str, draw.Look]
 ) -> Figure:
     """Test accuracy per round: mean over seeds, and from lowest to highest.
 
@@ -57,15 +44,16 @@ def rounds_figure(
         shown: Name -> look.
     """
     longest = range(1, 1 + max(len(seed) for seeds in rounds.values() for seed in seeds))
-    lines = [Line(name, longest, seeds, shown[name], 0.1) for name, seeds in rounds.items()]
-    figure = curves(lines, "round")
+    lines = [draw.Line(name, longest, seeds, shown[name], 0.1) for name, seeds in rounds.items()]
+    figure = draw.curves(lines, "round")
     figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
-@style()
+@draw.style()
 def traffic_figure(
-    traffic: Mapping[str, tuple[Sequence[float], Sequence[float], float]], shown: Mapping[str, Look]
+    traffic: Mapping[str, tuple[Sequence[float], Sequence[float], float]],
+    shown: Mapping[str, draw.Look],
 ) -> Figure:
     """Test accuracy over megabytes sent so far; what sends nothing is a level.
 
@@ -81,10 +69,10 @@ def traffic_figure(
             levels.append((accuracy[-1], {**look, "label": short(name, 26), "marker": ""}))
             continue
         megabytes = [each / 1e6 for each in size]
-        lines.append(Line(name, megabytes, [accuracy], look))
+        lines.append(draw.Line(name, megabytes, [accuracy], look))
         if transfer > 0:
             ends.append((megabytes[-1], megabytes[-1] + transfer / 1e6, accuracy[-1], look))
-    figure = curves(lines, "megabytes, all clients, both ways", levels=levels)
+    figure = draw.curves(lines, "megabytes, all clients, both ways", levels=levels)
     (axes,) = figure.axes
     for start, paid, height, look in ends:
         color, marker = look["color"], look["marker"]
@@ -98,7 +86,7 @@ def traffic_figure(
     return figure
 
 
-@style()
+@draw.style()
 def budget_figure(
     order: Sequence[str],
     students: Mapping[str, Mapping[str, Sequence[float]]],
@@ -113,25 +101,32 @@ def budget_figure(
     """
     lines = []
     for place, (name, student) in enumerate(students.items()):
-        look: Look = {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)]}
+        look: draw.Look = {
+            "color": draw.COLORS[place % len(draw.COLORS)],
+            "marker": draw.MARKERS[place % len(draw.MARKERS)],
+        }
         thin = {**look, "ls": "--", "ms": 3, "lw": 1.1}
         lines.append(_over(order, name, student, {**look, "ms": 5, "lw": 2.0}, 0.12))
         lines.append(_over(order, f"{name}, teachers", teachers.get(name, {}), thin, 0))
-    figure = curves(lines, "epsilon")
+    figure = draw.curves(lines, "epsilon")
     figure.axes[0].set_xticks(range(len(order)), order)
     return figure
 
 
 def _over(
-    order: Sequence[str], label: str, cells: Mapping[str, Sequence[float]], look: Look, band: float
-) -> Line:
+    order: Sequence[str],
+    label: str,
+    cells: Mapping[str, Sequence[float]],
+    look: draw.Look,
+    band: float,
+) -> draw.Line:
     """A line over those of the budgets that are known, as far as all seeds are."""
     places = [place for place, budget in enumerate(order) if budget in cells]
     runs = zip(*(cells[order[place]] for place in places))
-    return Line(label, places, [list(run) for run in runs], look, band)
+    return draw.Line(label, places, [list(run) for run in runs], look, band)
 
 
-@style()
+@draw.style()
 def heat_figure(
     rows: Sequence[str],
     columns: Sequence[str],
@@ -152,14 +147,14 @@ def heat_figure(
     table = np.asarray(
         [[np.nan if value is None else value for value in line] for line in values], dtype=float
     )
-    figure, axes = canvas(11.0, 1.0 + 0.32 * len(rows))
+    figure, axes = draw.canvas(11.0, 1.0 + 0.32 * len(rows))
     low, high = (0.0, 1.0) if full else (float(np.nanmin(table)), float(np.nanmax(table)))
 
     def text(_row: int, _column: int, value: float) -> str:
         return number(100 * value, ".0f" if full else ".1f") if np.isfinite(value) else ""
 
     names = [short(name, 18) for name in columns]
-    heat(
+    draw.heat(
         axes,
         table,
         "YlGnBu",
@@ -174,7 +169,7 @@ def heat_figure(
     return figure
 
 
-@style()
+@draw.style()
 def effects_figure(effects: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Main effects: one panel per factor, a dot per cell, a bar at each choice's mean.
 
@@ -182,7 +177,7 @@ def effects_figure(effects: Mapping[str, Mapping[str, Sequence[float]]]) -> Figu
         effects: Factor -> choice -> final accuracy of each cell that has it.
     """
     widths = [1 + len(choices) for choices in effects.values()]
-    figure, grid = panels(11.0, 3.6, 1, len(effects), width_ratios=widths)
+    figure, grid = draw.panels(11.0, 3.6, 1, len(effects), width_ratios=widths)
     everything = [v for choices in effects.values() for cells in choices.values() for v in cells]
     low, high = min(everything), max(everything)
     room = 0.1 * max(high - low, 0.01)
@@ -190,14 +185,14 @@ def effects_figure(effects: Mapping[str, Mapping[str, Sequence[float]]]) -> Figu
         means = [float(np.mean(cells)) if cells else np.nan for cells in choices.values()]
         places = range(len(means))
         for place, cells in enumerate(choices.values()):
-            axes.plot([place] * len(cells), cells, ".", color=GREY, ms=5, alpha=0.7)
-        axes.plot(places, means, color=STUDENT, lw=1.2, alpha=0.5)
-        axes.plot(places, means, color=STUDENT, ls="", marker="_", ms=22, mew=2.6)
+            axes.plot([place] * len(cells), cells, ".", color=draw.GREY, ms=5, alpha=0.7)
+        axes.plot(places, means, color=draw.STUDENT, lw=1.2, alpha=0.5)
+        axes.plot(places, means, color=draw.STUDENT, ls="", marker="_", ms=22, mew=2.6)
         axes.set_xlim(-0.6, len(means) - 0.4)
         axes.set_ylim(low - room, high + room)
-        slanted: Look = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"}
+        slanted: draw.Look = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"}
         axes.set_xticks(places, [short(name, 24) for name in choices], **slanted)
-        percents(axes, decimals=None)
+        draw.percents(axes, decimals=None)
         axes.tick_params(labelleft=axes is grid[0])
         axes.set_title(short(factor, 12 * width))
     grid[0].set_ylabel("final test accuracy")

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from fedkd.config import Experiment
 from fedkd.studies.config import Name, RowName, changed, distinct
 from simulations.compare.config import SideBySideConfig
-from simulations.compare.entries import Entry, label
+from simulations.compare.entries import Entry, label, measured
 
 # Where a mechanism lives in the config, and so where its epsilon goes.
 PLACES = ("teachers.privacy", "release")
@@ -54,11 +54,7 @@ class Sweep(SideBySideConfig):
 
     def entries(self) -> list[Entry]:
         """The rows: mechanisms outside, budgets inside. Raises `ConfigError`."""
-        base = self.base_experiment
-        quiet = base.evaluation.model_copy(
-            update={"teachers": False, "clients": False, "baselines": ()}
-        )
-        base = base.model_copy(update={"evaluation": quiet})
+        base = measured(self.base_experiment, clients=False)
         return [
             _entry(base, name, changes, epsilon)
             for name, changes in self.mechanisms.items()

@@ -7,9 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from fedkd.config import Component, NamedList, Optimizer, Positive, Section, Term, Terms
-from fedkd.registry import nearest
-from fedkd.studies.config import Name, RowName, StudyConfig, changed
+from fedkd.config import Component, NamedList, Optimizer, Positive, Section, Student, Term, Terms
+from fedkd.studies.config import Name, Only, RowName, StudyConfig, changed, check_only
 
 BASELINE = "student"
 """Name of the method that has no teacher; every study runs it."""
@@ -79,12 +78,6 @@ class Teachers(Training):
     def train_of(self, number: int) -> int | None:
         """How many images a teacher is trained on; None: those in use."""
         return self.train[number] if isinstance(self.train, tuple) else self.train
-
-
-class Student(Section):
-    """The student's network."""
-
-    model: Component = Component(name="cnn_small")
 
 
 class Distillation(Training):
@@ -159,9 +152,7 @@ class DistillConfig(StudyConfig):
     methods: dict[RowName, dict[str, Any]] = Field(
         default={}, description="name -> losses, or changes"
     )
-    only: Annotated[
-        tuple[str, ...] | None, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
-    ] = Field(default=None, description="methods to run; default: all")
+    only: Only = None
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -173,13 +164,7 @@ class DistillConfig(StudyConfig):
 
     @model_validator(mode="after")
     def _only_what_there_is(self) -> DistillConfig:
-        known = [BASELINE, *self.methods]
-        for name in self.only or ():
-            if name not in known:
-                raise ValueError(
-                    f"only: there is no method {name!r}{nearest(name, known)} "
-                    f"(methods: {', '.join(known)})"
-                )
+        check_only(self.only, [BASELINE, *self.methods])
         return self
 
     def runs(self) -> dict[str, Central]:

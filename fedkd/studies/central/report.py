@@ -7,21 +7,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from fedkd.io.records import read_json
+from fedkd.reporting import format as fmt
 from fedkd.reporting import page
-from fedkd.reporting.format import (
-    DASH,
-    MINUS,
-    confidence,
-    count,
-    date,
-    duration,
-    number,
-    objective,
-    percent,
-    points,
-    seeds,
-    spread,
-)
+from fedkd.reporting.format import seeds
 from fedkd.reporting.page import Card, Page, Section, Tile
 from fedkd.reporting.run_figures import training_figures
 from fedkd.reporting.table import Cell, Column, Row, Table, numbers
@@ -80,10 +68,10 @@ def make_page(study: DistillConfig, folder: Path, found: Record) -> Page:
         sections=sections,
         footer=folder.name,
         state="complete" if found["finished"]
-        else f"not complete · {done} of {count(total, 'student')} so far",
+        else f"not complete · {done} of {fmt.count(total, 'student')} so far",
         partial=not found["finished"],
-        remarks=[seeds(study.seeds), date(folder)],
-        headline=(spread(tried[0][1]["last"], unit=" %"), f"{tried[0][0]}, last epoch")
+        remarks=[seeds(study.seeds), fmt.date(folder)],
+        headline=(fmt.spread(tried[0][1]["last"], unit=" %"), f"{tried[0][0]}, last epoch")
         if tried
         else None,
         tiles=_tiles(found),
@@ -102,13 +90,13 @@ def methods_table(found: Record) -> Table:
     rows = []
     for place, row in enumerate(found["teachers"]):
         name = f"teacher {place}" if len(found["teachers"]) > 1 else "teacher"
-        size = f", {count(row['parameters'], 'parameter')}" if row["parameters"] else ""
+        size = f", {fmt.count(row['parameters'], 'parameter')}" if row["parameters"] else ""
         source = f"read from {row['source']}" if row["source"] else "trained here"
         first = Cell(name, f"{row['model']}{size}, {source}")
         rows.append(Row([first, row["model"], *_numbers(row)], key="ensemble"))
     for place, (name, row) in enumerate(_ranked(found)):
         alone = name == BASELINE
-        losses = objective((term["name"], term["weight"]) for term in row["losses"])
+        losses = fmt.objective((term["name"], term["weight"]) for term in row["losses"])
         about = "cross entropy, no teacher" if alone and losses == "ce" else losses
         if row["assistants"]:
             way = (
@@ -136,8 +124,8 @@ def _ranked(found: Record) -> list[tuple[str, Record]]:
 
 
 def _numbers(row: Record, gain: str = "", share: str = "", seeds: str = "") -> list[str | Cell]:
-    speed, spent = number(row["images_per_second"]), duration(row["seconds"])
-    last, best = spread(row["last"]), spread(row["best"])
+    speed, spent = fmt.number(row["images_per_second"]), fmt.duration(row["seconds"])
+    last, best = fmt.spread(row["last"]), fmt.spread(row["best"])
     return [Cell(last, strong=True), gain, share, best, seeds, speed, spent]
 
 
@@ -147,11 +135,11 @@ def _gain(name: str, row: Record, found: Record) -> tuple[str, str]:
     if name == BASELINE or not alone["last"] or not row["last"]:
         return "", ""
     difference = row["last"]["mean"] - alone["last"]["mean"]
-    gain = points(difference, 2, "")
+    gain = fmt.points(difference, 2, "")
     if len(gains := _gains(row, alone)) > 1:
-        gain += f" ± {100 * confidence(gains)[1]:.2f}"
+        gain += f" ± {100 * fmt.confidence(gains)[1]:.2f}"
     lead = max(_finished_teachers(found), default=0.0) - alone["last"]["mean"]
-    share = percent(difference / lead, 0).replace("-", MINUS) if lead > 0.002 else DASH
+    share = fmt.percent(difference / lead, 0).replace("-", fmt.MINUS) if lead > 0.002 else fmt.DASH
     return gain, share
 
 
@@ -173,8 +161,8 @@ def _sentence(study: DistillConfig, found: Record) -> str:
     recipe = study.experiment.distillation
     return (
         f"One {found['student']} learns from {teachers} on {found['dataset']} by "
-        f"{count(len(found['methods']) - 1, 'method')}, and alone. "
-        f"{count(recipe.epochs, 'epoch')}, batches "
+        f"{fmt.count(len(found['methods']) - 1, 'method')}, and alone. "
+        f"{fmt.count(recipe.epochs, 'epoch')}, batches "
         f"of {recipe.batch_size}, {recipe.optimizer.name} at {recipe.optimizer.lr:g}, "
         f"{recipe.augment}, {recipe.precision}; methods that change this differ."
     )
@@ -185,21 +173,21 @@ def _tiles(found: Record) -> list[Tile]:
     known = [row for row in found["teachers"] if row["last"] is not None]
     if known:
         top = max(known, key=lambda row: row["last"]["mean"])
-        size = count(top["parameters"], "parameter")
-        tiles.append(Tile("best teacher", percent(top["last"]["mean"], 2), size))
+        size = fmt.count(top["parameters"], "parameter")
+        tiles.append(Tile("best teacher", fmt.percent(top["last"]["mean"], 2), size))
     alone = found["methods"][BASELINE]
     if alone["last"] is not None:
-        size = count(alone["parameters"], "parameter")
-        tiles.append(Tile("student alone", percent(alone["last"]["mean"], 2), size))
+        size = fmt.count(alone["parameters"], "parameter")
+        tiles.append(Tile("student alone", fmt.percent(alone["last"]["mean"], 2), size))
     tried = [row for name, row in found["methods"].items() if name != BASELINE]
     gains = [gain for row in tried if len(gain := _gains(row, alone)) > 1]
     if gains:
-        sure = sum(mean - half > 0 for mean, half in map(confidence, gains))
+        sure = sum(mean - half > 0 for mean, half in map(fmt.confidence, gains))
         about = f"95 % interval of the gain above 0, {seeds(list(alone['seeds']))}"
         tiles.append(Tile("methods that surely help", f"{sure} of {len(gains)}", about))
     spent = sum(r["seconds"] for row in found["methods"].values() for r in row["seeds"].values())
     if spent:
-        tiles.append(Tile("training of students", duration(spent), "without evaluation"))
+        tiles.append(Tile("training of students", fmt.duration(spent), "without evaluation"))
     return tiles
 
 

@@ -80,7 +80,8 @@ class DistillStudy(Study[DistillConfig, None]):
 
     def run_cell(self, folder: Path, cell: Cell[None], notify: Notify = silent) -> Record:
         """Train the chain of a method, and at its end the student."""
-        given, images, ranks = self._given(cell), self._loaded_images(), [self._teachers]
+        given, images, ranks = cell.experiment, self._loaded_images(), [self._teachers]
+        assert isinstance(given, Central)
         place = Place.of_student(folder, cell.name, cell.seed)
         place.claim(cell.settings())
         with threads(given.resources.server_threads):
@@ -99,10 +100,8 @@ class DistillStudy(Study[DistillConfig, None]):
             teachers.append({"model": model.name, "source": source, **_row(done)})
         methods = {}
         for name, experiment in self.runs.items():
-            own, options = (
-                {s: r for (n, s), r in found.items() if n == name},
-                experiment.distillation,
-            )
+            options = experiment.distillation
+            own = {seed: record for (row, seed), record in found.items() if row == name}
             methods[name] = {
                 "losses": [{"name": t.name, "weight": t.weight} for t in options.losses],
                 "assistants": [model.name for model in options.assistants],
@@ -120,10 +119,6 @@ class DistillStudy(Study[DistillConfig, None]):
     def write(self, folder: Path, results: Record) -> None:
         """The page."""
         write_report(self.config, folder, results)
-
-    def _given(self, cell: Cell[None]) -> Central:
-        assert isinstance(cell.experiment, Central)
-        return cell.experiment
 
     def _loaded_images(self) -> Images:
         if self._images is None:
