@@ -13,14 +13,15 @@ from fedkd.distillation.batches import OnlineBatches
 from fedkd.distillation.objective import Objective, Term
 from fedkd.distillation.trainer import EpochRecord, Snapshot, distill
 from fedkd.knowledge.kinds import Logits, Reading, VirtualLogits
-from fedkd.knowledge.payload import Bank, Ensemble, Knowledge, Teacher, fuse
+from fedkd.knowledge.payload import Ensemble, Teacher
 from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
-from fedkd.losses.dkd import DKDLoss
 from fedkd.losses.kd import kd_loss
 from fedkd.runs.directory import network_hash
 from fedkd.training.evaluation import agreement, predict
 from fedkd.training.optimizers import Optimizer
 from fedkd.training.supervised import align, fit
+
+Patterns = tuple[ImageSet, ImageSet]
 
 
 @pytest.fixture
@@ -99,9 +100,7 @@ def test_a_term_that_does_not_count_costs_nothing_and_an_empty_epoch_is_an_error
         objective.check(3)
 
 
-def test_a_loss_may_bring_parameters_and_they_are_trained(
-    patterns: tuple[ImageSet, ImageSet],
-) -> None:
+def test_a_loss_may_bring_parameters_and_they_are_trained(patterns: Patterns) -> None:
     class Shifted(DistillationLoss):
         needs = (Logits(),)
 
@@ -121,24 +120,15 @@ def test_a_loss_may_bring_parameters_and_they_are_trained(
     assert loss.shift.abs().sum() > 0
 
 
-def test_a_list_of_modules_teaches_a_student_without_flower(
-    patterns: tuple[ImageSet, ImageSet],
-) -> None:
+def test_a_list_of_modules_teaches_a_student_without_flower(patterns: Patterns) -> None:
     train, test = patterns
 
-    class Mine(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.Sequential(
-                nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 3)
-            )
-
-        def forward(self, images: Tensor) -> Tensor:
-            return self.layers(images)  # type: ignore[no-any-return]
+    def mine() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 3))
 
     transfer = train.subset(torch.arange(0, len(train), 2)).unlabelled()
     private = train.subset(torch.arange(1, len(train), 2))
-    teachers = [fedkd.network(model, transfer, seed=n) for n, model in enumerate([Mine(), "mlp"])]
+    teachers = [fedkd.network(model, transfer, seed=n) for n, model in enumerate([mine(), "mlp"])]
     for teacher in teachers:
         fedkd.train_teacher(teacher, private, epochs=5)
     before = [network_hash(teacher) for teacher in teachers]
@@ -148,14 +138,14 @@ def test_a_list_of_modules_teaches_a_student_without_flower(
         return item.weighted(best)
 
     student = fedkd.train_student(
-        Mine(), teachers, transfer, losses=["dkd", "vrm"], fusion=["uniform", strongest], epochs=40
+        mine(), teachers, transfer, losses=["dkd", "vrm"], fusion=["uniform", strongest], epochs=40
     )
     assert fedkd.evaluate(student, test) > 0.8  # chance is 0.33
     assert [network_hash(teacher) for teacher in teachers] == before
 
 
 @pytest.mark.smoke
-def test_the_same_seed_gives_the_same_student(patterns: tuple[ImageSet, ImageSet]) -> None:
+def test_the_same_seed_gives_the_same_student(patterns: Patterns) -> None:
     train, _ = patterns
     teacher = fedkd.network("mlp", train)
 
@@ -169,9 +159,7 @@ def test_the_same_seed_gives_the_same_student(patterns: tuple[ImageSet, ImageSet
     assert go(0) == go(0) != go(1)
 
 
-def test_a_diverging_student_is_an_error_that_names_the_terms(
-    patterns: tuple[ImageSet, ImageSet],
-) -> None:
+def test_a_diverging_student_is_an_error_that_names_the_terms(patterns: Patterns) -> None:
     train, _ = patterns
     teacher = fedkd.network("mlp", train)
     with pytest.raises(RuntimeError, match=r"loss is (nan|inf).*kd.*lower the learning rate"):
@@ -181,7 +169,7 @@ def test_a_diverging_student_is_an_error_that_names_the_terms(
         )  # fmt: skip
 
 
-def test_a_reading_computes_only_what_is_read(patterns: tuple[ImageSet, ImageSet]) -> None:
+def test_a_reading_computes_only_what_is_read(patterns: Patterns) -> None:
     train, _ = patterns
     network = fedkd.network("mlp", train)
     calls: list[int] = []
@@ -196,23 +184,14 @@ def test_a_reading_computes_only_what_is_read(patterns: tuple[ImageSet, ImageSet
         VirtualLogits(0).read(Reading(network, train.images[:4]))
 
 
-def test_labels_of_a_labelled_transfer_set_are_used(patterns: tuple[ImageSet, ImageSet]) -> None:
+def test_labels_of_a_labelled_transfer_set_are_used(patterns: Patterns) -> None:
     train, test = patterns
     confused = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     student = fedkd.train_student("mlp", [confused], train, losses=["ce"], epochs=5)
     assert fedkd.evaluate(student, test) > 0.8
 
 
-def test_dkd_of_a_fused_bank_needs_targets() -> None:
-    knowledge = [Knowledge(Teacher(0), {Logits(): torch.randn(4, 3)})]
-    fused = fuse(Bank.of(knowledge), [])
-    assert DKDLoss().needs_targets
-    assert fused.targets.shape == (4,)
-
-
-def test_gradients_of_terms_are_logged_and_add_up_with_their_weights(
-    patterns: tuple[ImageSet, ImageSet],
-) -> None:
+def test_gradients_of_terms_are_logged_and_add_up_with_their_weights(patterns: Patterns) -> None:
     train, _ = patterns
     teacher = fedkd.network("mlp", train)
     records: list[EpochRecord] = []
@@ -227,9 +206,7 @@ def test_gradients_of_terms_are_logged_and_add_up_with_their_weights(
         assert record.terms["three"] == pytest.approx(record.terms["one"])
 
 
-def test_a_call_resumed_from_a_snapshot_ends_in_the_same_student(
-    patterns: tuple[ImageSet, ImageSet],
-) -> None:
+def test_a_call_resumed_from_a_snapshot_ends_in_the_same_student(patterns: Patterns) -> None:
     train, _ = patterns
     teachers = [fedkd.network("cnn_tiny", train, seed=n, width=4) for n in (0, 1)]
 
@@ -264,7 +241,7 @@ def test_what_was_learnt_about_some_teachers_is_not_believed_of_others() -> None
     assert adapt([0, 1]).keys().isdisjoint(adapt([0, 2]).keys())
 
 
-def test_aligned_teachers_say_what_the_student_says(patterns: tuple[ImageSet, ImageSet]) -> None:
+def test_aligned_teachers_say_what_the_student_says(patterns: Patterns) -> None:
     images, _ = patterns
     student = fedkd.network("cnn_tiny", images, seed=1)
     fit(student, images, epochs=10, seed=0)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -103,41 +104,6 @@ class Setting:
 Loop = Callable[[Network, Setting], object]
 
 
-def _fit(network: Network, setting: Setting) -> object:
-    return fit(network, setting.images, **setting.options, seed=1)
-
-
-def _fit_regularised(network: Network, setting: Setting) -> object:
-    return fit(
-        network, setting.images, **setting.options, seed=1, pull=Regulariser(_network(seed=5))
-    )
-
-
-def _align(network: Network, setting: Setting) -> object:
-    align(network, _network(seed=5), setting.images.images, **setting.options, seed=1)
-    return None
-
-
-def _towards(network: Network, setting: Setting) -> object:
-    pull = pull_towards(_logits(CLASSES), torch.tensor([True, True, False]), 1.0)
-    return fit(network, setting.images, **setting.options, seed=1, pull=pull)
-
-
-def _digest(network: Network, setting: Setting) -> object:
-    distill_client(setting.context(), network, 0, 1, _logits(setting.samples), epochs=None)
-    return None
-
-
-def _distill_server(network: Network, setting: Setting) -> object:
-    distill_server(setting.context(), network, _logits(setting.samples), 1)
-    return None
-
-
-def _train(network: Network, setting: Setting) -> object:
-    train(setting.context(), network, 0, 1)
-    return None
-
-
 def _shared(network: Network, setting: Setting, *losses: str | DistillationLoss) -> object:
     fused = Fused.of(Teacher(0), _logits(setting.samples))
     batches = TransferBatches(setting.images.images, fused, batch_size=setting.batch_size)
@@ -165,22 +131,36 @@ def _distil(
     )  # fmt: skip
 
 
-def _private(network: Network, setting: Setting) -> object:
+def _private(network: Network, setting: Setting) -> None:
     mechanism = Mechanism.of(setting.samples, setting.batch_size, setting.epochs, 0.1)
-    fit_private(
-        network, setting.images, mechanism, optimizer=setting.optimizer, seed=1, noise_seed=2
-    )
-    return None
+    options = {"optimizer": setting.optimizer, "seed": 1, "noise_seed": 2}
+    fit_private(network, setting.images, mechanism, **options)
+
+
+def _fit(network: Network, setting: Setting, pull: Any = None) -> object:
+    return fit(network, setting.images, **setting.options, seed=1, pull=pull)
+
+
+def _align(network: Network, setting: Setting) -> None:
+    align(network, _network(seed=5), setting.images.images, **setting.options, seed=1)
+
+
+def _towards(network: Network, setting: Setting) -> object:
+    return _fit(network, setting, pull_towards(_logits(CLASSES), torch.arange(CLASSES) < 2, 1.0))
 
 
 LOOPS: dict[str, Loop] = {
     "fit": _fit,
-    "regularised": _fit_regularised,
+    "regularised": lambda net, setting: _fit(net, setting, Regulariser(_network(seed=5))),
     "align": _align,
     "towards": _towards,
-    "digest": _digest,
-    "distill_server": _distill_server,
-    "train": _train,
+    "digest": lambda net, setting: distill_client(
+        setting.context(), net, 0, 1, _logits(setting.samples), epochs=None
+    ),
+    "distill_server": lambda net, setting: distill_server(
+        setting.context(), net, _logits(setting.samples), 1
+    ),
+    "train": lambda net, setting: train(setting.context(), net, 0, 1),
     "shared": _shared,
     "live": _live,
 }
@@ -287,18 +267,10 @@ def test_a_left_over_batch_of_one_is_dropped_and_not_counted(
     loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 7 samples in threes, two steps per epoch; a schedule over more would end higher."""
-    seen = []
-
-    def counted(original: Callable[..., object]) -> Callable[..., object]:
-        def step(self: object, *args: object, **kwargs: object) -> object:
-            seen.append(1)
-            return original(self, *args, **kwargs)
-
-        return step
-
-    monkeypatch.setattr(torch.optim.SGD, "step", counted(torch.optim.SGD.step))
+    step = Mock(side_effect=torch.optim.SGD.step)
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda *args, **more: step(*args, **more))
     LOOPS[loop](_network(), Setting(samples=7))
-    assert len(seen) == 2 * steps_per_epoch(7, 3) == 4
+    assert step.call_count == 2 * steps_per_epoch(7, 3) == 4
 
 
 def test_batches_are_as_many_as_are_counted_and_drop_one_at_most() -> None:
