@@ -296,12 +296,6 @@ def test_a_data_set_of_ones_own_is_checked(given, monkeypatch):
         load_dataset("mine")
 
 
-def test_a_single_class_is_refused(tmp_path):
-    save(tmp_path / "own.npz", x=np.zeros((9, 2, 2), np.uint8), y=np.zeros(9, int))
-    with pytest.raises(ValueError, match=r"own.npz: only one class, 0; expected two or more"):
-        load_dataset("npz", tmp_path, path="own.npz")
-
-
 def test_names_and_roots_of_other_types_are_refused():
     with pytest.raises(ValueError, match="name: expected the name of a data set, got 3"):
         load_dataset(3)
@@ -325,11 +319,8 @@ def test_npz_with_its_own_test_set_and_class_names(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"x": np.zeros((2, 4, 4), np.float32), "y": np.arange(2)}, "got float32; convert them, e"),
+        ({"x": np.zeros((9, 2, 2), np.uint8), "y": np.zeros(9, int)}, "own.npz: only one class, 0"),
         ({"x": np.zeros((2, 4, 4), np.int64), "y": np.arange(2)}, "got int64; convert them"),
-        ({"x": np.zeros((2, 4, 4, 4), np.uint8), "y": np.arange(2)}, "1 or 3 channels"),
-        ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.array([0.0, 1.0])}, "whole numbers"),
-        ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.arange(3)}, "2 images but labels"),
         ({"x": np.zeros((2, 4, 4), np.uint8)}, "expected arrays x_train, .* found x"),
         ({"x": np.array([None, {}]), "y": np.arange(2)}, "not an .npz file of plain arrays"),
     ],

@@ -129,32 +129,11 @@ def test_class_graph_equals_the_literal_one(distance, delta, weights, class_weig
     monkeypatch.setattr(matching, "_BLOCK", 3 * 7 * 10)
     a, b, d, e = _draw()
     student, teacher = torch.cat([a, b]).requires_grad_(), torch.cat([d, e])
-    ours = class_relation_loss(
-        student,
-        teacher,
-        sample_weights=weights,
-        class_weights=class_weights,
-        distance=distance,
-        delta=delta,
-    )
-    literal = _literal_classes(
-        student,
-        teacher,
-        weights=weights,
-        class_weights=class_weights,
-        distance=distance,
-        delta=delta,
-    )
-    _same(ours, literal, student)
-    shorter = class_relation_loss(
-        student,
-        teacher,
-        sample_weights=weights,
-        class_weights=class_weights,
-        distance=distance,
-        delta=delta,
-        reduction="elements",
-    )
+    options = {"class_weights": class_weights, "distance": distance, "delta": delta}
+    ours = class_relation_loss(student, teacher, sample_weights=weights, **options)
+    _same(ours, _literal_classes(student, teacher, weights=weights, **options), student)
+    options |= {"sample_weights": weights, "reduction": "elements"}
+    shorter = class_relation_loss(student, teacher, **options)
     torch.testing.assert_close(10 * shorter, ours)
 
 
@@ -371,21 +350,6 @@ def test_without_gradient_the_value_is_the_same():
     assert quiet == sample_relation_loss(a.requires_grad_(), b, d, e)
 
 
-# Weights.
-
-
-def test_without_any_weight_there_is_nothing():
-    a, b, d, e = _draw()
-    a.requires_grad_(), b.requires_grad_()
-    none = torch.zeros(5)
-    samples = sample_relation_loss(a, b, d, e, sample_weights=none)
-    classes = class_relation_loss(a, d, sample_weights=none)
-    deaf = class_relation_loss(a, d, class_weights=torch.zeros(7))
-    for value in (samples, classes, deaf):
-        assert value == 0
-        assert all(g is None or (g == 0).all() for g in _gradients(value, a, b))
-
-
 def test_missing_views_are_named():
     a, _, d, _ = _draw()
     with pytest.raises(ValueError, match="edges 'full' need a virtual view"):
@@ -424,33 +388,6 @@ def test_class_edges_do_not_see_a_constant_per_sample(case, distance, shift):
         class_relation_loss(a, d, distance=distance),
         rtol=1e-7,
         atol=1e-9,
-    )
-
-
-@some
-@given(cases, distances, st.floats(0.1, 10), st.floats(-10, 10))
-def test_standardised_graphs_do_not_see_a_positive_affine_map_per_sample(
-    case, distance, scale, shift
-):
-    size, classes, seed = case
-    a, b, d, e = _draw(size, max(3, classes), seed)
-    scales = torch.linspace(1, scale, size, dtype=a.dtype)[:, None]
-    moved = standardised(scales * a + shift)
-    kwargs = {"distance": distance}
-    student, teacher = standardised(a), standardised(d)
-    rest = standardised(b), teacher, standardised(e)
-    # eps 1e-7 in the z-score is not quite scale-free
-    torch.testing.assert_close(
-        sample_relation_loss(moved, *rest, **kwargs),
-        sample_relation_loss(student, *rest, **kwargs),
-        rtol=1e-4,
-        atol=1e-5,
-    )
-    torch.testing.assert_close(
-        class_relation_loss(moved, teacher, **kwargs),
-        class_relation_loss(student, teacher, **kwargs),
-        rtol=1e-4,
-        atol=1e-5,
     )
 
 

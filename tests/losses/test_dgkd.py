@@ -11,7 +11,6 @@ from fedkd.losses.kd import kd_loss
 from tests.golden.published import published, repeats
 
 GOLDEN = published("multi_teacher")
-_double = GOLDEN.double
 _inputs = GOLDEN.answers
 PUBLISHED = {"reduction": "elementwise", "combine": "sum"}
 
