@@ -14,4 +14,7 @@ def main() -> None:
             from simulations.cli.main import main as start
     except MissingExtra as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # importing takes a second or more
+        print("fedkd: interrupted", file=sys.stderr)
+        sys.exit(130)  # as of `simulations.failures`, which may be what was not imported yet
     start()

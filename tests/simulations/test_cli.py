@@ -127,7 +127,7 @@ class Interrupting:
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Interrupting())
-from simulations.cli import main
+from simulations.cli.start import main
 sys.argv = ["fedkd", "list", "losses"]
 main()
 """
