@@ -63,7 +63,6 @@ def _describe(message: Message, context: Context) -> Message:
 
 
 def _train(message: Message, context: Context) -> Message:
-    """Train the teacher of a round."""
     client, round_number = _client(message, context)
     limits = client.limits
     _check_disk(context.node_config, limits.disk_mb)

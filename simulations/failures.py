@@ -149,7 +149,6 @@ def _write(error: BaseException) -> Path | None:
 
 
 def _last(trace: TracebackType | None) -> TracebackType | None:
-    """The innermost entry of a traceback: where the exception came up."""
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace

@@ -6,14 +6,29 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
+from fedkd.config import Experiment
 from fedkd.data.splits import overlaps
 from fedkd.reporting.run_page import write_report
 from fedkd.rounds import ExperimentContext, Notify, Server, silent, threads
+from fedkd.rounds.context import context_of_run, experiment_context
 from fedkd.rounds.summary import summarise
 from fedkd.runs.directory import RunDirectory, Session
 from fedkd.runs.results import Summary
+from simulations.machine import check_machine
 from strategies.nodes import Keys
 from strategies.strategy import FederatedDistillation
+
+
+def begun(
+    experiment: Experiment, run: RunDirectory | None, *, workers: bool
+) -> tuple[RunDirectory, ExperimentContext]:
+    """The run to go on with or else a new one, and what its config means; all is checked first."""
+    if run is not None:
+        run.import_plugins()
+        run.check_config()
+    check_machine(experiment, workers=workers)
+    context = experiment_context(experiment) if run is None else context_of_run(run, experiment)
+    return run or RunDirectory.new(experiment), context
 
 
 def run_job(
@@ -52,9 +67,7 @@ def run_job(
         # Some public data sets repeat images; reported once.
         doubles = {pair: count for pair, count in overlaps(context.data).items() if count}
         if doubles:
-            text = f"identical images in two splits: {doubles}"
-            run.warn(text)
-            notify("warning", text=text)
+            server.warn(f"identical images in two splits: {doubles}")
         state = str(run.clients) if simulated else None
         FederatedDistillation(grid, server, state_dir=state, keys=keys).run()
         summary = summarise(server, seconds=session.total)

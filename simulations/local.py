@@ -20,11 +20,10 @@ with extra("simulation", "simulations.local"):
     from flwr.supercore.task_identity import TaskIdentity
 
 from fedkd.config import Experiment
-from fedkd.rounds import Notify, context_of_run, experiment_context, silent
+from fedkd.rounds import Notify, silent
 from fedkd.runs.directory import RunDirectory
 from simulations.client_app import make_client_app
-from simulations.job import run_job
-from simulations.machine import check_machine
+from simulations.job import begun, run_job
 
 CLIENT_APP_RAISED = 2  # flwr.common.constant.ErrorCode, which is not public
 RUN_ID, SERVER_NODE = 1, 1
@@ -123,12 +122,7 @@ def run_local(
         client_app: Another client app (fault injection).
         nodes: Size of the federation; default: the experiment's number of clients.
     """
-    if run is not None:
-        run.import_plugins()
-        run.check_config()
-    check_machine(experiment, workers=False)
-    context = experiment_context(experiment) if run is None else context_of_run(run, experiment)
-    run = run or RunDirectory.new(experiment)
+    run, context = begun(experiment, run, workers=False)
     grid = LocalGrid(client_app or make_client_app(), nodes or experiment.clients)
     run_job(grid, run, context, notify=notify)
     return run

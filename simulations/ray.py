@@ -30,11 +30,10 @@ with extra("simulation", "simulations.ray"):
 
 from fedkd.config import ConfigError, Experiment
 from fedkd.io.text import PlainFormatter
-from fedkd.rounds import Interrupted, Notify, context_of_run, experiment_context, silent
+from fedkd.rounds import Interrupted, Notify, silent
 from fedkd.runs.directory import RunDirectory
 from simulations.client_app import make_client_app
-from simulations.job import run_job
-from simulations.machine import check_machine
+from simulations.job import begun, run_job
 
 logger = logging.getLogger("fedkd")
 
@@ -73,12 +72,7 @@ def run_ray(
         RuntimeError: the runtime failed; the run can be resumed.
     """
     os.environ.update(OFFLINE)
-    if run is not None:
-        run.import_plugins()
-        run.check_config()
-    check_machine(experiment)
-    context = experiment_context(experiment) if run is None else context_of_run(run, experiment)
-    run = run or RunDirectory.new(experiment)
+    run, context = begun(experiment, run, workers=True)
     server = _Server(lambda grid, watched: run_job(grid, run, context, notify=watched), notify)
     with _flower_logs_to(run), _ray(experiment, notify):
         server.simulate(client_app or make_client_app(), nodes or experiment.clients, experiment)

@@ -33,7 +33,7 @@ def reply_records(images: Images, reply: Reply) -> RecordDict:
     Numbers travel as arrays, a codec's bytes beside the header: Flower wraps every array in some
     700 bytes, which may be more than a coded reply has.
     """
-    coded = {name: array.tobytes() for name, array in reply.arrays.items() if _is_coded(array)}
+    coded = {n: a.tobytes() for n, a in reply.arrays.items() if a.dtype == np.uint8 and a.ndim == 1}
     plain = {name: Array(array) for name, array in reply.arrays.items() if name not in coded}
     content = RecordDict({header_name(images): ConfigRecord({**reply.header, **coded})})
     if plain or not coded:
@@ -49,10 +49,6 @@ def header_name(images: Images) -> str:
 def arrays_name(images: Images) -> str:
     """Name of the record with the arrays of a reply about some images."""
     return f"{images}.arrays"
-
-
-def _is_coded(array: np.ndarray) -> bool:
-    return array.dtype == np.uint8 and array.ndim == 1
 
 
 def read_replies(content: RecordDict, max_bytes: float) -> dict[Images, Reply]:

@@ -115,7 +115,6 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _problem(error: ValidationError) -> str:
-    """What is wrong with a value, in a few words."""
     first = error.errors(include_url=False)[0]
     at = ".".join(str(part) for part in first["loc"]) or "it"
     if first["type"] == "json_invalid":

@@ -299,7 +299,6 @@ def _close(first: Tensor, second: Tensor) -> bool:
 
 
 def _instead(name: str | None) -> str:
-    """What to write in the config."""
     if name in MODELS.names() and "norm" in MODELS.options(name):
         return f"Take {{name: {name}, norm: group}}"
     return "Take for example {name: cnn_small, norm: group}"

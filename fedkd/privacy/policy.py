@@ -216,7 +216,6 @@ def _datasets(experiment: Experiment) -> Iterator[Component]:
 
 
 def _models(experiment: Experiment) -> Iterator[Component]:
-    """All networks that a client builds, if only to look whether they fit."""
     yield from experiment.teachers.models
     yield experiment.student.model
     yield from experiment.distillation.assistants

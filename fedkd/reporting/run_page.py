@@ -84,7 +84,6 @@ def _sections(found: Found) -> list[Section]:
 
 
 def _sentence(found: Found) -> str:
-    """What was done, in one sentence."""
     experiment, transfer = found.run.experiment, found.transfer
     losses = fmt.objective((term.name, term.weight) for term in experiment.distillation.losses)
     fusion = " → ".join(rule.name for rule in experiment.fusion)
@@ -98,7 +97,6 @@ def _sentence(found: Found) -> str:
 
 
 def _tiles(found: Found) -> list[Tile]:
-    """A few numbers worth a glance, after the student's accuracy."""
     tiles = []
     student, ensemble = found.accuracy("student"), found.accuracy("ensemble")
     known = fmt.finite(found.last.teachers.values() if found.last else ())

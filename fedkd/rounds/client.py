@@ -103,7 +103,6 @@ class Client:
     def _untrained(
         self, last: SavedTeacher | None, student: Mapping[str, Tensor] | None
     ) -> Network:
-        """The teacher that training starts from."""
         options = self.experiment.teachers
         teacher = self._network()
         if last is not None and options.warm_start:
@@ -118,7 +117,6 @@ class Client:
     def _fit(
         self, teacher: Network, round_number: int, student: Mapping[str, Tensor] | None
     ) -> Fit:
-        """Train the teacher on the private images, in place."""
         teachers, plan = self.experiment.teachers, self.context.plan
         training, feedback = local_training(teachers), teachers.feedback
         regulariser = None

@@ -99,7 +99,6 @@ class Learners:
         return images[index], lambda number: views(number)[index]
 
     def _teach(self, learner: _Learner, fused: Fused, round_number: int, *names: object) -> None:
-        """Distil into one network of the chain."""
         options = self._experiment.distillation
         is_student = learner is self._learners[-1]
 
@@ -131,7 +130,6 @@ class Learners:
         )
 
     def _untrained(self) -> list[_Learner]:
-        """Untrained assistants and student."""
         device = device_of(self._experiment)
         experiment, context = self._experiment, self._context
         networks = [

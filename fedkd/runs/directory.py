@@ -267,7 +267,6 @@ def _config_hash(path: Path) -> str:
 
 @contextmanager
 def _refused() -> Iterator[None]:
-    """A damaged file of a run is refused as its config is."""
     try:
         yield
     except Damaged as error:

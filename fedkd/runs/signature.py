@@ -280,7 +280,6 @@ def _checksum(values: object) -> str:
 
 
 def _check(signature: Signature, file: Path) -> None:
-    """Whether the numbers fit each other and this version's reader."""
     pictures = signature.pictures
     read = Pictures(channels=pictures.channels, height=pictures.height, width=pictures.width)
     for key, value in pictures.model_dump().items():

@@ -247,7 +247,7 @@ def leave_one_out_students(
     Slow: as many distillations as clients. They are kept under `contribution/` of the run and
     taken up again.
     """
-    clients = [c for c in range(run.experiment.clients) if _ever_answered(run, c)]
+    clients = sorted({c for r in finished_rounds(run) for c in run.knowledge(r).clients()})
     truth = workspace.data.test.labels
     assert truth is not None
     images = workspace.data.test.images
@@ -304,11 +304,6 @@ def _round(
 
 
 def _mean_of(records: Sequence[Numbers]) -> Numbers:
-    """The mean of numbers and lists of numbers, key by key."""
     return {
         key: np.mean([record[key] for record in records], axis=0).tolist() for key in records[0]
     }
-
-
-def _ever_answered(run: RunDirectory, client: int) -> bool:
-    return any(client in run.knowledge(number).clients() for number in finished_rounds(run))

@@ -257,7 +257,6 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _share(judged: Model, images: ImageSet) -> float | None:
-    """Accuracy; None without images."""
     if len(images) == 0 or images.labels is None:
         return None
     return accuracy(judged(images.images), images.labels)

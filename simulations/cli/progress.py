@@ -138,7 +138,6 @@ class ProgressView:
         self._progress.update(self._bars[name], completed=done, total=total, note=note)
 
     def _begin(self, label: str, total: int | None) -> None:
-        """A step of the work begins."""
         self._bar(_STEP, 0, total)
         self._progress.reset(self._bars[_STEP], total=total, description=label)
         self._tested = ""
@@ -173,7 +172,6 @@ class ProgressView:
 
 
 def _finished(facts: dict[str, Any]) -> str:
-    """A finished round."""
     teachers = facts.get("teachers") or {}
     known = [value for value in teachers.values() if value is not None]
     weightless = sum(weight == 0 for weight in (facts.get("weights") or {}).values())
@@ -208,7 +206,6 @@ def _result(facts: dict[str, Any]) -> str:
 
 
 def _remark(facts: dict[str, Any]) -> str:
-    """A warning, or a client that was left out."""
     if "text" in facts:
         return f"[yellow]note:[/] {escape(facts['text'])}"
     who = "a node" if facts["client"] is None else f"client {facts['client']}"

@@ -54,7 +54,6 @@ def run(
 
 
 def _opened(path: Path, trust: bool) -> RunDirectory:
-    """A run to go on with."""
     from fedkd.runs.events import ClientsErased
 
     directory = open_run(path, trust=trust)

@@ -100,7 +100,6 @@ def status_of(path: Path) -> Status:
 
 
 def _seconds(messages: list[MessageCounted], clients: dict[int, Health]) -> None:
-    """Mean seconds per phase."""
     spent: dict[tuple[int, str], list[float]] = {}
     for message in messages:
         if message.client in clients and message.seconds is not None and message.up > 0:
@@ -119,7 +118,6 @@ def _phase(epochs: list[EpochFinished], messages: list[MessageCounted], current:
 
 
 def _disk(path: Path) -> dict[str, int]:
-    """Bytes per entry of the folder."""
     sizes: dict[str, int] = {}
     for file in path.rglob("*"):
         try:

@@ -72,7 +72,6 @@ _KEYS = {"rounds", "seed", "seeds", "clients", "output", "epsilon", "epsilons", 
 
 
 def _value(name: str, words: list[str]) -> str:
-    """What was to be the option's value."""
     for number, word in enumerate(words):
         if word.startswith(f"{name}="):
             return word.partition("=")[2]

@@ -167,7 +167,8 @@ def result_table(
             value = row[key]
             top = key == "final" or (value is not None and value["mean"] == tops.get(key))
             cells.append(Cell(shown(key, value), strong=top))
-        body.append(Row([*cells, str(len(row["seeds"]))], _key(ours, factors)))
+        key = "" if factors else "student" if ours else "teacher"
+        body.append(Row([*cells, str(len(row["seeds"]))], key))
     # A terminal has room for the choices of many factors or for all numbers, not for both.
     left_out = ("seconds", "down", "up")[: len(factors)] if len(factors) > 1 and not swept else ()
     header = [Column(title, look="first") for title in factors or ["method"]]
@@ -176,10 +177,6 @@ def result_table(
         header.append(Column(title, number=True, on=on, look="soft"))
     header.append(Column("seeds", number=True, on="page", look="soft"))
     return Table(header, body, f"{found['name']} · {seeds(found['seeds'])}")
-
-
-def _key(ours: bool, factors: Sequence[str]) -> str:
-    return "" if factors else "student" if ours else "teacher"
 
 
 def _comparison(found: Record) -> list[Section]:

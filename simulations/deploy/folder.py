@@ -152,7 +152,6 @@ def accept(node: Path, app: str, *, keep: bool) -> tuple[str, ...]:
 
 
 def _put(path: Path, content: str | bytes, mode: int) -> None:
-    """Write a new file with this mode from the first byte on."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.touch(mode=mode, exist_ok=False)
     path.chmod(mode)

@@ -159,6 +159,7 @@ done
 
 def server_settings(plan: Plan) -> str:
     """settings.env of the SuperLink."""
+    data = "; empty: here, where public.npz is." if plan.own_data else ", as FEDKD_DATA."
     return f"""\
 # Where nodes reach the SuperLink: a name or address in its certificate.
 {_line("SUPERLINK", plan.address)}
@@ -169,7 +170,7 @@ def server_settings(plan: Plan) -> str:
 {_line("CONTROL_PORT", plan.control_port)}
 # The fedkd checkout that `flwr run` bundles.
 {_line("FEDKD_SOURCE", plan.source)}
-# Folder of local data{_server_data(plan)}
+# Folder of local data{data}
 {_line("DATA_ROOT", "" if plan.own_data else plan.data or "")}
 # Folder of the installed commands (venv/bin), if they are not on PATH.
 FEDKD_BIN=''
@@ -179,10 +180,6 @@ FEDKD_BIN=''
 def _line(name: str, value: object) -> str:
     """A setting that means the same to the shell, whatever characters it holds."""
     return f"{name}={shlex.quote(str(value))}"
-
-
-def _server_data(plan: Plan) -> str:
-    return "; empty: here, where public.npz is." if plan.own_data else ", as FEDKD_DATA."
 
 
 def node_settings(plan: Plan, number: int, app: str) -> str:

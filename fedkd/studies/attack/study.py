@@ -169,15 +169,15 @@ class AttackStudy(Study[AttackConfig, Match]):
         return self._unions[seed]
 
 
+@dataclass(frozen=True)
 class Answers:
     """What every client would send honestly, and the attackers after training on wrong labels.
 
     Asked for all that any rule of the study needs; kept on disk, a file per reply.
     """
 
-    def __init__(self, folder: Path, context: ExperimentContext) -> None:
-        self.folder = folder
-        self._context = context
+    folder: Path
+    context: ExperimentContext
 
     def read(
         self, round_number: int, client: int, kind: str = "honest", about: Images = Images.TRANSFER
@@ -192,7 +192,7 @@ class Answers:
         """Train and ask whoever has not answered yet."""
         todo = [(kind, client) for kind, members in clients.items() for client in members]
         for done, (kind, client) in enumerate(todo, start=1):
-            space = self._context if kind == "honest" else _mislabelled(self._context)
+            space = self.context if kind == "honest" else _mislabelled(self.context)
             player = Client(space, client, "attack", self.folder / kind / f"client-{client:04d}")
             player.folder.mkdir(parents=True, exist_ok=True)
             for number, about in itertools.product(range(1, rounds + 1), space.learning_images):
@@ -247,7 +247,6 @@ class _Attacked:
         """Only the student is evaluated."""
 
     def receive(self, round_number: int) -> None:
-        """Give the round's replies to the server."""
         asked = self._server.context.learning_images
         for client, replies in self._replies(round_number):
             try:
@@ -296,7 +295,6 @@ class _Attacked:
         honest: Mapping[int, Reply],
         copied: Mapping[str, np.ndarray] | None,
     ) -> Scene:
-        """What an attacker knows."""
         experiment, read = self._server.experiment, self._answers.read
         seed, mislabelled = experiment.seed, attack.name == MISLABELLED
         return Scene(

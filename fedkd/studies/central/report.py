@@ -144,7 +144,6 @@ def _gain(name: str, row: Record, found: Record) -> tuple[str, str]:
 
 
 def _gains(row: Record, alone: Record) -> list[float]:
-    """Gains over the student alone, seed by seed."""
     return [
         result["last"] - alone["seeds"][seed]["last"]
         for seed, result in row["seeds"].items()

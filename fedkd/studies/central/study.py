@@ -127,7 +127,6 @@ class DistillStudy(Study[DistillConfig, None]):
 
 
 def _row(found: Sequence[Record | None]) -> Record:
-    """Mean and sample deviation over the seeds that are finished."""
     done = [result for result in found if result is not None]
     row: Record = {"parameters": done[0]["parameters"] if done else None}
     for key in ("last", "best"):
