@@ -1,12 +1,16 @@
 """What the losses over several teachers share, and what all of them keep."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedkd.knowledge.kinds import Logits
+from fedkd.knowledge.payload import Ensemble, Teacher
+from fedkd.losses import LOSSES
 from fedkd.losses.aekd import aekd_loss
 from fedkd.losses.aver import aver_loss
 from fedkd.losses.camkd import camkd_loss
@@ -15,6 +19,7 @@ from fedkd.losses.divergence import reweighted, squared_distances, weighted_kl
 from fedkd.losses.ebkd import ebkd_loss
 from fedkd.losses.kd import kd_loss
 from fedkd.losses.takd import takd_loss
+from tests.golden.published import published, repeats
 
 # (student, teachers, targets, weights) -> losses (B,), and whether a published scale is known.
 RULES = {
@@ -27,6 +32,32 @@ RULES = {
     "takd": lambda s, t, y, w: takd_loss(s, t, weights=w),
 }
 ALL = sorted(RULES)
+
+
+GOLDEN = published("multi_teacher")
+OFFICIAL = {
+    "average_loss": aver_loss,
+    "aekd": aekd_loss,
+    "aekd-svm": partial(aekd_loss, solver="svm"),
+    "camkd": lambda s, t: camkd_loss(s, t, GOLDEN.double("targets").long(), scale="published"),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_losses_of_several_teachers_repeat_the_official_code(name):
+    case = GOLDEN["official"][f"multi_teacher_kl_{name.removesuffix('-svm')}"]
+    student, teachers = GOLDEN.answers(torch.float32)
+    value = OFFICIAL[name](student, teachers).mean()
+    repeats(case, value, student, rel=1e-6, rtol=1e-5, atol=1e-7)
+
+
+def test_aver_is_the_weighted_sum_of_kd():
+    student, teachers = GOLDEN.answers()
+    weights = torch.tensor([[0.2, 0, 1, 0.3], [0.3, 0, 0, 0.3], [0.5, 1, 0, 0.4]]).double()
+    ensemble = Ensemble(tuple(map(Teacher, range(3))), {Logits(): teachers}, weights)
+    value = LOSSES.create("aver", temperature=2.0)({Logits(): student}, ensemble, None)
+    terms = [w * kd_loss(student, t, temperature=2.0) for w, t in zip(weights, teachers)]
+    torch.testing.assert_close(value, torch.stack(terms).sum(dim=0), rtol=1e-12, atol=1e-14)
 
 
 def _draw(teachers=3, size=4, classes=5, seed=0, scale=2.0):

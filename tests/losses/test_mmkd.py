@@ -90,7 +90,7 @@ def _setting(count=2, classes=3, size=8, dtype=torch.float64, student=None, **op
         buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
         return {Logits(): functional_call(student, {**parameters, **buffers}, (images,))}
 
-    return loss, student, forward, ensemble, targets
+    return loss, student, (forward, dict(student.named_parameters()), ensemble, targets)
 
 
 def _gradient_of(loss, *arguments, **options):
@@ -103,7 +103,8 @@ def _gradient_of(loss, *arguments, **options):
 
 
 def test_the_meta_gradient_is_that_of_the_error_three_steps_on():
-    loss, student, forward, ensemble, targets = _setting()
+    loss, student, step = _setting()
+    forward, _, ensemble, targets = step
     lr = 0.3
     seen = []  # what the network is shown, which as published is no way for gradients
 
@@ -128,9 +129,7 @@ def test_the_meta_gradient_is_that_of_the_error_three_steps_on():
 
     network = list(loss.network.parameters())
     error_after_three_steps(network)
-    gradient = _gradient_of(
-        loss, forward, dict(student.named_parameters()), ensemble, targets, lr=lr
-    )
+    gradient = _gradient_of(loss, *step, lr=lr)
     generator = torch.Generator().manual_seed(1)
     for _ in range(4):
         along = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in network]
@@ -145,18 +144,19 @@ def test_the_meta_gradient_is_that_of_the_error_three_steps_on():
 
 
 def test_meta_steps_find_the_teacher_who_is_right_and_leave_the_student_alone():
-    loss, student, forward, ensemble, targets = _setting(dtype=torch.float32, meta_lr=0.01)
+    loss, student, step = _setting(dtype=torch.float32, meta_lr=0.01)
+    forward, own, ensemble, _ = step
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
 
     def share():
         with torch.no_grad():
-            logits = forward(dict(student.named_parameters()))[Logits()]
+            logits = forward(own)[Logits()]
             shares = logit_shares(logits, ensemble.logits, *loss.network.parameters())
             return float(shares[0].mean())
 
     start = share()
     for _ in range(40):
-        end = loss.meta_step(forward, dict(student.named_parameters()), ensemble, targets, lr=0.3)
+        end = loss.meta_step(*step, lr=0.3)
     assert share() > max(0.9, start)
     assert end.ndim == 0
     assert not end.requires_grad
@@ -165,9 +165,9 @@ def test_meta_steps_find_the_teacher_who_is_right_and_leave_the_student_alone():
 
 
 def test_the_network_does_not_learn_from_the_loss_itself():
-    loss, student, forward, ensemble, targets = _setting()
-    readings = forward(dict(student.named_parameters()))
-    loss(readings, ensemble, targets).mean().backward()
+    loss, student, step = _setting()
+    forward, own, ensemble, targets = step
+    loss(forward(own), ensemble, targets).mean().backward()
     assert not any(p.requires_grad or p.grad is not None for p in loss.parameters())
     assert all(p.grad is not None for p in student.parameters())
 
@@ -192,9 +192,9 @@ def test_it_moves_as_torch_adam_would_also_after_a_break():
 
 
 def test_a_step_that_is_not_finite_is_left_out():
-    loss, student, forward, ensemble, targets = _setting(dtype=torch.float32)
+    loss, _, step = _setting(dtype=torch.float32)
     before = {name: tensor.clone() for name, tensor in loss.state_dict().items()}
-    loss.meta_step(forward, dict(student.named_parameters()), ensemble, targets, lr=1e38)
+    loss.meta_step(*step, lr=1e38)
     assert all(torch.equal(before[name], tensor) for name, tensor in loss.state_dict().items())
 
 
@@ -221,26 +221,21 @@ class _Attentive(nn.Module):
     ids=["batch norm", "attention"],
 )  # fmt: skip
 def test_layers_of_usual_networks_can_be_differentiated_through(student):
-    loss, student, forward, ensemble, targets = _setting(dtype=torch.float32, student=student)
-    gradient = _gradient_of(
-        loss, forward, dict(student.named_parameters()), ensemble, targets, lr=0.1
-    )
+    loss, student, step = _setting(dtype=torch.float32, student=student)
+    gradient = _gradient_of(loss, *step, lr=0.1)
     assert gradient.isfinite().all()
     assert gradient.abs().max() > 0
 
 
 def test_frozen_parts_and_half_precision_readings():
-    loss, student, forward, ensemble, targets = _setting(dtype=torch.float32)
+    loss, student, (forward, _, *known) = _setting(dtype=torch.float32)
     some = {"2.weight": student[2].weight}
     rest = {n: p.detach() for n, p in student.named_parameters() if n not in some}
-    gradient = _gradient_of(
-        loss,
-        lambda moved: {k: v.bfloat16() for k, v in forward({**rest, **moved}).items()},
-        some,
-        ensemble,
-        targets,
-        lr=0.1,
-    )
+
+    def half(moved):
+        return {k: v.bfloat16() for k, v in forward({**rest, **moved}).items()}
+
+    gradient = _gradient_of(loss, half, some, *known, lr=0.1)
     assert gradient.isfinite().all()
     assert gradient.abs().max() > 0
 

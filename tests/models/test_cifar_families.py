@@ -70,22 +70,6 @@ def test_every_member_says_what_it_is() -> None:
         assert MODELS.summary(name).endswith(".")
 
 
-@pytest.mark.parametrize("size", [8, 28])
-@pytest.mark.parametrize(
-    "name",
-    ["resnet8", "resnet50", "wrn_16_1", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2"],
-)
-def test_small_grey_images_go_forward_and_backward(name: str, size: int) -> None:
-    built = network(name, 10, 1, size)
-    images = torch.randint(0, 256, (2, 1, size, size), dtype=torch.uint8)
-    outputs = built.read(images)
-    assert outputs.logits.shape == (2, 10)
-    loss = outputs.logits.square().sum()
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in built.parameters())
-
-
 def test_vgg_pools_a_fourth_time_from_64_pixels_on() -> None:
     assert read_on_meta("vgg8", 64)[1].stages[-1].shape == (2, 512, 4, 4)
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -6,7 +8,10 @@ from fedkd.models import MODELS
 from fedkd.models.network import Network, parameter_count
 from fedkd.models.tokens import TransformerBlock, patch_size
 
-SMALL = ("cnn_tiny", "cnn_small", "mlp", "mixer", "vit_tiny")
+NAMES = (
+    "cnn_tiny", "cnn_small", "mlp", "mixer", "vit_tiny", "resnet8", "resnet50", "wrn_16_1", "vgg8",
+    "mobilenetv2", "shufflenetv1", "shufflenetv2",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -24,7 +29,7 @@ def test_sizes_stay_small(name: str, size: int, parameters: int) -> None:
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 32)])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", NAMES)
 def test_all_image_sizes_go_forward_and_backward(name: str, channels: int, size: int) -> None:
     torch.manual_seed(0)
     body = MODELS.create(name, 10, channels, size)
@@ -46,9 +51,18 @@ def test_norm_is_an_option(name: str, norm: str, kind: type[nn.Module] | None) -
     assert kinds == ({kind} if kind else set())
 
 
-def test_unknown_norm_is_refused() -> None:
-    with pytest.raises(ValueError, match="norm: Input should be"):
-        MODELS.create("cnn_small", 10, 1, 28, norm="layer")
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("cnn_small", {"norm": "layer"}, "norm: Input should be"),
+        ("mixer", {"patch": 5}, "divisor of the image size 28, got 5"),
+        ("vit_tiny", {"patch": 5}, "divisor of the image size 28, got 5"),
+        ("vit_tiny", {"heads": 5}, "divisor of the width 32, got 5"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(name: str, option: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MODELS.create(name, 10, 1, 28, **option)
 
 
 def test_group_norm_does_not_mix_samples() -> None:
@@ -68,17 +82,6 @@ def test_mlp_options_set_its_shape() -> None:
 @pytest.mark.parametrize(("size", "patch"), [(8, 2), (28, 4), (32, 4), (224, 28), (1, 1), (13, 13)])
 def test_patches_leave_at_most_eight_by_eight(size: int, patch: int) -> None:
     assert patch_size(size, None) == patch
-
-
-@pytest.mark.parametrize("name", ["mixer", "vit_tiny"])
-def test_patch_must_divide_the_image(name: str) -> None:
-    with pytest.raises(ValueError, match="divisor of the image size 28, got 5"):
-        MODELS.create(name, 10, 1, 28, patch=5)
-
-
-def test_heads_must_divide_the_width() -> None:
-    with pytest.raises(ValueError, match="divisor of the width 32, got 5"):
-        MODELS.create("vit_tiny", 10, 1, 28, heads=5)
 
 
 def test_attention_agrees_with_torchs_encoder_layer() -> None:

@@ -45,43 +45,44 @@ def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1)
 
 
-def test_module_that_runs_twice_is_passed_over() -> None:
-    assert find_stages(Functional(), torch.zeros(2, 1, 8, 8)) == ("first", "second")
+class Rounded(Functional):
+    """Has no derivative."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).argmax(1, keepdim=True).expand(-1, 3).float()
 
 
-def test_blocks_with_branches_are_taken_whole() -> None:
-    body = nn.Sequential(
-        conv(1, 4), Squeeze(4, 8), Squeeze(8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
-    assert find_stages(body, torch.zeros(2, 1, 16, 16)) == ("0", "1", "2")
+def chain(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*layers)
 
 
-def test_chains_inside_chains_are_opened() -> None:
-    trunk = nn.Sequential(conv(1, 4), nn.ReLU(), nn.MaxPool2d(2), conv(4, 8), nn.ReLU())
-    body = nn.Sequential(nn.Sequential(trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-    assert find_stages(body, torch.zeros(2, 1, 8, 8)) == ("0.0.1", "0.0")
+def pool(side: int = 1) -> nn.Module:
+    return nn.AdaptiveAvgPool2d(side)
 
 
-def test_convolutions_without_padding_do_not_end_a_stage() -> None:
-    body = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3), nn.Flatten()
-    )
-    assert find_stages(body, torch.zeros(2, 1, 28, 28)) == ("1", "3")
+TRUNK = chain(conv(1, 4), nn.ReLU(), nn.MaxPool2d(2), conv(4, 8), nn.ReLU())
+UNPADDED = chain(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3))
+FOUND: dict[str, tuple[nn.Module, int, tuple[str, ...]]] = {
+    "a module that runs twice is passed over": (Functional(), 8, ("first", "second")),
+    "also without a derivative": (Rounded(), 8, ("first", "second")),
+    "blocks with branches are whole": (
+        chain(conv(1, 4), Squeeze(4, 8), Squeeze(8, 8), pool(), nn.Flatten()),
+        16,
+        ("0", "1", "2"),
+    ),
+    "chains inside are opened": (chain(chain(TRUNK, pool(), nn.Flatten())), 8, ("0.0.1", "0.0")),
+    "unpadded convolutions end none": (chain(*UNPADDED, nn.Flatten()), 28, ("1", "3")),
+    "pooling alone is none": (chain(conv(1, 4), conv(4, 8, 2), pool()), 16, ("0", "1")),
+    "nor is pooling to 2": (chain(conv(1, 4), conv(4, 8, 2), pool(2)), 16, ("0", "1")),
+    "strided to a pixel": (chain(conv(1, 4), conv(4, 8, 2), conv(8, 8, 2)), 4, ("0", "1", "2")),
+    "no maps": (chain(nn.Flatten(), nn.Linear(4, 2)), 2, ()),
+}
 
 
-@pytest.mark.parametrize("last", [nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d(2)])
-def test_pooling_alone_gives_no_stage(last: nn.Module) -> None:
-    body = nn.Sequential(conv(1, 4), conv(4, 8, stride=2), last, nn.Flatten())
-    assert find_stages(body, torch.zeros(2, 1, 16, 16)) == ("0", "1")
-
-
-def test_strided_convolution_down_to_one_pixel_is_a_stage() -> None:
-    body = nn.Sequential(conv(1, 4), conv(4, 8, 2), conv(8, 8, 2), nn.AdaptiveAvgPool2d(1))
-    assert find_stages(body, torch.zeros(2, 1, 4, 4)) == ("0", "1", "2")
-
-
-def test_network_without_maps_has_no_stages() -> None:
-    assert find_stages(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.zeros(2, 1, 2, 2)) == ()
+@pytest.mark.parametrize("name", FOUND)
+def test_stages_are_found(name: str) -> None:
+    body, side, stages = FOUND[name]
+    assert find_stages(body, torch.zeros(2, 1, side, side)) == stages
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -104,14 +105,6 @@ def test_a_branch_that_the_logits_do_not_depend_on_gives_no_stage(frozen: bool) 
 
     body = Deep().requires_grad_(not frozen)
     assert find_stages(body, torch.zeros(2, 1, 16, 16)) == ("second.0", "second")
-
-
-def test_networks_without_a_derivative_are_still_tapped() -> None:
-    class Rounded(Functional):
-        def forward(self, images: Tensor) -> Tensor:
-            return super().forward(images).argmax(1, keepdim=True).expand(-1, 3).float()
-
-    assert find_stages(Rounded(), torch.zeros(2, 1, 8, 8)) == ("first", "second")
 
 
 def test_search_leaves_modes_statistics_and_hooks_alone() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,6 +21,7 @@ from fedkd.knowledge.payload import Bank, Ensemble, Fused, Knowledge, Teacher, f
 from fedkd.rounds import Client, ExperimentContext
 from fedkd.runs.directory import load_state
 from fedkd.training.evaluation import accuracy, agreement, calibration, per_class_accuracy
+from tests.conftest import TINY
 
 BAD = [float("nan"), float("inf"), float("-inf")]
 
@@ -123,19 +123,14 @@ def test_a_client_learns_nothing_from_a_student_that_is_not_finite(
 
 
 def _refused(*overrides: str) -> str:
-    values: dict[str, Any] = {
-        "clients": 2,
-        "data": {
-            "dataset": {"name": "synthetic", "classes": 3, "size": 8, "per_class": 20},
-            "partition": "iid",
-            "transfer": {"size": 9},
-        },
-        "teachers": {"models": ["mlp"]},
-        "student": {"model": "mlp"},
-        "distillation": {"losses": ["kd"]},
-    }
+    plain = [
+        "teachers.models=[mlp]",
+        "student.model=mlp",
+        "distillation.losses=[kd]",
+        "distillation.epochs=9",
+    ]
     with pytest.raises(ConfigError) as error:
-        ExperimentContext(make_experiment(values, overrides))
+        ExperimentContext(make_experiment(TINY, [*plain, *overrides]))
     return str(error.value)
 
 
