@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import stat
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -210,10 +211,16 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
+# numpy parses headers with `ast`, which CPython 3.11 cannot do in two threads at once ("AST
+# constructor recursion depth mismatch").
+_HEADERS = threading.Lock()
+
+
 def _mapped(path: Path) -> np.ndarray:
     """An array on disk as a memory map. Raises `Damaged`, or an `OSError` that names it."""
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        with _HEADERS:
+            array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError:
         raise
     except Exception as error:  # numpy reports a damaged header in half a dozen exception types

@@ -117,13 +117,14 @@ def test_ctrl_c_ends_in_good_order_and_the_run_goes_on(
 
 
 @pytest.mark.smoke
-def test_ctrl_c_while_still_importing_is_one_line() -> None:
-    program = """
+@pytest.mark.parametrize("module", ["typer", "torch"])
+def test_ctrl_c_while_still_importing_is_one_line(module: str) -> None:
+    program = f"""
 import os, signal, sys
 
 class Interrupting:
     def find_spec(self, name, path, target=None):
-        if name == "torch":
+        if name == "{module}":
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Interrupting())

@@ -138,9 +138,9 @@ class Federation:
         self.state = self.app.state.linkstate_factory.state()
         self.keys = [ec.generate_private_key(ec.SECP384R1()) for _ in range(2)]
         self.public = [public_key_to_bytes(key.public_key()) for key in self.keys]
-        self.nodes = [self.state.create_node("a", "b", key, 30) for key in self.public]
+        self.nodes = [self.state.create_node("a", "b", key, 3600) for key in self.public]
         for node in self.nodes:
-            self.state.activate_node(node, 30)
+            self.state.activate_node(node, 3600)
         self.run = self.state.create_run(
             None, None, None, {}, NOOP_FEDERATION_ID, None, None, "serverapp"
         )
