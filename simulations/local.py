@@ -30,13 +30,7 @@ RUN_ID, SERVER_NODE = 1, 1
 
 
 class LocalGrid(Grid):
-    """A grid of `nodes` nodes that answer at once, in this process.
-
-    Args:
-        client_app: What every node runs.
-        nodes: How many there are.
-        node_config: Extra node config of every node.
-    """
+    """A grid of `nodes` nodes that answer at once, in this process."""
 
     def __init__(
         self, client_app: ClientApp, nodes: int, node_config: dict[str, Any] | None = None
@@ -113,15 +107,7 @@ def run_local(
     client_app: ClientApp | None = None,
     nodes: int | None = None,
 ) -> RunDirectory:
-    """Run an experiment in this process and return its run directory.
-
-    Args:
-        experiment: What to run.
-        run: An earlier run to go on with; default: a new one.
-        notify: Hears of progress.
-        client_app: Another client app (fault injection).
-        nodes: Size of the federation; default: the experiment's number of clients.
-    """
+    """Run an experiment in this process and return its run directory; arguments as `run_ray`."""
     run, context = begun(experiment, run, workers=False)
     grid = LocalGrid(client_app or make_client_app(), nodes or experiment.clients)
     run_job(grid, run, context, notify=notify)

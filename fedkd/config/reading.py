@@ -135,10 +135,6 @@ def make_experiment(values: Mapping[str, Any], overrides: Sequence[str] = ()) ->
 def read_experiment(sent: bytes, *, plugins: bool = True) -> Experiment:
     """What `to_bytes` gave on another machine.
 
-    Args:
-        sent: As it came.
-        plugins: Import the config's plugins.
-
     Raises:
         ConfigError: damaged, or this version of fedkd means something else by it.
     """

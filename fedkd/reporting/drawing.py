@@ -166,14 +166,7 @@ def curves(
     levels: Iterable[tuple[float, Look]] = (),
     size: tuple[float, float] = (11.0, 4.6),
 ) -> Figure:
-    """Accuracies over whatever they depend on, with a legend beside them.
-
-    Args:
-        lines: What depends on it.
-        xlabel: What it is.
-        levels: What does not: a value and its look.
-        size: In inches.
-    """
+    """Accuracies over whatever they depend on, with a legend beside them."""
     figure, axes = canvas(*size)
     for line in lines:
         line.draw(axes)

@@ -51,16 +51,7 @@ def average(
     mu: float = 0.0,
     refine: Refine | None = None,
 ) -> Outcome:
-    """Rounds of averaging; each client trains the student's network as it trains its teacher.
-
-    Args:
-        context: The experiment.
-        on_round: Hears of rounds.
-        strategy: Averages the replies.
-        epochs: Local epochs; None: `teachers.epochs`.
-        mu: Weight of the proximal term.
-        refine: What the server does after averaging.
-    """
+    """Rounds of averaging; each client trains the student's network as it trains its teacher."""
     log = RoundLog(context, on_round)
     student, local = fresh_student(context), fresh_student(context)
     if context.experiment.resources.client_gpus == 0:

@@ -163,16 +163,9 @@ def distill_client(
     epochs: int | None,
     loss: DistillationLoss | None = None,
 ) -> None:
-    """Distil the server's answers about the transfer images into a client's network, in place.
+    """Distil the server's answers (N, C) about the transfer images into a client's network.
 
-    Args:
-        context: The experiment.
-        network: The client's.
-        client: Its number.
-        round_number: From 1.
-        logits: What the network learns, (N, C).
-        epochs: Passes over the transfer set; None: `teachers.epochs`.
-        loss: Default: KL to their softmax.
+    Without `epochs` those of `teachers`; without a `loss`, KL to the softmax of the answers.
     """
     experiment = context.experiment
     options = experiment.teachers
@@ -195,13 +188,6 @@ def distill_server(
     """Distil logits (N, C) about the transfer set into the server's network, in place.
 
     KL to their softmax at temperature 1, with epochs, batches and optimiser of `distillation`.
-
-    Args:
-        context: The experiment.
-        student: The server's network.
-        logits: What it learns, (N, C).
-        round_number: From 1.
-        times: Factor of the epochs.
     """
     options = context.experiment.distillation
     _distil(

@@ -133,11 +133,6 @@ def read_settings(path: Path) -> dict[str, str]:
 def accept(node: Path, app: str, *, keep: bool) -> tuple[str, ...]:
     """Make `app` the one that a node runs, in its settings.env.
 
-    Args:
-        node: The node's folder.
-        app: The hash.
-        keep: Go on with the apps accepted before.
-
     Returns:
         All apps that are accepted now.
     """

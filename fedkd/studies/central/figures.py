@@ -57,13 +57,7 @@ def methods_figure(
 
 @draw.style()
 def curves_figure(curves: Curves, baseline: str, teacher: float | None) -> Figure:
-    """Test accuracy per epoch, one small panel per method before the student alone (grey).
-
-    Args:
-        curves: What is known of each method.
-        baseline: The method drawn in every panel.
-        teacher: The best teacher's accuracy.
-    """
+    """Test accuracy per epoch, one small panel per method before the student alone (grey)."""
     names = [name for name in curves if name != baseline] or list(curves)
     columns = min(4, len(names))
     rows = -(-len(names) // columns)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, cast
 
@@ -54,12 +55,12 @@ class EpochRecord(TypedDict):
 ROLES = ("student", "assistant", "teacher")
 
 
+@dataclass(frozen=True)
 class Place:
     """The folder of one training."""
 
-    def __init__(self, path: Path, role: str) -> None:
-        self.path = path
-        self.role = role
+    path: Path
+    role: str
 
     @classmethod
     def of_teacher(cls, folder: Path, number: int, seed: int | None) -> Place:
