@@ -19,6 +19,11 @@ SUFFIXES = (
     ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 
+_DEEP = (
+    "not a readable 8-bit picture (mode {} has more than 8 bits per channel); scale it to 0 to 255 "
+    "by one rule for all pictures and save it as 8 bits, e.g. numpy: "
+    "(x / largest * 255).round().astype('uint8')"
+)
 _TRANSPARENT = "are partly transparent and are laid on white"
 _FRAMES = "have more than one frame or page, of which only the first is read"
 _ALL_FRAMES_ALIKE = {"MPO", "JPEG"}  # phones put previews and depth maps behind the photograph
@@ -96,7 +101,7 @@ def _read(
                 _check_size(picture.size, file)
                 deep = _deep(picture)
                 if picture.mode.startswith(("I", "F")):
-                    raise _TooDeep(picture.mode)
+                    raise _Refused(_DEEP.format(picture.mode))
                 upright = ImageOps.exif_transpose(picture)
                 if upright.has_transparency_data:
                     layered = upright.convert("RGBA")
@@ -106,7 +111,7 @@ def _read(
                         upright = Image.alpha_composite(white, layered).convert("RGB")
                 upright = upright.convert("L" if channels == 1 else "RGB")
                 if deep and 0 < np.asarray(upright).max() < 16:
-                    raise _TooDeep(f"{deep} with values of 12 bits or less")
+                    raise _Refused(_DEEP.format(f"{deep} with values of 12 bits or less"))
                 columns, rows = upright.size
                 size = (width or columns, height or rows)
                 if upright.size != size:
@@ -114,18 +119,12 @@ def _read(
                 pixels = np.array(upright, dtype=np.uint8)
                 if _has_more_frames(picture):
                     notes.append(_FRAMES)
-    except _TooManyPixels as error:
+    except _Refused as error:
         raise ValueError(f"{name}: {error}") from None
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"{name}: too large a picture ({str(error).split(',')[0]}); save it smaller, e.g. with "
             "PIL.Image.thumbnail, or cut it into tiles"
-        ) from None
-    except _TooDeep as error:
-        raise ValueError(
-            f"{name}: not a readable 8-bit picture (mode {error} has more than 8 bits per "
-            "channel); scale it to 0 to 255 by one rule for all pictures and save it as 8 bits, "
-            "e.g. numpy: (x / largest * 255).round().astype('uint8')"
         ) from None
     except UnidentifiedImageError:
         raise ValueError(
@@ -151,21 +150,17 @@ _FEW, _PER_BYTE = 40_000_000, 1000
 
 
 def _check_size(size: tuple[int, int], file: Path) -> None:
-    """Raise `_TooManyPixels` if so few bytes hold no picture of this size; nothing is unpacked."""
+    """Raise `_Refused` if so few bytes hold no picture of this size; nothing is unpacked."""
     pixels, there = size[0] * size[1], file.stat().st_size
     if pixels > max(_FEW, _PER_BYTE * there):
-        raise _TooManyPixels(
+        raise _Refused(
             f"{there:,} bytes announce {size[0]} x {size[1]} pixels, which no picture has so few "
             "for; save it smaller, e.g. with PIL.Image.thumbnail"
         )
 
 
-class _TooManyPixels(Exception):
-    """More than a file of its size holds."""
-
-
-class _TooDeep(Exception):
-    """More bits per channel than 8."""
+class _Refused(Exception):
+    """A picture that is not read; the message says why."""
 
 
 def _deep(picture: Any) -> str:

@@ -21,8 +21,7 @@ def london_loss(student_norms: Tensor, teacher_norms: Tensor, *, relative: bool 
     """Weighted squared distance of spectral norms per sample, (B, L - 1) x (B, L - 1) -> (B,).
 
     Of L stages the pair (i, i + 1) weighs 2^-(L - i - 1): 1/4 and 1/2 of three stages. So later
-    pairs count more, as in the published code, whatever its comment says. Half precision is
-    computed in float32; the teacher is detached.
+    pairs count more, as in the published code, whatever its comment says.
 
     Args:
         student_norms: `features.spectral_norms` of the student's stages.

@@ -7,9 +7,10 @@ A stage ends where the resolution is about to fall, so its tap is the last modul
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise, takewhile
 
 import torch
@@ -131,35 +132,29 @@ def _record(body: nn.Module, example: Tensor) -> tuple[_Call, object]:
     """The tree of calls of one forward pass, its root is `body` itself, and what came out."""
     root = _Call("", body, _side(example))
     stack = [root]
-    handles = []
 
-    def open_call(name: str, module: nn.Module, inputs: tuple[object, ...]) -> None:
-        call = _Call(name, module, _side(inputs[0] if inputs else None))
+    def open_call(
+        name: str, module: nn.Module, inputs: tuple[object, ...], named: Mapping[str, object]
+    ) -> None:
+        call = _Call(name, module, _side(next(iter((*inputs, *named.values())), None)))
         stack[-1].inner.append(call)
         stack.append(call)
 
-    def close_call(output: object) -> None:
+    def close_call(_module: nn.Module, _inputs: object, output: object) -> None:
         call = stack.pop()
         call.side_out, call.made = _side(output), output
 
-    for name, module in body.named_modules():
-        if name:
-            handles += [
-                module.register_forward_pre_hook(
-                    lambda module, inputs, named, name=name: open_call(
-                        name, module, (*inputs, *named.values())
-                    ),
-                    with_kwargs=True,
-                ),
-                module.register_forward_hook(lambda _module, _inputs, output: close_call(output)),
-            ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in body.named_modules():
+            if name:
+                before = partial(open_call, name)
+                opened = module.register_forward_pre_hook(before, with_kwargs=True)
+                closed = module.register_forward_hook(close_call)
+                hooks.callback(opened.remove)
+                hooks.callback(closed.remove)
         with evaluating(body), torch.enable_grad():
             # Not a leaf, or a network could not write into it; with a gradient, frozen or not.
             logits: object = body(example.clone().requires_grad_() + 0)
-    finally:
-        for handle in handles:
-            handle.remove()
     return root, logits
 
 
