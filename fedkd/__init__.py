@@ -9,24 +9,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # `X as X`: re-exported, for type checkers
-    from fedkd.api import (
-        network as network,
-    )
-    from fedkd.api import (
-        train_student as train_student,
-    )
-    from fedkd.api import (
-        train_teacher as train_teacher,
-    )
-    from fedkd.config import (
-        Experiment as Experiment,
-    )
-    from fedkd.config import (
-        load_experiment as load_experiment,
-    )
-    from fedkd.config import (
-        make_experiment as make_experiment,
-    )
+    from fedkd.api import network as network
+    from fedkd.api import train_student as train_student
+    from fedkd.api import train_teacher as train_teacher
+    from fedkd.config import Experiment as Experiment
+    from fedkd.config import load_experiment as load_experiment
+    from fedkd.config import make_experiment as make_experiment
     from fedkd.data.datasets import load_dataset as load_dataset
     from fedkd.data.images import ImageSet as ImageSet
     from fedkd.data.splits import federate as federate

@@ -7,14 +7,7 @@ import torch
 from torch import Tensor
 
 from fedkd.knowledge.extract import extract
-from fedkd.knowledge.kinds import (
-    ClassCosts,
-    Classifier,
-    ClassMaps,
-    Kind,
-    Logits,
-    VirtualLogits,
-)
+from fedkd.knowledge.kinds import ClassCosts, Classifier, ClassMaps, Kind, Logits, VirtualLogits
 from fedkd.knowledge.payload import Ensemble, Teacher
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, EnsembleLoss, TeacherWeights
