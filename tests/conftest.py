@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 from fedkd.config import Experiment, make_experiment
+from fedkd.runs.directory import RunDirectory
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Networks this small only wait for each other on more threads.
@@ -48,6 +51,21 @@ TINY: dict[str, Any] = {
 def lean(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs measure no baselines and draw no page, which takes longer than the run."""
     monkeypatch.setattr("simulations.job.write_report", lambda run: None)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunDirectory]:
+    """`shared("rounds=3", ...)`: a finished lean run that tests of a module only read."""
+
+    @cache
+    def run(*overrides: str) -> RunDirectory:
+        from simulations.local import run_local
+
+        output = f"output={tmp_path_factory.mktemp('shared')}"
+        with mock.patch("simulations.job.write_report"):
+            return run_local(make_experiment(TINY, [output, "evaluation.baselines=[]", *overrides]))
+
+    return run
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from fedkd.config import Component, ConfigError, Experiment
-from fedkd.data.splits import FederatedData
 from fedkd.privacy.accounting import Steps, epsilon
 from fedkd.privacy.label_dp import keep_probability, randomised
 from fedkd.privacy.ledger import LedgerBroken
@@ -29,6 +28,7 @@ from fedkd.runs.privacy_statement import statement
 from simulations.local import run_local
 
 Tiny = Callable[..., Experiment]
+Shared = Callable[..., RunDirectory]
 
 pytestmark = pytest.mark.usefixtures("lean")
 
@@ -47,13 +47,16 @@ def ledger_lines(run: RunDirectory, client: int) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_private_run_spends_its_budget_over_all_rounds_and_says_so(tiny: Tiny) -> None:
-    experiment = tiny(DP, *QUIET, "rounds=3")
-    run = run_local(experiment)
+@pytest.fixture
+def run(shared: Shared) -> RunDirectory:
+    return shared(DP, *QUIET, "rounds=3")
+
+
+def test_a_private_run_spends_its_budget_over_all_rounds_and_says_so(run: RunDirectory) -> None:
     facts = run.read_json("privacy.json")
     assert facts["budget"] == 4.0
     assert 3.95 < facts["worst"] <= 4.0
-    planned = plan(experiment)
+    planned = plan(run.experiment)
     for client in range(3):
         mine = facts["clients"][str(client)]
         assert mine == {"epsilon": facts["worst"], "frozen_in": []}
@@ -137,8 +140,7 @@ def test_a_ledger_does_not_serve_other_images(tiny: Tiny) -> None:
         Client(ExperimentContext(experiment), 1, run.identity, folder).train(2)
 
 
-def test_nothing_about_private_images_reaches_server_or_report(tiny: Tiny) -> None:
-    run = run_local(tiny(DP, *QUIET))
+def test_nothing_about_private_images_reaches_server_or_report(run: RunDirectory) -> None:
     trained = run.events(ClientTrained)
     assert {key for event in trained for key in event.facts()} == {
         "round", "client", "phase", "seconds", "epsilon", "trained",
@@ -193,15 +195,11 @@ def test_the_default_delta_is_far_below_one_over_the_size(tiny: Tiny) -> None:
         assert 0.01 / size < delta_of(experiment.teachers.privacy) <= 0.1 / size * (1 + 1e-9)
 
 
-def test_the_mechanism_is_the_same_whatever_a_client_holds(tiny: Tiny) -> None:
-    experiment = tiny(DP, *QUIET)
-    data: FederatedData = ExperimentContext(experiment).data
+def test_the_mechanism_is_the_same_whatever_a_client_holds(run: RunDirectory) -> None:
+    data = ExperimentContext(run.experiment).data
     assert len({len(data.shard(c)) for c in range(3)}) > 1
-    run = run_local(experiment)
-    lines = [[line for line in ledger_lines(run, c) if "reserve" in line] for c in range(3)]
-    assert [[e["reserve"] for e in mine] for mine in lines] == [
-        [e["reserve"] for e in lines[0]]
-    ] * 3
+    lines = [[e["reserve"] for e in ledger_lines(run, c) if "reserve" in e] for c in range(3)]
+    assert lines[0] == lines[1] == lines[2]
 
 
 def test_randomised_labels_keep_as_many_as_they_should() -> None:

@@ -24,7 +24,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fedkd.build import build_data
-from fedkd.config import ConfigError, Experiment
+from fedkd.config import ConfigError, Experiment, make_experiment
 from fedkd.data.local_shard import LocalShard, write_private, write_public
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
@@ -39,6 +39,7 @@ from simulations.deploy.keys import certificates, node_pair
 from simulations.deploy.plan import Plan
 from simulations.job import run_job
 from simulations.local import LocalGrid, run_local
+from tests.conftest import TINY
 
 Tiny = Callable[..., Experiment]
 
@@ -59,6 +60,13 @@ def make(folder: Path, experiment: Experiment, *words: str) -> Path:
     )  # fmt: skip
     assert code == 0, output
     return folder
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of `fedkd deploy init`; who changes something in it copies it before."""
+    folder = tmp_path_factory.mktemp("deployment") / "dep"
+    return make(folder, make_experiment(TINY, ["clients=5"]), "--host", "fedkd.example.org")
 
 
 # -- keys ----------------------------------------------------------------------------------
@@ -126,8 +134,8 @@ def test_a_node_key_is_openssh_on_a_nist_curve() -> None:
 # -- init ----------------------------------------------------------------------------------
 
 
-def test_init_writes_secrets_for_their_owner_only(tmp_path: Path, tiny: Tiny) -> None:
-    folder = make(tmp_path / "dep", tiny())
+def test_init_writes_secrets_for_their_owner_only(deployment: Path) -> None:
+    folder = deployment
     modes = {p.relative_to(folder).as_posix(): p.stat().st_mode & 0o777 for p in folder.rglob("*")}
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {modes[name] for name in modes if name.endswith(".key")} == {0o600}
@@ -141,12 +149,9 @@ def test_init_writes_secrets_for_their_owner_only(tmp_path: Path, tiny: Tiny) ->
     ]
 
 
-def test_the_certificate_of_init_holds_for_the_servers_own_helper(
-    tmp_path: Path, tiny: Tiny
-) -> None:
+def test_the_certificate_of_init_holds_for_the_servers_own_helper(deployment: Path) -> None:
     # Flower's helper process reaches the SuperLink at 127.0.0.1; refused, it ends without a word.
-    folder = make(tmp_path / "dep", tiny(), "--host", "fedkd.example.org")
-    pem = (folder / "superlink" / "server.crt").read_bytes()
+    pem = (deployment / "superlink" / "server.crt").read_bytes()
     names = x509.load_pem_x509_certificate(pem).extensions.get_extension_for_class(
         x509.SubjectAlternativeName
     )
@@ -154,16 +159,14 @@ def test_the_certificate_of_init_holds_for_the_servers_own_helper(
     assert [str(a) for a in names.value.get_values_for_type(x509.IPAddress)] == ["127.0.0.1"]
 
 
-def test_init_overwrites_nothing(tmp_path: Path, tiny: Tiny) -> None:
-    folder = make(tmp_path / "dep", tiny())
-    before = (folder / "ca" / "ca.key").read_bytes()
-    code, output = fedkd(
-        "deploy", "init", str(folder), "--nodes", "3", "--host", "a", "--config",
-        str(tmp_path / "tiny.yaml"),
-    )  # fmt: skip
+def test_init_overwrites_nothing(deployment: Path) -> None:
+    before = (deployment / "ca" / "ca.key").read_bytes()
+    config = str(deployment.parent / "tiny.yaml")
+    words = ("deploy", "init", str(deployment), "--nodes", "3", "--host", "a", "--config", config)
+    code, output = fedkd(*words)
     assert code == 2
     assert "exists already" in output
-    assert (folder / "ca" / "ca.key").read_bytes() == before
+    assert (deployment / "ca" / "ca.key").read_bytes() == before
 
 
 @pytest.mark.parametrize("host", ["a.org:8443", "https://a.org", "a b", "-a", "$(id)", ""])
@@ -172,8 +175,8 @@ def test_a_host_is_a_name_or_an_address(host: str) -> None:
         Plan(2, (host,))
 
 
-def test_scripts_compose_file_and_units_are_well_formed(tmp_path: Path, tiny: Tiny) -> None:
-    folder = make(tmp_path / "dep", tiny())
+def test_scripts_compose_file_and_units_are_well_formed(deployment: Path) -> None:
+    folder = deployment
     scripts = sorted(folder.rglob("*.sh"))
     assert len(scripts) == 4 + 3
     for script in scripts:
@@ -220,11 +223,8 @@ def test_init_takes_the_checkout_that_one_stands_in(
     assert Plan(2, ("localhost",)).source == tmp_path
 
 
-def test_the_deployed_experiment_has_a_client_per_node_and_waits_for_them(
-    tmp_path: Path, tiny: Tiny
-) -> None:
-    folder = make(tmp_path / "dep", tiny("clients=5"))
-    config = yaml.safe_load((folder / "superlink" / "experiment.yaml").read_text())
+def test_the_deployed_experiment_has_a_client_per_node_and_waits_for_them(deployment: Path) -> None:
+    config = yaml.safe_load((deployment / "superlink" / "experiment.yaml").read_text())
     assert (config["clients"], config["federation"]["wait"]) == (3, 600.0)
 
 
@@ -472,9 +472,9 @@ def test_status_counts_refusals_by_client(tmp_path: Path, tiny: Tiny) -> None:
     ],
 )
 def test_a_damaged_file_of_a_node_is_named(
-    tiny: Tiny, tmp_path: Path, file: str, content: bytes, expected: str
+    deployment: Path, tmp_path: Path, file: str, content: bytes, expected: str
 ) -> None:
-    node = make(tmp_path / "out", tiny()) / "node-0"
+    node = shutil.copytree(deployment / "node-0", tmp_path / "node-0")
     (node / file).write_bytes(content)
     with pytest.raises(ValueError) as refused:
         list(check_node(node))
@@ -483,12 +483,11 @@ def test_a_damaged_file_of_a_node_is_named(
 
 @pytest.mark.parametrize("number", ["x", "-1", "3", "99999999999"])
 def test_a_node_that_is_no_client_of_the_experiment_fails(
-    tiny: Tiny, tmp_path: Path, number: str
+    deployment: Path, tmp_path: Path, number: str
 ) -> None:
-    node = make(tmp_path / "out", tiny()) / "node-0"
-    settings = (
-        (node / "settings.env").read_text().replace("PARTITION_ID=0", f"PARTITION_ID={number}")
-    )
+    node = shutil.copytree(deployment / "node-0", tmp_path / "node-0")
+    settings = (node / "settings.env").read_text()
+    settings = settings.replace("PARTITION_ID=0", f"PARTITION_ID={number}")
     settings = re.sub("^SUPERLINK=.*$", "SUPERLINK=localhost:99999999", settings, flags=re.M)
     (node / "settings.env").write_text(settings)
     found = {finding.what: finding for finding in check_node(node)}

@@ -29,6 +29,7 @@ from simulations.local import run_local
 from tests.simulations.faults import BAD_PAYLOADS, crashing, tampering
 
 Tiny = Callable[..., Experiment]
+Shared = Callable[..., RunDirectory]
 
 pytestmark = pytest.mark.usefixtures("lean")
 
@@ -63,14 +64,14 @@ def test_a_run_leaves_everything_behind(tiny: Tiny, monkeypatch: pytest.MonkeyPa
     assert all(768 < size < 768 + 2500 for size in sizes)
 
 
-def test_same_seed_same_student_other_seed_another(tiny: Tiny) -> None:
-    first, again, other = (run_local(tiny(f"seed={seed}")) for seed in (0, 0, 1))
+def test_same_seed_same_student_other_seed_another(tiny: Tiny, shared: Shared) -> None:
+    first, again, other = shared(), run_local(tiny()), run_local(tiny("seed=1"))
     assert student(first) == student(again) != student(other)
 
 
 @pytest.mark.parametrize("finished", [1, 2])
-def test_a_resumed_run_reaches_the_same_student(tiny: Tiny, finished: int) -> None:
-    whole = run_local(tiny("rounds=3"))
+def test_a_resumed_run_reaches_the_same_student(tiny: Tiny, shared: Shared, finished: int) -> None:
+    whole = shared("rounds=3")
 
     class Stop(Exception):
         pass
@@ -101,9 +102,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny: Tiny) -> None:
     assert any("passed over" in r.text for r in resumed.events(Warned))
 
 
-def test_state_files_hold_no_code(tiny: Tiny, tmp_path: Path) -> None:
-    run = run_local(tiny("rounds=1"))
-    for path in [*run.path.rglob("*.pt")]:
+def test_state_files_hold_no_code(shared: Shared, tmp_path: Path) -> None:
+    for path in shared().path.rglob("*.pt"):
         load_state(path)  # weights_only=True inside
     evil = tmp_path / "evil.pt"
     torch.save({"weights": Path("/")}, evil)
@@ -207,8 +207,8 @@ def test_every_option_runs(tiny: Tiny, words: list[str]) -> None:
     assert run.read_json("summary.json")["rounds"] == 2
 
 
-def test_feedback_reaches_the_clients(tiny: Tiny) -> None:
-    plain, pulled = run_local(tiny()), run_local(tiny("teachers.feedback.use=regulariser"))
+def test_feedback_reaches_the_clients(tiny: Tiny, shared: Shared) -> None:
+    plain, pulled = shared(), run_local(tiny("teachers.feedback.use=regulariser"))
     assert student(plain) != student(pulled)
     down = [
         {e.round: e.down for e in run.messages() if e.phase == "train"} for run in (plain, pulled)

@@ -66,8 +66,8 @@ def test_truncation_asks_less() -> None:
 
 
 @pytest.fixture
-def run(tiny: Tiny) -> RunDirectory:
-    return run_local(tiny("teachers.epochs=6"))
+def run(shared: Callable[..., RunDirectory]) -> RunDirectory:
+    return shared("teachers.epochs=6")
 
 
 def test_shares_add_up_and_influence_is_what_the_ensemble_loses(run: RunDirectory) -> None:
