@@ -1,7 +1,5 @@
 """A federation small enough to run in a second."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from functools import cache

@@ -5,8 +5,6 @@ A table is known by the heading above it, a column by its title. What a registry
 published, is for people to write. A name without a row gets one, a row without a name goes.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Callable

@@ -4,8 +4,6 @@ Walks the syntax trees, so imports inside functions and under TYPE_CHECKING coun
 pictures in docs/design.md show the same floors and doors.
 """
 
-from __future__ import annotations
-
 import ast
 import sys
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Blocks of one page share their names, in order. A block whose first line is a co
 name (`# my_losses.py`) becomes that module; the tests in it are run.
 """
 
-from __future__ import annotations
-
 import ast
 import inspect
 import re

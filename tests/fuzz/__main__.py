@@ -1,7 +1,5 @@
 """Many cases: `python -m tests.fuzz --cases 500 --kind run --first 1000`."""
 
-from __future__ import annotations
-
 import argparse
 import collections
 import re

@@ -1,7 +1,5 @@
 """Cases, and what is asked of the command's answer to each."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """One case from end to end."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from random import Random
 

@@ -1,7 +1,5 @@
 """One maker per kind of input: a random generator and a folder become a case."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

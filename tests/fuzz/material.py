@@ -1,7 +1,5 @@
 """Good inputs, made once: configs, a picture, and the folders that each command leaves."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

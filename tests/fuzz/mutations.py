@@ -1,7 +1,5 @@
 """Damage to trees of plain values, to text and to files."""
 
-from __future__ import annotations
-
 import copy
 import math
 import os

@@ -1,7 +1,5 @@
 """A few mutated inputs of every kind: no traceback, no hang, exit codes as documented."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

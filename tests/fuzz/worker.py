@@ -4,8 +4,6 @@ It reads one JSON object per line (`words`, `cwd`, `limit`) and answers with one
 `err`, `seconds`). A command that takes longer than `limit` seconds is killed: its code is `null`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import json

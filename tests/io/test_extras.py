@@ -1,7 +1,5 @@
 """What `pip install fedkd` alone gives, and how a missing extra is named."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Files of a run that were cut, edited or mixed up: refused by name, and by what is wrong."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

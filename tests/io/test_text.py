@@ -1,7 +1,5 @@
 """What comes from others is text, wherever it is shown."""
 
-from __future__ import annotations
-
 import csv
 import io
 import logging

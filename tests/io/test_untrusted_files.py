@@ -1,7 +1,5 @@
 """Folders from elsewhere, torn files and a second writer: nothing is deleted, run or made up."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

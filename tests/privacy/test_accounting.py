@@ -1,7 +1,5 @@
 """Epsilon against Google's dp-accounting, which shares no code with Opacus."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from dp_accounting import dp_event
@@ -25,14 +23,9 @@ SETTINGS: list[list[tuple[float, float, int]]] = [
     [(1.0, 5.0, 10)],
     [(1.0, 20.0, 1)],
     [(0.064, 0.8, 16)],
-    [(0.02, 1.1, 50), (0.02, 1.1, 50), (0.02, 1.1, 50)],  # three rounds
-    [(0.02, 1.1, 50), (0.02, 1.1, 50)],  # absent in one of them
-    [
-        (0.02, 1.1, 50),
-        (0.02, 1.1, 50),
-        (0.02, 1.1, 50),
-        (0.02, 1.1, 50),
-    ],  # killed and trained again
+    [(0.02, 1.1, 50)] * 3,  # three rounds
+    [(0.02, 1.1, 50)] * 2,  # absent in one of them
+    [(0.02, 1.1, 50)] * 4,  # killed and trained again
     [(0.02, 1.1, 50), (0.1, 2.0, 30)],  # two settings
 ]
 
@@ -113,12 +106,7 @@ def test_impossible_questions_are_named() -> None:
         epsilon([Steps(0.1, 1.0, 1)], 0.0)
     with pytest.raises(ValueError, match="out of reach"):
         noise_for(1e-9, DELTA, 1.0, 1000)
-    for wrong in (
-        (0.0, 1.0, 1),
-        (1.5, 1.0, 1),
-        (0.1, 0.0, 1),
-        (0.1, float("inf"), 1),
-        (0.1, 1.0, -1),
-    ):
+    infinite = (0.1, float("inf"), 1)
+    for wrong in ((0.0, 1.0, 1), (1.5, 1.0, 1), (0.1, 0.0, 1), infinite, (0.1, 1.0, -1)):
         with pytest.raises(ValueError, match="expected"):
             Steps(*wrong)

@@ -1,8 +1,7 @@
 """DP-SGD: clipped sums are those of a loop over images, and the noise is as large as promised."""
 
-from __future__ import annotations
-
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -46,6 +45,16 @@ def gradient(network: Network, shard: ImageSet, index: int) -> Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))])
 
 
+def clipped(
+    network: Network, criterion: Callable[..., Tensor], bound: float, size: float, how: Clipping
+) -> ClippedSteps:
+    """Noiseless steps of lr 1."""
+    return ClippedSteps(
+        network, criterion, torch.optim.SGD(network.parameters(), lr=1.0), noise_multiplier=0.0,
+        max_grad_norm=bound, expected_batch_size=size, clipping=how,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("clipping", CLIPPINGS)
 @pytest.mark.parametrize(
     ("name", "options"),
@@ -60,15 +69,7 @@ def test_a_step_is_the_sum_of_gradients_clipped_one_by_one(
     bound = float(norms.median())  # some are clipped, some are not
     expected = (rows * (bound / (norms + 1e-6)).clamp(max=1)[:, None]).sum(0) / 4
     before = flat(network)
-    with ClippedSteps(
-        network,
-        example_cross_entropy,
-        torch.optim.SGD(network.parameters(), lr=1.0),
-        noise_multiplier=0.0,
-        max_grad_norm=bound,
-        expected_batch_size=4.0,
-        clipping=clipping,
-    ) as steps:
+    with clipped(network, example_cross_entropy, bound, 4.0, clipping) as steps:
         steps.step([(shard.images[:2], shard.labels[:2]), (shard.images[2:], shard.labels[2:])])
     moved = before - flat(network)
     assert float((moved - expected).norm() / expected.norm()) < 1e-4
@@ -163,15 +164,7 @@ def test_an_image_without_a_finite_gradient_does_not_spoil_the_sum(clipping: Cli
         (twin, [0, 2], [1.0, 1.0]),
     ):
         part = shard.subset(torch.tensor(rows))
-        with ClippedSteps(
-            subject,
-            criterion,
-            torch.optim.SGD(subject.parameters(), lr=1.0),
-            noise_multiplier=0.0,
-            max_grad_norm=1.0,
-            expected_batch_size=3.0,
-            clipping=clipping,
-        ) as steps:
+        with clipped(subject, criterion, 1.0, 3.0, clipping) as steps:
             steps.step([(part.images, part.labels, torch.tensor(scale))])
     assert torch.allclose(flat(network), flat(twin), atol=1e-6)
 

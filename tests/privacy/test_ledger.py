@@ -1,7 +1,5 @@
 """The client's ledger: nothing past the budget, nothing forgotten, nothing changed unseen."""
 
-from __future__ import annotations
-
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Models that Opacus would train although the guarantee would not hold are refused, with why."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

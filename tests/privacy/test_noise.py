@@ -1,7 +1,5 @@
 """Noise that a promise rests on: as random, and distributed, as it says."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Whole runs under a budget: what is spent, what is reported, and what stays inside."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import replace

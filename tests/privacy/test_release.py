@@ -1,7 +1,5 @@
 """Mechanisms at the aggregator: what they cost, what they let out, what they refuse."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

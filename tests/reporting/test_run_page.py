@@ -51,9 +51,6 @@ def _run(tmp_path, *, clients=3, rounds=2, finished=2, summary=True, root=None, 
     teachers = options.get("teachers", True)
     generator = torch.Generator().manual_seed(0)
     truth = torch.randint(0, len(names), (60,), generator=generator)
-    student = None
-    if finished and not root and len(names) == 10:
-        student = build_network(experiment, experiment.student.model, build_data(experiment), "s")
     counts = torch.randint(0, 9, (clients, len(names)), generator=generator)
     student = None
     if finished and not root and len(names) == 10:

@@ -1,7 +1,5 @@
 """A run carries what its student needs: no data set, no working directory, no guessing."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -5,8 +5,6 @@ node's settings in the environment, this file is a SuperNode that runs an app of
 the server sends: it holds a registered key and obeys nobody.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import os

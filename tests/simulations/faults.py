@@ -1,7 +1,5 @@
 """Client apps that misbehave: real Flower mods around the real client app."""
 
-from __future__ import annotations
-
 import math
 import os
 import signal

@@ -36,20 +36,6 @@ def test_many_rules_fit_a_narrow_terminal() -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["attack", "configs/attack/quickstart.yaml", "attacks=[nam]"], "did you mean 'nan'"),
-        (["attack", "configs/attack/quickstart.yaml", "shares=1"], "shares: unknown key"),
-    ],
-)
-def test_mistakes_are_one_line(fedkd, words: list[str], expected: str) -> None:
-    code, _, err = fedkd(*words)
-    assert code == 2
-    assert expected in err
-    assert err.count("\n") == 1
-
-
 def test_quarantine_is_shown_and_lifted(fedkd, tiny) -> None:
     run = RunDirectory.new(tiny("federation.quarantine.after=1"))
     code, out, _ = fedkd("quarantine", run.path)

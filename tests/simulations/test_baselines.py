@@ -1,7 +1,5 @@
 """The baselines: they learn, repeat themselves, count their bytes and follow their papers."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import Any
 

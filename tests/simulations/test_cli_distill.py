@@ -31,7 +31,6 @@ def test_a_study_ends_with_its_table(fedkd, config: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["mine.yaml", "experiment.distillation.epoch=1"], "did you mean 'epochs'?"),
         (["mine.yaml", "methods.kd=[kdd]"], "did you mean 'kd'?"),
         (["configs/distill/digit.yaml"], "did you mean 'configs/distill/digits.yaml'?"),
         (

@@ -1,7 +1,5 @@
 """Codecs in whole runs: fewer bytes, both ends in step, also after faults and restarts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

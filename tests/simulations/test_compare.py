@@ -116,7 +116,7 @@ def test_deviation_is_that_of_a_sample_and_unknown_for_one_seed() -> None:
     assert spread([None]) is None
 
 
-def test_csv_has_a_line_per_seed_and_one_per_round(comparison: Make) -> None:
+def test_csv_and_report_show_every_row_and_the_report_no_markup(comparison: Make) -> None:
     folder = Folder.new(
         comparison(["fake", {"name": "odd", "baseline": "fake", "fails_on": 1}], seeds=[0, 1])
     )
@@ -138,6 +138,11 @@ def test_csv_has_a_line_per_seed_and_one_per_round(comparison: Make) -> None:
     assert rounds[0][3:] == ["round", "accuracy", "ece", "up", "down", "seconds"]
     assert len(rounds) == 1 + 3 * 2
     assert rounds[2] == ["fake", "fake", "0", "2", "0.4", "0.125", "1000", "500", "0.5"]
+    page = (folder.path / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert "odd, seed 1 failed: RuntimeError: no such luck" in page
+    assert "40.50 ± 0.71" in page
+    assert "<script" not in page
 
 
 def test_fedkd_runs_its_real_path_and_counts_only_its_own_messages(
@@ -162,17 +167,6 @@ def test_fedkd_runs_its_real_path_and_counts_only_its_own_messages(
     assert sum(train) > 10_000
     assert abs(sum(e.up for e in kept if e.phase == "knowledge") - sum(train)) < 500
     assert not (folder.path / "methods" / "fedkd" / "seed0" / "knowledge").exists()
-
-
-def test_the_report_shows_every_row_and_no_markup_of_strangers(comparison: Make) -> None:
-    methods = ["fake", {"name": "odd", "baseline": "fake", "fails_on": 0}]
-    folder = Folder.new(comparison(methods, seeds=[0, 1]))
-    run_all(folder)
-    page = (folder.path / "report.html").read_text()
-    assert page.count("<svg") == 3
-    assert "odd, seed 0 failed: RuntimeError: no such luck" in page
-    assert "40.50 ± 0.71" in page
-    assert "<script" not in page
 
 
 # -- resume ----------------------------------------------------------------------------------------

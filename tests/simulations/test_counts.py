@@ -1,7 +1,5 @@
 """How often a run checks and builds what it could keep."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`fedkd deploy init` and `check`, `fedkd status`, and nodes that hold their own images only."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

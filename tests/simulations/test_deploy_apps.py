@@ -1,7 +1,5 @@
 """A node runs the code that its owner accepted, and unpacks no other."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import zipfile

@@ -1,7 +1,5 @@
 """The gate passes on what a registered node calls, and nothing else."""
 
-from __future__ import annotations
-
 import time
 from base64 import b64encode
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A node is the client whose key it holds, whatever it says."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A federation of real processes on this machine: TLS, registered keys, own images, attackers."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The start scripts, run by sh with Flower's commands replaced by ones that write down."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

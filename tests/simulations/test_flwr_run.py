@@ -1,7 +1,5 @@
 """`flwr run .`: the same job through Flower's own command line, SuperLink and app bundle."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

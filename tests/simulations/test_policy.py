@@ -1,7 +1,5 @@
 """A node whose server is hostile: it keeps its own terms, whatever the messages ask for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Random changes to the replies of a client: what a hostile node might send."""
 
-from __future__ import annotations
-
 import math
 import random
 from typing import Any

@@ -3,8 +3,6 @@
 `FEDKD_FUZZ=20000 pytest tests/strategies/test_hostile_replies.py` tries as many mutations.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import random
@@ -83,31 +81,24 @@ def test_a_number_of_any_name_costs_its_sender_the_round(tiny: Tiny, name: str) 
         ({"holdout_total": 1, "holdout_right": -1}, "holdout_right: a whole number from 0"),
         ({"holdout_total": 1, "holdout_right": 2}, "holdout_right: more than holdout_total"),
         ({"holdout_total": 1, "holdout_right": 1, "round": 2}, "a number called 'round'"),
-    ],
-)
-def test_verdicts_are_checked(tiny: Tiny, numbers: dict[str, Any], reason: str) -> None:
-    app = changing(0, "evaluate", with_numbers(**numbers))
-    run = run_local(tiny(*SMALL), client_app=app)
-    assert reason in run.events(ReplyRefused)[0].reason
-    assert {event.client for event in run.events(ClientEvaluated)} == {1, 2}
-
-
-@pytest.mark.parametrize(
-    ("numbers", "reason"),
-    [
+        # What a private client claims to have spent.
         ({"epsilon": 1.0}, "no number called 'trained'"),
         ({"epsilon": -7.0, "trained": 1.0}, "epsilon: a number from 0"),
         ({"epsilon": math.nan, "trained": 1.0}, "epsilon: a number from 0"),
         ({"epsilon": 1.0, "trained": 1.0, "loss": 0.5}, "a number called 'loss'"),
     ],
 )
-def test_what_a_private_client_claims_to_have_spent_is_checked(
+def test_verdicts_and_what_was_spent_are_checked(
     tiny: Tiny, numbers: dict[str, Any], reason: str
 ) -> None:
-    app = changing(0, "train", with_numbers(**numbers))
-    run = run_local(tiny(*SMALL, *PRIVATE), client_app=app)
+    private = "epsilon" in numbers
+    app = changing(0, "train" if private else "evaluate", with_numbers(**numbers))
+    run = run_local(tiny(*SMALL, *(PRIVATE if private else ())), client_app=app)
     assert reason in run.events(ReplyRefused)[0].reason
-    assert set(run.read_json("privacy.json")["clients"]) == {"0", "1", "2"}
+    if private:
+        assert set(run.read_json("privacy.json")["clients"]) == {"0", "1", "2"}
+    else:
+        assert {event.client for event in run.events(ClientEvaluated)} == {1, 2}
 
 
 @pytest.mark.parametrize("client", [True, -1, 3, 2**62, 0.0, "0"])

@@ -1,5 +1,6 @@
 """Messages: what is sent, what comes back when, and what a damaged reply costs."""
 
+import io
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -64,12 +65,8 @@ def messages(nodes: Iterable[int]) -> dict[int, Any]:
 def test_replies_come_as_they_arrive_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
     grid = SlowGrid(order=[3, 1, 2, 0])
-    assert [reply.client for reply in send_and_receive(grid, messages(range(4)), deadline=5)] == [
-        3,
-        1,
-        2,
-        0,
-    ]
+    replies = send_and_receive(grid, messages(range(4)), deadline=5)
+    assert [reply.client for reply in replies] == [3, 1, 2, 0]
 
 
 def test_no_more_than_the_window_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,9 +82,8 @@ def test_a_silent_node_is_given_up_after_the_deadline(monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "GRACE_SECONDS", 0.1)
     grid = SlowGrid(order=[0, 1, 2], lost={1})
     started = time.monotonic()
-    replies = {
-        r.client: r.message for r in send_and_receive(grid, messages(range(3)), deadline=0.1)
-    }
+    answers = send_and_receive(grid, messages(range(3)), deadline=0.1)
+    replies = {reply.client: reply.message for reply in answers}
     assert time.monotonic() - started < 5
     assert replies[1] is None
     assert replies[0] is not None
@@ -112,28 +108,29 @@ def test_size_is_checked_before_anything_is_decoded() -> None:
         read_replies(records(), 100)
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"junk", b"\x93NUMPY\x01\x00" + b"\xff" * 20, np.ones(3).tobytes()]
-)
-def test_a_damaged_array_is_refused(data: bytes) -> None:
-    content = records()
-    content[arrays_name(TRANSFER)] = ArrayRecord(
-        {"logits": Array(dtype="float16", shape=(5, 4), stype="numpy.ndarray", data=data)}
-    )
-    with pytest.raises(Refused, match="logits: cannot be decoded"):
-        read_replies(content, 1e6)
-
-
-def test_a_pickled_array_is_refused() -> None:
-    import io
-
+def pickled() -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "dtype", "shape"),
+    [
+        (b"", "float16", (5, 4)),
+        (b"junk", "float16", (5, 4)),
+        (b"\x93NUMPY\x01\x00" + b"\xff" * 20, "float16", (5, 4)),
+        (np.ones(3).tobytes(), "float16", (5, 4)),
+        (pickled(), "object", (1,)),
+    ],
+)
+def test_a_damaged_or_pickled_array_is_refused(
+    data: bytes, dtype: str, shape: tuple[int, ...]
+) -> None:
     content = records()
-    content[arrays_name(TRANSFER)] = ArrayRecord(
-        {"logits": Array(dtype="object", shape=(1,), stype="numpy.ndarray", data=buffer.getvalue())}
-    )
-    with pytest.raises(Refused, match="cannot be decoded"):
+    array = Array(dtype=dtype, shape=shape, stype="numpy.ndarray", data=data)
+    content[arrays_name(TRANSFER)] = ArrayRecord({"logits": array})
+    with pytest.raises(Refused, match="logits: cannot be decoded"):
         read_replies(content, 1e6)
 
 
@@ -150,18 +147,11 @@ def test_a_reply_without_knowledge_is_refused() -> None:
 def test_bytes_are_those_of_the_serialised_message() -> None:
     grid = LocalGrid(make_client_app(), 1)
     assert grid is not None  # sets the process's task, which Flower stamps on messages
-    sizes = [
-        wire_bytes(
-            Message(
-                reply_records(
-                    TRANSFER, Reply({"logits": np.ones((n, 4), np.float16)}, {"round": 1})
-                ),
-                dst_node_id=1,
-                message_type="train",
-            )
-        )
-        for n in (100, 200)
-    ]
+    sizes = []
+    for number in (100, 200):
+        reply = Reply({"logits": np.ones((number, 4), np.float16)}, {"round": 1})
+        content = reply_records(TRANSFER, reply)
+        sizes.append(wire_bytes(Message(content, dst_node_id=1, message_type="train")))
     assert sizes[1] - sizes[0] == pytest.approx(100 * 4 * 2, abs=16)
     assert sizes[0] - 800 < 1500
 

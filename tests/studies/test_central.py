@@ -1,7 +1,5 @@
 """Studies: teachers in the loop, several methods and seeds, from config to page."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -60,7 +58,7 @@ class Done:
     def run(self, notify: Any = silent) -> Record:
         return run_study(self.study, self.folder, notify)
 
-    def again(self) -> Done:
+    def again(self) -> "Done":
         """The same folder, opened as another process does."""
         done = object.__new__(Done)
         done.folder = StudyFolder.open(self.path, DistillConfig)

@@ -1,7 +1,5 @@
 """A run's own promise is what is audited, and what the audit cannot test it does not claim to."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

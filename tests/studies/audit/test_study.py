@@ -1,7 +1,5 @@
 """An overfitted run is caught; noise and untrained teachers are not accused."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
