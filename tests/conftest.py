@@ -13,6 +13,9 @@ import torch
 from fedkd.config import Experiment, make_experiment
 from fedkd.runs.directory import RunDirectory
 
+Tiny = Callable[..., Experiment]
+Shared = Callable[..., RunDirectory]
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Networks this small only wait for each other on more threads.
 torch.set_num_threads(1)
@@ -52,7 +55,7 @@ def lean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunDirectory]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     """`shared("rounds=3", ...)`: a finished lean run that tests of a module only read."""
 
     @cache
@@ -67,7 +70,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunDirecto
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Experiment]:
+def tiny(tmp_path: Path, request: pytest.FixtureRequest) -> Tiny:
     """`tiny("rounds=3", ...)`: the tiny experiment with overrides, writing under tmp_path."""
     first = [f"output={tmp_path / 'runs'}"]
     if "lean" in request.fixturenames:

@@ -6,13 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from fedkd.config import ConfigError, Experiment
+from fedkd.config import ConfigError
 from fedkd.io.lock import Busy, Lock
 from fedkd.knowledge.query import Images
 from fedkd.runs.directory import RunDirectory, Session
@@ -20,7 +19,7 @@ from fedkd.runs.events import Warned
 from simulations.cli.main import _place_working_directory, app
 from simulations.failures import failure_of
 from simulations.local import run_local
-from tests.conftest import TINY
+from tests.conftest import TINY, Tiny
 
 QUICK = ("evaluation.baselines=[]", "teachers.epochs=1", "distillation.epochs=1")
 
@@ -312,7 +311,7 @@ def test_children_do_not_keep_the_lock(tmp_path: Path) -> None:
         child.communicate()
 
 
-def test_studies_have_one_writer_too(tiny: Callable[..., Experiment], tmp_path: Path) -> None:
+def test_studies_have_one_writer_too(tiny: Tiny, tmp_path: Path) -> None:
     from fedkd.studies.attack.config import AttackConfig
     from fedkd.studies.attack.study import AttackStudy
     from fedkd.studies.engine import StudyFolder, run_study

@@ -1,7 +1,6 @@
 """Whole runs under a budget: what is spent, what is reported, and what stays inside."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedkd.config import Component, ConfigError, Experiment
+from fedkd.config import Component, ConfigError
 from fedkd.privacy.accounting import Steps, epsilon
 from fedkd.privacy.label_dp import keep_probability, randomised
 from fedkd.privacy.ledger import LedgerBroken
@@ -24,9 +23,7 @@ from fedkd.runs.directory import RunDirectory, load_state
 from fedkd.runs.events import ClientTrained, RoundFinished, Warned
 from fedkd.runs.privacy_statement import statement
 from simulations.local import run_local
-
-Tiny = Callable[..., Experiment]
-Shared = Callable[..., RunDirectory]
+from tests.conftest import Shared, Tiny
 
 pytestmark = pytest.mark.usefixtures("lean")
 

@@ -1,7 +1,6 @@
 """Mechanisms at the aggregator: what they cost, what they let out, what they refuse."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from fedkd.build import check
-from fedkd.config import ConfigError, Experiment
+from fedkd.config import ConfigError
 from fedkd.privacy.noise import SecureGenerator
 from fedkd.privacy.release import RELEASES
 from fedkd.privacy.release.base import Release
@@ -19,6 +18,7 @@ from fedkd.privacy.release.prob_sum import ProbSum
 from fedkd.rounds import ExperimentContext, Server
 from fedkd.runs.events import AnswersReleased, RoundFinished
 from simulations.local import run_local
+from tests.conftest import Tiny
 
 
 @pytest.mark.parametrize(("epsilon", "mu"), [(1, 0.268), (2, 0.502), (5, 1.121), (10, 2.000)])
@@ -148,15 +148,13 @@ GNMAX = "release={name: gnmax, epsilon: 50.0, min_votes: 3, queries: 24}"
     ],
 )
 def test_what_would_leak_beside_the_mechanism_is_refused(
-    tiny: Callable[..., Experiment], overrides: tuple[str, ...], words: str
+    tiny: Tiny, overrides: tuple[str, ...], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         check(tiny(*overrides))
 
 
-def test_a_run_lets_out_labels_once_and_learns_from_those_only(
-    tiny: Callable[..., Experiment],
-) -> None:
+def test_a_run_lets_out_labels_once_and_learns_from_those_only(tiny: Tiny) -> None:
     experiment = tiny(GNMAX, *LOSSES, *QUIET)
     run = run_local(experiment)
     events = run.events(AnswersReleased)
@@ -168,7 +166,7 @@ def test_a_run_lets_out_labels_once_and_learns_from_those_only(
     assert rounds[-1].ensemble is None
 
 
-def test_taking_a_round_up_again_does_not_draw_again(tiny: Callable[..., Experiment]) -> None:
+def test_taking_a_round_up_again_does_not_draw_again(tiny: Tiny) -> None:
     experiment = tiny(GNMAX, *LOSSES, *QUIET)
     run = run_local(experiment)
     server = Server(ExperimentContext(experiment), run)

@@ -88,30 +88,15 @@ def _run(tmp_path, *, clients=3, rounds=2, finished=2, summary=True, root=None, 
     if student is not None:
         run.save_checkpoint(finished, {"student": student.state_dict(), "optimizer": None})
     if summary:
-        run.write_json(
-            "summary.json",
-            {
-                "name": "invented",
-                "seed": 0,
-                "classes": names,
-                "class_counts": counts.tolist(),
-                "transfer": {"size": 60, "labelled": False, "bytes": 60 * 64},
-                "student": {
-                    "model": "cnn_tiny",
-                    "parameters": 1234,
-                    "accuracy": 0.7,
-                    "best_accuracy": 0.7,
-                    "best_round": 1,
-                },
-                "teachers": [],
-                "bytes": {},
-                "refused": [],
-                "degraded_rounds": [],
-                "oracle": 0.9,
-                "ceiling": None,
-                "seconds": {"total": 30.0},
-            },
-        )
+        empty: dict = {"teachers": [], "refused": [], "degraded_rounds": [], "bytes": {}}
+        accuracy = {"accuracy": 0.7, "best_accuracy": 0.7, "best_round": 1}
+        facts = {
+            "name": "invented", "seed": 0, "classes": names, "class_counts": counts.tolist(),
+            "transfer": {"size": 60, "labelled": False, "bytes": 60 * 64},
+            "student": {"model": "cnn_tiny", "parameters": 1234, **accuracy},
+            "oracle": 0.9, "ceiling": None, "seconds": {"total": 30.0}, **empty,
+        }  # fmt: skip
+        run.write_json("summary.json", facts)
     return run
 
 

@@ -1,17 +1,15 @@
 """What a server accepts, and the round without clients."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fedkd.config import Experiment
 from fedkd.knowledge.query import Images, Refused, Reply
 from fedkd.rounds import Client, ExperimentContext, Server
 from fedkd.runs.directory import RunDirectory
+from tests.conftest import Tiny
 
-Tiny = Callable[..., Experiment]
 RULE = ("fusion=[learned_gate]", "data.validation=30", "teachers.models=[mlp]")
 QUIET = ("student.model=mlp", "teachers.epochs=1", "evaluation.teachers=false", "rounds=1")
 

@@ -1,21 +1,18 @@
 """Quarantine: strikes add up over rounds, survive a resume, and can be lifted."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
 
-from fedkd.config import Experiment, Quarantine
+from fedkd.config import Quarantine
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import AGGREGATE, Bank, Fused, Teacher
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ReplyRefused, RoundFinished
 from fedkd.runs.quarantine import distrusted, lift, quarantined, strike, strikes
 from simulations.local import run_local
+from tests.conftest import Tiny
 from tests.simulations.faults import BAD_PAYLOADS, tampering
-
-Tiny = Callable[..., Experiment]
 
 pytestmark = pytest.mark.usefixtures("lean")
 

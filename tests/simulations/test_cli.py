@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from fedkd.config import Experiment
 from fedkd.runs.directory import RunDirectory
 from simulations.local import run_local
+from tests.conftest import Tiny
 from tests.simulations.conftest import Fedkd
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +77,7 @@ def _is_one_line(code: int, out: str, err: str) -> None:
     assert err.startswith("fedkd: ")
 
 
-def test_run_ends_with_table_and_paths(tiny: Callable[..., Experiment], tmp_path: Path) -> None:
+def test_run_ends_with_table_and_paths(tiny: Tiny, tmp_path: Path) -> None:
     config = tmp_path / "mine.yaml"
     config.write_text(tiny("rounds=1").to_yaml())
     code, out, err = process("run", config, "--runner", "local", "distillation.epochs=1")
@@ -92,7 +91,7 @@ def test_run_ends_with_table_and_paths(tiny: Callable[..., Experiment], tmp_path
 
 
 def test_ctrl_c_ends_in_good_order_and_the_run_goes_on(
-    tiny: Callable[..., Experiment], tmp_path: Path, fedkd: Fedkd
+    tiny: Tiny, tmp_path: Path, fedkd: Fedkd
 ) -> None:
     config = tmp_path / "mine.yaml"
     few = ("teachers.models=[mlp]", "fusion=[entropy]", "evaluation.baselines=[]")

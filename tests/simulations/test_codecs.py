@@ -1,6 +1,5 @@
 """Codecs in whole runs: fewer bytes, both ends in step, also after faults and restarts."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedkd.config import ConfigError, Experiment, load_experiment, read_experiment
+from fedkd.config import ConfigError, load_experiment, read_experiment
 from fedkd.knowledge.kinds import Logits
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
@@ -17,9 +16,8 @@ from fedkd.runs.events import ReplyRefused
 from simulations.client_app import make_client_app
 from simulations.local import run_local
 from strategies.records import JOB
+from tests.conftest import Tiny
 from tests.simulations.faults import tampering
-
-Tiny = Callable[..., Experiment]
 
 pytestmark = pytest.mark.usefixtures("lean")
 

@@ -7,7 +7,7 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,7 @@ from simulations.deploy.keys import certificates, node_pair
 from simulations.deploy.plan import Plan
 from simulations.job import run_job
 from simulations.local import LocalGrid, run_local
-from tests.conftest import TINY
-
-Tiny = Callable[..., Experiment]
+from tests.conftest import TINY, Tiny
 
 
 def fedkd(*words: str) -> tuple[int, str]:

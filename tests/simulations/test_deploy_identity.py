@@ -1,7 +1,6 @@
 """A node is the client whose key it holds, whatever it says."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from simulations.deploy.keys import node_pair
 from simulations.job import run_job
 from simulations.local import LocalGrid, run_local
 from strategies.records import SIGNATURE
-
-Tiny = Callable[..., Experiment]
+from tests.conftest import Tiny
 
 
 @pytest.fixture

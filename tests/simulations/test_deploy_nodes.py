@@ -27,12 +27,12 @@ from simulations.deploy.folder import deployable, read_settings, write_folder
 from simulations.deploy.keys import node_pair
 from simulations.deploy.plan import Plan
 from simulations.local import run_local
+from tests.conftest import Tiny
 from tests.simulations import evil_app
 from tests.simulations.evil_app import LIAR, THIEF, write_app
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-Tiny = Callable[..., Experiment]
 Start = Callable[..., "subprocess.Popen[bytes]"]
 BIN = Path(sys.executable).parent
 DIGITS = (

@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedkd.config import Experiment
 from fedkd.runs.directory import RunDirectory
 from simulations.local import run_local
 from simulations.ray import OFFLINE
+from tests.conftest import Tiny
 
 ROOT = Path(__file__).parents[2]
 FLWR = Path(sys.executable).with_name("flwr")
@@ -86,7 +86,7 @@ def submit(flower: Callable[..., str], nodes: int, run_config: str) -> str:
 
 
 def test_flwr_run_gives_the_same_student_and_refuses_another_federation(
-    flower: Callable[..., str], tiny: Callable[..., Experiment], tmp_path: Path
+    flower: Callable[..., str], tiny: Tiny, tmp_path: Path
 ) -> None:
     config = tmp_path / "tiny.yaml"
     config.write_text(tiny().to_yaml())

@@ -1,7 +1,6 @@
 """The whole job in one process: what a run leaves, repeats, survives and resumes."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,8 @@ from fedkd.runs.events import (
     Warned,
 )
 from simulations.local import run_local
+from tests.conftest import Shared, Tiny
 from tests.simulations.faults import BAD_PAYLOADS, crashing, tampering
-
-Tiny = Callable[..., Experiment]
-Shared = Callable[..., RunDirectory]
 
 pytestmark = pytest.mark.usefixtures("lean")
 

@@ -18,8 +18,7 @@ from fedkd.privacy.policy import Policy, PolicyRefused, check_config, explained,
 from fedkd.rounds import ExperimentContext
 from simulations.client_app import make_client_app
 from simulations.deploy.folder import policy_text
-
-Tiny = Callable[..., Experiment]
+from tests.conftest import Tiny
 
 pytestmark = pytest.mark.usefixtures("lean")
 

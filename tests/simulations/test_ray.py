@@ -4,20 +4,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from fedkd.config import Experiment
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ReplyRefused, RoundFinished
 from simulations.local import run_local
 from simulations.ray import run_ray
+from tests.conftest import Tiny
 from tests.simulations.faults import BAD_PAYLOADS, killed_once, slow, tampering
 
-Tiny = Callable[..., Experiment]
 ROOT = Path(__file__).parents[2]
 
 

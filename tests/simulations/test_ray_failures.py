@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from fedkd.config import ConfigError, Experiment
+from fedkd.config import ConfigError
 from fedkd.rounds import Interrupted, silent
 from simulations import ray as room
 from simulations.local import run_local
 from simulations.machine import check_machine
 from simulations.ray import run_ray
-
-Tiny = Callable[..., Experiment]
+from tests.conftest import Tiny
 
 pytestmark = pytest.mark.usefixtures("lean")
 

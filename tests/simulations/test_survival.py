@@ -7,17 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from fedkd.config import Experiment
 from fedkd.runs.directory import RunDirectory
 from simulations.local import run_local
-from tests.conftest import TINY
+from tests.conftest import TINY, Tiny
 
 KILLS = 20
 
@@ -88,9 +86,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path, runner: s
     assert finished >= 1
 
 
-def test_files_of_a_rounds_knowledge_are_closed_with_the_round(
-    tiny: Callable[..., Experiment],
-) -> None:
+def test_files_of_a_rounds_knowledge_are_closed_with_the_round(tiny: Tiny) -> None:
     """Without the garbage collector's help, which comes ever later in a long run: a round maps a
     file for each client and kind, and a process may have about a thousand open."""
     mapped: list[int] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedkd.config import ConfigError, Experiment, make_config
+from fedkd.config import ConfigError, make_config
 from fedkd.runs.directory import RunDirectory
 from fedkd.studies.engine import StudyFolder, run_study
 from simulations.compare.report import result_table
@@ -16,9 +16,8 @@ from simulations.compare.study import SweepStudy
 from simulations.compare.sweep import Sweep
 from simulations.compare.teachers import teachers_key
 from simulations.local import run_local
-from tests.conftest import TINY
+from tests.conftest import TINY, Tiny
 
-Tiny = Callable[..., Experiment]
 Make = Callable[..., Sweep]
 
 DP: dict[str, Any] = {

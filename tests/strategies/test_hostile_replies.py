@@ -14,7 +14,6 @@ import pytest
 from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord
 from flwr.clientapp import ClientApp
 
-from fedkd.config import Experiment
 from fedkd.io.text import REASON, plain
 from fedkd.knowledge.query import Images
 from fedkd.rounds import Server, experiment_context
@@ -26,9 +25,8 @@ from strategies.messaging import Delivery
 from strategies.nodes import Nodes
 from strategies.records import ENVELOPE, METRICS, arrays_name, header_name
 from strategies.strategy import FederatedDistillation
+from tests.conftest import Tiny
 from tests.strategies.mutations import CODES, REASONS, mutated
-
-Tiny = Callable[..., Experiment]
 
 pytestmark = pytest.mark.usefixtures("lean")
 

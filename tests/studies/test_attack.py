@@ -1,18 +1,16 @@
 """The matrix on a tiny federation: real refusals, costs, resume, the page."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fedkd.config import ConfigError, Experiment, make_config
+from fedkd.config import ConfigError, make_config
 from fedkd.runs.events import RoundFinished
 from fedkd.studies.attack.config import CLEAN, AttackConfig, attackers_of, resolved
 from fedkd.studies.attack.study import AttackStudy
 from fedkd.studies.engine import Record, StudyFolder, run_study
 from simulations.local import run_local
-
-Tiny = Callable[..., Experiment]
+from tests.conftest import Tiny
 
 pytestmark = pytest.mark.usefixtures("lean")
 

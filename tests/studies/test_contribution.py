@@ -2,13 +2,12 @@
 
 import json
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from fedkd.config import ConfigError, Experiment
+from fedkd.config import ConfigError
 from fedkd.rounds import experiment_context
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import RoundFinished
@@ -16,8 +15,7 @@ from fedkd.studies import contribution as measured
 from fedkd.studies.contribution import sampled_shapley, shapley
 from fedkd.studies.contribution_report import carried, write_page
 from simulations.local import run_local
-
-Tiny = Callable[..., Experiment]
+from tests.conftest import Shared, Tiny
 
 pytestmark = pytest.mark.usefixtures("lean")
 
@@ -66,7 +64,7 @@ def test_truncation_asks_less() -> None:
 
 
 @pytest.fixture
-def run(shared: Callable[..., RunDirectory]) -> RunDirectory:
+def run(shared: Shared) -> RunDirectory:
     return shared("teachers.epochs=6")
 
 

@@ -1,19 +1,16 @@
 """Taking clients out: exact against a run that never had them, quick, refused, erased."""
 
-from collections.abc import Callable
-
 import pytest
 
-from fedkd.config import ConfigError, Experiment
+from fedkd.config import ConfigError
 from fedkd.rounds import experiment_context
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ClientsErased, RoundFinished
 from fedkd.studies import unlearning
 from fedkd.training.evaluation import Scores
 from simulations.local import run_local
+from tests.conftest import Tiny
 from tests.simulations.faults import BAD_PAYLOADS, tampering
-
-Tiny = Callable[..., Experiment]
 
 pytestmark = pytest.mark.usefixtures("lean")
 

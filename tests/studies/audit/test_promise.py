@@ -1,14 +1,13 @@
 """A run's own promise is what is audited, and what the audit cannot test it does not claim to."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from fedkd.config import ConfigError, Experiment, make_experiment
+from fedkd.config import ConfigError, make_experiment
 from fedkd.rounds import experiment_context
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import RoundFinished
@@ -19,9 +18,8 @@ from fedkd.studies.audit.training import train_again
 from fedkd.training.evaluation import Scores
 from simulations.cli.main import app
 from simulations.local import run_local
-from tests.conftest import TINY
+from tests.conftest import TINY, Tiny
 
-Tiny = Callable[..., Experiment]
 QUICK = Options(shadows=2, canaries=50)
 BASE = (
     "teachers.models=[mlp]", "student.model=mlp", "fusion=[uniform]",
