@@ -10,7 +10,7 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from fedkd.data.pictures import shown
-from fedkd.io.text import PlainFormatter, cell, plain, visible
+from fedkd.io.text import REASON, PlainFormatter, cell, plain, visible
 from fedkd.reporting.table import write_csv
 from simulations.cli.main import app
 from simulations.cli.screen import screen
@@ -25,6 +25,9 @@ def harmless(text: str) -> bool:
 
 def test_reasons_lose_escapes_and_names_show_them() -> None:
     assert plain(HOSTILE) == "here 31m"
+    assert plain("red\x1b[31m \x9b2J\u202egnp.exe\r\nnext\x00") == "red 2J gnp.exe next"
+    assert plain("a" * 1000).endswith("…")
+    assert len(plain("a" * 10**7)) == REASON
     assert visible(HOSTILE).startswith("\\x1b]0;pwn\\x07\\x1b[2J")
     assert visible("näme 字\n", keep="\n") == "näme 字\n"
     assert harmless(shown(Path("a") / HOSTILE))

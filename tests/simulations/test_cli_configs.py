@@ -10,7 +10,7 @@ from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import RoundFinished
 from fedkd.training.evaluation import Scores
 from simulations.cli import run as run_command
-from simulations.cli.configs import load, open_run
+from simulations.cli.configs import load
 from tests.conftest import TINY
 from tests.simulations.conftest import Fedkd
 
@@ -90,11 +90,6 @@ def test_a_picture_that_cannot_be_written_is_refused_before_the_work(
 ) -> None:
     code, _, stderr = fedkd("partition", "configs/none.yaml", "--picture", tmp_path / name)
     assert (code, expected in stderr) == (2, True)
-
-
-def test_open_run_opens_a_run(tmp_path: Path) -> None:
-    run = RunDirectory.new(make_experiment(TINY, [f"output={tmp_path}"]))
-    assert open_run(run.path).experiment == run.experiment
 
 
 @pytest.mark.parametrize(

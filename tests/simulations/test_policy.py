@@ -80,14 +80,8 @@ def node(
     return ask
 
 
-_FINGERPRINTS: dict[str, str] = {}
-
-
 def _transfer(experiment: Experiment) -> str:
-    key = experiment.data.to_json()
-    if key not in _FINGERPRINTS:
-        _FINGERPRINTS[key] = ExperimentContext(experiment).data.transfer.fingerprint
-    return _FINGERPRINTS[key]
+    return ExperimentContext(experiment).data.transfer.fingerprint
 
 
 def strictest(experiment: Experiment) -> Policy:

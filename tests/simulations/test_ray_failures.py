@@ -96,18 +96,6 @@ def test_what_ends_the_server_is_raised_as_it_is(
     assert caught.value is error
 
 
-def test_another_number_of_nodes_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("strategies.nodes.SETTLE_SECONDS", 0.2)
-    expected = "the experiment has 3 clients, the federation has 2 nodes"
-    with pytest.raises(ConfigError, match=expected):
-        run_ray(tiny(), nodes=2)
-
-
-def test_nothing_failing_it_is_the_student_of_the_local_runner(tiny: Tiny) -> None:
-    ours, theirs = run_ray(tiny("rounds=1")), run_local(tiny("rounds=1"))
-    assert ours.read_json("summary.json")["hash"] == theirs.read_json("summary.json")["hash"]
-
-
 @pytest.mark.parametrize(
     ("word", "expected"),
     [

@@ -14,7 +14,7 @@ import pytest
 from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord
 from flwr.clientapp import ClientApp
 
-from fedkd.io.text import REASON, plain
+from fedkd.io.text import REASON
 from fedkd.knowledge.query import Images
 from fedkd.rounds import Server, experiment_context
 from fedkd.runs.directory import RunDirectory
@@ -144,15 +144,6 @@ def test_long_replies_are_refused_and_reasons_are_short(tiny: Tiny) -> None:
         assert "\x1b" not in (run.path / "metrics.jsonl").read_text()
         assert (run.path / "metrics.jsonl").stat().st_size < 100_000
         assert run.events(RoundFinished)[-1].status == "ok"
-
-
-def test_text_from_elsewhere_moves_no_cursor() -> None:
-    hostile = (
-        "\x1b]0;pwn\x07\x1b[2J\x1b]8;;http://evil\x07red\x1b[31m \x9b2J\u202egnp.exe\r\nnext\x00"
-    )
-    assert plain(hostile) == "red 2J gnp.exe next"
-    assert plain("a" * 1000).endswith("…")
-    assert len(plain("a" * 10**7)) == REASON
 
 
 def test_what_a_client_app_raises_is_not_taken_for_a_dead_worker(tiny: Tiny) -> None:
