@@ -122,7 +122,7 @@ def sampled_shapley(
 
 
 def ensemble_game(
-    run: RunDirectory, workspace: ExperimentContext, round_number: int
+    run: RunDirectory, context: ExperimentContext, round_number: int
 ) -> tuple[list[int], Value]:
     """Clients who answered, and the worth of each coalition of them.
 
@@ -141,17 +141,17 @@ def ensemble_game(
             f"round {round_number} holds no answers about the test images "
             "(evaluation.teachers: true asks for them)"
         )
-    transfer, test = answers.bank(workspace.kinds), asked.bank(workspace.prediction_kinds)
-    data = workspace.data
+    transfer, test = answers.bank(context.kinds), asked.bank(context.prediction_kinds)
+    data = context.data
     labels = data.test.labels
     assert labels is not None
     truth = labels
     classes = len(data.classes)
     per_class = torch.nn.functional.one_hot(truth, classes).double()
     count = per_class.sum(0)
-    looks = any(rule.needs_student for rule in workspace.fusion)
+    looks = any(rule.needs_student for rule in context.fusion)
     student = load_student(run, data) if looks else None
-    evidence = evidence_of(workspace, run, round_number, transfer, student)
+    evidence = evidence_of(context, run, round_number, transfer, student)
     seen: dict[frozenset[int], Tensor] = {}
 
     def measure(probabilities: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def ensemble_game(
                 seen[coalition] = guess
             else:
                 names = {clients[member] for member in coalition}
-                rules = fit_rules(workspace.fusion, evidence.only(names))
+                rules = fit_rules(context.fusion, evidence.only(names))
                 seen[coalition] = measure(fuse(test.only(names), rules).probabilities)
         return seen[coalition]
 
@@ -201,7 +201,7 @@ class Contribution(Measured):
 
 def contribution(
     run: RunDirectory,
-    workspace: ExperimentContext,
+    context: ExperimentContext,
     *,
     all_rounds: bool = False,
     permutations: int = 200,
@@ -211,18 +211,18 @@ def contribution(
 
     Args:
         run: A finished run.
-        workspace: What its config means.
+        context: What its config means.
         all_rounds: The mean over all rounds; else the last round.
         permutations: Orders drawn with more than `EXACT_UP_TO` teachers.
         notify: Receives progress.
     """
     rounds = finished_rounds(run)
     rounds = rounds if all_rounds else rounds[-1:]
-    measured = [_round(run, workspace, number, permutations, notify) for number in rounds]
+    measured = [_round(run, context, number, permutations, notify) for number in rounds]
     facts: Contribution = {
         "run": run.identity,
         "rounds": rounds,
-        "classes": list(workspace.data.classes),
+        "classes": list(context.data.classes),
         "fusion": [rule.name for rule in run.experiment.fusion],
         "permutations": max(r["permutations"] for r in measured),
         "everybody": _mean_of([r["everybody"] for r in measured]),
@@ -240,7 +240,7 @@ def contribution(
 
 
 def leave_one_out_students(
-    run: RunDirectory, workspace: ExperimentContext, notify: Notify = silent
+    run: RunDirectory, context: ExperimentContext, notify: Notify = silent
 ) -> Contribution:
     """The student distilled anew without each client in turn, all rounds; added to the JSON.
 
@@ -248,15 +248,15 @@ def leave_one_out_students(
     taken up again.
     """
     clients = sorted({c for r in finished_rounds(run) for c in run.knowledge(r).clients()})
-    truth = workspace.data.test.labels
+    truth = context.data.test.labels
     assert truth is not None
-    images = workspace.data.test.images
-    whole = accuracy(predict(load_student(run, workspace.data), images), truth)
+    images = context.data.test.images
+    whole = accuracy(predict(load_student(run, context.data), images), truth)
     table = {}
     for done, client in enumerate(clients):
         notify("client", client=client, done=done, clients=len(clients))
         new = prepare(run, [client], run.path / "contribution")
-        server = distil_again(new, workspace, notify)
+        server = distil_again(new, context, notify)
         alone = accuracy(predict(server.student, images), truth)
         table[client] = {"accuracy_without": alone, "influence": whole - alone}
     facts = cast(Contribution, run.read_json("contribution.json") or {})
@@ -266,9 +266,9 @@ def leave_one_out_students(
 
 
 def _round(
-    run: RunDirectory, workspace: ExperimentContext, number: int, permutations: int, notify: Notify
+    run: RunDirectory, context: ExperimentContext, number: int, permutations: int, notify: Notify
 ) -> Measured:
-    clients, value = ensemble_game(run, workspace, number)
+    clients, value = ensemble_game(run, context, number)
     members = len(clients)
     if members <= EXACT_UP_TO:
         shares = shapley(members, value)

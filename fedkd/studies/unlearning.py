@@ -102,12 +102,10 @@ def prepare(
     return new
 
 
-def distil_again(
-    run: RunDirectory, workspace: ExperimentContext, notify: Notify = silent
-) -> Server:
+def distil_again(run: RunDirectory, context: ExperimentContext, notify: Notify = silent) -> Server:
     """Every round of `run` (from `prepare`) from the knowledge it holds; goes on where it ended."""
     with Session(run) as session, threads(run.experiment.resources.server_threads):
-        server = Server(workspace, run, notify)
+        server = Server(context, run, notify)
         run.rewind(server.round)
         for number in [r for r in _rounds_held(run) if r > server.round]:
             server.run_round(number)
@@ -118,7 +116,7 @@ def distil_again(
 def continue_without(
     run: RunDirectory,
     without: Collection[int],
-    workspace: ExperimentContext,
+    context: ExperimentContext,
     notify: Notify = silent,
     parent: Path | None = None,
 ) -> Server:
@@ -138,7 +136,7 @@ def continue_without(
     new.save_checkpoint(last, {**checkpoint, "rules": []})
     new.write_json(LINEAGE, {"source": run.identity, "without": sorted(without), "mode": "quick"})
     with Session(new), threads(new.experiment.resources.server_threads):
-        server = Server(workspace, new, notify)
+        server = Server(context, new, notify)
         server.run_round(last)
     return server
 
@@ -174,8 +172,8 @@ def evidence(
         without: The clients taken out.
         exact: The exact removal, to measure an approximate one against.
     """
-    workspace, new = server.context, server.run
-    data = workspace.data
+    context, new = server.context, server.run
+    data = context.data
     labels = data.test.labels
     assert labels is not None
     students = {"before": load_student(run, data), "after": server.student.cpu().eval()}
@@ -203,7 +201,7 @@ def evidence(
         "opinions": {
             client: compared
             for client in sorted(without)
-            if (compared := _opinions(run, workspace, client, without, on_transfer)) is not None
+            if (compared := _opinions(run, context, client, without, on_transfer)) is not None
         },
     }
     new.write_json(EVIDENCE, facts)
@@ -212,7 +210,7 @@ def evidence(
 
 def _opinions(
     run: RunDirectory,
-    workspace: ExperimentContext,
+    context: ExperimentContext,
     client: int,
     without: Collection[int],
     students: dict[str, Tensor],

@@ -210,13 +210,13 @@ class Answers:
         return self.folder / kind / f"client-{client:04d}" / f"{about}-{round_number:04d}.npz"
 
 
-def _mislabelled(workspace: ExperimentContext) -> ExperimentContext:
+def _mislabelled(context: ExperimentContext) -> ExperimentContext:
     """The same clients, each class called by the name of the next."""
-    source = workspace.data.source
+    source = context.data.source
     assert source.labels is not None
     wrong = (source.labels + 1) % len(source.classes)
-    other = copy.copy(workspace)
-    other.data = replace(workspace.data, source=ImageSet(source.images, wrong, source.classes))
+    other = copy.copy(context)
+    other.data = replace(context.data, source=ImageSet(source.images, wrong, source.classes))
     return other
 
 

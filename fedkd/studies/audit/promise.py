@@ -51,7 +51,7 @@ class Promise:
     text: str
 
 
-def promised(run: RunDirectory, workspace: ExperimentContext, client: int) -> Promise:
+def promised(run: RunDirectory, context: ExperimentContext, client: int) -> Promise:
     """Promise and training of one client, from the plan and the client's ledger.
 
     The claim is what the ledger says was spent, which is at most the plan's epsilon: the stricter
@@ -60,8 +60,8 @@ def promised(run: RunDirectory, workspace: ExperimentContext, client: int) -> Pr
     Raises:
         ConfigError: the ledger is missing, damaged, or empty.
     """
-    experiment = workspace.experiment
-    privacy, plan = experiment.teachers.privacy, workspace.plan
+    experiment = context.experiment
+    privacy, plan = experiment.teachers.privacy, context.plan
     if plan is None:
         rounds = len({event.round for event in run.events(RoundFinished)})
         label_epsilon = None if privacy is None else privacy.epsilon
@@ -73,7 +73,7 @@ def promised(run: RunDirectory, workspace: ExperimentContext, client: int) -> Pr
             f"{run.path}: client {client} keeps no ledger in clients/, so what it has spent is "
             "not known; on real nodes it stays there, and so must the audit"
         )
-    account = Client(workspace, client, run.identity, folder)
+    account = Client(context, client, run.identity, folder)
     try:
         spent = account.budget.spent
         paid = sum(account.budget.paid(number) for number in range(1, experiment.rounds + 1))

@@ -102,7 +102,7 @@ class AuditRecord(TypedDict):
 
 def audit_run(
     run: RunDirectory,
-    workspace: ExperimentContext,
+    context: ExperimentContext,
     options: Options,
     *,
     mechanism: Mechanism | None = None,
@@ -116,7 +116,7 @@ def audit_run(
 
     Args:
         run: Its clients' teachers must still be there.
-        workspace: Of its experiment.
+        context: Of its experiment.
         options: How hard to try.
         mechanism: What if its teachers were trained so in each round? For runs that promise
             nothing; for the others it is known.
@@ -126,10 +126,10 @@ def audit_run(
     Raises:
         ConfigError: the run cannot be audited so.
     """
-    data, seed = workspace.data, run.experiment.seed
-    pool = unseen(workspace)
-    client = chosen(workspace, options)
-    promise = promised(run, workspace, client)
+    data, seed = context.data, run.experiment.seed
+    pool = unseen(context)
+    client = chosen(context, options)
+    promise = promised(run, context, client)
     if promise.text and (mechanism is not None or claim is not None):
         raise ConfigError(
             f"{run.path}: this run promises privacy itself, and that is what is audited; another "
@@ -140,19 +140,19 @@ def audit_run(
         training = replace(training, mechanism=mechanism)
     work = _Progress(notify, options.shadows + 1 + (options.canaries > 0))
 
-    attacks = list(_all_teachers(run, workspace, pool, options.most))
+    attacks = list(_all_teachers(run, context, pool, options.most))
     student = load_student(run, data)
     everyone = data.source.subset(np.concatenate(data.shard_rows))
     attacks += _loss(student, everyone, pool, options.most, seed, "student", None)
 
-    attacks += _on_one_teacher(run, workspace, client, student, pool, training, options, work)
+    attacks += _on_one_teacher(run, context, client, student, pool, training, options, work)
 
     bound = None
     if options.canaries:
         work("canaries")
         delta = claim.delta if claim is not None else options.delta
         bound = epsilon_of_training(
-            workspace, client, pool, options.canaries, delta, training, options.draw
+            context, client, pool, options.canaries, delta, training, options.draw
         )
     attacks.sort(key=lambda attack: _NEAREST.index(attack["target"]))
     facts: AuditRecord = {
@@ -173,7 +173,7 @@ def audit_run(
 
 def _on_one_teacher(
     run: RunDirectory,
-    workspace: ExperimentContext,
+    context: ExperimentContext,
     client: int,
     student: Network,
     pool: ImageSet,
@@ -183,18 +183,18 @@ def _on_one_teacher(
 ) -> Iterator[AttackRecord]:
     """Attacks on one client: on its teacher, on what the server holds of it, on the student."""
     members, others = matched(
-        workspace.data.shard(client), pool, options.most, workspace.experiment.seed
+        context.data.shard(client), pool, options.most, context.experiment.seed
     )
     if len(members) == 0:
         raise ConfigError(
             f"--client {client}: no image that nobody trained on has a label of this client's"
         )
-    target = _Target(joined(members, others), len(members), workspace.experiment.seed)
-    teacher = _teacher(run, workspace, client)
+    target = _Target(joined(members, others), len(members), context.experiment.seed)
+    teacher = _teacher(run, context, client)
     networks: dict[str, Network] = {"student": student}
     if (answers := _answers(run, client)) is not None:
         work("a proxy from what the server holds")
-        networks["knowledge"] = proxy(workspace, answers)
+        networks["knowledge"] = proxy(context, answers)
     known = None
     if options.shadows:
         inside = halves(options.shadows, len(target.images), target.generator)
@@ -202,7 +202,7 @@ def _on_one_teacher(
         for number, learnt in enumerate(inside):
             work(f"shadow {number + 1}")
             images = target.images.subset(learnt.nonzero()[0])
-            shadow = train_again(workspace, client, images, training, "shadow", number)
+            shadow = train_again(context, client, images, training, "shadow", number)
             shadows.append(target.confidence(shadow))
         known = np.stack(shadows), inside
         on = target.confidence(teacher)
@@ -215,9 +215,9 @@ def _on_one_teacher(
             yield target.scored(name, "calibrated", client, calibrated(on, *known))
 
 
-def chosen(workspace: ExperimentContext, options: Options) -> int:
+def chosen(context: ExperimentContext, options: Options) -> int:
     """The client whose teacher is trained again. Raises `ConfigError` if there is none such."""
-    data = workspace.data
+    data = context.data
     if options.client is None:
         return int(np.argmax([len(rows) for rows in data.shard_rows]))
     if not 0 <= options.client < data.num_clients:
@@ -225,15 +225,15 @@ def chosen(workspace: ExperimentContext, options: Options) -> int:
     return options.client
 
 
-def unseen(workspace: ExperimentContext) -> ImageSet:
+def unseen(context: ExperimentContext) -> ImageSet:
     """Labelled images that no teacher learnt: the clients' held-out parts and the test set."""
-    data = workspace.data
+    data = context.data
     held = data.source.subset(np.concatenate(data.holdout_rows))
     return joined(held, data.test)
 
 
 def epsilon_of_training(
-    workspace: ExperimentContext,
+    context: ExperimentContext,
     client: int,
     pool: ImageSet,
     canaries: int,
@@ -242,7 +242,7 @@ def epsilon_of_training(
     draw: int = 0,
 ) -> Bound:
     """Train the client's teacher once more with half of the canaries, and guess which half."""
-    seed = workspace.experiment.seed
+    seed = context.experiment.seed
     if draw:
         seed = stream_seed(seed, "audit", "draw", draw)
     try:
@@ -250,8 +250,8 @@ def epsilon_of_training(
     except ValueError as error:
         raise ConfigError(str(error)) from None
     included = tossed(canaries, seed)
-    images = joined(workspace.data.shard(client), planted.subset(included.nonzero()[0]))
-    network = train_again(workspace, client, images, training, "canaries")
+    images = joined(context.data.shard(client), planted.subset(included.nonzero()[0]))
+    network = train_again(context, client, images, training, "canaries")
     assert planted.labels is not None
     scores = confidence(predict(network, planted.images), planted.labels)
     return audit_scores(scores, included, delta)
@@ -313,16 +313,16 @@ def _loss(
 
 
 def _all_teachers(
-    run: RunDirectory, workspace: ExperimentContext, pool: ImageSet, most: int
+    run: RunDirectory, context: ExperimentContext, pool: ImageSet, most: int
 ) -> Iterator[AttackRecord]:
-    for client in range(workspace.data.num_clients):
-        if len(workspace.data.shard_rows[client]):
-            teacher = _teacher(run, workspace, client)
-            shard, seed = workspace.data.shard(client), run.experiment.seed
+    for client in range(context.data.num_clients):
+        if len(context.data.shard_rows[client]):
+            teacher = _teacher(run, context, client)
+            shard, seed = context.data.shard(client), run.experiment.seed
             yield from _loss(teacher, shard, pool, most, seed, "teacher", client)
 
 
-def _teacher(run: RunDirectory, workspace: ExperimentContext, client: int) -> Network:
+def _teacher(run: RunDirectory, context: ExperimentContext, client: int) -> Network:
     """The client's last teacher. Raises `ConfigError` if it is not in the run's folder."""
     places = sorted((run.clients / f"client-{client:04d}").glob("teacher-*.pt"))
     if not places:
@@ -332,7 +332,7 @@ def _teacher(run: RunDirectory, workspace: ExperimentContext, client: int) -> Ne
         )
     experiment = run.experiment
     model = experiment.teachers.model_of(client)
-    return workspace.network_with(model, load_state(places[-1])["weights"]).eval()
+    return context.network_with(model, load_state(places[-1])["weights"]).eval()
 
 
 def _answers(run: RunDirectory, client: int) -> Tensor | None:

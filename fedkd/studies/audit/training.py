@@ -23,7 +23,7 @@ from fedkd.training.supervised import fit
 
 
 def train_again(
-    workspace: ExperimentContext, client: int, images: ImageSet, training: Training, *names: object
+    context: ExperimentContext, client: int, images: ImageSet, training: Training, *names: object
 ) -> Network:
     """A fresh teacher of this client's kind, trained on `images` for all rounds as in the run.
 
@@ -31,7 +31,7 @@ def train_again(
     the lies among labels, is drawn anew and from the operating system.
 
     Args:
-        workspace: Of the run.
+        context: Of the run.
         client: Whose model is taken.
         images: Labelled images.
         training: How; labels that are randomised are so once for all rounds.
@@ -40,9 +40,9 @@ def train_again(
     Raises:
         ConfigError: this model or its training cannot be private.
     """
-    experiment = workspace.experiment
+    experiment = context.experiment
     model = experiment.teachers.model_of(client)
-    teacher = build_network(experiment, model, workspace.data, "audit", *names)
+    teacher = build_network(experiment, model, context.data, "audit", *names)
     if training.label_epsilon is not None and images.labels is not None:
         classes = len(images.classes)
         labels = randomised(images.labels, classes, training.label_epsilon)
@@ -67,17 +67,17 @@ def train_again(
     return teacher.eval()
 
 
-def proxy(workspace: ExperimentContext, answers: Tensor) -> Network:
+def proxy(context: ExperimentContext, answers: Tensor) -> Network:
     """What a reader of a client's answers can rebuild: a student of that client alone.
 
     Args:
-        workspace: Of the run: the transfer images are known to the reader.
+        context: Of the run: the transfer images are known to the reader.
         answers: The client's logits on them, (N, C).
     """
-    experiment = workspace.experiment
+    experiment = context.experiment
     options, seed = experiment.distillation, experiment.seed
-    images = workspace.data.transfer.images.images
-    network = build_network(experiment, experiment.student.model, workspace.data, "proxy")
+    images = context.data.transfer.images.images
+    network = build_network(experiment, experiment.student.model, context.data, "proxy")
     wanted = answers.softmax(1)
 
     def measure(_epoch: int, _step: int, index: Tensor) -> Measured:
