@@ -14,7 +14,8 @@ from tests.losses.contract import rand
 RULES = ["joint_entropy_indep", "joint_entropy_diag", "edge_discrepancy", "view_discrepancy"]
 
 
-def _as_on_gpu(monkeypatch):
+@pytest.fixture(params=["as_on_cpu", "as_on_gpu"])
+def precision(request, monkeypatch):
     """Gram matrices in the dtype of the logits, whatever they hold."""
 
     def single(vertices, sources, view_pairs):
@@ -23,7 +24,8 @@ def _as_on_gpu(monkeypatch):
             found.refine_view_pairs()
         return found
 
-    monkeypatch.setattr(matching, "cosines", single)
+    if request.param == "as_on_gpu":
+        monkeypatch.setattr(matching, "cosines", single)
 
 
 # The oracle: the published formulas, every edge written out.
@@ -249,11 +251,8 @@ def test_class_gradcheck(distance):
 
 @pytest.mark.parametrize("edges", ["real_virtual", "full"])
 @pytest.mark.parametrize("perturbation", [1e-1, 1e-2, 1e-3, 1e-4])
-@pytest.mark.parametrize("in_float32", [False, True], ids=["as_on_cpu", "as_on_gpu"])
-def test_a_view_close_to_the_image_keeps_its_gradient(edges, perturbation, in_float32, monkeypatch):
+def test_a_view_close_to_the_image_keeps_its_gradient(edges, perturbation, precision):
     """Where the plain Gram form in float32 is off by a factor of 1000."""
-    if in_float32:
-        _as_on_gpu(monkeypatch)
     a, b, d, e = (
         standardised(z).float() for z in _draw(16, 100, seed=3, perturbation=perturbation)
     )
@@ -296,10 +295,7 @@ def test_float32_holds_five_digits(size):
         assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("in_float32", [False, True], ids=["as_on_cpu", "as_on_gpu"])
-def test_a_shift_of_all_vertices_costs_no_precision(in_float32, monkeypatch):
-    if in_float32:
-        _as_on_gpu(monkeypatch)
+def test_a_shift_of_all_vertices_costs_no_precision(precision):
     a, b, d, e = _draw(dtype=torch.float32)
     plain = sample_relation_loss(a, b, d, e)
     moved = sample_relation_loss(a + 1000, b + 1000, d, e)
@@ -308,10 +304,7 @@ def test_a_shift_of_all_vertices_costs_no_precision(in_float32, monkeypatch):
 
 @pytest.mark.parametrize("distance", ["cosine", "huber"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("in_float32", [False, True])
-def test_edges_of_no_length_are_zero_and_have_no_gradient(distance, dtype, in_float32, monkeypatch):
-    if in_float32:
-        _as_on_gpu(monkeypatch)
+def test_edges_of_no_length_are_zero_and_have_no_gradient(distance, dtype, precision):
     a, b, d, e = _draw(size=4, dtype=dtype)
     a[1], b[1], b[2] = a[0], a[0], a[2]
     a.requires_grad_(), b.requires_grad_()

@@ -20,17 +20,10 @@ def _draw(size=6, width=5):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_dist_repeats_the_official_code(case):
-    options = case["hyperparameters"]
+    names = {"beta_inter": "beta", "gamma_intra": "gamma", "tau": "temperature", "eps": "eps"}
+    options = {names[key]: value for key, value in case["hyperparameters"].items()}
     logits = _double("logits_s").requires_grad_()
-    value = dist_loss(
-        logits,
-        _double("logits_t"),
-        beta=options["beta_inter"],
-        gamma=options["gamma_intra"],
-        temperature=options["tau"],
-        eps_mode="add",
-        eps=options["eps"],
-    )
+    value = dist_loss(logits, _double("logits_t"), eps_mode="add", **options)
     repeats(case, value, logits)
 
 
@@ -90,15 +83,3 @@ def test_a_positive_scale_of_the_probabilities_is_not_seen():
     student, _ = _draw()
     assert dist_loss(student, student).abs() < 1e-12
     assert dist_loss(student, student, eps_mode="add") > 1e-9  # published is not zero
-
-
-def test_nearly_even_predictions_keep_their_gradient_in_float32():
-    student, teacher = (1e-3 * z for z in _draw())
-    found = []
-    for dtype in (torch.float32, torch.float64):
-        logits = student.float().to(dtype).requires_grad_()
-        value = dist_loss(logits, teacher.float().to(dtype))
-        (gradient,) = torch.autograd.grad(value, logits)
-        found.append((value.detach().double(), gradient.double()))
-    for single, double in zip(*found, strict=True):
-        torch.testing.assert_close(single, double, rtol=1e-5, atol=1e-5 * double.abs().max())

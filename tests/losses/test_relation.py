@@ -69,41 +69,28 @@ def test_relations_of_samples(name, weights):
 @WEIGHTS
 def test_dist_between_classes(weights):
     a, _, d, _ = _views()
-    general = relation_loss(
-        a,
-        d,
-        vertices="classes",
-        space="probabilities",
-        temperature=2.0,
-        relation="identity",
-        distance="pearson",
-        **weights,
-    )
+    options = {"space": "probabilities", "relation": "identity", "distance": "pearson"} | weights
+    general = relation_loss(a, d, vertices="classes", temperature=2.0, **options)
     _same(4 * general, dist_loss(a, d, beta=0, temperature=2.0, **weights), a)
 
 
 @WEIGHTS
 @pytest.mark.parametrize(
-    ("distance", "delta", "reduction", "standardise"),
-    [("cosine", 1.0, "edges", True), ("huber", 0.1, "elements", False)],
+    "options",
+    [
+        {"distance": "cosine", "delta": 1.0, "reduction": "edges", "standardise": True},
+        {"distance": "huber", "delta": 0.1, "reduction": "elements", "standardise": False},
+    ],
+    ids=["cosine", "huber"],
 )
-def test_vrm(distance, delta, reduction, standardise, weights):
+def test_vrm(options, weights):
     a, b, d, e = _views()
-    options = {
-        "distance": distance,
-        "delta": delta,
-        "reduction": reduction,
-        "standardise": standardise,
-    } | weights
+    options = options | weights
     direction = {"relation": "direction"} | options
+    both = {"vertices": "samples_and_views"} | direction
     for edges, general in [
-        (
-            "real_virtual",
-            relation_loss(
-                a, d, b, e, vertices="samples_and_views", edges="between_views", **direction
-            ),
-        ),
-        ("full", relation_loss(a, d, b, e, vertices="samples_and_views", **direction)),
+        ("real_virtual", relation_loss(a, d, b, e, edges="between_views", **both)),
+        ("full", relation_loss(a, d, b, e, **both)),
         ("real", relation_loss(a, d, vertices="samples", **direction)),
     ]:
         _same(general, vrm_loss(a, b, d, e, class_weight=0.0, edges=edges, **options), a, b)

@@ -8,6 +8,7 @@ import fedkd.losses.rkd as rkd
 from fedkd.knowledge.kinds import Logits, Pooled, Stage
 from fedkd.losses import LOSSES
 from fedkd.losses.base import TeacherWeights
+from fedkd.losses.dist import dist_loss
 from fedkd.losses.rkd import rkd_loss
 from fedkd.losses.sp import sp_loss
 from tests.golden.published import published, repeats
@@ -85,14 +86,17 @@ def test_rkd_equals_the_literal_one(weighted, block, monkeypatch):
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("apart", [1.0, 1e-3])
-def test_float32_holds_five_digits(apart):
-    student, teacher = _draw(16, 32)
+@pytest.mark.parametrize(
+    ("loss", "scale", "apart"),
+    [(rkd_loss, 1, 1), (rkd_loss, 1, 1e-3), (dist_loss, 1e-3, 1)],  # nearly even predictions
+)
+def test_float32_holds_five_digits(loss, scale, apart):
+    student, teacher = (scale * z for z in _draw(16, 32))
     student[1] = student[0] + apart * (student[1] - student[0])
     found = []
     for dtype in (torch.float32, torch.float64):
         features = student.float().to(dtype).requires_grad_()
-        value = rkd_loss(features, teacher.float().to(dtype))
+        value = loss(features, teacher.float().to(dtype))
         (gradient,) = torch.autograd.grad(value, features)
         found.append((value.detach().double(), gradient.double()))
     for single, double in zip(*found, strict=True):
