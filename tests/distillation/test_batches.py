@@ -116,9 +116,3 @@ def test_shared_lessons_give_rows_of_the_bank(images: ImageSet) -> None:
     first = batches.example()
     assert first.ensemble.logits[0].equal(logits[: len(first.images)])
     assert first.virtual is None
-
-
-def test_a_last_batch_of_one_is_left_out(images: ImageSet) -> None:
-    batches = OnlineBatches(images, batch_size=29)
-    assert [len(batch.images) for batch in batches.epoch(1)] == [29]
-    assert batches.steps == 1

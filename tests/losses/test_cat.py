@@ -22,13 +22,9 @@ CASES = {name: case for name, case in GOLDEN["official"].items() if name.startsw
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("cat_loss")])
 def test_cat_repeats_the_official_code(name):
     case, maps = CASES[name], _double("map_s_4x4").requires_grad_()
-    options = case["hyperparameters"]
-    loss = cat_loss(
-        maps,
-        _double(case["inputs"][1]),
-        size=options["CAM_RESOLUTION"],
-        normalise=options["IF_NORMALIZE"],
-    )
+    given = case["hyperparameters"]
+    options = {"size": given["CAM_RESOLUTION"], "normalise": given["IF_NORMALIZE"]}
+    loss = cat_loss(maps, _double(case["inputs"][1]), **options)
     assert loss.shape == (2,)
     repeats(case, loss.mean(), maps, rel=1e-12, rtol=1e-10)
 

@@ -23,12 +23,9 @@ def test_every_official_case_belongs_to_a_loss():
 @pytest.mark.parametrize("name", sorted(set(CASES) - TOTALS))
 def test_kd_repeats_the_official_code(name):
     logits = _double("logits_s").requires_grad_()
-    value = kd_loss(
-        logits,
-        _double("logits_t"),
-        temperature=CASES[name]["hyperparameters"]["T"],
-        standardise=name == "kd_logitstd_T2",
-    ).mean()
+    options = {"temperature": CASES[name]["hyperparameters"]["T"]}
+    options["standardise"] = name == "kd_logitstd_T2"
+    value = kd_loss(logits, _double("logits_t"), **options).mean()
     repeats(CASES[name], value, logits)
 
 

@@ -11,6 +11,7 @@ from fedkd.config import ConfigError
 from fedkd.models.checks import check_network, check_training
 from fedkd.models.network import Network
 from fedkd.rounds.context import ExperimentContext
+from tests.conftest import TINY
 from tests.models.built import built
 
 
@@ -42,8 +43,7 @@ def plugin_headless(num_classes: int, in_channels: int, image_size: int) -> nn.M
 
 @pytest.fixture
 def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = dict.fromkeys(fedkd.MODELS.names())
-    members = {name: fedkd.MODELS.get(name) for name in known}
+    members = {name: fedkd.MODELS.get(name) for name in fedkd.MODELS.names()}
     mine = {"two_faced": plugin_two_faced, "headless": plugin_headless}
     monkeypatch.setattr(fedkd.MODELS, "_members", {**members, **mine})
 
@@ -65,16 +65,8 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_experiment_names_key_network_and_loss(
     plugins: None, override: str, message: str
 ) -> None:
-    experiment = fedkd.make_experiment(
-        {
-            "clients": 2,
-            "data": {"dataset": "synthetic", "transfer": {"size": 8}, "partition": "iid"},
-            "teachers": {"models": ["mlp"]},
-            "student": {"model": "mlp"},
-            "distillation": {"losses": ["kd", "rkd"]},
-        },
-        [override],
-    )
+    words = ["teachers.models=[mlp]", "student.model=mlp", "distillation.losses=[kd, rkd]"]
+    experiment = fedkd.make_experiment(TINY, [*words, override])
     with pytest.raises(ConfigError, match=f"^{message}"):
         ExperimentContext(experiment)
 

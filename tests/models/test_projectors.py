@@ -1,4 +1,4 @@
-"""Projectors: the published value, the shape for every pair of sizes, and what is refused."""
+"""Projectors: the shape for every pair of sizes, and what is refused."""
 
 import pytest
 import torch
@@ -6,24 +6,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedkd.models.projectors import bottleneck, embedding, regressor
-from tests.golden.published import published, repeats
-
-GOLDEN = published("wasserstein")
-_double = GOLDEN.double
-
-
-def test_the_regressor_repeats_the_official_code():
-    (case,) = (c for c in GOLDEN["official"] if c["name"] == "fitnet_convreg_mse_bn_eval")
-    student, teacher = _double("feat_s_ch2_4x4").requires_grad_(), _double("map_t_4x4")
-    project = regressor(student.shape[1:], teacher.shape[1:]).double().eval()
-    names = ["conv_weight", "conv_bias", "bn_weight", "bn_bias", "bn_running_mean"]
-    project.load_state_dict(
-        {name.replace("_", ".", 1): _double(f"convreg_{name}") for name in names}
-        | {"bn.running_var": _double("convreg_bn_running_var")}
-        | {"bn.num_batches_tracked": torch.tensor(1)}
-    )
-    value = F.mse_loss(project(student), teacher)
-    repeats(case, value, student, rel=1e-9, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import fedkd
-from fedkd.config import Experiment, make_experiment
+from fedkd.config import make_experiment
 from fedkd.data.images import ImageSet
 from fedkd.distillation.batches import OnlineBatches, TransferBatches
 from fedkd.distillation.objective import Objective, Term
@@ -75,30 +75,19 @@ class Setting:
         return {"epochs": self.epochs, "batch_size": self.batch_size, "optimizer": self.optimizer}
 
     def context(self) -> ExperimentContext:
-        return experiment_context(self.to_experiment())
-
-    def to_experiment(self) -> Experiment:
-        recipe = {
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "optimizer": {k: v for k, v in asdict(self.optimizer).items() if v is not None},
-        }
-        data = {"name": "synthetic", "classes": CLASSES, "size": SIDE, "per_class": 8}
+        given = {k: v for k, v in asdict(self.optimizer).items() if v is not None}
+        recipe = {"epochs": self.epochs, "batch_size": self.batch_size, "optimizer": given}
+        dataset = {"name": "synthetic", "classes": CLASSES, "size": SIDE, "per_class": 8}
+        sizes = {"transfer": {"size": self.samples}, "private": self.samples, "holdout": 0}
         values = {
             "clients": 1,
             "rounds": 1,
-            "data": {
-                "dataset": data,
-                "partition": "iid",
-                "transfer": {"size": self.samples},
-                "private": self.samples,
-                "holdout": 0,
-            },
+            "data": {"dataset": dataset, "partition": "iid", **sizes},
             "teachers": {**recipe, "models": ["mlp"]},
             "student": {"model": "mlp"},
             "distillation": {**recipe, "losses": ["kd"]},
         }
-        return make_experiment(values)
+        return experiment_context(make_experiment(values))
 
 
 Loop = Callable[[Network, Setting], object]
