@@ -12,7 +12,6 @@ from tests.golden.published import published
 from tests.losses.contract import draw
 
 GOLDEN = published("output_relational")
-INPUTS = GOLDEN["inputs"]
 RECONSTRUCTION = GOLDEN["not_official_vrm_reconstruction"]["cases"]
 
 
@@ -26,18 +25,13 @@ def _kinds(real, virtual):
 
 @pytest.mark.parametrize("case", RECONSTRUCTION, ids=lambda case: case["name"])
 def test_golden_reconstruction(case):
-    """LocalShard literal reconstruction of the published formulas, not the authors' code."""
+    """A literal reconstruction of the published formulas, not the authors' code."""
     name = case["name"]
-    a, b, d, e = (
-        torch.tensor(INPUTS[key], dtype=torch.float64)
-        for key in ("logits_s", "logits_s_virtual", "logits_t", "logits_t_virtual")
-    )
+    keys = ("logits_s", "logits_s_virtual", "logits_t", "logits_t_virtual")
+    a, b, *_ = views = [GOLDEN.double(key) for key in keys]
     a.requires_grad_(), b.requires_grad_()
     value = vrm_loss(
-        a,
-        b,
-        d,
-        e,
+        *views,
         sample_weight=float("_is_" in name),
         class_weight=float("_ic_" in name),
         standardise=name.endswith("zscore"),

@@ -26,18 +26,11 @@ def test_wkd_l_repeats_the_official_code(name, dtype):
     case, (student, teacher) = CASES[name], (_double(f"logits_{of}").to(dtype) for of in "st")
     given = case["hyperparameters"]
     student.requires_grad_()
-    value = wkd_l_loss(
-        student,
-        teacher,
-        TARGETS,
-        COSTS,
-        transport_weight=given.get("gamma", 1.0),
-        temperature=given["T"],
-        kappa=0.0,  # these costs are sharp already
-        epsilon=given["reg"],
-        iterations=given["iters"],
-        separate_target="separated" in name,
-    )
+    names = {"T": "temperature", "reg": "epsilon", "iters": "iterations"}
+    options = {option: given[key] for key, option in names.items()}
+    options |= {"transport_weight": given.get("gamma", 1.0), "kappa": 0.0}  # sharp already
+    options["separate_target"] = "separated" in name
+    value = wkd_l_loss(student, teacher, TARGETS, COSTS, **options)
     assert value.shape == (4,)
     repeats(case, value.mean(), student, rel=1e-5, rtol=1e-4, atol=1e-6)
 
