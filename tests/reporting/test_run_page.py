@@ -31,21 +31,14 @@ def _scores(accuracy, classes, unknown=()):
 
 def _run(tmp_path, *, clients=3, rounds=2, finished=2, summary=True, root=None, **options):
     """A run directory as a run leaves it after `finished` rounds, with invented numbers."""
-    experiment = make_experiment(
-        {
-            "name": "invented",
-            "rounds": rounds,
-            "clients": clients,
-            "data": {
-                "dataset": options.get("dataset", "digits"),
-                "partition": {"name": "iid"},
-                "transfer": {"size": 60},
-                **({"root": str(root)} if root else {}),
-            },
-            "student": {"model": "mlp"},
-            "fusion": ["class_gated"],
-        }
-    )
+    data = {
+        "dataset": options.get("dataset", "digits"),
+        "partition": "iid",
+        "transfer": {"size": 60},
+    }
+    given = {"name": "invented", "rounds": rounds, "clients": clients, "fusion": ["class_gated"]}
+    place = {"root": str(root)} if root else {}
+    experiment = make_experiment({**given, "data": data | place, "student": {"model": "mlp"}})
     run = RunDirectory.new(experiment, tmp_path)
     names = options.get("classes") or [str(c) for c in range(10)]
     teachers = options.get("teachers", True)
@@ -70,9 +63,10 @@ def _run(tmp_path, *, clients=3, rounds=2, finished=2, summary=True, root=None, 
             run.record(
                 EpochFinished(round=number, epoch=epoch, loss=6.0 / epoch, terms=terms, lr=0.1)
             )
+        unknown = options.get("unknown", ())
         of_teachers = {
             "teachers": {c: 0.3 + 0.2 * c / clients for c in range(clients)},
-            "ensemble": _scores(0.8, len(names), options.get("unknown", ())),
+            "ensemble": _scores(0.8, len(names), unknown),
         }
         finished_round = RoundFinished(
             round=number,
@@ -80,7 +74,7 @@ def _run(tmp_path, *, clients=3, rounds=2, finished=2, summary=True, root=None, 
             status="ok" if number != 2 else "degraded",
             answered=list(range(clients)),
             seconds={"train": 3.0, "knowledge": 1.0, "fuse": 0.1, "distil": 4.0, "evaluate": 0.5},
-            student=_scores(0.5 + 0.1 * number, len(names), options.get("unknown", ())),
+            student=_scores(0.5 + 0.1 * number, len(names), unknown),
             pseudo_labels=0.75,
             **(of_teachers if teachers else {}),
         )
