@@ -141,6 +141,7 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("relation", {"relation": "direction", "vertices": "classes_over_views"}),
     ("relation", {"relation": "angle", "distance": "squared"}),
     ("relation", {"vertices": "classes", "distance": "huber", "delta": 0.5}),
+    ("relation", {"normalisation": "mean", "vertices": "samples_and_views"}),
     ("relation", {"normalisation": "rows", "distance": "squared"}),
     ("relation", {"vertices": "samples_and_views", "relation": "direction", "distance": "pearson"}),
     ("relation", {"relation": "identity"}),

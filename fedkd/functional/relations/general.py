@@ -69,7 +69,9 @@ class Relations:
         if self.normalisation == "mean":
             share = share * self._different(found)
             total = share.sum()
-            return found * torch.where(total == 0, 0, total / (share * found).sum())
+            # Without weights the quotient is 0/0: its gradient is NaN even where it is not used.
+            length = torch.where(total == 0, 1, (share * found).sum())
+            return found * (total / length)
         if self.normalisation == "rows":
             total = share.mean(dim=1, keepdim=True)
             metric = torch.where(total == 0, 1, share / total)
