@@ -388,7 +388,7 @@ def _created(where: str, registry: Registry[T], name: str) -> T:
 
 @contextmanager
 def _naming(who: str, network: Network, objective: Objective) -> Iterator[None]:
-    """Say which network has nothing of a kind, and which loss needs it."""
+    """Name which network has nothing of a kind, and which loss needs it."""
     try:
         yield
     except Unreadable as error:
