@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=60, help="seconds a command may take")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no case after these")
     parser.add_argument("--keep", action="store_true", help="keep the folders of faults")
-    parser.add_argument("--show", action="store_true", help="show what every command said")
+    parser.add_argument("--show", action="store_true", help="show what every command printed")
     given = parser.parse_args()
     kinds = given.kind or list(MAKERS)
     counts: collections.Counter[str] = collections.Counter()
@@ -43,7 +43,7 @@ def main() -> None:
         place = home / named(kind, seed)
         try:
             case, got, wrong = attempt(kind, seed, place, command, material, given.limit)
-        except Exception:  # a fault of the fuzzer itself: told, and on to the next
+        except Exception:  # a fault of the fuzzer itself: reported, and on to the next
             traceback.print_exc()
             print(f"[{kind} {seed}] cannot be made")
             continue

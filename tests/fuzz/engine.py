@@ -86,12 +86,12 @@ def problem(case: Case, got: Outcome) -> str | None:
     """What is wrong with an outcome, in one line; None if nothing is."""
     if got.code is None:
         return f"hung: killed after {got.seconds:.0f} s"
-    said = got.out + got.err
+    printed = got.out + got.err
     if file := re.search(r"the traceback is in (.+?\.traceback)", got.err):
-        said += Path(file[1]).read_text()
-    if found := _UNWANTED.search(said):
-        lines = [line for line in said.splitlines() if line.strip()]
-        places = re.findall(r'File "[^"]*/(\w+/\w+\.py)", line \d+, in (\w+)', said)
+        printed += Path(file[1]).read_text()
+    if found := _UNWANTED.search(printed):
+        lines = [line for line in printed.splitlines() if line.strip()]
+        places = re.findall(r'File "[^"]*/(\w+/\w+\.py)", line \d+, in (\w+)', printed)
         ours = [f"{a}:{b}" for a, b in places if a.split("/")[0] not in _FOREIGN]
         last = lines[-1] if "Traceback" in found.group() else found.group()
         return f"{last[:200]} [{' < '.join(reversed(ours[-3:]))}]"
