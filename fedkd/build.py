@@ -21,6 +21,7 @@ from fedkd.data.splits import FederatedData, federate
 from fedkd.distillation.objective import Objective, Term
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import Fusion
+from fedkd.io.text import nearest
 from fedkd.knowledge.codecs import CODECS
 from fedkd.knowledge.codecs.base import Codec
 from fedkd.knowledge.kinds import Logits
@@ -31,7 +32,7 @@ from fedkd.models.network import Network
 from fedkd.privacy.release import RELEASES
 from fedkd.privacy.release.base import Release
 from fedkd.randomness import stream_seed
-from fedkd.registry import Registry, nearest
+from fedkd.registry import Registry
 from fedkd.training.optimizers import Optimizer
 
 Made = TypeVar("Made")

@@ -7,7 +7,6 @@ in a config imports a user's module, which registers itself the same way.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -16,13 +15,9 @@ from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from fedkd.io.text import nearest
+
 T = TypeVar("T")
-
-
-def nearest(name: str, allowed: list[str]) -> str:
-    """`"; did you mean 'x'?"` for the closest allowed name, or an empty string."""
-    close = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 class Registry(Generic[T]):

@@ -17,7 +17,8 @@ PACKAGES = ("fedkd", "strategies", "simulations", "configs")
 
 # Rooms from the ground up. A room may import from floors below its own, and from itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("functional", "io", "randomness", "registry", "configs"),
+    ("io", "randomness", "configs"),
+    ("functional", "registry"),
     ("data",),
     ("models",),
     ("knowledge",),

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from fedkd.registry import nearest
+from fedkd.io.text import nearest
 
 # Keys of earlier versions, and what to write today.
 _RENAMED = {

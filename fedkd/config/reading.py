@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from fedkd.config.messages import component_at, model_at, one_line
 from fedkd.config.sections import Component, ConfigError, Experiment, Optimizer, Section
-from fedkd.registry import nearest
+from fedkd.io.text import nearest
 
 
 class _Loader(yaml.SafeLoader):

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedkd.data.randaugment import randaugment_batch
+from fedkd.io.text import nearest
 from fedkd.randomness import beside, stream, stream_seed
-from fedkd.registry import nearest
 
 Strength = Literal["weak", "moderate", "strong"]
 

@@ -6,7 +6,6 @@ class, the tables of the documentation. A range is part of the type (`temperatur
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -27,6 +26,8 @@ from typing import (
 )
 
 from torch import Tensor
+
+from fedkd.io.text import nearest
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -147,9 +148,7 @@ def options_checked(who: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
         def checked(*args: P.args, **kwargs: P.kwargs) -> T:
             for option in kwargs:
                 if closed and option not in known:
-                    near = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
-                    hint = f"; did you mean {near[0]!r}?" if near else ""
-                    raise TypeError(f"{who} has no option {option!r}{hint}")
+                    raise TypeError(f"{who} has no option {option!r}{nearest(option, known)}")
             check_options(who, _rules(function), kwargs)
             return function(*args, **kwargs)
 

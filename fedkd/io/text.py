@@ -5,9 +5,11 @@ What a client, a folder or a file name says ends on terminals, in logs and in ta
 
 from __future__ import annotations
 
+import difflib
 import logging
 import re
 import unicodedata
+from collections.abc import Collection
 
 # Escape sequences of a terminal: colours, and those that name windows, write links or clear it.
 ESCAPES = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b\[[0-?]*[ -/]*[@-~]|\x1b.?", re.S)
@@ -30,6 +32,12 @@ def visible(text: str, keep: str = "") -> str:
     return "".join(
         c if c in keep or c.isprintable() else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def nearest(name: str, allowed: Collection[str]) -> str:
+    """`"; did you mean 'x'?"` for the closest allowed name, or an empty string."""
+    close = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def cell(value: object) -> object:

@@ -15,9 +15,9 @@ from torch import nn
 
 from fedkd.data.images import ImageSet
 from fedkd.data.transfer import TransferSet
+from fedkd.io.text import nearest
 from fedkd.models.checks import check_network, check_training
 from fedkd.models.network import Network, shown
-from fedkd.registry import nearest
 
 Thing = TypeVar("Thing")
 

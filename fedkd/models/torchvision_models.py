@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from fedkd.registry import nearest
+from fedkd.io.text import nearest
 
 PREFIX = "torchvision/"
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BeforeValidator, Field, model_validator
 
 from fedkd.config import ConfigError, Section, overridden
-from fedkd.registry import nearest
+from fedkd.io.text import nearest
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 #: Name of a row: also of its folder.

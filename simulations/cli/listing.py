@@ -20,11 +20,12 @@ def list_things(
     from fedkd.config import import_plugins
     from fedkd.data import DATASETS, PARTITIONS
     from fedkd.fusion import FUSIONS
+    from fedkd.io.text import nearest
     from fedkd.knowledge.codecs import CODECS
     from fedkd.losses import LOSSES
     from fedkd.models import MODELS
     from fedkd.privacy.release import RELEASES
-    from fedkd.registry import Registry, nearest
+    from fedkd.registry import Registry
     from simulations.baselines import BASELINES
 
     families: dict[str, Registry[Any]] = {

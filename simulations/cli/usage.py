@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 from click.exceptions import MissingParameter, NoArgsIsHelpError, NoSuchOption
 
-from fedkd.registry import nearest
+from fedkd.io.text import nearest
 
 
 def run_app(command: click.Command, words: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from fedkd.config import ConfigError, Experiment
-from fedkd.registry import nearest
+from fedkd.io.text import nearest
 from fedkd.studies.config import Name, changed, distinct
 from simulations.compare.config import SideBySideConfig
 from simulations.compare.entries import Entry, label, measured, slug
