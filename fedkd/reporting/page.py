@@ -129,11 +129,17 @@ def config_section(folder: Path, versions: Mapping[str, str] | None) -> Section:
     return Section("config", "Config and versions", cards)
 
 
-def progress(results: Mapping[str, Any]) -> dict[str, Any]:
-    """State and notes of a study's page, from its results."""
+def progress(results: Mapping[str, Any], so_far: str = "") -> dict[str, Any]:
+    """State and notes of a study's page, from its results.
+
+    Args:
+        results: What all kinds of studies have.
+        so_far: What is there of one that is not finished ("3 of 8 students").
+    """
     done = bool(results["finished"])
     notes = [f"{label} failed: {error}" for label, error in results["errors"].items()]
-    return {"state": "complete" if done else "not complete", "partial": not done, "notes": notes}
+    state = "complete" if done else " · ".join(filter(None, ("not complete", so_far)))
+    return {"state": state, "partial": not done, "notes": notes}
 
 
 def render(page: Page) -> str:

@@ -55,7 +55,9 @@ class StudyConfig(Section):
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...],
         BeforeValidator(lambda value: [value] if isinstance(value, int) else value),
-    ] = Field(default=(0,), min_length=1, description="stand in for the experiment's seed")
+    ] = Field(
+        default=(0,), min_length=1, description="one run for each; default: the experiment's seed"
+    )
     output: str = Field(default="runs", description="folder of the study's folder")
     experiment: Section
 
@@ -80,7 +82,9 @@ class StudyConfig(Section):
         return values
 
     @model_validator(mode="after")
-    def _no_seed_twice(self) -> StudyConfig:
+    def _own_seed(self) -> StudyConfig:
+        if "seeds" not in self.model_fields_set:
+            self.__dict__["seeds"] = (getattr(self.experiment, "seed", 0),)
         distinct(self.seeds, "seeds")
         return self
 

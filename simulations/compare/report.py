@@ -74,11 +74,8 @@ def make_page(config: SideBySideConfig, folder: Path, found: Record) -> Page:
         sections = _comparison(found)
     # What sends nothing is a bound, not a federated method.
     best = [name for name in ranked(found) if found["rows"][name]["up"]["mean"] > 0][:1]
-    state = page.progress(found)
-    if not found["finished"]:
-        total = len(found["seeds"]) * len(found["rows"])
-        done = sum(len(row["seeds"]) for row in found["rows"].values())
-        state["state"] = f"not complete · {done} of {count(total, 'result')}"
+    total = len(found["seeds"]) * len(found["rows"])
+    done = sum(len(row["seeds"]) for row in found["rows"].values())
     versions = read_json(folder / "versions.json", dict[str, str])
     return Page(
         title=found["name"],
@@ -89,7 +86,7 @@ def make_page(config: SideBySideConfig, folder: Path, found: Record) -> Page:
         headline=(f"{shown('final', found['rows'][best[0]]['final'])} %", f"{best[0]}, last round")
         if best and not found["factors"]
         else None,
-        **state,
+        **page.progress(found, f"{done} of {count(total, 'result')}"),
     )
 
 

@@ -92,6 +92,13 @@ def numbers(value: Any) -> Any:
     return [numbers(item) for item in value] if isinstance(value, list) else value
 
 
+def test_without_seeds_the_experiments_own_seed_is_the_one(comparison: Make) -> None:
+    assert comparison(["fake"]).seeds == (TINY.get("seed", 0),)
+    given = {**TINY, "seed": 7}
+    assert comparison(["fake"], experiment=given).seeds == (7,)
+    assert comparison(["fake"], experiment=given, seeds=[1, 2]).seeds == (1, 2)
+
+
 # -- what comes out --------------------------------------------------------------------------------
 
 

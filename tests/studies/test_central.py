@@ -265,7 +265,14 @@ def test_mean_deviation_and_best_epoch_are_kept_apart(tmp_path: Path) -> None:
     assert not done.results["finished"]
     page = done.page()
     assert "60.00 ± 10.00" in page
-    assert "not complete · 3 of 6 students so far" in page
+    assert "not complete · 3 of 6 students" in page
+
+
+def test_the_page_names_a_student_that_failed(tmp_path: Path) -> None:
+    done = Done(study("seeds=[0]", "only=[kd]"), tmp_path)
+    cell = next(cell for cell in done.study.cells if cell.name == "kd")
+    done.folder.finish(cell, {"error": "RuntimeError: out of memory", "traceback": ""})
+    assert "kd, seed 0 failed: RuntimeError: out of memory" in done.page()
 
 
 def test_a_method_counts_as_a_help_only_beyond_chance(tmp_path: Path) -> None:

@@ -67,14 +67,12 @@ def make_page(study: DistillConfig, folder: Path, found: Record) -> Page:
         sentence=_sentence(study, found),
         sections=sections,
         footer=folder.name,
-        state="complete" if found["finished"]
-        else f"not complete · {done} of {fmt.count(total, 'student')} so far",
-        partial=not found["finished"],
         remarks=[seeds(study.seeds), fmt.date(folder)],
         headline=(fmt.spread(tried[0][1]["last"], unit=" %"), f"{tried[0][0]}, last epoch")
         if tried
         else None,
         tiles=_tiles(found),
+        **page.progress(found, f"{done} of {fmt.count(total, 'student')}"),
     )  # fmt: skip
 
 
