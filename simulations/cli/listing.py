@@ -1,21 +1,72 @@
-"""`fedkd list`: what there is."""
+"""`fedkd list` and `fedkd show`: what there is, and one of it in full."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import inspect
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from fedkd.config import ConfigError
 from simulations.cli.screen import screen
 
+if TYPE_CHECKING:
+    from fedkd.registry import Registry
+
+Plugins = Annotated[list[str] | None, typer.Option(help="import this module first")]
+
 
 def list_things(
     what: Annotated[str, typer.Argument(help="models, losses, fusions, releases, codecs, …")],
-    plugin: Annotated[list[str] | None, typer.Option(help="import this module first")] = None,
+    plugin: Plugins = None,
 ) -> None:
     """List what there is, one line each."""
+    registry = _family(what, plugin, "list")
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    for name in registry.names():
+        options = ", ".join(
+            f"{key}={'…' if p.default is p.empty else p.default}"
+            for key, p in registry.options(name).items()
+        )
+        table.add_row(f"[bold]{name}[/]", registry.summary(name), f"[dim]{options}[/]")
+    if what == "models":
+        table.add_row("[bold]torchvision/<name>[/]", "Any torchvision classification model.", "")
+    screen().print(table)
+
+
+def show(
+    what: Annotated[str, typer.Argument(help="models, losses, fusions, releases, codecs, …")],
+    name: Annotated[str, typer.Argument(help="a name that `fedkd list` shows")],
+    plugin: Plugins = None,
+) -> None:
+    """Show one loss, model, fusion rule, … in full: what it is, its options and defaults."""
+    registry = _family(what, plugin, "show")
+    try:
+        member = registry.get(name)
+    except ValueError as error:
+        raise ConfigError(f"show: {error}") from None
+    screen().print(Text(f"{name} ({member.__module__})", style="bold"))
+    screen().print(Text(inspect.getdoc(member) or ""))
+    options = registry.options(name)
+    if options:
+        screen().print(Text("\nIn a config:", style="bold"))
+        lines = [
+            f"  {key}: {'(needed)' if p.default is p.empty else _plain(p.default)}"
+            for key, p in options.items()
+        ]
+        screen().print(Text("\n".join([f"- name: {name}", *lines])))
+
+
+def _plain(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def _family(what: str, plugins: list[str] | None, command: str) -> Registry[Any]:
+    """The registry that is meant, in the plural or the singular. Raises `ConfigError`."""
     from fedkd.attacks import ATTACKS
     from fedkd.config import import_plugins
     from fedkd.data import DATASETS, PARTITIONS
@@ -25,7 +76,6 @@ def list_things(
     from fedkd.losses import LOSSES
     from fedkd.models import MODELS
     from fedkd.privacy.release import RELEASES
-    from fedkd.registry import Registry
     from simulations.baselines import BASELINES
 
     families: dict[str, Registry[Any]] = {
@@ -39,18 +89,10 @@ def list_things(
         "datasets": DATASETS,
         "partitions": PARTITIONS,
     }
-    if what not in families:
+    singular = {"loss": "losses", **{family[:-1]: family for family in families}}
+    family = families.get(singular.get(what, what))
+    if family is None:
         known = list(families)
-        raise ConfigError(f"list: expected one of {', '.join(known)}{nearest(what, known)}")
-    import_plugins(plugin or [])
-    registry = families[what]
-    table = Table(box=None, padding=(0, 2), show_header=False)
-    for name in registry.names():
-        options = ", ".join(
-            f"{key}={'…' if p.default is p.empty else p.default}"
-            for key, p in registry.options(name).items()
-        )
-        table.add_row(f"[bold]{name}[/]", registry.summary(name), f"[dim]{options}[/]")
-    if what == "models":
-        table.add_row("[bold]torchvision/<name>[/]", "Any torchvision classification model.", "")
-    screen().print(table)
+        raise ConfigError(f"{command}: expected one of {', '.join(known)}{nearest(what, known)}")
+    import_plugins(plugins or [])
+    return family

@@ -18,10 +18,9 @@ import typer
 import configs
 from fedkd import __version__
 from fedkd.io.text import PlainFormatter
-from simulations.cli import deploy, privacy, show
+from simulations.cli import config, deploy, listing, privacy
 from simulations.cli.audit import audit
 from simulations.cli.contribution import contribution
-from simulations.cli.listing import list_things
 from simulations.cli.partition import partition
 from simulations.cli.quarantine import quarantine
 from simulations.cli.report import report
@@ -38,15 +37,23 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (
-    attack, ablate, audit, compare, contribution, quarantine, status, unlearn, run, distill,
-    partition, report, predict, export,
-):  # fmt: skip
-    app.command()(command)
-app.command("list")(list_things)
-for name, group in (("config", show.app), ("deploy", deploy.app), ("privacy", privacy.app)):
-    app.add_typer(group, name=name)
+for panel, commands in {
+    "Run": (run, status, report, predict, export),
+    "Compare": (distill, compare, ablate, attack),
+    "Examine a run": (audit, contribution, unlearn, quarantine),
+    "Look up": (partition, listing.show),
+}.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.command("list", rich_help_panel="Look up")(listing.list_things)
+for name, group, panel in (
+    ("config", config.app, "Look up"),
+    ("privacy", privacy.app, "Privacy and deployment"),
+    ("deploy", deploy.app, "Privacy and deployment"),
+):
+    app.add_typer(group, name=name, rich_help_panel=panel)
 
 
 def _version(value: bool) -> None:

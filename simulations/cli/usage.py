@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 import click
 from click.exceptions import MissingParameter, NoArgsIsHelpError, NoSuchOption
+from click.shell_completion import shell_complete
 
 from fedkd.io.text import nearest
+
+COMPLETE = "_FEDKD_COMPLETE"
 
 
 def run_app(command: click.Command, words: Sequence[str]) -> int:
@@ -17,6 +21,8 @@ def run_app(command: click.Command, words: Sequence[str]) -> int:
     Raises:
         click.UsageError: the words cannot be read; `explain` says why.
     """
+    if wanted := os.environ.get(COMPLETE):  # the shell asks what may follow
+        return shell_complete(command, {}, "fedkd", COMPLETE, wanted)
     try:
         with command.make_context("fedkd", list(words)) as context:
             command.invoke(context)

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import configs
 from fedkd.runs.directory import RunDirectory
 from simulations.local import run_local
 from tests.conftest import Tiny
@@ -161,6 +162,38 @@ def test_list_has_a_line_for_each(fedkd: Fedkd) -> None:
         code, out, _ = fedkd("list", what)
         assert code == 0
         assert expected in out
+
+
+@pytest.mark.parametrize("family", ["loss", "losses"])
+def test_show_tells_what_a_config_may_set(family: str, fedkd: Fedkd) -> None:
+    _, shown, _ = fedkd("show", family, "dkd")
+    assert "Decoupled Knowledge Distillation" in shown
+    assert "- name: dkd\n  alpha: 1.0" in shown
+
+
+def test_every_ready_config_is_listed_with_a_command_that_takes_it(fedkd: Fedkd) -> None:
+    _, out, _ = fedkd("config", "list")
+    lines = [line for line in out.splitlines() if line[:1] != " "]
+    kinds = {line.split("configs/")[1]: line.split(" configs/")[0] for line in lines}
+    assert kinds["quickstart.yaml"] == "fedkd run"
+    assert kinds["privacy/digits.yaml"] == "fedkd privacy sweep"
+    assert kinds["distill/cifar100/vgg13_vgg8.yaml"] == "fedkd distill"  # by what it is based on
+    folder = Path(configs.__file__).parent
+    assert len(kinds) == len([f for f in folder.rglob("*.yaml") if f.name[0] != "_"])
+
+
+def test_a_shell_can_complete(monkeypatch: pytest.MonkeyPatch, fedkd: Fedkd) -> None:
+    for name, value in (
+        ("_FEDKD_COMPLETE", "bash_complete"), ("COMP_WORDS", "fedkd dist"), ("COMP_CWORD", "1"),
+    ):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    assert fedkd()[1] == "plain,distill\n"
+
+
+def test_help_has_groups_and_a_short_option(fedkd: Fedkd) -> None:
+    _, shown, _ = fedkd("-h")
+    assert shown.index("Run an experiment") < shown.index("Examine a run")
+    assert "key=value" in fedkd("run", "-h")[1]
 
 
 def test_report_predict_and_export(finished: RunDirectory, tmp_path: Path, fedkd: Fedkd) -> None:
