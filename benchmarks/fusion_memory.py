@@ -1,10 +1,12 @@
 """Server cost of many teachers: seconds and resident memory of accepting and fusing a round.
 
     python benchmarks/fusion_memory.py [--clients 100] [--samples 50000] [--classes 100]
+    python benchmarks/fusion_memory.py --rates [--clients 100] [--samples 1000] [--classes 10]
 
 Knowledge is spilled to disk as it arrives and fused some samples at a time, so what is resident
 must not grow with the number of clients: the benchmark prints it for a tenth of the clients and
-for all of them, measured in processes of their own.
+for all of them, measured in processes of their own. `--rates` fuses with every rule instead and
+prints how many answers, one client about one image, each fuses in a second.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from pathlib import Path
 import torch
 
 from fedkd.fusion import FUSIONS
-from fedkd.knowledge.kinds import Logits
-from fedkd.knowledge.payload import Knowledge, Teacher, fuse
+from fedkd.fusion.base import FitContext, fit_rules
+from fedkd.knowledge.kinds import DensityRatio, Logits
+from fedkd.knowledge.payload import Bank, Knowledge, Teacher, fuse
 from fedkd.knowledge.store import KnowledgeStore
 
 
@@ -55,19 +58,51 @@ def measure(clients: int, samples: int, classes: int) -> None:
     )
 
 
+def rates(clients: int, samples: int, classes: int) -> None:
+    """Fit and apply every rule once, answers in memory; print a line for each."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    draw = torch.randint(1, 50, (clients, classes), generator=generator).tolist()
+    bank = Bank.of(
+        [
+            Knowledge(
+                Teacher(client, sum(counts), tuple(counts)),
+                {
+                    Logits(): 3 * torch.randn(samples, classes, generator=generator),
+                    DensityRatio(): torch.rand(samples, generator=generator),
+                },
+            )
+            for client, counts in enumerate(draw)
+        ]
+    )
+    labels = torch.arange(samples) % classes
+    print(f"{clients} clients x {samples:,} x {classes}, one thread")
+    for name in FUSIONS.names():
+        seconds = []
+        for _ in range(3):
+            started = time.perf_counter()
+            rules = fit_rules([FUSIONS.create(name)], FitContext(bank, labels=labels))
+            fuse(bank, rules)
+            seconds.append(time.perf_counter() - started)
+        print(f"{name:>17} {clients * samples / min(seconds):12,.0f} answers a second")
+
+
 def main() -> None:
-    """Both sizes, each in a fresh process."""
+    """Both sizes, each in a fresh process; or all rules."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=100)
-    parser.add_argument("--samples", type=int, default=50_000)
-    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--classes", type=int)
+    parser.add_argument("--rates", action="store_true", help="seconds of every rule instead")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        measure(options.clients, options.samples, options.classes)
+    samples = options.samples or (1000 if options.rates else 50_000)
+    classes = options.classes or (10 if options.rates else 100)
+    if options.rates or options.one:
+        (rates if options.rates else measure)(options.clients, samples, classes)
         return
     for clients in (max(1, options.clients // 10), options.clients):
-        words = ["--clients", clients, "--samples", options.samples, "--classes", options.classes]
+        words = ["--clients", clients, "--samples", samples, "--classes", classes]
         command = [sys.executable, __file__, "--one", *map(str, words)]
         subprocess.run(command, check=True)
 
