@@ -55,8 +55,6 @@ DOORS: dict[str, tuple[str, ...]] = {
     "torchvision": ("fedkd/data/vision.py",),
     "flwr": ("strategies/", "simulations/"),
     "ray": ("simulations/ray.py",),
-    "flwr_datasets": ("fedkd/data/partitions.py",),
-    "datasets": ("fedkd/data/partitions.py",),
     "sklearn": (
         "fedkd/data/datasets.py",
         "fedkd/losses/min_norm.py",

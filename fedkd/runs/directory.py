@@ -64,7 +64,7 @@ E = TypeVar("E", bound=Event)
 State = dict[str, Any]
 """What a training goes on from: tensors and plain values by name."""
 
-_PACKAGES = ("fedkd", "torch", "torchvision", "flwr", "ray", "flwr-datasets", "numpy", "opacus")
+_PACKAGES = ("fedkd", "torch", "torchvision", "flwr", "ray", "numpy", "opacus")
 
 
 class RunDirectory:

@@ -107,12 +107,7 @@ def prepare() -> None:
     for room in ("fedkd", "strategies", "simulations"):
         for module in pkgutil.walk_packages(importlib.import_module(room).__path__, f"{room}."):
             importlib.import_module(module.name)
-    for name in (
-        "datasets",
-        "flwr_datasets",
-        "matplotlib.backends.backend_svg",
-        "opacus.validators",
-    ):
+    for name in ("matplotlib.backends.backend_svg", "opacus.validators"):
         importlib.import_module(name)
     Image.preinit()
     logging.root.handlers.clear()  # opacus adds one

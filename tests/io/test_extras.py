@@ -36,7 +36,7 @@ def _absent() -> set[str]:
     """Import names of everything that only an extra brings."""
     optional = PROJECT["optional-dependencies"]
     wanted = [re.split(r"[\[<>=]", word)[0] for name in EXTRAS for word in optional[name]]
-    return {word.replace("-", "_") for word in wanted if word != "fedkd"} | {"ray", "datasets"}
+    return {word.replace("-", "_") for word in wanted if word != "fedkd"} | {"ray"}
 
 
 def _bare(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -96,9 +96,6 @@ def test_the_documented_python_needs_no_extra(page: str, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
 
 
-_PARTITION = "import fedkd.data.partitions as p; p.partition('shard', [0, 1] * 9, 3, seed=0)"
-
-
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
@@ -108,7 +105,6 @@ _PARTITION = "import fedkd.data.partitions as p; p.partition('shard', [0, 1] * 9
         ("import simulations.deploy.keys", "needs cryptography: .*fedkd.deploy"),
         ("import fedkd.reporting.page", "needs jinja2: pip install 'fedkd.report.'"),
         ("from fedkd.privacy.noise import *; SecureGenerator()", "cryptography: .*fedkd.privacy"),
-        (_PARTITION, "ShardPartitioner of Flower Datasets needs datasets: .*fedkd.simulation"),
     ],
 )
 def test_a_missing_extra_is_named_in_the_last_line(
