@@ -13,8 +13,6 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
 from fedkd.io.text import nearest
 
 T = TypeVar("T")
@@ -102,6 +100,12 @@ class Registry(Generic[T]):
         return self.get(name)(*provided, **self.check(name, options))
 
     def _convert(self, name: str, key: str, value: Any, hint: Any) -> Any:
+        # Only what is read from a config needs conversion, and configs need pydantic anyway: losses,
+        # networks and loops also run where there is nothing but torch.
+        try:
+            from pydantic import ConfigDict, TypeAdapter, ValidationError
+        except ModuleNotFoundError:
+            return value
         try:
             return TypeAdapter(
                 hint, config=ConfigDict(arbitrary_types_allowed=True)

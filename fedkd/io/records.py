@@ -12,9 +12,10 @@ import os
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from pydantic import TypeAdapter, ValidationError
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
 
 Kind = TypeVar("Kind")
 
@@ -103,6 +104,8 @@ def parsed(text: bytes, kind: Any, where: Path | str) -> Any:
     Raises:
         Damaged: it is something else, and what.
     """
+    from pydantic import ValidationError  # not needed to train or distil, only to read records
+
     try:
         return _adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
@@ -111,6 +114,8 @@ def parsed(text: bytes, kind: Any, where: Path | str) -> Any:
 
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
     return TypeAdapter(kind)
 
 
