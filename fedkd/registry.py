@@ -100,7 +100,7 @@ class Registry(Generic[T]):
         return self.get(name)(*provided, **self.check(name, options))
 
     def _convert(self, name: str, key: str, value: Any, hint: Any) -> Any:
-        # Only what is read from a config needs conversion, and configs need pydantic anyway: losses,
+        # Only what a config holds needs conversion, and configs need pydantic anyway: losses,
         # networks and loops also run where there is nothing but torch.
         try:
             from pydantic import ConfigDict, TypeAdapter, ValidationError

@@ -1,0 +1,85 @@
+"""The benchmark for GPUs goes through on a CPU, on a machine that has torch and little else."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# What such a machine lacks of fedkd's requirements, optional ones included.
+ABSENT = (
+    "annotated_types", "click", "cryptography", "datasets", "flwr", "flwr_datasets", "jinja2",
+    "markupsafe", "matplotlib", "onnx", "opacus", "pydantic", "pydantic_core", "ray",
+    "rich", "scipy", "sklearn", "typer", "yaml",
+)  # fmt: skip
+BARE = f"""
+import runpy, sys
+from importlib.machinery import PathFinder
+
+class Bare(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        absent = name.split(".")[0] in {ABSENT!r}
+        return None if absent else PathFinder.find_spec(name, path, target)
+
+sys.meta_path = [Bare if finder is PathFinder else finder for finder in sys.meta_path]
+sys.argv = sys.argv[1:]
+sys.path[0] = ""
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def bare(script: str, *words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script where nothing but torch, torchvision and numpy is installed."""
+    return subprocess.run(
+        [sys.executable, "-c", BARE, str(ROOT / "benchmarks" / script), *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gpu")
+    done = bare("gpu.py", "--minutes", "3", "--log", "gpu.log", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr + (folder / "gpu.log").read_text()
+    found = json.loads((folder / "gpu.json").read_text())
+    assert all(str(row["what"]) in done.stdout for row in found)
+    return found
+
+
+def test_all_parts_go_through_without_the_requirements(rows):
+    assert {row["part"] for row in rows} > {"right", "central", "clients", "losses", "feddf"}
+    assert [row for row in rows if row["verdict"] in ("BAD", "FAILED")] == []
+
+
+def test_graph_and_plain_steps_are_compared(rows):
+    checks = [row for row in rows if row["what"].startswith("graph = eager")]
+    assert len(checks) == 4
+    assert all(row["verdict"] == "ok" for row in checks)
+
+
+def test_a_part_that_fails_leaves_its_traceback_and_does_not_stop_the_others(tmp_path):
+    sabotage = "import fedkd.data.views as v; v.AUGMENTATIONS['crop_flip'] = None\n"
+    script = tmp_path / "sabotaged.py"
+    script.write_text(
+        sabotage
+        + f"import runpy, sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
+        + f"runpy.run_path({str(ROOT / 'benchmarks' / 'gpu.py')!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script), "--parts", "views,fusion", "--log", "gpu.log"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+    )
+    assert done.returncode == 1
+    assert "FAILED" in done.stdout
+    assert "fusion    uniform" in done.stdout
+    assert "TypeError" in (tmp_path / "gpu.log").read_text()
