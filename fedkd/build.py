@@ -14,7 +14,7 @@ import torch
 from fedkd.config import Component, ConfigError, Experiment, Teachers, import_plugins
 from fedkd.config import Optimizer as OptimizerSection
 from fedkd.config import Term as LossTerm
-from fedkd.data import DATASETS, PARTITIONS, ImageSet, views
+from fedkd.data import DATASETS, PARTITIONS, SAMPLERS, ImageSet, views
 from fedkd.data.datasets import load_dataset
 from fedkd.data.local_shard import LocalShard, read_local_shard
 from fedkd.data.splits import FederatedData, federate
@@ -68,6 +68,9 @@ def check(experiment: Experiment) -> Parts:
         create(FUSIONS, rule, f"fusion.{number}") for number, rule in enumerate(experiment.fusion)
     ]
     codec = create(CODECS, experiment.federation.codec, "federation.codec")
+    check_component(
+        SAMPLERS, experiment.federation.participation.sampler, "federation.participation.sampler"
+    )
     distillation = experiment.distillation
     objective = build_objective(
         distillation.losses, "distillation.losses", epochs=distillation.epochs

@@ -89,7 +89,8 @@ class Exchange:
         self._server = server
         self._run = server.run
         self._federation = server.experiment.federation
-        self._simulated = state_dir is not None
+        #: Whether clients are processes of this machine, none of which is late.
+        self.simulated = state_dir is not None
         self._max_bytes = self._federation.max_payload_mb * 2**20
         context = server.context
         self._job: dict[str, str | bytes] = {
@@ -100,7 +101,7 @@ class Exchange:
         }
         # A run that is gone on with from another working directory: its images are where they
         # were. Nodes with a state folder of their own know better (simulations/client_app.py).
-        if self._simulated and context.root != data_root(server.experiment):
+        if self.simulated and context.root != data_root(server.experiment):
             self._job["data-root"] = str(context.root)
 
     def message(
@@ -180,11 +181,11 @@ class Exchange:
     def _is_lost(self, message: Message | None, attempt: int) -> bool:
         """Whether to ask again: any lost worker once, one that Ray restarts until it is up."""
         if attempt == 0:
-            return worker_lost(message, simulated=self._simulated)
-        return attempt < RETRIES and restarting(message, simulated=self._simulated)
+            return worker_lost(message, simulated=self.simulated)
+        return attempt < RETRIES and restarting(message, simulated=self.simulated)
 
     def _check_alive(self, number: int, phase: Phase, lost: list[Delivery], asked: int) -> None:
-        dead = sum(actor_died(each.message, simulated=self._simulated) for each in lost)
+        dead = sum(actor_died(each.message, simulated=self.simulated) for each in lost)
         if dead > 1 and dead >= asked:
             raise RuntimeError(
                 f"every worker process died in round {number} ({phase.name}); out of memory? "

@@ -49,27 +49,41 @@ class Nodes:
         self._server = server
         self._keys = keys
         self._clients = server.experiment.clients
+        self._options = server.experiment.federation.participation
         self._unusable: set[int] = set()  # nodes that described themselves so
         self.by_client: dict[int, int] = {}
 
-    def wait(self) -> None:
-        """Wait until the federation has as many nodes as the experiment clients.
+    def wait(self, number: int) -> None:
+        """Wait until the federation has the nodes that the run needs to start with round `number`.
+
+        As many as the experiment clients; where clients may come and go, enough that can take part.
 
         Raises:
             ConfigError: it has another number of nodes, and goes on having it.
         """
+        start = self._options.start
         patience = self._server.experiment.federation.wait
         started = changed = time.monotonic()
         count = -1
         while True:
             now = time.monotonic()
             found = len(list(self._exchange.grid.get_node_ids()))
-            if found == self._clients:
+            if start is None and found == self._clients:
                 return
+            if start is not None and found >= start:
+                self._meet(number)
+                if len(self.by_client) >= start:
+                    return
             if found != count:
                 count, changed = found, now
             settled = found > 0 and now - changed > max(SETTLE_SECONDS, patience)
             if settled or now - started > max(MEET_SECONDS, patience):
+                if start is not None:
+                    raise ConfigError(
+                        f"the run needs {start} clients to start, of {found} nodes in the "
+                        f"federation {len(self.by_client)} can take part (run.log has the "
+                        "reasons): start more nodes, or lower federation.participation.start"
+                    )
                 raise ConfigError(
                     f"the experiment has {self._clients} clients, the federation has {found} "
                     f"nodes: set clients={found} in the config, or start {self._clients} nodes "
@@ -79,20 +93,36 @@ class Nodes:
             time.sleep(0.1)
 
     def register(self, number: int) -> None:
-        """Ask nodes not yet known who they are; a restarted node takes its place again.
+        """See who is there, and wait (`federation.wait`) for as many as a round needs.
 
         Raises:
             ConfigError: no node can take part.
+        """
+        limit = time.monotonic() + self._server.experiment.federation.wait
+        while True:
+            met = self._meet(number)
+            if met and not self.by_client and self._options.start is None:
+                raise ConfigError(
+                    "no client of the federation can take part; run.log has the reasons"
+                )
+            if len(self.by_client) >= self._options.minimum or time.monotonic() >= limit:
+                return
+            self._server.notify("waiting")
+            time.sleep(0.5)
+
+    def _meet(self, number: int) -> bool:
+        """Ask nodes not yet known who they are; a restarted node takes its place again.
+
+        Returns:
+            Whether there were any.
         """
         online = set(self._exchange.grid.get_node_ids())
         self.by_client = {c: node for c, node in self.by_client.items() if node in online}
         self._unusable &= online  # one that was mended and started again is asked again
         unknown = sorted(online - set(self.by_client.values()) - self._unusable)
-        if not unknown:
-            return
-        self._describe(unknown, number)
-        if not self.by_client:
-            raise ConfigError("no client of the federation can take part; run.log has the reasons")
+        if unknown:
+            self._describe(unknown, number)
+        return bool(unknown)
 
     def _describe(self, unknown: list[int], number: int) -> None:
         challenges = {node: self._keys.challenge() for node in unknown} if self._keys else {}
@@ -118,7 +148,8 @@ class Nodes:
             if problem is None and who is not None:
                 self.by_client[who] = node
             else:
-                self._unusable.add(node)
+                if who not in self.by_client:  # else the other one may go: then it is asked again
+                    self._unusable.add(node)
                 self._exchange.refuse(number, DESCRIBE, who, f"node {node} {problem}")
 
     def _problem(
@@ -128,10 +159,10 @@ class Nodes:
         client, partitions = facts.get("client"), facts.get("partitions")
         context = self._server.context
         fingerprint, expected = facts.get("fingerprint"), context.data.transfer.fingerprint
-        if partitions != self._clients:
+        if partitions != self._clients and self._options.start is None:
             return f"is one of {partitions} partitions, the experiment has {self._clients} clients"
         if not self._is_client(client):
-            return f"claims to be client {client!r}"
+            return f"claims to be client {client!r}, clients are 0 to {self._clients - 1}"
         if self._keys is not None:
             run = self._server.run.identity
             forged = self._keys.problem(facts, challenge or b"", run, node)

@@ -65,20 +65,28 @@ class FederatedDistillation:
             ", ".join(f"{term.weight:g} x {term.name}" for term in experiment.distillation.losses),
         )
         self._server.recover()
-        self.nodes.wait()
+        self.nodes.wait(self._server.round + 1)
         for number in range(self._server.round + 1, experiment.rounds + 1):
             self.nodes.register(number)
             self._server.run_round(number, self)
 
     def train(self, round_number: int) -> None:
-        """Ask who is not in quarantine to train; the student goes along if clients use it."""
+        """Ask the round's cohort to train; the student goes along if clients use it.
+
+        Who is in quarantine is not in it. With spares, the round goes on when as many as it wants
+        have trained. A simulation, where nobody is late, lets all of them train and takes the first
+        of the draw, so that the student does not depend on which process was quick.
+        """
         content = RecordDict()
         if self._experiment.teachers.feedback.use != "none" and round_number > 1:
             content[STUDENT] = self._student()
         out = quarantined(self._server.run, self._experiment.federation.quarantine)
         for client, reason in out.items():
             self.exchange.refuse(round_number, TRAIN, client, reason)
-        asked = {c: node for c, node in self.nodes.by_client.items() if c not in out}
+        nodes = self.nodes.by_client
+        cohort = self._server.draw(round_number, nodes.keys() - out.keys())
+        wanted = self._server.wanted(round_number)
+        asked = {client: nodes[client] for client in cohort if client in nodes}
         self._trained = []
         for reply in self.exchange.ask(round_number, TRAIN, asked, content):
             facts = self.exchange.numbers(reply, round_number, TRAIN, *self._training_numbers())
@@ -101,6 +109,9 @@ class FederatedDistillation:
                     f"round {round_number}: the privacy budget of client {reply.client} is spent; "
                     "its teacher stays as it is and goes on answering"
                 )
+            if len(self._trained) == wanted and not self.exchange.simulated:
+                break
+        self._trained = [client for client in cohort if client in set(self._trained)][:wanted]
         write_statement(self._server.run)
 
     def answer(self, round_number: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fedkd.data import DATASETS, PARTITIONS
+from fedkd.data import DATASETS, PARTITIONS, SAMPLERS
 from fedkd.fusion import FUSIONS
 from fedkd.knowledge.codecs import CODECS
 from fedkd.losses import LOSSES
@@ -33,6 +33,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "Models": MODELS,
     "Data sets": DATASETS,
     "Partitions": PARTITIONS,
+    "Samplers": SAMPLERS,
 }
 # Rows that stand for more than one name.
 PATTERNS = ("torchvision/<name>",)

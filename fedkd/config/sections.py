@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -293,11 +294,47 @@ class Quarantine(Section):
     )
 
 
+def _ask(value: Any) -> Any:
+    share = isinstance(value, float) and 0 < value <= 1
+    count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if value != "all" and not share and not count:
+        raise ValueError(f"expected all, a share like 0.4 or a count like 8, got {value!r}")
+    return value
+
+
+class Participation(Section):
+    """Who is asked in a round; given as a number alone, that is `ask`."""
+
+    ask: Annotated[int | float | str, BeforeValidator(_ask)] = Field(
+        default="all", description="clients asked in a round: all, a share (0.4) or a count (8)"
+    )
+    sampler: Component = Field(
+        default=Component(name="uniform"), description="how they are drawn, from the run's seed"
+    )
+    minimum: Positive = Field(
+        default=1, description="clients that a round needs, to be there and to answer"
+    )
+    start: Positive | None = Field(
+        default=None,
+        description="clients that a run needs to start; others may come and go. null: all of them",
+    )
+    spare: Fraction = Field(
+        default=0.0, description="share asked beside them; the round takes the first that trained"
+    )
+
+
+_Participation = Annotated[
+    Participation,
+    BeforeValidator(lambda v: {"ask": v} if isinstance(v, int | float | str) else v),
+]
+
+
 class Federation(Section):
     """How the round is run."""
 
+    participation: _Participation = Participation()
     quorum: Fraction = Field(
-        default=0.5, description="share of clients whose knowledge a round needs"
+        default=0.5, description="share of the asked clients whose knowledge a round needs"
     )
     deadline: float = Field(default=600.0, gt=0, description="seconds a client has per phase")
     wait: float = Field(
@@ -331,6 +368,19 @@ class Resources(Section):
     client_gpus: float = Field(default=0.0, ge=0)
     server_threads: Positive = Field(default=1, description="more helps networks from ResNet-20 up")
     device: str = Field(default="auto", description="server's device: auto, cpu, cuda, cuda:1")
+
+
+def _bounds(value: Any) -> tuple[Any, Any]:
+    """The ends of a range of clients, written `2 to 5` or `{min: 2, max: 5}`."""
+    if isinstance(value, Mapping) and set(value) == {"min", "max"}:
+        return value["min"], value["max"]
+    found = re.fullmatch(r"\s*(\d+)\s*to\s*(\d+)\s*", value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError(
+            f"clients: expected a number, or a range like '2 to 5' or {{min: 2, max: 5}}, got "
+            f"{value!r}"
+        )
+    return int(found[1]), int(found[2])
 
 
 # Keys whose default follows from what is promised and from who has the images.
@@ -371,6 +421,22 @@ class Experiment(Section):
     evaluation: Evaluation = Evaluation()
     resources: Resources = Resources()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _range(cls, values: Any) -> Any:
+        """`clients: 2 to 5` is short for `clients: 5` and `federation.participation.start: 2`."""
+        given = values.get("clients") if isinstance(values, Mapping) else None
+        if not isinstance(given, str | Mapping) or str(given).isdecimal():
+            return values
+        least, most = _bounds(given)
+        federation = values.get("federation", {})
+        if not isinstance(federation, Mapping | Section):
+            return {**values, "clients": most}  # refused there
+        asked = dict(federation).get("participation", {})
+        asked = dict(asked) if isinstance(asked, Mapping | Section) else {"ask": asked}
+        federation = {**dict(federation), "participation": {**asked, "start": least}}
+        return {**values, "clients": most, "federation": federation}
+
     @model_validator(mode="after")
     def _settle(self) -> Experiment:
         """Give each key that was left open the default that goes with the others."""
@@ -393,6 +459,13 @@ class Experiment(Section):
                 f"{self.student.model.name!r} (teachers.models: "
                 f"{', '.join(m.name for m in self.teachers.models)})"
             )
+        participation = self.federation.participation
+        for key in ("minimum", "start"):
+            if (getattr(participation, key) or 0) > self.clients:
+                raise ValueError(
+                    f"federation.participation.{key}: {getattr(participation, key)} are more than "
+                    f"clients={self.clients}"
+                )
         if self.release is not None:
             self._releasable(self.release.name)
         if self.data.public is not None and "ceiling" in self.evaluation.baselines:

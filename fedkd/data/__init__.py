@@ -9,5 +9,8 @@ DATASETS: Registry[tuple[ImageSet, ImageSet]] = Registry("data set", "fedkd.data
 #: Functions `(labels, clients, seed, *, options) -> rows`: from the class of every example, the
 #: number of parts and the seed of the draw, the positions in each part.
 PARTITIONS: Registry[Any] = Registry("partition", "fedkd.data")
+#: Functions `(turn, *, options) -> clients`: those that a round may ask, in the order in which they
+#: are taken.
+SAMPLERS: Registry[Any] = Registry("sampler", "fedkd.data")
 
-__all__ = ["DATASETS", "PARTITIONS", "ImageSet"]
+__all__ = ["DATASETS", "PARTITIONS", "SAMPLERS", "ImageSet"]

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from fedkd.config import ConfigError, Experiment, Privacy
+from fedkd.data.cohorts import most_rounds
 from fedkd.privacy.accounting import Steps, epsilon, noise_for
 from fedkd.privacy.dp_sgd import Mechanism
 
@@ -36,7 +37,8 @@ class Plan:
 def plan(experiment: Experiment) -> Plan | None:
     """The plan of an experiment with DP-SGD teachers, None for any other.
 
-    The noise is set once, for all rounds that the run will take.
+    The noise is set once, for all rounds that a client can be asked in. That only a part of the
+    clients is drawn in a round makes nothing cheaper: the draw is no secret (docs/privacy.md).
 
     Raises:
         ConfigError: the promise cannot be kept, or is none.
@@ -47,6 +49,7 @@ def plan(experiment: Experiment) -> Plan | None:
     assert privacy.nominal_size is not None
     delta = delta_of(privacy)
     teachers = experiment.teachers
+    rounds = _rounds(experiment)
     mechanism = Mechanism.of(
         privacy.nominal_size,
         teachers.batch_size,
@@ -55,7 +58,7 @@ def plan(experiment: Experiment) -> Plan | None:
         max_grad_norm=privacy.max_grad_norm,
         clipping=privacy.clipping,
     )
-    count = mechanism.steps * experiment.rounds
+    count = mechanism.steps * rounds
     try:
         if privacy.noise_multiplier is None:
             assert privacy.epsilon is not None
@@ -76,7 +79,22 @@ def plan(experiment: Experiment) -> Plan | None:
             )
     except ValueError as error:
         raise ConfigError(f"teachers.privacy: {error}") from None
-    return Plan(mechanism, experiment.rounds, promised, delta)
+    return Plan(mechanism, rounds, promised, delta)
+
+
+def _rounds(experiment: Experiment) -> int:
+    """In how many rounds a client can be asked at most: fewer than the run has in fixed cohorts."""
+    sampler = experiment.federation.participation.sampler
+    try:
+        return most_rounds(
+            sampler.name,
+            sampler.options,
+            clients=experiment.clients,
+            rounds=experiment.rounds,
+            seed=experiment.seed,
+        )
+    except ValueError as error:
+        raise ConfigError(f"federation.participation.sampler: {error}") from None
 
 
 def delta_of(privacy: Privacy) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedkd.build import build_data, build_network, check, data_root
 from fedkd.config import Component, ConfigError, Experiment, read_experiment
+from fedkd.data.cohorts import Cohort, draw_cohort
 from fedkd.data.images import ImageSet, class_map
 from fedkd.data.local_shard import LocalShard
 from fedkd.data.splits import FederatedData
@@ -71,6 +72,7 @@ class ExperimentContext:
                 "federation.subset: answers kept from earlier rounds are about that round's "
                 "virtual views: set data.views.refresh=false"
             )
+        self.cohort(1)
         self.class_map = class_map(self.data.classes)
         self._fingerprints = {Images.TRANSFER: self.data.transfer.fingerprint}
         self._views: dict[tuple[int, int], Tensor] = {}
@@ -155,6 +157,38 @@ class ExperimentContext:
         )
         index: np.ndarray = drawn[: max(1, round(share * total))].sort().values.numpy()
         return index
+
+    def cohort(self, round_number: int, there: Collection[int] | None = None) -> Cohort:
+        """Whom a round asks of the clients that are there; None: all of them.
+
+        Raises:
+            ConfigError: the sampler cannot do with this experiment.
+        """
+        options = self.experiment.federation.participation
+        try:
+            return draw_cohort(
+                options.sampler.name,
+                options.sampler.options,
+                clients=self.experiment.clients,
+                ask=options.ask,
+                spare=options.spare,
+                there=there,
+                seed=self.experiment.seed,
+                round_number=round_number,
+                sizes=self._sizes,
+                elastic=options.start is not None,
+            )
+        except ValueError as error:
+            raise ConfigError(f"federation.participation.sampler: {error}") from None
+
+    def _sizes(self) -> list[int]:
+        """Images of each client. Raises `ValueError` where only the clients know."""
+        if self.experiment.promises or self.experiment.data.public is not None:
+            raise ValueError(
+                f"{self.experiment.federation.participation.sampler.name!r} needs to know how many "
+                "images each client has, which they keep to themselves here; give them as `sizes`"
+            )
+        return [len(rows) for rows in self.data.shard_rows]
 
     def views(self, round_number: int) -> Callable[[int], Tensor]:
         """View number -> the transfer images under this round's virtual view."""

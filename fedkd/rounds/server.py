@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedkd.config import Participation
+from fedkd.data.cohorts import ranges
 from fedkd.fusion.base import Fusion, fit_rules
 from fedkd.io.records import Damaged
 from fedkd.knowledge.kinds import Logits
@@ -24,7 +26,7 @@ from fedkd.rounds.learners import Learners
 from fedkd.rounds.progress import Notify, Stopwatch, silent
 from fedkd.rounds.release import release_answers
 from fedkd.runs.directory import RunDirectory, network_hash
-from fedkd.runs.events import RoundFinished
+from fedkd.runs.events import ClientsAsked, RoundFinished
 from fedkd.runs.quarantine import distrusted, strike
 from fedkd.runs.signature import Signature, keep_signature
 from fedkd.training.evaluation import Scores, accuracy, evaluate, predict
@@ -69,6 +71,8 @@ class Server:
         #: The fusion rules as fitted to the last round, and what they remember of it.
         self._rules: list[Fusion] = list(context.fusion)
         self._states: list[dict[str, Tensor]] = []
+        #: Round -> whom it asked, where that is not simply all clients.
+        self._asked = {event.round: event for event in run.events(ClientsAsked)}
         self.round = 0
         checkpoint = run.load_checkpoint(run.warn)
         if checkpoint is not None:
@@ -189,12 +193,42 @@ class Server:
         """Clients whose answers about the round's transfer images are held already."""
         return self.run.knowledge(round_number).clients()
 
+    def draw(self, round_number: int, there: Collection[int]) -> Sequence[int]:
+        """Whom the round asks of the clients that are there: drawn once, whatever happens then.
+
+        Where fewer are there than a round needs, nobody: their privacy would be spent for nothing.
+        """
+        asked = self._asked.get(round_number)
+        if asked is None:
+            drawn = self.context.cohort(round_number, there)
+            options = self.experiment.federation.participation
+            few = len(drawn.there) < options.minimum
+            asked = ClientsAsked(
+                round=round_number,
+                asked=[] if few else list(drawn.asked),
+                wanted=drawn.wanted,
+                there=ranges(drawn.there),
+            )
+            if few:
+                self.warn(
+                    f"round {round_number}: {len(drawn.there)} clients are there, "
+                    f"federation.participation.minimum is {options.minimum}: nobody is asked"
+                )
+            if options != Participation():
+                self.run.record(asked)
+                self._asked[round_number] = asked
+        return asked.asked
+
+    def wanted(self, round_number: int) -> int:
+        """How many clients the round is meant to learn from."""
+        asked = self._asked.get(round_number)
+        return self.experiment.clients if asked is None else asked.wanted
+
     def has_quorum(self, round_number: int) -> bool:
-        """Whether enough clients have answered for the round to teach the student."""
-        answered = len(self.answered(round_number))
-        return (
-            answered > 0 and answered >= self.experiment.federation.quorum * self.experiment.clients
-        )
+        """Whether enough of the clients asked have answered for the round to teach the student."""
+        answered, federation = len(self.answered(round_number)), self.experiment.federation
+        least = max(federation.participation.minimum, federation.quorum * self.wanted(round_number))
+        return answered >= least
 
     def fuse(self, round_number: int) -> Fused:
         """The round's teachers together."""

@@ -44,6 +44,7 @@ from fedkd.io.records import Damaged, check_tree, lines, read_json, refuse_link
 from fedkd.knowledge.query import Images
 from fedkd.knowledge.store import KnowledgeStore, write_atomically
 from fedkd.runs.events import (
+    ClientsAsked,
     Event,
     MessageCounted,
     RoundFinished,
@@ -165,7 +166,8 @@ class RunDirectory:
     def rewind(self, last_round: int) -> None:
         """Forget events after `last_round`: a resumed run does those rounds again.
 
-        The ledger keeps its lines: what was sent before the crash was sent.
+        Of the same clients: who was asked is not forgotten. The ledger keeps its lines: what was
+        sent before the crash was sent.
         """
         known = max(
             (e.round for e in self.events(RoundFinished) if e.round <= last_round), default=0
@@ -176,7 +178,11 @@ class RunDirectory:
                 f"of round {last_round}); restore it from a copy"
             )
         found = [line for _, line in lines(self.path / METRICS)]
-        kept = [line for line in found if (json.loads(line).get("round") or 0) <= last_round]
+        kept = [
+            line
+            for line, event in zip(found, map(json.loads, found), strict=True)
+            if (event.get("round") or 0) <= last_round or event.get("event") == ClientsAsked.event
+        ]
         write_atomically(self.path / METRICS, b"".join(line + b"\n" for line in kept))
 
     def write_json(self, name: str, value: Any) -> None:

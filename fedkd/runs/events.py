@@ -70,6 +70,23 @@ class RoundFinished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClientsAsked(Event):
+    """The cohort of a round, where that is not simply all clients.
+
+    Attributes:
+        asked: In the order of the draw.
+        wanted: How many of them the round is meant to learn from.
+        there: Who could have been asked, as `0-3,7`.
+    """
+
+    event: ClassVar[str] = "asked"
+    round: int
+    asked: list[int]
+    wanted: int
+    there: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpochFinished(EpochRecord, Event):
     """The student saw the transfer set once."""
 
