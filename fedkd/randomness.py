@@ -27,9 +27,9 @@ def stream(seed: int, *names: object) -> torch.Generator:
 
 
 def beside(generator: torch.Generator, device: torch.device) -> torch.Generator:
-    """`generator` itself for the CPU; for another device a generator there, seeded by its next
-    draw, so that nothing drawn has to travel."""
-    if device.type == "cpu":
+    """`generator` itself if it lives there; for another device a generator there, seeded by its
+    next draw, so that nothing drawn has to travel."""
+    if generator.device.type == device.type:
         return generator
     seed = int(torch.randint(2**62, (), generator=generator))
     return torch.Generator(device).manual_seed(seed)

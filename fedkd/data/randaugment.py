@@ -1,8 +1,9 @@
 """RandAugment of a whole batch at once, on whatever device it lies.
 
 torchvision applies one operation to all that it is given, so a batch would have to go through it
-image by image. Here every image still draws its own two operations and directions, but images
-with the same operation are changed together, and nothing is fetched from the device.
+image by image. Here every image still draws its own two operations and directions. On a CPU images
+with the same operation are changed together. Elsewhere launches cost more than pixels: all
+operations of a kind become one, with numbers of each image's own, and nothing passes the host.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def randaugment_batch(
 
     Args:
         images: With 1 or 3 channels.
-        generator: On the CPU; what is drawn on the images' device is seeded from it.
+        generator: On the CPU, or beside the images.
         operations: How many, one after the other.
         magnitude: How strong, of 30.
 
@@ -35,13 +36,14 @@ def randaugment_batch(
         Cubuk et al., "RandAugment", NeurIPS 2020, https://arxiv.org/abs/1909.13719
     """
     share = magnitude / LARGEST
+    if images.device.type != "cpu":
+        return _all_at_once(images, beside(generator, images.device), operations, share)
     for _ in range(operations):
         # Drawn here and not on the device: the sizes of the groups are needed to launch them.
         drawn = torch.randint(len(OPERATIONS), (len(images),), generator=generator)
         counts = torch.bincount(drawn, minlength=len(OPERATIONS)).tolist()
-        own = beside(generator, images.device)
-        order = torch.randperm(len(images), generator=own, device=images.device)
-        coins = torch.randint(2, (len(images), 1, 1, 1), generator=own, device=images.device)
+        order = torch.randperm(len(images), generator=generator)
+        coins = torch.randint(2, (len(images), 1, 1, 1), generator=generator)
         groups = zip(
             OPERATIONS.values(), images[order].split(counts), (2.0 * coins - 1).split(counts)
         )
@@ -49,6 +51,66 @@ def randaugment_batch(
         result = torch.empty_like(images)
         result[order] = torch.cat([images[:0], *changed])
         images = result
+    return images
+
+
+def _all_at_once(
+    images: Tensor, generator: torch.Generator, operations: int, share: float
+) -> Tensor:
+    count, device = len(images), images.device
+    for _ in range(operations):
+        drawn = torch.randint(len(OPERATIONS), (count,), generator=generator, device=device)
+        coins = torch.randint(2, (count, 1, 1, 1), generator=generator, device=device)
+        images = apply_each(images, drawn, 2.0 * coins - 1, share)
+    return images
+
+
+def apply_each(images: Tensor, drawn: Tensor, signs: Tensor, share: float) -> Tensor:
+    """Operation `drawn[i]` of `OPERATIONS` on image i, every kind for all images at once.
+
+    Args:
+        images: uint8 (B, C, h, w).
+        drawn: Numbers of operations, (B,).
+        signs: Directions, 1 or -1, (B, 1, 1, 1).
+        share: Magnitude in [0, 1].
+    """
+    height, width = images.shape[-2:]
+    chosen = drawn[:, None, None, None]
+
+    def which(*changes: _Change) -> Tensor:
+        names = list(OPERATIONS)
+        found = chosen == names.index(changes[0].__name__)
+        for change in changes[1:]:
+            found = found | (chosen == names.index(change.__name__))
+        return found
+
+    # Moved: each image by a matrix of its own, which is the identity for those that stay.
+    angle = math.radians(30 * share)
+    turned, slope = which(rotate), 0.3 * share * signs
+    along = torch.where(turned, math.cos(angle), 1.0)
+    leaning = torch.where(which(shear_x), slope, 0.0)
+    sinking = torch.where(which(shear_y), slope, 0.0)
+    sine = torch.where(turned, math.sin(angle) * signs, 0.0)
+    pixels = [int(150 / 331 * size * share) for size in (width, height)]
+    across = leaning * (height / 2) - torch.where(which(translate_x), pixels[0] * signs, 0.0)
+    down = sinking * (width / 2) - torch.where(which(translate_y), pixels[1] * signs, 0.0)
+    images = _moved(images, x=(along, leaning - sine, across), y=(sinking + sine, along, down))
+
+    # Blended with another image; at factor 1 with none.
+    floats, grey = images.float(), _grey(images)
+    other = torch.where(which(contrast), grey.mean(dim=(1, 2, 3), keepdim=True), 0.0)
+    changing = [brightness, contrast]
+    if images.shape[1] > 1:
+        other = torch.where(which(color), grey, other)
+        changing.append(color)
+    if height > 2 and width > 2:
+        other = torch.where(which(sharpness), _smoothed(images), other)
+        changing.append(sharpness)
+    factor = torch.where(which(*changing), 1 + 0.9 * share * signs, 1.0)
+    images = (floats * factor + other * (1 - factor)).clamp_(0, 255).to(torch.uint8)
+
+    for change in (posterize, solarize, autocontrast, equalize):
+        images = torch.where(which(change), change(images, signs, share), images)
     return images
 
 
@@ -108,15 +170,10 @@ def contrast(images: Tensor, signs: Tensor, share: float) -> Tensor:
 
 def sharpness(images: Tensor, signs: Tensor, share: float) -> Tensor:
     """Towards a smoothed image or away from it; the outermost pixels stay."""
-    channels, height, width = images.shape[1:]
+    height, width = images.shape[-2:]
     if height <= 2 or width <= 2:
         return images
-    pixels = images.float()
-    kernel = pixels.new_full((channels, 1, 3, 3), 1 / 13)
-    kernel[:, :, 1, 1] = 5 / 13
-    smooth = pixels.clone()
-    smooth[..., 1:-1, 1:-1] = functional.conv2d(pixels, kernel, groups=channels).round_()
-    return _blended(images, smooth, signs, share)
+    return _blended(images, _smoothed(images), signs, share)
 
 
 def posterize(images: Tensor, signs: Tensor, share: float) -> Tensor:
@@ -150,7 +207,9 @@ def equalize(images: Tensor, signs: Tensor, share: float) -> Tensor:
     return table.gather(2, flat).view(images.shape).to(torch.uint8)
 
 
-OPERATIONS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+_Change = Callable[[Tensor, Tensor, float], Tensor]
+
+OPERATIONS: dict[str, _Change] = {
     operation.__name__: operation
     for operation in (
         identity, shear_x, shear_y, translate_x, translate_y, rotate, brightness, color, contrast,
@@ -183,6 +242,16 @@ def _moved(images: Tensor, *, x: _Row, y: _Row) -> Tensor:
     grid = torch.einsum("hwk,bak->bhwa", places, theta)
     taken = functional.grid_sample(images.float(), grid, mode="nearest", align_corners=False)
     return taken.round_().to(torch.uint8)
+
+
+def _smoothed(images: Tensor) -> Tensor:
+    """Each pixel less sharp, but for the outermost; floats."""
+    pixels, channels = images.float(), images.shape[1]
+    kernel = pixels.new_full((channels, 1, 3, 3), 1 / 13)
+    kernel[:, :, 1, 1] = 5 / 13
+    smooth = pixels.clone()
+    smooth[..., 1:-1, 1:-1] = functional.conv2d(pixels, kernel, groups=channels).round_()
+    return smooth
 
 
 def _blended(images: Tensor, other: Tensor, signs: Tensor, share: float) -> Tensor:

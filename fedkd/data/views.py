@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -77,9 +77,60 @@ def augment_batch(images: Tensor, recipe: str, seed: int, *names: object) -> Ten
     Raises:
         ValueError: unknown recipe.
     """
+    return augmented(images, recipe, stream(seed, *names))
+
+
+class Draws:
+    """Where batches draw their augmentations from.
+
+    On a CPU each batch has a stream of its own. Elsewhere one generator on the device, seeded anew
+    in each epoch, draws for all of them: nothing is seeded from the host between two steps, so
+    that a step may be captured as a graph. Its numbers are others than a CPU's.
+
+    Args:
+        seed: The run's (or client's) seed.
+        device: Where the images lie.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._seed = seed
+        self._device = device
+        self._epoch: int | None = None
+        self._generators: dict[tuple[object, ...], torch.Generator] = {}
+
+    def __iter__(self) -> Iterator[torch.Generator]:
+        """The generators on the device."""
+        return iter(self._generators.values())
+
+    def begin(self, epoch: int) -> None:
+        """Draw the numbers of an epoch from its first on."""
+        self._epoch = epoch
+        for names, generator in self._generators.items():
+            generator.manual_seed(stream_seed(self._seed, *names, epoch))
+
+    def of(self, epoch: int, step: int, *names: object) -> torch.Generator:
+        """The generator for a batch.
+
+        Args:
+            epoch: As in `begin`.
+            step: Number of the batch; on a device batches draw one after the other.
+            *names: What for, e.g. `"augment"`.
+        """
+        if self._device.type in ("cpu", "meta"):
+            return stream(self._seed, *names, epoch, step)
+        if self._epoch != epoch:
+            self.begin(epoch)
+        if names not in self._generators:
+            own = torch.Generator(self._device)
+            self._generators[names] = own.manual_seed(stream_seed(self._seed, *names, epoch))
+        return self._generators[names]
+
+
+def augmented(images: Tensor, recipe: str, generator: torch.Generator) -> Tensor:
+    """As `augment_batch`, drawing from a generator on the CPU or beside the images."""
     _check_images(images)
     check_augmentation(recipe)
-    return AUGMENTATIONS[recipe](images, stream(seed, *names))
+    return AUGMENTATIONS[recipe](images, generator)
 
 
 def none(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -131,7 +182,8 @@ def autoaugment(images: Tensor, generator: torch.Generator) -> Tensor:
     transforms = _transforms()
     policy = transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10)
     images = crop_flip(images, generator)
-    seeds = torch.randint(2**62, (len(images),), generator=generator).tolist()
+    place = generator.device
+    seeds = torch.randint(2**62, (len(images),), generator=generator, device=place).tolist()
     return _one_by_one(images, [policy], seeds)
 
 

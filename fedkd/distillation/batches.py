@@ -7,7 +7,8 @@ anew (`OnlineBatches`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -17,14 +18,16 @@ import torch
 from torch import Tensor
 
 from fedkd.data.images import ImageSet
-from fedkd.data.views import augment_batch
+from fedkd.data.views import Draws, augmented
 from fedkd.knowledge.kinds import Kind, Logits, Reading, TeacherStatistic
-from fedkd.knowledge.payload import Ensemble, Fused, Teacher, not_finite
+from fedkd.knowledge.payload import Bank, Ensemble, Fused, Teacher, not_finite
 from fedkd.models.network import Network, parameter_count
 from fedkd.training.batches import Order, batches, positive, steps_per_epoch
 
 # Samples of an example: enough for what losses measure on them (signs, margins).
 EXAMPLE = 64
+# Bytes of teachers' answers that are kept in memory instead of being read for every batch.
+RESIDENT = 2**28
 
 Views = Callable[[int], Tensor]
 Statistics = MutableMapping[Network, dict[Kind, Tensor]]
@@ -74,14 +77,28 @@ class BatchSource(Protocol):
     def steps(self) -> int:
         """Batches per epoch."""
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why making a batch cannot be captured as a graph; None if it can."""
+
+    @property
+    def generators(self) -> Iterable[torch.Generator]:
+        """Those on the device that batches draw from."""
+
     def example(self) -> Batch:
         """A few samples, to fit losses to the shapes of student and teachers."""
+
+    def order(self, number: int) -> Iterator[Tensor]:
+        """Which images make the batches of epoch `number`, from 1; on the device."""
+
+    def batch(self, index: Tensor, epoch: int, step: int) -> Batch:
+        """One of them, made on the device."""
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of epoch `number`, from 1."""
 
 
-class _Images:
+class _Images(ABC):
     """What both sources hold."""
 
     def __init__(
@@ -104,9 +121,36 @@ class _Images:
         """Batches per epoch."""
         return steps_per_epoch(len(self._images), self.batch_size)
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why making a batch cannot be captured as a graph; None if it can."""
+        return None
+
+    @property
+    def generators(self) -> Iterable[torch.Generator]:
+        """Those on the device that batches draw from."""
+        return ()
+
+    def order(self, number: int) -> Iterator[Tensor]:
+        """Which images make the batches of epoch `number`, from 1; on the device."""
+        # All at once: a copy in every step would make an accelerator wait.
+        yield from batches(self._order.epoch(number).to(self._device), self.batch_size)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """All images in an order of its own."""
+        for step, index in enumerate(self.order(number)):
+            yield self.batch(index, number, step)
+
+    @abstractmethod
+    def batch(self, index: Tensor, epoch: int, step: int) -> Batch:
+        """One of the batches of an epoch, made on the device."""
+
 
 class TransferBatches(_Images):
     """The transfer set with what the teachers have shared about it.
+
+    Images, views and answers are put on the device once. Answers that do not fit there
+    (`RESIDENT`) stay where the bank has them, and batches are read from it one by one.
 
     Args:
         images: Transfer images in their order, uint8 (N, channels, h, w).
@@ -141,33 +185,41 @@ class TransferBatches(_Images):
             raise ValueError(problem or "fused.probabilities are not finite")
         self._fused = fused
         self._views = views
+        self._seen: dict[int, Tensor] = {}
+        self._pixels = images.to(self._device)
         self._targets = fused.targets.to(self._device)
+        self._answers: Ensemble | None = None
+        if _bytes(fused.bank) <= resident(self._device):
+            self._answers = fused.bank.rows(torch.arange(len(fused)), self._device)
+
+    @property
+    def obstacle(self) -> str | None:
+        """Answers that do not fit on the device."""
+        return None if self._answers is not None else "the teachers' answers do not fit there"
 
     def example(self) -> Batch:
         """The first few transfer images."""
-        return self._batch(torch.arange(min(EXAMPLE, len(self._images))))
+        return self.batch(torch.arange(min(EXAMPLE, len(self._images)), device=self._device), 0, 0)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The transfer set in an order of its own."""
-        for index in batches(self._order.epoch(number), self.batch_size):
-            yield self._batch(index)
-
-    def _batch(self, index: Tensor) -> Batch:
-        device = self._device
-        virtual = (
-            None if self._views is None else lambda number: self._view(number)[index].to(device)
-        )
-        ensemble = self._fused.bank.rows(index, device)
-        return Batch(self._images[index].to(device), virtual, ensemble, self._targets[index])
+    def batch(self, index: Tensor, epoch: int, step: int) -> Batch:
+        """Some transfer images; they are the same in every epoch."""
+        virtual = None if self._views is None else lambda number: self._view(number)[index]
+        if self._answers is None:
+            ensemble = self._fused.bank.rows(index, self._device)
+        else:
+            ensemble = self._answers.at(index)
+        return Batch(self._pixels[index], virtual, ensemble, self._targets[index])
 
     def _view(self, number: int) -> Tensor:
         assert self._views is not None
-        view = self._views(number)
-        if len(view) != len(self._images):
-            raise ValueError(
-                f"views: view {number} has {len(view)} images, the real one {len(self._images)}"
-            )
-        return view
+        if number not in self._seen:
+            view = self._views(number)
+            if len(view) != len(self._images):
+                raise ValueError(
+                    f"views: view {number} has {len(view)} images, the real one {len(self._images)}"
+                )
+            self._seen[number] = view.to(self._device)
+        return self._seen[number]
 
 
 class OnlineBatches(_Images):
@@ -220,7 +272,7 @@ class OnlineBatches(_Images):
         self._kinds = [kind for kind in kinds if kind.per_sample]
         self._augment = augment
         self._virtual = virtual
-        self._seed = seed
+        self._draws = Draws(seed, self._device)
         self._autocast = autocast
         self._memory_format = memory_format
         self._who = tuple(
@@ -236,17 +288,20 @@ class OnlineBatches(_Images):
             if isinstance(kind, TeacherStatistic)
         }
 
+    @property
+    def generators(self) -> Iterable[torch.Generator]:
+        """Those of the augmentations."""
+        return self._draws
+
     def example(self) -> Batch:
         """The first few images."""
         count = min(EXAMPLE, len(self._images))
-        return self._batch(torch.arange(count, device=self._device), 0, 0)
+        return self.batch(torch.arange(count, device=self._device), 0, 0)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """All images in an order of its own, each batch augmented by its own stream."""
-        # The order moves at once: a copy in every step would make an accelerator wait.
-        order = self._order.epoch(number).to(self._device)
-        for step, index in enumerate(batches(order, self.batch_size)):
-            yield self._batch(index, number, step)
+    def order(self, number: int) -> Iterator[Tensor]:
+        """Which images make the batches of epoch `number`, whose augmentations begin anew."""
+        self._draws.begin(number)
+        return super().order(number)
 
     @torch.no_grad()
     def _statistic(self, kind: TeacherStatistic, teacher: Network, known: Statistics) -> Tensor:
@@ -256,18 +311,21 @@ class OnlineBatches(_Images):
             found[kind] = kind.state(teacher, self._images, self._labels).to(self._device)
         return found[kind]
 
-    def _batch(self, index: Tensor, epoch: int, step: int) -> Batch:
+    def batch(self, index: Tensor, epoch: int, step: int) -> Batch:
+        """Some images, augmented by a stream of their own, and the teachers' answers to them."""
         pixels, labels = self._images[index], self._labels[index]
-        images = self._augmented(pixels, self._augment, "augment", epoch, step)
+        images = self._augmented(pixels, self._augment, epoch, step, "augment")
 
         @cache
         def virtual(number: int) -> Tensor:
-            return self._augmented(pixels, self._virtual, "virtual", number, epoch, step)
+            return self._augmented(pixels, self._virtual, epoch, step, "virtual", number)
 
         return Batch(images, virtual, self._ask(images, virtual), labels)
 
-    def _augmented(self, images: Tensor, recipe: str, *names: object) -> Tensor:
-        changed = augment_batch(images, recipe, self._seed, *names)
+    def _augmented(
+        self, images: Tensor, recipe: str, epoch: int, step: int, *names: object
+    ) -> Tensor:
+        changed = augmented(images, recipe, self._draws.of(epoch, step, *names))
         return changed.contiguous(memory_format=self._memory_format)
 
     @torch.no_grad()
@@ -289,6 +347,19 @@ class OnlineBatches(_Images):
             else:
                 tensors[kind] = torch.stack(parts) if same else parts
         return Ensemble(self._who, tensors, weights)
+
+
+def resident(device: torch.device) -> int:
+    """Bytes of answers that are kept on a device."""
+    if device.type != "cuda":
+        return RESIDENT
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(RESIDENT, int(free) // 4)
+
+
+def _bytes(bank: Bank) -> int:
+    """Of all its answers in float32."""
+    return sum(4 * array.size for arrays in bank.arrays.values() for array in arrays)
 
 
 def _read(kind: Kind, reading: Reading, who: str) -> Tensor:

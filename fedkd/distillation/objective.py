@@ -219,16 +219,27 @@ class Objective(nn.Module):
         targets: Tensor | None,
         epoch: int,
         epochs: int,
+        shares: Mapping[str, Tensor] | None = None,
     ) -> Value:
-        """The objective on one batch of `epoch` (from 1) of `epochs`."""
+        """The objective on one batch of `epoch` (from 1) of `epochs`.
+
+        Args:
+            student: What was read from the student.
+            ensemble: The teachers.
+            targets: Classes (B,), or None.
+            epoch: From 1.
+            epochs: Of the whole training.
+            shares: The terms' weights as tensors, for steps captured in another epoch.
+        """
         terms: dict[str, Tensor] = {}
         weights = self.weights_in(epoch, epochs)
+        by: Mapping[str, Tensor | float] = weights if shares is None else shares
         total: Tensor | None = None
         for number, term in enumerate(self.terms):
             if not term.counts_in(epoch):
                 continue
             terms[term.name] = self._value(number, student, ensemble, targets)
-            part = weights[term.name] * terms[term.name]
+            part = by[term.name] * terms[term.name]
             total = part if total is None else total + part
         if total is None:
             raise ValueError(f"no loss counts in epoch {epoch}")

@@ -20,6 +20,7 @@ from fedkd.models.arguments import a_network, function, one_of, whole
 from fedkd.models.network import Network, shown
 from fedkd.randomness import seeded
 from fedkd.training.batches import batch_norm, check_batch_size
+from fedkd.training.graph import GRAPHS, Graphs
 from fedkd.training.loop import Measured, Phase, Trainer, gradient_norm
 from fedkd.training.optimizers import DEFAULT_OPTIMIZER, Optimizer, an_optimizer
 
@@ -81,6 +82,7 @@ def distill(
     precision: Precision = "float32",
     seed: int = 0,
     on_epoch: Callable[[EpochRecord, Snapshot], None] | None = None,
+    graphs: Graphs = "auto",
 ) -> tuple[list[EpochRecord], TrainerState]:
     """Train `student` (in place, on the device it is on) to match its teachers.
 
@@ -99,6 +101,8 @@ def distill(
         precision: In which networks compute; losses always compute in float32.
         seed: Seed of dropout and of the objective's own parameters.
         on_epoch: Called after every epoch with its record and a maker of snapshots.
+        graphs: Whether steps are captured as graphs: "auto" on CUDA; "on" also elsewhere, where the
+            same code runs without one; "off".
 
     Returns:
         One record per epoch trained here, and the trainer's state for a next call.
@@ -112,10 +116,11 @@ def distill(
     epochs, seed = whole("epochs", epochs, 1), whole("seed", seed)
     options = an_optimizer("optimizer", optimizer)
     one_of("precision", precision, list(DTYPES))
+    one_of("graphs", graphs, GRAPHS)
     function("on_epoch", on_epoch, "a record and a maker of snapshots")
     _check_parts(student, batches, objective)
     objective.check(epochs)
-    loop = _Loop(student, batches, objective, epochs, options, precision, seed)
+    loop = _Loop(student, batches, objective, epochs, options, precision, seed, graphs)
     if trainer_state is not None:
         loop.take_over(trainer_state)
     history = []
@@ -130,7 +135,7 @@ def distill(
         loop.trainer.finish()
     student.eval()
     return history, TrainerState(
-        optimizer=loop.trainer.optimizer.state_dict(), losses=objective.adapted.state_dict()
+        optimizer=loop.trainer.state(), losses=objective.adapted.state_dict()
     )
 
 
@@ -145,7 +150,7 @@ def rehearse(student: Network, batches: BatchSource, objective: Objective) -> No
     Raises:
         ValueError: a loss does not fit student and teachers, or batches are too small.
     """
-    _Loop(student, batches, copy.deepcopy(objective), 1, DEFAULT_OPTIMIZER, "float32", 0)
+    _Loop(student, batches, copy.deepcopy(objective), 1, DEFAULT_OPTIMIZER, "float32", 0, "off")
 
 
 def _check_parts(student: object, batches: object, objective: object) -> None:
@@ -154,7 +159,7 @@ def _check_parts(student: object, batches: object, objective: object) -> None:
         raise ValueError(
             f"objective: expected a fedkd.Objective of fedkd.Terms, got {shown(objective)}"
         )
-    if not all(hasattr(batches, name) for name in ("steps", "example", "epoch")):
+    if not all(hasattr(batches, name) for name in ("steps", "example", "order", "batch")):
         raise ValueError(
             f"batches: expected TransferBatches or OnlineBatches, got {shown(batches)}"
         )
@@ -172,6 +177,7 @@ class _Loop:
         options: Optimizer,
         precision: Precision,
         seed: int,
+        graphs: Graphs,
     ) -> None:
         self.student = student
         self.batches = batches
@@ -193,7 +199,15 @@ class _Loop:
             more=objective.parameters(),
             scaler=self.scaler,
             explain=self._explain,
+            graphs=graphs,
+            generators=batches.generators,
+            modules=[objective],
         )
+        # Where a captured step finds the weights of the terms, which change from epoch to epoch.
+        names = [term.name for term in objective.terms]
+        self.shares = dict(zip(names, torch.zeros(len(names), device=self.device).unbind()))
+        if self.trainer.captured.captures and (obstacle := self._obstacle()) is not None:
+            self.trainer.captured.give_up(obstacle)
 
     # -- one epoch -------------------------------------------------------------------------
 
@@ -202,34 +216,62 @@ class _Loop:
         # A single image is trained on in evaluation mode: batch norm cannot compare it.
         self.student.train(self.batches.samples > 1)
         self.objective.train(self.batches.samples > 1)
-        lr = float(self.trainer.schedule.get_last_lr()[0])
+        lr = self.trainer.lr
         gradients: dict[str, float] = {}
+        batch: Batch | None = None
         seen: dict[Kind, Tensor] = {}
         learners = self.objective.learners_in(epoch)
 
-        def measure(_step: int, batch: Batch) -> Measured:
-            nonlocal seen
-            value, seen = self._value(batch, epoch)
+        weights = self.objective.weights_in(epoch, self.epochs)
+        captures = self.trainer.captured.captures
+        for name, weight in weights.items() if captures else ():
+            self.shares[name].fill_(weight)
+
+        def measure(step: int, index: Tensor) -> Measured:
+            nonlocal batch, seen
+            batch = self.batches.batch(index, epoch, step)
+            value, seen = self._value(batch, epoch, self.shares if captures else None)
             return Measured(value.total, len(batch.images), value.terms)
 
-        def before(step: int, measured: Measured) -> None:
-            if step == 0 and len(measured.parts) > 1:
-                gradients.update(self._gradients(measured.parts, epoch))
+        def before(_step: int, measured: Measured) -> None:
+            gradients.update(self._gradients(measured.parts, epoch))
 
-        def after(step: int, batch: Batch) -> None:
+        def after(step: int, _index: Tensor) -> None:
             for loss in learners:
                 if (step + 1) % loss.meta_every == 0:
+                    assert batch is not None
                     self._meta_step(loss, batch, seen)
 
-        batches = self.batches.epoch(epoch)
-        means = self.trainer.epoch(epoch, batches, measure, before=before, after=after)
+        means = self.trainer.epoch(
+            epoch,
+            self.batches.order(epoch),
+            measure,
+            before=before if len(weights) > 1 else None,
+            after=after if learners else None,
+            key=tuple(weights),
+        )
         return EpochRecord(epoch, means.loss, means.parts, lr, gradients)
 
-    def _value(self, batch: Batch, epoch: int) -> tuple[Value, dict[Kind, Tensor]]:
+    def _obstacle(self) -> str | None:
+        """What cannot be captured, as far as it is known beforehand."""
+        meta = [
+            term.name
+            for term in self.objective.terms
+            if isinstance(term.loss, EnsembleLoss) and term.loss.meta_every
+        ]
+        if meta:
+            return f"loss {meta[0]!r} learns between the steps"
+        return self.batches.obstacle
+
+    def _value(
+        self, batch: Batch, epoch: int, shares: Mapping[str, Tensor] | None = None
+    ) -> tuple[Value, dict[Kind, Tensor]]:
         with self._autocast():
             readings = batch.read(self.student, self.objective.reads_in(epoch))
         readings = {kind: tensor.float() for kind, tensor in readings.items()}
-        value: Value = self.objective(readings, batch.ensemble, batch.targets, epoch, self.epochs)
+        value: Value = self.objective(
+            readings, batch.ensemble, batch.targets, epoch, self.epochs, shares
+        )
         return value, readings
 
     def _meta_step(self, loss: EnsembleLoss, batch: Batch, seen: dict[Kind, Tensor]) -> None:
@@ -352,7 +394,7 @@ class _Loop:
             "epoch": epoch,
             "student": _on_cpu(self.student),
             "losses": _on_cpu(self.objective.adapted),
-            "optimizer": copy.deepcopy(self.trainer.optimizer.state_dict()),
+            "optimizer": copy.deepcopy(self.trainer.state()),
             "schedule": self.trainer.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "generators": generators,
@@ -362,7 +404,7 @@ class _Loop:
         """Take up a snapshot; returns the epoch that comes next."""
         self.student.load_state_dict(state["student"])
         self.objective.adapted.load_state_dict(state["losses"])
-        self.trainer.optimizer.load_state_dict(state["optimizer"])
+        self.trainer.take_up(state["optimizer"])
         self.trainer.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["generators"]["cpu"])

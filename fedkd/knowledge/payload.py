@@ -133,6 +133,18 @@ class Ensemble:
         tensors[Logits()] = self.logits[:, index]
         return replace(self, tensors=tensors, weights=self.weights[:, index])
 
+    def at(self, index: Tensor) -> Ensemble:
+        """As `Bank.rows` gives them: the same teachers on some samples, shape for shape."""
+        tensors: dict[Kind, Tensor | Sequence[Tensor]] = {}
+        for kind, parts in self.tensors.items():
+            if not kind.per_sample:
+                tensors[kind] = parts
+            elif isinstance(parts, Tensor):
+                tensors[kind] = parts[:, index]
+            else:
+                tensors[kind] = [part[index] for part in parts]
+        return replace(self, tensors=tensors, weights=self.weights[:, index])
+
     def teacher(self, index: int) -> dict[Kind, Tensor]:
         """Tensors of one teacher, Kind -> (B, ...)."""
         return {kind: tensor[index] for kind, tensor in self.tensors.items()}

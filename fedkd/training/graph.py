@@ -68,7 +68,7 @@ class Captured:
         self._device = device
         self._cuda = device.type == "cuda"
         self._captures = graphs == "on" or (graphs == "auto" and self._cuda)
-        self._generators = tuple(generators)
+        self._generators = generators  # some may be made by the first calls
         self._modules = tuple(modules)
         self._what = what
         self._freezes = self._cuda  # what the host does is frozen by a graph, and by it alone
@@ -112,6 +112,10 @@ class Captured:
             return self._function(*inputs)
         self._replays[place] = replay
         return replay(inputs)
+
+    def forget(self) -> None:
+        """Let go of all captures and their memory."""
+        self._replays.clear()
 
     def give_up(self, reason: str) -> None:
         """Capture nothing from now on. Announced once.
@@ -160,10 +164,11 @@ class Captured:
         if not self._cuda:
             return _Replay(static, None, None, self._function)
         before = _host_state(self._modules)
-        devices = [torch.cuda.default_generators[_index(self._device)], *self._generators]
+        own = tuple(self._generators)
+        devices = [torch.cuda.default_generators[_index(self._device)], *own]
         states = [generator.get_state() for generator in devices]
         graph = torch.cuda.CUDAGraph()
-        for generator in self._generators:
+        for generator in own:
             graph.register_generator_state(generator)
         torch.cuda.synchronize(self._device)
         collects = gc.isenabled()

@@ -5,10 +5,10 @@ a loss. The rest is here, so that every option of `Optimizer` acts everywhere an
 returns a network with weights that are not finite, or one that took no step.
 
 A step is three functions over tensors: `measure` (a batch becomes a loss), `Trainer.backward` and
-`Trainer.update`. None of them fetches a number from the device, so they can be captured as a
-graph or run for several networks at once; float16 does, to skip steps, and the losses `aekd`,
-`dist`, `rkd` and `wkd_f` do. What is fetched is fetched by
-the log of the epoch, between the steps: at each on a CPU, every `SELDOM` steps elsewhere.
+`Trainer.move`. None of them fetches a number from an accelerator, so a step can be captured as a
+graph (`fedkd.training.graph`); the schedule writes the learning rate where the graph reads it.
+What is fetched is fetched by the log of the epoch, between the steps: at each on a CPU, every
+`SELDOM` steps elsewhere.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from fedkd.data.views import Draws
 from fedkd.training.batches import batches, check_batch_size, positive, steps_per_epoch
+from fedkd.training.graph import Captured, Graphs
 from fedkd.training.optimizers import Optimizer, make_optimizer
 
 # Steps between looks at loss and gradient: on an accelerator each look makes it wait.
@@ -69,6 +71,12 @@ class Measured:
     count: int
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     sums: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> list[Tensor]:
+        """Loss, parts and sums, float32 without gradient."""
+        numbers = [self.loss, *self.parts.values(), *self.sums.values()]
+        return [number.detach().float() for number in numbers]
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,10 @@ class Trainer:
         more: Parameters trained along that are not the network's.
         scaler: Scales the loss where gradients are computed in float16.
         explain: Asked before the learning rate is blamed.
+        graphs: Whether steps are captured as graphs. If so batches are tensors on the device,
+            and what `measure` draws or reads beside them lies there and stays there.
+        generators: Generators on the device that `measure` draws from.
+        modules: Further modules that it uses.
 
     Raises:
         ValueError: the network has no weights that may be trained.
@@ -145,6 +157,9 @@ class Trainer:
         more: Iterable[nn.Parameter] = (),
         scaler: torch.amp.GradScaler | None = None,
         explain: Explain | None = None,
+        graphs: Graphs = "off",
+        generators: Iterable[torch.Generator] = (),
+        modules: Iterable[nn.Module] = (),
     ) -> None:
         self.network = network
         self.phase = phase
@@ -156,7 +171,9 @@ class Trainer:
         check_finite(network, f"{phase.who}'s weights are not finite before its training")
         self.parameters = [*own, *(p for p in more if p.requires_grad)]
         self.device = own[0].device
-        self.optimizer, self.schedule = make_optimizer(self.parameters, options, total_steps)
+        self.optimizer, self.schedule = make_optimizer(
+            self.parameters, options, total_steps, on_device=self.device.type == "cuda"
+        )
         self.total_steps = total_steps
         self.steps = 0
         self._moved = False
@@ -164,6 +181,23 @@ class Trainer:
         self._max_grad_norm = options.max_grad_norm
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.explain = explain
+        self.captured = Captured(
+            self._whole,
+            self.device,
+            graphs,
+            generators=generators,
+            modules=[network, *modules],
+            what=f"{phase.who}'s training step",
+        )
+        self._running: tuple[int, Measure[Any]] | None = None
+        self._latest = _Names()
+        self._names: dict[Hashable, _Names] = {}
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        schedule = self.schedule
+        return float(schedule.base_lrs[0] * schedule.lr_lambdas[0](schedule.last_epoch))
 
     @property
     def scales(self) -> bool:
@@ -178,6 +212,7 @@ class Trainer:
         *,
         before: Callable[[int, Measured], None] | None = None,
         after: Callable[[int, Batch], None] | None = None,
+        key: Hashable = (),
     ) -> Means:
         """Train one epoch.
 
@@ -185,8 +220,9 @@ class Trainer:
             number: From 1.
             batches: One per step.
             measure: Makes a loss of each.
-            before: Called before each step, when the loss was looked at.
-            after: Called after each step.
+            before: Called before the first step, when its loss was looked at.
+            after: Called after each step, none of which is captured then.
+            key: What `measure` depends on beside the batch: another key is another graph.
 
         Raises:
             RuntimeError: there was no batch, or loss, gradient or weights are not finite.
@@ -197,7 +233,12 @@ class Trainer:
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             for step, batch in enumerate(batches):
                 check_time()
+                first = before if step == 0 else None
+                whole = self.captured.captures and first is None and after is None
                 try:
+                    if whole:
+                        self._replay(log, step, batch, measure, key)
+                        continue
                     measured = measure(step, batch)
                 except (RuntimeError, ValueError) as error:
                     log.check()  # if something was not finite before, that is the reason
@@ -205,8 +246,8 @@ class Trainer:
                         raise RuntimeError(cause) from error
                     raise
                 log.add_loss(measured)
-                if before is not None:
-                    before(step, measured)
+                if first is not None:
+                    first(step, measured)
                 norm = self.backward(measured.loss)
                 log.add_gradient(norm, lambda: measure(step, batch))  # noqa: B023
                 self.update()
@@ -226,6 +267,8 @@ class Trainer:
         """
         # Whoever owns this trainer may be asked through it, and holds maps of files: let go of it.
         self.explain = None
+        self.captured.forget()
+        self._running = None
         who = self.phase.who
         if self.steps == 0:
             raise RuntimeError(f"{who} was not trained: there was no step to take")
@@ -269,15 +312,58 @@ class Trainer:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         return nn.utils.get_total_norm(gradients)
 
-    def update(self) -> None:
-        """Move the weights along the gradient, and the schedule by a step."""
+    def move(self) -> None:
+        """Move the weights along the gradient."""
         if self._scaler is None:
             self.optimizer.step()
         else:
             self._scaler.step(self.optimizer)
             self._scaler.update()
+
+    def update(self) -> None:
+        """Move the weights along the gradient, and the schedule by a step."""
+        self.move()
+        self._advance()
+
+    def _advance(self) -> None:
         self.schedule.step()
         self.steps += 1
+
+    def _replay(
+        self, log: _Log, step: int, batch: Any, measure: Measure[Any], key: Hashable
+    ) -> None:
+        """A whole step, captured once it has been taken a few times."""
+        self._running = step, measure
+        place = key, tuple(batch.shape)
+        numbers = self.captured(batch, key=place)
+        if place not in self._names:
+            self._names[place] = self._latest
+        self._advance()
+        log.add_step(self._names[place], numbers.clone())
+
+    def _whole(self, batch: Any) -> Tensor:
+        """Measures a batch and moves the weights; the log's row, with the gradient's norm last."""
+        assert self._running is not None
+        step, measure = self._running
+        measured = measure(step, batch)
+        norm = self.backward(measured.loss)
+        self.move()
+        self._latest = _Names(tuple(measured.parts), tuple(measured.sums), measured.count)
+        return torch.stack([*measured.numbers, norm.detach().float()])
+
+    def state(self) -> dict[str, Any]:
+        """The optimiser's state, with plain numbers for learning rates."""
+        state = self.optimizer.state_dict()
+        groups = [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]
+        return {**state, "param_groups": groups}
+
+    def take_up(self, state: Mapping[str, Any]) -> None:
+        """Go on with the state of a trainer of the same parameters, on whatever device it was."""
+        own = self.optimizer.state_dict()["param_groups"]
+        for group, theirs in zip(own, state["param_groups"], strict=True):
+            lr = group["lr"]
+            group["lr"] = lr.fill_(theirs["lr"]) if isinstance(lr, Tensor) else theirs["lr"]
+        self.optimizer.load_state_dict({"state": state["state"], "param_groups": own})
 
     def _check_epoch(self, number: int) -> None:
         who = self.phase.who
@@ -289,6 +375,15 @@ class Trainer:
                 f"the gradient of {who}'s loss is not finite in epoch {number}, however little it "
                 f"is scaled for float16; {self.phase.remedy}, or take precision bfloat16"
             )
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What the numbers of a step are called, and of how many samples they are."""
+
+    parts: tuple[str, ...] = ()
+    sums: tuple[str, ...] = ()
+    count: int = 0
 
 
 class _Log:
@@ -318,8 +413,7 @@ class _Log:
     def add_loss(self, measured: Measured) -> None:
         """One step's loss. Raises `RuntimeError` (on an accelerator some steps later)."""
         self._parts, self._sums = list(measured.parts), list(measured.sums)
-        numbers = [measured.loss, *measured.parts.values(), *measured.sums.values()]
-        self._waiting[0].append(torch.stack([number.detach().float() for number in numbers]))
+        self._waiting[0].append(torch.stack(measured.numbers))
         self._counts.append(measured.count)
         if self._every == 1:
             self.check()
@@ -335,6 +429,15 @@ class _Log:
         self._waiting[1].append(norm)
         if len(self._waiting[1]) >= self._every:
             self.check(again if self._every == 1 else None)
+
+    def add_step(self, names: _Names, row: Tensor) -> None:
+        """A whole step: its loss, parts and sums, and the gradient's norm. Raises likewise."""
+        self._parts, self._sums = list(names.parts), list(names.sums)
+        self._counts.append(names.count)
+        self._waiting[0].append(row[:-1])
+        self._waiting[1].append(row[-1])
+        if len(self._waiting[1]) >= self._every:
+            self.check()
 
     def check(self, again: Callable[[], Measured] | None = None) -> None:
         """Fetch what is waiting. Raises `RuntimeError` for the first bad step."""
@@ -424,6 +527,9 @@ def train_epochs(
     epochs: int,
     batch_size: int,
     order: torch.Generator,
+    graphs: Graphs = "off",
+    draws: Draws | None = None,
+    modules: Iterable[nn.Module] = (),
 ) -> list[Means]:
     """Train `network` (in place) on samples that are known by their numbers.
 
@@ -432,12 +538,16 @@ def train_epochs(
     Args:
         network: Left in evaluation mode.
         total: Number of samples.
-        measure: (epoch from 0, step from 0, numbers of the batch's samples) -> its loss.
+        measure: (epoch from 0, step from 0, numbers of the batch's samples, on the network's
+            device) -> its loss.
         options: Optimiser, schedule, clipping.
         phase: In which words to complain.
         epochs: Passes over the samples.
         batch_size: Samples per step; a left-over batch of one is dropped.
         order: Draws the order of samples.
+        graphs: As in `Trainer`.
+        draws: Where `measure` draws augmentations from.
+        modules: As in `Trainer`.
 
     Returns:
         What each epoch gave.
@@ -454,11 +564,17 @@ def train_epochs(
         check_batch_size(network, batch_size, phase.batch_size, phase.who)
     batch = min(positive(batch_size), total)
     steps = steps_per_epoch(total, batch) * epochs
-    trainer = Trainer(network, options, phase, steps)
+    trainer = Trainer(
+        network, options, phase, steps, graphs=graphs, generators=draws or (), modules=modules
+    )
     network.train(total > 1)
     history = []
     for epoch in range(epochs):
-        indices = batches(torch.randperm(total, generator=order), batch)
+        # All at once: a copy in every step would make an accelerator wait.
+        permutation = torch.randperm(total, generator=order).to(trainer.device)
+        indices = batches(permutation, batch)
+        if draws is not None:
+            draws.begin(epoch)
 
         def measured(step: int, index: Tensor, epoch: int = epoch) -> Measured:
             return measure(epoch, step, index)

@@ -6,7 +6,7 @@ import bisect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -96,10 +96,23 @@ def an_optimizer(name: str, value: object) -> Optimizer:
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], options: Optimizer, total_steps: int
+    parameters: Iterable[nn.Parameter],
+    options: Optimizer,
+    total_steps: int,
+    *,
+    on_device: bool = False,
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    """Optimiser over `parameters` and a schedule that is stepped once per batch."""
+    """Optimiser over `parameters` and a schedule that is stepped once per batch.
+
+    Args:
+        parameters: What is trained.
+        options: How.
+        total_steps: Of the whole training.
+        on_device: Whether the step is one operation that fetches nothing, and the learning rate a
+            tensor beside the weights, which a captured step reads anew: for accelerators.
+    """
     lr, weight_decay = options.rates
+    more: dict[str, Any] = {"fused": True} if on_device else {}
     optimizer: torch.optim.Optimizer
     if options.name == "sgd":
         optimizer = torch.optim.SGD(
@@ -108,11 +121,19 @@ def make_optimizer(
             momentum=options.momentum,
             weight_decay=weight_decay,
             nesterov=options.nesterov,
+            **more,
         )
     else:
         kind = torch.optim.Adam if options.name == "adam" else torch.optim.AdamW
-        optimizer = kind(parameters, lr=lr, weight_decay=weight_decay)
-    return optimizer, LambdaLR(optimizer, lambda step: _factor(options, step, total_steps))
+        if on_device:
+            more["capturable"] = True
+        optimizer = kind(parameters, lr=lr, weight_decay=weight_decay, **more)
+    schedule = LambdaLR(optimizer, lambda step: _factor(options, step, total_steps))
+    if on_device:
+        for group in optimizer.param_groups:
+            device = group["params"][0].device
+            group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
+    return optimizer, schedule
 
 
 def _factor(options: Optimizer, step: int, total: int) -> float:

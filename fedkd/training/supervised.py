@@ -6,15 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fedkd.data.images import ImageSet
-from fedkd.data.views import augment_batch
+from fedkd.data.views import Draws, augmented
 from fedkd.losses.kd import kd_loss
 from fedkd.models.network import Network
 from fedkd.randomness import seeded, stream
 from fedkd.training.evaluation import predict
+from fedkd.training.graph import Graphs
 from fedkd.training.loop import Measured, Phase, check_finite, train_epochs
 from fedkd.training.optimizers import DEFAULT_OPTIMIZER, Optimizer
 
@@ -76,6 +77,7 @@ def align(
     batch_size: int = 16,
     optimizer: Optimizer = DEFAULT_OPTIMIZER,
     seed: int,
+    graphs: Graphs = "auto",
 ) -> None:
     """Let `teacher` (in place) learn the student's predictions on the transfer images.
 
@@ -91,6 +93,7 @@ def align(
         batch_size: Samples per step.
         optimizer: Optimiser and schedule.
         seed: Of the order of samples and dropout.
+        graphs: As in `fit`.
 
     Raises:
         ValueError: the teacher cannot be trained so.
@@ -101,10 +104,11 @@ def align(
     wanted = predict(student, images)
     if not wanted.isfinite().all():
         raise RuntimeError("the student's predictions are not finite, no teacher can be aligned")
+    images, wanted = images.to(device), wanted.to(device)
 
     def measure(_epoch: int, _step: int, index: Tensor) -> Measured:
-        logits = teacher(images[index].to(device))
-        loss = kd_loss(logits, wanted[index].to(device), temperature=temperature)
+        logits = teacher(images[index])
+        loss = kd_loss(logits, wanted[index], temperature=temperature)
         return Measured(loss.mean(), len(index))
 
     with seeded(seed, "align"):
@@ -117,6 +121,7 @@ def align(
             epochs=epochs,
             batch_size=batch_size,
             order=stream(seed, "order"),
+            graphs=graphs,
         )
 
 
@@ -132,8 +137,11 @@ def fit(
     seed: int,
     pull: Pull | None = None,
     phase: Phase = TEACHER,
+    graphs: Graphs = "auto",
 ) -> Fit:
     """Train `teacher` (in place) on a private shard with cross entropy.
+
+    The shard is copied to the teacher's device once, and augmented there.
 
     Args:
         teacher: Any network over the shard's classes.
@@ -146,6 +154,7 @@ def fit(
         seed: Seed of the order of samples, augmentation and dropout.
         pull: What is added to the loss.
         phase: In which words to complain.
+        graphs: Whether steps are captured as graphs: "auto" on CUDA, "on", "off".
 
     Raises:
         RuntimeError: weights, the loss or its gradient are not finite.
@@ -155,10 +164,12 @@ def fit(
     if labels_of is None:
         raise ValueError("a teacher learns from labelled images, this shard has no labels")
     device = teacher.mean.device
+    draws = Draws(seed, device)
+    pixels, labels_of = shard.images.to(device), labels_of.to(device)
 
     def measure(epoch: int, step: int, index: Tensor) -> Measured:
-        images = augment_batch(shard.images[index], augment, seed, "augment", epoch, step)
-        images, labels = images.to(device), labels_of[index].to(device)
+        labels = labels_of[index]
+        images = augmented(pixels[index], augment, draws.of(epoch, step, "augment"))
         logits = teacher(images)
         loss = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         right = {"right": (logits.argmax(1) == labels).sum()}
@@ -177,5 +188,8 @@ def fit(
             epochs=epochs,
             batch_size=batch_size,
             order=stream(seed, "order"),
+            graphs=graphs,
+            draws=draws,
+            modules=[pull] if isinstance(pull, nn.Module) else [],
         )[-1]
     return Fit(last.loss, last.sums["right"] / last.count)

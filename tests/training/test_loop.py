@@ -348,8 +348,9 @@ def test_a_teacher_that_spoils_a_later_batch_is_named(monkeypatch: pytest.Monkey
     fused = Fused.of(Teacher(4), logits)
     batches = TransferBatches(_images().images, fused, batch_size=2)
     bad = int(list(Order(8, 0).epoch(1))[5])  # in the third of four batches
-    fused.bank.arrays[Logits()][0][bad, 1] = torch.nan
-    monkeypatch.setattr(TransferBatches, "example", lambda self: self._batch(torch.arange(0)))
+    assert batches._answers is not None
+    batches._answers.logits[0, bad, 1] = torch.nan
+    monkeypatch.setattr(TransferBatches, "example", lambda self: self.batch(torch.arange(0), 0, 0))
     with pytest.raises(RuntimeError, match="teacher 4 gives nan as logits for image"):
         _distil(_network(), batches, Setting())
 
