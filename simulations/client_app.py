@@ -27,10 +27,18 @@ from fedkd.privacy.policy import (
     judges,
     load_policy,
 )
-from fedkd.rounds import Client, ExperimentContext, experiment_context, threads
+from fedkd.rounds import (
+    Client,
+    ExperimentContext,
+    experiment_context,
+    threads,
+    train_together,
+)
 from fedkd.rounds.context import received_experiment
 from fedkd.training.loop import time_limit
+from fedkd.training.supervised import Fit
 from simulations.deploy.identity import proof
+from strategies.groups import joined, members
 from strategies.records import CHALLENGE, JOB, METRICS, SIGNATURE, STUDENT, reply_records
 
 
@@ -63,20 +71,46 @@ def _describe(message: Message, context: Context) -> Message:
 
 
 def _train(message: Message, context: Context) -> Message:
-    client, round_number = _client(message, context)
-    limits = client.limits
+    """Train the node's client, or in a simulation a group of clients."""
+    group = members(message)
+    if group and _own_state(context.node_config):
+        raise PolicyRefused("asked to train for other clients; a node trains for itself alone")
+    clients = [_client(message, context, number)[0] for number in group]
+    client, round_number = _client(message, context, group[0] if group else None)
+    limits, clients = client.limits, clients or [client]
     _check_disk(context.node_config, limits.disk_mb)
     with threads(client.experiment.resources.client_cpus), time_limit(limits.seconds):
-        fit = client.train(round_number, _student(message))
+        fits = train_together(clients, round_number, _student(message))
+    results = {
+        client.number: _training_record(client, round_number, fit)
+        for client, fit in zip(clients, fits, strict=True)
+    }
+    if group:
+        return Message(joined(results), reply_to=message)
+    (result,) = results.values()
+    if isinstance(result, Exception):
+        raise result
+    return Message(result, reply_to=message)
+
+
+def _training_record(
+    client: Client, round_number: int, fit: Fit | Exception
+) -> RecordDict | Exception:
+    """What a client tells of its training."""
+    if isinstance(fit, Exception):
+        return fit
     # Measured on private images, and disclosed to the server like everything in a reply: so only
     # where nothing is promised about them.
     known = {"loss": fit.loss, "accuracy": fit.accuracy}  # unknown for an empty shard
     metrics = {name: value for name, value in known.items() if math.isfinite(value)}
-    if (spent := client.budget.spent) is not None:
-        metrics = {"epsilon": spent, "trained": float(client.budget.paid(round_number))}
-    elif client.experiment.release is not None:
-        metrics = {}
-    return Message(RecordDict({METRICS: MetricRecord({**metrics})}), reply_to=message)
+    try:
+        if (spent := client.budget.spent) is not None:
+            metrics = {"epsilon": spent, "trained": float(client.budget.paid(round_number))}
+        elif client.experiment.release is not None:
+            metrics = {}
+    except Exception as error:  # its account; the others of a group have their own
+        return error
+    return RecordDict({METRICS: MetricRecord({**metrics})})
 
 
 def _answer(message: Message, context: Context) -> Message:
@@ -117,8 +151,8 @@ def _signature(message: Message, context: Context, client: int) -> bytes | None:
     return proof(Path(str(key)).expanduser(), challenge, run, context.node_id, client)
 
 
-def _client(message: Message, context: Context) -> tuple[Client, int]:
-    """The client this node plays, and the round it is asked about."""
+def _client(message: Message, context: Context, number: int | None = None) -> tuple[Client, int]:
+    """The client this node plays, or another one, and the round it is asked about."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     job = message.content.config_records[JOB]
     node = context.node_config
@@ -127,7 +161,8 @@ def _client(message: Message, context: Context) -> tuple[Client, int]:
             "this node does not know which client it is: start it with "
             "--node-config 'partition-id=0 num-partitions=8'"
         )
-    number, run = int(node["partition-id"]), _run_name(job)
+    run = _run_name(job)
+    number = int(node["partition-id"]) if number is None else number
     root = node.get("data-root") or _given_root(node, job) or os.environ.get("FEDKD_DATA") or None
     state = _state_dir(node, job, run)
     folder = state / f"client-{number:04d}"

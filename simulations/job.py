@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -39,6 +40,7 @@ def run_job(
     notify: Notify = silent,
     simulated: bool = True,
     keys: Keys | None = None,
+    workers: Callable[[], int] = lambda: 1,
 ) -> Summary:
     """Rounds, baselines, summary and report of one run.
 
@@ -49,6 +51,7 @@ def run_job(
         notify: Hears of progress.
         simulated: Clients share this machine's disk and keep their teachers in the run's folder.
         keys: Whose key makes a node which client (deployment); None: a node's word is taken.
+        workers: How many clients, or groups of them, a simulation works on at once.
 
     Returns:
         The summary, as in summary.json.
@@ -69,7 +72,7 @@ def run_job(
         if doubles:
             server.warn(f"identical images in two splits: {doubles}")
         state = str(run.clients) if simulated else None
-        FederatedDistillation(grid, server, state_dir=state, keys=keys).run()
+        FederatedDistillation(grid, server, state_dir=state, keys=keys, workers=workers).run()
         summary = summarise(server, seconds=session.total)
     run.write_json("summary.json", summary)
     notify("phase", round=None, phase="report")

@@ -73,10 +73,26 @@ def run_ray(
     """
     os.environ.update(OFFLINE)
     run, context = begun(experiment, run, workers=True)
-    server = _Server(lambda grid, watched: run_job(grid, run, context, notify=watched), notify)
+    free = partial(workers, experiment)
+    server = _Server(
+        lambda grid, watched: run_job(grid, run, context, notify=watched, workers=free), notify
+    )
     with _flower_logs_to(run), _ray(experiment, notify):
         server.simulate(client_app or make_client_app(), nodes or experiment.clients, experiment)
     return run
+
+
+def workers(experiment: Experiment) -> int:
+    """How many clients Ray's nodes have room for at once; 1 before Ray has started."""
+    import ray
+
+    if not ray.is_initialized():
+        return 1
+    asked = {"CPU": experiment.resources.client_cpus, "GPU": experiment.resources.client_gpus}
+    wanted = {name: share for name, share in asked.items() if share}
+    rooms = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    count = sum(min(int(room.get(name, 0) / wanted[name]) for name in wanted) for room in rooms)
+    return max(count, 1)
 
 
 class _Server:

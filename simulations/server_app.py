@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
@@ -15,6 +16,7 @@ from fedkd.rounds import context_of_run, experiment_context
 from fedkd.runs.directory import RunDirectory
 from simulations.deploy.identity import NodeKeys
 from simulations.job import run_job
+from simulations.ray import workers
 
 app = ServerApp()
 
@@ -50,7 +52,10 @@ def main(grid: Grid, context: Context) -> None:
 
     # With keys the nodes are other machines: they keep their teachers in folders of their own, and
     # no word of theirs about workers is taken for Flower's.
-    summary = run_job(grid, run, space, notify=notify, simulated=keys is None, keys=keys)
+    free = partial(workers, experiment)
+    summary = run_job(
+        grid, run, space, notify=notify, simulated=keys is None, keys=keys, workers=free
+    )
     log.info("student %s, accuracy %.4f", summary["hash"], summary["student"]["accuracy"])
 
 

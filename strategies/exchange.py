@@ -21,6 +21,7 @@ from fedkd.knowledge.query import Images, Refused
 from fedkd.rounds import Server
 from fedkd.runs.events import MessageCounted, PhaseName, ReplyRefused
 from fedkd.runs.quarantine import strike
+from strategies.groups import MEMBERS, balanced, taken_apart
 from strategies.messaging import Delivery, send_and_receive
 from strategies.records import (
     JOB,
@@ -82,10 +83,20 @@ class Exchange:
         server: Of the run.
         state_dir: Where clients on this host may keep their teachers (simulation); None leaves
             them to use their own (deployment).
+        workers: How many clients, or groups of them, a simulation works on at once; asked in the
+            round's first phase, when the workers are up.
     """
 
-    def __init__(self, grid: Grid, server: Server, *, state_dir: str | None = None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        server: Server,
+        *,
+        state_dir: str | None = None,
+        workers: Callable[[], int] = lambda: 1,
+    ) -> None:
         self.grid = grid
+        self._workers = workers
         self._server = server
         self._run = server.run
         self._federation = server.experiment.federation
@@ -105,10 +116,18 @@ class Exchange:
             self._job["data-root"] = str(context.root)
 
     def message(
-        self, node: int, number: int, phase: Phase, content: RecordDict, client: int | None = None
+        self,
+        node: int,
+        number: int,
+        phase: Phase,
+        content: RecordDict,
+        client: int | None = None,
+        group: Sequence[int] = (),
     ) -> Message:
-        """One message: its records and the job."""
+        """One message: its records and the job, of the node's client or of a group."""
         job = ConfigRecord({**self._job, "round": number})
+        if len(group) > 1:
+            job[MEMBERS] = list(group)
         if phase is KNOWLEDGE and client is not None:
             base = self._server.base(client, number)
             if base > 0:
@@ -142,18 +161,26 @@ class Exchange:
         Who answers through a worker that went down is asked again: that is not the client's fault,
         and what it finished before is in its files and not done again.
         """
-        messages: Messages = {
-            client: partial(self.message, node, number, phase, content, client)
-            for client, node in sorted(nodes.items())
-        }
-        if not messages:
+        if not nodes:
             return
-        self._server.notify("phase", round=number, phase=phase.name, total=len(messages))
-        down = wire_bytes(next(iter(messages.values()))())  # a phase sends the same to everybody
-        waiting = messages
+        self._server.notify("phase", round=number, phase=phase.name, total=len(nodes))
+        client, node = min(nodes.items())
+        # A phase sends the same to everybody; members of a group count what they would get alone.
+        down = wire_bytes(self.message(node, number, phase, content, client))
+        waiting = sorted(nodes)
         for attempt in range(RETRIES + 1):
             lost: list[Delivery] = []
-            for delivery in self.send(waiting):
+            groups = {group[0]: group for group in self._groups(phase, waiting)}
+            messages: Messages = {
+                client: partial(self.message, nodes[client], number, phase, content, client, group)
+                for client, group in groups.items()
+            }
+            deliveries = (
+                delivery
+                for sent in self.send(messages)
+                for delivery in taken_apart(sent, groups[sent.client])
+            )
+            for delivery in deliveries:
                 self._count(number, phase, down, delivery)
                 if self._is_lost(delivery.message, attempt):
                     lost.append(delivery)
@@ -163,11 +190,11 @@ class Exchange:
             if not lost:
                 return
             if attempt == 0:
-                self._check_alive(number, phase, lost, len(messages))
+                self._check_alive(number, phase, lost, len(groups))
             else:
                 time.sleep(RESTART_SECONDS)
             self._await({nodes[delivery.client] for delivery in lost})
-            waiting = {delivery.client: messages[delivery.client] for delivery in lost}
+            waiting = sorted(delivery.client for delivery in lost)
 
     def send(self, messages: Messages) -> Iterator[Delivery]:
         """Send messages; yield what comes back, each once."""
@@ -178,6 +205,17 @@ class Exchange:
             on_poll=lambda: self._server.notify("waiting"),
         )
 
+    def _groups(self, phase: Phase, clients: Sequence[int]) -> list[list[int]]:
+        """Who is asked by one message: everybody alone, but for clients that train together."""
+        experiment, context = self._server.experiment, self._server.context
+        resources = experiment.resources
+        choice = resources.batch_clients
+        together = choice == "on" or (choice == "auto" and resources.client_gpus > 0)
+        if not (together and phase is TRAIN and self.simulated):
+            return [[client] for client in clients]
+        architecture = experiment.teachers.model_of
+        return balanced(clients, architecture, context.cost, self._workers())
+
     def _is_lost(self, message: Message | None, attempt: int) -> bool:
         """Whether to ask again: any lost worker once, one that Ray restarts until it is up."""
         if attempt == 0:
@@ -185,7 +223,8 @@ class Exchange:
         return attempt < RETRIES and restarting(message, simulated=self.simulated)
 
     def _check_alive(self, number: int, phase: Phase, lost: list[Delivery], asked: int) -> None:
-        dead = sum(actor_died(each.message, simulated=self.simulated) for each in lost)
+        messages = {id(each.message): each.message for each in lost}  # members share their group's
+        dead = sum(actor_died(each, simulated=self.simulated) for each in messages.values())
         if dead > 1 and dead >= asked:
             raise RuntimeError(
                 f"every worker process died in round {number} ({phase.name}); out of memory? "

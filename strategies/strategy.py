@@ -6,7 +6,7 @@ A driver of `fedkd.rounds.Server`, not a subclass of Flower's `Strategy`: see do
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp import Grid
@@ -39,14 +39,21 @@ class FederatedDistillation:
         state_dir: Where clients on this host may keep their teachers (simulation); None leaves
             them to use their own (deployment).
         keys: Whose key makes a node which client (deployment); None believes what a node claims.
+        workers: How many clients, or groups of them, a simulation works on at once.
     """
 
     def __init__(
-        self, grid: Grid, server: Server, *, state_dir: str | None = None, keys: Keys | None = None
+        self,
+        grid: Grid,
+        server: Server,
+        *,
+        state_dir: str | None = None,
+        keys: Keys | None = None,
+        workers: Callable[[], int] = lambda: 1,
     ) -> None:
         self._server = server
         self._experiment = server.experiment
-        self.exchange = Exchange(grid, server, state_dir=state_dir)
+        self.exchange = Exchange(grid, server, state_dir=state_dir, workers=workers)
         self.nodes = Nodes(self.exchange, server, keys)
         self._trained: list[int] = []  # clients that trained in this round
 

@@ -366,6 +366,14 @@ class Resources(Section):
 
     client_cpus: Positive = 1
     client_gpus: float = Field(default=0.0, ge=0)
+    batch_clients: Annotated[
+        Literal["auto", "on", "off"],
+        # YAML reads `on` and `off` as booleans.
+        BeforeValidator(lambda value: ("off", "on")[value] if isinstance(value, bool) else value),
+    ] = Field(
+        default="auto",
+        description="train simulated clients of one architecture together: auto (on GPUs), on, off",
+    )
     server_threads: Positive = Field(default=1, description="more helps networks from ResNet-20 up")
     device: str = Field(default="auto", description="server's device: auto, cpu, cuda, cuda:1")
 

@@ -4,7 +4,7 @@ No transport and no config file in here: `strategies/` moves the bytes, `simulat
 where the two ends live.
 """
 
-from fedkd.rounds.client import Client
+from fedkd.rounds.client import Client, train_together
 from fedkd.rounds.context import ExperimentContext, context_of_run, experiment_context
 from fedkd.rounds.evidence import evidence_of
 from fedkd.rounds.progress import Interrupted, Notify, Stopwatch, silent, threads
@@ -22,4 +22,5 @@ __all__ = [
     "experiment_context",
     "silent",
     "threads",
+    "train_together",
 ]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fedkd.build import build_optimizer, local_training
+from fedkd.build import LocalTraining, build_optimizer, local_training
+from fedkd.data.images import ImageSet
 from fedkd.io.records import read_json
 from fedkd.knowledge.extract import extract
 from fedkd.knowledge.payload import Knowledge, Teacher
@@ -25,11 +28,78 @@ from fedkd.rounds.budget import Budget
 from fedkd.rounds.client_files import ClientFiles, SavedTeacher
 from fedkd.rounds.context import ExperimentContext
 from fedkd.runs.directory import network_hash
+from fedkd.training.batched import fit_many
 from fedkd.training.evaluation import predict
-from fedkd.training.supervised import Fit, Regulariser, align, fit
+from fedkd.training.supervised import Fit, Pull, Regulariser, align, fit
 
 # What a private training gives beside the teacher: no noise would cover its loss and accuracy.
 _UNKNOWN = Fit(math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A teacher that is ready to be trained."""
+
+    teacher: Network
+    shard: ImageSet
+    seed: int
+    pull: Pull | None
+
+
+_Training = Generator[_Job, Fit, Fit]
+"""A client's training: where it comes to the teacher's own, it hands that out as a job."""
+
+
+def train_together(
+    clients: Sequence[Client], round_number: int, student: Mapping[str, Tensor] | None = None
+) -> list[Fit | Exception]:
+    """`Client.train` of several clients of one experiment whose networks are of one architecture.
+
+    Returns:
+        For each client what `train` gives or raises.
+    """
+    trainings = [client.training(round_number, student) for client in clients]
+    begun = [_driven(partial(next, training)) for training in trainings]
+    todo = [job for job in begun if isinstance(job, _Job)]
+    fits = iter(_fitted(todo, local_training(clients[0].experiment.teachers)))
+    results: list[Fit | Exception] = []
+    for training, result in zip(trainings, begun, strict=True):
+        if isinstance(result, _Job):
+            fitted = next(fits)
+            if isinstance(fitted, Exception):
+                result = _driven(partial(training.throw, fitted))
+            else:
+                result = _driven(partial(training.send, fitted))
+        assert not isinstance(result, _Job), "a client trains one teacher"
+        results.append(result)
+    return results
+
+
+def _driven(go_on: Callable[[], _Job]) -> _Job | Fit | Exception:
+    """How far a training comes: to a job, to its end, or to an error, which is its client's own."""
+    try:
+        return go_on()
+    except StopIteration as finished:
+        result: Fit = finished.value
+        return result
+    except Exception as error:
+        return error
+
+
+def _fitted(jobs: Sequence[_Job], training: LocalTraining) -> list[Fit | Exception]:
+    if len(jobs) == 1:  # alone, and as every other network is trained
+        (job,) = jobs
+        try:
+            return [fit(job.teacher, job.shard, **training, seed=job.seed, pull=job.pull)]
+        except Exception as error:
+            return [error]
+    return fit_many(
+        [job.teacher for job in jobs],
+        [job.shard for job in jobs],
+        **training,
+        seeds=[job.seed for job in jobs],
+        pulls=[job.pull for job in jobs],
+    )
 
 
 class Client:
@@ -82,12 +152,19 @@ class Client:
         Raises:
             RuntimeError: the budget does not pay for a single round, or the student is not finite.
         """
+        (result,) = train_together([self], round_number, student)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def training(self, round_number: int, student: Mapping[str, Tensor] | None) -> _Training:
+        """What `train` does, but for the job that it hands out."""
         if (known := self._files.teacher(round_number)) is not None:
             return known.fit
         last = self._files.latest(round_number - 1)
         if self.budget.reserve(round_number, last):
             teacher = self._untrained(last, student)
-            result = self._fit(teacher, round_number, student)
+            result = yield from self._fit(teacher, round_number, student)
             weights = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
         elif last is not None:
             weights, result = dict(last.weights), _UNKNOWN
@@ -116,9 +193,9 @@ class Client:
 
     def _fit(
         self, teacher: Network, round_number: int, student: Mapping[str, Tensor] | None
-    ) -> Fit:
+    ) -> _Training:
         teachers, plan = self.experiment.teachers, self.context.plan
-        training, feedback = local_training(teachers), teachers.feedback
+        feedback = teachers.feedback
         regulariser = None
         if student is not None and feedback.use == "regulariser":
             regulariser = Regulariser(
@@ -136,13 +213,9 @@ class Client:
                 seed=stream_seed(self.experiment.seed, "align", self.number, round_number),
             )
         if plan is None:
-            return fit(
-                teacher,
-                self.budget.images(),
-                **training,
-                seed=stream_seed(self.experiment.seed, "teach", self.number, round_number),
-                pull=regulariser,
-            )
+            seed = stream_seed(self.experiment.seed, "teach", self.number, round_number)
+            return (yield _Job(teacher, self.budget.images(), seed, regulariser))
+        training = local_training(teachers)
         fit_private(
             teacher,
             self.budget.images(),

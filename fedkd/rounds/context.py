@@ -141,6 +141,11 @@ class ExperimentContext:
             index=self.subset(round_number) if base > 0 else None,
         )
 
+    def cost(self, client: int) -> int:
+        """Of training a client's teacher beside others': samples x parameters of its network."""
+        model = self._models["teacher", self.experiment.teachers.model_of(client)]
+        return len(self.data.shard_rows[client]) * model.parameters
+
     def images(self, images: Images) -> ImageSet:
         """The images that a query is about."""
         if images is Images.TRANSFER:

@@ -15,6 +15,7 @@ from flwr.app import Context, Message
 from fedkd.config import Experiment
 from fedkd.io.records import read_json
 from fedkd.runs.directory import write_json
+from strategies.groups import members
 from strategies.records import JOB
 
 Call = Callable[[Message, Context], Message]
@@ -35,7 +36,7 @@ def teachers_key(experiment: Experiment) -> str | None:
     resources = experiment.resources
     known = [
         values["seed"], values["clients"], values["data"], values["teachers"],
-        resources.client_cpus, resources.client_gpus, values["plugins"],
+        resources.client_cpus, resources.client_gpus, resources.batch_clients, values["plugins"],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -63,20 +64,23 @@ class TeacherCache:
             return call_next(message, context)
         job = message.content.config_records[JOB]
         round_number = int(job["round"])  # type: ignore[arg-type]
-        client = f"client-{int(context.node_config['partition-id']):04d}"
-        name = f"teacher-{round_number:04d}.pt"
-        place, kept = Path(str(job["state"])) / client / name, self.folder / client / name
-        note = kept.with_suffix(".json")
-        if kept.is_file() and note.is_file() and not place.is_file():
-            _link(kept, place)
-            spent = read_json(note, dict[str, float]) or {}
-            self.saved[round_number] = self.saved.get(round_number, 0.0) + spent["seconds"]
-            return call_next(message, context)
+        clients = members(message) or [int(context.node_config["partition-id"])]
+        names = [f"client-{client:04d}/teacher-{round_number:04d}.pt" for client in clients]
+        places = {Path(str(job["state"])) / name: self.folder / name for name in names}
+        for place, kept in places.items():
+            note = kept.with_suffix(".json")
+            if kept.is_file() and note.is_file() and not place.is_file():
+                _link(kept, place)
+                spent = read_json(note, dict[str, float]) or {}
+                self.saved[round_number] = self.saved.get(round_number, 0.0) + spent["seconds"]
         started = time.perf_counter()
         reply = call_next(message, context)
-        if place.is_file() and not kept.is_file():
+        new = {p: kept for p, kept in places.items() if p.is_file() and not kept.is_file()}
+        for place, kept in new.items():
             _link(place, kept)
-            write_json(note, {"seconds": time.perf_counter() - started})
+            write_json(
+                kept.with_suffix(".json"), {"seconds": (time.perf_counter() - started) / len(new)}
+            )
         return reply
 
 

@@ -83,6 +83,19 @@ def test_it_is_the_student_of_the_local_runner_and_a_killed_worker_costs_nothing
 
 
 @pytest.mark.slow
+def test_a_group_whose_worker_is_killed_is_trained_by_another(tiny: Tiny, tmp_path: Path) -> None:
+    flag = tmp_path / "killed"
+    words = ("clients=6", "resources.batch_clients=on", "teachers.optimizer={name: sgd}")
+    on_ray = run_ray(tiny(*words), client_app=killed_once(flag))
+    assert flag.exists()
+    assert [r.answered for r in on_ray.events(RoundFinished)] == [[*range(6)], [*range(6)]]
+    in_process = run_local(tiny(*words))
+    ours, theirs = (run.read_json("summary.json")["teachers"] for run in (on_ray, in_process))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["accuracy"] == pytest.approx(other["accuracy"], abs=0.05)
+
+
+@pytest.mark.slow
 def test_a_late_client_loses_its_round_and_takes_part_again(tiny: Tiny) -> None:
     run = run_ray(tiny("federation.deadline=20"), client_app=slow(client=1, seconds=30))
     refused = run.events(ReplyRefused)
