@@ -52,7 +52,7 @@ def virtual_view(
     if len(numbers) != len(images):
         raise ValueError(f"{len(images)} images but {len(numbers)} indices")
     transforms = _transforms()
-    vertical, horizontal = _padding(images)
+    vertical, horizontal = padding(images.shape[1:])
     steps: list[Callable[[Tensor], Tensor]] = [
         transforms.RandomCrop(
             tuple(images.shape[-2:]), padding=[horizontal, vertical], padding_mode="reflect"
@@ -151,7 +151,7 @@ def crop(images: Tensor, generator: torch.Generator) -> Tensor:
     The same as torchvision's RandomCrop with padding, but padded, drawn and cut for the whole
     batch at once, on the device where it lies.
     """
-    vertical, horizontal = _padding(images)
+    vertical, horizontal = padding(images.shape[1:])
     height, width = images.shape[-2:]
     padded = functional.pad(images, (horizontal, horizontal, vertical, vertical))
     count, device = len(images), images.device
@@ -185,6 +185,57 @@ def autoaugment(images: Tensor, generator: torch.Generator) -> Tensor:
     place = generator.device
     seeds = torch.randint(2**62, (len(images),), generator=generator, device=place).tolist()
     return _one_by_one(images, [policy], seeds)
+
+
+def placements(
+    recipe: str, count: int, shape: tuple[int, int, int], generator: torch.Generator
+) -> Tensor | None:
+    """What `none`, `flip`, `crop` and `crop_flip` draw for images on the CPU.
+
+    Args:
+        recipe: One of `AUGMENTATIONS`.
+        count: Number of images.
+        shape: Of each, (channels, height, width).
+        generator: As the recipe takes it.
+
+    Returns:
+        (count, 3): top and left edge in images with a border of `padding`, and 1 if mirrored; None
+        for recipes that do more than that.
+    """
+    if recipe not in ("none", "flip", "crop", "crop_flip"):
+        return None
+    vertical, horizontal = padding(shape)
+    drawn = torch.tensor([vertical, horizontal, 0]).repeat(count, 1)
+    if "flip" in recipe:
+        drawn[:, 2] = torch.rand(count, generator=generator) < 0.5
+    if "crop" in recipe:
+        drawn[:, 0] = torch.randint(2 * vertical + 1, (count,), generator=generator)
+        drawn[:, 1] = torch.randint(2 * horizontal + 1, (count,), generator=generator)
+    return drawn
+
+
+def bordered(images: Tensor) -> Tensor:
+    """Images with the black border that crops reach into."""
+    vertical, horizontal = padding(images.shape[1:])
+    return functional.pad(images, (horizontal, horizontal, vertical, vertical))
+
+
+def placed(images: Tensor, index: Tensor, drawn: Tensor, size: tuple[int, int]) -> Tensor:
+    """Some images, cut out and mirrored as `placements` says, (B, channels, h, w).
+
+    Args:
+        images: All of them, `bordered`.
+        index: Which, (B,).
+        drawn: (B, 3).
+        size: (h, w) without border.
+    """
+    (height, width), full_width = size, images.shape[-1]
+    top, left, mirrored = drawn.unbind(1)
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    columns = left[:, None] + torch.arange(width, device=images.device)
+    columns = torch.where(mirrored[:, None] > 0, full_width - 1 - columns, columns)
+    cut = images[index[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return cut.permute(0, 3, 1, 2).contiguous()
 
 
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
@@ -230,9 +281,9 @@ def _one_by_one(
     return result
 
 
-def _padding(images: Tensor) -> tuple[int, int]:
+def padding(shape: Sequence[int]) -> tuple[int, int]:
     """Rows and columns by which a crop may move: an eighth, 4 of CIFAR's 32 as usual."""
-    height, width = images.shape[-2:]
+    height, width = shape[-2:]
     return max(1, round(height / 8)), max(1, round(width / 8))
 
 

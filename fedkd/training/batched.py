@@ -1,14 +1,80 @@
-"""Local training of many teachers together."""
+"""Local training of many teachers together: clients of one architecture as one batch.
+
+A small network does not fill an accelerator, and one client after the other leaves most of it idle.
+Here teachers of one architecture are stacked (`fedkd.models.stacked`) and take their steps in the
+same operations. Each keeps what `fit` gives it alone: its order of samples, its augmentation and
+dropout, its learning rate, its number of steps, its batch-norm statistics. So it comes to the same
+weights, but for the rounding of sums. A client that is finished is taken out of the stack as soon
+as that halves it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import logging
+import math
+from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
 
 from fedkd.data.images import ImageSet
+from fedkd.data.views import AUGMENTATIONS, augment_batch, bordered, placed, placements
 from fedkd.models.network import Network
-from fedkd.training.loop import Phase
-from fedkd.training.optimizers import DEFAULT_OPTIMIZER, Optimizer
-from fedkd.training.supervised import TEACHER, Fit, Pull, fit
+from fedkd.models.stacked import Stack, Unstackable, architecture, check_stack, write_state
+from fedkd.randomness import stream, stream_seed
+from fedkd.training.batches import batch_norm, batches, steps_per_epoch
+from fedkd.training.graph import Captured, Graphs
+from fedkd.training.loop import (
+    SELDOM,
+    Phase,
+    bad_gradient,
+    bad_loss,
+    check_finite,
+    check_time,
+    is_finite,
+)
+from fedkd.training.optimizers import (
+    DEFAULT_OPTIMIZER,
+    Optimizer,
+    RowOptimizer,
+    learning_rate,
+)
+from fedkd.training.supervised import TEACHER, Fit, Pull, Regulariser, fit
+
+logger = logging.getLogger(__name__)
+
+Records = list[list[list[float]]]
+
+_announced: set[str] = set()
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How all of them are trained."""
+
+    epochs: int
+    batch_size: int
+    optimizer: Optimizer
+    augment: str
+    label_smoothing: float
+    phase: Phase
+    autocast: torch.dtype | None
+    graphs: Graphs
+
+
+@dataclass(frozen=True)
+class _Client:
+    """Who is trained, on what."""
+
+    number: int
+    teacher: Network
+    shard: ImageSet
+    seed: int
+    pull: Pull | None
 
 
 def fit_many(
@@ -23,6 +89,9 @@ def fit_many(
     label_smoothing: float = 0.0,
     pulls: Sequence[Pull | None] | None = None,
     phase: Phase = TEACHER,
+    together: bool | None = None,
+    autocast: torch.dtype | None = None,
+    graphs: Graphs = "auto",
 ) -> list[Fit | Exception]:
     """Train each teacher (in place) on its shard, as `fit` does it.
 
@@ -37,8 +106,14 @@ def fit_many(
         optimizer: Likewise.
         augment: Likewise.
         label_smoothing: Likewise.
-        pulls: What is added to each client's loss; None: nothing.
+        pulls: What is added to each client's loss; None: nothing. Those of one `Regulariser` are
+            computed together.
         phase: In which words to complain.
+        together: Whether teachers of one architecture are trained as one batch, which rounds sums
+            otherwise; None: on accelerators. Those that cannot are trained one after the other, and
+            the reason is announced.
+        autocast: In which precision the networks compute; None: their own.
+        graphs: Whether a step is captured.
 
     Returns:
         For each client what `fit` gives, or the error that it raises.
@@ -52,23 +127,521 @@ def fit_many(
             raise ValueError(
                 f"{name}: expected one for each of {len(teachers)} teachers, got {len(values)}"
             )
-    fits: list[Fit | Exception] = []
-    for teacher, shard, seed, pull in zip(teachers, shards, seeds, pulls, strict=True):
-        try:
-            fits.append(
-                fit(
-                    teacher,
-                    shard,
-                    epochs=epochs,
-                    batch_size=batch_size,
-                    optimizer=optimizer,
-                    augment=augment,
-                    label_smoothing=label_smoothing,
-                    seed=seed,
-                    pull=pull,
-                    phase=phase,
-                )
+    options = _Options(
+        epochs, batch_size, optimizer, augment, label_smoothing, phase, autocast, graphs
+    )
+    clients = [
+        _Client(number, *each)
+        for number, each in enumerate(zip(teachers, shards, seeds, pulls, strict=True))
+    ]
+    groups: dict[Hashable, list[_Client]] = {}
+    for client in clients:
+        groups.setdefault(_group(client, options, together), []).append(client)
+    fits: dict[int, Fit | Exception] = {}
+    for key, group in groups.items():
+        if key is None or len(group) == 1:
+            fits.update({client.number: _alone(client, options) for client in group})
+        else:
+            fits.update(_together(group, options))
+    return [fits[number] for number in range(len(clients))]
+
+
+def _group(client: _Client, options: _Options, together: bool | None) -> Hashable:
+    """Clients of one group are trained together; None is trained alone."""
+    device = client.teacher.mean.device
+    if not (device.type != "cpu" if together is None else together):
+        return None
+    shard, labels = client.shard, client.shard.labels
+    if labels is None or len(shard) == 0 or options.epochs < 1 or options.batch_size < 1:
+        return None  # `fit` knows what to say
+    if options.augment not in AUGMENTATIONS:
+        return None
+    if options.batch_size == 1 and batch_norm(client.teacher) is not None:
+        return None
+    if not is_finite(client.teacher) or (kind := architecture(client.teacher)) is None:
+        return None
+    # A single image is read in evaluation mode.
+    return kind, shard.shape, len(shard.classes), len(shard) > 1
+
+
+def _alone(client: _Client, options: _Options) -> Fit | Exception:
+    device = client.teacher.mean.device.type
+    half = options.autocast
+    try:
+        with nullcontext() if half is None else torch.autocast(device, dtype=half):
+            return fit(
+                client.teacher,
+                client.shard,
+                epochs=options.epochs,
+                batch_size=options.batch_size,
+                optimizer=options.optimizer,
+                augment=options.augment,
+                label_smoothing=options.label_smoothing,
+                seed=client.seed,
+                pull=client.pull,
+                phase=options.phase,
             )
-        except (RuntimeError, ValueError) as error:
-            fits.append(error)
-    return fits
+    except Exception as error:  # of one client: it is for the caller to judge
+        return error
+
+
+def _together(clients: Sequence[_Client], options: _Options) -> dict[int, Fit | Exception]:
+    """Train clients of one architecture; in smaller groups if the device's memory says so."""
+    try:
+        return _Group(clients, options).train()
+    except torch.OutOfMemoryError:
+        if clients[0].teacher.mean.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = (len(clients) + 1) // 2
+        if half > 1:
+            logger.info("no memory for %d clients together, %d are tried", len(clients), half)
+            return {**_together(clients[:half], options), **_together(clients[half:], options)}
+    except (Unstackable, RuntimeError) as reason:  # their networks are still what they were
+        name = type(clients[0].teacher.body).__name__
+        if name not in _announced:
+            _announced.add(name)
+            logger.warning("%s is trained client after client: %s", name, reason)
+    return {client.number: _alone(client, options) for client in clients}
+
+
+class _Samples:
+    """Which samples of a client make which of its steps: those of `train_epochs`, in its order."""
+
+    def __init__(self, client: _Client, options: _Options) -> None:
+        self.total = len(client.shard)
+        self.batch = min(options.batch_size, self.total)
+        self.per_epoch = steps_per_epoch(self.total, self.batch)
+        self.steps = self.per_epoch * options.epochs
+        self._order = stream(client.seed, "order")
+        self._epoch: list[Tensor] = []
+
+    def at(self, step: int) -> tuple[int, int, Tensor]:
+        """(epoch, step of the epoch, numbers); to be asked for each step in turn."""
+        epoch, within = divmod(step, self.per_epoch)
+        if within == 0:
+            drawn = torch.randperm(self.total, generator=self._order)
+            self._epoch = list(batches(drawn, self.batch))
+        return epoch, within, self._epoch[within]
+
+
+class _Account:
+    """What a client draws, and what becomes of it."""
+
+    def __init__(self, client: _Client, options: _Options) -> None:
+        self.client = client
+        self.samples = _Samples(client, options)
+        self.dropout = torch.Generator().manual_seed(stream_seed(client.seed, "teacher"))
+        self.error: Exception | None = None
+        self.moved = False
+        self._options = options
+        self._loss, self._right, self._seen = 0.0, 0.0, 0
+
+    def add(self, records: Records, row: int, first: int, counts: Sequence[Sequence[int]]) -> None:
+        """Look at what became of some steps."""
+        for number, each in enumerate(counts):
+            if (count := each[row]) == 0 or self.error is not None:
+                continue
+            loss, entropy, pull, norm, right, finite = (column[row] for column in records[number])
+            epoch = (first + number) // self.samples.per_epoch + 1
+            parts = {} if self.client.pull is None else {"cross entropy": entropy, "pull": pull}
+            phase = self._options.phase
+            if not math.isfinite(loss):
+                self.error = RuntimeError(bad_loss(phase, epoch, loss, parts))
+            elif not math.isfinite(norm):
+                self.error = RuntimeError(bad_gradient(phase, epoch, norm, loss, parts))
+            elif not finite and (first + number + 1) % self.samples.per_epoch == 0:
+                self.error = RuntimeError(
+                    f"{phase.who}'s weights are not finite after epoch {epoch}; {phase.remedy}"
+                )
+            self.moved |= norm > 0
+            if epoch == self._options.epochs:
+                self._loss += count * loss
+                self._right += right
+                self._seen += count
+
+    def fit(self) -> Fit | Exception:
+        """What `fit` gives, or raises."""
+        return self.error or Fit(self._loss / self._seen, self._right / self._seen)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some steps of a stack, prepared on the host.
+
+    Attributes:
+        plan: What is read, int32 (steps, 4, K, B): number in the bank, and its placement.
+        numbers: (steps, 4, K): learning rate, images, and Adam's corrections.
+        counts: Images of each step and client, 0 where the client has finished.
+        dense: Whether all rows of a step are full.
+        augmented: Images of each step if they are augmented on the host, uint8 (K, B, ...).
+    """
+
+    plan: Tensor
+    numbers: Tensor
+    counts: list[list[int]]
+    dense: list[bool]
+    augmented: list[Tensor]
+
+
+class _Group:
+    """The training of a group of clients; their networks change when it is over.
+
+    Raises:
+        Unstackable: they have to be trained one after the other.
+    """
+
+    def __init__(self, clients: Sequence[_Client], options: _Options) -> None:
+        self._options = options
+        accounts = [_Account(client, options) for client in clients]
+        # The longest first: who remains is in front.
+        self._accounts = sorted(accounts, key=lambda account: -account.samples.steps)
+        self._bank = _Bank([a.client.shard for a in self._accounts], options.augment, self._device)
+        self._finished: dict[int, dict[str, Tensor]] = {}
+
+    @property
+    def _device(self) -> torch.device:
+        return self._accounts[0].client.teacher.mean.device
+
+    def train(self) -> dict[int, Fit | Exception]:
+        """All steps of all clients."""
+        teachers = [account.client.teacher for account in self._accounts]
+        shards = [account.client.shard for account in self._accounts]
+        stack = Stack(teachers, training=len(shards[0]) > 1)
+        check_stack(stack, teachers, [shard.images for shard in shards])
+        optimizer = RowOptimizer(self._options.optimizer, stack.weights)
+        bank, active, done = self._bank, self._accounts, 0
+        while True:
+            # Until at most half of the stack has steps to take.
+            end = active[len(active) // 2].samples.steps
+            steps = _Steps(active, stack, optimizer, bank, self._options, done)
+            if not self._run(steps, done, end):
+                break
+            done = end
+            rows = [n for n, a in enumerate(active) if a.samples.steps > end and a.error is None]
+            active = [active[row] for row in rows]
+            if not active:
+                break
+            where = torch.tensor(rows, device=self._device)
+            stack = stack.take(where)
+            optimizer = optimizer.take(where, stack.weights)
+            bank = bank.take(rows)
+        for account in self._accounts:
+            self._finish(account)
+        return {account.client.number: account.fit() for account in self._accounts}
+
+    def _run(self, steps: _Steps, start: int, end: int) -> bool:
+        """Whether it goes on after these steps."""
+        accounts = steps.accounts
+        ends = [min(start + SELDOM * (n + 1), end) for n in range(-(-(end - start) // SELDOM))]
+        chunk = steps.prepare(start, ends[0])
+        for number, until in enumerate(ends):
+            first = until - len(chunk.dense)
+            steps.load(chunk)
+            for step in range(first, until):
+                try:
+                    check_time()
+                except RuntimeError as error:
+                    for account in accounts:
+                        if account.samples.steps > step:
+                            account.error = account.error or error
+                    return False
+                steps.take(chunk, step - first)
+                for row, account in enumerate(accounts):
+                    if account.samples.steps == step + 1:
+                        self._finished[account.client.number] = steps.stack.row(row)
+            # Meanwhile an accelerator works on those: what comes next is prepared.
+            following = ends[number + 1 : number + 2]
+            coming = steps.prepare(until, following[0]) if following else None
+            records: Records = steps.records.tolist()
+            for row, account in enumerate(accounts):
+                account.add(records, row, first, chunk.counts)
+            if coming is not None:
+                chunk = coming
+            if all(account.error is not None for account in accounts):
+                return False
+        return True
+
+    def _finish(self, account: _Account) -> None:
+        client, phase = account.client, self._options.phase
+        if account.error is not None:
+            return
+        write_state(client.teacher, self._finished[client.number])
+        client.teacher.eval()
+        try:
+            check_finite(
+                client.teacher,
+                f"{phase.who}'s weights are not finite after epoch {self._options.epochs}",
+                phase.remedy,
+            )
+        except RuntimeError as error:
+            account.error = error
+        if not account.moved:
+            logger.warning(
+                "%s has learnt nothing: its loss had no gradient in any of %d steps",
+                phase.who,
+                account.samples.steps,
+            )
+
+
+class _Bank:
+    """The images of all clients, one after the other, on the device."""
+
+    def __init__(self, shards: Sequence[ImageSet], augment: str, device: torch.device) -> None:
+        self.shape = shards[0].shape
+        self._starts = [0]
+        for shard in shards:
+            self._starts.append(self._starts[-1] + len(shard))
+        # Recipes that are more than a place are applied on the host, as `fit` does.
+        self.on_host = placements(augment, 0, self.shape, stream(0)) is None
+        self._plain = augment == "none"
+        images = torch.cat([shard.images for shard in shards])
+        self.images = (images if self.on_host or self._plain else bordered(images)).to(device)
+        self.labels = torch.cat([_labels(shard) for shard in shards]).to(device)
+
+    def start(self, row: int) -> int:
+        """Number of a client's first image."""
+        return self._starts[row]
+
+    def take(self, rows: Sequence[int]) -> _Bank:
+        """The same images, seen by some of the clients."""
+        taken = copy.copy(self)
+        taken._starts = [self._starts[row] for row in rows]
+        return taken
+
+    def batch(self, index: Tensor, drawn: Tensor) -> Tensor:
+        """Images (K, B, channels, h, w) under these numbers, (K, B), and placements (K, B, 3)."""
+        flat = index.flatten()
+        if self._plain:
+            images = self.images[flat]
+        else:
+            images = placed(self.images, flat, drawn.flatten(0, 1), self.shape[1:])
+        return images.unflatten(0, index.shape)
+
+
+class _Steps:
+    """Steps of a stack; all that they read lies where it is, so that they can be captured."""
+
+    def __init__(
+        self,
+        accounts: Sequence[_Account],
+        stack: Stack,
+        optimizer: RowOptimizer,
+        bank: _Bank,
+        options: _Options,
+        start: int,
+    ) -> None:
+        self.accounts = accounts
+        self.stack = stack
+        self._optimizer = optimizer
+        self._bank = bank
+        self._options = options
+        device, weights = stack.weights.device, stack.weights
+        clients, length = len(accounts), max(account.samples.batch for account in accounts)
+        self._size = clients, length
+        self._plan = torch.zeros(SELDOM, 4, clients, length, dtype=torch.int32, device=device)
+        self._numbers = weights.new_ones(SELDOM, 4, clients)
+        self._row = torch.zeros(1, dtype=torch.int64, device=device)
+        self._time = torch.full((1,), start, dtype=torch.int64, device=device)
+        self.pulled = any(account.client.pull is not None for account in accounts)
+        # Loss, its two parts, the gradient's norm, right answers, whether the weights are finite.
+        self.records = weights.new_zeros(SELDOM, 6, clients)
+        self._images = torch.zeros(clients, length, *bank.shape, dtype=torch.uint8, device=device)
+        self._counts: list[int] = []
+        seeds = [stream_seed(account.client.seed, "teacher") for account in accounts]
+        self._keys = torch.tensor(seeds, device=device)
+        strange = any(not isinstance(a.client.pull, Regulariser | None) for a in accounts)
+        self._capture = Captured(
+            self._step,
+            device,
+            "off" if strange or device.type == "cpu" else options.graphs,
+            modules=[stack.base],
+            what="a step of clients together",
+        )
+        self._dense = False
+
+    def prepare(self, start: int, end: int) -> _Chunk:
+        """What steps from `start` to before `end` need, on the host."""
+        clients, length = self._size
+        options, bank = self._options, self._bank
+        many = end - start
+        middle = placements("none", length, bank.shape, stream(0))
+        plan = torch.zeros(many, 4, clients, length, dtype=torch.int32)
+        if middle is not None:
+            plan[:, 1:] = middle.t()[:, None]
+        numbers = torch.ones(many, 4, clients, dtype=torch.float64)
+        numbers[:, 0] = 0.0
+        numbers[:, 1] = length
+        counts, augmented = [], []
+        for row in range(clients):
+            plan[:, 0, row] = bank.start(row)
+        for number, step in enumerate(range(start, end)):
+            counts.append([0] * clients)
+            numbers[number, 2], numbers[number, 3] = RowOptimizer.corrections(step)
+            if bank.on_host:
+                augmented.append(torch.zeros(clients, length, *bank.shape, dtype=torch.uint8))
+            for row, account in enumerate(self.accounts):
+                samples, client = account.samples, account.client
+                if step >= samples.steps:
+                    continue
+                epoch, within, index = samples.at(step)
+                count = len(index)
+                counts[-1][row] = count
+                plan[number, 0, row, :count] = index + bank.start(row)
+                numbers[number, 0, row] = learning_rate(options.optimizer, step, samples.steps)
+                numbers[number, 1, row] = count
+                names = "augment", epoch, within
+                if bank.on_host:
+                    augmented[-1][row, :count] = augment_batch(
+                        client.shard.images[index], options.augment, client.seed, *names
+                    )
+                elif options.augment != "none":
+                    drawn = placements(
+                        options.augment, count, bank.shape, stream(client.seed, *names)
+                    )
+                    assert drawn is not None
+                    plan[number, 1:, row, :count] = drawn.t().to(torch.int32)
+        dense = [all(count in (0, length) for count in each) for each in counts]
+        return _Chunk(plan, numbers, counts, dense, augmented)
+
+    def load(self, chunk: _Chunk) -> None:
+        """Bring a chunk to the device."""
+        many = len(chunk.dense)
+        for place, values in ((self._plan, chunk.plan), (self._numbers, chunk.numbers)):
+            values = values.to(place.dtype)
+            if place.device.type == "cuda":
+                values = values.pin_memory()
+            place[:many].copy_(values, non_blocking=True)
+        self._row.zero_()
+
+    def take(self, chunk: _Chunk, number: int) -> None:
+        """One step."""
+        if chunk.augmented:
+            self._images.copy_(chunk.augmented[number])
+        self._counts, self._dense = chunk.counts[number], chunk.dense[number]
+        self._capture(key=self._dense)
+
+    def _step(self) -> None:
+        options, stack = self._options, self.stack
+        plan = self._plan.index_select(0, self._row)[0].long()
+        numbers = self._numbers.index_select(0, self._row)[0]
+        index, drawn, counts = plan[0], plan[1:].movedim(0, 2), numbers[1]
+        images = self._images if self._bank.on_host else self._bank.batch(index, drawn)
+        labels = self._bank.labels[index]
+        there = torch.arange(labels.shape[1], device=labels.device) < counts[:, None]
+        device, half = labels.device.type, options.autocast
+        # Casts are not kept: what one step cast, another must not read.
+        precision = (
+            nullcontext()
+            if half is None
+            else torch.autocast(device, dtype=half, cache_enabled=False)
+        )
+        with precision:
+            logits = stack.read(images, counts=None if self._dense else counts, draw=self._draw)
+            more = self._pulls(images, labels, logits, there, counts) if self.pulled else None
+        each = functional.cross_entropy(
+            logits.flatten(0, 1).to(stack.weights.dtype),
+            labels.flatten(),
+            label_smoothing=options.label_smoothing,
+            reduction="none",
+        ).view_as(labels)
+        entropy = _mean(each, there, counts)
+        loss = entropy if more is None else entropy + more
+        gradients = stack.gradients(loss.sum())
+        norms = torch.linalg.vector_norm(gradients, dim=1)
+        if (largest := options.optimizer.max_grad_norm) is not None:
+            gradients.mul_((largest / (norms + 1e-6)).clamp(max=1.0)[:, None])
+        self._optimizer.step(
+            gradients, numbers[0, :, None], (numbers[2, :, None], numbers[3, :, None])
+        )
+        right = ((logits.argmax(2) == labels) & there).sum(1)
+        finite = stack.weights.isfinite().all(1)
+        parts = [entropy, torch.zeros_like(entropy) if more is None else more]
+        row = [loss, *parts, norms, right, finite]
+        record = torch.stack([each.detach().to(self.records.dtype) for each in row])
+        self.records.index_copy_(0, self._row, record[None])
+        self._row.add_(1)
+        self._time.add_(1)
+
+    def _pulls(
+        self, images: Tensor, labels: Tensor, logits: Tensor, there: Tensor, counts: Tensor
+    ) -> Tensor:
+        """What is added to each client's loss, (K,)."""
+        more = logits.new_zeros(len(self.accounts), dtype=self.stack.weights.dtype)
+        rows: dict[Pull, list[int]] = {}
+        for row, account in enumerate(self.accounts):
+            if account.client.pull is not None:
+                rows.setdefault(account.client.pull, []).append(row)
+        for pull, own in rows.items():
+            if isinstance(pull, Regulariser):
+                picked = slice(None) if len(own) == len(self.accounts) else own
+                student = pull.logits(images[picked].flatten(0, 1))
+                terms = pull.per_sample(logits[picked].flatten(0, 1), student)
+                means = _mean(terms.view_as(labels[picked]), there[picked], counts[picked])
+                more = more + _scattered(means, own, len(self.accounts))
+                continue
+            for row in own:
+                if (count := self._counts[row]) > 0:
+                    part = pull(images[row, :count], labels[row, :count], logits[row, :count])
+                    more = more + _scattered(part[None], [row], len(self.accounts))
+        return more
+
+    def _draw(self, shape: tuple[int, ...], p: float, call: int) -> Tensor:
+        """What dropout keeps: on a CPU what `fit` draws, elsewhere a hash of client and step."""
+        weights = self.stack.weights
+        if weights.device.type != "cpu":
+            return hashed(shape, self._keys, self._time, call) >= p
+        kept = weights.new_ones(shape)
+        for row, account in enumerate(self.accounts):
+            if (count := self._counts[row]) > 0:
+                kept[row, :count] = weights.new_empty(count, *shape[2:]).bernoulli_(
+                    1 - p, generator=account.dropout
+                )
+        return kept
+
+
+def hashed(shape: tuple[int, ...], keys: Tensor, time: Tensor, call: int) -> Tensor:
+    """Numbers in [0, 1) that follow from key, time, call and place alone, float32.
+
+    SplitMix64 of Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA
+    2014: a generator's state would have to be one per client, and no graph could replay it.
+
+    Args:
+        shape: (K, ...).
+        keys: int64 (K,).
+        time: int64 (1,), on the same device.
+        call: Which of a step's draws.
+    """
+    places = torch.arange(math.prod(shape[1:]), device=keys.device)
+    mixed = _mix(_mix(keys + time * _GOLDEN + call * 1_000_003)[:, None] + places * _GOLDEN)
+    return ((mixed >> 40) & 0xFFFFFF).float().div(1 << 24).view(shape)
+
+
+# 64-bit constants of SplitMix64 as signed numbers.
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
+_SECOND = 0x94D049BB133111EB - (1 << 64)
+
+
+def _mix(z: Tensor) -> Tensor:
+    for shift, factor in ((30, _FIRST), (27, _SECOND)):
+        z = (z ^ ((z >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return z ^ ((z >> 31) & ((1 << 33) - 1))
+
+
+def _mean(values: Tensor, there: Tensor, counts: Tensor) -> Tensor:
+    """Mean over the images of a row that are there, (K, B) -> (K,)."""
+    return torch.where(there, values, 0.0).sum(1) / counts
+
+
+def _scattered(values: Tensor, rows: Sequence[int], length: int) -> Tensor:
+    """Values at these rows, zero at the others."""
+    if len(rows) == length:
+        return values
+    place = torch.zeros(len(rows), length, dtype=values.dtype)
+    place[range(len(rows)), list(rows)] = 1.0
+    return torch.where(place.bool().to(values.device), values[:, None], 0.0).sum(0)
+
+
+def _labels(shard: ImageSet) -> Tensor:
+    assert shard.labels is not None
+    return shard.labels

@@ -464,17 +464,16 @@ class _Log:
         return Means(loss, dict(zip(self._parts, means)), sums, seen)
 
     def _check_step(self, step: int, again: Callable[[], Measured] | None) -> None:
-        who, loss = self._trainer.phase.who, self._rows[step][0]
+        trainer, epoch = self._trainer, self._epoch
+        loss, *rest = self._rows[step]
+        parts = dict(zip(self._parts, rest))
         if not math.isfinite(loss):
-            raise RuntimeError(
-                f"{who}'s loss is {loss} in epoch {self._epoch}{self._shown(step)}"
-                f"{self._cause(step)}"
-            )
+            raise RuntimeError(bad_loss(trainer.phase, epoch, loss, parts, self._cause(step)))
         norm = self._norms[step] if step < len(self._norms) else 0.0
-        if not math.isfinite(norm) and not self._trainer.scales:
+        if not math.isfinite(norm) and not trainer.scales:
+            culprits, cause = self._culprits(again), self._cause(step)
             raise RuntimeError(
-                f"the gradient of {who}'s loss is {norm} in epoch {self._epoch}, though the loss "
-                f"is {loss:.4g}{self._shown(step)}{self._culprits(again)}{self._cause(step)}"
+                bad_gradient(trainer.phase, epoch, norm, loss, parts, culprits, cause)
             )
 
     def _culprits(self, again: Callable[[], Measured] | None) -> str:
@@ -488,15 +487,9 @@ class _Log:
         bad = [repr(name) for name, norm in norms.items() if not math.isfinite(norm)]
         return f", because of {' and '.join(bad)}" if bad else ""
 
-    def _shown(self, step: int) -> str:
-        parts = self._rows[step][1 : 1 + len(self._parts)]
-        shown = (f"{name} {part:.4g}" for name, part in zip(self._parts, parts))
-        return f" ({', '.join(shown)})" if parts else ""
-
-    def _cause(self, step: int) -> str:
-        trainer = self._trainer
-        cause = None if trainer.explain is None else trainer.explain(self._epoch, step)
-        return f": {cause}" if cause else f"; {trainer.phase.remedy}"
+    def _cause(self, step: int) -> str | None:
+        explain = self._trainer.explain
+        return None if explain is None else explain(self._epoch, step)
 
 
 def gradient_norm(value: Tensor, parameters: Sequence[Tensor]) -> float:
@@ -508,13 +501,59 @@ def gradient_norm(value: Tensor, parameters: Sequence[Tensor]) -> float:
     return float(torch.stack(lengths).norm()) if lengths else 0.0
 
 
+def is_finite(network: nn.Module) -> bool:
+    """Whether all weights and buffers of `network` are."""
+    state = [t for t in network.state_dict().values() if t.is_floating_point()]
+    return not state or bool(torch.stack([t.isfinite().all() for t in state]).all())
+
+
 def check_finite(network: nn.Module, complaint: str, remedy: str = "") -> None:
     """Raise `RuntimeError` with the complaint if a weight or buffer of `network` is not finite."""
-    state = {name: t for name, t in network.state_dict().items() if t.is_floating_point()}
-    if not state or bool(torch.stack([t.isfinite().all() for t in state.values()]).all()):
+    if is_finite(network):
         return
+    state = {name: t for name, t in network.state_dict().items() if t.is_floating_point()}
     name = next(name for name, tensor in state.items() if not tensor.isfinite().all())
     raise RuntimeError(f"{complaint} ({name}){'; ' if remedy else ''}{remedy}")
+
+
+def bad_loss(
+    phase: Phase, epoch: int, loss: float, parts: Mapping[str, float], cause: str | None = None
+) -> str:
+    """The complaint about a loss that is not finite.
+
+    Args:
+        phase: What is trained.
+        epoch: From 1.
+        loss: The loss.
+        parts: What it is made of.
+        cause: What was wrong with the batch, if that is known.
+    """
+    return f"{phase.who}'s loss is {loss} in epoch {epoch}{_shown(parts)}{_end(phase, cause)}"
+
+
+def bad_gradient(
+    phase: Phase,
+    epoch: int,
+    norm: float,
+    loss: float,
+    parts: Mapping[str, float],
+    culprits: str = "",
+    cause: str | None = None,
+) -> str:
+    """The complaint about a gradient that is not finite though its loss is; as `bad_loss`."""
+    return (
+        f"the gradient of {phase.who}'s loss is {norm} in epoch {epoch}, though the loss "
+        f"is {loss:.4g}{_shown(parts)}{culprits}{_end(phase, cause)}"
+    )
+
+
+def _shown(parts: Mapping[str, float]) -> str:
+    shown = ", ".join(f"{name} {part:.4g}" for name, part in parts.items())
+    return f" ({shown})" if parts else ""
+
+
+def _end(phase: Phase, cause: str | None) -> str:
+    return f": {cause}" if cause else f"; {phase.remedy}"
 
 
 def train_epochs(

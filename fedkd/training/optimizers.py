@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fedkd.models.arguments import one_of, real, truth
@@ -134,6 +134,74 @@ def make_optimizer(
             device = group["params"][0].device
             group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
     return optimizer, schedule
+
+
+def learning_rate(options: Optimizer, step: int, total_steps: int) -> float:
+    """The learning rate at `step`, from 0, of a training of so many steps."""
+    return options.rates[0] * _factor(options, step, total_steps)
+
+
+class RowOptimizer:
+    """What `make_optimizer` makes, for many networks at once: a row of weights each.
+
+    Every optimiser here works on each weight alone, so rows differ in nothing but their learning
+    rate. All is done by tensors in their place, so that a step can be captured as a graph.
+
+    Args:
+        options: Optimiser; the schedule is the caller's.
+        weights: (K, P), changed in place.
+    """
+
+    # torch.optim's defaults.
+    _BETAS = (0.9, 0.999)
+    _EPS = 1e-8
+
+    def __init__(self, options: Optimizer, weights: Tensor) -> None:
+        self._options = options
+        self._weights = weights
+        wanted = {"sgd": 1 if options.momentum else 0}.get(options.name, 2)
+        self._moments = [torch.zeros_like(weights) for _ in range(wanted)]
+
+    def take(self, rows: Tensor, weights: Tensor) -> RowOptimizer:
+        """The optimiser of some of the rows, whose weights now lie elsewhere."""
+        taken = RowOptimizer(self._options, weights)
+        taken._moments = [moment[rows] for moment in self._moments]
+        return taken
+
+    @classmethod
+    def corrections(cls, step: int) -> tuple[float, float]:
+        """By what Adam divides its moments at `step`, from 0: the second one is a root."""
+        first, second = cls._BETAS
+        return 1 - first ** (step + 1), math.sqrt(1 - second ** (step + 1))
+
+    @torch.no_grad()
+    def step(self, gradients: Tensor, lr: Tensor, corrections: tuple[Tensor, Tensor]) -> None:
+        """Move the weights.
+
+        Args:
+            gradients: (K, P); changed.
+            lr: Learning rate of each row, (K, 1).
+            corrections: Of Adam, each (K, 1) or a scalar.
+        """
+        options, weights = self._options, self._weights
+        decay = options.rates[1]
+        if options.name == "adamw":
+            weights.mul_(1 - lr * decay)
+        elif decay:
+            gradients = gradients.add_(weights, alpha=decay)
+        if options.name == "sgd":
+            move = gradients
+            for moment in self._moments:
+                moment.mul_(options.momentum).add_(gradients)
+                move = gradients.add(moment, alpha=options.momentum) if options.nesterov else moment
+            weights.addcmul_(move, lr, value=-1)
+            return
+        mean, square = self._moments
+        first, second = self._BETAS
+        mean.lerp_(gradients, 1 - first)
+        square.mul_(second).addcmul_(gradients, gradients, value=1 - second)
+        spread = square.sqrt().div_(corrections[1]).add_(self._EPS)
+        weights.sub_(mean.div(spread).mul_(lr / corrections[0]))
 
 
 def _factor(options: Optimizer, step: int, total: int) -> float:
