@@ -7,7 +7,7 @@ student's side with the same functions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -105,6 +105,30 @@ def _by_cells(maps: Tensor, grid: int, eps: float) -> Tensor:
     return torch.stack(found, dim=3).unflatten(3, (grid, grid))
 
 
+def _cells(side: int, grid: int) -> list[slice]:
+    return [slice(i * side // grid, -(-(i + 1) * side // grid)) for i in range(grid)]
+
+
+@lru_cache(maxsize=64)
+def _membership(
+    height: int, width: int, grid: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Who belongs to which cell, (grid^2, h w), and the same with overlapping cells side by side.
+
+    Made on the host, so only once.
+    """
+    inside = alone = torch.ones(1, 1, dtype=dtype)
+    for side in (height, width):
+        places = torch.arange(side)
+        cells = _cells(side, grid)
+        here = torch.stack([(c.start <= places) & (places < c.stop) for c in cells]).to(dtype)
+        inside = torch.kron(inside, here)
+        if here.sum() > side:
+            here = torch.block_diag(*[row[row > 0][None] for row in here])
+        alone = torch.kron(alone, here)
+    return inside.to(device), alone.to(device)
+
+
 class _CellStatistics(torch.autograd.Function):
     """All cells at once, by products with the (grid^2, h w) matrix of who belongs where.
 
@@ -115,17 +139,12 @@ class _CellStatistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor, grid: int, eps: float) -> Tensor:
         flat, spread = maps.flatten(2), maps
-        inside = alone = maps.new_ones(1, 1)
-        for axis in (2, 3):
-            side = maps.shape[axis]
-            cells = [slice(i * side // grid, -(-(i + 1) * side // grid)) for i in range(grid)]
-            places = torch.arange(side, device=maps.device)
-            here = torch.stack([(c.start <= places) & (places < c.stop) for c in cells]).to(maps)
-            inside = torch.kron(inside, here)
-            if here.sum() > side:  # cells overlap; laid side by side they do not
+        height, width = maps.shape[2:]
+        for axis, side in ((2, height), (3, width)):
+            cells = _cells(side, grid)
+            if sum(c.stop - c.start for c in cells) > side:  # overlapping ones, side by side
                 spread = torch.cat([spread[(slice(None),) * axis + (c,)] for c in cells], axis)
-                here = torch.block_diag(*[row[row > 0][None] for row in here])
-            alone = torch.kron(alone, here)
+        inside, alone = _membership(height, width, grid, maps.dtype, maps.device)
         size = inside.sum(dim=1)
         mean = flat @ (inside / size[:, None]).T
         deviation = torch.addmm(

@@ -210,13 +210,24 @@ def _gaussian(z: Tensor, shares: Tensor, sigma: float) -> Tensor:
     distances = (squares[:, None] + squares - 2 * gram).clamp(min=0)
     distances = distances - torch.diag(distances.diagonal())
     counted = shares > 0
-    if not counted.any():
+    if z.device.type != "cpu":
+        median = _median(distances, counted)
+    elif counted.any():
+        median = distances[counted][:, counted].median()
+    else:
         return gram
-    median = distances[counted][:, counted].median()
     # Less 1, which centring takes away again; a kernel of ones must not leave rounding errors.
     kernel = torch.expm1(distances / (-2 * sigma**2 * torch.where(median > 0, median, 1)))
     means = kernel @ shares
     return kernel - means[:, None] - means + means @ shares
+
+
+def _median(distances: Tensor, counted: Tensor) -> Tensor:
+    """Lower median between those that count, (n, n) x (n,) -> scalar, without asking how many."""
+    pairs = counted[:, None] & counted
+    ordered = torch.where(pairs, distances, torch.inf).flatten().sort().values
+    place = (pairs.sum() - 1).clamp(min=0) // 2
+    return ordered.gather(0, place[None]).squeeze(0)
 
 
 def _hollow(z: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from fedkd.losses.base import FormulaEnsembleLoss
 from fedkd.losses.divergence import check_teachers, kl_to_teachers, prior, reweighted
 from fedkd.losses.inputs import loss_function
 from fedkd.losses.kd import comparable
-from fedkd.losses.min_norm import one_class, shortest
+from fedkd.losses.min_norm import one_class, shortest, shortest_there
 
 Solver = Literal["exact", "svm"]
 
@@ -94,6 +94,8 @@ def agreement_weights(
     student_logits, teacher_logits = comparable(student_logits, teacher_logits)
     weights = prior(weights, teacher_logits)
     total = weights.sum(dim=1)
+    if solver == "exact" and weights.device.type not in ("cpu", "mps"):
+        return _on_device(student_logits, teacher_logits, weights, temperature, nu, normalise)
     present = (total > 0).nonzero()[:, 0]
     weights = weights[present] / total[present, None]
     p = F.softmax(student_logits / temperature, dim=-1)
@@ -113,6 +115,32 @@ def agreement_weights(
         scores = scores / lengths
         scores = scores / scores.sum()
     return total.new_zeros(len(total)).index_copy_(0, present, scores.to(total.dtype))
+
+
+def _on_device(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    weights: Tensor,
+    temperature: float,
+    nu: float | None,
+    normalise: bool,
+) -> Tensor:
+    """`agreement_weights` to six digits, with nothing fetched from the device."""
+    total = weights.sum(dim=1)
+    present = total > 0
+    weights = weights / torch.where(present, total, 1)[:, None]
+    p = F.softmax(student_logits / temperature, dim=-1)
+    q = F.softmax(teacher_logits / temperature, dim=-1)
+    vectors = (weights @ p - torch.einsum("mb,mbc->mc", weights, q)).double()
+    lengths = vectors.norm(dim=1)
+    if normalise:
+        vectors = vectors / lengths.clamp(min=1e-30)[:, None]
+    scores = shortest_there(vectors @ vectors.T, present, nu)
+    if normalise:
+        turned = torch.where(present, scores / torch.where(lengths > 0, lengths, 1), 0)
+        turned = turned / turned.sum()
+        scores = torch.where((lengths > 0).logical_or(~present).all(), turned, scores)
+    return scores.to(total.dtype)
 
 
 @LOSSES.register("aekd")

@@ -20,6 +20,9 @@ from fedkd.losses.kd import comparable
 Reduction = Literal["batchmean", "elementwise"]
 
 
+_CPU = torch.device("cpu")
+
+
 @loss_function("dgkd")
 def dgkd_loss(
     student_logits: Tensor,
@@ -37,8 +40,8 @@ def dgkd_loss(
         student_logits: (B, C).
         teacher_logits: Of M teachers, (M, B, C).
         weights: Weight of each teacher on each sample, (M, B); None means 1 / M.
-        kept: Numbers of the teachers that count on this batch; None means all. Where none
-            has one the loss is zero.
+        kept: Numbers of the teachers that count on this batch, or for each whether it does; None
+            means all. Where none does the loss is zero.
         temperature: Softness of all distributions.
         reduction: "elementwise" averages over classes as well, as the repository does: C times
             less.
@@ -48,7 +51,9 @@ def dgkd_loss(
     student_logits, teacher_logits = comparable(student_logits, teacher_logits)
     weights = prior(weights, teacher_logits)
     count = len(teacher_logits)
-    if kept is not None:
+    if isinstance(kept, Tensor) and kept.dtype == torch.bool:
+        weights = weights * kept[:, None]
+    elif kept is not None:
         kept = torch.as_tensor(kept, dtype=torch.long, device=weights.device)
         weights, teacher_logits = weights[kept], teacher_logits[kept]
     if combine == "sum":
@@ -95,14 +100,19 @@ class DGKDLoss(EnsembleLoss, formula=dgkd_loss):
             student[Logits()],
             ensemble.logits,
             weights=ensemble.weights,
-            kept=self._draw(len(ensemble)),
+            kept=self._draw(len(ensemble), ensemble.weights.device),
             **vars(self.options),
         )
 
-    def _draw(self, count: int) -> Tensor | None:
+    def _draw(self, count: int, device: torch.device = _CPU) -> Tensor | None:
         """Teachers that count on this batch."""
         if not self.training:
             return None
+        if device.type != "cpu":  # drawn where nobody has to wait for it
+            if self.survival is not None:
+                return torch.rand(count, device=device) < self.survival
+            order = torch.rand(count, device=device).argsort().argsort()
+            return order < max(1, count - self.drop) if self.drop else None
         if self.survival is not None:
             return (torch.rand(count) < self.survival).nonzero()[:, 0]
         if self.drop:

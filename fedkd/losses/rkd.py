@@ -86,7 +86,12 @@ def _solve(
             of_student, of_teacher, w, slope, squared, eps, distance_weight
         )
     if angle_weight:
-        if dtype == torch.float32 and _spread(of_student) and _spread(of_teacher):
+        if (
+            dtype == torch.float32
+            and x.device.type == "cpu"
+            and _spread(of_student)
+            and _spread(of_teacher)
+        ):
             of_student, of_teacher = of_student.float(), of_teacher.float()
         value += angle_weight * _angles(of_student, of_teacher, w, slope, angle_weight)
     if not differentiate:
@@ -153,9 +158,12 @@ class RKDLoss(FormulaLoss, formula=rkd_loss):
 
 def _squares(x: Tensor, y: Tensor, precise: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Squared distances of both, (B, B), and `x` in their dtype, float64 where it is needed."""
-    if not precise or x.device.type == "mps":  # which has no float64
+    # Whether float32 does is only known when it is done, which an accelerator shall not tell; mps
+    # has no float64.
+    device = x.device.type
+    if device == "mps" or (device == "cpu" and not precise):
         of_x, of_y = squares(x, x), squares(y, y)
-        if x.device.type == "mps" or (_spread(of_x) and _spread(of_y)):
+        if device == "mps" or (_spread(of_x) and _spread(of_y)):
             return of_x, of_y, x
     x, y = x.double(), y.double()
     return squares(x, x), squares(y, y), x
@@ -180,13 +188,13 @@ def _distances(
     share = torch.ones_like(student) if weights is None else torch.outer(weights, weights).sqrt()
     share.fill_diagonal_(0)
     total = share.sum()
-    if total == 0:
-        return total
+    none = total == 0  # without weights all shares, and so value and slope, are 0
+    total = torch.where(none, 1, total)
 
     def scaled(squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         lengths = squares.clamp(min=eps)
         lengths = lengths if squared else lengths.sqrt_()
-        mean = (share * lengths).sum() / total
+        mean = torch.where(none, 1, (share * lengths).sum() / total)
         return lengths, mean, (lengths / mean).fill_diagonal_(0)
 
     lengths, mean, ours = scaled(student)

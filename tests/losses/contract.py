@@ -74,7 +74,7 @@ def call(
     seen = targets if loss.needs_targets else None
     if isinstance(loss, EnsembleLoss):
         alone = {kind: tensor[None] for kind, tensor in teacher.items()}
-        ensemble = Ensemble((Teacher(0),), alone, torch.ones(1, len(weights)))
+        ensemble = Ensemble((Teacher(0),), alone, torch.ones_like(weights)[None])
         return loss(student, ensemble, seen)
     value: Tensor = loss(student, teacher, seen, TeacherWeights(weights))
     return value

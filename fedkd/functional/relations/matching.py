@@ -77,10 +77,11 @@ class Graph:
         """How much each edge counts, (n, m), or one number for all."""
         _, size, length = vertices.shape
         n = self.sources(vertices)
-        count = n * (n - 1) if n == size else n * (size - n)
+        count: Tensor | int = max(n * (n - 1) if n == size else n * (size - n), 1)
         if self.keep is not None:
-            count = int(self.keep.sum())
-        scale = self.weight * (2 if self.distance == "squared" else 1) / max(count, 1)
+            count = self.keep.sum().clamp(min=1).to(vertices.dtype)
+            count = int(count) if count.device.type == "cpu" else count  # others shall not wait
+        scale = self.weight * (2 if self.distance == "squared" else 1) / count
         share: Tensor | float = scale / length if self.reduction == "elements" else scale
         if self.metric is not None:
             share = share * self.metric.to(vertices.dtype).mean()
