@@ -7,7 +7,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +39,50 @@ from fedkd.training.loop import time_limit
 from fedkd.training.supervised import Fit
 from simulations.deploy.identity import proof
 from strategies.groups import joined, members
-from strategies.records import CHALLENGE, JOB, METRICS, SIGNATURE, STUDENT, reply_records
+from strategies.records import (
+    CHALLENGE,
+    JOB,
+    MESSAGES_OWN,
+    METRICS,
+    NAMED,
+    SIGNATURE,
+    STUDENT,
+    UNKNOWN,
+    job_digest,
+    reply_records,
+)
 
 
 def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
     """The app of the four questions; `mods` wrap every message (fault injection, extra privacy)."""
-    app = ClientApp(mods=list(mods))
+    app = ClientApp(mods=[_with_its_job, *mods])
     app.query("describe")(_describe)
     app.train()(_train)
     app.query("knowledge")(_answer)
     app.evaluate()(_evaluate)
     return app
+
+
+def _with_its_job(
+    message: Message, context: Context, call_next: Callable[[Message, Context], Message]
+) -> Message:
+    """Complete the job of a message from what was kept of the last whole one, and keep that.
+
+    Flower keeps a node's state until the node ends: started anew, it answers that it does not know
+    the job, and is sent it whole. Whatever is checked of a job is checked of either.
+    """
+    job = message.content.config_records.get(JOB, ConfigRecord())
+    named = job.get(NAMED)
+    if named is None:
+        kept = {name: value for name, value in job.items() if name not in MESSAGES_OWN}
+        context.state[JOB] = ConfigRecord(kept)
+        return call_next(message, context)
+    known = context.state.config_records.get(JOB)
+    if known is None or job_digest(known) != named:
+        return Message(RecordDict({UNKNOWN: ConfigRecord({NAMED: named})}), reply_to=message)
+    own = {name: job[name] for name in MESSAGES_OWN if name in job}
+    message.content = RecordDict({**message.content, JOB: ConfigRecord({**known, **own})})
+    return call_next(message, context)
 
 
 def _describe(message: Message, context: Context) -> Message:

@@ -21,13 +21,17 @@ from fedkd.knowledge.query import Images, Refused
 from fedkd.rounds import Server
 from fedkd.runs.events import MessageCounted, PhaseName, ReplyRefused
 from fedkd.runs.quarantine import strike
-from strategies.groups import MEMBERS, balanced, taken_apart
+from strategies.groups import balanced, taken_apart
 from strategies.messaging import Delivery, send_and_receive
 from strategies.records import (
     JOB,
+    MEMBERS,
+    NAMED,
+    UNKNOWN,
     Number,
     check_length,
     explain,
+    job_digest,
     read_numbers,
     read_replies,
     wire_bytes,
@@ -114,6 +118,8 @@ class Exchange:
         # were. Nodes with a state folder of their own know better (simulations/client_app.py).
         if self.simulated and context.root != data_root(server.experiment):
             self._job["data-root"] = str(context.root)
+        self._named = {NAMED: job_digest(self._job)}
+        self._holders: set[int] = set()  # nodes that have kept the job: they are sent its digest
 
     def message(
         self,
@@ -124,8 +130,12 @@ class Exchange:
         client: int | None = None,
         group: Sequence[int] = (),
     ) -> Message:
-        """One message: its records and the job, of the node's client or of a group."""
-        job = ConfigRecord({**self._job, "round": number})
+        """One message: its records and the job, of the node's client or of a group.
+
+        A node that has kept the job is sent its digest.
+        """
+        run = self._named if node in self._holders else self._job
+        job = ConfigRecord({**run, "round": number})
         if len(group) > 1:
             job[MEMBERS] = list(group)
         if phase is KNOWLEDGE and client is not None:
@@ -159,42 +169,52 @@ class Exchange:
         """Send, count and announce what `ask` reads.
 
         Who answers through a worker that went down is asked again: that is not the client's fault,
-        and what it finished before is in its files and not done again.
+        and what it finished before is in its files and not done again. So is a node that was
+        started anew and no longer knows the job.
         """
         if not nodes:
             return
         self._server.notify("phase", round=number, phase=phase.name, total=len(nodes))
-        client, node = min(nodes.items())
-        # A phase sends the same to everybody; members of a group count what they would get alone.
-        down = wire_bytes(self.message(node, number, phase, content, client))
         waiting = sorted(nodes)
+        sizes: dict[bool, int] = {}  # a phase sends the same to everybody, but for the job
         for attempt in range(RETRIES + 1):
             lost: list[Delivery] = []
+            forgot: list[int] = []
+            held = {client: nodes[client] in self._holders for client in waiting}
+            for client in waiting:  # members of a group count what they would get alone
+                if held[client] not in sizes:
+                    example = self.message(nodes[client], number, phase, content, client)
+                    sizes[held[client]] = wire_bytes(example)
             groups = {group[0]: group for group in self._groups(phase, waiting)}
             messages: Messages = {
                 client: partial(self.message, nodes[client], number, phase, content, client, group)
                 for client, group in groups.items()
             }
-            deliveries = (
-                delivery
-                for sent in self.send(messages)
-                for delivery in taken_apart(sent, groups[sent.client])
-            )
-            for delivery in deliveries:
-                self._count(number, phase, down, delivery)
-                if self._is_lost(delivery.message, attempt):
-                    lost.append(delivery)
+            for sent in self.send(messages):
+                node, group = nodes[sent.client], groups[sent.client]
+                if attempt < RETRIES and held[sent.client] and _asks_for_the_job(sent.message):
+                    self._count(number, phase, sizes[True], sent)
+                    self._holders.discard(node)
+                    forgot += group
                     continue
-                self._server.notify("reply", round=number, phase=phase.name, client=delivery.client)
-                yield delivery
-            if not lost:
+                self._note_holder(node, sent.message)
+                for delivery in taken_apart(sent, group):
+                    client = delivery.client
+                    self._count(number, phase, sizes[held[client]], delivery)
+                    if self._is_lost(delivery.message, attempt):
+                        lost.append(delivery)
+                        continue
+                    self._server.notify("reply", round=number, phase=phase.name, client=client)
+                    yield delivery
+            if lost:
+                if attempt == 0:
+                    self._check_alive(number, phase, lost, len(groups))
+                else:
+                    time.sleep(RESTART_SECONDS)
+                self._await({nodes[delivery.client] for delivery in lost})
+            waiting = sorted([*forgot, *(delivery.client for delivery in lost)])
+            if not waiting:
                 return
-            if attempt == 0:
-                self._check_alive(number, phase, lost, len(groups))
-            else:
-                time.sleep(RESTART_SECONDS)
-            self._await({nodes[delivery.client] for delivery in lost})
-            waiting = sorted(delivery.client for delivery in lost)
 
     def send(self, messages: Messages) -> Iterator[Delivery]:
         """Send messages; yield what comes back, each once."""
@@ -253,6 +273,11 @@ class Exchange:
             )
         )
 
+    def _note_holder(self, node: int, message: Message | None) -> None:
+        """Remember that a node keeps the job: it keeps what was sent before it answers."""
+        if message is not None and not message.has_error():
+            self._holders.add(node)
+
     def content(
         self, delivery: Delivery, number: int, phase: Phase, who: str | None = None
     ) -> RecordDict | None:
@@ -274,6 +299,8 @@ class Exchange:
         except Refused as refusal:
             self.refuse(number, phase, client, str(refusal))
             return None
+        if phase is DESCRIBE:
+            self._note_holder(delivery.client, message)
         return message.content
 
     def numbers(
@@ -309,3 +336,8 @@ class Exchange:
         event = ReplyRefused(round=number, phase=phase.name, client=client, reason=plain(reason))
         self._run.record(event)
         self._server.notify("refused", **asdict(event))
+
+
+def _asks_for_the_job(message: Message | None) -> bool:
+    """Whether a node that was sent the digest of the job answers that it does not know it."""
+    return message is not None and not message.has_error() and UNKNOWN in message.content

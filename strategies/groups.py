@@ -14,10 +14,9 @@ from traceback import format_exception
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from strategies.messaging import Delivery
-from strategies.records import JOB
+from strategies.records import JOB, MEMBERS
 
-# In the job: whose work is asked for. In a reply: how it went.
-MEMBERS, _OUTCOME = "members", "outcome"
+_OUTCOME = "outcome"  # in a group's reply: how it went
 _RAISED = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION, which is not public
 
 

@@ -6,7 +6,9 @@ decoded.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -22,6 +24,12 @@ from fedkd.knowledge.query import HeaderValue, Images, Refused, Reply
 JOB, STUDENT, METRICS = "job", "student", "metrics"
 # To a node that is asked who it is: what to sign; and its answer.
 CHALLENGE, SIGNATURE = "challenge", "signature"
+
+# What of the job is the message's own; the rest is the run's: sent once, then named by its digest.
+MEMBERS = "members"  # whose work is asked for, where it is not that of the node's own client
+MESSAGES_OWN = ("round", "base", MEMBERS)
+# Field of a job with that digest; record of a reply by a node that does not know it (any more).
+NAMED, UNKNOWN = "named", "unknown"
 
 # Bytes of a reply beside the arrays of knowledge: names, numbers, Flower's wrapping.
 ENVELOPE = 2**20
@@ -39,6 +47,13 @@ def reply_records(images: Images, reply: Reply) -> RecordDict:
     if plain or not coded:
         content[arrays_name(images)] = ArrayRecord(plain)
     return content
+
+
+def job_digest(job: Mapping[str, object]) -> bytes:
+    """Names the part of a job that is the same in every message of a run."""
+    run = {name: value for name, value in job.items() if name not in MESSAGES_OWN}
+    text = json.dumps(run, sort_keys=True, default=bytes.hex)
+    return hashlib.sha256(text.encode()).digest()[:16]
 
 
 def header_name(images: Images) -> str:

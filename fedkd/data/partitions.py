@@ -234,7 +234,8 @@ def pathological(
         draws = [rng.choice(present, classes_per_client, replace=False) for _ in range(clients)]
         held = np.stack(draws)
     else:
-        held = np.stack([_with_others(label, classes_per_client, present, rng) for label in first])
+        others = [_with_others(label, classes_per_client, present, rng) for label in first.tolist()]
+        held = np.array(others)
     holders = [np.flatnonzero((held == label).any(axis=1)) for label in range(present)]
     dealt: list[list[np.ndarray]] = [[] for _ in range(clients)]
     for label, those in enumerate(holders):
@@ -250,7 +251,7 @@ def _with_others(label: int, count: int, present: int, rng: np.random.Generator)
     """`count` classes: this one, and others drawn until there are enough."""
     held = [label]
     while len(held) < count:
-        if (other := rng.integers(0, present)) not in held:
+        if (other := int(rng.integers(0, present))) not in held:
             held.append(other)
     return held
 

@@ -19,8 +19,8 @@ from fedkd.runs.events import ClientTrained, ReplyRefused, RoundFinished
 from fedkd.training.supervised import Fit, fit
 from simulations import local
 from simulations.local import LocalGrid, run_local
-from strategies.groups import MEMBERS, balanced
-from strategies.records import JOB
+from strategies.groups import balanced
+from strategies.records import JOB, MEMBERS
 from tests.conftest import Shared, Tiny
 
 pytestmark = pytest.mark.usefixtures("lean")
