@@ -34,6 +34,7 @@ class FitContext:
         student: Logits of the student as it was before this round, (N, C), or None.
         state: What the rule itself kept from the last round; empty in the first.
         seed: Of everything the rule draws.
+        device: Where rules look at the answers.
     """
 
     bank: Bank
@@ -44,6 +45,7 @@ class FitContext:
     student: Tensor | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
+    device: torch.device | str = "cpu"
 
     def only(self, clients: Collection[int]) -> FitContext:
         """The same of some clients' teachers."""
@@ -62,11 +64,11 @@ class FitContext:
     def _walk(self, bank: Bank) -> Iterator[tuple[Tensor, Ensemble]]:
         kinds = bank.fusible
         for start in range(0, bank.num_samples, BATCH):
-            index = torch.arange(start, min(start + BATCH, bank.num_samples))
-            ensemble = bank.rows(index, kinds=kinds)
+            here = slice(start, min(start + BATCH, bank.num_samples))
+            ensemble = bank.rows(here, self.device, kinds=kinds)
             for rule in self.before:
                 ensemble = rule(ensemble)
-            yield index, ensemble
+            yield torch.arange(here.start, here.stop), ensemble
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(field,))

@@ -76,7 +76,7 @@ class Consensus(Fusion):
         ready.kept = torch.ones(count)
         if count > 1:
             others = ~torch.eye(count, dtype=torch.bool)
-            agreed = agreement(context)[others].view(count, count - 1)
+            agreed = agreement(context).cpu()[others].view(count, count - 1)
             standing = agreed.quantile(1 - self.share, dim=1)
             middle = standing.quantile(0.5)
             if middle > 0:

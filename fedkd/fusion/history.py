@@ -61,7 +61,7 @@ class History(Fusion):
             before = dict(zip(clients, context.state["distances"].tolist()))
         start = min(before.values(), default=0.0)
         who = [teacher.number for teacher in context.bank.teachers]
-        total = torch.tensor([before.get(c, start) for c in who]) + distances(context)
+        total = torch.tensor([before.get(c, start) for c in who]) + distances(context).cpu()
         ready = copy(self)
         ready.total = {**before, **dict(zip(who, total.tolist()))}
         # Against the most trusted: only differences matter, and nothing underflows.

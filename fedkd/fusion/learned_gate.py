@@ -70,7 +70,8 @@ class LearnedGate(Fusion):
                 nn.Linear(teachers * classes, self.hidden),
                 nn.ReLU(),
                 nn.Linear(self.hidden, teachers),
-            )
+            ).to(probabilities.device)
+        labels = labels.to(probabilities.device)
         optimizer = torch.optim.Adam(network.parameters(), lr=self.lr, weight_decay=1e-3)
         for _ in range(self.steps):
             weights = _weights(network, probabilities, prior)
@@ -93,6 +94,6 @@ class LearnedGate(Fusion):
 def _weights(network: nn.Module, probabilities: Tensor, prior: Tensor) -> Tensor:
     """(M, B, C), (M, B) -> (M, B), columns summing to one."""
     flat = probabilities.transpose(0, 1).flatten(1)
-    weights = torch.softmax(network(flat).T, dim=0) * prior
+    weights = torch.softmax(network.to(flat.device)(flat).T, dim=0) * prior
     result: Tensor = weights / weights.sum(dim=0).clamp(min=1e-30)
     return result

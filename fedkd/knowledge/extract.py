@@ -11,6 +11,9 @@ from fedkd.knowledge.kinds import DataStatistic, Kind, Reading, TeacherStatistic
 from fedkd.models.network import Network
 from fedkd.models.taps import evaluating
 
+# Images per forward: caches of a CPU hold few, an accelerator waits for its host with few.
+BATCH_SIZES, LARGE_BATCH = {"cpu": 256}, 2048
+
 
 class Unreadable(ValueError):
     """A network has nothing of a kind.
@@ -32,7 +35,7 @@ def extract(
     *,
     views: Callable[[int], Tensor] | None = None,
     own: Tensor | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
 ) -> dict[Kind, Tensor]:
     """Read `kinds` from a network in evaluation mode, batch by batch.
 
@@ -42,7 +45,7 @@ def extract(
         kinds: What to read; each costs the forwards it needs and no more.
         views: View number -> all images under that virtual view, uint8 (N, channels, h, w).
         own: The client's private images, for kinds that are computed from them.
-        batch_size: Images per forward.
+        batch_size: Images per forward; None: 256 on a CPU, 2,048 on an accelerator.
 
     Returns:
         Kind -> tensor on the CPU, (N, ...) unless it is a fact about the network.
@@ -53,6 +56,7 @@ def extract(
     """
     kinds = tuple(kinds)
     device = network.mean.device
+    batch_size = batch_size or BATCH_SIZES.get(device.type, LARGE_BATCH)
     parts: dict[Kind, list[Tensor]] = {
         kind: [] for kind in kinds if kind.per_sample and not isinstance(kind, DataStatistic)
     }

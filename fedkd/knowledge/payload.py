@@ -238,30 +238,34 @@ class Bank:
 
     def rows(
         self,
-        index: Tensor,
+        index: Tensor | slice,
         device: torch.device | str = "cpu",
         kinds: Collection[Kind] | None = None,
     ) -> Ensemble:
         """The ensemble on samples `index` (B,), as float32 tensors on `device`.
 
         Args:
-            index: Which samples.
+            index: Which samples; a slice from start to stop is read fastest.
             device: Where to.
             kinds: What to read; None reads everything.
         """
-        at = index.cpu().numpy()
+        at = index if isinstance(index, slice) else index.cpu().numpy()
         tensors: dict[Kind, Tensor | Sequence[Tensor]] = {}
         for kind, arrays in self.arrays.items():
             if kinds is not None and kind not in kinds:
                 continue
-            parts = [np.asarray(a[at] if kind.per_sample else a, dtype=np.float32) for a in arrays]
+            parts = [np.asarray(a[at] if kind.per_sample else a) for a in arrays]
+            if {part.dtype for part in parts} != {np.dtype(np.float16)}:  # which travels as it is
+                parts = [part.astype(np.float32, copy=False) for part in parts]
             if len({part.shape for part in parts}) == 1:
-                tensors[kind] = torch.from_numpy(np.stack(parts)).to(device)
+                tensors[kind] = torch.from_numpy(np.stack(parts)).to(device).float()
             else:
-                tensors[kind] = [torch.from_numpy(part).to(device) for part in parts]
+                own = [part if part.flags.writeable else part.copy() for part in parts]
+                tensors[kind] = [torch.from_numpy(part).to(device).float() for part in own]
         count = len(self.teachers)
         if self.weights is None:
-            weights = torch.full((count, len(at)), 1.0 / count)
+            some = len(range(self.num_samples)[at]) if isinstance(at, slice) else len(at)
+            weights = torch.full((count, some), 1.0 / count)
         else:
             weights = torch.from_numpy(np.ascontiguousarray(self.weights[:, at]))
         classes = None if self.class_weights is None else self.class_weights.to(device)
@@ -409,6 +413,7 @@ def fuse(
     *,
     labels: Tensor | None = None,
     store: Callable[[str, tuple[int, ...]], np.ndarray] | None = None,
+    device: torch.device | str = "cpu",
 ) -> Fused:
     """Apply fusion rules to a whole bank, some samples at a time.
 
@@ -421,6 +426,7 @@ def fuse(
         labels: True labels (N,) of a labelled transfer set.
         store: `(name, shape) -> float32 array` to hold the results; memory by default, memory
             maps on the server.
+        device: Where the rules compute; what they read and leave stays where it is.
 
     Raises:
         ValueError: what comes out is not finite; the message names whose fault it is.
@@ -439,8 +445,8 @@ def fuse(
     together = torch.from_numpy(allocate("probabilities", (total, classes)))
     teachers, class_weights = bank.teachers, bank.class_weights
     for start in range(0, total, step):
-        index = torch.arange(start, min(start + step, total))
-        before = bank.rows(index, kinds=visible)
+        here = slice(start, min(start + step, total))
+        before = bank.rows(here, device, kinds=visible)
         after = before
         for rule in rules:
             after = rule(after)
@@ -450,17 +456,18 @@ def fuse(
             if isinstance(tensor, Tensor) and tensor is not before.tensors.get(kind)
         }
         if weights is None:
-            teachers, class_weights = after.teachers, after.class_weights
+            teachers = after.teachers
+            class_weights = None if after.class_weights is None else after.class_weights.cpu()
             weights = allocate("weights", (len(after), total))
             merged = {
                 kind: allocate(str(kind), (len(after), total, *tensor.shape[2:]))
                 for kind, tensor in changed.items()
             }
-        weights[:, index.numpy()] = after.weights.numpy()
+        weights[:, here] = after.weights.cpu().numpy()
         for kind, tensor in changed.items():
-            merged[kind][:, index.numpy()] = tensor.numpy()
-        together[index] = after.mean_probabilities()
-        if not together[index].isfinite().all():
+            merged[kind][:, here] = tensor.cpu().numpy()
+        together[here] = after.mean_probabilities().cpu()
+        if not together[here].isfinite().all():
             raise ValueError(
                 not_finite(before)
                 or "fusion: the rules gave probabilities that are not finite, though every "

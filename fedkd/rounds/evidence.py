@@ -35,4 +35,5 @@ def evidence_of(
         validation_labels=context.data.validation.labels,
         student=predict(student, transfer.images.images) if student and looks else None,
         seed=stream_seed(context.experiment.seed, "fuse", round_number),
+        device="cpu" if student is None else student.mean.device,
     )

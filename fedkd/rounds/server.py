@@ -240,7 +240,8 @@ class Server:
             return release_answers(
                 release, self.experiment, self.run, round_number, bank, evidence.labels
             )
-        return fuse(bank, self._rules, labels=evidence.labels, store=store.allocate)
+        device = self.student.mean.device
+        return fuse(bank, self._rules, labels=evidence.labels, store=store.allocate, device=device)
 
     def _evaluate(self, round_number: int, fused: Fused | None) -> RoundFinished:
         """How good student, teachers and their ensemble are on the public images."""
@@ -257,7 +258,9 @@ class Server:
                 teachers[teacher.number] = accuracy(logits, labels)
             if fused is not None and (rules := self._rules_for(round_number, bank)) is not None:
                 both = bank.only(self.answered(round_number))
-                together = fuse(both, rules, store=store.allocate).probabilities
+                device = self.student.mean.device
+                fused_tests = fuse(both, rules, store=store.allocate, device=device)
+                together = fused_tests.probabilities
                 ensemble = Scores.of(together.clamp(min=1e-12).log(), labels)
         return RoundFinished(
             round=round_number,

@@ -14,8 +14,8 @@ from fedkd.models.arguments import a_network, fitting, image_set
 from fedkd.models.network import Network
 
 
-def predict(network: Network, images: Tensor, *, batch_size: int = 256) -> Tensor:
-    """Logits (N, C) on the CPU, in evaluation mode."""
+def predict(network: Network, images: Tensor, *, batch_size: int | None = None) -> Tensor:
+    """Logits (N, C) on the CPU, in evaluation mode; batches as in `extract`."""
     return extract(network, images, (Logits(),), batch_size=batch_size)[Logits()]
 
 
