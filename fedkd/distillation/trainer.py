@@ -22,7 +22,12 @@ from fedkd.randomness import seeded
 from fedkd.training.batches import batch_norm, check_batch_size
 from fedkd.training.graph import GRAPHS, Graphs
 from fedkd.training.loop import Measured, Phase, Trainer, gradient_norm
-from fedkd.training.optimizers import DEFAULT_OPTIMIZER, Optimizer, an_optimizer
+from fedkd.training.optimizers import (
+    DEFAULT_OPTIMIZER,
+    Optimizer,
+    an_optimizer,
+    begin_moments,
+)
 
 STUDENT = Phase("the student", "lower the learning rate or a loss's weight")
 
@@ -229,9 +234,11 @@ class _Loop:
 
         def measure(step: int, index: Tensor) -> Measured:
             nonlocal batch, seen
-            batch = self.batches.batch(index, epoch, step)
-            value, seen = self._value(batch, epoch, self.shares if captures else None)
-            return Measured(value.total, len(batch.images), value.terms)
+            drawn = self.batches.batch(index, epoch, step)
+            value, readings = self._value(drawn, epoch, self.shares if captures else None)
+            if learners:  # else the graph of a step would last until after the next one
+                batch, seen = drawn, readings
+            return Measured(value.total, len(drawn.images), value.terms)
 
         def before(_step: int, measured: Measured) -> None:
             gradients.update(self._gradients(measured.parts, epoch))
@@ -384,6 +391,7 @@ class _Loop:
         groups = [dict(group) for group in optimizer.state_dict()["param_groups"]]
         moments = {n: value for n, value in state["optimizer"]["state"].items() if n < count}
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        begin_moments(optimizer)
 
     def snapshot(self, epoch: int) -> dict[str, Any]:
         """Everything needed to go on after `epoch`."""

@@ -130,22 +130,14 @@ class Captured:
         self._captures = False
         self._replays.clear()
 
-    # -- as it is ----------------------------------------------------------------------------
-
-    def _as_it_is(self, inputs: Sequence[Tensor], *, watched: bool) -> tuple[Outputs, str | None]:
-        """The outputs and, if it was watched, what stands against a capture."""
-        watched = watched and self._freezes
-        before = _host_state(self._modules) if watched else None
-        with self._aside():
-            if before is None:
-                return self._function(*inputs), None
-            with _watched(self._cuda) as seen:
-                outputs = self._function(*inputs)
-        return outputs, seen[0] if seen else _host_change(before, self._modules)
-
     @contextmanager
-    def _aside(self) -> Iterator[None]:
-        """On the stream of the capture: what autograd keeps must not belong to another."""
+    def aside(self) -> Iterator[None]:
+        """Inside, work goes to the stream of the captures.
+
+        Autograd's nodes belong to the stream on which they were made, and last as long as anything
+        that was computed with them. One of another stream spoils a capture: whatever shares
+        weights with the function is to be computed here.
+        """
         if self._stream is None:
             yield
             return
@@ -156,6 +148,19 @@ class Captured:
                 yield
         finally:
             current.wait_stream(self._stream)
+
+    # -- as it is ----------------------------------------------------------------------------
+
+    def _as_it_is(self, inputs: Sequence[Tensor], *, watched: bool) -> tuple[Outputs, str | None]:
+        """The outputs and, if it was watched, what stands against a capture."""
+        watched = watched and self._freezes
+        before = _host_state(self._modules) if watched else None
+        with self.aside():
+            if before is None:
+                return self._function(*inputs), None
+            with _watched(self._cuda) as seen:
+                outputs = self._function(*inputs)
+        return outputs, seen[0] if seen else _host_change(before, self._modules)
 
     # -- captured ----------------------------------------------------------------------------
 
@@ -174,7 +179,7 @@ class Captured:
         collects = gc.isenabled()
         gc.disable()  # what is collected meanwhile might have to wait for the device
         try:
-            with self._aside():
+            with self.aside():
                 graph.capture_begin(capture_error_mode="thread_local")
                 try:
                     outputs = self._function(*static)
@@ -249,7 +254,10 @@ def _watched(cuda: bool) -> Iterator[list[str]]:
         finally:
             torch.cuda.set_sync_debug_mode(mode)
     for warning in caught:
-        if "synchronizing CUDA operation" in str(warning.message):
+        text = str(warning.message)
+        if "Synchronization debug mode" in text:  # is called a prototype, once
+            continue
+        if "synchronizing CUDA operation" in text:
             place = f"{warning.filename}:{warning.lineno}"
             seen.append(f"it fetches a number from the device ({place})")
         else:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from fedkd.data.views import Draws
 from fedkd.training.batches import batches, check_batch_size, positive, steps_per_epoch
 from fedkd.training.graph import Captured, Graphs
-from fedkd.training.optimizers import Optimizer, make_optimizer
+from fedkd.training.optimizers import Optimizer, begin_moments, make_optimizer
 
 # Steps between looks at loss and gradient: on an accelerator each look makes it wait.
 CHECK_EVERY = {"cpu": 1}
@@ -228,7 +228,7 @@ class Trainer:
             RuntimeError: there was no batch, or loss, gradient or weights are not finite.
         """
         log = _Log(self, number)
-        with warnings.catch_warnings():
+        with self.captured.aside(), warnings.catch_warnings():
             # In float16 the first steps are skipped until the scale fits; the schedule goes on.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             for step, batch in enumerate(batches):
@@ -253,6 +253,7 @@ class Trainer:
                 self.update()
                 if after is not None:
                     after(step, batch)
+                del measured  # with the graph of this step
         means = log.means()
         self._moved |= log.moved
         self._applied |= log.applied
@@ -267,6 +268,8 @@ class Trainer:
         """
         # Whoever owns this trainer may be asked through it, and holds maps of files: let go of it.
         self.explain = None
+        if self.captured.count:
+            self.optimizer.zero_grad(set_to_none=True)  # they lie in the memory of a capture
         self.captured.forget()
         self._running = None
         who = self.phase.who
@@ -364,6 +367,7 @@ class Trainer:
             lr = group["lr"]
             group["lr"] = lr.fill_(theirs["lr"]) if isinstance(lr, Tensor) else theirs["lr"]
         self.optimizer.load_state_dict({"state": state["state"], "param_groups": own})
+        begin_moments(self.optimizer)
 
     def _check_epoch(self, number: int) -> None:
         who = self.phase.who

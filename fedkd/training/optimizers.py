@@ -133,7 +133,20 @@ def make_optimizer(
         for group in optimizer.param_groups:
             device = group["params"][0].device
             group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
+        begin_moments(optimizer)
     return optimizer, schedule
+
+
+def begin_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Give a fused SGD the momentum that it lacks: zeros, which change no first step.
+
+    It takes all of them or none, and a weight may see its first gradient later than others.
+    """
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.SGD) and group["fused"] and group["momentum"]:
+            for weight in group["params"]:
+                if optimizer.state[weight].get("momentum_buffer") is None:
+                    optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
 def learning_rate(options: Optimizer, step: int, total_steps: int) -> float:
