@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -36,8 +37,8 @@ class NotThere(Exception):
     """This version of fedkd, or this machine, has not what a part measures."""
 
 
-class OutOfTime(Exception):
-    """The part has used its share of the time."""
+class OutOfTime(BaseException):
+    """The part has used its share of the time. Nobody on the way may take it for an error."""
 
 
 @dataclass
@@ -139,8 +140,6 @@ class Bench:
         """A step whose failure does not stop the part."""
         try:
             yield
-        except OutOfTime:
-            raise
         except Exception:
             self.problem(what)
             self.usable()
@@ -161,12 +160,27 @@ def deadline(seconds: float) -> Iterator[None]:
         raise OutOfTime(f"took more than {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01), 2.0)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+class Said(logging.Handler):
+    """What the library warns of, such as a step that cannot be captured, is part of the result."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(logging.WARNING)
+        self._bench = bench
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A line of the table; all of it in the log."""
+        text = record.getMessage()
+        with self._bench.log.open("a", encoding="utf-8") as file:
+            file.write(f"== {self._bench.part}: {record.name}: {text}\n")
+        self._bench.row(f"warning: {text[: WIDTH - 9]}", text[WIDTH - 9 : WIDTH + 60])
 
 
 def commit() -> str:
@@ -213,10 +227,14 @@ def main() -> int:
     # A kernel that hangs cannot be interrupted; what was printed until then stays.
     faulthandler.dump_traceback_later(60 * words.minutes + 20, exit=True)
     bench = Bench("cuda" if torch.cuda.is_available() else "cpu", words.minutes, words.log)
+    if not bench.gpu:
+        torch.set_num_threads(1)
     if words.rows is None:
         words.log.write_text("")
     else:
         bench.rows = [Row(**row) for row in json.loads(words.rows.read_text())]
+    logging.getLogger("fedkd").addHandler(Said(bench))
+    gpu_parts.tidy()
     print(where(), flush=True)
     for place, name in enumerate(names):
         share = gpu_parts.PARTS[name].share
@@ -227,7 +245,7 @@ def main() -> int:
         try:
             with deadline(seconds):
                 gpu_parts.PARTS[name].run(bench)
-        except Exception:
+        except (Exception, OutOfTime):
             bench.problem("the part as a whole")
         try:
             bench.usable()

@@ -104,6 +104,7 @@ def tidy() -> None:
     gc.collect()
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.deterministic = False
+    torch.backends.cudnn.benchmark = True
     if torch.cuda.is_available():
         with contextlib.suppress(RuntimeError):
             torch.cuda.empty_cache()
@@ -181,9 +182,8 @@ def epochs_of(
 
 def switched(graphs: bool) -> dict[str, Any]:
     """Arguments of `distill` that turn graphs on or off."""
-    known = inspect.signature(distill).parameters
-    if "graphs" in known:
-        return {"graphs": graphs}
+    if "graphs" in inspect.signature(distill).parameters:
+        return {"graphs": "on" if graphs else "off"}
     if graphs:
         raise NotThere("distill has no argument graphs")
     return {}
@@ -271,11 +271,13 @@ class Way:
     channels_last: bool = False
     graphs: bool = False
     compiled: bool = False
+    benchmark: bool = True
 
 
 WAYS = (
     Way("eager, float32"),
     Way("eager, bfloat16 channels_last", "bfloat16", channels_last=True),
+    Way("graph, float32, kernels not tried out", graphs=True, benchmark=False),
     Way("graph, float32", graphs=True),
     Way("graph, tf32", "tf32", graphs=True),
     Way("graph, bfloat16 channels_last", "bfloat16", channels_last=True, graphs=True),
@@ -295,6 +297,7 @@ def ours(
         for net in (teacher, student):
             net.compile_reading()
     options = switched(way.graphs)
+    torch.backends.cudnn.benchmark = way.benchmark
     half = torch.bfloat16 if way.precision == "bfloat16" else None
     online: dict[str, Any] = {"autocast": half}
     if "precision" in inspect.signature(OnlineBatches).parameters:
@@ -336,8 +339,8 @@ def central(bench: Bench, ways: Sequence[Way] = WAYS) -> None:
                     f"{name}: {way.label}" + (f" (first {first:.0f} s)" if first > 5 else ""),
                     _speed(spent, case.batch),
                     ratio=base / spent,
-                    goal=f">={goal}x" if goal else "",
-                    ok=base / spent >= goal if goal else None,
+                    goal=f">={goal}x" if goal and bench.gpu else "",
+                    ok=base / spent >= goal if goal and bench.gpu else None,
                 )
 
 
@@ -419,10 +422,10 @@ def _curves(bench: Bench) -> None:
             schedule="step"), "none"),
         ("crop_flip and a virtual view", [*DKD_VRM], times, SGD, "crop_flip"),
     ]  # fmt: skip
-    for label, terms, when, optimizer, augment in cases:
+    for label, terms, when, optimizer, augment in cases if bench.gpu else cases[1::2]:
         with bench.trying(f"graph = eager: {label}"):
             found = {}
-            for graphs in (False, True) if bench.gpu else (False, False):
+            for graphs in (False, True):
                 student = copy.deepcopy(start)
                 losses = objective(*terms, **when)
                 batches = OnlineBatches(
@@ -452,7 +455,7 @@ def _curves(bench: Bench) -> None:
 def _not_finite(bench: Bench) -> None:
     images = patterns(64 if bench.gpu else 16, 10)
     teacher = network("resnet8" if bench.gpu else "cnn_tiny", images, 0, bench.device).eval()
-    for graphs in (False, True) if bench.gpu else (False,):
+    for graphs in (False, True):
         label = "graph" if graphs else "eager"
         with bench.trying(f"{label}: a loss that is not finite is found"):
             losses = objective(*DKD)
@@ -512,23 +515,38 @@ def _every_loss(bench: Bench) -> None:
 # -- clients as one batch -------------------------------------------------------------------
 
 
-def many(*arguments: Any, **options: Any) -> list[Fit | Exception]:
-    """`fit_many`, if there is one."""
+def many(
+    *arguments: Any, graphs: bool = False, precision: str = "float32", **options: Any
+) -> list[Fit | Exception]:
+    """`fit_many` of all clients together, if there is such a thing."""
     try:
         from fedkd.training.batched import fit_many
     except ImportError:
         raise NotThere("fedkd.training.batched") from None
     known = inspect.signature(fit_many).parameters
-    for name in ("graphs", "precision"):
-        if name in options and name not in known:
-            if options[name] not in (False, "float32"):
-                raise NotThere(f"fit_many has no argument {name}")
-            del options[name]
+    if "together" not in known:
+        raise NotThere("fit_many takes one client after the other")
+    options |= {"together": True}
+    if "graphs" in known:
+        options["graphs"] = "on" if graphs else "off"
+    elif graphs:
+        raise NotThere("fit_many has no argument graphs")
+    if precision == "bfloat16":
+        options["autocast"] = torch.bfloat16
     found = fit_many(*arguments, **options)
     for one in found:
         if isinstance(one, Exception):
             raise one
     return found
+
+
+def alone(*arguments: Any, graphs: bool = False, **options: Any) -> Fit:
+    """`fit`, with or without graphs."""
+    if "graphs" in inspect.signature(fit).parameters:
+        options["graphs"] = "on" if graphs else "off"
+    elif graphs:
+        raise NotThere("fit has no argument graphs")
+    return fit(*arguments, **options)
 
 
 def marginal(bench: Bench, run: Callable[[int], object], short: int, long: int) -> float:
@@ -550,13 +568,20 @@ def clients(bench: Bench) -> None:
         def fresh() -> list[Network]:
             return [network(model, shards[0], k, bench.device) for k in range(count)]
 
-        def one_by_one(epochs: int, options: dict[str, Any] = options) -> None:
+        def one_by_one(
+            epochs: int, options: dict[str, Any] = options, graphs: bool = False
+        ) -> None:
             for k, net in enumerate(fresh()):
-                fit(net, shards[k], epochs=epochs, seed=k, **options)
+                alone(net, shards[k], epochs=epochs, seed=k, graphs=graphs, **options)
 
         base = marginal(bench, one_by_one, 1, 2) / steps
         text = f"{1e3 * base:.1f} ms {count * batch / base:,.0f} img/s"
         bench.row(f"{count} {model}, {augment}: one by one, float32", text, ratio=1.0)
+        if augment == "none":
+            with bench.trying("one by one, graph, float32"):
+                spent = marginal(bench, lambda n: one_by_one(n, graphs=True), 1, 3) / steps
+                text = f"{1e3 * spent:.1f} ms {count * batch / spent:,.0f} img/s"
+                bench.row("one by one, graph, float32", text, ratio=base / spent)
         for label, more in (
             ("together, float32", {"graphs": False}),
             ("together, bfloat16", {"graphs": False, "precision": "bfloat16"}),
@@ -596,27 +621,27 @@ def _clients_agree(bench: Bench) -> None:
     with exactly():
         start = [network(model, shards[0], k, bench.device) for k in range(len(sizes))]
         for augment in ("none", "crop_flip"):
-            alone = copy.deepcopy(start)
+            single = copy.deepcopy(start)
             options: dict[str, Any] = {
                 "epochs": 3, "batch_size": batch, "optimizer": SGD, "augment": augment,
             }  # fmt: skip
             fits = [
-                fit(net, shard, seed=k, **options)
-                for k, (net, shard) in enumerate(zip(alone, shards, strict=True))
+                alone(net, shard, seed=k, **options)
+                for k, (net, shard) in enumerate(zip(single, shards, strict=True))
             ]
             for label, more in ways:
                 with bench.trying(f"unequal clients, {augment}{label}"):
                     nets = copy.deepcopy(start)
                     found = many(nets, shards, seeds=range(len(sizes)), **options, **more)
                     gap = max(
-                        apart(a, b, s) for a, b, s in zip(alone, nets, start, strict=True)
+                        apart(a, b, s) for a, b, s in zip(single, nets, start, strict=True)
                     )  # fmt: skip
                     losses = max(
                         abs(one.loss / other.loss - 1)
                         for one, other in zip(fits, found, strict=True)
                         if isinstance(other, Fit)
                     )
-                    state = max(_buffers_apart(a, b) for a, b in zip(alone, nets, strict=True))
+                    state = max(_buffers_apart(a, b) for a, b in zip(single, nets, strict=True))
                     bench.check(
                         f"together = alone: unequal clients, {augment}{label}",
                         weights=(gap, 2e-2),
@@ -746,8 +771,10 @@ def quickstart(bench: Bench) -> None:
     transfer = data.transfer.images
     models = ("cnn_tiny", "mlp", "resnet8", "mixer")
     recipe = Optimizer(name="adamw", lr=0.003, weight_decay=0.01)
-    for together in (False, True):
-        label = "together" if together else "one by one"
+    for label in ("one by one", "together", "together, graph"):
+        together, graphs = label != "one by one", "graph" in label
+        if graphs and tiny:
+            continue
         with bench.trying(f"clients {label}"):
             if together:
                 many([], [], seeds=[])
@@ -764,10 +791,10 @@ def quickstart(bench: Bench) -> None:
 
                 def teach(seeds: list[int] = seeds, options: dict[str, Any] = options) -> None:
                     if together:  # noqa: B023
-                        by_model(nets, shards, seeds, models, options)  # noqa: B023
+                        by_model(nets, shards, seeds, models, options | {"graphs": graphs})  # noqa: B023
                         return
                     for net, shard, seed in zip(nets, shards, seeds, strict=True):  # noqa: B023
-                        fit(net, shard, seed=seed, **options)
+                        alone(net, shard, seed=seed, **options)
 
                 parts["train"] += seconds_of(bench, teach)
                 terms = objective(
@@ -804,11 +831,11 @@ def quickstart(bench: Bench) -> None:
                 )  # fmt: skip
                 begin = time.perf_counter()
                 options = {"optimizer": recipe, "seed": number, "trainer_state": state}
-                with contextlib.suppress(NotThere):
+                if label != "one by one" or tiny:
                     options |= switched(True)
-                _, state = distill(
-                    student, batches, terms, epochs=2 if tiny else 30, **options
-                )  # fmt: skip
+                else:
+                    options |= switched(False)
+                _, state = distill(student, batches, terms, epochs=2 if tiny else 30, **options)
                 sync(bench)
                 parts["distil"] += time.perf_counter() - begin
             total, accuracy = sum(parts.values()), evaluate(student, data.test)
@@ -896,12 +923,10 @@ def feddf(bench: Bench) -> None:
 
             def together(epochs: int, shards: list[ImageSet] = shards) -> None:
                 nets = [network(model, images, k, bench.device) for k in range(len(shards))]
-                options: dict[str, Any] = {"graphs": True, "precision": "bfloat16"}
-                if not bench.gpu:
-                    options = {}
                 many(
                     nets, shards, seeds=range(len(shards)), epochs=epochs, batch_size=batch,
-                    optimizer=SGD, augment="crop_flip", **options,
+                    optimizer=SGD, augment="crop_flip", graphs=True,
+                    precision="bfloat16" if bench.gpu else "float32",
                 )  # fmt: skip
 
             epoch = marginal(bench, together, 1, 4 if bench.gpu else 2)
@@ -995,7 +1020,7 @@ def same(bench: Bench) -> None:
 def _deterministic(on: bool) -> None:
     torch.use_deterministic_algorithms(on)
     torch.backends.cudnn.deterministic = on
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark = not on
 
 
 def _trained(bench: Bench, case: Central, graphs: bool, times: list[float]) -> Network:
@@ -1052,7 +1077,7 @@ def waits(bench: Bench) -> None:
                 finally:
                     torch.cuda.set_sync_debug_mode("default")
                 for one in caught[counted[1] : counted[2]]:
-                    if "synchroniz" in str(one.message):
+                    if "synchronizing CUDA operation" in str(one.message):
                         key = f"{one.filename.rsplit('/', 2)[-1]}:{one.lineno}"
                         places[key] = places.get(key, 0) + 1
             total = sum(places.values())
