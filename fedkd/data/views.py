@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedkd.data.randaugment import randaugment_batch
+from fedkd.data.randaugment import LARGEST, OPERATIONS, apply_each, randaugment_batch
 from fedkd.io.text import nearest
 from fedkd.randomness import beside, stream, stream_seed
 
@@ -187,31 +187,59 @@ def autoaugment(images: Tensor, generator: torch.Generator) -> Tensor:
     return _one_by_one(images, [policy], seeds)
 
 
-def placements(
-    recipe: str, count: int, shape: tuple[int, int, int], generator: torch.Generator
-) -> Tensor | None:
-    """What `none`, `flip`, `crop` and `crop_flip` draw for images on the CPU.
+DRAWN = 6
+"""Whole numbers that `draw` writes for each image; and one real number."""
+
+
+def can_draw(recipe: str, device: torch.device) -> bool:
+    """Whether `draw` and `drawn` do what the recipe does on this device."""
+    return recipe in ("none", "flip", "crop", "crop_flip") or (
+        recipe in ("randaugment", "randaugment_flip") and device.type != "cpu"
+    )
+
+
+def undrawn(
+    steps: int, sizes: tuple[int, ...], shape: tuple[int, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Room for what `draw` writes, where images stay as they are.
 
     Args:
-        recipe: One of `AUGMENTATIONS`.
-        count: Number of images.
-        shape: Of each, (channels, height, width).
-        generator: As the recipe takes it.
+        steps: Number of batches.
+        sizes: Of each batch, (..., B).
+        shape: Of each image, (channels, height, width).
+        device: Where it lies.
 
     Returns:
-        (count, 3): top and left edge in images with a border of `padding`, and 1 if mirrored; None
-        for recipes that do more than that.
+        int64 (steps, DRAWN, ..., B) and float32 (steps, ..., B).
     """
-    if recipe not in ("none", "flip", "crop", "crop_flip"):
-        return None
+    whole = torch.zeros(steps, DRAWN, *sizes, dtype=torch.int64, device=device)
+    whole[:, 0], whole[:, 1] = padding(shape)
+    return whole, torch.ones(steps, *sizes, device=device)
+
+
+def draw(
+    recipe: str, shape: tuple[int, ...], generator: torch.Generator, whole: Tensor, real: Tensor
+) -> None:
+    """What a recipe draws for some images, in its order, so that `drawn` can be one for many.
+
+    Args:
+        recipe: One that `can_draw` knows.
+        shape: Of each image, (channels, height, width).
+        generator: As the recipe takes it.
+        whole: Written where the recipe draws, of `undrawn`.
+        real: Likewise.
+    """
     vertical, horizontal = padding(shape)
-    drawn = torch.tensor([vertical, horizontal, 0]).repeat(count, 1)
-    if "flip" in recipe:
-        drawn[:, 2] = torch.rand(count, generator=generator) < 0.5
-    if "crop" in recipe:
-        drawn[:, 0] = torch.randint(2 * vertical + 1, (count,), generator=generator)
-        drawn[:, 1] = torch.randint(2 * horizontal + 1, (count,), generator=generator)
-    return drawn
+    count = (len(real),)
+    if recipe.endswith("flip"):
+        torch.rand(count, generator=generator, out=real)
+    if recipe not in ("none", "flip"):
+        torch.randint(2 * vertical + 1, count, generator=generator, out=whole[0])
+        torch.randint(2 * horizontal + 1, count, generator=generator, out=whole[1])
+    if recipe.startswith("randaugment"):
+        for row in (2, 4):
+            torch.randint(len(OPERATIONS), count, generator=generator, out=whole[row])
+            torch.randint(2, count, generator=generator, out=whole[row + 1])
 
 
 def bordered(images: Tensor) -> Tensor:
@@ -220,22 +248,35 @@ def bordered(images: Tensor) -> Tensor:
     return functional.pad(images, (horizontal, horizontal, vertical, vertical))
 
 
-def placed(images: Tensor, index: Tensor, drawn: Tensor, size: tuple[int, int]) -> Tensor:
-    """Some images, cut out and mirrored as `placements` says, (B, channels, h, w).
+def drawn(
+    recipe: str,
+    images: Tensor,
+    index: Tensor,
+    shape: tuple[int, ...],
+    whole: Tensor,
+    real: Tensor,
+) -> Tensor:
+    """Some images under a recipe, as `draw` wrote it down, uint8 (B, channels, h, w).
 
     Args:
-        images: All of them, `bordered`.
+        recipe: One that `can_draw` knows.
+        images: All of them, `bordered`, (N, channels, ...).
         index: Which, (B,).
-        drawn: (B, 3).
-        size: (h, w) without border.
+        shape: Of each without border.
+        whole: (DRAWN, B).
+        real: (B,).
     """
-    (height, width), full_width = size, images.shape[-1]
-    top, left, mirrored = drawn.unbind(1)
-    rows = top[:, None] + torch.arange(height, device=images.device)
-    columns = left[:, None] + torch.arange(width, device=images.device)
-    columns = torch.where(mirrored[:, None] > 0, full_width - 1 - columns, columns)
+    (height, width), full_width = shape[-2:], images.shape[-1]
+    rows = whole[0, :, None] + torch.arange(height, device=images.device)
+    columns = whole[1, :, None] + torch.arange(width, device=images.device)
+    columns = torch.where(real[:, None] < 0.5, full_width - 1 - columns, columns)
     cut = images[index[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return cut.permute(0, 3, 1, 2).contiguous()
+    cut = cut.permute(0, 3, 1, 2).contiguous()
+    if recipe.startswith("randaugment"):
+        for row in (2, 4):
+            signs = (2.0 * whole[row + 1] - 1)[:, None, None, None]
+            cut = apply_each(cut, whole[row], signs, 9 / LARGEST)
+    return cut
 
 
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {

@@ -99,6 +99,7 @@ def _fitted(jobs: Sequence[_Job], training: LocalTraining) -> list[Fit | Excepti
         **training,
         seeds=[job.seed for job in jobs],
         pulls=[job.pull for job in jobs],
+        together=True,
     )
 
 

@@ -22,7 +22,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedkd.data.images import ImageSet
-from fedkd.data.views import AUGMENTATIONS, augment_batch, bordered, placed, placements
+from fedkd.data.views import (
+    AUGMENTATIONS,
+    Draws,
+    augmented,
+    bordered,
+    can_draw,
+    draw,
+    drawn,
+    undrawn,
+)
 from fedkd.models.network import Network
 from fedkd.models.stacked import Stack, Unstackable, architecture, check_stack, write_state
 from fedkd.randomness import stream, stream_seed
@@ -112,7 +121,8 @@ def fit_many(
         together: Whether teachers of one architecture are trained as one batch, which rounds sums
             otherwise; None: on accelerators. Those that cannot are trained one after the other, and
             the reason is announced.
-        autocast: In which precision the networks compute; None: their own.
+        autocast: In which precision networks compute, e.g. torch.bfloat16; losses always compute in
+            float32.
         graphs: Whether a step is captured.
 
     Returns:
@@ -180,6 +190,7 @@ def _alone(client: _Client, options: _Options) -> Fit | Exception:
                 seed=client.seed,
                 pull=client.pull,
                 phase=options.phase,
+                graphs=options.graphs,
             )
     except Exception as error:  # of one client: it is for the caller to judge
         return error
@@ -230,6 +241,7 @@ class _Account:
     def __init__(self, client: _Client, options: _Options) -> None:
         self.client = client
         self.samples = _Samples(client, options)
+        self.draws = Draws(client.seed, client.teacher.mean.device)
         self.dropout = torch.Generator().manual_seed(stream_seed(client.seed, "teacher"))
         self.error: Exception | None = None
         self.moved = False
@@ -266,18 +278,22 @@ class _Account:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Some steps of a stack, prepared on the host.
+    """Some steps of a stack, prepared while those before are still computed.
 
     Attributes:
-        plan: What is read, int32 (steps, 4, K, B): number in the bank, and its placement.
+        index: Numbers of their images in the bank, (steps, K, B).
         numbers: (steps, 4, K): learning rate, images, and Adam's corrections.
+        whole: What augmentation drew, (steps, DRAWN, K, B), on the device.
+        real: Likewise, (steps, K, B).
         counts: Images of each step and client, 0 where the client has finished.
         dense: Whether all rows of a step are full.
-        augmented: Images of each step if they are augmented on the host, uint8 (K, B, ...).
+        augmented: Images of each step where augmentation cannot wait, uint8 (K, B, ...).
     """
 
-    plan: Tensor
+    index: Tensor
     numbers: Tensor
+    whole: Tensor
+    real: Tensor
     counts: list[list[int]]
     dense: list[bool]
     augmented: list[Tensor]
@@ -391,12 +407,11 @@ class _Bank:
         self._starts = [0]
         for shard in shards:
             self._starts.append(self._starts[-1] + len(shard))
-        # Recipes that are more than a place are applied on the host, as `fit` does.
-        self.on_host = placements(augment, 0, self.shape, stream(0)) is None
-        self._plain = augment == "none"
-        images = torch.cat([shard.images for shard in shards])
-        self.images = (images if self.on_host or self._plain else bordered(images)).to(device)
-        self.labels = torch.cat([_labels(shard) for shard in shards]).to(device)
+        self.augment = augment
+        self.waits = can_draw(augment, device)
+        images = torch.cat([shard.images.to(device) for shard in shards])
+        self._images = bordered(images) if self.waits and augment != "none" else images
+        self.labels = torch.cat([_labels(shard).to(device) for shard in shards])
 
     def start(self, row: int) -> int:
         """Number of a client's first image."""
@@ -408,13 +423,20 @@ class _Bank:
         taken._starts = [self._starts[row] for row in rows]
         return taken
 
-    def batch(self, index: Tensor, drawn: Tensor) -> Tensor:
-        """Images (K, B, channels, h, w) under these numbers, (K, B), and placements (K, B, 3)."""
+    def augmented(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """A client's images, drawn and changed at once."""
+        images = self._images[index.to(self._images.device)]
+        return augmented(images, self.augment, generator)
+
+    def batch(self, index: Tensor, whole: Tensor, real: Tensor) -> Tensor:
+        """Images (K, B, channels, h, w) as they were drawn: (K, B), (DRAWN, K, B), (K, B)."""
         flat = index.flatten()
-        if self._plain:
-            images = self.images[flat]
+        if self.augment == "none":
+            images = self._images[flat]
         else:
-            images = placed(self.images, flat, drawn.flatten(0, 1), self.shape[1:])
+            images = drawn(
+                self.augment, self._images, flat, self.shape, whole.flatten(1), real.flatten()
+            )
         return images.unflatten(0, index.shape)
 
 
@@ -438,14 +460,16 @@ class _Steps:
         device, weights = stack.weights.device, stack.weights
         clients, length = len(accounts), max(account.samples.batch for account in accounts)
         self._size = clients, length
-        self._plan = torch.zeros(SELDOM, 4, clients, length, dtype=torch.int32, device=device)
+        self._index = torch.zeros(SELDOM, clients, length, dtype=torch.int64, device=device)
         self._numbers = weights.new_ones(SELDOM, 4, clients)
+        self._whole, self._real = self._undrawn(SELDOM)
         self._row = torch.zeros(1, dtype=torch.int64, device=device)
         self._time = torch.full((1,), start, dtype=torch.int64, device=device)
-        self.pulled = any(account.client.pull is not None for account in accounts)
         # Loss, its two parts, the gradient's norm, right answers, whether the weights are finite.
         self.records = weights.new_zeros(SELDOM, 6, clients)
-        self._images = torch.zeros(clients, length, *bank.shape, dtype=torch.uint8, device=device)
+        self._images = torch.zeros(
+            0 if bank.waits else clients, length, *bank.shape, dtype=torch.uint8, device=device
+        )
         self._counts: list[int] = []
         seeds = [stream_seed(account.client.seed, "teacher") for account in accounts]
         self._keys = torch.tensor(seeds, device=device)
@@ -453,64 +477,73 @@ class _Steps:
         self._capture = Captured(
             self._step,
             device,
-            "off" if strange or device.type == "cpu" else options.graphs,
+            "off" if strange else options.graphs,
             modules=[stack.base],
             what="a step of clients together",
         )
         self._dense = False
+        rows: dict[Pull, list[int]] = {}
+        for row, account in enumerate(accounts):
+            if account.client.pull is not None:
+                rows.setdefault(account.client.pull, []).append(row)
+        self._pulling = {
+            pull: (own, torch.tensor(own, device=device)) for pull, own in rows.items()
+        }
+
+    def _undrawn(self, steps: int) -> tuple[Tensor, Tensor]:
+        clients, length = self._size
+        if not self._bank.waits or self._bank.augment == "none":
+            length = 0
+        return undrawn(steps, (clients, length), self._bank.shape, self.stack.weights.device)
 
     def prepare(self, start: int, end: int) -> _Chunk:
-        """What steps from `start` to before `end` need, on the host."""
+        """What steps from `start` to before `end` need."""
         clients, length = self._size
-        options, bank = self._options, self._bank
+        options, bank, device = self._options, self._bank, self.stack.weights.device
         many = end - start
-        middle = placements("none", length, bank.shape, stream(0))
-        plan = torch.zeros(many, 4, clients, length, dtype=torch.int32)
-        if middle is not None:
-            plan[:, 1:] = middle.t()[:, None]
-        numbers = torch.ones(many, 4, clients, dtype=torch.float64)
-        numbers[:, 0] = 0.0
-        numbers[:, 1] = length
-        counts, augmented = [], []
+        index = torch.zeros(many, clients, length, dtype=torch.int64)
         for row in range(clients):
-            plan[:, 0, row] = bank.start(row)
+            index[:, row] = bank.start(row)
+        numbers = torch.ones(many, 4, clients, dtype=torch.float64)
+        numbers[:, 0], numbers[:, 1] = 0.0, length
+        whole, real = self._undrawn(many)
+        counts: list[list[int]] = []
+        changed: list[Tensor] = []
         for number, step in enumerate(range(start, end)):
             counts.append([0] * clients)
             numbers[number, 2], numbers[number, 3] = RowOptimizer.corrections(step)
-            if bank.on_host:
-                augmented.append(torch.zeros(clients, length, *bank.shape, dtype=torch.uint8))
+            if not bank.waits:
+                changed.append(torch.zeros_like(self._images))
             for row, account in enumerate(self.accounts):
-                samples, client = account.samples, account.client
+                samples = account.samples
                 if step >= samples.steps:
                     continue
-                epoch, within, index = samples.at(step)
-                count = len(index)
+                epoch, within, own = samples.at(step)
+                count = len(own)
                 counts[-1][row] = count
-                plan[number, 0, row, :count] = index + bank.start(row)
+                index[number, row, :count] += own
                 numbers[number, 0, row] = learning_rate(options.optimizer, step, samples.steps)
                 numbers[number, 1, row] = count
-                names = "augment", epoch, within
-                if bank.on_host:
-                    augmented[-1][row, :count] = augment_batch(
-                        client.shard.images[index], options.augment, client.seed, *names
-                    )
-                elif options.augment != "none":
-                    drawn = placements(
-                        options.augment, count, bank.shape, stream(client.seed, *names)
-                    )
-                    assert drawn is not None
-                    plan[number, 1:, row, :count] = drawn.t().to(torch.int32)
+                if bank.augment == "none":
+                    continue
+                generator = account.draws.of(epoch, within, "augment")
+                if bank.waits:
+                    into = whole[number, :, row, :count], real[number, row, :count]
+                    draw(bank.augment, bank.shape, generator, *into)
+                else:
+                    changed[-1][row, :count] = bank.augmented(own + bank.start(row), generator)
         dense = [all(count in (0, length) for count in each) for each in counts]
-        return _Chunk(plan, numbers, counts, dense, augmented)
+        if device.type == "cuda":
+            index, numbers = index.pin_memory(), numbers.to(self._numbers.dtype).pin_memory()
+        return _Chunk(index, numbers, whole, real, counts, dense, changed)
 
     def load(self, chunk: _Chunk) -> None:
-        """Bring a chunk to the device."""
+        """Put a chunk where the steps read it."""
         many = len(chunk.dense)
-        for place, values in ((self._plan, chunk.plan), (self._numbers, chunk.numbers)):
-            values = values.to(place.dtype)
-            if place.device.type == "cuda":
-                values = values.pin_memory()
-            place[:many].copy_(values, non_blocking=True)
+        self._index[:many].copy_(chunk.index, non_blocking=True)
+        self._numbers[:many].copy_(chunk.numbers, non_blocking=True)
+        self._whole[:many].copy_(chunk.whole)
+        self._real[:many].copy_(chunk.real)
         self._row.zero_()
 
     def take(self, chunk: _Chunk, number: int) -> None:
@@ -522,10 +555,10 @@ class _Steps:
 
     def _step(self) -> None:
         options, stack = self._options, self.stack
-        plan = self._plan.index_select(0, self._row)[0].long()
-        numbers = self._numbers.index_select(0, self._row)[0]
-        index, drawn, counts = plan[0], plan[1:].movedim(0, 2), numbers[1]
-        images = self._images if self._bank.on_host else self._bank.batch(index, drawn)
+        read = (self._index, self._numbers, self._whole, self._real)
+        index, numbers, whole, real = (each.index_select(0, self._row)[0] for each in read)
+        counts = numbers[1]
+        images = self._bank.batch(index, whole, real) if self._bank.waits else self._images
         labels = self._bank.labels[index]
         there = torch.arange(labels.shape[1], device=labels.device) < counts[:, None]
         device, half = labels.device.type, options.autocast
@@ -537,7 +570,7 @@ class _Steps:
         )
         with precision:
             logits = stack.read(images, counts=None if self._dense else counts, draw=self._draw)
-            more = self._pulls(images, labels, logits, there, counts) if self.pulled else None
+            more = self._pulls(images, labels, logits, there, counts) if self._pulling else None
         each = functional.cross_entropy(
             logits.flatten(0, 1).to(stack.weights.dtype),
             labels.flatten(),
@@ -567,22 +600,18 @@ class _Steps:
     ) -> Tensor:
         """What is added to each client's loss, (K,)."""
         more = logits.new_zeros(len(self.accounts), dtype=self.stack.weights.dtype)
-        rows: dict[Pull, list[int]] = {}
-        for row, account in enumerate(self.accounts):
-            if account.client.pull is not None:
-                rows.setdefault(account.client.pull, []).append(row)
-        for pull, own in rows.items():
+        for pull, (rows, where) in self._pulling.items():
             if isinstance(pull, Regulariser):
-                picked = slice(None) if len(own) == len(self.accounts) else own
-                student = pull.logits(images[picked].flatten(0, 1))
-                terms = pull.per_sample(logits[picked].flatten(0, 1), student)
-                means = _mean(terms.view_as(labels[picked]), there[picked], counts[picked])
-                more = more + _scattered(means, own, len(self.accounts))
+                every = len(rows) == len(self.accounts)
+                own = [t if every else t[where] for t in (images, logits, there, counts)]
+                student = pull.logits(own[0].flatten(0, 1))
+                terms = pull.per_sample(own[1].flatten(0, 1), student).view_as(own[2])
+                more = more.index_add(0, where, _mean(terms, *own[2:]).to(more.dtype))
                 continue
-            for row in own:
+            for row in rows:
                 if (count := self._counts[row]) > 0:
                     part = pull(images[row, :count], labels[row, :count], logits[row, :count])
-                    more = more + _scattered(part[None], [row], len(self.accounts))
+                    more[row] = part
         return more
 
     def _draw(self, shape: tuple[int, ...], p: float, call: int) -> Tensor:
@@ -631,15 +660,6 @@ def _mix(z: Tensor) -> Tensor:
 def _mean(values: Tensor, there: Tensor, counts: Tensor) -> Tensor:
     """Mean over the images of a row that are there, (K, B) -> (K,)."""
     return torch.where(there, values, 0.0).sum(1) / counts
-
-
-def _scattered(values: Tensor, rows: Sequence[int], length: int) -> Tensor:
-    """Values at these rows, zero at the others."""
-    if len(rows) == length:
-        return values
-    place = torch.zeros(len(rows), length, dtype=values.dtype)
-    place[range(len(rows)), list(rows)] = 1.0
-    return torch.where(place.bool().to(values.device), values[:, None], 0.0).sum(0)
 
 
 def _labels(shard: ImageSet) -> Tensor:

@@ -30,8 +30,15 @@ OFF = ("clients=6", "resources.batch_clients=off", "teachers.optimizer={name: sg
 
 
 def one_by_one(
-    teachers: list[Network], shards: list[ImageSet], *, seeds: list[int], pulls: Any, **options: Any
+    teachers: list[Network],
+    shards: list[ImageSet],
+    *,
+    seeds: list[int],
+    pulls: Any,
+    together: bool,
+    **options: Any,
 ) -> list[Fit | Exception]:
+    assert together
     each = zip(teachers, shards, seeds, pulls, strict=True)
     return [fit(who, shard, seed=seed, pull=pull, **options) for who, shard, seed, pull in each]
 

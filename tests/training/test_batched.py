@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import fedkd
 from fedkd.data.images import ImageSet
-from fedkd.data.views import AUGMENTATIONS, bordered, placed, placements
+from fedkd.data.randaugment import LARGEST, _all_at_once
+from fedkd.data.views import AUGMENTATIONS, bordered, crop_flip, draw, drawn, undrawn
 from fedkd.models.network import Network
 from fedkd.randomness import stream
 from fedkd.training.batched import fit_many, hashed
@@ -129,6 +130,10 @@ def test_augmentation(augment: str) -> None:
 
 def test_dropout_and_batch_norm() -> None:
     _compared(_teachers(Dropping))
+
+
+def test_a_captured_step() -> None:
+    _compared(_teachers(Dropping), graphs="on", epochs=4, augment="crop_flip")
 
 
 def test_a_part_that_is_frozen() -> None:
@@ -263,11 +268,15 @@ def test_numbers_of_dropout_on_an_accelerator() -> None:
     assert not torch.equal(hashed((2, 40, 50), keys, time, 1), drawn)
 
 
-@pytest.mark.parametrize("recipe", ["none", "flip", "crop", "crop_flip"])
-def test_a_place_is_what_the_recipe_draws(recipe: str) -> None:
-    images = _shards()[0].images
-    drawn = placements(recipe, len(images), _shards()[0].shape, stream(0, recipe))
-    assert drawn is not None
-    index = torch.arange(len(images))
-    cut = placed(bordered(images), index, drawn, _shards()[0].shape[1:])
-    assert torch.equal(cut, AUGMENTATIONS[recipe](images, stream(0, recipe)))
+@pytest.mark.parametrize("recipe", ["none", "flip", "crop", "crop_flip", "randaugment_flip"])
+def test_what_is_drawn_before_is_what_the_recipe_does(recipe: str) -> None:
+    images, shape = _shards()[0].images, _shards()[0].shape
+    (whole,), (real,) = undrawn(1, (len(images),), shape, images.device)
+    draw(recipe, shape, stream(0, recipe), whole, real)
+    found = drawn(recipe, bordered(images), torch.arange(len(images)), shape, whole, real)
+    own = stream(0, recipe)
+    if recipe.startswith("randaugment"):  # as accelerators do it
+        wanted = _all_at_once(crop_flip(images, own), own, 2, 9 / LARGEST)
+    else:
+        wanted = AUGMENTATIONS[recipe](images, own)
+    assert torch.equal(found, wanted)
