@@ -129,6 +129,7 @@ def train_student(
     epochs: int = _DEFAULT.distillation.epochs,
     batch_size: int = _DEFAULT.distillation.batch_size,
     optimizer: Optimizer | None = None,
+    augment: str = _DEFAULT.distillation.augment,
     strength: Strength = _DEFAULT.data.views.strength,
     flip: bool = _DEFAULT.data.views.flip,
     seed: int = 0,
@@ -152,6 +153,7 @@ def train_student(
         epochs: Passes over the transfer set.
         batch_size: Samples per step.
         optimizer: Optimiser and schedule.
+        augment: Recipe of the images that the student sees; teachers answer about them as they are.
         strength: Strength of the virtual views.
         flip: Whether virtual views may be mirrored.
         seed: Seed of everything random.
@@ -167,6 +169,7 @@ def train_student(
     epochs, batch_size = whole("epochs", epochs, 1), whole("batch_size", batch_size, 1)
     seed, flip = whole("seed", seed, 0), truth("flip", flip)
     one_of("strength", strength, list(MAGNITUDES))
+    one_of("augment", augment, list(AUGMENTATIONS))
     optimizer = an_optimizer("optimizer", optimizer)
     function("on_epoch", on_epoch, "a record")
     recipe = build_objective(_DEFAULT.distillation.losses)
@@ -200,6 +203,7 @@ def train_student(
         transfer.images,
         fused,
         views=views,
+        augment=augment,
         batch_size=batch_size,
         seed=seed,
         device=learner.mean.device,

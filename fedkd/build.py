@@ -76,6 +76,7 @@ def check(experiment: Experiment) -> Parts:
         distillation.losses, "distillation.losses", epochs=distillation.epochs
     )
     check_augmentation(experiment.teachers.augment, "teachers.augment")
+    check_augmentation(distillation.augment, "distillation.augment")
     device_of(experiment)
     return Parts(objective, fusion, codec, _release(experiment, objective))
 

@@ -274,6 +274,7 @@ class Distillation(Section):
     epochs: Positive = 30
     batch_size: Positive = 32
     optimizer: Optimizer = Optimizer()
+    augment: str = Field(default="none", description="recipe of the images the student sees")
     warm_start: bool = Field(default=True, description="the student goes on from the last round")
     assistants: NamedList = Field(
         default=(), description="networks trained in between on the server, large to small"

@@ -110,6 +110,7 @@ class _Images(ABC):
         self.batch_size = positive(batch_size)
         self._order = Order(len(images), seed)
         self._device = torch.device(device)
+        self._draws = Draws(seed, self._device)
 
     @property
     def samples(self) -> int:
@@ -128,11 +129,12 @@ class _Images(ABC):
 
     @property
     def generators(self) -> Iterable[torch.Generator]:
-        """Those on the device that batches draw from."""
-        return ()
+        """Those of the augmentations."""
+        return self._draws
 
     def order(self, number: int) -> Iterator[Tensor]:
-        """Which images make the batches of epoch `number`, from 1; on the device."""
+        """Which images make the batches of epoch `number`, whose augmentations begin anew."""
+        self._draws.begin(number)
         # All at once: a copy in every step would make an accelerator wait.
         yield from batches(self._order.epoch(number).to(self._device), self.batch_size)
 
@@ -156,8 +158,10 @@ class TransferBatches(_Images):
         images: Transfer images in their order, uint8 (N, channels, h, w).
         fused: The teachers' answers about them.
         views: View number -> all transfer images under that virtual view.
+        augment: Recipe of the student's real view, a name in `fedkd.data.views.AUGMENTATIONS`.
+            The teachers have answered about the image as it is.
         batch_size: Samples per step; a left-over batch of one is dropped (batch norm).
-        seed: Seed of the order of samples.
+        seed: Seed of the order of samples and of the augmentation.
         device: Where batches are put.
 
     Raises:
@@ -170,6 +174,7 @@ class TransferBatches(_Images):
         fused: Fused,
         *,
         views: Views | None = None,
+        augment: str = "none",
         batch_size: int = 64,
         seed: int = 0,
         device: torch.device | str = "cpu",
@@ -185,6 +190,7 @@ class TransferBatches(_Images):
             raise ValueError(problem or "fused.probabilities are not finite")
         self._fused = fused
         self._views = views
+        self._augment = augment
         self._seen: dict[int, Tensor] = {}
         self._pixels = images.to(self._device)
         self._targets = fused.targets.to(self._device)
@@ -202,13 +208,16 @@ class TransferBatches(_Images):
         return self.batch(torch.arange(min(EXAMPLE, len(self._images)), device=self._device), 0, 0)
 
     def batch(self, index: Tensor, epoch: int, step: int) -> Batch:
-        """Some transfer images; they are the same in every epoch."""
+        """Some transfer images, augmented by a stream of their own for the student alone."""
+        images = self._pixels[index]
+        if self._augment != "none":
+            images = augmented(images, self._augment, self._draws.of(epoch, step, "augment"))
         virtual = None if self._views is None else lambda number: self._view(number)[index]
         if self._answers is None:
             ensemble = self._fused.bank.rows(index, self._device)
         else:
             ensemble = self._answers.at(index)
-        return Batch(self._pixels[index], virtual, ensemble, self._targets[index])
+        return Batch(images, virtual, ensemble, self._targets[index])
 
     def _view(self, number: int) -> Tensor:
         assert self._views is not None
@@ -272,7 +281,6 @@ class OnlineBatches(_Images):
         self._kinds = [kind for kind in kinds if kind.per_sample]
         self._augment = augment
         self._virtual = virtual
-        self._draws = Draws(seed, self._device)
         self._autocast = autocast
         self._memory_format = memory_format
         self._who = tuple(
@@ -288,20 +296,10 @@ class OnlineBatches(_Images):
             if isinstance(kind, TeacherStatistic)
         }
 
-    @property
-    def generators(self) -> Iterable[torch.Generator]:
-        """Those of the augmentations."""
-        return self._draws
-
     def example(self) -> Batch:
         """The first few images."""
         count = min(EXAMPLE, len(self._images))
         return self.batch(torch.arange(count, device=self._device), 0, 0)
-
-    def order(self, number: int) -> Iterator[Tensor]:
-        """Which images make the batches of epoch `number`, whose augmentations begin anew."""
-        self._draws.begin(number)
-        return super().order(number)
 
     @torch.no_grad()
     def _statistic(self, kind: TeacherStatistic, teacher: Network, known: Statistics) -> Tensor:

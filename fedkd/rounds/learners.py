@@ -114,6 +114,7 @@ class Learners:
             images,
             fused,
             views=views,
+            augment=options.augment,
             batch_size=options.batch_size,
             seed=seed,
             device=learner.network.mean.device,

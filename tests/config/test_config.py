@@ -78,6 +78,7 @@ def test_resolved_config_reads_back_as_itself() -> None:
             "has no option 'alfa'; did you mean 'alpha'?",
         ),
         ("teachers.augment=cropflip", "unknown augmentation 'cropflip'; did you mean 'crop_flip'?"),
+        ("distillation.augment=crp", "distillation.augment: unknown augmentation 'crp'"),
         ("resources.device=cuda:99", "resources.device: 'cuda:99' is not usable here"),
     ],
 )

@@ -116,3 +116,19 @@ def test_shared_lessons_give_rows_of_the_bank(images: ImageSet) -> None:
     first = batches.example()
     assert first.ensemble.logits[0].equal(logits[: len(first.images)])
     assert first.virtual is None
+
+
+def test_the_student_alone_sees_augmented_transfer_images(images: ImageSet) -> None:
+    logits = torch.randn(len(images), 3)
+    fused = fuse(Bank.of([Knowledge(Teacher(0), {Logits(): logits})]), [], labels=images.labels)
+    plain = list(TransferBatches(images.images, fused, batch_size=7, seed=1).epoch(1))
+
+    def moved() -> TransferBatches:
+        return TransferBatches(images.images, fused, augment="crop", batch_size=7, seed=1)
+
+    shown = list(moved().epoch(1))
+    for before, after in zip(plain, shown, strict=True):
+        assert after.ensemble.logits.equal(before.ensemble.logits)
+        assert not after.images.equal(before.images)
+    assert all(a.images.equal(b.images) for a, b in zip(shown, moved().epoch(1), strict=True))
+    assert not next(iter(moved().epoch(2))).images.equal(shown[0].images)
