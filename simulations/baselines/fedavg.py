@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 
 from flwr.app import Message
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
@@ -14,7 +14,7 @@ from fedkd.models.network import Network
 from fedkd.rounds import ExperimentContext
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
-from simulations.baselines.loop import RoundLog, fresh_student, model, train
+from simulations.baselines.loop import RoundLog, fresh_student, groups, model, train
 from simulations.baselines.traffic import MessageMeter, load, read, weights
 
 Refine = Callable[[Network, Sequence[Message], int], None]
@@ -53,19 +53,28 @@ def average(
 ) -> Outcome:
     """Rounds of averaging; each client trains the student's network as it trains its teacher."""
     log = RoundLog(context, on_round)
-    student, local = fresh_student(context), fresh_student(context)
+    student = fresh_student(context)
+    grouped = groups(context)
+    at_clients = [fresh_student(context) for _ in range(max(map(len, grouped)))]
     if context.experiment.resources.client_gpus == 0:
-        local.cpu()
+        for local in at_clients:
+            local.cpu()
     config = {"proximal-mu": mu} if mu > 0 else {}
     for number in range(1, context.experiment.rounds + 1):
         meter, replies = MessageMeter(number), []
-        for client in range(context.experiment.clients):
-            request = meter.ask(client, weights(student), **config)
-            load(local, read(request))
-            with held(local, mu) if mu > 0 else nullcontext():
-                train(context, local, client, number, epochs)
-            examples = len(context.data.shard(client))
-            replies.append(meter.answer(request, weights(local), examples))
+        for group in grouped:
+            requests = [meter.ask(client, weights(student), **config) for client in group]
+            networks = dict(zip(group, at_clients, strict=False))
+            for network, request in zip(networks.values(), requests, strict=True):
+                load(network, read(request))
+            with ExitStack() as pulled:
+                if mu > 0:
+                    for network in networks.values():
+                        pulled.enter_context(held(network, mu))
+                train(context, networks, number, epochs)
+            for (client, network), request in zip(networks.items(), requests, strict=True):
+                examples = len(context.data.shard(client))
+                replies.append(meter.answer(request, weights(network), examples))
         with _quiet():
             arrays, _ = strategy.aggregate_train(number, replies)
         assert arrays is not None

@@ -6,7 +6,7 @@ from fedkd.models.network import Network
 from fedkd.rounds import ExperimentContext
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
-from simulations.baselines.loop import RoundLog, fresh_teachers, model, train
+from simulations.baselines.loop import RoundLog, fresh_teachers, groups, model, train
 
 
 @BASELINES.register("local_only")
@@ -21,8 +21,8 @@ class LocalOnly(Baseline):
         networks = fresh_teachers(context)
         models = [model(network) for network in networks]
         for number in range(1, context.experiment.rounds + 1):
-            for client, network in enumerate(networks):
-                train(context, network, client, number)
+            for group in groups(context):
+                train(context, {client: networks[client] for client in group}, number)
             log.end_round(models)
         return log.outcome(models, uses_transfer=False)
 
@@ -30,7 +30,7 @@ class LocalOnly(Baseline):
 def trained_alone(context: ExperimentContext) -> list[Network]:
     """The networks that `local_only` ends with: where one-shot methods begin."""
     networks = fresh_teachers(context)
-    for client, network in enumerate(networks):
-        for number in range(1, context.experiment.rounds + 1):
-            train(context, network, client, number)
+    for number in range(1, context.experiment.rounds + 1):
+        for group in groups(context):
+            train(context, {client: networks[client] for client in group}, number)
     return networks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -22,9 +22,9 @@ from fedkd.losses.kd import KDLoss
 from fedkd.models.network import Network
 from fedkd.randomness import stream_seed
 from fedkd.rounds import ExperimentContext, threads
+from fedkd.training.batched import fit_many
 from fedkd.training.evaluation import accuracy, calibration, per_class_accuracy, predict
 from fedkd.training.optimizers import Optimizer
-from fedkd.training.supervised import fit
 from simulations.baselines.base import OnRound, Outcome, RoundResult
 from simulations.baselines.traffic import Arrays, MessageMeter, read
 
@@ -111,22 +111,34 @@ def fresh_teachers(context: ExperimentContext) -> list[Network]:
     return [network.to("cuda" if granted else "cpu") for network in networks]
 
 
+def groups(context: ExperimentContext) -> list[list[int]]:
+    """Clients that are trained at once: all of them (`resources.batch_clients`), or each alone."""
+    clients, choice = range(context.experiment.clients), context.experiment.resources.batch_clients
+    granted = context.experiment.resources.client_gpus > 0 and torch.cuda.is_available()
+    if choice == "on" or (choice == "auto" and granted):
+        return [list(clients)]
+    return [[client] for client in clients]
+
+
 def train(
     context: ExperimentContext,
-    network: Network,
-    client: int,
+    networks: Mapping[int, Network],
     round_number: int,
     epochs: int | None = None,
 ) -> None:
-    """A client's local training in a round, in place: what fedkd's clients do, same draws."""
+    """Local training of some clients in a round, in place: what fedkd's clients do, same draws."""
     experiment = context.experiment
     with threads(experiment.resources.client_cpus):
-        fit(
-            network,
-            context.data.shard(client),
+        fits = fit_many(
+            list(networks.values()),
+            [context.data.shard(client) for client in networks],
             **local_training(experiment.teachers, epochs),
-            seed=stream_seed(experiment.seed, "teach", client, round_number),
+            seeds=[stream_seed(experiment.seed, "teach", each, round_number) for each in networks],
+            together=len(networks) > 1,
         )
+    for each in fits:
+        if isinstance(each, Exception):
+            raise each
 
 
 def local_round(
@@ -143,13 +155,16 @@ def local_round(
         The answers as they arrived, in client order.
     """
     answers = []
-    for client, network in enumerate(networks):
-        request = meter.ask(client, news[client])
-        received = read(request)
-        if received:
-            learn(meter.round, client, network, received)
-        train(context, network, client, meter.round)
-        answers.append(tensors(read(meter.answer(request, answer(client, network)))))
+    for group in groups(context):
+        requests = {client: meter.ask(client, news[client]) for client in group}
+        for client, request in requests.items():
+            received = read(request)
+            if received:
+                learn(meter.round, client, networks[client], received)
+        train(context, {client: networks[client] for client in group}, meter.round)
+        for client, request in requests.items():
+            reply = meter.answer(request, answer(client, networks[client]))
+            answers.append(tensors(read(reply)))
     return answers
 
 

@@ -202,9 +202,23 @@ def test_fedavg_of_one_client_is_local_training() -> None:
     alone = ("clients=1", "rounds=1", "data.partition=iid")
     space = context(*alone)
     network = fresh_student(space)
-    train(space, network, 0, 1)
+    train(space, {0: network}, 1)
     predictions = run("fedavg", *alone).predictions
     assert torch.equal(predictions, predict(network, space.data.test.images))
+
+
+@pytest.mark.parametrize("name", ["feddf", "dsfl", "local_only"])
+def test_clients_in_one_batch_are_clients_one_by_one(name: str) -> None:
+    # Adam divides by roots of what is rounding at first.
+    options = ("rounds=1", "teachers.optimizer={name: sgd}")
+    alone = run(name, *options)
+    together = run(name, *options, "resources.batch_clients=on")
+    for one, other in zip(alone.rounds, together.rounds, strict=True):
+        assert one.accuracy == pytest.approx(other.accuracy, abs=0.015)
+        assert (one.up, one.down) == (other.up, other.down)
+    if name != "local_only":
+        gaps = (alone.predictions - together.predictions).abs()
+        assert float(gaps.max()) < 1e-2 * float(alone.predictions.abs().max())
 
 
 def test_fedavg_weighs_clients_by_their_examples() -> None:
@@ -212,7 +226,7 @@ def test_fedavg_weighs_clients_by_their_examples() -> None:
     states, sizes = [], []
     for client in range(CLIENTS):
         network = fresh_student(space)
-        train(space, network, client, 1)
+        train(space, {client: network}, 1)
         states.append(weights(network))
         sizes.append(len(space.data.shard(client)))
     mean = {
@@ -260,7 +274,7 @@ def test_a_strong_proximal_term_keeps_clients_near_the_server() -> None:
         network = fresh_student(space)
         before = torch.cat([p.detach().flatten().clone() for p in network.parameters()])
         with held(network, mu):
-            train(space, network, 0, 1)
+            train(space, {0: network}, 1)
         after = torch.cat([p.detach().flatten() for p in network.parameters()])
         moved.append(float((after - before).norm()))
     assert moved[1] < moved[0] / 2
@@ -376,8 +390,8 @@ def test_noise_on_the_votes_changes_winners_and_comes_from_the_seed() -> None:
 def test_one_shot_spends_all_rounds_at_once() -> None:
     space = context("clients=1", "data.partition=iid", "rounds=2")
     network = fresh_teachers(space)[0]
-    train(space, network, 0, 1)
-    train(space, network, 0, 2)
+    train(space, {0: network}, 1)
+    train(space, {0: network}, 2)
     assert same(trained_alone(space)[0], network)
 
 

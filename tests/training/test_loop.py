@@ -149,7 +149,7 @@ LOOPS: dict[str, Loop] = {
     "distill_server": lambda net, setting: distill_server(
         setting.context(), net, _logits(setting.samples), 1
     ),
-    "train": lambda net, setting: train(setting.context(), net, 0, 1),
+    "train": lambda net, setting: train(setting.context(), {0: net}, 1),
     "shared": _shared,
     "live": _live,
 }
