@@ -628,10 +628,8 @@ def _clients_agree(bench: Bench) -> None:
         ways.append((", graph", {"graphs": True}))
     with exactly():
         start = [network(model, shards[0], k, bench.device) for k in range(len(sizes))]
-        for augment in ("none", "crop_flip"):
-            # Together, crops are drawn on the host whatever the device; alone, beside the images.
-            place = bench.device if augment == "none" else "cpu"
-            single = [copy.deepcopy(net).to(place) for net in start]
+        for augment in ("none", "crop_flip", "randaugment_flip")[: 3 if bench.gpu else 2]:
+            single = copy.deepcopy(start)
             options: dict[str, Any] = {
                 "epochs": 3, "batch_size": batch, "optimizer": SGD, "augment": augment,
             }  # fmt: skip
