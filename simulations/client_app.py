@@ -8,6 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from strategies.groups import joined, members
 from strategies.records import (
     CHALLENGE,
     JOB,
+    MEMBERS,
     MESSAGES_OWN,
     METRICS,
     NAMED,
@@ -72,7 +74,7 @@ def _with_its_job(
     the job, and is sent it whole. Whatever is checked of a job is checked of either.
     """
     job = message.content.config_records.get(JOB, ConfigRecord())
-    named = job.get(NAMED)
+    context, named = _played(job, context), job.get(NAMED)
     if named is None:
         kept = {name: value for name, value in job.items() if name not in MESSAGES_OWN}
         context.state[JOB] = ConfigRecord(kept)
@@ -83,6 +85,16 @@ def _with_its_job(
     own = {name: job[name] for name in MESSAGES_OWN if name in job}
     message.content = RecordDict({**message.content, JOB: ConfigRecord({**known, **own})})
     return call_next(message, context)
+
+
+def _played(job: ConfigRecord, context: Context) -> Context:
+    """The context of the client that a node of a large simulation is asked to play."""
+    clients = job.get(MEMBERS)
+    if not isinstance(clients, list) or len(clients) != 1 or _own_state(context.node_config):
+        return context
+    played = copy(context)
+    played.node_config = {**context.node_config, "partition-id": int(clients[0])}
+    return played
 
 
 def _describe(message: Message, context: Context) -> Message:
@@ -118,7 +130,7 @@ def _train(message: Message, context: Context) -> Message:
         client.number: _training_record(client, round_number, fit)
         for client, fit in zip(clients, fits, strict=True)
     }
-    if group:
+    if len(group) > 1:
         return Message(joined(results), reply_to=message)
     (result,) = results.values()
     if isinstance(result, Exception):

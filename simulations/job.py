@@ -16,6 +16,7 @@ from fedkd.rounds.summary import summarise
 from fedkd.runs.directory import RunDirectory, Session
 from fedkd.runs.results import Summary
 from simulations.machine import check_machine
+from strategies.messaging import WINDOW
 from strategies.nodes import Keys
 from strategies.strategy import FederatedDistillation
 
@@ -32,6 +33,15 @@ def begun(
     return run or RunDirectory.new(experiment), context
 
 
+def players_of(experiment: Experiment) -> int | None:
+    """How many nodes play the clients of a simulation; None: each client is a node.
+
+    No more messages than these are ever under way, so more nodes would only be names: Flower keeps
+    a context for each and looks through all of them ten times a second.
+    """
+    return WINDOW if experiment.clients > WINDOW else None
+
+
 def run_job(
     grid: Grid,
     run: RunDirectory,
@@ -41,6 +51,7 @@ def run_job(
     simulated: bool = True,
     keys: Keys | None = None,
     workers: Callable[[], int] = lambda: 1,
+    players: int | None = None,
 ) -> Summary:
     """Rounds, baselines, summary and report of one run.
 
@@ -52,6 +63,7 @@ def run_job(
         simulated: Clients share this machine's disk and keep their teachers in the run's folder.
         keys: Whose key makes a node which client (deployment); None: a node's word is taken.
         workers: How many clients, or groups of them, a simulation works on at once.
+        players: How many nodes play the clients of a large simulation, as `players_of` says.
 
     Returns:
         The summary, as in summary.json.
@@ -72,7 +84,9 @@ def run_job(
         if doubles:
             server.warn(f"identical images in two splits: {doubles}")
         state = str(run.clients) if simulated else None
-        FederatedDistillation(grid, server, state_dir=state, keys=keys, workers=workers).run()
+        FederatedDistillation(
+            grid, server, state_dir=state, keys=keys, workers=workers, players=players
+        ).run()
         summary = summarise(server, seconds=session.total)
     run.write_json("summary.json", summary)
     notify("phase", round=None, phase="report")

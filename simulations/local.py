@@ -23,7 +23,7 @@ from fedkd.config import Experiment
 from fedkd.rounds import Notify, silent
 from fedkd.runs.directory import RunDirectory
 from simulations.client_app import make_client_app
-from simulations.job import begun, run_job
+from simulations.job import begun, players_of, run_job
 
 CLIENT_APP_RAISED = 2  # flwr.common.constant.ErrorCode, which is not public
 RUN_ID, SERVER_NODE = 1, 1
@@ -109,6 +109,7 @@ def run_local(
 ) -> RunDirectory:
     """Run an experiment in this process and return its run directory; arguments as `run_ray`."""
     run, context = begun(experiment, run, workers=False)
-    grid = LocalGrid(client_app or make_client_app(), nodes or experiment.clients)
-    run_job(grid, run, context, notify=notify)
+    players = None if nodes else players_of(experiment)
+    grid = LocalGrid(client_app or make_client_app(), nodes or players or experiment.clients)
+    run_job(grid, run, context, notify=notify, players=players)
     return run

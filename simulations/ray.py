@@ -33,7 +33,7 @@ from fedkd.io.text import PlainFormatter
 from fedkd.rounds import Interrupted, Notify, silent
 from fedkd.runs.directory import RunDirectory
 from simulations.client_app import make_client_app
-from simulations.job import begun, run_job
+from simulations.job import begun, players_of, run_job
 
 logger = logging.getLogger("fedkd")
 
@@ -73,12 +73,14 @@ def run_ray(
     """
     os.environ.update(OFFLINE)
     run, context = begun(experiment, run, workers=True)
+    players = None if nodes else players_of(experiment)
     free = partial(workers, experiment)
-    server = _Server(
-        lambda grid, watched: run_job(grid, run, context, notify=watched, workers=free), notify
-    )
+    job = partial(run_job, run=run, context=context, workers=free, players=players)
+    server = _Server(lambda grid, watched: job(grid, notify=watched), notify)
     with _flower_logs_to(run), _ray(experiment, notify):
-        server.simulate(client_app or make_client_app(), nodes or experiment.clients, experiment)
+        server.simulate(
+            client_app or make_client_app(), nodes or players or experiment.clients, experiment
+        )
     return run
 
 

@@ -89,6 +89,7 @@ class Exchange:
             them to use their own (deployment).
         workers: How many clients, or groups of them, a simulation works on at once; asked in the
             round's first phase, when the workers are up.
+        named: Whether every message names its client, since nodes play many.
     """
 
     def __init__(
@@ -98,8 +99,10 @@ class Exchange:
         *,
         state_dir: str | None = None,
         workers: Callable[[], int] = lambda: 1,
+        named: bool = False,
     ) -> None:
         self.grid = grid
+        self._names_clients = named
         self._workers = workers
         self._server = server
         self._run = server.run
@@ -136,7 +139,7 @@ class Exchange:
         """
         run = self._named if node in self._holders else self._job
         job = ConfigRecord({**run, "round": number})
-        if len(group) > 1:
+        if len(group) > 1 or (group and self._names_clients):
             job[MEMBERS] = list(group)
         if phase is KNOWLEDGE and client is not None:
             base = self._server.base(client, number)

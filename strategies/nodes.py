@@ -39,18 +39,29 @@ class Nodes:
         exchange: Asks them.
         server: Of the run.
         keys: Whose key makes a node which client (deployment); None believes what a node claims.
+        players: How many nodes play the clients of a large simulation, each the one that it is
+            asked to play; None: every client has a node of its own.
 
     Attributes:
         by_client: Client -> its node.
     """
 
-    def __init__(self, exchange: Exchange, server: Server, keys: Keys | None = None) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        server: Server,
+        keys: Keys | None = None,
+        *,
+        players: int | None = None,
+    ) -> None:
         self._exchange = exchange
         self._server = server
         self._keys = keys
         self._clients = server.experiment.clients
         self._options = server.experiment.federation.participation
+        self._players = players
         self._unusable: set[int] = set()  # nodes that described themselves so
+        self._known: dict[int, int] = {}  # number -> node, as they described themselves
         self.by_client: dict[int, int] = {}
 
     def wait(self, number: int) -> None:
@@ -68,7 +79,7 @@ class Nodes:
         while True:
             now = time.monotonic()
             found = len(list(self._exchange.grid.get_node_ids()))
-            if start is None and found == self._clients:
+            if found == self._players or (start is None and found == self._clients):
                 return
             if start is not None and found >= start:
                 self._meet(number)
@@ -117,11 +128,15 @@ class Nodes:
             Whether there were any.
         """
         online = set(self._exchange.grid.get_node_ids())
-        self.by_client = {c: node for c, node in self.by_client.items() if node in online}
+        self._known = {c: node for c, node in self._known.items() if node in online}
         self._unusable &= online  # one that was mended and started again is asked again
-        unknown = sorted(online - set(self.by_client.values()) - self._unusable)
+        unknown = sorted(online - set(self._known.values()) - self._unusable)
         if unknown:
             self._describe(unknown, number)
+        self.by_client = self._known
+        if self._players is not None and self._known:
+            nodes = [node for _, node in sorted(self._known.items())]
+            self.by_client = {c: nodes[c % len(nodes)] for c in range(self._clients)}
         return bool(unknown)
 
     def _describe(self, unknown: list[int], number: int) -> None:
@@ -146,9 +161,9 @@ class Nodes:
             problem = self._problem(facts, node, challenges.get(node))
             who = client if self._is_client(client) else None
             if problem is None and who is not None:
-                self.by_client[who] = node
+                self._known[who] = node
             else:
-                if who not in self.by_client:  # else the other one may go: then it is asked again
+                if who not in self._known:  # else the other one may go: then it is asked again
                     self._unusable.add(node)
                 self._exchange.refuse(number, DESCRIBE, who, f"node {node} {problem}")
 
@@ -159,7 +174,7 @@ class Nodes:
         client, partitions = facts.get("client"), facts.get("partitions")
         context = self._server.context
         fingerprint, expected = facts.get("fingerprint"), context.data.transfer.fingerprint
-        if partitions != self._clients and self._options.start is None:
+        if partitions != (self._players or self._clients) and self._options.start is None:
             return f"is one of {partitions} partitions, the experiment has {self._clients} clients"
         if not self._is_client(client):
             return f"claims to be client {client!r}, clients are 0 to {self._clients - 1}"
@@ -168,8 +183,8 @@ class Nodes:
             forged = self._keys.problem(facts, challenge or b"", run, node)
             if forged is not None:
                 return forged
-        if client in self.by_client:
-            return f"claims to be client {client}, as node {self.by_client[client]} does"
+        if client in self._known:
+            return f"claims to be client {client}, as node {self._known[client]} does"
         if fingerprint != expected:
             return (
                 f"has transfer set {fingerprint!r}, expected {expected!r}: check its data and "

@@ -40,6 +40,7 @@ class FederatedDistillation:
             them to use their own (deployment).
         keys: Whose key makes a node which client (deployment); None believes what a node claims.
         workers: How many clients, or groups of them, a simulation works on at once.
+        players: How many nodes play the clients of a large simulation; see `Nodes`.
     """
 
     def __init__(
@@ -50,11 +51,14 @@ class FederatedDistillation:
         state_dir: str | None = None,
         keys: Keys | None = None,
         workers: Callable[[], int] = lambda: 1,
+        players: int | None = None,
     ) -> None:
         self._server = server
         self._experiment = server.experiment
-        self.exchange = Exchange(grid, server, state_dir=state_dir, workers=workers)
-        self.nodes = Nodes(self.exchange, server, keys)
+        self.exchange = Exchange(
+            grid, server, state_dir=state_dir, workers=workers, named=players is not None
+        )
+        self.nodes = Nodes(self.exchange, server, keys, players=players)
         self._trained: list[int] = []  # clients that trained in this round
 
     def run(self) -> None:
