@@ -122,8 +122,13 @@ def partition_card(found: Found) -> Card | None:
         "Each column is a client, the shade of a cell its images of a class. Gaps are classes that "
         "its teacher has never seen."
     )
-    figure = draw.partition_figure(counts, found.classes)
-    return Card(title, caption, [figure], wide=counts.shape[0] > 16 or counts.shape[1] > 20)
+    clients = [client for client in found.listed if client < len(counts)]
+    if len(clients) < len(counts):
+        caption += f" {len(clients):,} of {len(counts):,} clients: those that were asked last."
+        if not clients:
+            return half(title, "No client has been asked yet.")
+    figure = draw.partition_figure(counts[clients], found.classes, clients=clients)
+    return Card(title, caption, [figure], wide=len(clients) > 16 or counts.shape[1] > 20)
 
 
 def relation_cards(found: Found) -> list[Card]:

@@ -216,23 +216,31 @@ def class_figure(
 
 
 @draw.style()
-def partition_figure(counts: ArrayLike, classes: Sequence[str], *, title: str = "") -> Figure:
+def partition_figure(
+    counts: ArrayLike,
+    classes: Sequence[str],
+    *,
+    title: str = "",
+    clients: Sequence[int] | None = None,
+) -> Figure:
     """Images per client and class as shades, with their numbers where there is room for them.
 
     Args:
         counts: (clients, C), as `FederatedData.class_counts` gives them.
         classes: Class names, C of them.
         title: Line above the figure.
+        clients: Their numbers; default: from 0.
     """
     table = np.asarray(counts)
     if table.ndim != 2 or table.shape[1] != len(classes):
         raise ValueError(f"counts must be (clients, {len(classes)} classes), got {table.shape}")
-    clients, number = table.shape
-    roomy = clients <= 20 and number <= 40
-    width = float(np.clip((0.5 if roomy else 0.16) * clients + 2.6, 5.6, 18))
+    count, number = table.shape
+    roomy = count <= 20 and number <= 40
+    width = float(np.clip((0.5 if roomy else 0.16) * count + 2.6, 5.6, 18))
     figure, axes = draw.canvas(width, float(np.clip(0.26 * number + 1.3, 3.5, 15)))
     sizes = table.sum(axis=1)
-    names = [f"{client}\n{size:,}" if roomy else str(client) for client, size in enumerate(sizes)]
+    whose = range(count) if clients is None else clients
+    names = [f"{c}\n{size:,}" if roomy else str(c) for c, size in zip(whose, sizes, strict=True)]
     image = draw.heat(
         axes,
         table.T,

@@ -122,7 +122,10 @@ def _tiles(found: Found) -> list[Tile]:
 
 
 def _results(found: Found) -> list[Card]:
-    clients = found.run.experiment.clients
+    clients, shown = found.run.experiment.clients, len(found.listed)
+    who = f"The {fmt.count(clients, 'teacher')}"
+    if shown < clients:
+        who = f"{shown:,} of {fmt.count(clients, 'teacher')}: those that were asked last"
     return [
         Card("", table=tables.results_table(found)),
         Card(
@@ -131,7 +134,7 @@ def _results(found: Found) -> list[Card]:
             "itself, on private images that the client held out from training. Weight: the "
             "teacher's part in the fused labels of the last round.",
             table=tables.teachers_table(found),
-            fold=f"The {fmt.count(clients, 'teacher')}",
+            fold=who,
             open=clients <= _MANY,
         ),
     ]
@@ -140,7 +143,7 @@ def _results(found: Found) -> list[Card]:
 def _bytes(found: Found) -> list[Card]:
     if not found.messages:
         return []
-    scale = ""
+    experiment, scale = found.run.experiment, ""
     if found.transfer["bytes"]:
         scale += (
             f" the {found.transfer['size']:,} images of the transfer set are "
@@ -155,7 +158,8 @@ def _bytes(found: Found) -> list[Card]:
         )
     clients = tables.clients_table(found)
     number = len(clients.rows)
-    title = f"Bytes per client ({fmt.count(number, 'client')}; ↓ to it, ↑ from it)"
+    last = ", those that were asked last" if len(found.listed) < experiment.clients else ""
+    title = f"Bytes per client ({fmt.count(number, 'client')}{last}; ↓ to it, ↑ from it)"
     scaled = scale and f"For scale:{scale}"
     return [
         Card("Bytes in total", scaled, table=tables.traffic_table(found), wide=False),

@@ -21,6 +21,7 @@ from fedkd.runs.events import (
     seconds_by_phase,
 )
 from fedkd.runs.images import run_data
+from fedkd.runs.results import listed
 from fedkd.runs.signature import read_signature
 from fedkd.training.evaluation import Scores
 
@@ -61,6 +62,12 @@ class Found:
     def messages(self) -> list[MessageCounted]:
         """All messages."""
         return self.run.messages()
+
+    @cached_property
+    def listed(self) -> list[int]:
+        """The clients that are shown one by one."""
+        asked = (message.client for message in self.messages)
+        return listed(self.run.experiment.clients, asked)
 
     @cached_property
     def summary(self) -> Record:

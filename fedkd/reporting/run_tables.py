@@ -86,7 +86,7 @@ def teachers_table(found: Found) -> Table:
         *numbers("weight"), _BAR, *numbers("student, held-out"), _BAR,
     ]  # fmt: skip
     rows = []
-    for client in range(found.run.experiment.clients):
+    for client in found.listed:
         held = None if counts is None or client >= len(counts) else counts[client]
         cells: list[str | Cell] = [
             str(client),
@@ -130,12 +130,13 @@ def clients_table(found: Found) -> Table:
             for key, size in (("↓", message.down), ("↑", message.up)):
                 for name in (f"{message.phase} {key}", f"all {key}"):
                     row[name] = row.get(name, 0) + size
-    seen = {message.phase for message in found.messages}
+    seen, shown = {message.phase for message in found.messages}, set(found.listed)
     phases = [phase for phase in ("train", "knowledge", "evaluate") if phase in seen]
     ways = [f"{phase} {way}" for phase in (*phases, "all") for way in ("↓", "↑")]
     rows = [
         [str(client), *(human_bytes(row.get(way, 0)) for way in ways)]
         for client, row in sorted(clients.items())
+        if client in shown
     ]
     return plain([*words("client"), *numbers(*ways)], rows)
 

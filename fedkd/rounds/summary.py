@@ -20,7 +20,15 @@ from fedkd.runs.events import (
     seconds_by_phase,
 )
 from fedkd.runs.privacy_statement import statement, write_statement
-from fedkd.runs.results import RefusedRecord, ScoresRecord, StudentRecord, Summary, Traffic
+from fedkd.runs.results import (
+    LISTED,
+    RefusedRecord,
+    ScoresRecord,
+    StudentRecord,
+    Summary,
+    Traffic,
+    listed,
+)
 from fedkd.training.evaluation import evaluate
 from fedkd.training.supervised import fit
 
@@ -36,7 +44,7 @@ def summarise(server: Server, *, seconds: float) -> Summary:
     last = rounds[-1]
     best = max(rounds, key=lambda event: event.student.accuracy)
     holdouts = holdout_accuracies(run.events(ClientEvaluated))
-    counts = data.class_counts()
+    counts, messages = data.class_counts(), run.messages()
     summary: Summary = {
         "name": experiment.name,
         "seed": experiment.seed,
@@ -68,17 +76,17 @@ def summarise(server: Server, *, seconds: float) -> Summary:
                 "accuracy": last.teachers.get(client),
                 "student_on_holdout": holdouts.get(client),
             }
-            for client in range(experiment.clients)
+            for client in listed(experiment.clients, (message.client for message in messages))
         ],
         "ensemble": None if last.ensemble is None else cast(ScoresRecord, asdict(last.ensemble)),
         "pseudo_labels": last.pseudo_labels,
         "worst_client": min(holdouts.values(), default=None),
         "degraded_rounds": [event.round for event in rounds if event.status != "ok"],
         "refused": [cast(RefusedRecord, asdict(event)) for event in run.events(ReplyRefused)],
-        "bytes": bytes_by_phase(run.messages()),
+        "bytes": bytes_by_phase(messages),
         "seconds": seconds_by_phase(rounds) | {"total": seconds},
     }
-    if not experiment.promises:
+    if not experiment.promises and experiment.clients <= LISTED:
         summary["class_counts"] = counts.tolist()
     privacy = statement(run)
     if privacy is not None:

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
+
+#: Clients that a summary, a table or a figure shows one by one at most.
+LISTED = 200
+
+
+def listed(clients: int, asked: Iterable[int | None]) -> list[int]:
+    """The clients that are shown one by one: all, or of many those that were asked last.
+
+    Args:
+        clients: How many there are.
+        asked: Who was asked, in the order of time; None where it is not known who that was.
+    """
+    if clients <= LISTED:
+        return list(range(clients))
+    latest = dict.fromkeys(reversed([client for client in asked if client is not None]))
+    return sorted(list(latest)[:LISTED])
 
 
 class ScoresRecord(TypedDict):

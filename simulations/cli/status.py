@@ -61,11 +61,13 @@ def status_of(path: Path) -> Status:
         ConfigError: `path` is no run directory.
     """
     from fedkd.runs.events import EpochFinished, ReplyRefused, RoundFinished
+    from fedkd.runs.results import listed
 
     run = open_run(path)
     rounds, messages = run.events(RoundFinished), run.messages()
     finished = rounds[-1].round if rounds else 0
-    clients = {number: Health() for number in range(run.experiment.clients)}
+    asked = (message.client for message in messages)
+    clients = {number: Health() for number in listed(run.experiment.clients, asked)}
     for message in messages:
         if message.client in clients:
             health = clients[message.client]

@@ -6,9 +6,13 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
+from fedkd.reporting.run_page import write_report
+from fedkd.runs import results
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ClientTrained, ReplyRefused, RoundFinished
+from fedkd.runs.results import listed
 from simulations import job
+from simulations.cli.status import status_of
 from simulations.client_app import make_client_app
 from simulations.local import run_local
 from strategies.records import JOB
@@ -58,6 +62,23 @@ def test_what_does_not_take_part_costs_nothing(tiny: Tiny) -> None:
     assert sum(kind == "query.describe" for kind, *_ in seen) == 64
     assert {place.name for place in run.clients.iterdir()} == {f"client-{c:04d}" for c in trained}
     assert not run.events(ReplyRefused)
+
+
+def test_the_page_of_many_clients_shows_those_that_were_asked_last(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert listed(3, []) == [0, 1, 2]
+    assert listed(201, [7, None, 200, 7, 5]) == [5, 7, 200]
+    monkeypatch.setattr(results, "LISTED", 5)
+    run = run_local(tiny(*MANY, "clients=150", "federation.participation=4"))
+    last = [event.client for event in run.events(ClientTrained)][-4:]
+    shown = {row["client"] for row in run.read_json("summary.json")["teachers"]}
+    assert len(shown) == 5
+    assert shown >= set(last)
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "5 of 150 teachers: those that were asked last" in page
+    assert "5 of 150 clients: those that were asked last" in page
+    assert set(status_of(run.path).clients) == shown
 
 
 def test_another_number_of_nodes_is_still_refused(
