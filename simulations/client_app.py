@@ -31,8 +31,8 @@ from fedkd.privacy.policy import (
 from fedkd.rounds import (
     Client,
     ExperimentContext,
+    computing,
     experiment_context,
-    threads,
     train_together,
 )
 from fedkd.rounds.context import received_experiment
@@ -124,7 +124,10 @@ def _train(message: Message, context: Context) -> Message:
     client, round_number = _client(message, context, group[0] if group else None)
     limits, clients = client.limits, clients or [client]
     _check_disk(context.node_config, limits.disk_mb)
-    with threads(client.experiment.resources.client_cpus), time_limit(limits.seconds):
+    with (
+        computing(client.experiment.resources, client.experiment.resources.client_cpus),
+        time_limit(limits.seconds),
+    ):
         fits = train_together(clients, round_number, _student(message))
     results = {
         client.number: _training_record(client, round_number, fit)
@@ -162,7 +165,7 @@ def _answer(message: Message, context: Context) -> Message:
     """The teacher's answers about the images that the student learns from."""
     client, round_number = _client(message, context)
     base = int(message.content.config_records[JOB].get("base", 0))  # type: ignore[arg-type]
-    with threads(client.experiment.resources.client_cpus):
+    with computing(client.experiment.resources, client.experiment.resources.client_cpus):
         content = _replies(client, round_number, client.context.learning_images, base)
     return Message(content, reply_to=message)
 
@@ -171,7 +174,7 @@ def _evaluate(message: Message, context: Context) -> Message:
     """The teacher's answers about the test images, and a verdict on the student."""
     client, round_number = _client(message, context)
     student = _student(message)
-    with threads(client.experiment.resources.client_cpus):
+    with computing(client.experiment.resources, client.experiment.resources.client_cpus):
         content = _replies(client, round_number, client.context.scoring_images)
         if student is not None:
             # Whatever the message carries: hits on private images are a fact about them.

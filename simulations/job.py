@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from fedkd.config import Experiment
 from fedkd.data.splits import overlaps
 from fedkd.reporting.run_page import write_report
-from fedkd.rounds import ExperimentContext, Notify, Server, silent, threads
+from fedkd.rounds import ExperimentContext, Notify, Server, computing, silent
 from fedkd.rounds.context import context_of_run, experiment_context
 from fedkd.rounds.summary import summarise
 from fedkd.runs.directory import RunDirectory, Session
@@ -76,7 +76,10 @@ def run_job(
     run.check_config()
     if simulated:
         run.clients.mkdir(exist_ok=True)
-    with Session(run) as session, threads(run.experiment.resources.server_threads):
+    with (
+        Session(run) as session,
+        computing(run.experiment.resources, run.experiment.resources.server_threads),
+    ):
         server = Server(context, run, hear)
         run.rewind(server.round)
         # Some public data sets repeat images; reported once.

@@ -362,21 +362,30 @@ class Evaluation(Section):
     baselines: tuple[Literal["oracle", "ceiling"], ...] = ("oracle", "ceiling")
 
 
+Switch = Annotated[
+    Literal["auto", "on", "off"],
+    # YAML reads `on` and `off` as booleans.
+    BeforeValidator(lambda value: ("off", "on")[value] if isinstance(value, bool) else value),
+]
+
+
 class Resources(Section):
     """Compute. Thread counts are part of the config: results on CPU depend on them bit-wise."""
 
     client_cpus: Positive = 1
     client_gpus: float = Field(default=0.0, ge=0)
-    batch_clients: Annotated[
-        Literal["auto", "on", "off"],
-        # YAML reads `on` and `off` as booleans.
-        BeforeValidator(lambda value: ("off", "on")[value] if isinstance(value, bool) else value),
-    ] = Field(
+    batch_clients: Switch = Field(
         default="auto",
         description="train simulated clients of one architecture together: auto (on GPUs), on, off",
     )
     server_threads: Positive = Field(default=1, description="more helps networks from ResNet-20 up")
     device: str = Field(default="auto", description="server's device: auto, cpu, cuda, cuda:1")
+    graphs: Switch = Field(
+        default="auto", description="capture training steps as CUDA graphs: auto (on GPUs), on, off"
+    )
+    deterministic: bool = Field(
+        default=False, description="the same seed gives the same student on a GPU too; slower"
+    )
 
 
 def _bounds(value: Any) -> tuple[Any, Any]:

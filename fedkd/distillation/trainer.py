@@ -20,8 +20,9 @@ from fedkd.models.arguments import a_network, function, one_of, whole
 from fedkd.models.network import Network, shown
 from fedkd.randomness import seeded
 from fedkd.training.batches import batch_norm, check_batch_size
-from fedkd.training.graph import GRAPHS, Graphs
+from fedkd.training.graph import Graphs, check_graphs
 from fedkd.training.loop import Measured, Phase, Trainer, gradient_norm
+from fedkd.training.numerics import numerics
 from fedkd.training.optimizers import (
     DEFAULT_OPTIMIZER,
     Optimizer,
@@ -31,9 +32,10 @@ from fedkd.training.optimizers import (
 
 STUDENT = Phase("the student", "lower the learning rate or a loss's weight")
 
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype | None] = {
     "float32": None,
+    "tf32": None,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
@@ -103,7 +105,8 @@ def distill(
             rate and schedule are not.
         resume: A snapshot of an interrupted call with the same arguments, to go on from; the
             result is the same as if it had not been interrupted.
-        precision: In which networks compute; losses always compute in float32.
+        precision: In which networks compute; losses always compute in float32. `tf32` is what
+            CUDA makes of float32 on its matrix units, and float32 elsewhere.
         seed: Seed of dropout and of the objective's own parameters.
         on_epoch: Called after every epoch with its record and a maker of snapshots.
         graphs: Whether steps are captured as graphs: "auto" on CUDA; "on" also elsewhere, where the
@@ -121,7 +124,7 @@ def distill(
     epochs, seed = whole("epochs", epochs, 1), whole("seed", seed)
     options = an_optimizer("optimizer", optimizer)
     one_of("precision", precision, list(DTYPES))
-    one_of("graphs", graphs, GRAPHS)
+    graphs = check_graphs(graphs)
     function("on_epoch", on_epoch, "a record and a maker of snapshots")
     _check_parts(student, batches, objective)
     objective.check(epochs)
@@ -129,7 +132,7 @@ def distill(
     if trainer_state is not None:
         loop.take_over(trainer_state)
     history = []
-    with seeded(seed, "student"):
+    with numerics(loop.device, precision), seeded(seed, "student"):
         first = 1 if resume is None else loop.restore(resume)
         for epoch in range(first, epochs + 1):
             record = loop.epoch(epoch)
@@ -223,8 +226,7 @@ class _Loop:
         self.objective.train(self.batches.samples > 1)
         lr = self.trainer.lr
         gradients: dict[str, float] = {}
-        batch: Batch | None = None
-        seen: dict[Kind, Tensor] = {}
+        last: tuple[Batch, dict[Kind, Tensor]] | None = None
         learners = self.objective.learners_in(epoch)
 
         weights = self.objective.weights_in(epoch, self.epochs)
@@ -233,12 +235,12 @@ class _Loop:
             self.shares[name].fill_(weight)
 
         def measure(step: int, index: Tensor) -> Measured:
-            nonlocal batch, seen
-            drawn = self.batches.batch(index, epoch, step)
-            value, readings = self._value(drawn, epoch, self.shares if captures else None)
-            if learners:  # else the graph of a step would last until after the next one
-                batch, seen = drawn, readings
-            return Measured(value.total, len(drawn.images), value.terms)
+            nonlocal last
+            batch = self.batches.batch(index, epoch, step)
+            value, seen = self._value(batch, epoch, self.shares if captures else None)
+            if learners:
+                last = batch, seen
+            return Measured(value.total, len(batch.images), value.terms)
 
         def before(_step: int, measured: Measured) -> None:
             gradients.update(self._gradients(measured.parts, epoch))
@@ -246,8 +248,8 @@ class _Loop:
         def after(step: int, _index: Tensor) -> None:
             for loss in learners:
                 if (step + 1) % loss.meta_every == 0:
-                    assert batch is not None
-                    self._meta_step(loss, batch, seen)
+                    assert last is not None
+                    self._meta_step(loss, *last)
 
         means = self.trainer.epoch(
             epoch,

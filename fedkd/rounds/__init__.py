@@ -7,7 +7,7 @@ where the two ends live.
 from fedkd.rounds.client import Client, train_together
 from fedkd.rounds.context import ExperimentContext, context_of_run, experiment_context
 from fedkd.rounds.evidence import evidence_of
-from fedkd.rounds.progress import Interrupted, Notify, Stopwatch, silent, threads
+from fedkd.rounds.progress import Interrupted, Notify, Stopwatch, computing, silent
 from fedkd.rounds.server import Server
 
 __all__ = [
@@ -17,10 +17,10 @@ __all__ = [
     "Notify",
     "Server",
     "Stopwatch",
+    "computing",
     "context_of_run",
     "evidence_of",
     "experiment_context",
     "silent",
-    "threads",
     "train_together",
 ]

@@ -9,6 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
+from fedkd.training.graph import Graphs, default_graphs
+from fedkd.training.numerics import deterministic
+
 
 class Interrupted(Exception):
     """The user wants the work to stop: raised by a `Notify`, so that it ends in good order."""
@@ -25,13 +28,31 @@ def silent(event: str, **facts: Any) -> None:
     """Drops every event."""
 
 
+class Compute(Protocol):
+    """Resources of a run or a study, as far as both have them."""
+
+    @property
+    def graphs(self) -> Graphs:
+        """Whether steps are captured as graphs."""
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether a GPU computes the same bits each time."""
+
+
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Run a block on `count` CPU threads: floating-point sums depend on their number."""
+def computing(resources: Compute, threads: int) -> Iterator[None]:
+    """Run a block as a config's resources say.
+
+    Args:
+        resources: They.
+        threads: Of the CPU: floating-point sums depend on their number.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(threads)
     try:
-        yield
+        with default_graphs(resources.graphs), deterministic(resources.deterministic):
+            yield
     finally:
         torch.set_num_threads(before)
 

@@ -21,7 +21,7 @@ from fedkd.config import ConfigError
 from fedkd.io.records import read_json
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.query import Images
-from fedkd.rounds import ExperimentContext, Notify, Server, silent, threads
+from fedkd.rounds import ExperimentContext, Notify, Server, computing, silent
 from fedkd.runs.directory import RunDirectory, Session, network_hash
 from fedkd.runs.events import ClientsErased, RoundFinished
 from fedkd.runs.export import load_student
@@ -104,7 +104,10 @@ def prepare(
 
 def distil_again(run: RunDirectory, context: ExperimentContext, notify: Notify = silent) -> Server:
     """Every round of `run` (from `prepare`) from the knowledge it holds; goes on where it ended."""
-    with Session(run) as session, threads(run.experiment.resources.server_threads):
+    with (
+        Session(run) as session,
+        computing(run.experiment.resources, run.experiment.resources.server_threads),
+    ):
         server = Server(context, run, notify)
         run.rewind(server.round)
         for number in [r for r in _rounds_held(run) if r > server.round]:
@@ -135,7 +138,7 @@ def continue_without(
     # What rules remember of earlier rounds was measured on these clients too.
     new.save_checkpoint(last, {**checkpoint, "rules": []})
     new.write_json(LINEAGE, {"source": run.identity, "without": sorted(without), "mode": "quick"})
-    with Session(new), threads(new.experiment.resources.server_threads):
+    with Session(new), computing(new.experiment.resources, new.experiment.resources.server_threads):
         server = Server(context, new, notify)
         server.run_round(last)
     return server

@@ -13,6 +13,7 @@ import random
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +24,29 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 Graphs = Literal["auto", "on", "off"]
-GRAPHS = ("auto", "on", "off")
+
+_default: ContextVar[Graphs] = ContextVar("graphs", default="auto")
+
+
+@contextmanager
+def default_graphs(graphs: Graphs) -> Iterator[None]:
+    """What "auto" means inside a block: a run's `resources.graphs`."""
+    token = _default.set(graphs)
+    try:
+        yield
+    finally:
+        _default.reset(token)
+
+
+def check_graphs(graphs: object) -> Graphs:
+    """What `Graphs` names; true and false are on and off. Raises `ValueError`."""
+    if isinstance(graphs, bool):
+        return "on" if graphs else "off"
+    for known in ("auto", "on", "off"):
+        if graphs == known:
+            return known
+    raise ValueError(f"graphs: expected auto, on or off, got {graphs!r}")
+
 
 # Steps taken in a shape before it is captured: libraries choose their kernels, optimisers and
 # lazy layers make their state.
@@ -67,6 +90,9 @@ class Captured:
         self._function = function
         self._device = device
         self._cuda = device.type == "cuda"
+        graphs = check_graphs(graphs)
+        if graphs == "auto":
+            graphs = _default.get()
         self._captures = graphs == "on" or (graphs == "auto" and self._cuda)
         self._generators = generators  # some may be made by the first calls
         self._modules = tuple(modules)

@@ -235,16 +235,12 @@ class Trainer:
                 check_time()
                 first = before if step == 0 else None
                 whole = self.captured.captures and first is None and after is None
-                try:
-                    if whole:
+                if whole:
+                    with self._blamed(log, number, step):
                         self._replay(log, step, batch, measure, key)
-                        continue
+                    continue
+                with self._blamed(log, number, step):
                     measured = measure(step, batch)
-                except (RuntimeError, ValueError) as error:
-                    log.check()  # if something was not finite before, that is the reason
-                    if self.explain is not None and (cause := self.explain(number, step)):
-                        raise RuntimeError(cause) from error
-                    raise
                 log.add_loss(measured)
                 if first is not None:
                     first(step, measured)
@@ -259,6 +255,17 @@ class Trainer:
         self._applied |= log.applied
         self._check_epoch(number)
         return means
+
+    @contextmanager
+    def _blamed(self, log: _Log, number: int, step: int) -> Iterator[None]:
+        """Find out whether an error in a step has a cause that lies before it."""
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            log.check()  # if something was not finite before, that is the reason
+            if self.explain is not None and (cause := self.explain(number, step)):
+                raise RuntimeError(cause) from error
+            raise
 
     def finish(self) -> None:
         """Look back at the whole training.

@@ -17,6 +17,7 @@ from fedkd.randomness import seeded, stream
 from fedkd.training.evaluation import predict
 from fedkd.training.graph import Graphs
 from fedkd.training.loop import Measured, Phase, check_finite, train_epochs
+from fedkd.training.numerics import numerics
 from fedkd.training.optimizers import DEFAULT_OPTIMIZER, Optimizer
 
 TEACHER = Phase("the teacher", "lower teachers.optimizer.lr", "teachers.batch_size")
@@ -111,7 +112,7 @@ def align(
         loss = kd_loss(logits, wanted[index], temperature=temperature)
         return Measured(loss.mean(), len(index))
 
-    with seeded(seed, "align"):
+    with numerics(device, "float32"), seeded(seed, "align"):
         train_epochs(
             teacher,
             len(images),
@@ -178,7 +179,7 @@ def fit(
         more = pull(images, labels, logits)
         return Measured(loss + more, len(index), {"cross entropy": loss, "pull": more}, right)
 
-    with seeded(seed, "teacher"):
+    with numerics(device, "float32"), seeded(seed, "teacher"):
         last = train_epochs(
             teacher,
             len(shard),

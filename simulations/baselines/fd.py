@@ -12,7 +12,7 @@ from fedkd.data.images import ImageSet
 from fedkd.losses.kd import kd_loss
 from fedkd.models.network import Network
 from fedkd.randomness import stream_seed
-from fedkd.rounds import ExperimentContext, threads
+from fedkd.rounds import ExperimentContext, computing
 from fedkd.training.evaluation import predict
 from fedkd.training.supervised import TEACHER, Pull, fit
 from simulations.baselines import BASELINES
@@ -58,7 +58,7 @@ class FD(Baseline):
                 news = {"means": means.numpy(), "known": there.numpy()} if number > 1 else None
                 request = meter.ask(client, news)
                 received, shard = tensors(read(request)), data.shard(client)
-                with threads(experiment.resources.client_cpus):
+                with computing(experiment.resources, experiment.resources.client_cpus):
                     means, there = received.get("means", means), received.get("known", there)
                     fit(
                         network,

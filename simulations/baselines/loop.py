@@ -21,7 +21,7 @@ from fedkd.losses.base import DistillationLoss
 from fedkd.losses.kd import KDLoss
 from fedkd.models.network import Network
 from fedkd.randomness import stream_seed
-from fedkd.rounds import ExperimentContext, threads
+from fedkd.rounds import ExperimentContext, computing
 from fedkd.training.batched import fit_many
 from fedkd.training.evaluation import accuracy, calibration, per_class_accuracy, predict
 from fedkd.training.optimizers import Optimizer
@@ -128,7 +128,7 @@ def train(
 ) -> None:
     """Local training of some clients in a round, in place: what fedkd's clients do, same draws."""
     experiment = context.experiment
-    with threads(experiment.resources.client_cpus):
+    with computing(experiment.resources, experiment.resources.client_cpus):
         fits = fit_many(
             list(networks.values()),
             [context.data.shard(client) for client in networks],
@@ -184,7 +184,7 @@ def distill_client(
     """
     experiment = context.experiment
     options = experiment.teachers
-    with threads(experiment.resources.client_cpus):
+    with computing(experiment.resources, experiment.resources.client_cpus):
         _distil(
             context,
             network,

@@ -24,7 +24,7 @@ from fedkd.data.images import ImageSet
 from fedkd.data.splits import FederatedData
 from fedkd.io.records import read_json
 from fedkd.knowledge.store import write_atomically
-from fedkd.rounds import Notify, experiment_context, silent, threads
+from fedkd.rounds import Notify, computing, experiment_context, silent
 from fedkd.runs.directory import RunDirectory, versions, write_json
 from fedkd.runs.events import ClientEvaluated, MessageCounted, RoundFinished, holdout_accuracies
 from fedkd.studies.engine import Cell, Found, Record, Study
@@ -147,7 +147,7 @@ class SideBySide(Study[Config, Entry]):
                 notify("round", round=result.round, rounds=rounds, accuracy=accuracy)
 
             baseline = BASELINES.create(chosen.name, **chosen.options)
-            with threads(experiment.resources.server_threads):
+            with computing(experiment.resources, experiment.resources.server_threads):
                 outcome = baseline.run(space, on_round)
             has_student = baseline.has_student
         wall = time.perf_counter() - started

@@ -30,7 +30,7 @@ from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.knowledge.query import Images, Query, Refused, Reply
 from fedkd.knowledge.store import write_atomically
 from fedkd.randomness import stream_seed
-from fedkd.rounds import Client, ExperimentContext, Notify, Server, silent, threads
+from fedkd.rounds import Client, ExperimentContext, Notify, Server, computing, silent
 from fedkd.runs.directory import RunDirectory
 from fedkd.studies.attack.config import CLEAN, AttackConfig, attackers_of, check_config, resolved
 from fedkd.studies.attack.report import table, write
@@ -129,7 +129,7 @@ class AttackStudy(Study[AttackConfig, Match]):
         key = json.dumps([about, asked], sort_keys=True)
         name = f"seed{seed}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         self._answers = Answers(folder / "teachers" / name, union)
-        with threads(experiment.resources.client_cpus):
+        with computing(experiment.resources, experiment.resources.client_cpus):
             self._answers.make(clients, experiment.rounds, notify)
 
     def run_cell(self, folder: Path, cell: Cell[Match], notify: Notify = silent) -> Record:
@@ -141,7 +141,7 @@ class AttackStudy(Study[AttackConfig, Match]):
         attackers = () if attack is None else attackers_of(self.config, cell.seed)
         run = _scratch(folder / cell.path, experiment)
         try:
-            with threads(experiment.resources.server_threads):
+            with computing(experiment.resources, experiment.resources.server_threads):
                 server = Server(self._rule[1], run)
                 result = _student(server, self._answers, attackers, attack, self._twins)
         except ValueError as error:  # the rule lacks what it needs, and names it

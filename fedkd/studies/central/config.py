@@ -7,7 +7,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from fedkd.config import Component, NamedList, Optimizer, Positive, Section, Student, Term, Terms
+from fedkd.config import (
+    Component,
+    NamedList,
+    Optimizer,
+    Positive,
+    Section,
+    Student,
+    Switch,
+    Term,
+    Terms,
+)
 from fedkd.studies.config import Name, Only, RowName, StudyConfig, changed, check_only
 
 BASELINE = "student"
@@ -40,7 +50,7 @@ class Training(Section):
     virtual: str = Field(
         default="randaugment_flip", description="recipe of the virtual view, if a loss asks"
     )
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     compile: bool = Field(default=False, description="torch.compile: pays on a GPU")
     channels_last: bool = Field(default=False, description="memory layout: pays on a GPU")
     test_every: Positive = Field(
@@ -97,6 +107,12 @@ class Resources(Section):
 
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1")
     server_threads: Positive = 1
+    graphs: Switch = Field(
+        default="auto", description="capture training steps as CUDA graphs: auto (on GPUs), on, off"
+    )
+    deterministic: bool = Field(
+        default=False, description="the same seed gives the same student on a GPU too; slower"
+    )
 
 
 class Central(Section):

@@ -23,7 +23,7 @@ from fedkd.data.images import ImageSet
 from fedkd.distillation.batches import EXAMPLE, Statistics
 from fedkd.models.network import Network, parameter_count
 from fedkd.randomness import seeded, stream_seed
-from fedkd.rounds import Notify, silent, threads
+from fedkd.rounds import Notify, computing, silent
 from fedkd.runs.directory import load_state, network_hash
 from fedkd.studies.central.config import BASELINE, Central, DistillConfig
 from fedkd.studies.central.folder import Place, StudentRecord
@@ -72,7 +72,7 @@ class DistillStudy(Study[DistillConfig, None]):
         given, images = self.config.experiment, self._loaded_images()
         if self._teachers and not given.teachers.per_seed:
             return
-        with threads(given.resources.server_threads):
+        with computing(given.resources, given.resources.server_threads):
             self._teachers = [
                 _teacher(given, number, folder, seed, images, notify)
                 for number in range(len(given.teachers.models))
@@ -84,7 +84,7 @@ class DistillStudy(Study[DistillConfig, None]):
         assert isinstance(given, Central)
         place = Place.of_student(folder, cell.name, cell.seed)
         place.claim(cell.settings())
-        with threads(given.resources.server_threads):
+        with computing(given.resources, given.resources.server_threads):
             for task in chain(given, cell.name, cell.seed, place, ranks):
                 ranks.append([train(replace(task, answers=self._answers), images, notify)])
         return place.result() or {}
