@@ -3,43 +3,10 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-# What such a machine lacks of fedkd's requirements, optional ones included.
-ABSENT = (
-    "annotated_types", "click", "cryptography", "datasets", "flwr", "flwr_datasets", "jinja2",
-    "markupsafe", "matplotlib", "onnx", "opacus", "pydantic", "pydantic_core", "ray",
-    "rich", "scipy", "sklearn", "typer", "yaml",
-)  # fmt: skip
-BARE = f"""
-import runpy, sys
-from importlib.machinery import PathFinder
-
-class Bare(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        absent = name.split(".")[0] in {ABSENT!r}
-        return None if absent else PathFinder.find_spec(name, path, target)
-
-sys.meta_path = [Bare if finder is PathFinder else finder for finder in sys.meta_path]
-sys.argv = sys.argv[1:]
-sys.path[0] = ""
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def bare(script: str, *words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script where nothing but torch, torchvision and numpy is installed."""
-    return subprocess.run(
-        [sys.executable, "-c", BARE, str(ROOT / "benchmarks" / script), *map(str, words)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=290,
-    )
+from tests.benchmarks.bare import ROOT, bare
 
 
 @pytest.fixture(scope="module")
