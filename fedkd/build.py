@@ -15,6 +15,7 @@ from fedkd.config import Component, ConfigError, Experiment, Teachers, import_pl
 from fedkd.config import Optimizer as OptimizerSection
 from fedkd.config import Term as LossTerm
 from fedkd.data import DATASETS, PARTITIONS, SAMPLERS, ImageSet, views
+from fedkd.data.cohorts import how_many
 from fedkd.data.datasets import load_dataset
 from fedkd.data.local_shard import LocalShard, read_local_shard
 from fedkd.data.splits import FederatedData, federate
@@ -260,11 +261,13 @@ def _release(experiment: Experiment, objective: Objective) -> Release | None:
             f"distillation.losses: a release lets out labels or probabilities, the losses need "
             f"{', '.join(needs)}; use ce, kd or dkd"
         )
+    asked = how_many(experiment.federation.participation.ask, experiment.clients)
     for key in ("min_votes", "min_clients"):
         needed = getattr(release, key, 0)
-        if experiment.clients < needed:
+        if asked < needed:
+            where = "clients" if asked == experiment.clients else "federation.participation.ask"
             raise ConfigError(
-                f"clients: {experiment.clients} are too few for release "
+                f"{where}: {asked} are too few for release "
                 f"{experiment.release.name!r}, which needs {needed} (release.{key})"
             )
     return release

@@ -37,7 +37,9 @@ def main(grid: Grid, context: Context) -> None:
         experiment = load_experiment(str(settings["config"]), words)
     # Public keys of the nodes, if this is a deployment: a node is the client whose key it holds.
     folder = str(settings.get("keys") or "")
-    keys = NodeKeys(Path(folder), experiment.clients) if folder else None
+    # Where clients may join later, so may their keys.
+    expected = experiment.clients if experiment.federation.participation.start is None else 0
+    keys = NodeKeys(Path(folder), expected) if folder else None
     if settings.get("resume"):
         space = context_of_run(run)
     else:

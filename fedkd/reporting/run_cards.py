@@ -7,8 +7,9 @@ from dataclasses import asdict
 
 import numpy as np
 
+from fedkd.data.cohorts import from_ranges
 from fedkd.reporting import run_figures as draw
-from fedkd.reporting.format import as_float, percent, points, short
+from fedkd.reporting.format import as_float, count, percent, points, short
 from fedkd.reporting.page import Card, half
 from fedkd.reporting.relation_report import Relations, likeness, relations
 from fedkd.reporting.run_record import TROUBLE, Found
@@ -129,6 +130,36 @@ def partition_card(found: Found) -> Card | None:
             return half(title, "No client has been asked yet.")
     figure = draw.partition_figure(counts[clients], found.classes, clients=clients)
     return Card(title, caption, [figure], wide=len(clients) > 16 or counts.shape[1] > 20)
+
+
+def presence_card(found: Found) -> Card | None:
+    """Who was there, asked and heard in which round; None where every round asks all clients."""
+    if not found.asked:
+        return None
+    answered = {event.round: event.answered for event in found.rounds}
+    rounds = [event.round for event in found.asked]
+    ever = sorted({client for event in found.asked for client in from_ranges(event.there)})
+    places = {client: row for row, client in enumerate(ever)}
+    table = np.zeros((len(ever), len(rounds)), dtype=np.int8)
+    for column, event in enumerate(found.asked):
+        for state, clients in enumerate(
+            (from_ranges(event.there), event.asked, answered[event.round]), start=1
+        ):
+            table[[places[client] for client in clients if client in places], column] = state
+    silent = int((table == 2).sum())
+    return Card(
+        "Who was there",
+        f"Of {count(len(ever), 'client')} that {'was' if len(ever) == 1 else 'were'} there at some "
+        f"time, a round asked {np.mean([len(event.asked) for event in found.asked]):.3g} on "
+        "average. A row without a colour is a client that was away. "
+        + (
+            f"{count(silent, 'time')} a client was asked and gave nothing that was used."
+            if silent
+            else ""
+        ),
+        [draw.presence_figure(ever, rounds, table)],
+        wide=len(rounds) > 30,
+    )
 
 
 def relation_cards(found: Found) -> list[Card]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import ListedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
@@ -257,6 +257,56 @@ def partition_figure(
     axes.set_title(title, fontsize=11)
     axes.set_xlabel("client, and all its images" if roomy else "client")
     draw.scale(figure, image, axes, "images of a class")
+    return figure
+
+
+#: Of a client in a round: away, there, asked, heard.
+PRESENCE = {
+    "away": "#ffffff",
+    "there": "#dfe3e8",
+    "asked, no answer": draw.PSEUDO,
+    "asked and answered": draw.STUDENT,
+}
+_ROWS = 60  # of more clients there is no row for each
+
+
+@draw.style()
+def presence_figure(
+    clients: Sequence[int], rounds: Sequence[int], table: NDArray[np.int8]
+) -> Figure:
+    """Who was there in which round; of many clients, how many.
+
+    Args:
+        clients: Their numbers.
+        rounds: Round numbers.
+        table: (clients, rounds), each a place in `PRESENCE`.
+    """
+    width = float(np.clip(0.22 * len(rounds) + 1.6, 5.6, 14))
+    many = len(clients) > _ROWS
+    figure, axes = draw.canvas(width, 3.2 if many else 0.2 * len(clients) + 1.2)
+    states = list(PRESENCE.items())[1:]
+    if many:
+        base = np.zeros(len(rounds))
+        for state, (label, color) in reversed([*enumerate(states, start=1)]):
+            height = (table == state).sum(axis=0)
+            axes.bar(rounds, height, 0.8, bottom=base, color=color, label=label, lw=0)
+            base = base + height
+        axes.set_ylabel("clients")
+    else:
+        draw.heat(axes, table, ListedColormap([*PRESENCE.values()]), (-0.5, 3.5),
+                  rows=[str(client) for client in clients],
+                  columns=[str(number) for number in rounds], turn=0)  # fmt: skip
+        axes.set_xticks(np.arange(len(rounds) + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(len(clients) + 1) - 0.5, minor=True)
+        axes.grid(visible=True, which="minor", color="white", lw=2)
+        axes.tick_params(which="minor", length=0)
+        axes.set_axisbelow(False)
+        axes.set_ylabel("client")
+        for label, color in reversed(states):
+            axes.bar(0, 0, color=color, label=label)
+        axes.set_xlim(-0.5, len(rounds) - 0.5)
+    axes.set_xlabel("round")
+    figure.legend(loc="outside upper left", ncols=4, handlelength=1, columnspacing=1)
     return figure
 
 

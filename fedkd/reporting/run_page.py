@@ -62,6 +62,7 @@ def make_page(found: Found) -> Page:
 def _sections(found: Found) -> list[Section]:
     agree, *graphs = cards.relation_cards(found)
     learning = [*cards.training_cards(found), cards.calibration_card(found)]
+    clients = [cards.presence_card(found), cards.partition_card(found), agree]
     costs = [
         cards.traffic_card(found),
         cards.cost_card(found),
@@ -74,7 +75,7 @@ def _sections(found: Found) -> list[Section]:
         Section("results", "Results", _results(found)),
         Section("accuracy", "Accuracy", [cards.accuracy_card(found), cards.classes_card(found)]),
         Section("learning", "What the student learnt from", learning),
-        Section("clients", "Clients and their teachers", [cards.partition_card(found), agree]),
+        Section("clients", "Clients and their teachers", clients),
         Section("relations", "What relations the student has taken over", graphs),
         Section("costs", "Bytes and time", costs),
         Section("privacy", "Privacy", _privacy(found) if promise else []),
@@ -89,10 +90,14 @@ def _sentence(found: Found) -> str:
     fusion = " → ".join(rule.name for rule in experiment.fusion)
     models = dict.fromkeys(model.name for model in experiment.teachers.models)
     kind = "labelled" if transfer["labelled"] else "unlabelled"
+    part = ""
+    if found.asked:
+        asked = statistics.mean(len(event.asked) for event in found.asked)
+        part = f", {asked:.3g} of them in a round"
     return (
-        f"One {experiment.student.model.name} student learns from {experiment.clients} private "
-        f"teachers ({', '.join(models)}), who answer about {transfer['size']:,} common {kind} "
-        f"images and never show their own. Fusion {fusion}; objective {losses}."
+        f"One {experiment.student.model.name} student learns from {len(found.clients)} private "
+        f"teachers ({', '.join(models)}){part}, who answer about {transfer['size']:,} common "
+        f"{kind} images and never show their own. Fusion {fusion}; objective {losses}."
     )
 
 
@@ -111,8 +116,7 @@ def _tiles(found: Found) -> list[Tile]:
         tiles.append(Tile("test images", f"{size:,}", f"student ± {100 * half:.1f} points (95 %)"))
     answers = [message for message in found.messages if message.phase == "knowledge"]
     if sent := sum(message.up for message in answers):
-        rounds = len({message.round for message in answers})
-        per = sent / max(1, rounds * found.run.experiment.clients)
+        per = sent / len({(message.round, message.client) for message in answers})
         remark = f"{fmt.human_bytes(per)} per client, round"
         tiles.append(Tile("knowledge sent", fmt.human_bytes(sent), remark))
     if found.seconds:
@@ -126,13 +130,14 @@ def _results(found: Found) -> list[Card]:
     who = f"The {fmt.count(clients, 'teacher')}"
     if shown < clients:
         who = f"{shown:,} of {fmt.count(clients, 'teacher')}: those that were asked last"
+    when = "in the last round that asked it, " if found.asked else ""
     return [
         Card("", table=tables.results_table(found)),
         Card(
             "",
-            "A teacher is judged on the public test images; the student also, by each client for "
-            "itself, on private images that the client held out from training. Weight: the "
-            "teacher's part in the fused labels of the last round.",
+            f"A teacher is judged {when}on the public test images; the student also, by each "
+            "client for itself, on private images that the client held out from training. Weight: "
+            "the teacher's part in the fused labels of the last round.",
             table=tables.teachers_table(found),
             fold=who,
             open=clients <= _MANY,

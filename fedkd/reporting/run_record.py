@@ -13,6 +13,7 @@ from fedkd.data.splits import FederatedData
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import (
     ClientEvaluated,
+    ClientsAsked,
     EpochFinished,
     MessageCounted,
     ReplyRefused,
@@ -42,6 +43,25 @@ class Found:
     def rounds(self) -> list[RoundFinished]:
         """The finished rounds."""
         return self.run.events(RoundFinished)
+
+    @cached_property
+    def asked(self) -> list[ClientsAsked]:
+        """The cohorts of the finished rounds; none where every round asks all clients."""
+        done = {event.round for event in self.rounds}
+        return [event for event in self.run.events(ClientsAsked) if event.round in done]
+
+    @cached_property
+    def clients(self) -> list[int]:
+        """Those that were asked in some round."""
+        if not self.asked:
+            return list(range(self.run.experiment.clients))
+        return sorted({client for event in self.asked for client in event.asked})
+
+    @cached_property
+    def teachers(self) -> dict[int, float | None]:
+        """Client -> its teacher's test accuracy in the last round that asked it."""
+        rounds = self.rounds if self.asked else self.rounds[-1:]
+        return {client: share for event in rounds for client, share in event.teachers.items()}
 
     @cached_property
     def epochs(self) -> list[EpochFinished]:

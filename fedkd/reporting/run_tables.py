@@ -43,7 +43,7 @@ def results_table(found: Found) -> Table:
         rows.append(Row(cells, key, begins=key in ("ensemble", "oracle")))
 
     parameters = count(best["parameters"], "parameter") if "parameters" in best else ""
-    source = f"{count(experiment.clients, 'teacher')} on {count(size, 'transfer image')}"
+    source = f"{count(len(found.clients), 'teacher')} on {count(size, 'transfer image')}"
     note = ", ".join(filter(None, (model, parameters)))
     add("student", "student", source, found.accuracy("student"), note=note)
     if best.get("best_accuracy", 0) > best.get("accuracy", math.inf):
@@ -94,7 +94,7 @@ def teachers_table(found: Found) -> Table:
             number(None if held is None else held.sum()),
             number(None if held is None else (held > 0).sum()),
         ]
-        for scores in (last and last.teachers, last and last.weights, found.holdouts):
+        for scores in (found.teachers, last and last.weights, found.holdouts):
             value = scores.get(client) if scores else None
             cells += [percent(value), Cell("", bar=math.nan if value is None else value)]
         rows.append(Row(cells))

@@ -43,21 +43,19 @@ def statement(run: RunDirectory) -> PrivacyRecord | None:
 def _teachers(run: RunDirectory, experiment: Experiment) -> PrivacyRecord:
     privacy = experiment.teachers.privacy
     assert privacy is not None
-    clients: dict[int, ClientPrivacy] = {
-        client: {"epsilon": 0.0, "frozen_in": []} for client in range(experiment.clients)
-    }
+    clients: dict[int, ClientPrivacy] = {}  # who has not trained has spent nothing
     for event in run.events(ClientTrained):
         if event.epsilon is None:
             continue
-        mine = clients[event.client]
+        mine = clients.setdefault(event.client, {"epsilon": 0.0, "frozen_in": []})
         mine["epsilon"] = max(mine["epsilon"], event.epsilon)
         if not event.trained and event.round not in mine["frozen_in"]:
             mine["frozen_in"].append(event.round)
     facts: _Spent = {
         "mechanism": privacy.mechanism,
         "against": _EVERYBODY,
-        "clients": {str(client): mine for client, mine in clients.items()},
-        "worst": max(mine["epsilon"] for mine in clients.values()),
+        "clients": {str(client): mine for client, mine in sorted(clients.items())},
+        "worst": max((mine["epsilon"] for mine in clients.values()), default=0.0),
     }
     planned = plan(experiment)
     if planned is None:

@@ -23,7 +23,7 @@ from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.query import Images
 from fedkd.rounds import ExperimentContext, Notify, Server, computing, silent
 from fedkd.runs.directory import RunDirectory, Session, network_hash
-from fedkd.runs.events import ClientsErased, RoundFinished
+from fedkd.runs.events import ClientsAsked, ClientsErased, RoundFinished
 from fedkd.runs.export import load_student
 from fedkd.runs.results import Lineage
 from fedkd.runs.signature import keep_signature, read_signature
@@ -33,11 +33,12 @@ LINEAGE, EVIDENCE = "lineage.json", "unlearning.json"
 
 
 def finished_rounds(run: RunDirectory) -> list[int]:
-    """Rounds of which the run holds the knowledge. Raises `ConfigError` if some is missing."""
-    rounds = [event.round for event in run.events(RoundFinished)]
-    if not rounds:
-        raise ConfigError(f"{run.path} has no finished round")
-    missing = [r for r in rounds if not run.knowledge(r).folder.is_dir()]
+    """Rounds in which somebody answered. Raises `ConfigError` if the knowledge of one is gone."""
+    finished = run.events(RoundFinished)
+    rounds = [each.round for each in finished if run.knowledge(each.round).folder.is_dir()]
+    missing = [each.round for each in finished if each.answered and each.round not in rounds]
+    if not rounds and not missing:
+        raise ConfigError(f"{run.path} has no finished round in which a client answered")
     if missing:
         raise ConfigError(
             f"{run.path}: the knowledge of round {missing[0]} is gone (knowledge/ of the run); "
@@ -96,6 +97,7 @@ def prepare(
     experiment = run.experiment.model_copy(update={"evaluation": evaluation})
     new = RunDirectory.new(experiment, parent)
     _copy_signature(run, new)
+    _copy_cohorts(run, new)
     for round_number in finished_rounds(run):
         _copy_knowledge(run, new, round_number, without)
     new.write_json(LINEAGE, lineage)
@@ -133,6 +135,7 @@ def continue_without(
         raise ConfigError(f"{run.path} has no checkpoint to go on from")
     new = RunDirectory.new(run.experiment, parent or run.path.parent)
     _copy_signature(run, new)
+    _copy_cohorts(run, new)
     last = int(checkpoint["round"])
     _copy_knowledge(run, new, last, without)
     # What rules remember of earlier rounds was measured on these clients too.
@@ -321,6 +324,12 @@ def _copy_signature(run: RunDirectory, new: RunDirectory) -> None:
     signature = read_signature(run)
     if signature is not None:
         keep_signature(new, signature)
+
+
+def _copy_cohorts(run: RunDirectory, new: RunDirectory) -> None:
+    """A quorum is one of the clients that a round asked: of the same ones, without some or not."""
+    for event in run.events(ClientsAsked):
+        new.record(event)
 
 
 def _copy_knowledge(

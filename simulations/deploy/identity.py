@@ -36,8 +36,8 @@ class NodeKeys:
     """Public keys of a federation, by client number.
 
     Args:
-        folder: Holds `node-0.pub`, `node-1.pub`, …
-        clients: How many there have to be.
+        folder: Holds `node-0.pub`, `node-1.pub`, …; looked at again for who is not known yet.
+        clients: How many there have to be already.
 
     Raises:
         ConfigError: a key is missing, is none, or is there twice.
@@ -45,7 +45,17 @@ class NodeKeys:
 
     def __init__(self, folder: Path, clients: int) -> None:
         self.folder = folder
-        self._keys: dict[int, bytes] = {}
+        self._keys = self._read()
+        missing = [str(number) for number in range(clients) if number not in self._keys]
+        if missing:
+            raise ConfigError(
+                f"{folder}: expected node-K.pub of {clients} clients, client "
+                f"{', '.join(missing[:10])} has none"
+            )
+
+    def _read(self) -> dict[int, bytes]:
+        folder = self.folder
+        keys: dict[int, bytes] = {}
         seen: dict[bytes, str] = {}
         for path in sorted(folder.glob("node-*.pub")):
             if (number := re.fullmatch(r"node-(\d+)", path.stem)) is None:
@@ -57,13 +67,8 @@ class NodeKeys:
             if key in seen:
                 raise ConfigError(f"{path}: the key of {seen[key]}; each node has its own")
             seen[key] = path.name
-            self._keys[int(number[1])] = key
-        missing = [str(number) for number in range(clients) if number not in self._keys]
-        if missing:
-            raise ConfigError(
-                f"{folder}: expected node-K.pub of {clients} clients, client "
-                f"{', '.join(missing[:10])} has none"
-            )
+            keys[int(number[1])] = key
+        return keys
 
     def challenge(self) -> bytes:
         """Something to sign that nobody has signed yet."""
@@ -74,6 +79,11 @@ class NodeKeys:
     ) -> str | None:
         """Why a node is not the client it claims to be, or None if its key proves it."""
         client, signature = facts.get("client"), facts.get(SIGNATURE)
+        if client not in self._keys:  # a client that has joined since
+            try:
+                self._keys = self._read()
+            except ConfigError as error:
+                return f"claims to be client {client!r}; {error}"
         key = self._keys.get(client) if type(client) is int else None
         if key is None:
             return f"claims to be client {client!r}, who has no key in {self.folder}"

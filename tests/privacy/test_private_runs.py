@@ -20,7 +20,7 @@ from fedkd.reporting.run_record import Found
 from fedkd.rounds import Client, ExperimentContext
 from fedkd.rounds.client_files import ClientFiles
 from fedkd.runs.directory import RunDirectory, load_state
-from fedkd.runs.events import ClientTrained, RoundFinished, Warned
+from fedkd.runs.events import ClientsAsked, ClientTrained, RoundFinished, Warned
 from fedkd.runs.privacy_statement import statement
 from simulations.local import run_local
 from tests.conftest import Shared, Tiny
@@ -245,3 +245,38 @@ def test_a_release_has_its_statement_and_shows_no_single_teacher(tiny: Tiny) -> 
     trained = run.events(ClientTrained)
     assert {(event.loss, event.accuracy) for event in trained} == {(None, None)}
     assert "answers of single teachers are not released" in render(make_page(Found(run)))
+
+
+def test_a_client_pays_for_the_rounds_that_ask_it(tiny: Tiny) -> None:
+    drawn = (DP, *QUIET, "rounds=3", "federation.participation=1")
+    run = run_local(tiny(*drawn))
+    asked = [client for event in run.events(ClientsAsked) for client in event.asked]
+    planned = plan(run.experiment)
+    assert planned == plan(tiny(DP, *QUIET, "rounds=3"))  # the draw is no secret
+    facts = run.read_json("privacy.json")
+    assert facts["clients"] == {
+        str(client): {"epsilon": epsilon([planned.steps] * asked.count(client), 0.001),
+                      "frozen_in": []}
+        for client in sorted(set(asked))
+    }  # fmt: skip
+    for client in set(asked):
+        reserved = [line for line in ledger_lines(run, client) if "reserve" in line]
+        assert len(reserved) == asked.count(client)
+
+
+def test_fixed_cohorts_need_less_noise(tiny: Tiny) -> None:
+    def noise(*words: str) -> float:
+        return plan(tiny(DP, *QUIET, *words)).mechanism.noise_multiplier
+
+    cohorts = "federation.participation.sampler={name: schedule, cohorts: [[0, 1], [2], [1, 2]]}"
+    assert noise("rounds=3", cohorts) == noise("rounds=2") < noise("rounds=3")
+    away = "federation.participation.sampler={name: trace, there: {0: '1', 1: '1-2', 2: '3'}}"
+    assert noise("rounds=3", away) == noise("rounds=2")
+
+
+def test_sizes_that_clients_keep_are_not_drawn_by(tiny: Tiny) -> None:
+    by_size = "federation.participation.sampler=size"
+    with pytest.raises(ConfigError, match="which they keep to themselves here"):
+        ExperimentContext(tiny(DP, *QUIET, by_size))
+    given = "federation.participation={ask: 2, sampler: {name: size, sizes: [9, 5, 0]}}"
+    assert set(ExperimentContext(tiny(DP, *QUIET, given)).cohort(1).asked) == {0, 1}

@@ -21,6 +21,7 @@ from flwr.app import Context, Message
 from fedkd.config import Experiment
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import RoundFinished
 from simulations.cli.status import status_of
 from simulations.client_app import make_client_app
 from simulations.deploy.folder import deployable, read_settings, write_folder
@@ -165,6 +166,50 @@ def test_a_federation_of_processes_gives_the_student_of_the_simulation(
     kept = folder / "node-1" / "state" / path.name
     assert sorted(p.name for p in kept.iterdir()) == ["client-0001", "config.sha256"]
     assert not list(link.rglob("private.npz"))
+
+
+@pytest.mark.timeout(1800)
+def test_nodes_join_leave_for_good_and_return(tmp_path: Path, tiny: Tiny, start: Start) -> None:
+    """The run starts with three of at most five nodes, and the report shows who was there when."""
+    words = ("clients=2 to 5", "rounds=7", "teachers.models=[mlp, mlp, mlp, cnn_tiny]")
+    experiment, _, plan = made(tiny, 5, *words)
+    # A node that is killed is given up once its heartbeat is missed, and not waited for.
+    deployed = tiny(*DIGITS, *words, *deployable(experiment, plan), "federation.wait=1")
+    federation = deploy(experiment, deployed, tmp_path / "federation", plan, start)
+
+    def node(number: int) -> "subprocess.Popen[bytes]":
+        return start(federation.folder / f"node-{number}" / "supernode.sh", f"node-{number}.log")
+
+    def rounds() -> list[RoundFinished]:
+        runs = federation.link / "runs"
+        found = [p.parent for p in runs.glob("*/metrics.jsonl")] if runs.is_dir() else []
+        return RunDirectory.open(found[0]).events(RoundFinished) if found else []
+
+    def answers(*clients: int) -> Callable[[], bool]:
+        return lambda: bool(rounds()) and rounds()[-1].answered == [*clients]
+
+    nodes = [node(number) for number in range(3)]
+    run = start(federation.link / "run.sh", "run.log")
+    wait("round 1", answers(0, 1, 2), 300)
+    node(3)
+    wait("the fourth node", answers(0, 1, 2, 3), 300)
+    kill(nodes[1])
+    kill(nodes[2])
+    wait("a round without them", answers(0, 3), 300)
+    node(2)
+    wait("the third node's return", answers(0, 2, 3), 300)
+    wait("the run", lambda: run.poll() is not None, 600)
+    assert run.returncode == 0, (tmp_path / "run.log").read_text()
+    path, summary = federation.result()
+    there = {
+        client: ", ".join(str(e.round) for e in rounds() if client in e.answered)
+        for client in range(5)
+    }
+    trace = f"federation.participation.sampler={{name: trace, there: {there}}}"
+    simulated = run_local(tiny(*DIGITS, *words, trace))
+    assert [e.answered for e in simulated.events(RoundFinished)] == [e.answered for e in rounds()]
+    assert summary["hash"] == simulated.read_json("summary.json")["hash"]
+    assert "Who was there" in (path / "report.html").read_text(encoding="utf-8")
 
 
 def test_whoever_has_the_ca_file_starts_no_run_and_registers_no_key(

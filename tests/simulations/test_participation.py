@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 
 from fedkd.config import Experiment
+from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ClientsAsked, ClientTrained, ReplyRefused, RoundFinished
+from fedkd.studies.contribution import contribution
+from fedkd.studies.unlearning import distil_again, finished_rounds, prepare
 from simulations.client_app import make_client_app
 from simulations.job import begun, run_job
 from simulations.local import LocalGrid, run_local
 from tests.conftest import Shared, Tiny
-from tests.simulations.faults import crashing
+from tests.simulations.faults import BAD_PAYLOADS, crashing, tampering
 
 pytestmark = pytest.mark.usefixtures("lean")
 
@@ -139,3 +142,48 @@ def test_nodes_come_and_go_as_in_a_trace(tiny: Tiny, shared: Shared) -> None:
     # Back with the teacher of round 2: its own file is the one that it goes on from.
     files = {path.name for path in Path(run.clients / "client-0002").glob("teacher-*")}
     assert files == {"teacher-0002.pt", "teacher-0004.pt"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["federation.codec={name: delta, inner: float16, tolerance: 1}", "federation.subset=0.5"],
+    ids=["delta", "subset"],
+)
+def test_an_answer_may_refer_to_one_from_before_an_absence(tiny: Tiny, words: str) -> None:
+    """Client 0 changes what it said in round 1, four rounds later; client 1 was never asked."""
+    cohorts = [[0, 2], [2], [2], [2], [0, 1, 2]]
+    more = ("rounds=5", "clients=3", "data.views.refresh=false", words)
+    run = run_local(tiny(*FIVE, schedule(cohorts), *more))
+    assert run.events(ReplyRefused) == []
+    assert answered(run) == cohorts
+    up = {(m.round, m.client): m.up for m in run.messages() if m.phase == "knowledge"}
+    assert up[5, 0] < up[5, 1]
+
+
+def test_clients_that_were_away_can_be_valued_and_taken_out(shared: Shared, tiny: Tiny) -> None:
+    words = (*FIVE, "rounds=3", "federation.quorum=1", "federation.participation.minimum=2")
+    drawn = trace({0: "1, 3", 1: "1", 2: "1", 3: "3", 4: ""})
+    run = shared(*words, drawn)
+    assert answered(run) == [[0, 1, 2], [], [0, 3]]
+    assert finished_rounds(run) == [1, 3]
+    context = ExperimentContext(run.experiment)
+    facts = contribution(run, context, all_rounds=True)
+    assert sorted(facts["clients"]) == [0, 1, 2, 3]
+    new = prepare(run, [1])
+    server = distil_again(new, context)
+    assert [event.answered for event in new.events(RoundFinished)] == [[0, 2], [0, 3]]
+    # A quorum of the three that were asked is not two; without one the student stays as it is.
+    assert [event.status for event in new.events(RoundFinished)] == ["degraded", "ok"]
+    assert server.round == 3
+
+
+def test_who_is_in_quarantine_is_passed_over(tiny: Tiny) -> None:
+    strike, _ = BAD_PAYLOADS["nan"]
+    run = run_local(
+        tiny(*FIVE, "federation.participation=4", "federation.quarantine.after=1"),
+        client_app=tampering({2: strike}),
+    )
+    first = next(event.round for event in run.events(ClientsAsked) if 2 in event.asked)
+    later = [event for event in run.events(ClientsAsked) if event.round > first]
+    assert later
+    assert all(2 not in event.asked and len(event.asked) == 4 for event in later)

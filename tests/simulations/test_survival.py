@@ -17,7 +17,19 @@ from fedkd.runs.directory import RunDirectory
 from simulations.local import run_local
 from tests.conftest import TINY, Tiny
 
-KILLS = 20
+#: A part of clients that come and go, and codecs whose answers are changes of earlier ones.
+DRAWN: dict[str, Any] = {
+    "clients": "2 to 6",
+    "rounds": 6,
+    "federation": {
+        "codec": "delta",
+        "participation": {
+            "ask": 0.5,
+            "minimum": 2,
+            "sampler": {"name": "trace", "there": {1: "1-2", 2: "1, 4-", 3: "2-", 4: "3, 5"}},
+        },
+    },
+}
 
 
 def start(*words: str, folder: Path) -> subprocess.Popen[bytes]:
@@ -42,11 +54,17 @@ def runs_in(folder: Path) -> list[Path]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("runner", ["local", "ray"])
-def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path, runner: str) -> None:
+@pytest.mark.parametrize(
+    ("runner", "more", "wanted"),
+    [("local", {}, 20), ("ray", {}, 20), ("local", DRAWN, 10)],
+    ids=["local", "ray", "drawn"],
+)
+def test_kills_at_random_moments_change_nothing(
+    tmp_path: Path, runner: str, more: dict[str, Any], wanted: int
+) -> None:
     """With Ray the whole tree is killed: server, raylet and the clients' actors."""
     config = tmp_path / "tiny.yaml"
-    values = {**TINY, "rounds": 4, "output": str(tmp_path / "runs")}
+    values = {**TINY, "rounds": 4, "output": str(tmp_path / "runs"), **more}
     config.write_text(yaml.safe_dump(values), encoding="utf-8")
     began = time.monotonic()
     assert start("run", str(config), "--runner", runner, folder=tmp_path).wait() == 0
@@ -57,7 +75,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path, runner: s
     draw = random.Random(0)
     kills, finished = 0, 0
     current: Path | None = None
-    for _ in range(10 * KILLS):
+    for _ in range(10 * wanted):
         words = ["--resume", str(current)] if current else [str(config)]
         process = start("run", *words, "--runner", runner, folder=tmp_path)
         before = kept(current) if current else set()
@@ -80,9 +98,9 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path, runner: s
             finished += 1
             current.rename(tmp_path / f"done-{finished}")
             current = None
-            if kills >= KILLS:
+            if kills >= wanted:
                 break
-    assert kills >= KILLS
+    assert kills >= wanted
     assert finished >= 1
 
 

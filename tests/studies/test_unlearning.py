@@ -98,7 +98,7 @@ def test_evidence_compares_the_students_and_the_opinions(tiny: Tiny) -> None:
 )
 def test_impossible_requests_are_refused(tiny: Tiny, clients: list[int], message: str) -> None:
     run = RunDirectory.new(tiny())
-    run.record(RoundFinished(round=1, student=Scores(accuracy=0.5)))
+    run.record(RoundFinished(round=1, student=Scores(accuracy=0.5), answered=[0]))
     run.knowledge(1).folder.mkdir(parents=True)
     with pytest.raises(ConfigError, match=message):
         unlearning.check_removal(run, clients)
@@ -118,7 +118,7 @@ def test_knowledge_that_is_gone_is_named(tiny: Tiny) -> None:
     run = RunDirectory.new(tiny())
     with pytest.raises(ConfigError, match="has no finished round"):
         unlearning.finished_rounds(run)
-    run.record(RoundFinished(round=1, student=Scores(accuracy=0.5)))
+    run.record(RoundFinished(round=1, student=Scores(accuracy=0.5), answered=[0]))
     with pytest.raises(ConfigError, match="the knowledge of round 1 is gone"):
         unlearning.check_removal(run, [0])
 

@@ -8,7 +8,7 @@ import torch
 
 from fedkd.attacks import ATTACKS
 from fedkd.build import check, check_component
-from fedkd.config import Component, ConfigError, Experiment, Fraction, NamedList
+from fedkd.config import Component, ConfigError, Experiment, Fraction, NamedList, Participation
 from fedkd.fusion import FUSIONS
 from fedkd.randomness import stream
 from fedkd.studies.config import Name, StudyConfig
@@ -92,6 +92,11 @@ def check_config(config: AttackConfig) -> None:
         raise ConfigError(
             f"experiment.federation.codec: expected float16 or float32, got {codec!r}: attacks "
             "change plain numbers"
+        )
+    if config.experiment.federation.participation != Participation():
+        raise ConfigError(
+            "experiment.federation.participation: expected the default: all clients of an attack "
+            "study answer in every round"
         )
     if config.experiment.release is not None:
         raise ConfigError("experiment.release: expected none, since attacks are on fusion rules")
