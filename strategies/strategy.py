@@ -122,7 +122,8 @@ class FederatedDistillation:
                 )
             if len(self._trained) == wanted and not self.exchange.simulated:
                 break
-        self._trained = [client for client in cohort if client in set(self._trained)][:wanted]
+        trained = set(self._trained)
+        self._trained = [client for client in cohort if client in trained][:wanted]
         write_statement(self._server.run)
 
     def answer(self, round_number: int) -> None:

@@ -10,7 +10,7 @@ from fedkd.config import Experiment
 from fedkd.privacy.plan import plan
 from fedkd.privacy.release.gaussian import epsilon_of
 from fedkd.runs.directory import RunDirectory
-from fedkd.runs.events import AnswersReleased, ClientTrained, RoundFinished
+from fedkd.runs.events import AnswersReleased, ClientsAsked, ClientTrained, RoundFinished
 from fedkd.runs.results import ClientPrivacy, PrivacyRecord
 
 FILE = "privacy.json"
@@ -43,18 +43,22 @@ def statement(run: RunDirectory) -> PrivacyRecord | None:
 def _teachers(run: RunDirectory, experiment: Experiment) -> PrivacyRecord:
     privacy = experiment.teachers.privacy
     assert privacy is not None
-    clients: dict[int, ClientPrivacy] = {}  # who has not trained has spent nothing
+    cohorts = run.events(ClientsAsked)
+    asked = {c for each in cohorts for c in each.asked} if cohorts else range(experiment.clients)
+    clients: dict[int, ClientPrivacy] = {
+        client: {"epsilon": 0.0, "frozen_in": []} for client in sorted(asked)
+    }
     for event in run.events(ClientTrained):
         if event.epsilon is None:
             continue
-        mine = clients.setdefault(event.client, {"epsilon": 0.0, "frozen_in": []})
+        mine = clients[event.client]
         mine["epsilon"] = max(mine["epsilon"], event.epsilon)
         if not event.trained and event.round not in mine["frozen_in"]:
             mine["frozen_in"].append(event.round)
     facts: _Spent = {
         "mechanism": privacy.mechanism,
         "against": _EVERYBODY,
-        "clients": {str(client): mine for client, mine in sorted(clients.items())},
+        "clients": {str(client): mine for client, mine in clients.items()},
         "worst": max((mine["epsilon"] for mine in clients.values()), default=0.0),
     }
     planned = plan(experiment)
