@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -89,6 +89,11 @@ class Stack:
         self.state = {name: torch.stack([own[name] for own in rest]) for name in rest[0]}
         self._leaves = self._cut()
 
+    @property
+    def shapes(self) -> list[torch.Size]:
+        """Of what is trained in each network, in the order of its row."""
+        return [shape for _, shape in self._places]
+
     def __len__(self) -> int:
         return len(self.weights)
 
@@ -140,6 +145,45 @@ class Stack:
                 raise Unstackable(f"{name} takes no part in the loss")
             rows.append(part.reshape(len(self), -1))
         return torch.cat(rows, dim=1)
+
+    def clipped_sum(
+        self,
+        criterion: Callable[..., Tensor],
+        bound: float,
+        there: Tensor,
+        images: Tensor,
+        *targets: Tensor,
+        draw: Draw | None = None,
+    ) -> Tensor:
+        """Sum of the images' gradients on `weights`, each clipped to a norm, (K, P).
+
+        What is not finite in a gradient counts as zero.
+
+        Args:
+            criterion: (logits (1, C), *targets (1, ...)) -> one loss, (1,).
+            bound: Euclidean norm to which the gradient of an image is clipped.
+            there: Which images count, bool (K, B); the others only fill up.
+            images: uint8 (K, B, channels, h, w).
+            *targets: Each (K, B, ...).
+            draw: What dropout draws, (K, B, 1, ...).
+        """
+        rows = _Rows(None, images.shape[1], draw, nested=True)
+
+        def loss(weights: dict[str, Tensor], state: dict[str, Tensor], *sample: Tensor) -> Tensor:
+            image, *target = (tensor[None] for tensor in sample)
+            with _Separate(rows):
+                logits = functional_call(self.base, {**weights, **state}, (image,))
+            return criterion(logits, *target).sum()
+
+        each = (0,) * (1 + len(targets))
+        samples = vmap(grad(loss), in_dims=(None, None, *each), randomness="error")
+        weights = {name: leaf.detach() for name, leaf in self._leaves.items()}
+        found = vmap(samples, randomness="error")(weights, self.state, images, *targets)
+        parts = [found[name].flatten(2).nan_to_num_(0.0, 0.0, 0.0) for name in self._leaves]
+        norms = torch.stack([part.norm(dim=2) for part in parts]).norm(dim=0)
+        # Opacus' small number: a gradient of zero stays one.
+        factor = torch.where(there, (bound / (norms + 1e-6)).clamp(max=1.0), 0.0)
+        return torch.cat([torch.einsum("kb,kbp->kp", factor, part) for part in parts], dim=1)
 
     def row(self, number: int) -> dict[str, Tensor]:
         """A copy of a network's weights and buffers, by name."""
@@ -221,13 +265,23 @@ def check_stack(stack: Stack, networks: Sequence[Network], images: Sequence[Tens
 class _Rows:
     """What layers that look across a batch must know about it."""
 
-    def __init__(self, counts: Tensor | None, length: int, draw: Draw | None) -> None:
+    def __init__(
+        self, counts: Tensor | None, length: int, draw: Draw | None, *, nested: bool = False
+    ) -> None:
+        self.nested = nested  # each image by itself: under a second vmap
         self.counts = counts
         self.there = (
             None if counts is None else torch.arange(length, device=counts.device) < counts[:, None]
         )
         self.draw = draw
         self.calls = 0
+        self.lifted = False
+
+    def lift(self) -> _Rows:
+        """The same, one vmap further out."""
+        lifted = copy.copy(self)
+        lifted.lifted = True
+        return lifted
 
 
 class _Undropped(TorchFunctionMode):
@@ -328,9 +382,13 @@ class _Kept(_Physical):
     def vmap(
         info: Any, in_dims: Any, input: Tensor, p: float, whole: bool, call: int, rows: _Rows
     ) -> tuple[Tensor, int]:
-        shape = input.movedim(in_dims[0], 0).shape
+        x = input.movedim(in_dims[0], 0)
+        if rows.nested and not rows.lifted:  # (B, 1, ...) of one network: on to all of them
+            return _Kept.apply(x, p, whole, call, rows.lift()), 0
+        shape = list(x.shape)
         if whole:
-            shape = torch.Size([*shape[:3], *[1] * (len(shape) - 3)])
+            channels = 3 if not rows.nested else 4
+            shape[channels:] = [1] * (len(shape) - channels)
         assert rows.draw is not None
         return rows.draw(tuple(shape), p, call), 0
 

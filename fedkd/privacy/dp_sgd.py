@@ -16,23 +16,32 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from fedkd.data.images import ImageSet
 from fedkd.data.views import augment_batch
 from fedkd.models.network import Network
+from fedkd.models.stacked import Stack, Unstackable, architecture, write_state
 from fedkd.privacy.clipping import ClippedSteps, Clipping, Criterion, Part
 from fedkd.privacy.model_check import static_problems
 from fedkd.privacy.noise import SecureGenerator
-from fedkd.randomness import seeded
-from fedkd.training.loop import check_finite
-from fedkd.training.optimizers import DEFAULT_OPTIMIZER, Optimizer, make_optimizer
+from fedkd.randomness import seeded, stream_seed
+from fedkd.training.batched import RowDropout, announce_alone, check_lengths
+from fedkd.training.loop import check_finite, check_time
+from fedkd.training.optimizers import (
+    DEFAULT_OPTIMIZER,
+    Optimizer,
+    RowOptimizer,
+    learning_rate,
+    make_optimizer,
+)
 from fedkd.training.supervised import Regulariser
 
 
@@ -127,23 +136,13 @@ def fit_private(
             or a shard without labels.
         RuntimeError: weights are not finite, before or after.
     """
-    problems = list(static_problems(teacher, mechanism.clipping))
-    if problems:
-        raise ValueError(f"this teacher cannot be trained privately: {problems[0]}")
-    if optimizer.max_grad_norm is not None:
-        raise ValueError(
-            "teachers.optimizer.max_grad_norm clips the gradient of a batch; with DP-SGD each "
-            "image's is clipped already, leave it out"
-        )
-    if shard.labels is None:
-        raise ValueError("a teacher learns from labelled images, this shard has no labels")
+    _check(teacher, shard, mechanism, optimizer)
     seed = secrets.randbits(128) if seed is None else seed
     device = teacher.mean.device
     draws = SecureGenerator(seed)
     steps_of, schedule = make_optimizer(
         [p for p in teacher.parameters() if p.requires_grad], optimizer, mechanism.steps
     )
-    check_finite(teacher, "the teacher's weights are not finite before its training")
     with (
         seeded(seed, "teacher"),
         ClippedSteps(
@@ -165,6 +164,228 @@ def fit_private(
             pieces = _split((images, shard.labels[drawn]), mechanism.physical_batch)
             steps.step([_part(piece, regulariser, device) for piece in pieces])
             schedule.step()
+    _finish(teacher)
+
+
+def fit_private_many(
+    teachers: Sequence[Network],
+    shards: Sequence[ImageSet],
+    mechanism: Mechanism,
+    *,
+    optimizer: Optimizer = DEFAULT_OPTIMIZER,
+    augment: str = "none",
+    label_smoothing: float = 0.0,
+    seeds: Sequence[int | None] | None = None,
+    noise_seeds: Sequence[int | None] | None = None,
+    regularisers: Sequence[Regulariser | None] | None = None,
+    together: bool | None = None,
+) -> list[Exception | None]:
+    """Train each teacher (in place) on its shard, as `fit_private` does it.
+
+    Every client draws its own images and its own noise, and each of its images is clipped by
+    itself: the guarantee is the one of `fit_private`, and so is the account of it.
+
+    Args:
+        teachers: One network per client.
+        shards: Its labelled private images.
+        mechanism: As in `fit_private`, for all of them.
+        optimizer: Likewise.
+        augment: Likewise.
+        label_smoothing: Likewise.
+        seeds: Each as in `fit_private`; None: all secret.
+        noise_seeds: Likewise.
+        regularisers: What each is held to; None: nothing.
+        together: Whether teachers of one architecture (and one regulariser) are trained as one
+            batch; None: on accelerators.
+
+    Returns:
+        For each client None, or the error that `fit_private` raises.
+
+    Raises:
+        ValueError: there are more or fewer shards, seeds or regularisers than teachers.
+    """
+    count = len(teachers)
+    lists = {
+        "shards": shards,
+        "seeds": [None] * count if seeds is None else seeds,
+        "noise_seeds": [None] * count if noise_seeds is None else noise_seeds,
+        "regularisers": [None] * count if regularisers is None else regularisers,
+    }
+    check_lengths(count, lists)
+    clients = [_Client(*each) for each in zip(teachers, *lists.values(), strict=True)]
+    options = _Options(mechanism, optimizer, augment, label_smoothing)
+    groups: dict[Hashable, list[int]] = {}
+    for number, client in enumerate(clients):
+        device = client.teacher.mean.device
+        joined = device.type != "cpu" if together is None else together
+        kind = architecture(client.teacher) if joined else None
+        key = None if kind is None else (kind, client.shard.shape, id(client.regulariser))
+        groups.setdefault((number,) if key is None else key, []).append(number)
+    errors: list[Exception | None] = [None] * count
+    for numbers in groups.values():
+        found = _train_group([clients[number] for number in numbers], options)
+        for number, error in zip(numbers, found, strict=True):
+            errors[number] = error
+    return errors
+
+
+@dataclass(frozen=True)
+class _Client:
+    """Who is trained, on what."""
+
+    teacher: Network
+    shard: ImageSet
+    seed: int | None
+    noise_seed: int | None
+    regulariser: Regulariser | None
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How."""
+
+    mechanism: Mechanism
+    optimizer: Optimizer
+    augment: str
+    label_smoothing: float
+
+
+def _train_group(clients: Sequence[_Client], options: _Options) -> list[Exception | None]:
+    """Clients of one architecture; in smaller groups if memory says so, alone if they must."""
+    fit_to_be = [client for client in clients if _fault(client, options) is None]
+    if len(fit_to_be) > 1:
+        try:
+            found = dict(zip(map(id, fit_to_be), _fit_together(fit_to_be, options), strict=True))
+            return [
+                found[id(client)] if id(client) in found else _fault(client, options)
+                for client in clients
+            ]
+        except torch.OutOfMemoryError:
+            half = (len(clients) + 1) // 2
+            return [
+                *_train_group(clients[:half], options),
+                *_train_group(clients[half:], options),
+            ]
+        except (Unstackable, RuntimeError) as reason:  # the networks are still what they were
+            announce_alone(clients[0].teacher, reason)
+    errors: list[Exception | None] = []
+    for client in clients:
+        try:
+            fit_private(
+                client.teacher,
+                client.shard,
+                options.mechanism,
+                optimizer=options.optimizer,
+                augment=options.augment,
+                label_smoothing=options.label_smoothing,
+                seed=client.seed,
+                noise_seed=client.noise_seed,
+                regulariser=client.regulariser,
+            )
+            errors.append(None)
+        except Exception as error:  # of one client: it is for the caller to judge
+            errors.append(error)
+    return errors
+
+
+def _fit_together(clients: Sequence[_Client], options: _Options) -> list[Exception | None]:
+    mechanism, regulariser = options.mechanism, clients[0].regulariser
+    teachers = [client.teacher for client in clients]
+    device = teachers[0].mean.device
+    stack = Stack(teachers, training=True)
+    moved = RowOptimizer(options.optimizer, stack.weights)
+    criterion = private_criterion(options.label_smoothing, regulariser)
+    seeds = [secrets.randbits(128) if c.seed is None else c.seed for c in clients]
+    draws = [SecureGenerator(seed) for seed in seeds]
+    noise = [SecureGenerator(client.noise_seed) for client in clients]
+    dropout = RowDropout([stream_seed(seed, "teacher") for seed in seeds], stack.weights)
+    bound, size = mechanism.max_grad_norm, mechanism.expected_batch_size
+    deviation = mechanism.noise_multiplier * bound / size
+    for step in range(mechanism.steps):
+        check_time()
+        batches = []
+        for client, seed, own in zip(clients, seeds, draws, strict=True):
+            taken = poisson(len(client.shard), mechanism.sample_rate, own)
+            images = client.shard.images[taken]
+            if len(images):
+                images = augment_batch(images, options.augment, seed, "augment", step)
+            assert client.shard.labels is not None
+            batches.append((images, client.shard.labels[taken]))
+        gradients = torch.zeros_like(stack.weights)
+        longest = max(len(labels) for _, labels in batches)
+        for start in range(0, longest, mechanism.physical_batch):
+            rows = slice(start, start + mechanism.physical_batch)
+            counts = [len(labels[rows]) for _, labels in batches]
+            images = pad_sequence([images[rows] for images, _ in batches], True).to(device)
+            labels = pad_sequence([labels[rows] for _, labels in batches], True).to(device)
+            there = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+            targets = [labels]
+            if regulariser is not None:
+                wanted = regulariser.logits(images.flatten(0, 1))
+                targets.append(wanted.unflatten(0, labels.shape))
+            gradients += stack.clipped_sum(
+                criterion,
+                bound,
+                there.to(device),
+                images,
+                *targets,
+                draw=dropout.of(torch.tensor([step], device=device), counts, start),
+            )
+        gradients /= size
+        if deviation > 0:
+            gradients += torch.stack(
+                [
+                    torch.cat([part.flatten() for part in _noise(own, stack, deviation)])
+                    for own in noise
+                ]
+            ).to(gradients)
+        lr = learning_rate(options.optimizer, step, mechanism.steps)
+        moved.step(
+            gradients,
+            gradients.new_tensor(lr),
+            tuple(map(gradients.new_tensor, moved.corrections(step))),
+        )
+    errors: list[Exception | None] = []
+    for row, teacher in enumerate(teachers):
+        write_state(teacher, stack.row(row))
+        try:
+            _finish(teacher)
+            errors.append(None)
+        except RuntimeError as error:
+            errors.append(error)
+    return errors
+
+
+def _noise(generator: SecureGenerator, stack: Stack, deviation: float) -> Iterator[Tensor]:
+    """Noise for each layer: as it is drawn for a network alone."""
+    for shape in stack.shapes:
+        yield generator.normal(tuple(shape), deviation)
+
+
+def _fault(client: _Client, options: _Options) -> Exception | None:
+    """Why a client is not trained at all."""
+    try:
+        _check(client.teacher, client.shard, options.mechanism, options.optimizer)
+    except (ValueError, RuntimeError) as error:
+        return error
+    return None
+
+
+def _check(teacher: Network, shard: ImageSet, mechanism: Mechanism, optimizer: Optimizer) -> None:
+    problems = list(static_problems(teacher, mechanism.clipping))
+    if problems:
+        raise ValueError(f"this teacher cannot be trained privately: {problems[0]}")
+    if optimizer.max_grad_norm is not None:
+        raise ValueError(
+            "teachers.optimizer.max_grad_norm clips the gradient of a batch; with DP-SGD each "
+            "image's is clipped already, leave it out"
+        )
+    if shard.labels is None:
+        raise ValueError("a teacher learns from labelled images, this shard has no labels")
+    check_finite(teacher, "the teacher's weights are not finite before its training")
+
+
+def _finish(teacher: Network) -> None:
     teacher.eval()
     # The weights are protected already: to look at them costs nothing.
     check_finite(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ from fedkd.data.views import (
     undrawn,
 )
 from fedkd.models.network import Network
-from fedkd.models.stacked import Stack, Unstackable, architecture, check_stack, write_state
+from fedkd.models.stacked import Draw, Stack, Unstackable, architecture, check_stack, write_state
 from fedkd.randomness import stream, stream_seed
 from fedkd.training.batches import batch_norm, batches, steps_per_epoch
 from fedkd.training.graph import Captured, Graphs
@@ -132,11 +132,7 @@ def fit_many(
         ValueError: there are more or fewer shards, seeds or pulls than teachers.
     """
     pulls = [None] * len(teachers) if pulls is None else pulls
-    for name, values in (("shards", shards), ("seeds", seeds), ("pulls", pulls)):
-        if len(values) != len(teachers):
-            raise ValueError(
-                f"{name}: expected one for each of {len(teachers)} teachers, got {len(values)}"
-            )
+    check_lengths(len(teachers), {"shards": shards, "seeds": seeds, "pulls": pulls})
     options = _Options(
         epochs, batch_size, optimizer, augment, label_smoothing, phase, autocast, graphs
     )
@@ -154,6 +150,15 @@ def fit_many(
         else:
             fits.update(_together(group, options))
     return [fits[number] for number in range(len(clients))]
+
+
+def check_lengths(teachers: int, lists: Mapping[str, Sequence[object]]) -> None:
+    """Raise `ValueError` unless there is one of each for each teacher."""
+    for name, values in lists.items():
+        if len(values) != teachers:
+            raise ValueError(
+                f"{name}: expected one for each of {teachers} teachers, got {len(values)}"
+            )
 
 
 def _group(client: _Client, options: _Options, together: bool | None) -> Hashable:
@@ -208,11 +213,16 @@ def _together(clients: Sequence[_Client], options: _Options) -> dict[int, Fit | 
             logger.info("no memory for %d clients together, %d are tried", len(clients), half)
             return {**_together(clients[:half], options), **_together(clients[half:], options)}
     except (Unstackable, RuntimeError) as reason:  # their networks are still what they were
-        name = type(clients[0].teacher.body).__name__
-        if name not in _announced:
-            _announced.add(name)
-            logger.warning("%s is trained client after client: %s", name, reason)
+        announce_alone(clients[0].teacher, reason)
     return {client.number: _alone(client, options) for client in clients}
+
+
+def announce_alone(teacher: Network, reason: Exception) -> None:
+    """Say why networks of this architecture are trained one after the other; once."""
+    name = type(teacher.body).__name__
+    if name not in _announced:
+        _announced.add(name)
+        logger.warning("%s is trained client after client: %s", name, reason)
 
 
 class _Samples:
@@ -242,7 +252,6 @@ class _Account:
         self.client = client
         self.samples = _Samples(client, options)
         self.draws = Draws(client.seed, client.teacher.mean.device)
-        self.dropout = torch.Generator().manual_seed(stream_seed(client.seed, "teacher"))
         self.error: Exception | None = None
         self.moved = False
         self._options = options
@@ -325,11 +334,13 @@ class _Group:
         stack = Stack(teachers, training=len(shards[0]) > 1)
         check_stack(stack, teachers, [shard.images for shard in shards])
         optimizer = RowOptimizer(self._options.optimizer, stack.weights)
+        seeds = [stream_seed(account.client.seed, "teacher") for account in self._accounts]
+        dropout = RowDropout(seeds, stack.weights)
         bank, active, done = self._bank, self._accounts, 0
         while True:
             # Until at most half of the stack has steps to take.
             end = active[len(active) // 2].samples.steps
-            steps = _Steps(active, stack, optimizer, bank, self._options, done)
+            steps = _Steps(active, stack, optimizer, bank, dropout, self._options, done)
             if not self._run(steps, done, end):
                 break
             done = end
@@ -341,6 +352,7 @@ class _Group:
             stack = stack.take(where)
             optimizer = optimizer.take(where, stack.weights)
             bank = bank.take(rows)
+            dropout = dropout.take(rows, stack.weights)
         for account in self._accounts:
             self._finish(account)
         return {account.client.number: account.fit() for account in self._accounts}
@@ -449,6 +461,7 @@ class _Steps:
         stack: Stack,
         optimizer: RowOptimizer,
         bank: _Bank,
+        dropout: RowDropout,
         options: _Options,
         start: int,
     ) -> None:
@@ -471,8 +484,7 @@ class _Steps:
             0 if bank.waits else clients, length, *bank.shape, dtype=torch.uint8, device=device
         )
         self._counts: list[int] = []
-        seeds = [stream_seed(account.client.seed, "teacher") for account in accounts]
-        self._keys = torch.tensor(seeds, device=device)
+        self._dropout = dropout
         strange = any(not isinstance(a.client.pull, Regulariser | None) for a in accounts)
         self._capture = Captured(
             self._step,
@@ -569,7 +581,11 @@ class _Steps:
             else torch.autocast(device, dtype=half, cache_enabled=False)
         )
         with precision:
-            logits = stack.read(images, counts=None if self._dense else counts, draw=self._draw)
+            logits = stack.read(
+                images,
+                counts=None if self._dense else counts,
+                draw=self._dropout.of(self._time, self._counts),
+            )
             more = self._pulls(images, labels, logits, there, counts) if self._pulling else None
         each = functional.cross_entropy(
             logits.flatten(0, 1).to(stack.weights.dtype),
@@ -614,18 +630,50 @@ class _Steps:
                     more[row] = part
         return more
 
-    def _draw(self, shape: tuple[int, ...], p: float, call: int) -> Tensor:
-        """What dropout keeps: on a CPU what `fit` draws, elsewhere a hash of client and step."""
-        weights = self.stack.weights
-        if weights.device.type != "cpu":
-            return hashed(shape, self._keys, self._time, call) >= p
-        kept = weights.new_ones(shape)
-        for row, account in enumerate(self.accounts):
-            if (count := self._counts[row]) > 0:
-                kept[row, :count] = weights.new_empty(count, *shape[2:]).bernoulli_(
-                    1 - p, generator=account.dropout
-                )
-        return kept
+
+class RowDropout:
+    """What dropout draws for each network of a stack, whoever is trained beside it.
+
+    On a CPU what the network alone draws from the global generator that is seeded so; elsewhere,
+    where a generator can be neither one per row nor a part of a graph, a hash of seed and step.
+
+    Args:
+        seeds: Of each network.
+        weights: (K, P), for type and device.
+    """
+
+    def __init__(self, seeds: Sequence[int], weights: Tensor) -> None:
+        self._weights = weights
+        self._keys = torch.tensor(seeds, device=weights.device)
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def take(self, rows: Sequence[int], weights: Tensor) -> RowDropout:
+        """Of some of the networks, whose weights now lie elsewhere."""
+        taken = RowDropout([], weights)
+        taken._keys = self._keys[list(rows)]
+        taken._generators = [self._generators[row] for row in rows]
+        return taken
+
+    def of(self, step: Tensor, counts: Sequence[int], part: int = 0) -> Draw:
+        """What one step draws.
+
+        Args:
+            step: Its number, int64 (1,), on the device: a graph counts there.
+            counts: How many images of each row are there; looked at on a CPU only.
+            part: Where in a step, if it takes several.
+        """
+
+        def draw(shape: tuple[int, ...], p: float, call: int) -> Tensor:
+            if self._weights.device.type != "cpu":
+                return hashed(shape, self._keys, step, 1000 * part + call) >= p
+            kept = self._weights.new_ones(shape)
+            for row, count in enumerate(counts):
+                if count > 0:
+                    own = self._weights.new_empty(count, *shape[2:])
+                    kept[row, :count] = own.bernoulli_(1 - p, generator=self._generators[row])
+            return kept
+
+        return draw
 
 
 def hashed(shape: tuple[int, ...], keys: Tensor, time: Tensor, call: int) -> Tensor:
