@@ -137,6 +137,7 @@ def fit_private(
         RuntimeError: weights are not finite, before or after.
     """
     _check(teacher, shard, mechanism, optimizer)
+    assert shard.labels is not None
     seed = secrets.randbits(128) if seed is None else seed
     device = teacher.mean.device
     draws = SecureGenerator(seed)
@@ -293,7 +294,7 @@ def _fit_together(clients: Sequence[_Client], options: _Options) -> list[Excepti
     teachers = [client.teacher for client in clients]
     device = teachers[0].mean.device
     stack = Stack(teachers, training=True)
-    moved = RowOptimizer(options.optimizer, stack.weights)
+    optimizer = RowOptimizer(options.optimizer, stack.weights)
     criterion = private_criterion(options.label_smoothing, regulariser)
     seeds = [secrets.randbits(128) if c.seed is None else c.seed for c in clients]
     draws = [SecureGenerator(seed) for seed in seeds]
@@ -340,11 +341,9 @@ def _fit_together(clients: Sequence[_Client], options: _Options) -> list[Excepti
                 ]
             ).to(gradients)
         lr = learning_rate(options.optimizer, step, mechanism.steps)
-        moved.step(
-            gradients,
-            gradients.new_tensor(lr),
-            tuple(map(gradients.new_tensor, moved.corrections(step))),
-        )
+        first, second = RowOptimizer.corrections(step)
+        new = gradients.new_tensor
+        optimizer.step(gradients, new(lr), (new(first), new(second)))
     errors: list[Exception | None] = []
     for row, teacher in enumerate(teachers):
         write_state(teacher, stack.row(row))

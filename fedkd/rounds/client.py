@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedkd.build import LocalTraining, build_optimizer, local_training
+from fedkd.build import build_optimizer, local_training
 from fedkd.data.images import ImageSet
 from fedkd.io.records import read_json
 from fedkd.knowledge.extract import extract
@@ -21,7 +21,7 @@ from fedkd.knowledge.query import Images, Reply
 from fedkd.knowledge.store import write_atomically
 from fedkd.knowledge.wire import pack, unpack
 from fedkd.models.network import Network
-from fedkd.privacy.dp_sgd import fit_private
+from fedkd.privacy.dp_sgd import fit_private_many
 from fedkd.privacy.policy import Limits, Policy, PolicyRefused
 from fedkd.randomness import stream_seed
 from fedkd.rounds.budget import Budget
@@ -30,7 +30,7 @@ from fedkd.rounds.context import ExperimentContext
 from fedkd.runs.directory import network_hash
 from fedkd.training.batched import fit_many
 from fedkd.training.evaluation import predict
-from fedkd.training.supervised import Fit, Pull, Regulariser, align, fit
+from fedkd.training.supervised import Fit, Regulariser, align
 
 # What a private training gives beside the teacher: no noise would cover its loss and accuracy.
 _UNKNOWN = Fit(math.nan, math.nan)
@@ -43,7 +43,7 @@ class _Job:
     teacher: Network
     shard: ImageSet
     seed: int
-    pull: Pull | None
+    pull: Regulariser | None
 
 
 _Training = Generator[_Job, Fit, Fit]
@@ -58,10 +58,11 @@ def train_together(
     Returns:
         For each client what `train` gives or raises.
     """
-    trainings = [client.training(round_number, student) for client in clients]
+    shared: list[Regulariser] = []  # one for all, so that it is read for all at once
+    trainings = [client.training(round_number, student, shared) for client in clients]
     begun = [_driven(partial(next, training)) for training in trainings]
     todo = [job for job in begun if isinstance(job, _Job)]
-    fits = iter(_fitted(todo, local_training(clients[0].experiment.teachers)))
+    fits = iter(_fitted(todo, clients[0].context))
     results: list[Fit | Exception] = []
     for training, result in zip(trainings, begun, strict=True):
         if isinstance(result, _Job):
@@ -86,21 +87,31 @@ def _driven(go_on: Callable[[], _Job]) -> _Job | Fit | Exception:
         return error
 
 
-def _fitted(jobs: Sequence[_Job], training: LocalTraining) -> list[Fit | Exception]:
-    if len(jobs) == 1:  # alone, and as every other network is trained
-        (job,) = jobs
-        try:
-            return [fit(job.teacher, job.shard, **training, seed=job.seed, pull=job.pull)]
-        except Exception as error:
-            return [error]
-    return fit_many(
-        [job.teacher for job in jobs],
-        [job.shard for job in jobs],
-        **training,
-        seeds=[job.seed for job in jobs],
-        pulls=[job.pull for job in jobs],
-        together=True,
+def _fitted(jobs: Sequence[_Job], context: ExperimentContext) -> list[Fit | Exception]:
+    training = local_training(context.experiment.teachers)
+    teachers, shards = [job.teacher for job in jobs], [job.shard for job in jobs]
+    pulls = [job.pull for job in jobs]
+    together = len(jobs) > 1  # alone, and as every other network is trained, if it is one
+    if context.plan is None:
+        return fit_many(
+            teachers,
+            shards,
+            **training,
+            seeds=[job.seed for job in jobs],
+            pulls=pulls,
+            together=together,
+        )
+    errors = fit_private_many(
+        teachers,
+        shards,
+        context.plan.mechanism,
+        optimizer=training["optimizer"],
+        augment=training["augment"],
+        label_smoothing=training["label_smoothing"],
+        regularisers=pulls,
+        together=together,
     )
+    return [_UNKNOWN if error is None else error for error in errors]
 
 
 class Client:
@@ -158,14 +169,22 @@ class Client:
             raise result
         return result
 
-    def training(self, round_number: int, student: Mapping[str, Tensor] | None) -> _Training:
-        """What `train` does, but for the job that it hands out."""
+    def training(
+        self, round_number: int, student: Mapping[str, Tensor] | None, shared: list[Regulariser]
+    ) -> _Training:
+        """What `train` does, but for the job that it hands out.
+
+        Args:
+            round_number: From 1.
+            student: As in `train`.
+            shared: The regulariser of those that train together, once one of them has made it.
+        """
         if (known := self._files.teacher(round_number)) is not None:
             return known.fit
         last = self._files.latest(round_number - 1)
         if self.budget.reserve(round_number, last):
             teacher = self._untrained(last, student)
-            result = yield from self._fit(teacher, round_number, student)
+            result = yield from self._fit(teacher, round_number, student, shared)
             weights = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
         elif last is not None:
             weights, result = dict(last.weights), _UNKNOWN
@@ -193,15 +212,20 @@ class Client:
         return teacher.to(self._device)
 
     def _fit(
-        self, teacher: Network, round_number: int, student: Mapping[str, Tensor] | None
+        self,
+        teacher: Network,
+        round_number: int,
+        student: Mapping[str, Tensor] | None,
+        shared: list[Regulariser],
     ) -> _Training:
-        teachers, plan = self.experiment.teachers, self.context.plan
+        teachers = self.experiment.teachers
         feedback = teachers.feedback
         regulariser = None
         if student is not None and feedback.use == "regulariser":
-            regulariser = Regulariser(
-                self._student(student), weight=feedback.weight, temperature=feedback.temperature
-            )
+            if not shared:
+                options = {"weight": feedback.weight, "temperature": feedback.temperature}
+                shared.append(Regulariser(self._student(student), **options))
+            regulariser = shared[0]
         if student is not None and feedback.use == "align":
             align(
                 teacher,
@@ -213,20 +237,8 @@ class Client:
                 optimizer=build_optimizer(teachers.optimizer),
                 seed=stream_seed(self.experiment.seed, "align", self.number, round_number),
             )
-        if plan is None:
-            seed = stream_seed(self.experiment.seed, "teach", self.number, round_number)
-            return (yield _Job(teacher, self.budget.images(), seed, regulariser))
-        training = local_training(teachers)
-        fit_private(
-            teacher,
-            self.budget.images(),
-            plan.mechanism,
-            optimizer=training["optimizer"],
-            augment=training["augment"],
-            label_smoothing=training["label_smoothing"],
-            regulariser=regulariser,
-        )
-        return _UNKNOWN
+        seed = stream_seed(self.experiment.seed, "teach", self.number, round_number)
+        return (yield _Job(teacher, self.budget.images(), seed, regulariser))
 
     def answer(self, images: Images, round_number: int, *, base: int = 0) -> Reply:
         """The teacher's answers about some of the public images.

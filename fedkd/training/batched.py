@@ -46,6 +46,7 @@ from fedkd.training.loop import (
     check_time,
     is_finite,
 )
+from fedkd.training.numerics import numerics
 from fedkd.training.optimizers import (
     DEFAULT_OPTIMIZER,
     Optimizer,
@@ -204,7 +205,8 @@ def _alone(client: _Client, options: _Options) -> Fit | Exception:
 def _together(clients: Sequence[_Client], options: _Options) -> dict[int, Fit | Exception]:
     """Train clients of one architecture; in smaller groups if the device's memory says so."""
     try:
-        return _Group(clients, options).train()
+        with numerics(clients[0].teacher.mean.device, "float32"):
+            return _Group(clients, options).train()
     except torch.OutOfMemoryError:
         if clients[0].teacher.mean.device.type == "cuda":
             torch.cuda.empty_cache()

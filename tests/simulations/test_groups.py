@@ -16,6 +16,7 @@ from fedkd.models.network import Network
 from fedkd.rounds.budget import Budget
 from fedkd.runs.directory import RunDirectory, load_state
 from fedkd.runs.events import ClientTrained, ReplyRefused, RoundFinished
+from fedkd.training.batched import fit_many
 from fedkd.training.supervised import Fit, fit
 from simulations import local
 from simulations.local import LocalGrid, run_local
@@ -38,7 +39,6 @@ def one_by_one(
     together: bool,
     **options: Any,
 ) -> list[Fit | Exception]:
-    assert together
     each = zip(teachers, shards, seeds, pulls, strict=True)
     return [fit(who, shard, seed=seed, pull=pull, **options) for who, shard, seed, pull in each]
 
@@ -171,13 +171,13 @@ def test_members_that_have_trained_before_a_restart_are_not_trained_again(
     before = {client: teacher(run, client, 1) for client in (0, 1, 2, 3, 5)}
     trained: list[int] = []
 
-    def counted(*args: Any, **options: Any) -> Fit:
-        trained.append(1)
-        return fit(*args, **options)
+    def counted(teachers: list[Network], *args: Any, **options: Any) -> list[Fit | Exception]:
+        trained.append(len(teachers))
+        return fit_many(teachers, *args, **options)
 
-    monkeypatch.setattr("fedkd.rounds.client.fit", counted)
+    monkeypatch.setattr("fedkd.rounds.client.fit_many", counted)
     run_local(run.experiment, run=run)
-    assert len(trained) == 1
+    assert sum(trained) == 1
     assert all(torch.equal(teacher(run, client, 1), old) for client, old in before.items())
 
 
