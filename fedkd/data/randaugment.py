@@ -3,13 +3,16 @@
 torchvision applies one operation to all that it is given, so a batch would have to go through it
 image by image. Here every image still draws its own two operations and directions. On a CPU images
 with the same operation are changed together. Elsewhere launches cost more than pixels: all
-operations of a kind become one, with numbers of each image's own, and nothing passes the host.
+operations become one, whose numbers are looked up for each image, and nothing passes the host.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,61 +60,101 @@ def randaugment_batch(
 def _all_at_once(
     images: Tensor, generator: torch.Generator, operations: int, share: float
 ) -> Tensor:
-    count, device = len(images), images.device
+    count, device = (len(images),), images.device
     for _ in range(operations):
-        drawn = torch.randint(len(OPERATIONS), (count,), generator=generator, device=device)
-        coins = torch.randint(2, (count, 1, 1, 1), generator=generator, device=device)
-        images = apply_each(images, drawn, 2.0 * coins - 1, share)
+        drawn = torch.randint(len(OPERATIONS), count, generator=generator, device=device)
+        coins = torch.randint(2, count, generator=generator, device=device)
+        images = apply_each(images, drawn, coins, share)
     return images
 
 
-def apply_each(images: Tensor, drawn: Tensor, signs: Tensor, share: float) -> Tensor:
-    """Operation `drawn[i]` of `OPERATIONS` on image i, every kind for all images at once.
+def apply_each(images: Tensor, drawn: Tensor, coins: Tensor, share: float) -> Tensor:
+    """Operation `drawn[i]` of `OPERATIONS` on image i, whatever the others', all at once.
 
     Args:
         images: uint8 (B, C, h, w).
         drawn: Numbers of operations, (B,).
-        signs: Directions, 1 or -1, (B, 1, 1, 1).
+        coins: Directions, 0 or 1, (B,).
         share: Magnitude in [0, 1].
     """
-    height, width = images.shape[-2:]
-    chosen = drawn[:, None, None, None]
+    channels, height, width = images.shape[1:]
+    return _tables(channels, height, width, share, images.device).apply(images, 2 * drawn + coins)
 
-    def which(*changes: _Change) -> Tensor:
-        names = list(OPERATIONS)
-        found = chosen == names.index(changes[0].__name__)
-        for change in changes[1:]:
-            found = found | (chosen == names.index(change.__name__))
-        return found
 
-    # Moved: each image by a matrix of its own, which is the identity for those that stay.
-    angle = math.radians(30 * share)
-    turned, slope = which(rotate), 0.3 * share * signs
-    along = torch.where(turned, math.cos(angle), 1.0)
-    leaning = torch.where(which(shear_x), slope, 0.0)
-    sinking = torch.where(which(shear_y), slope, 0.0)
-    sine = torch.where(turned, math.sin(angle) * signs, 0.0)
-    pixels = [int(150 / 331 * size * share) for size in (width, height)]
-    across = leaning * (height / 2) - torch.where(which(translate_x), pixels[0] * signs, 0.0)
-    down = sinking * (width / 2) - torch.where(which(translate_y), pixels[1] * signs, 0.0)
-    images = _moved(images, x=(along, leaning - sine, across), y=(sinking + sine, along, down))
+@dataclass(frozen=True)
+class Tables:
+    """What each operation does in each direction, row by row, so that any mixture is one gather.
 
-    # Blended with another image; at factor 1 with none.
-    floats, grey = images.float(), _grey(images)
-    other = torch.where(which(contrast), grey.mean(dim=(1, 2, 3), keepdim=True), 0.0)
-    changing = [brightness, contrast]
-    if images.shape[1] > 1:
-        other = torch.where(which(color), grey, other)
-        changing.append(color)
-    if height > 2 and width > 2:
-        other = torch.where(which(sharpness), _smoothed(images), other)
-        changing.append(sharpness)
-    factor = torch.where(which(*changing), 1 + 0.9 * share * signs, 1.0)
-    images = (floats * factor + other * (1 - factor)).clamp_(0, 255).to(torch.uint8)
+    Row 2 n is operation n of `OPERATIONS` with sign -1, row 2 n + 1 that with sign 1.
 
-    for change in (posterize, solarize, autocontrast, equalize):
-        images = torch.where(which(change), change(images, signs, share), images)
-    return images
+    Attributes:
+        places: Which pixel comes to each place, from 1; 0 is black, (28, h * w).
+        blends: Factor of the image, and shares of the other images in what it is blended with:
+            grey, mean grey and smoothed, (28, 4, 1, 1, 1).
+        bits: Bits that stay, (28, 1, 1, 1).
+        bright: Pixels from here on are inverted, (28, 1, 1, 1).
+        stretched: Whether contrast is stretched, (28, 1, 1, 1).
+        flattened: Whether the histogram is, (28, 1, 1, 1).
+    """
+
+    places: Tensor
+    blends: Tensor
+    bits: Tensor
+    bright: Tensor
+    stretched: Tensor
+    flattened: Tensor
+
+    def apply(self, images: Tensor, rows: Tensor) -> Tensor:
+        """The operation of row `rows[i]` on image i, uint8 (B, C, h, w)."""
+        shape, signs = images.shape, images.new_zeros(())
+        padded = functional.pad(images.flatten(2), (1, 0))
+        places = self.places[rows][:, None].expand(-1, shape[1], -1)
+        images = padded.gather(2, places).view(shape)
+        factor, of_grey, of_mean, of_smooth = self.blends[rows].unbind(dim=1)
+        grey = _grey(images)
+        other = of_grey * grey + of_mean * grey.mean(dim=(1, 2, 3), keepdim=True)
+        if min(shape[2:]) > 2:
+            other = other + of_smooth * _smoothed(images)
+        mixed = images * factor + other * (1 - factor)
+        images = mixed.clamp_(0, 255).to(torch.uint8) & self.bits[rows]
+        images = torch.where(images < self.bright[rows], images, 255 - images)
+        images = torch.where(self.stretched[rows], autocontrast(images, signs, 0.0), images)
+        return torch.where(self.flattened[rows], equalize(images, signs, 0.0), images)
+
+
+@lru_cache(maxsize=16)
+def _tables(channels: int, height: int, width: int, share: float, device: torch.device) -> Tables:
+    """Made on the host, once, of the operations themselves."""
+    numbers = torch.arange(1.0, height * width + 1).view(1, 1, height, width)
+    color_is_none, small = channels == 1, min(height, width) <= 2
+    places, blends, bits, bright, stretched, flattened = [], [], [], [], [], []
+    for change in OPERATIONS.values():
+        for sign in (-1.0, 1.0):
+            signs = torch.full((1, 1, 1, 1), sign)
+            moves = change in (shear_x, shear_y, translate_x, translate_y, rotate)
+            places.append((change(numbers, signs, share) if moves else numbers).long().flatten())
+            others = [change is color, change is contrast, change is sharpness]
+            blended = change is brightness or any(others)
+            if (change is color and color_is_none) or (change is sharpness and small):
+                blended = False
+            factor = (1 + 0.9 * share * signs).view(()) if blended else torch.ones(())
+            blends.append(torch.stack([factor, *map(torch.tensor, map(float, others))]))
+            bits.append(_bits(share) if change is posterize else 255)
+            bright.append(255 * (1 - share) if change is solarize else 256.0)
+            stretched.append(change is autocontrast)
+            flattened.append(change is equalize)
+
+    def column(values: list[Any], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1, 1)
+
+    return Tables(
+        torch.stack(places).to(device),
+        torch.stack(blends).view(-1, 4, 1, 1, 1).to(device),
+        column(bits, torch.uint8),
+        column(bright, torch.float32),
+        column(stretched, torch.bool),
+        column(flattened, torch.bool),
+    )
 
 
 # -- operations: (images, signs (B, 1, 1, 1), magnitude in [0, 1]) -> images -----------------------
@@ -178,7 +221,7 @@ def sharpness(images: Tensor, signs: Tensor, share: float) -> Tensor:
 
 def posterize(images: Tensor, signs: Tensor, share: float) -> Tensor:
     """Fewer bits, down to four."""
-    return images & (256 - 2 ** round(4 * share))
+    return images & _bits(share)
 
 
 def solarize(images: Tensor, signs: Tensor, share: float) -> Tensor:
@@ -218,6 +261,10 @@ OPERATIONS: dict[str, _Change] = {
 }  # fmt: skip
 
 
+def _bits(share: float) -> int:
+    return 256 - 2 ** round(4 * share)
+
+
 _Row = tuple[float | Tensor, float | Tensor, float | Tensor]
 
 
@@ -241,7 +288,7 @@ def _moved(images: Tensor, *, x: _Row, y: _Row) -> Tensor:
     )
     grid = torch.einsum("hwk,bak->bhwa", places, theta)
     taken = functional.grid_sample(images.float(), grid, mode="nearest", align_corners=False)
-    return taken.round_().to(torch.uint8)
+    return taken.round_().to(images.dtype)
 
 
 def _smoothed(images: Tensor) -> Tensor:

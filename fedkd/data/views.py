@@ -274,8 +274,7 @@ def drawn(
     cut = cut.permute(0, 3, 1, 2).contiguous()
     if recipe.startswith("randaugment"):
         for row in (2, 4):
-            signs = (2.0 * whole[row + 1] - 1)[:, None, None, None]
-            cut = apply_each(cut, whole[row], signs, 9 / LARGEST)
+            cut = apply_each(cut, whole[row], whole[row + 1], 9 / LARGEST)
     return cut
 
 

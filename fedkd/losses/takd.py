@@ -44,8 +44,11 @@ def takd_loss(
     weights = prior(weights, teacher_logits)
     known = [size for size in sizes or [] if size is not None]
     if sizes is not None and len(known) == len(teacher_logits):
-        smallest = [size == min(known) for size in known]
-        weights = reweighted(weights, weights.new_tensor(smallest)[:, None])
+        smallest = weights.new_zeros(len(known), 1)
+        for number, size in enumerate(known):
+            if size == min(known):
+                smallest[number] = 1  # and no tensor of numbers: that is a copy from the host
+        weights = reweighted(weights, smallest)
     if reduction == "elementwise":
         weights = weights / student_logits.shape[1]
     return kl_to_teachers(student_logits, teacher_logits, weights, temperature=temperature)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedkd.data.randaugment import OPERATIONS, randaugment_batch
+from fedkd.data.randaugment import OPERATIONS, _all_at_once, _tables, randaugment_batch
 from fedkd.data.vision import transforms
 from fedkd.randomness import beside, stream
 
@@ -82,3 +82,28 @@ def test_draws_come_from_the_generator_alone() -> None:
     assert not first.equal(randaugment_batch(images, stream(1, "b")))
     generator = stream(1, "a")
     assert beside(generator, torch.device("cpu")) is generator
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 40, 24), (1, 2, 8)])
+@pytest.mark.parametrize("magnitude", [4, 9, 30])
+def test_any_mixture_of_operations_is_one_look_up(
+    shape: tuple[int, int, int], magnitude: int
+) -> None:
+    """The way of an accelerator, where nothing may be fetched: bit by bit the same."""
+    images, share = pictures(2 * len(OPERATIONS), shape), magnitude / 30
+    tables = _tables(*shape, share, torch.device("cpu"))
+    for first in (0, 1):
+        rows = (torch.arange(len(images)) + first) % (2 * len(OPERATIONS))
+        mixed = tables.apply(images, rows)
+        for number, image, changed in zip(rows.tolist(), images, mixed, strict=True):
+            change = list(OPERATIONS.values())[number // 2]
+            signs = torch.full((1, 1, 1, 1), 2.0 * (number % 2) - 1)
+            assert changed.equal(change(image[None], signs, share)[0]), change.__name__
+
+
+def test_a_device_draws_from_its_generator_alone() -> None:
+    images = pictures(32, (3, 8, 8))
+    first = _all_at_once(images, stream(1, "a"), 2, 0.3)
+    assert first.equal(_all_at_once(images, stream(1, "a"), 2, 0.3))
+    assert not first.equal(_all_at_once(images, stream(1, "b"), 2, 0.3))
+    assert first.shape == images.shape

@@ -16,14 +16,22 @@ from fedkd.losses.min_norm import shortest, shortest_there
 from tests.losses.contract import VARIANTS, adapted, batch, call, draw, title
 
 
+def _from_the_host(*_: object, **__: object) -> Tensor:
+    raise AssertionError("numbers are copied from the host")
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=title)
-def test_no_loss_waits_for_its_device(variant: tuple[str, dict[str, object]]) -> None:
+def test_no_loss_waits_for_its_device(
+    variant: tuple[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     name, options = variant
     loss = LOSSES.create(name, **options)
     student, teacher, targets, weights = batch(loss)
     ready = adapted(loss, student, teacher).to("meta")
     there = {kind: tensor.to("meta").requires_grad_() for kind, tensor in student.items()}
     theirs = {kind: tensor.to("meta") for kind, tensor in teacher.items()}
+    for place, making in ((torch, "tensor"), (torch, "as_tensor"), (Tensor, "new_tensor")):
+        monkeypatch.setattr(place, making, _from_the_host)
     value = call(ready, there, theirs, targets.to("meta"), weights.to("meta"))
     with pytest.raises((RuntimeError, NotImplementedError)):
         value.sum().item()
