@@ -330,6 +330,19 @@ _Participation = Annotated[
 ]
 
 
+class Stale(Section):
+    """How long answers count that are not of this round."""
+
+    keep: int = Field(
+        default=0,
+        ge=0,
+        description="rounds for which the last answers of a client that was away count; 0: none",
+    )
+    decay: float = Field(
+        default=0.5, gt=0, le=1, description="factor of an answer's weight for each round of age"
+    )
+
+
 class Federation(Section):
     """How the round is run."""
 
@@ -349,6 +362,7 @@ class Federation(Section):
     subset: float = Field(
         default=1.0, gt=0, le=1, description="share of the transfer set asked about after round 1"
     )
+    stale: Stale = Stale()
     quarantine: Quarantine = Quarantine()
 
 
@@ -536,6 +550,7 @@ class Experiment(Section):
             ("evaluation.clients", self.evaluation.clients, "false"),
             ("evaluation.baselines", "ceiling" in self.evaluation.baselines, "[oracle] or []"),
             ("teachers.feedback.use", self.teachers.feedback.use == "regulariser", "none"),
+            ("federation.stale.keep", self.federation.stale.keep > 0, "0"),
         ]
         for key, broken, wanted in wrong:
             if broken:

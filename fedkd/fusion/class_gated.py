@@ -51,12 +51,15 @@ class ClassGated(Fusion):
 def gate(ensemble: Ensemble, counts: Tensor, smoothing: float, sharpness: float) -> Ensemble:
     """See `ClassGated`; `counts` (M, C) are examples of each class that each teacher has seen."""
     share = counts / counts.sum(dim=0).clamp(min=1)  # (M, C): who holds class c
+    held: Tensor | float = 1.0  # (B, C): by teachers that count, where they count less by age
+    if ensemble.voices is not None:
+        held = torch.einsum("mb,mc->bc", ensemble.weights, share).clamp(min=1e-30)
     frequency = counts + smoothing
     frequency = frequency / frequency.sum(dim=1, keepdim=True)  # (M, C): teacher's prior
     log_p = torch.log_softmax(ensemble.logits, dim=-1)
     unbiased = torch.softmax(log_p - frequency.log()[:, None, :], dim=-1)  # (M, B, C)
     vote = torch.einsum("mb,mc,mbc->bc", ensemble.weights, share, unbiased)
-    belief = vote.pow(sharpness)
+    belief = (vote / held).pow(sharpness)
     belief = belief / belief.sum(dim=1, keepdim=True).clamp(min=1e-30)
-    gated = ensemble.weighted(torch.einsum("bc,mc->mb", belief, share))
+    gated = ensemble.weighted(torch.einsum("bc,mc->mb", belief / held, share))
     return replace(gated, class_weights=counts / (counts + smoothing))

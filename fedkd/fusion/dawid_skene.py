@@ -46,7 +46,8 @@ class DawidSkene(Fusion):
     the number of teachers.
 
     Args:
-        evidence: What one teacher of average weight counts in the posterior, in answers.
+        evidence: What one teacher of average weight counts in the posterior, in answers; what is
+            old (`federation.stale`) counts less.
         diagonal: Prior answers of each class, assumed right.
         off_diagonal: Prior answers for each other class.
         least: Weight that disagreement leaves.
@@ -126,7 +127,8 @@ class DawidSkene(Fusion):
         return ensemble.weighted(self.independence.to(ensemble.weights)[:, None])
 
     def _votes(self, ensemble: Ensemble) -> Tensor:
-        return self.evidence * len(ensemble.teachers) * ensemble.weights.float()
+        voices = len(ensemble.teachers) if ensemble.voices is None else ensemble.voices
+        return self.evidence * voices * ensemble.weights.float()
 
     def _support(self, ensemble: Ensemble, answers: Tensor) -> Tensor:
         """What each teacher adds to the posterior, (M, B, C): log likelihoods; before anything is

@@ -86,23 +86,24 @@ class DensityRatio(Fusion):
                     )
             shares = believed_sizes(ensemble.teachers, self.cap).to(scores)
         if self.limit is not None:
-            scores = limited(scores, shares / shares.sum().clamp(min=1e-30), self.limit)
+            claims = shares if ensemble.voices is None else shares[:, None] * ensemble.weights
+            scores = limited(scores, claims / claims.sum(dim=0).clamp(min=1e-30), self.limit)
         return ensemble.weighted(shares[:, None] * scores)
 
 
 def limited(ratios: Tensor, shares: Tensor, limit: float) -> Tensor:
-    """Each image's largest ratios lowered to one level, `shares @ ratios` to at most `limit`.
+    """Each image's largest ratios lowered to one level, the sum of `shares * ratios` to `limit`.
 
     Args:
         ratios: (M, B), not negative.
-        shares: (M,), sum 1.
+        shares: (M,), or (M, B) where they differ by image; sum 1.
         limit: Positive.
 
     Returns:
         (M, B): the smaller of the ratio and the image's level.
     """
     rising, order = ratios.sort(dim=0)
-    sizes = shares[order]
+    sizes = shares[order] if shares.ndim == 1 else shares.gather(0, order)
     below = (sizes * rising).cumsum(dim=0) - sizes * rising  # what those with less claim
     above = sizes.flip(0).cumsum(dim=0).flip(0)  # the shares of the others
     # The first whose own ratio would be too high a level for itself and all above it is lowered,

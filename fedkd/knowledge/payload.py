@@ -85,12 +85,14 @@ class Ensemble:
         weights: Weight of each teacher on each sample, (M, B); columns sum to one.
         class_weights: Weights of each teacher's view of each class, (M, C) in [0, 1]; ones unless
             a fusion rule knows better. Relation losses gate class-graph edges with it.
+        voices: How many fresh teachers all of them count for on each sample, (B,); None: M.
     """
 
     teachers: tuple[Teacher, ...]
     tensors: Mapping[Kind, Tensor | Sequence[Tensor]]
     weights: Tensor
     class_weights: Tensor | None = None
+    voices: Tensor | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -131,7 +133,8 @@ class Ensemble:
             for kind, parts in self.tensors.items()
         }
         tensors[Logits()] = self.logits[:, index]
-        return replace(self, tensors=tensors, weights=self.weights[:, index])
+        voices = None if self.voices is None else self.voices[index]
+        return replace(self, tensors=tensors, weights=self.weights[:, index], voices=voices)
 
     def at(self, index: Tensor) -> Ensemble:
         """As `Bank.rows` gives them: the same teachers on some samples, shape for shape."""
@@ -160,12 +163,15 @@ class Bank:
             row by row.
         weights: (M, N) after fusion; None means uniform.
         class_weights: (M, C) after fusion, or None.
+        decay: What is left of each answer's weight by its age, (M, N) in [0, 1], before fusion;
+            None: all are of one age.
     """
 
     teachers: tuple[Teacher, ...]
     arrays: Mapping[Kind, Sequence[np.ndarray]]
     weights: np.ndarray | None = None
     class_weights: Tensor | None = field(default=None)
+    decay: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for kind, arrays in self.arrays.items():
@@ -194,6 +200,17 @@ class Bank:
         return Bank(
             tuple(self.teachers[n] for n in kept),
             {kind: [arrays[n] for n in kept] for kind, arrays in self.arrays.items()},
+            decay=None if self.decay is None else self.decay[kept],
+        )
+
+    def beside(self, other: Bank) -> Bank:
+        """The knowledge of both, before fusion, in client order."""
+        teachers = (*self.teachers, *other.teachers)
+        order = sorted(range(len(teachers)), key=lambda n: teachers[n].number)
+        together = {kind: [*arrays, *other.arrays[kind]] for kind, arrays in self.arrays.items()}
+        return Bank(
+            tuple(teachers[n] for n in order),
+            {kind: [arrays[n] for n in order] for kind, arrays in together.items()},
         )
 
     @classmethod
@@ -263,13 +280,18 @@ class Bank:
                 own = [part if part.flags.writeable else part.copy() for part in parts]
                 tensors[kind] = [torch.from_numpy(part).to(device).float() for part in own]
         count = len(self.teachers)
-        if self.weights is None:
+        voices = None
+        if self.weights is not None:
+            weights = torch.from_numpy(np.ascontiguousarray(self.weights[:, at]))
+        elif self.decay is not None:
+            left = torch.from_numpy(np.ascontiguousarray(self.decay[:, at])).to(device)
+            voices = left.sum(dim=0)
+            weights = left / voices
+        else:
             some = len(range(self.num_samples)[at]) if isinstance(at, slice) else len(at)
             weights = torch.full((count, some), 1.0 / count)
-        else:
-            weights = torch.from_numpy(np.ascontiguousarray(self.weights[:, at]))
         classes = None if self.class_weights is None else self.class_weights.to(device)
-        return Ensemble(self.teachers, tensors, weights.to(device), classes)
+        return Ensemble(self.teachers, tensors, weights.to(device), classes, voices)
 
 
 @dataclass(frozen=True)

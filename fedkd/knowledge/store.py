@@ -125,10 +125,15 @@ class KnowledgeStore:
         self._teacher(client)
         self._whole.add(client)
 
-    def bank(self, kinds: Sequence[Kind]) -> Bank:
-        """All accepted knowledge as memory maps, in client order. Raises `Damaged`."""
+    def bank(self, kinds: Sequence[Kind], clients: Sequence[int] | None = None) -> Bank:
+        """Accepted knowledge as memory maps, in client order. Raises `Damaged`.
+
+        Args:
+            kinds: What to read.
+            clients: Whose, in order; None: that of all who answered.
+        """
         teachers, arrays = [], {kind: [] for kind in kinds}  # type: ignore[var-annotated]
-        for client in self.clients():
+        for client in self.clients() if clients is None else clients:
             self.check(client)
             place = self._place(client)
             teachers.append(self._teacher(client))

@@ -73,6 +73,11 @@ class ExperimentContext:
                 "virtual views: set data.views.refresh=false"
             )
         self.cohort(1)
+        if experiment.federation.stale.keep > 0 and experiment.data.views.refresh and views:
+            raise ConfigError(
+                "federation.stale.keep: old answers are about the virtual views of their round: "
+                "set data.views.refresh=false, or leave out the losses that ask for VirtualLogits"
+            )
         self.class_map = class_map(self.data.classes)
         self._fingerprints = {Images.TRANSFER: self.data.transfer.fingerprint}
         self._views: dict[tuple[int, int], Tensor] = {}

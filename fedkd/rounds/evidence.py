@@ -8,6 +8,7 @@ from fedkd.knowledge.query import Images
 from fedkd.models.network import Network
 from fedkd.randomness import stream_seed
 from fedkd.rounds.context import ExperimentContext
+from fedkd.rounds.stale import Sources, aged, collect
 from fedkd.runs.directory import RunDirectory
 from fedkd.training.evaluation import predict
 
@@ -18,15 +19,26 @@ def evidence_of(
     round_number: int,
     bank: Bank,
     student: Network | None,
+    rounds: Sources | None = None,
 ) -> FitContext:
-    """What the rules may look at, of the teachers in `bank`."""
+    """What the rules may look at, of the teachers in `bank`.
+
+    Args:
+        context: Of the run.
+        run: Holds their answers.
+        round_number: The round that is fused.
+        bank: Their answers about the transfer images.
+        student: As it was before the round.
+        rounds: Whose answers of which round those are; None: all of this round.
+    """
     transfer = context.data.transfer
     validation = None
-    if Images.VALIDATION in context.learning_images:
-        answers = run.knowledge(round_number, Images.VALIDATION)
-        if answers.clients():
-            clients = {teacher.number for teacher in bank.teachers}
-            validation = answers.bank(context.prediction_kinds).only(clients)
+    asked = Images.VALIDATION in context.learning_images
+    if asked and run.knowledge(round_number, Images.VALIDATION).clients():
+        clients = [teacher.number for teacher in bank.teachers]
+        own = {client: (rounds or {}).get(client, round_number) for client in clients}
+        validation = collect(run, Images.VALIDATION, context.prediction_kinds, own)
+        validation = aged(validation, context, own)
     looks = student is not None and any(rule.needs_student for rule in context.fusion)
     return FitContext(
         bank,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedkd.config import Participation
 from fedkd.data.cohorts import ranges
-from fedkd.fusion.base import Fusion, fit_rules
+from fedkd.fusion.base import FitContext, Fusion, fit_rules
 from fedkd.io.records import Damaged
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Fused, Knowledge, fuse
@@ -25,8 +25,9 @@ from fedkd.rounds.evidence import evidence_of
 from fedkd.rounds.learners import Learners
 from fedkd.rounds.progress import Notify, Stopwatch, silent
 from fedkd.rounds.release import release_answers
+from fedkd.rounds.stale import Sources, aged, collect, sources
 from fedkd.runs.directory import RunDirectory, network_hash
-from fedkd.runs.events import ClientsAsked, RoundFinished
+from fedkd.runs.events import ClientsAsked, OldAnswersCounted, RoundFinished
 from fedkd.runs.quarantine import distrusted, strike
 from fedkd.runs.signature import Signature, keep_signature
 from fedkd.training.evaluation import Scores, accuracy, evaluate, predict
@@ -73,6 +74,7 @@ class Server:
         self._states: list[dict[str, Tensor]] = []
         #: Round -> whom it asked, where that is not simply all clients.
         self._asked = {event.round: event for event in run.events(ClientsAsked)}
+        self._fitted: set[int] = set()  # to whose answers
         self.round = 0
         checkpoint = run.load_checkpoint(run.warn)
         if checkpoint is not None:
@@ -108,8 +110,10 @@ class Server:
             with watch.measure("fuse"):
                 fused = self.fuse(number)
             limit = self.experiment.federation.quarantine
+            answered = self.answered(number)  # nobody is struck twice for one answer
             for client in distrusted(fused, limit.trust) if limit.after is not None else ():
-                strike(self.run, number, client, "the fusion rules gave it no weight")
+                if client in answered:
+                    strike(self.run, number, client, "the fusion rules gave it no weight")
             with watch.measure("distil"):
                 self._learners.learn(number, fused)
         with watch.measure("evaluate"):
@@ -231,17 +235,33 @@ class Server:
         return answered >= least
 
     def fuse(self, round_number: int) -> Fused:
-        """The round's teachers together."""
+        """The round's teachers together, and those whose earlier answers still count."""
         store = self.run.knowledge(round_number)
-        bank = store.bank(self.context.kinds)
-        evidence = evidence_of(self.context, self.run, round_number, bank, self.student)
+        rounds = sources(self.run, round_number, self.experiment.federation)
+        old = {client: number for client, number in rounds.items() if number < round_number}
+        if old:
+            self.run.record(OldAnswersCounted(round=round_number, clients=old))
+        evidence = self._evidence(round_number, rounds)
         self._rules = fit_rules(self.context.fusion, evidence, self._states)
+        self._fitted = set(rounds)
         if (release := self.context.release) is not None:
             return release_answers(
-                release, self.experiment, self.run, round_number, bank, evidence.labels
+                release, self.experiment, self.run, round_number, evidence.bank, evidence.labels
             )
         device = self.student.mean.device
-        return fuse(bank, self._rules, labels=evidence.labels, store=store.allocate, device=device)
+        return fuse(
+            evidence.bank,
+            self._rules,
+            labels=evidence.labels,
+            store=store.allocate,
+            device=device,
+        )
+
+    def _evidence(self, round_number: int, rounds: Sources) -> FitContext:
+        """What the rules look at: each client's answers of its round."""
+        bank = collect(self.run, Images.TRANSFER, self.context.kinds, rounds)
+        bank = aged(bank, self.context, rounds, self.base)
+        return evidence_of(self.context, self.run, round_number, bank, self.student, rounds)
 
     def _evaluate(self, round_number: int, fused: Fused | None) -> RoundFinished:
         """How good student, teachers and their ensemble are on the public images."""
@@ -283,17 +303,16 @@ class Server:
         """The round's rules for the teachers that answered the test images as well.
 
         Rules are fitted to teachers in their order. A client may answer about one set of images
-        only, or its other answer be refused: then they are fitted to those who answered both.
+        only, its other answer be refused, or only an earlier one count: then they are fitted to
+        those who answered both in this round.
         """
-        fitted = set(self.answered(round_number))
-        clients = fitted & {teacher.number for teacher in tests.teachers}
+        clients = set(self.answered(round_number)) & {teacher.number for teacher in tests.teachers}
         if not clients:
             return None
-        if clients == fitted:
+        if clients == self._fitted:
             return self._rules
-        both = self.run.knowledge(round_number).bank(self.context.kinds).only(clients)
-        evidence = evidence_of(self.context, self.run, round_number, both, self.student)
-        return fit_rules(self.context.fusion, evidence, self._states)
+        both = self._evidence(round_number, dict.fromkeys(sorted(clients), round_number))
+        return fit_rules(self.context.fusion, both, self._states)
 
     def _finish(self, finished: RoundFinished) -> None:
         """Record the round and keep the student: the point a resumed run goes on from."""

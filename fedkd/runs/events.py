@@ -87,6 +87,20 @@ class ClientsAsked(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OldAnswersCounted(Event):
+    """Clients that did not answer in a round and counted by what they had said before.
+
+    Attributes:
+        round: From 1.
+        clients: Client -> the round of its answers.
+    """
+
+    event: ClassVar[str] = "stale"
+    round: int
+    clients: dict[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpochFinished(EpochRecord, Event):
     """The student saw the transfer set once."""
 

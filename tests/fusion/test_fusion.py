@@ -124,6 +124,33 @@ def test_silent_teachers_stay_silent(rule: Fusion) -> None:
     assert torch.allclose(before, after, atol=1e-5)
 
 
+# Who colludes and whether anybody is sure are questions of heads; one of little weight is one.
+HEADS = ("consensus", "cronus", "history", "knowledge_vote", "learned_gate")
+
+
+@pytest.mark.parametrize("name", [name for name in FUSIONS.names() if name not in HEADS])
+def test_what_has_aged_away_is_as_if_it_had_never_been(name: str) -> None:
+    some = {"dawid_skene": {"dependence": 0.0}, "density_ratio": {"limit": 1.0}}
+    item = ensemble(samples=40)
+    arrays = {kind: list(tensor.numpy()) for kind, tensor in item.tensors.items()}
+    decay = np.ones((3, 40), np.float32)
+    decay[1] = 1e-9
+    old = Bank(item.teachers, arrays, decay=decay)
+    without = old.only([0, 2])
+    assert without.decay is not None
+    labels = torch.arange(40) % 4
+
+    def joint(bank: Bank) -> torch.Tensor:
+        rule = FUSIONS.create(name, **some.get(name, {}))
+        return fuse(bank, fit_rules([rule], FitContext(bank, labels=labels))).probabilities
+
+    assert torch.allclose(joint(old), joint(without), atol=1e-4)
+    decay[1] = 1
+    assert not torch.allclose(
+        joint(Bank(item.teachers, arrays, decay=decay)), joint(without), atol=1e-2
+    )
+
+
 def test_one_teacher_alone_is_believed(rule: Fusion) -> None:
     item = ensemble()
     alone = Ensemble(
