@@ -42,12 +42,12 @@ class CFD(Baseline):
         zeros = np.zeros(len(images), np.int64)
         # What each end knows of the last round. Both start from class 0 everywhere.
         sent, received_before = [zeros] * len(networks), [zeros] * len(networks)
-        server_before, news = zeros, None
+        labels, taught = zeros, False
 
         def learn(number: int, client: int, network: Network, received: Arrays) -> None:
-            labels = decoded(received["labels"], received_before[client], classes)
-            received_before[client] = labels
-            logits = loop.log_of(loop.one_hot(torch.from_numpy(labels), classes))
+            news = decoded(received["labels"], received_before[client], classes)
+            received_before[client] = news
+            logits = loop.log_of(loop.one_hot(torch.from_numpy(news), classes))
             loop.distill_client(context, network, client, number, logits, epochs=self.digest_epochs)
 
         def answer(client: int, network: Network) -> Arrays:
@@ -55,20 +55,19 @@ class CFD(Baseline):
 
         for number in range(1, context.experiment.rounds + 1):
             meter = MessageMeter(number)
-            answers = loop.local_round(
-                context, networks, meter, [news] * len(networks), learn, answer
-            )
-            sent[:] = [
-                decoded(answer["labels"].numpy(), before, classes)
-                for answer, before in zip(answers, sent, strict=True)
+            # Changes since what each client was sent last: it may have been away for rounds.
+            news = [
+                {"labels": coded(labels, before, classes)} if taught else None
+                for before in received_before
             ]
-            hard = [loop.one_hot(torch.from_numpy(labels), classes) for labels in sent]
+            answers = loop.local_round(context, networks, meter, news, learn, answer)
+            for client, answered in answers.items():
+                sent[client] = decoded(answered["labels"].numpy(), sent[client], classes)
+            hard = [loop.one_hot(torch.from_numpy(sent[client]), classes) for client in answers]
             loop.distill_server(
                 context, student, loop.log_of(torch.stack(hard).mean(dim=0)), number
             )
-            labels = _winners(student, images)
-            news = {"labels": coded(labels, server_before, classes)}
-            server_before = labels
+            labels, taught = _winners(student, images), True
             log.end_round([loop.model(student)], meter)
         return log.outcome([loop.model(student)], uses_transfer=True)
 

@@ -63,7 +63,9 @@ class DSFL(Baseline):
             meter = MessageMeter(number)
             news = [shared] * len(networks)
             answers = loop.local_round(context, networks, meter, news, learn, answer)
-            together = torch.stack([answer["probabilities"] for answer in answers]).mean(dim=0)
+            together = torch.stack([answer["probabilities"] for answer in answers.values()]).mean(
+                dim=0
+            )
             if self.aggregation == "era":
                 together = sharpened(together, self.temperature)
             shared = {"probabilities": together.numpy()}

@@ -17,7 +17,7 @@ from fedkd.training.evaluation import predict
 from fedkd.training.supervised import TEACHER, Pull, fit
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
-from simulations.baselines.loop import RoundLog, fresh_teachers, model, tensors
+from simulations.baselines.loop import RoundLog, asked, fresh_teachers, model, tensors
 from simulations.baselines.traffic import MessageMeter, read
 
 
@@ -52,8 +52,9 @@ class FD(Baseline):
         all_means = torch.zeros(len(networks), classes, classes)
         known = torch.zeros(len(networks), classes, dtype=torch.bool)
         for number in range(1, experiment.rounds + 1):
-            meter, answers = MessageMeter(number), []
-            for client, network in enumerate(networks):
+            meter, answers = MessageMeter(number), {}
+            for client in asked(context, number):
+                network = networks[client]
                 means, there = of_the_others(all_means, known, client)
                 news = {"means": means.numpy(), "known": there.numpy()} if number > 1 else None
                 request = meter.ask(client, news)
@@ -70,9 +71,10 @@ class FD(Baseline):
                     )
                     own, has = class_means(network, shard)
                 reply = meter.answer(request, {"means": own.numpy(), "known": has.numpy()})
-                answers.append(tensors(read(reply)))
-            all_means = torch.stack([answer["means"] for answer in answers])
-            known = torch.stack([answer["known"] for answer in answers])
+                answers[client] = tensors(read(reply))
+            known[:] = False  # who was away says nothing
+            for client, answer in answers.items():
+                all_means[client], known[client] = answer["means"], answer["known"]
             log.end_round(models, meter)
         return log.outcome(models, uses_transfer=False)
 

@@ -23,7 +23,7 @@ Refine = Callable[[Network, Sequence[Message], int], None]
 
 @BASELINES.register("fedavg")
 class FedAvg(Baseline):
-    """Averages the clients' weights by their number of examples; all clients in every round.
+    """Averages the clients' weights by their number of examples.
 
     Args:
         epochs: Local epochs; default: `teachers.epochs`.
@@ -54,15 +54,16 @@ def average(
     """Rounds of averaging; each client trains the student's network as it trains its teacher."""
     log = RoundLog(context, on_round)
     student = fresh_student(context)
-    grouped = groups(context)
-    at_clients = [fresh_student(context) for _ in range(max(map(len, grouped)))]
+    grouped = {n: groups(context, n) for n in range(1, context.experiment.rounds + 1)}
+    most = max(len(group) for each in grouped.values() for group in each)
+    at_clients = [fresh_student(context) for _ in range(most)]
     if context.experiment.resources.client_gpus == 0:
         for local in at_clients:
             local.cpu()
     config = {"proximal-mu": mu} if mu > 0 else {}
-    for number in range(1, context.experiment.rounds + 1):
+    for number in grouped:
         meter, replies = MessageMeter(number), []
-        for group in grouped:
+        for group in grouped[number]:
             requests = [meter.ask(client, weights(student), **config) for client in group]
             networks = dict(zip(group, at_clients, strict=False))
             for network, request in zip(networks.values(), requests, strict=True):

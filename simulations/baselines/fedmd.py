@@ -57,7 +57,7 @@ class FedMD(Baseline):
             meter = MessageMeter(number)
             news = [consensus] * len(networks)
             answers = local_round(context, networks, meter, news, learn, answer)
-            together = torch.stack([answer["logits"] for answer in answers]).mean(dim=0)
+            together = torch.stack([answer["logits"] for answer in answers.values()]).mean(dim=0)
             consensus = {"logits": together.numpy()}
             log.end_round(models, meter)
         return log.outcome(models, uses_transfer=True)

@@ -21,16 +21,17 @@ class LocalOnly(Baseline):
         networks = fresh_teachers(context)
         models = [model(network) for network in networks]
         for number in range(1, context.experiment.rounds + 1):
-            for group in groups(context):
+            for group in groups(context, number):
                 train(context, {client: networks[client] for client in group}, number)
             log.end_round(models)
         return log.outcome(models, uses_transfer=False)
 
 
-def trained_alone(context: ExperimentContext) -> list[Network]:
-    """The networks that `local_only` ends with: where one-shot methods begin."""
-    networks = fresh_teachers(context)
+def trained_alone(context: ExperimentContext) -> dict[int, Network]:
+    """The networks of `local_only` that are trained in the end: where one-shot methods begin."""
+    networks, trained = fresh_teachers(context), set()
     for number in range(1, context.experiment.rounds + 1):
-        for group in groups(context):
+        for group in groups(context, number):
             train(context, {client: networks[client] for client in group}, number)
-    return networks
+            trained.update(group)
+    return {client: networks[client] for client in sorted(trained)}

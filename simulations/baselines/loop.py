@@ -51,7 +51,7 @@ class RoundLog:
                 "data.public: a baseline trains all clients in one place, but their images are "
                 "not here; compare on a data set that fedkd deals"
             )
-        self._data = context.data
+        self._context, self._data = context, context.data
         self._on_round = on_round
         self._rounds: list[RoundResult] = []
         self._started = time.perf_counter()
@@ -77,15 +77,33 @@ class RoundLog:
         self._started = time.perf_counter()
 
     def outcome(self, models: Sequence[Model], *, uses_transfer: bool) -> Outcome:
-        """All rounds, and the final models on the clients' held-out images."""
-        clients = range(self._data.num_clients)
+        """All rounds, and the final models on the held-out images of the last round's clients."""
+        last = asked(self._context, self._context.experiment.rounds)
         single = models[0] if len(models) == 1 else None
         return Outcome(
             rounds=tuple(self._rounds),
-            holdouts=tuple(_share(single or models[n], self._data.holdout(n)) for n in clients),
+            holdouts=tuple(
+                _share(single or models[n], self._data.holdout(n)) if n in last else None
+                for n in range(self._data.num_clients)
+            ),
             predictions=None if single is None else single(self._data.test.images),
             uses_transfer=uses_transfer,
         )
+
+
+def asked(context: ExperimentContext, round_number: int) -> list[int]:
+    """The clients that take part in a round, in client order: the same in every method.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    cohort = context.cohort(round_number)
+    if not cohort.asked:
+        raise ConfigError(
+            f"federation.participation.sampler: nobody is there in round {round_number}, and a "
+            "baseline has no round without clients"
+        )
+    return sorted(cohort.asked[: cohort.wanted])
 
 
 def model(network: Network) -> Model:
@@ -111,12 +129,12 @@ def fresh_teachers(context: ExperimentContext) -> list[Network]:
     return [network.to("cuda" if granted else "cpu") for network in networks]
 
 
-def groups(context: ExperimentContext) -> list[list[int]]:
-    """Clients that are trained at once: all of them (`resources.batch_clients`), or each alone."""
-    clients, choice = range(context.experiment.clients), context.experiment.resources.batch_clients
+def groups(context: ExperimentContext, round_number: int) -> list[list[int]]:
+    """Those asked that are trained at once: all (`resources.batch_clients`), or each alone."""
+    clients, choice = asked(context, round_number), context.experiment.resources.batch_clients
     granted = context.experiment.resources.client_gpus > 0 and torch.cuda.is_available()
     if choice == "on" or (choice == "auto" and granted):
-        return [list(clients)]
+        return [clients]
     return [[client] for client in clients]
 
 
@@ -148,14 +166,22 @@ def local_round(
     news: Sequence[Arrays | None],
     learn: Learn,
     answer: Answer,
-) -> list[dict[str, Tensor]]:
-    """A round at the clients: each learns from the news, trains on its own images, and answers.
+) -> dict[int, dict[str, Tensor]]:
+    """A round at those asked: each learns from the news, trains on its own images, and answers.
+
+    Args:
+        context: Of the comparison.
+        networks: Of all clients.
+        meter: Of the round.
+        news: For each client, asked or not.
+        learn: What a client does with its news.
+        answer: What it answers.
 
     Returns:
-        The answers as they arrived, in client order.
+        Client -> its answer as it arrived, in client order.
     """
-    answers = []
-    for group in groups(context):
+    answers = {}
+    for group in groups(context, meter.round):
         requests = {client: meter.ask(client, news[client]) for client in group}
         for client, request in requests.items():
             received = read(request)
@@ -164,7 +190,7 @@ def local_round(
         train(context, {client: networks[client] for client in group}, meter.round)
         for client, request in requests.items():
             reply = meter.answer(request, answer(client, networks[client]))
-            answers.append(tensors(read(reply)))
+            answers[client] = tensors(read(reply))
     return answers
 
 

@@ -27,7 +27,7 @@ class OneShot(Baseline):
         log = loop.RoundLog(context, on_round)
         images, meter = context.data.transfer.images.images, MessageMeter(1)
         probabilities = []
-        for client, network in enumerate(trained_alone(context)):
+        for client, network in trained_alone(context).items():
             answer = {"probabilities": predict(network, images).softmax(dim=1).numpy()}
             reply = meter.answer(meter.ask(client), answer)
             probabilities.append(loop.tensors(read(reply))["probabilities"])

@@ -28,11 +28,13 @@ class OneShotEnsemble(Baseline):
         """One round."""
         log = RoundLog(context, on_round)
         networks, meter = trained_alone(context), MessageMeter(1)
-        for client, network in enumerate(networks):
+        for client, network in networks.items():
             load(network, read(meter.answer(meter.ask(client), weights(network))))
 
         def together(images: Tensor) -> Tensor:
-            return torch.stack([predict(network, images) for network in networks]).mean(dim=0)
+            return torch.stack([predict(network, images) for network in networks.values()]).mean(
+                dim=0
+            )
 
         log.end_round([together], meter)
         return log.outcome([together], uses_transfer=False)

@@ -43,7 +43,7 @@ class PateVote(Baseline):
         images, meter = context.data.transfer.images.images, MessageMeter(1)
         classes = len(context.data.classes)
         votes = []
-        for client, network in enumerate(trained_alone(context)):
+        for client, network in trained_alone(context).items():
             names = predict(network, images).argmax(dim=1).numpy()
             names = names.astype(np.uint8 if classes <= 256 else np.uint16)
             reply = meter.answer(meter.ask(client), {"votes": names})

@@ -111,13 +111,15 @@ def _entry(base: Experiment, method: Method) -> Entry:
             about = f"{baseline.name} {about}".strip()
         return Entry(method.name, base, baseline, about)
     changes = method.fedkd or {}
-    for key in changes:
-        if _within(key, _SHARED) and not _within(key, _FREE):
-            raise ConfigError(
-                f"methods.{method.name}.fedkd: {key} is the same for all methods; set it for the "
-                "whole comparison, below experiment:"
-            )
-    experiment = changed(base, changes, f"methods.{method.name}.fedkd")
+    wrong = [key for key in changes if _within(key, _SHARED) and not _within(key, _FREE)]
+    experiment = base if wrong else changed(base, changes, f"methods.{method.name}.fedkd")
+    if experiment.federation.participation != base.federation.participation:
+        wrong = ["federation.participation"]
+    if wrong:
+        raise ConfigError(
+            f"methods.{method.name}.fedkd: {wrong[0]} is the same for all methods; set it for the "
+            "whole comparison, below experiment:"
+        )
     about = ", ".join(f"{key}: {label(value)}" for key, value in changes.items())
     return Entry(method.name, measured(experiment), None, about)
 

@@ -151,7 +151,9 @@ class SideBySide(Study[Config, Entry]):
                 outcome = baseline.run(space, on_round)
             has_student = baseline.has_student
         wall = time.perf_counter() - started
-        return _facts(outcome, space.data, experiment.clients, has_student) | {"wall": wall}
+        rounds = range(1, experiment.rounds + 1)
+        clients = len({client for number in rounds for client in space.cohort(number).asked})
+        return _facts(outcome, space.data, clients, has_student) | {"wall": wall}
 
     def results(self, folder: Path, found: Found) -> Record:
         """Rows with means and deviations over the seeds."""

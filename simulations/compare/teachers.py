@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flwr.app import Context, Message
 
-from fedkd.config import Experiment
+from fedkd.config import Experiment, Participation
 from fedkd.io.records import read_json
 from fedkd.runs.directory import write_json
 from strategies.groups import members
@@ -25,7 +25,8 @@ def teachers_key(experiment: Experiment) -> str | None:
     """Equal for two experiments whose teachers are bit-identical in every round; None if not known.
 
     A teacher is a function of its images, its network, its training and the seed. The transfer
-    set belongs to the data, since pixel statistics come from it; its virtual views do not.
+    set belongs to the data, since pixel statistics come from it; its virtual views do not. It goes
+    on from the rounds in which its client was asked before.
     With feedback a teacher depends on the student; what is drawn for privacy is drawn once for
     each run, and paid for by it.
     """
@@ -38,6 +39,8 @@ def teachers_key(experiment: Experiment) -> str | None:
         values["seed"], values["clients"], values["data"], values["teachers"],
         resources.client_cpus, resources.client_gpus, resources.batch_clients, values["plugins"],
     ]  # fmt: skip
+    if experiment.federation.participation != Participation():
+        known.append(values["federation"]["participation"])
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 

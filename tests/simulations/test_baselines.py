@@ -112,6 +112,27 @@ def test_it_learns_and_reports_every_round(name: str, outcomes: dict[str, Outcom
         assert outcome.predictions is None
 
 
+@pytest.mark.parametrize("name", sorted(set(BASELINES.names()) - {*SILENT}))
+def test_every_method_asks_the_same_clients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that fedkd asks; one-shot methods all that were ever asked. No other one trains."""
+    part = ("rounds=3", "teachers.epochs=1", "distillation.epochs=1", "clients=5")
+    part = (*part, "federation.participation=0.4")
+    cohorts = [set(context(*part).cohort(number).asked) for number in (1, 2, 3)]
+    assert len(set(map(frozenset, cohorts))) > 1  # some were away, and come back
+    asked: dict[int, set[int]] = {}
+    ask = MessageMeter.ask
+
+    def watched(meter: MessageMeter, client: int, *args: Any, **more: float) -> Any:
+        asked.setdefault(meter.round, set()).add(client)
+        return ask(meter, client, *args, **more)
+
+    monkeypatch.setattr(MessageMeter, "ask", watched)
+    outcome = run(name, *part)
+    everybody = set().union(*cohorts)
+    assert list(asked.values()) == ([everybody] if name in ONE_ROUND else cohorts)
+    assert {n for n, share in enumerate(outcome.holdouts) if share is not None} == cohorts[-1]
+
+
 @pytest.mark.parametrize("name", BASELINES.names())
 def test_the_same_seed_gives_the_same_result(name: str, outcomes: dict[str, Outcome]) -> None:
     torch.manual_seed(12345)  # global generators are nobody's business
