@@ -339,7 +339,7 @@ class Stale(Section):
         description="rounds for which the last answers of a client that was away count; 0: none",
     )
     decay: float = Field(
-        default=0.5, gt=0, le=1, description="factor of an answer's weight for each round of age"
+        default=0.9, gt=0, le=1, description="factor of an answer's weight for each round of age"
     )
 
 
