@@ -360,7 +360,8 @@ def _state_dir(node: Mapping[str, Any], job: ConfigRecord, run: str) -> Path:
     ):
         raise RuntimeError(
             "this node has nowhere to keep its teacher: start it with "
-            "--node-config 'state-dir=\"/path/of/this/node\"' or set FEDKD_STATE"
+            "--node-config 'state-dir=\"/path/of/this/node\"' or set FEDKD_STATE (in a Ray "
+            "cluster: let `output` be a folder that all machines share)"
         )
     return given
 

@@ -20,6 +20,8 @@ def check_machine(experiment: Experiment, *, workers: bool = True) -> None:
         ConfigError: named by its key, with the number there is.
     """
     resources = experiment.resources
+    if workers and resources.ray_address is not None:
+        return  # other machines have them, and Ray knows which
     cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
     if workers and resources.client_cpus > cpus:
         raise ConfigError(

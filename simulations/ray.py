@@ -220,39 +220,61 @@ def _flower_logs_to(run: RunDirectory) -> Iterator[None]:
 
 @contextmanager
 def _ray(experiment: Experiment, notify: Notify) -> Iterator[None]:
-    """Ray, started here and not by Flower: so that a failure is known before anybody waits for it.
+    """Ray, started here and not by Flower: a failure is known before anybody waits for it."""
+    import ray
 
-    Nothing is left behind, also when the run fails or is interrupted. A runtime that was started
-    before, in a notebook, is used and left alone.
+    if ray.is_initialized():
+        yield
+        return
+    with running_ray(experiment.resources.ray_address, notify):
+        _check_room(experiment, ray.nodes())
+        yield
+
+
+@contextmanager
+def running_ray(address: str | None, notify: Notify) -> Iterator[None]:
+    """Ray on this machine alone, or the cluster at `address`; nothing of ours stays behind.
+
+    A runtime that was started before, in a notebook, is used and left alone.
+
+    Raises:
+        RuntimeError: it cannot be started, or joined.
     """
     import ray
 
     if ray.is_initialized():
         yield
         return
+    options: dict[str, Any] = {
+        "address": address or "local",  # a cluster that nobody named is never joined
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "job_config": _job_config(),
+    }
     with _short_folder() as folder, _python_path(), ExitStack() as stack:
-        start = partial(
-            ray.init,
-            address="local",  # a stale cluster file of another Ray is never joined
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            job_config=_job_config(),
-            _temp_dir=folder,
-        )
+        if address is None:
+            options |= {"include_dashboard": False, "_temp_dir": folder}
+        else:  # its processes have the environment of whoever started them
+            known = ("PYTHONPATH", "FEDKD_DATA", *OFFLINE)
+            ours = {name: os.environ[name] for name in known if name in os.environ}
+            options["runtime_env"] = {"env_vars": ours}
         try:
-            stack.enter_context(_within(START_SECONDS, start, notify))
+            stack.enter_context(_within(START_SECONDS, partial(ray.init, **options), notify))
         except Interrupted:
             raise
         except Exception as error:
             if not isinstance(error, TimeoutError):
                 ray.shutdown()  # what was started before the failure
+            if address is not None:
+                raise RuntimeError(
+                    f"resources.ray_address: no Ray cluster could be joined at {address!r} "
+                    f"({_cause(error)}); start one with ray start --head, or leave the key out"
+                ) from error
             raise RuntimeError(
                 f"Ray, which runs the clients, could not be started: {_cause(error)}; to do "
                 "without it: --runner local"
             ) from error
         try:
-            _check_room(experiment, ray.nodes())
             yield
         finally:
             ray.shutdown()

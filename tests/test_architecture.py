@@ -54,7 +54,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     ),
     "torchvision": ("fedkd/data/vision.py",),
     "flwr": ("strategies/", "simulations/"),
-    "ray": ("simulations/ray.py",),
+    "ray": ("simulations/ray.py", "simulations/jobs.py"),
     "sklearn": (
         "fedkd/data/datasets.py",
         "fedkd/losses/min_norm.py",

@@ -392,6 +392,9 @@ class Resources(Section):
         default="auto",
         description="train simulated clients of one architecture together: auto (on GPUs), on, off",
     )
+    ray_address: str | None = Field(
+        default=None, description="Ray cluster to join: auto, HOST:PORT; default: this machine"
+    )
     server_threads: Positive = Field(default=1, description="more helps networks from ResNet-20 up")
     device: str = Field(default="auto", description="server's device: auto, cpu, cuda, cuda:1")
     graphs: Switch = Field(

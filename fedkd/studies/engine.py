@@ -19,12 +19,12 @@ from __future__ import annotations
 import statistics
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from typing_extensions import TypedDict
 
@@ -97,7 +97,9 @@ class Cell(Generic[What]):
 
 
 def _plain(experiment: Section) -> Record:
-    return experiment.model_dump(mode="json", exclude={"name", "output"})
+    # Where it is run changes nothing.
+    where: dict[str, Any] = {"name": True, "output": True, "resources": {"ray_address": True}}
+    return experiment.model_dump(mode="json", exclude=where)
 
 
 Found = Mapping[tuple[str, int], Record]
@@ -153,6 +155,16 @@ class Study(ABC, Generic[Config, What]):
     @abstractmethod
     def write(self, folder: Path, results: Record) -> None:
         """Write the page, and whatever other files there are."""
+
+
+class Jobs(Protocol):
+    """Runs cells beside each other, each by `run_one`."""
+
+    def start(self, cell: Cell[Any]) -> None:
+        """Begin with a cell as soon as there is room; does not wait."""
+
+    def finished(self, notify: Notify) -> Iterator[tuple[Cell[Any], Record]]:
+        """What came out of all that were started, as they end."""
 
 
 class StudyFolder(Generic[Config]):
@@ -246,12 +258,22 @@ def kind_of(path: Path) -> str | None:
 
 
 def run_study(
-    study: Study[Config, What], folder: StudyFolder[Config], notify: Notify = silent
+    study: Study[Config, What],
+    folder: StudyFolder[Config],
+    notify: Notify = silent,
+    jobs: Jobs | None = None,
 ) -> Record:
     """Run what is not finished yet, and write results and page.
 
     A cell that raises is written down with its error, the others go on, and it is tried again
     when the study is. What was run with other settings is run again.
+
+    Args:
+        study: What is run.
+        folder: Where everything is written.
+        notify: Receives progress.
+        jobs: Run cells beside each other; None: one after the other, here. What the cells of a seed
+            share is made here in any case.
 
     Returns:
         The results, as in `results.json`.
@@ -272,12 +294,16 @@ def run_study(
                 study.begin(folder.path, seed, notify)
             for cell in own:
                 notify("cell", label=cell.label, done=done, total=len(cells))
+                if cell in missing and jobs is not None:
+                    jobs.start(cell)
+                    continue
                 if cell in missing:
-                    facts = _run(study, folder, cell, notify)
-                    folder.finish(cell, facts)
-                    notify("cell_done", label=cell.label, **facts)
-                    write_json(folder.path / RESULTS, results_of(study, folder))
+                    _finish(study, folder, cell, run_one(study, folder.path, cell, notify), notify)
                 done += 1
+        for cell, facts in jobs.finished(notify) if jobs is not None else ():
+            _finish(study, folder, cell, facts, notify)
+            done += 1
+            notify("cell", label=cell.label, done=done, total=len(cells))
         notify("cell", label="report", done=done, total=len(cells))
         return present(study, folder)
 
@@ -331,11 +357,22 @@ def _is_finished(study: Study[Any, Any], folder: StudyFolder[Any], cell: Cell[An
     return record is not None and "error" not in record
 
 
-def _run(
-    study: Study[Config, What], folder: StudyFolder[Config], cell: Cell[What], notify: Notify
-) -> Record:
+def _finish(
+    study: Study[Config, What],
+    folder: StudyFolder[Config],
+    cell: Cell[What],
+    facts: Record,
+    notify: Notify,
+) -> None:
+    folder.finish(cell, facts)
+    notify("cell_done", label=cell.label, **facts)
+    write_json(folder.path / RESULTS, results_of(study, folder))
+
+
+def run_one(study: Study[Config, What], folder: Path, cell: Cell[What], notify: Notify) -> Record:
+    """What comes out of a cell, or the error that it raises."""
     try:
-        return study.run_cell(folder.path, cell, notify)
+        return study.run_cell(folder, cell, notify)
     except Interrupted:
         raise
     except Exception as error:  # one cell's fault must not cost the night's other results

@@ -9,7 +9,7 @@ import typer
 from fedkd.config import ConfigError
 from simulations.cli.arguments import Config, Overrides, Trust, a_study, keys
 from simulations.cli.configs import load
-from simulations.cli.study import Resume, run_command
+from simulations.cli.study import Jobs, Resume, run_command
 
 app = typer.Typer(no_args_is_help=True, help="Budgets: plan one, sweep over several.")
 
@@ -23,12 +23,13 @@ def sweep(
     ] = None,
     resume: Resume = None,
     trust: Trust = False,
+    jobs: Jobs = 1,
 ) -> None:
     """Utility against epsilon: mechanisms, budgets and seeds in one table and picture."""
     words = list(overrides or [])
     if epsilon is not None:
         words.append(f"epsilons=[{epsilon}]")
-    run_command("privacy sweep", config, words, resume, trust=trust)
+    run_command("privacy sweep", config, words, resume, trust=trust, jobs=jobs)
 
 
 @app.command("plan")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from simulations.cli.arguments import Overrides, Trust, a_study, keys
-from simulations.cli.study import Resume, run_command
+from simulations.cli.study import Jobs, Resume, run_command
 
 
 def compare(
@@ -15,9 +15,10 @@ def compare(
     ] = None,
     resume: Resume = None,
     trust: Trust = False,
+    jobs: Jobs = 1,
 ) -> None:
     """Compare fedkd and baselines on one split: accuracy, bytes, calibration, several seeds."""
-    run_command("compare", config, overrides, resume, trust=trust)
+    run_command("compare", config, overrides, resume, trust=trust, jobs=jobs)
 
 
 def ablate(
@@ -27,9 +28,10 @@ def ablate(
     ] = None,
     resume: Resume = None,
     trust: Trust = False,
+    jobs: Jobs = 1,
 ) -> None:
     """Try a grid of options over several seeds: which choice matters, and what it costs."""
-    run_command("ablate", config, overrides, resume, trust=trust)
+    run_command("ablate", config, overrides, resume, trust=trust, jobs=jobs)
 
 
 def attack(
@@ -37,9 +39,10 @@ def attack(
     overrides: Overrides = None,
     resume: Resume = None,
     trust: Trust = False,
+    jobs: Jobs = 1,
 ) -> None:
     """Try attacks on the knowledge against fusion rules: what does each cost the student?"""
-    run_command("attack", config, overrides, resume, trust=trust)
+    run_command("attack", config, overrides, resume, trust=trust, jobs=jobs)
 
 
 def distill(
@@ -49,6 +52,7 @@ def distill(
     ] = None,
     resume: Resume = None,
     trust: Trust = False,
+    jobs: Jobs = 1,
 ) -> None:
     """Compare distillation methods in one place: teachers, a student per method and seed."""
-    run_command("distill", config, overrides, resume, trust=trust)
+    run_command("distill", config, overrides, resume, trust=trust, jobs=jobs)

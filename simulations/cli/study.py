@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 Resume = Annotated[
     Path | None,
     typer.Option(help="go on in this folder; with a config beside it, only what it changes is run"),
+]
+
+
+Jobs = Annotated[
+    int,
+    typer.Option(min=1, help="cells at once, each in a process (and on a GPU) of its own, by Ray"),
 ]
 
 
@@ -79,6 +86,7 @@ def run_command(
     resume: Path | None,
     *,
     trust: bool,
+    jobs: int,
 ) -> None:
     """Run a study, or what is left of it."""
     from fedkd.studies.engine import StudyFolder, run_study
@@ -113,8 +121,14 @@ def run_command(
         interruptible(go_on),
         folder.lock,
         ProgressView(console, f"study   {folder.path}") as notify,
+        ExitStack() as stack,
     ):
-        results = run_study(study, folder, notify)
+        tasks = None
+        if jobs > 1:
+            from simulations.jobs import beside
+
+            tasks = stack.enter_context(beside(study, folder.path, jobs, notify))
+        results = run_study(study, folder, notify, tasks)
     show_results(console, folder.path, kind, results)
     if not results["finished"]:
         failed = len(results["errors"])

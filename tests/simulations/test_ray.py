@@ -3,15 +3,21 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
 
+from fedkd.config import ConfigError
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ReplyRefused, RoundFinished
+from simulations.client_app import make_client_app
 from simulations.local import run_local
 from simulations.ray import run_ray
 from tests.conftest import Tiny
@@ -93,6 +99,53 @@ def test_a_group_whose_worker_is_killed_is_trained_by_another(tiny: Tiny, tmp_pa
     ours, theirs = (run.read_json("summary.json")["teachers"] for run in (on_ray, in_process))
     for one, other in zip(ours, theirs, strict=True):
         assert one["accuracy"] == pytest.approx(other["accuracy"], abs=0.05)
+
+
+def on_which_machine(folder: Path) -> ClientApp:
+    """The real client app, whose workers note on which of Ray's nodes they are."""
+    place = str(folder)
+
+    def mod(message: Message, context: Context, call_next: Any) -> Message:
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        (Path(place) / node).touch()
+        time.sleep(0.2)  # so that no worker answers everybody
+        reply: Message = call_next(message, context)
+        return reply
+
+    return make_client_app([mod])
+
+
+@pytest.mark.slow
+def test_a_cluster_of_two_nodes_is_used_and_left_alone(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        # The file that names the machine's cluster is not where other runs look.
+        monkeypatch.setenv("RAY_TMPDIR", short)
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+        )
+        try:
+            cluster.add_node(num_cpus=1, include_dashboard=False)
+            nodes = tmp_path / "nodes"
+            nodes.mkdir()
+            words = ("clients=4", f"resources.ray_address={cluster.address}")
+            run = run_ray(tiny(*words), client_app=on_which_machine(nodes))
+            assert len(list(nodes.iterdir())) == 2
+            assert not ray.is_initialized()
+            assert all(not node.dead_processes() for node in cluster.list_all_nodes())
+            with pytest.raises(ConfigError, match="client_cpus: 2 asked for each client, but Ray"):
+                run_ray(tiny(*words, "resources.client_cpus=2"))
+        finally:
+            cluster.shutdown()
+    assert student(run) == student(run_local(tiny("clients=4")))
+    with pytest.raises(RuntimeError, match="no Ray cluster could be joined at '127"):
+        run_ray(tiny("resources.ray_address=127.0.0.1:1"))
 
 
 @pytest.mark.slow

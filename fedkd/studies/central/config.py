@@ -113,6 +113,9 @@ class Resources(Section):
     deterministic: bool = Field(
         default=False, description="the same seed gives the same student on a GPU too; slower"
     )
+    ray_address: str | None = Field(
+        default=None, description="Ray cluster for --jobs: auto, HOST:PORT; default: this machine"
+    )
 
 
 class Central(Section):

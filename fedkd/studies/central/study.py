@@ -201,7 +201,7 @@ def _teacher(
     root = stream_seed(seed if teachers.per_seed else 0, "teacher", number)
     place = Place.of_teacher(folder, number, seed if teachers.per_seed else None)
     keys = {"data", "teachers", "resources"}
-    place.claim(given.model_dump(mode="json", include=keys))
+    place.claim(given.model_dump(mode="json", include=keys, exclude={"resources": {"ray_address"}}))
     task = Task(
         label="teacher" if len(teachers.models) == 1 else f"teacher {number}",
         place=place,
