@@ -225,7 +225,6 @@ class _Loop:
         self.student.train(self.batches.samples > 1)
         self.objective.train(self.batches.samples > 1)
         lr = self.trainer.lr
-        gradients: dict[str, float] = {}
         last: tuple[Batch, dict[Kind, Tensor]] | None = None
         learners = self.objective.learners_in(epoch)
 
@@ -242,9 +241,6 @@ class _Loop:
                 last = batch, seen
             return Measured(value.total, len(batch.images), value.terms)
 
-        def before(_step: int, measured: Measured) -> None:
-            gradients.update(self._gradients(measured.parts, epoch))
-
         def after(step: int, _index: Tensor) -> None:
             for loss in learners:
                 if (step + 1) % loss.meta_every == 0:
@@ -255,10 +251,13 @@ class _Loop:
             epoch,
             self.batches.order(epoch),
             measure,
-            before=before if len(weights) > 1 else None,
+            look=self._gradients if len(weights) > 1 else None,
             after=after if learners else None,
             key=tuple(weights),
         )
+        gradients = {
+            name: weight * norm for (name, weight), norm in zip(weights.items(), means.first)
+        }
         return EpochRecord(epoch, means.loss, means.parts, lr, gradients)
 
     def _obstacle(self) -> str | None:
@@ -302,11 +301,10 @@ class _Loop:
         lr = float(self.trainer.optimizer.param_groups[0]["lr"])
         loss.meta_step(forward, own, part.ensemble, part.targets, lr)
 
-    def _gradients(self, terms: Mapping[str, Tensor], epoch: int) -> dict[str, float]:
-        """Norm of each weighted term's gradient on the student."""
+    def _gradients(self, measured: Measured) -> Tensor:
+        """Norm of each term's gradient on the student, before it is weighted."""
         weights = [p for p in self.student.parameters() if p.requires_grad]
-        shares = self.objective.weights_in(epoch, self.epochs)
-        return {name: shares[name] * gradient_norm(term, weights) for name, term in terms.items()}
+        return torch.stack([gradient_norm(term, weights) for term in measured.parts.values()])
 
     def _explain(self, epoch: int, step: int) -> str | None:
         """Whether the teachers were to blame: batches are the same when they are drawn again."""
@@ -358,7 +356,8 @@ class _Loop:
         with seeded(seed, "example"):
             for epoch in sorted({term.start for term in self.objective.terms}):
                 value, _ = self._value(batch, epoch)
-                norms |= {name: gradient_norm(term, weights) for name, term in value.terms.items()}
+                for name, term in value.terms.items():
+                    norms[name] = float(gradient_norm(term, weights))
         self.student.train(mode)
         return norms
 

@@ -88,16 +88,21 @@ class Means:
         parts: Likewise for each part.
         sums: Each sum over the epoch.
         count: Samples seen.
+        first: What was looked at in the first step.
     """
 
     loss: float
     parts: dict[str, float]
     sums: dict[str, float]
     count: int
+    first: list[float] = field(default_factory=list)
 
 
 Measure = Callable[[int, Batch], Measured]
 """(step of the epoch from 0, batch) -> its loss."""
+
+Look = Callable[[Measured], Tensor]
+"""A batch's loss, before its gradient is computed -> numbers (n,)."""
 
 Explain = Callable[[int, int], str | None]
 """(epoch, step from 0) -> what was wrong with that batch before the network saw it, or None."""
@@ -189,7 +194,7 @@ class Trainer:
             modules=[network, *modules],
             what=f"{phase.who}'s training step",
         )
-        self._running: tuple[int, Measure[Any]] | None = None
+        self._running: tuple[int, Measure[Any], Look | None] | None = None
         self._latest = _Names()
         self._names: dict[Hashable, _Names] = {}
 
@@ -210,7 +215,7 @@ class Trainer:
         batches: Iterable[Batch],
         measure: Measure[Batch],
         *,
-        before: Callable[[int, Measured], None] | None = None,
+        look: Look | None = None,
         after: Callable[[int, Batch], None] | None = None,
         key: Hashable = (),
     ) -> Means:
@@ -220,7 +225,7 @@ class Trainer:
             number: From 1.
             batches: One per step.
             measure: Makes a loss of each.
-            before: Called before the first step, when its loss was looked at.
+            look: Asked in the first step alone; what it gives is fetched after the epoch.
             after: Called after each step, none of which is captured then.
             key: What `measure` depends on beside the batch: another key is another graph.
 
@@ -233,17 +238,16 @@ class Trainer:
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             for step, batch in enumerate(batches):
                 check_time()
-                first = before if step == 0 else None
-                whole = self.captured.captures and first is None and after is None
-                if whole:
+                first = look if step == 0 else None
+                if self.captured.captures and after is None:
                     with self._blamed(log, number, step):
-                        self._replay(log, step, batch, measure, key)
+                        self._replay(log, step, batch, measure, first, key)
                     continue
                 with self._blamed(log, number, step):
                     measured = measure(step, batch)
                 log.add_loss(measured)
                 if first is not None:
-                    first(step, measured)
+                    log.first = first(measured)
                 norm = self.backward(measured.loss)
                 log.add_gradient(norm, lambda: measure(step, batch))  # noqa: B023
                 self.update()
@@ -340,26 +344,40 @@ class Trainer:
         self.steps += 1
 
     def _replay(
-        self, log: _Log, step: int, batch: Any, measure: Measure[Any], key: Hashable
+        self,
+        log: _Log,
+        step: int,
+        batch: Any,
+        measure: Measure[Any],
+        look: Look | None,
+        key: Hashable,
     ) -> None:
         """A whole step, captured once it has been taken a few times."""
-        self._running = step, measure
-        place = key, tuple(batch.shape)
+        self._running = step, measure, look
+        place = key, tuple(batch.shape), look is not None
         numbers = self.captured(batch, key=place)
         if place not in self._names:
             self._names[place] = self._latest
         self._advance()
-        log.add_step(self._names[place], numbers.clone())
+        names, row = self._names[place], numbers.clone()
+        if look is not None:
+            log.first = row[names.width :]
+        log.add_step(names, row[: names.width])
 
     def _whole(self, batch: Any) -> Tensor:
-        """Measures a batch and moves the weights; the log's row, with the gradient's norm last."""
+        """Measures a batch and moves the weights.
+
+        Returns:
+            The log's row, with the gradient's norm last, then what was looked at.
+        """
         assert self._running is not None
-        step, measure = self._running
+        step, measure, look = self._running
         measured = measure(step, batch)
+        more = [] if look is None else [look(measured)]
         norm = self.backward(measured.loss)
         self.move()
         self._latest = _Names(tuple(measured.parts), tuple(measured.sums), measured.count)
-        return torch.stack([*measured.numbers, norm.detach().float()])
+        return torch.cat([torch.stack([*measured.numbers, norm.detach().float()]), *more])
 
     def state(self) -> dict[str, Any]:
         """The optimiser's state, with plain numbers for learning rates."""
@@ -396,6 +414,11 @@ class _Names:
     sums: tuple[str, ...] = ()
     count: int = 0
 
+    @property
+    def width(self) -> int:
+        """How many there are, loss and gradient included."""
+        return len(self.parts) + len(self.sums) + 2
+
 
 class _Log:
     """The numbers of an epoch, left on the device: asking for one makes an accelerator wait."""
@@ -410,6 +433,7 @@ class _Log:
         self._waiting: tuple[list[Tensor], list[Tensor]] = [], []
         self._rows: list[list[float]] = []
         self._norms: list[float] = []
+        self.first: Tensor | None = None
 
     @property
     def applied(self) -> bool:
@@ -472,7 +496,8 @@ class _Log:
         loss, *means = [sum(column) / seen for column in zip(*weighted)]
         rest = [row[1 + len(self._parts) :] for row in self._rows]
         sums = dict(zip(self._sums, (sum(column) for column in zip(*rest))))
-        return Means(loss, dict(zip(self._parts, means)), sums, seen)
+        first = [] if self.first is None else self.first.tolist()
+        return Means(loss, dict(zip(self._parts, means)), sums, seen, first)
 
     def _check_step(self, step: int, again: Callable[[], Measured] | None) -> None:
         trainer, epoch = self._trainer, self._epoch
@@ -492,7 +517,7 @@ class _Log:
         if again is None or len(self._parts) < 2:
             return ""
         norms = {
-            name: gradient_norm(part, self._trainer.parameters)
+            name: float(gradient_norm(part, self._trainer.parameters))
             for name, part in again().parts.items()
         }
         bad = [repr(name) for name, norm in norms.items() if not math.isfinite(norm)]
@@ -503,13 +528,14 @@ class _Log:
         return None if explain is None else explain(self._epoch, step)
 
 
-def gradient_norm(value: Tensor, parameters: Sequence[Tensor]) -> float:
-    """Norm of a scalar's gradient on some parameters; its graph is kept."""
+def gradient_norm(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Norm of a scalar's gradient on some parameters, a scalar; its graph is kept."""
+    none = torch.zeros((), device=value.device)
     if not value.requires_grad:
-        return 0.0
+        return none
     parts = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
     lengths = [part.float().norm() for part in parts if part is not None]
-    return float(torch.stack(lengths).norm()) if lengths else 0.0
+    return torch.stack(lengths).norm() if lengths else none
 
 
 def is_finite(network: nn.Module) -> bool:
