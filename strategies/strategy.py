@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 
 from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedkd.rounds import Server
+from fedkd.rounds.client_files import TeacherCache
 from fedkd.runs.events import ClientEvaluated, ClientTrained
 from fedkd.runs.privacy_statement import write_statement
 from fedkd.runs.quarantine import quarantined
@@ -59,7 +61,13 @@ class FederatedDistillation:
             grid, server, state_dir=state_dir, workers=workers, named=players is not None
         )
         self.nodes = Nodes(self.exchange, server, keys, players=players)
-        self._trained: list[int] = []  # clients that trained in this round
+        self._asked: list[int] = []  # clients that were asked to train in this round
+        self._trained: list[int] = []  # those that did
+        self._teachers: TeacherCache | None = None
+        # What was paid for with privacy is not thrown away.
+        if state_dir is not None and server.experiment.teachers.privacy is None:
+            limit = server.experiment.resources.teachers_gb * 1e9
+            self._teachers = TeacherCache(Path(state_dir), limit, server.round)
 
     def run(self) -> None:
         """Run the rounds that are left: all, or those after the last checkpoint.
@@ -76,10 +84,23 @@ class FederatedDistillation:
             ", ".join(f"{term.weight:g} x {term.name}" for term in experiment.distillation.losses),
         )
         self._server.recover()
+        self._make_room(self._server.round)
         self.nodes.wait(self._server.round + 1)
         for number in range(self._server.round + 1, experiment.rounds + 1):
             self.nodes.register(number)
             self._server.run_round(number, self)
+            self._make_room(number)
+
+    def _make_room(self, round_number: int) -> None:
+        """Remove teachers of a simulation that take more disk than they may."""
+        gone = self._teachers.trim(round_number, self._asked) if self._teachers else []
+        if gone:
+            logger.info("round %d: teachers of %d clients were removed", round_number, len(gone))
+            limit = self._experiment.resources.teachers_gb
+            self._server.warn(
+                f"teachers take more than resources.teachers_gb={limit:g}: those of clients asked "
+                "longest ago are removed, and such a client begins anew when it is asked again"
+            )
 
     def train(self, round_number: int) -> None:
         """Ask the round's cohort to train; the student goes along if clients use it.
@@ -98,7 +119,7 @@ class FederatedDistillation:
         cohort = self._server.draw(round_number, nodes.keys() - out.keys())
         wanted = self._server.wanted(round_number)
         asked = {client: nodes[client] for client in cohort if client in nodes}
-        self._trained = []
+        self._asked, self._trained = list(asked), []
         for reply in self.exchange.ask(round_number, TRAIN, asked, content):
             facts = self.exchange.numbers(reply, round_number, TRAIN, *self._training_numbers())
             if facts is None:

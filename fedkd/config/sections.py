@@ -395,6 +395,11 @@ class Resources(Section):
     ray_address: str | None = Field(
         default=None, description="Ray cluster to join: auto, HOST:PORT; default: this machine"
     )
+    teachers_gb: float = Field(
+        default=20.0,
+        gt=0,
+        description="disk for the teachers of simulated clients; those asked longest ago make room",
+    )
     server_threads: Positive = Field(default=1, description="more helps networks from ResNet-20 up")
     device: str = Field(default="auto", description="server's device: auto, cpu, cuda, cuda:1")
     graphs: Switch = Field(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -93,6 +94,70 @@ class ClientFiles:
 
     def _answers(self, round_number: int) -> Path:
         return self.folder / f"answers-{round_number:04d}.npz"
+
+
+class TeacherCache:
+    """Bounds the disk that the clients of a simulation take for what the next round may go on from.
+
+    What was kept in the last round always stays. Of the other clients, those that were asked
+    longest ago lose their teachers and answers first, and nothing else: asked again, they begin
+    from an untrained network. Only rounds and numbers of clients decide, so a run that was killed
+    removes the same ones.
+
+    Args:
+        folder: With a folder for each client that has been asked.
+        limit: In bytes.
+        round_number: The last round that is finished.
+    """
+
+    def __init__(self, folder: Path, limit: float, round_number: int) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._kept: dict[int, tuple[int, int]] = {}  # client -> last round, bytes
+        found = (re.fullmatch(r"client-(\d+)", place.name) for place in folder.glob("client-*"))
+        self._look([int(match[1]) for match in found if match], round_number)
+
+    def trim(self, round_number: int, asked: Collection[int] = ()) -> list[int]:
+        """Make room after a round.
+
+        Args:
+            round_number: The round that has ended.
+            asked: Clients that it asked.
+
+        Returns:
+            The clients whose teachers were removed.
+        """
+        self._look(asked, round_number)
+        gone: list[int] = []
+        total = sum(size for _, size in self._kept.values())
+        if total > self._limit:
+            for client in sorted(self._kept, key=lambda client: (self._kept[client][0], client)):
+                last, size = self._kept[client]
+                if total <= self._limit or last >= round_number:
+                    break
+                for path, _ in self._files(client, round_number):
+                    path.unlink(missing_ok=True)
+                del self._kept[client]
+                total -= size
+                gone.append(client)
+        return gone
+
+    def _look(self, clients: Collection[int], until: int) -> None:
+        for client in clients:
+            files = self._files(client, until)
+            if files:
+                size = sum(path.stat().st_size for path, _ in files)
+                self._kept[client] = max(number for _, number in files), size
+
+    def _files(self, client: int, until: int) -> list[tuple[Path, int]]:
+        """What a client keeps of the rounds up to this one, with their numbers."""
+        place = self._folder / f"client-{client:04d}"
+        found = (
+            (path, re.fullmatch(r"(?:teacher-(\d+)\.pt|answers-(\d+)\.npz)", path.name))
+            for path in place.glob("*-*")
+        )
+        numbered = [(path, int(match[1] or match[2])) for path, match in found if match]
+        return [(path, number) for path, number in numbered if number <= until]
 
 
 def _read(place: Path) -> SavedTeacher:

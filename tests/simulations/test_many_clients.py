@@ -9,7 +9,7 @@ from flwr.app import Message
 from fedkd.reporting.run_page import write_report
 from fedkd.runs import results
 from fedkd.runs.directory import RunDirectory
-from fedkd.runs.events import ClientTrained, ReplyRefused, RoundFinished
+from fedkd.runs.events import ClientTrained, ReplyRefused, RoundFinished, Warned
 from fedkd.runs.results import listed
 from simulations import job
 from simulations.cli.status import status_of
@@ -87,3 +87,66 @@ def test_another_number_of_nodes_is_still_refused(
     monkeypatch.setattr("strategies.nodes.SETTLE_SECONDS", 0.2)
     with pytest.raises(ValueError, match="the experiment has 70 clients, the federation has 64"):
         run_local(tiny(*MANY, "clients=70"), nodes=64)
+
+
+TURNS = (
+    *MANY, "clients=4", "rounds=4",
+    "federation.participation={sampler: {name: schedule, cohorts: [[0, 1], [2], [3], [0, 2]]}}",
+)  # fmt: skip
+
+
+def teachers(run: RunDirectory) -> dict[str, list[str]]:
+    return {
+        place.name: sorted(path.stem for path in place.glob("teacher-*"))
+        for place in sorted(run.clients.iterdir())
+    }
+
+
+def about_teachers(run: RunDirectory) -> set[str]:
+    return {event.text for event in run.events(Warned) if event.text.startswith("teachers take")}
+
+
+def test_teachers_of_those_asked_longest_ago_make_room(tiny: Tiny) -> None:
+    whole = run_local(tiny(*TURNS))
+    assert not about_teachers(whole)
+    sizes = [path.stat().st_size for path in whole.clients.rglob("*-000?.*")]
+    limit = (sum(sizes) - max(sizes) / 2) / 1e9  # of all rounds' files, some must go
+    run = run_local(tiny(*TURNS, f"resources.teachers_gb={limit}"))
+    assert teachers(run) == {**teachers(whole), "client-0001": []}
+    (warning,) = about_teachers(run)
+    assert "those of clients asked longest ago are removed" in warning
+    assert outcome(run) == outcome(whole)  # nobody was asked again who had lost anything
+
+
+def test_a_teacher_that_was_removed_is_trained_anew_and_a_resumed_run_does_the_same(
+    tiny: Tiny,
+) -> None:
+    least = tiny(*TURNS, "resources.teachers_gb=1e-9")
+    run = run_local(least)
+    assert outcome(run) != outcome(run_local(tiny(*TURNS)))
+    assert teachers(run)["client-0000"] == ["teacher-0004"]
+
+    def stop(event: str, **facts: Any) -> None:
+        if event == "reply" and facts["round"] == 4 and facts["phase"] == "train":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_local(least, notify=stop)
+    (stopped,) = [
+        path for path in run.path.parent.iterdir() if not (path / "summary.json").is_file()
+    ]
+    resumed = RunDirectory.open(stopped)
+    run_local(resumed.experiment, run=resumed)
+    assert outcome(resumed) == outcome(run)
+    assert teachers(resumed) == teachers(run)
+
+
+def test_teachers_that_privacy_was_paid_for_stay(tiny: Tiny) -> None:
+    private = (
+        "teachers.privacy={epsilon: 8.0, nominal_size: 40}", "fusion=[uniform]",
+        "evaluation.clients=false", "federation.codec=float16", "resources.teachers_gb=1e-9",
+        "clients=2", "rounds=2",
+        "federation.participation={sampler: {name: schedule, cohorts: [[0], [1]]}}",
+    )  # fmt: skip
+    run = run_local(tiny(*MANY, *private))
+    assert [len(names) for names in teachers(run).values()] == [1, 1]
