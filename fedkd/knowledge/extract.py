@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from fedkd.knowledge.kinds import DataStatistic, Kind, Reading, TeacherStatistic
 from fedkd.models.network import Network
+from fedkd.models.stacked import (
+    Stack,
+    Unstackable,
+    announce_alone,
+    architecture,
+    check_stack,
+    close,
+)
 from fedkd.models.taps import evaluating
 
 # Images per forward: caches of a CPU hold few, an accelerator waits for its host with few.
@@ -77,6 +85,127 @@ def extract(
             if isinstance(kind, TeacherStatistic):
                 found[kind] = _named(kind, kind.state, network, images, None).float().cpu()
     return found
+
+
+def extract_many(
+    networks: Sequence[Network],
+    images: Tensor,
+    kinds: Iterable[Kind],
+    *,
+    views: Callable[[int], Tensor] | None = None,
+    owns: Sequence[Tensor] | None = None,
+    batch_size: int = 256,
+    together: bool | None = None,
+) -> list[dict[Kind, Tensor]]:
+    """Read `kinds` from many networks about the same images, as `extract` does it.
+
+    Args:
+        networks: Each is left as it is.
+        images: As in `extract`.
+        kinds: Likewise.
+        views: Likewise; asked once per view and batch.
+        owns: The private images of each client, for kinds that are computed from them.
+        batch_size: Images per forward of one network.
+        together: Whether networks of one architecture are read in the same operations, which rounds
+            sums otherwise; None: on accelerators. Those that cannot are read one after the other.
+
+    Returns:
+        For each network what `extract` gives.
+
+    Raises:
+        Unreadable: a network has no such thing; the message names the kind.
+        ValueError: the images do not fit a network, or `owns` is missing.
+    """
+    kinds = tuple(kinds)
+    batched = tuple(k for k in kinds if k.per_sample and not isinstance(k, DataStatistic))
+    rest = tuple(kind for kind in kinds if kind not in batched)
+    groups: dict[Hashable, list[int]] = {}
+    for number, network in enumerate(networks):
+        device = network.mean.device
+        joined = device.type != "cpu" if together is None else together
+        kind_of = architecture(network) if joined and batched and len(images) else None
+        groups.setdefault((number,) if kind_of is None else kind_of, []).append(number)
+    found: list[dict[Kind, Tensor]] = [{} for _ in networks]
+    for numbers in groups.values():
+        own = [networks[number] for number in numbers]
+        if len(own) > 1:
+            try:
+                read = _extract_together(own, images, batched, views, batch_size)
+            except (Unstackable, RuntimeError) as reason:
+                announce_alone(own[0], reason)
+            else:
+                for number, tensors in zip(numbers, read, strict=True):
+                    found[number] = tensors
+    for number, (network, tensors) in enumerate(zip(networks, found, strict=True)):
+        own_images = None if owns is None else owns[number]
+        left = rest if tensors else kinds
+        tensors.update(
+            extract(network, images, left, views=views, own=own_images, batch_size=batch_size)
+        )
+    return [{kind: tensors[kind] for kind in kinds} for tensors in found]
+
+
+@torch.no_grad()
+def _extract_together(
+    networks: Sequence[Network],
+    images: Tensor,
+    kinds: Sequence[Kind],
+    views: Callable[[int], Tensor] | None,
+    batch_size: int,
+) -> list[dict[Kind, Tensor]]:
+    device = networks[0].mean.device
+    stack = Stack(networks, training=False)
+    check_stack(stack, networks, [images[:2]] * len(networks))
+    parts: list[list[Tensor]] = []
+    used: list[int] = []
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, start + batch_size)
+        real, shown = images[rows].to(device), _Remembered(_rows_of(views, rows, device))
+        for number in used:  # nothing may be drawn while all are read
+            shown(number)
+
+        def read(
+            network: Network, real: Tensor = real, shown: _Remembered = shown
+        ) -> tuple[Tensor, ...]:
+            reading = Reading(network, real, shown)
+            return tuple(_named(kind, kind.read, reading) for kind in kinds)
+
+        if not start:
+            with evaluating(networks[0]):
+                alone = read(networks[0])
+            used = shown.numbers
+        together = stack.apply(read)
+        if not start:
+            for kind, one, several in zip(kinds, alone, together, strict=True):
+                if one.shape != several.shape[1:] or not close(several[0], one):
+                    raise Unstackable(f"{kind} of a network is another one where all are read")
+        parts.append([tensor.float().cpu() for tensor in together])
+    whole = [torch.cat(taken, dim=1) for taken in zip(*parts, strict=True)]
+    return [
+        {kind: tensor[row].clone() for kind, tensor in zip(kinds, whole, strict=True)}
+        for row in range(len(networks))
+    ]
+
+
+class _Remembered:
+    """Virtual views of a batch, each made once."""
+
+    def __init__(self, make: Callable[[int], Tensor] | None) -> None:
+        self._make = make
+        self._made: dict[int, Tensor] = {}
+
+    @property
+    def numbers(self) -> list[int]:
+        """Which have been asked for."""
+        return list(self._made)
+
+    def __call__(self, number: int) -> Tensor:
+        """View `number`."""
+        if number not in self._made:
+            if self._make is None:
+                raise RuntimeError("this reading has no virtual views")
+            self._made[number] = self._make(number)
+        return self._made[number]
 
 
 def shapes(

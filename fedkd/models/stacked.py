@@ -10,11 +10,12 @@ refused, and the networks are to be read one after the other.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -29,8 +30,21 @@ _CLOSE = {"cpu": 1e-3}
 _CLOSE_ELSEWHERE = 3e-2  # TensorFloat-32
 
 
+_announced: set[str] = set()
+
+logger = logging.getLogger(__name__)
+
+
 class Unstackable(ValueError):
     """These networks cannot be read at once; the message says why."""
+
+
+def announce_alone(network: Network, reason: Exception) -> None:
+    """Say why networks of this architecture are taken one after the other; once."""
+    name = type(network.body).__name__
+    if name not in _announced:
+        _announced.add(name)
+        logger.warning("%s is taken client after client: %s", name, reason)
 
 
 def architecture(network: Network) -> Hashable:
@@ -131,6 +145,24 @@ class Stack:
 
         logits: Tensor = vmap(one, randomness="error")(self._leaves, self.state, images)
         return logits
+
+    def apply(self, function: Callable[[Network], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """`function` of each network, without gradients; each of its tensors as (K, ...).
+
+        Args:
+            function: Given the network; what else it reads is the same for all.
+        """
+        reader, rows = _Reader(self.base, function), _Rows(None, 0, None)
+
+        def one(weights: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[Tensor, ...]:
+            own = {f"network.{name}": tensor for name, tensor in {**weights, **state}.items()}
+            with _Separate(rows):
+                found: tuple[Tensor, ...] = functional_call(reader, own, ())
+                return found
+
+        with torch.no_grad():
+            applied: tuple[Tensor, ...] = vmap(one, randomness="error")(self._leaves, self.state)
+        return applied
 
     def gradients(self, loss: Tensor) -> Tensor:
         """Gradient of a scalar on `weights`, (K, P).
@@ -249,17 +281,33 @@ def check_stack(stack: Stack, networks: Sequence[Network], images: Sequence[Tens
             finally:
                 for module, mode in modes:
                     module.training = mode
-        close = _CLOSE.get(device.type, _CLOSE_ELSEWHERE)
-        apart = [
-            (one[: len(other)] - other).abs().amax() / (1e-6 + other.abs().amax())
-            for one, other in zip(together, alone, strict=True)
-        ]
-        furthest = float(torch.stack(apart).nan_to_num(0.0).max())
-    if furthest > close:
-        raise Unstackable(
-            f"a network reads {furthest:.2g} apart from what it reads alone: it looks at more than "
-            "one image of a batch, or keeps numbers outside its weights"
-        )
+        if all(close(one[: len(other)], other) for one, other in zip(together, alone, strict=True)):
+            return
+    raise Unstackable(
+        "a network reads something else alone: it looks at more than one image of a batch, or "
+        "keeps numbers outside its weights"
+    )
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    """Whether two readings of the same are as far apart as rounding takes them."""
+    largest = other.float().abs().amax() if other.numel() else 0.0
+    apart = (one.float() - other.float()).abs().nan_to_num(0.0)
+    limit = _CLOSE.get(other.device.type, _CLOSE_ELSEWHERE) * (largest + 1e-6)
+    return bool((apart <= limit).all())
+
+
+class _Reader(nn.Module):
+    """A function of a network, as a module whose weights are the network's."""
+
+    def __init__(self, network: Network, function: Callable[[Network], Any]) -> None:
+        super().__init__()
+        self.network = network
+        self._function = function
+
+    def forward(self) -> Any:
+        """What the function gives."""
+        return self._function(self.network)
 
 
 class _Rows:

@@ -28,12 +28,18 @@ from torch.nn.utils.rnn import pad_sequence
 from fedkd.data.images import ImageSet
 from fedkd.data.views import augment_batch
 from fedkd.models.network import Network
-from fedkd.models.stacked import Stack, Unstackable, architecture, write_state
+from fedkd.models.stacked import (
+    Stack,
+    Unstackable,
+    announce_alone,
+    architecture,
+    write_state,
+)
 from fedkd.privacy.clipping import ClippedSteps, Clipping, Criterion, Part
 from fedkd.privacy.model_check import static_problems
 from fedkd.privacy.noise import SecureGenerator
 from fedkd.randomness import seeded, stream_seed
-from fedkd.training.batched import RowDropout, announce_alone, check_lengths
+from fedkd.training.batched import RowDropout, check_lengths
 from fedkd.training.loop import check_finite, check_time
 from fedkd.training.optimizers import (
     DEFAULT_OPTIMIZER,

@@ -4,8 +4,8 @@ A small network does not fill an accelerator, and one client after the other lea
 Here teachers of one architecture are stacked (`fedkd.models.stacked`) and take their steps in the
 same operations. Each keeps what `fit` gives it alone: its order of samples, its augmentation and
 dropout, its learning rate, its number of steps, its batch-norm statistics. So it comes to the same
-weights, but for the rounding of sums. A client that is finished is taken out of the stack as soon
-as that halves it.
+weights, but for the rounding of sums. Clients that are finished are taken out of the stack as soon
+as they are a quarter of it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,15 @@ from fedkd.data.views import (
     undrawn,
 )
 from fedkd.models.network import Network
-from fedkd.models.stacked import Draw, Stack, Unstackable, architecture, check_stack, write_state
+from fedkd.models.stacked import (
+    Draw,
+    Stack,
+    Unstackable,
+    announce_alone,
+    architecture,
+    check_stack,
+    write_state,
+)
 from fedkd.randomness import stream, stream_seed
 from fedkd.training.batches import batch_norm, batches, steps_per_epoch
 from fedkd.training.graph import Captured, Graphs
@@ -58,8 +66,6 @@ from fedkd.training.supervised import TEACHER, Fit, Pull, Regulariser, fit
 logger = logging.getLogger(__name__)
 
 Records = list[list[list[float]]]
-
-_announced: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -219,14 +225,6 @@ def _together(clients: Sequence[_Client], options: _Options) -> dict[int, Fit | 
     return {client.number: _alone(client, options) for client in clients}
 
 
-def announce_alone(teacher: Network, reason: Exception) -> None:
-    """Say why networks of this architecture are trained one after the other; once."""
-    name = type(teacher.body).__name__
-    if name not in _announced:
-        _announced.add(name)
-        logger.warning("%s is trained client after client: %s", name, reason)
-
-
 class _Samples:
     """Which samples of a client make which of its steps: those of `train_epochs`, in its order."""
 
@@ -340,8 +338,8 @@ class _Group:
         dropout = RowDropout(seeds, stack.weights)
         bank, active, done = self._bank, self._accounts, 0
         while True:
-            # Until at most half of the stack has steps to take.
-            end = active[len(active) // 2].samples.steps
+            # Until at most three quarters of the stack have steps to take.
+            end = active[3 * len(active) // 4].samples.steps
             steps = _Steps(active, stack, optimizer, bank, dropout, self._options, done)
             if not self._run(steps, done, end):
                 break

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fedkd.data.images import ImageSet
-from fedkd.knowledge.extract import extract
+from fedkd.knowledge.extract import extract, extract_many
 from fedkd.knowledge.kinds import Logits
 from fedkd.models.arguments import a_network, fitting, image_set
 from fedkd.models.network import Network
@@ -17,6 +18,14 @@ from fedkd.models.network import Network
 def predict(network: Network, images: Tensor, *, batch_size: int | None = None) -> Tensor:
     """Logits (N, C) on the CPU, in evaluation mode; batches as in `extract`."""
     return extract(network, images, (Logits(),), batch_size=batch_size)[Logits()]
+
+
+def predict_many(
+    networks: Sequence[Network], images: Tensor, *, together: bool | None = None
+) -> Tensor:
+    """Logits (K, N, C) of many networks; `together` as in `extract_many`."""
+    read = extract_many(networks, images, (Logits(),), together=together)
+    return torch.stack([tensors[Logits()] for tensors in read])
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:

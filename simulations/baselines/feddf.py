@@ -10,11 +10,11 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from fedkd.models.network import Network
 from fedkd.rounds import ExperimentContext
-from fedkd.training.evaluation import predict
+from fedkd.training.evaluation import predict_many
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.fedavg import at_least_one, average, refuse_other_networks
-from simulations.baselines.loop import distill_server, fresh_student
+from simulations.baselines.loop import distill_server, fresh_student, groups
 from simulations.baselines.traffic import load, read
 
 
@@ -39,13 +39,15 @@ class FedDF(Baseline):
         """All rounds. Raises `ConfigError` if clients have other networks than the student's."""
         refuse_other_networks(context, "feddf")
         images = context.data.transfer.images.images
-        teacher = fresh_student(context)
+        teachers = [fresh_student(context) for _ in range(max(map(len, groups(context))))]
 
         def refine(student: Network, replies: Sequence[Message], number: int) -> None:
             logits = []
-            for reply in replies:
-                load(teacher, read(reply))
-                logits.append(predict(teacher, images))
-            distill_server(context, student, torch.stack(logits).mean(dim=0), number)
+            for start in range(0, len(replies), len(teachers)):
+                some = replies[start : start + len(teachers)]
+                for teacher, reply in zip(teachers, some, strict=False):
+                    load(teacher, read(reply))
+                logits.append(predict_many(teachers[: len(some)], images, together=len(some) > 1))
+            distill_server(context, student, torch.cat(logits).mean(dim=0), number)
 
         return average(context, on_round, FlowerFedAvg(), epochs=self.epochs, refine=refine)

@@ -196,10 +196,10 @@ def test_those_that_cannot_be_stacked_are_trained_alone(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fedkd.training.batched._announced", set())
+    monkeypatch.setattr("fedkd.models.stacked._announced", set())
     _compared(_teachers(network))
     _compared(_teachers(network))
-    assert caplog.text.count("is trained client after client") == 1
+    assert caplog.text.count("is taken client after client") == 1
     assert reason in caplog.text
 
 
