@@ -39,12 +39,13 @@ class FedDF(Baseline):
         """All rounds. Raises `ConfigError` if clients have other networks than the student's."""
         refuse_other_networks(context, "feddf")
         images = context.data.transfer.images.images
-        teachers = [fresh_student(context) for _ in range(max(map(len, groups(context))))]
+        teachers: list[Network] = []
 
         def refine(student: Network, replies: Sequence[Message], number: int) -> None:
-            logits = []
-            for start in range(0, len(replies), len(teachers)):
-                some = replies[start : start + len(teachers)]
+            logits, waiting = [], list(replies)
+            for group in groups(context, number):
+                some, waiting = waiting[: len(group)], waiting[len(group) :]
+                teachers.extend(fresh_student(context) for _ in some[len(teachers) :])
                 for teacher, reply in zip(teachers, some, strict=False):
                     load(teacher, read(reply))
                 logits.append(predict_many(teachers[: len(some)], images, together=len(some) > 1))

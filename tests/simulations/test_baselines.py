@@ -181,7 +181,7 @@ def test_clients_on_other_machines_cannot_be_trained_here() -> None:
 
 def test_mean_accuracy_of_clients_who_are_alone(outcomes: dict[str, Outcome]) -> None:
     space = context()
-    networks = trained_alone(space)
+    networks = list(trained_alone(space).values())
     shares = [evaluate(network, space.data.test) for network in networks]
     assert last(outcomes["local_only"]) == sum(shares) / CLIENTS
     own = [evaluate(n, space.data.holdout(c)) for c, n in enumerate(networks)]
