@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import random
+import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -100,7 +101,7 @@ class Captured:
         self._freezes = self._cuda  # what the host does is frozen by a graph, and by it alone
         self._calls: dict[Hashable, int] = {}
         self._replays: dict[Hashable, _Replay] = {}
-        self._stream = torch.cuda.Stream(device) if self._captures and self._cuda else None
+        self._stream = _stream(device) if self._captures and self._cuda else None
 
     @property
     def captures(self) -> bool:
@@ -258,6 +259,21 @@ class _Replay:
             return self.function(*self.inputs)
         self.graph.replay()
         return self.outputs
+
+
+_streams = threading.local()
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of this thread's captures: memory and cuBLAS' workspaces belong to a stream.
+
+    A new one for each training would let them grow with the number of trainings.
+    """
+    known: dict[str, torch.cuda.Stream] = _streams.__dict__
+    name = str(_index(device))
+    if name not in known:
+        known[name] = torch.cuda.Stream(device)
+    return known[name]
 
 
 class _Obstacle(RuntimeError):
