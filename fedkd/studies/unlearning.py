@@ -23,8 +23,9 @@ from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.query import Images
 from fedkd.rounds import ExperimentContext, Notify, Server, computing, silent
 from fedkd.runs.directory import RunDirectory, Session, network_hash
-from fedkd.runs.events import ClientsAsked, ClientsErased, RoundFinished
+from fedkd.runs.events import ClientsAsked, ClientsErased, OldAnswersCounted, RoundFinished
 from fedkd.runs.export import load_student
+from fedkd.runs.quarantine import strikes
 from fedkd.runs.results import Lineage
 from fedkd.runs.signature import keep_signature, read_signature
 from fedkd.training.evaluation import accuracy, per_class_accuracy, predict
@@ -65,6 +66,12 @@ def check_removal(run: RunDirectory, without: Collection[int], *, influenced: bo
         raise ConfigError(
             f"release {run.experiment.release.name!r}: distilling again would draw the mechanism "
             "again and spend the privacy budget of the clients who stay a second time"
+        )
+    federation = run.experiment.federation
+    if federation.stale.keep and federation.quarantine.after is not None and strikes(run):
+        raise ConfigError(
+            "federation.stale: whose old answers counted depended on strikes that distilling again "
+            "does not see. Run the experiment again without these clients"
         )
     use = run.experiment.teachers.feedback.use
     if use != "none" and rounds[-1] > 1 and not influenced:
@@ -260,12 +267,14 @@ def erasable(run: RunDirectory, without: Collection[int]) -> list[Path]:
     fused of it, students since they first answered, and files made of those students."""
     found: list[Path] = []
     first: int | None = None
+    old = [event for event in run.events(OldAnswersCounted) if set(without) & event.clients.keys()]
+    counted = {f"round-{event.round:04d}" for event in old}
     for folder in sorted((run.path / "knowledge").glob("round-*")):
         for images in Images:
             own = [folder / images / f"client-{client:04d}" for client in sorted(without)]
             own = [place for place in own if place.is_dir()]
             found += own
-            if own and (folder / images / "fused").is_dir():
+            if (own or folder.name in counted) and (folder / images / "fused").is_dir():
                 found.append(folder / images / "fused")
             if own and images is Images.TRANSFER and first is None:
                 first = int(folder.name.removeprefix("round-"))

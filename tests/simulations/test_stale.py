@@ -17,7 +17,7 @@ from fedkd.rounds.stale import aged, collect, sources
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import OldAnswersCounted, RoundFinished
 from fedkd.runs.quarantine import strike
-from fedkd.studies.unlearning import distil_again, prepare
+from fedkd.studies.unlearning import check_removal, distil_again, erasable, prepare
 from simulations.client_app import make_client_app
 from simulations.local import run_local
 from strategies.records import JOB
@@ -27,6 +27,8 @@ pytestmark = pytest.mark.usefixtures("lean")
 
 QUICK = ("teachers={models: [mlp], epochs: 1}", "distillation={losses: [dkd, ce], epochs: 1}")
 STALE = ("federation.stale={keep: 1, decay: 0.25}", "data.views.refresh=false", "rounds=3", *QUICK)
+
+TOGETHER = ("transfer", "fused")
 
 
 def absent(client: int, rounds: Collection[int]) -> ClientApp:
@@ -65,6 +67,8 @@ def test_going_on_after_a_kill_and_distilling_again_count_the_same_old_answers(t
     (run.path / "checkpoints" / "round-0003.pt").unlink()
     (run.path / "checkpoints" / "round-0002.pt").unlink()
     assert hashes(run_local(run.experiment, run=run, client_app=app)) == once
+    fused = [path.parts[-3] for path in erasable(run, [1]) if path.parts[-2:] == TOGETHER]
+    assert fused == ["round-0001", "round-0002"]
     again = prepare(run, [0])
     distil_again(again, ExperimentContext(again.experiment))
     assert [(e.round, e.clients) for e in again.events(OldAnswersCounted)] == [(2, {1: 1})]
@@ -76,6 +80,8 @@ def test_a_client_in_quarantine_does_not_count_by_its_old_answers(tiny: Tiny) ->
     assert sources(run, 2, experiment.federation) == {0: 2, 1: 1, 2: 2}
     strike(run, 1, 1, "a lie")
     assert sources(run, 2, experiment.federation) == {0: 2, 2: 2}
+    with pytest.raises(ConfigError, match=r"federation\.stale: .* strikes"):
+        check_removal(run, [0])
 
 
 def test_each_answer_has_the_age_of_its_own_question(tiny: Tiny) -> None:
