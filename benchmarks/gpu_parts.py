@@ -34,7 +34,7 @@ from fedkd.distillation.objective import Objective, Term
 from fedkd.distillation.trainer import EpochRecord, distill
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import FitContext, fit_rules
-from fedkd.knowledge.extract import extract
+from fedkd.knowledge.extract import extract_many
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Knowledge, Teacher, fuse
 from fedkd.losses import LOSSES
@@ -622,6 +622,26 @@ def clients(bench: Bench) -> None:
                 spent = marginal(bench, lambda n: one_by_one(n, graphs=True), 1, 3) / steps
                 text = f"{1e3 * spent:.1f} ms {count * batch / spent:,.0f} img/s"
                 bench.row("one by one, graph, float32", text, ratio=base / spent)
+    with bench.trying("answers of all clients"):
+        count_of = 10_000 if bench.gpu else 20
+        images = pixels(count_of, 10).images
+        nets = [network(model, shards[0], k, bench.device) for k in range(count)]
+        answers: dict[bool, list[Any]] = {}
+
+        def read(together: bool) -> None:
+            answers[together] = extract_many(nets, images, (Logits(),), together=together)
+
+        for together in (False, True):
+            read(together)
+        spent = [seconds_of(bench, lambda way=way: read(way)) for way in (False, True)]
+        bench.row(
+            f"answers of all about {count_of:,} images: alone / together",
+            f"{spent[0]:.2f} / {spent[1]:.2f} s",
+            ratio=spent[0] / spent[1],
+        )
+        pairs = zip(answers[False], answers[True], strict=True)
+        gaps = [float((a[Logits()] - b[Logits()]).norm() / a[Logits()].norm()) for a, b in pairs]
+        bench.check("answers together = alone", off=(max(gaps), 2e-2))
     with bench.trying("together against one by one"):
         _clients_agree(bench)
 
@@ -839,10 +859,13 @@ def quickstart(bench: Bench) -> None:
                 kinds = tuple(
                     dict.fromkeys((*terms.needs, *(kind for r in rules for kind in r.needs)))
                 )
+                owns = [shard.images for shard in shards]
+                read = extract_many(
+                    nets, transfer.images, kinds, views=view, owns=owns, together=together
+                )
                 knowledge = []
-                for k, (net, shard) in enumerate(zip(nets, shards, strict=True)):
+                for k, (answers, shard) in enumerate(zip(read, shards, strict=True)):
                     who = Teacher(k, len(shard), tuple(shard.class_counts().tolist()))
-                    answers = extract(net, transfer.images, kinds, views=view, own=shard.images)
                     knowledge.append(Knowledge(who, answers))
                 parts["answer"] += time.perf_counter() - begin
                 begin = time.perf_counter()

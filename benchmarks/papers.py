@@ -38,15 +38,14 @@ from fedkd.distillation.objective import Objective, Term
 from fedkd.distillation.trainer import DTYPES, EpochRecord, Snapshot, distill
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import FitContext, fit_rules
-from fedkd.knowledge.extract import extract
-from fedkd.knowledge.kinds import Kind
+from fedkd.knowledge.extract import extract, extract_many
 from fedkd.knowledge.payload import AGGREGATE, Bank, Fused, Knowledge, Teacher, fuse
 from fedkd.losses import LOSSES
 from fedkd.models.build import build_model
 from fedkd.models.network import Network
 from fedkd.randomness import stream, stream_seed
 from fedkd.training.batched import fit_many
-from fedkd.training.evaluation import predict
+from fedkd.training.evaluation import predict, predict_many
 from fedkd.training.optimizers import Optimizer
 from fedkd.training.supervised import Fit
 
@@ -202,7 +201,7 @@ def objective(terms: Sequence[dict[str, Any]]) -> Objective:
 def score(network: Network, images: ImageSet) -> float:
     """Accuracy in percent; the network's mode is kept."""
     assert images.labels is not None
-    right = predict(network, images.images, batch_size=1000).argmax(1) == images.labels
+    right = predict(network, images.images).argmax(1) == images.labels
     return 100 * float(right.double().mean())
 
 
@@ -389,7 +388,7 @@ def feddf(
             mean[name] = mean.get(name, 0.0) + share * tensor.double()
     student.load_state_dict({name: tensor.float() for name, tensor in mean.items()})
     images = data.transfer.images.images
-    logits = torch.stack([predict(net, images, batch_size=1000) for _, net in trained]).mean(0)
+    logits = predict_many([net for _, net in trained], images).mean(0)
     batches = TransferBatches(
         images,
         Fused.of(AGGREGATE, logits),
@@ -416,11 +415,9 @@ def ours(
     views: Callable[[int], Tensor] = lambda view: _view(call, images, number, view)  # noqa: E731
     rule = FUSIONS.create(RULE)
     knowledge = []
-    for client, net in trained:
+    read = extract_many([net for _, net in trained], images, losses.needs, views=views)
+    for (client, net), answers in zip(trained, read, strict=True):
         shard = data.shard(client)
-        answers: dict[Kind, Tensor] = extract(
-            net, images, losses.needs, views=views, batch_size=1000
-        )
         for kind in rule.needs:  # of the client's images alone: the same in every round
             known = ratios.setdefault(client, {})
             if str(kind) not in known:
