@@ -17,6 +17,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -513,17 +514,18 @@ class _Steps:
         clients, length = self._size
         options, bank, device = self._options, self._bank, self.stack.weights.device
         many = end - start
-        index = torch.zeros(many, clients, length, dtype=torch.int64)
+        # NumPy: a thousand small assignments a chunk, while the device waits for the next one.
+        index = np.empty((many, clients, length), np.int64)
         for row in range(clients):
             index[:, row] = bank.start(row)
-        numbers = torch.ones(many, 4, clients, dtype=torch.float64)
+        numbers = np.ones((many, 4, clients))
         numbers[:, 0], numbers[:, 1] = 0.0, length
         whole, real = self._undrawn(many)
         counts: list[list[int]] = []
         changed: list[Tensor] = []
         for number, step in enumerate(range(start, end)):
             counts.append([0] * clients)
-            numbers[number, 2], numbers[number, 3] = RowOptimizer.corrections(step)
+            numbers[number, 2:] = np.array(RowOptimizer.corrections(step))[:, None]
             if not bank.waits:
                 changed.append(torch.zeros_like(self._images))
             for row, account in enumerate(self.accounts):
@@ -533,7 +535,7 @@ class _Steps:
                 epoch, within, own = samples.at(step)
                 count = len(own)
                 counts[-1][row] = count
-                index[number, row, :count] += own
+                index[number, row, :count] += own.numpy()
                 numbers[number, 0, row] = learning_rate(options.optimizer, step, samples.steps)
                 numbers[number, 1, row] = count
                 if bank.augment == "none":
@@ -545,9 +547,10 @@ class _Steps:
                 else:
                     changed[-1][row, :count] = bank.augmented(own + bank.start(row), generator)
         dense = [all(count in (0, length) for count in each) for each in counts]
+        both = torch.from_numpy(index), torch.from_numpy(numbers).to(self._numbers.dtype)
         if device.type == "cuda":
-            index, numbers = index.pin_memory(), numbers.to(self._numbers.dtype).pin_memory()
-        return _Chunk(index, numbers, whole, real, counts, dense, changed)
+            both = both[0].pin_memory(), both[1].pin_memory()
+        return _Chunk(*both, whole, real, counts, dense, changed)
 
     def load(self, chunk: _Chunk) -> None:
         """Put a chunk where the steps read it."""
