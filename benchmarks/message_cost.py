@@ -1,12 +1,16 @@
 """What a message costs a real node: a fresh process that imports, finds its data and answers.
 
     python benchmarks/message_cost.py [CONFIG] [key=value ...] [--against CHECKOUT] [--repeat 3]
+    python benchmarks/message_cost.py --bytes [CONFIG] [key=value ...]
 
 A SuperNode starts a process for every message. The cost is what a process of this checkout spends
 until it stands ready (no training): Flower and torch alone, then with fedkd's imports, then the
 first message of a run (the data set is read and dealt) and a later one (the node's own part is
 read). CPU seconds, the least of some repetitions: wall seconds depend on who else is working.
 `--against` measures another checkout in the same way and prints the ratios.
+
+`--bytes` runs two rounds in this process instead and prints of what the bytes of each message are:
+Flower's wrapping, the job or the numbers and headers of a reply, arrays, and bytes of a codec.
 """
 
 from __future__ import annotations
@@ -84,6 +88,54 @@ def measure(checkout: Path, config: str, overrides: list[str], repeat: int) -> d
     return {name: min(values) for name, values in found.items()}
 
 
+def print_bytes(config: str, overrides: list[str]) -> None:
+    """Mean bytes of each kind of message, by what they are for."""
+    sys.path.insert(0, str(HERE))
+    from flwr.app import ConfigRecord, Message, MetricRecord
+    from flwr.app.message.arraychunk import ArrayChunk
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+    from fedkd.config import load_experiment
+    from simulations.local import LocalGrid, run_local
+
+    parts = ("Flower's", "job, header", "arrays", "coded")
+    found: dict[tuple[str, str], list[tuple[int, ...]]] = {}
+
+    def note(message: Message, way: str, kind: str) -> None:
+        sums = dict.fromkeys(parts, 0)
+        for item in get_all_nested_objects(message).values():
+            size = len(item.deflate())
+            coded = 0
+            if isinstance(item, ConfigRecord) and way == "up":
+                coded = sum(len(v) for v in item.values() if isinstance(v, bytes))
+            own = isinstance(item, ConfigRecord | MetricRecord)
+            array = isinstance(item, ArrayChunk)
+            sums["job, header" if own else "arrays" if array else "Flower's"] += size - coded
+            sums["coded"] += coded
+        found.setdefault((kind, way), []).append(tuple(sums.values()))
+
+    class Watched(LocalGrid):
+        def _answer(self, message: Message) -> Message:
+            kind = message.metadata.message_type
+            note(message, "down", kind)
+            reply = super()._answer(message)
+            note(reply, "up", kind)
+            return reply
+
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["rounds=2", "evaluation.baselines=[]", f"output={folder}", *overrides]
+        experiment = load_experiment(config, words)
+        from unittest import mock
+
+        with mock.patch("simulations.local.LocalGrid", Watched):
+            run_local(experiment)
+    print(f"{'bytes of a message':24}{''.join(f'{part:>13}' for part in parts)}{'all':>10}")
+    for (kind, way), rows in found.items():
+        means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        cells = "".join(f"{mean:13,.0f}" for mean in means)
+        print(f"{kind + ' ' + way:24}{cells}{sum(means):10,.0f}")
+
+
 def main() -> None:
     """Measure, print, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -91,7 +143,11 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--against", type=Path, help="another checkout, as the `before`")
     parser.add_argument("--repeat", type=int, default=3)
-    options = parser.parse_args()
+    parser.add_argument("--bytes", action="store_true", help="what the bytes of messages are")
+    options = parser.parse_intermixed_args()
+    if options.bytes:
+        print_bytes(options.config, options.overrides)
+        return
     # Each checkout resolves the config itself: older ones know fewer keys.
     now = measure(HERE, options.config, options.overrides, options.repeat)
     other = options.against

@@ -75,6 +75,9 @@ class Server:
         #: Round -> whom it asked, where that is not simply all clients.
         self._asked = {event.round: event for event in run.events(ClientsAsked)}
         self._fitted: set[int] = set()  # to whose answers
+        #: Client -> the finished rounds that it answered in, as far as they were looked through.
+        self._rounds_of: dict[int, list[int]] = {}
+        self._looked_through = 0
         self.round = 0
         checkpoint = run.load_checkpoint(run.warn)
         if checkpoint is not None:
@@ -157,12 +160,14 @@ class Server:
         """
         if not self.context.codec.remembers and self.experiment.federation.subset == 1:
             return 0
-        earlier = range(round_number - 1, 0, -1)
-        return next((n for n in earlier if self._is_held(client, n)), 0)
+        for earlier in range(self._looked_through + 1, round_number):
+            for who in self.answered(earlier):
+                self._rounds_of.setdefault(who, []).append(earlier)
+            self._looked_through = earlier
+        known = (n for n in reversed(self._rounds_of.get(client, [])) if n < round_number)
+        return next((n for n in known if self._is_held(client, n)), 0)
 
     def _is_held(self, client: int, round_number: int) -> bool:
-        if client not in self.answered(round_number):
-            return False
         try:
             self.run.knowledge(round_number).check(client)
         except (Damaged, OSError) as error:  # then it is as if it had not answered
