@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import ClientTrained, RoundFinished
 from simulations.local import run_local
 from simulations.ray import OFFLINE
 from tests.conftest import Tiny
@@ -105,3 +106,20 @@ def test_flwr_run_gives_the_same_student_and_refuses_another_federation(
     assert "the experiment has 3 clients, the federation has 2 nodes" in flower(
         "log", wrong, "--show"
     )
+
+
+@pytest.mark.slow
+def test_clients_that_train_together_do_so_under_flwr_run(
+    flower: Callable[..., str], tiny: Tiny, tmp_path: Path
+) -> None:
+    words = ("clients=6", "resources.batch_clients=on", "teachers.optimizer={name: sgd}")
+    config = tmp_path / "tiny.yaml"
+    config.write_text(tiny(*words, "rounds=1").to_yaml())
+    run_id = submit(flower, 6, f"config='{config}' output='{tmp_path / 'there'}'")
+    assert wait_for(flower, run_id) == "finished:completed"
+    (path,) = (tmp_path / "there").iterdir()
+    run = RunDirectory.open(path)
+    assert run.events(RoundFinished)[0].answered == [*range(6)]
+    # Members of a group share its seconds; nobody else ends in the same millisecond.
+    seconds = [event.seconds for event in run.events(ClientTrained)]
+    assert len(set(seconds)) < len(seconds)
