@@ -35,11 +35,18 @@ def beside(study: AnyStudy, folder: Path, count: int, notify: Notify) -> Iterato
     """Jobs for `run_study`, `count` at once.
 
     Raises:
-        ConfigError: Ray has fewer processors.
+        ConfigError: Ray has fewer processors, or the config names one GPU for all.
         RuntimeError: Ray cannot be started.
     """
+    resources = study.config.experiment.resources
+    if ":" in resources.device:
+        kind = resources.device.partition(":")[0]
+        raise ConfigError(
+            f"experiment.resources.device: with --jobs each cell sees the GPU that it is given, so "
+            f"{resources.device!r} names none; write {kind}"
+        )
     os.environ.update(OFFLINE)
-    with running_ray(study.config.experiment.resources.ray_address, notify):
+    with running_ray(resources.ray_address, notify):
         import ray
 
         room = ray.cluster_resources()
@@ -48,7 +55,8 @@ def beside(study: AnyStudy, folder: Path, count: int, notify: Notify) -> Iterato
                 f"--jobs: {count} at once asked for, but Ray sees {room.get('CPU', 0):g} CPU here; "
                 f"give --jobs {max(int(room.get('CPU', 1)), 1)} or less"
             )
-        tasks = _Tasks(study, folder, count, min(1.0, room.get("GPU", 0.0) / count))
+        gpus = 0.0 if resources.device == "cpu" else room.get("GPU", 0.0)
+        tasks = _Tasks(study, folder, count, min(1.0, gpus / count))
         try:
             yield tasks
         finally:

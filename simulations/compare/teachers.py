@@ -88,12 +88,16 @@ class TeacherCache:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under another name: teachers are replaced, never written into."""
+    """The same file under another name: teachers are replaced, never written into.
+
+    At no time is there no file, or half of one: rows that run beside each other share a cache.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
+    draft = target.with_suffix(f".{os.getpid()}.draft")
+    draft.unlink(missing_ok=True)
     try:
-        os.link(source, target)
+        os.link(source, draft)
     except OSError:  # another file system, or one without links
-        draft = target.with_suffix(".draft")
         shutil.copyfile(source, draft)
-        draft.replace(target)
+    draft.replace(target)
+    draft.unlink(missing_ok=True)  # is still there if both were the same file already

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fedkd.config import make_config
-from fedkd.rounds import Interrupted, Notify
+from fedkd.config import ConfigError, make_config
+from fedkd.rounds import Interrupted, Notify, silent
 from fedkd.studies.central.config import DistillConfig
 from fedkd.studies.central.study import DistillStudy
 from fedkd.studies.engine import Cell, Record, StudyFolder, run_study
@@ -90,6 +90,16 @@ def test_interrupted_jobs_leave_what_has_ended_and_the_rest_is_run_later(tmp_pat
     rest = Backwards(study, folder.path)
     assert run_study(study, folder, jobs=rest)["finished"]
     assert rest.cells == study.cells[:3]
+
+
+def test_a_device_of_one_number_is_refused_for_jobs_before_ray_starts(tmp_path: Path) -> None:
+    words = (*SHORT, f"output={tmp_path}", "experiment.resources.device=cuda:1")
+    study = DistillStudy(make_config(DistillConfig, TINY, words))
+    with (
+        pytest.raises(ConfigError, match="'cuda:1' names none; write cuda"),
+        jobs.beside(study, tmp_path, 2, silent),
+    ):
+        pass
 
 
 PLUGIN = """
