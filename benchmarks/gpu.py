@@ -127,7 +127,7 @@ class Bench:
         """The error under way: one line in the table, all of it in the log."""
         kind, error, _ = sys.exc_info()
         text = str(error).strip().splitlines() or [""]
-        if isinstance(error, NotThere):
+        if isinstance(error, NotThere | ImportError):
             self._add(Row(self.part, what, f"not there: {text[0]}"[:80]))
             return
         with self.log.open("a", encoding="utf-8") as file:
