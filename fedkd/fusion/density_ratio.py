@@ -9,6 +9,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor
 
+from fedkd.functional.density_ratio import Features
 from fedkd.functional.options import Count, Positive
 from fedkd.fusion import FUSIONS
 from fedkd.fusion.base import FitContext, Fusion
@@ -39,7 +40,10 @@ class DensityRatio(Fusion):
             sum 1 everywhere, so with 1.0 nobody drowns the others out by claiming to know some
             images best. None believes all claims.
         components: Principal components of the images in which likeness is measured.
-        bandwidth: Of the kernel, in medians of the transfer images' distances.
+        bandwidth: Of the kernel, in medians of the transfer images' distances. Smaller ones send
+            each image to fewer teachers: better, unless teachers are few or much alike.
+        features: `pixels` compares images as they are, `gradients` by the directions of their
+            edges, cell by cell.
     """
 
     by_size: bool = True
@@ -47,11 +51,12 @@ class DensityRatio(Fusion):
     limit: Positive | None = None
     components: Count = 50
     bandwidth: Positive = 0.35
+    features: Features = "pixels"
     scale: Tensor | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.discloses = ("num_examples",) if self.by_size else ()
-        self.kind = kinds.DensityRatio(self.components, self.bandwidth)
+        self.kind = kinds.DensityRatio(self.components, self.bandwidth, self.features)
         self.needs = (self.kind,)
 
     def fit(self, context: FitContext) -> Self:

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fedkd.functional.density_ratio import density_ratio
+from fedkd.functional.density_ratio import Features, density_ratio
 from fedkd.functional.feature_statistics import (
     cell_statistics,
     class_maps,
@@ -285,16 +285,19 @@ class DensityRatio(DataStatistic):
     Attributes:
         components: Principal components of the transfer images in which likeness is measured.
         bandwidth: Of the kernel, in medians of the transfer images' distances.
+        features: In what images are compared.
     """
 
     fusible: ClassVar[bool] = True
 
     components: int = 50
     bandwidth: float = 0.35
+    features: Features = "pixels"
 
     def compare(self, images: Tensor, own: Tensor) -> Tensor:
         """(N,): the density ratio at `images` (N, ...), from the client's `own` (P, ...)."""
-        return density_ratio(images, own, components=self.components, bandwidth=self.bandwidth)
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        return density_ratio(images, own, **options)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedkd.functional.density_ratio import CENTRES, density_ratio
+from fedkd.functional.density_ratio import CENTRES, density_ratio, oriented_gradients
 
 
 def _gaussian(count: int, mean: float, seed: int, dims: int = 1) -> Tensor:
@@ -66,3 +66,35 @@ def test_bytes_and_floats_of_the_same_images_agree() -> None:
     bytes_, floats = images.to(torch.uint8), images.float()
     assert torch.equal(density_ratio(bytes_, bytes_[:9]), density_ratio(floats, floats[:9]))
     assert not math.isclose(float(density_ratio(floats, floats[:9]).std()), 0.0)
+
+
+def _bars(count: int, *, upright: bool, seed: int) -> Tensor:
+    """Pictures of one bar, somewhere."""
+    images = torch.zeros(count, 1, 12, 12)
+    places = torch.randint(1, 10, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    for image, place in zip(images, places, strict=True):
+        image[0, :, place : place + 2] = 255
+    return images if upright else images.transpose(2, 3)
+
+
+def test_gradients_tell_a_bar_that_stands_from_one_that_lies() -> None:
+    standing, lying = (_bars(8, upright=up, seed=1) for up in (True, False))
+    across = oriented_gradients(standing).reshape(8, 8, -1).mean(dim=(0, 2))
+    assert set(across.topk(2).indices.tolist()) == {0, 4}  # dark to light, light to dark
+    down = oriented_gradients(lying).reshape(8, 8, -1).mean(dim=(0, 2))
+    assert set(down.topk(2).indices.tolist()) == {2, 6}
+    assert oriented_gradients(torch.full((2, 3, 5, 9), 7.0)).eq(0).all()
+
+
+def test_gradients_find_the_pictures_that_are_like_ones_own() -> None:
+    reference = torch.cat([_bars(60, upright=up, seed=2) for up in (True, False)])
+    own = _bars(40, upright=True, seed=3)
+    found = density_ratio(reference, own, features="gradients")
+    assert float(found[:60].mean()) > 1
+    assert float(found[60:].mean()) < 0.1
+    colours = density_ratio(
+        reference.expand(-1, 3, -1, -1), own.expand(-1, 3, -1, -1), features="gradients"
+    )
+    assert colours.allclose(found, atol=1e-4)
+    with pytest.raises(ValueError, match=r"images: gradients are those of pictures \(N, channels"):
+        density_ratio(torch.zeros(3, 4), torch.zeros(3, 4), features="gradients")
