@@ -84,7 +84,8 @@ def oriented_gradients(images: Tensor) -> Tensor:
     """
     if images.ndim != 4:
         raise ValueError(
-            f"images: gradients are those of pictures (N, channels, h, w), got {tuple(images.shape)}"
+            "images: gradients are those of pictures (N, channels, h, w), got "
+            f"{tuple(images.shape)}"
         )
     return torch.cat([_histograms(part) for part in images.split(TOGETHER)])
 

@@ -44,6 +44,8 @@ class DensityRatio(Fusion):
             each image to fewer teachers: better, unless teachers are few or much alike.
         features: `pixels` compares images as they are, `gradients` by the directions of their
             edges, cell by cell.
+        root: Root of the ratio that clients send. 2 keeps small ratios apart in the 8 bits that
+            `int`, `topk` and `vote` give them.
     """
 
     by_size: bool = True
@@ -52,11 +54,12 @@ class DensityRatio(Fusion):
     components: Count = 50
     bandwidth: Positive = 0.35
     features: Features = "pixels"
+    root: Count = 1
     scale: Tensor | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.discloses = ("num_examples",) if self.by_size else ()
-        self.kind = kinds.DensityRatio(self.components, self.bandwidth, self.features)
+        self.kind = kinds.DensityRatio(self.components, self.bandwidth, self.features, self.root)
         self.needs = (self.kind,)
 
     def fit(self, context: FitContext) -> Self:
@@ -65,7 +68,7 @@ class DensityRatio(Fusion):
         A ratio of densities has mean one; so nobody gains by claiming to know everything.
         """
         total = sum(
-            cast(Tensor, rows.tensors[self.kind]).clamp(min=0).sum(dim=1)
+            self.kind.ratios(cast(Tensor, rows.tensors[self.kind])).sum(dim=1)
             for _, rows in context.batches()
         )
         assert isinstance(total, Tensor)
@@ -78,7 +81,7 @@ class DensityRatio(Fusion):
         """Weights by density ratio; a sample that is likely for nobody keeps the weights it had."""
         scores = ensemble.tensors[self.kind]
         assert isinstance(scores, Tensor)
-        scores = scores.clamp(min=0)
+        scores = self.kind.ratios(scores)
         if self.scale is not None:
             scores = scores * self.scale[:, None].to(scores)
         shares = torch.ones(len(scores)).to(scores)

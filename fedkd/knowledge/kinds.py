@@ -286,6 +286,8 @@ class DensityRatio(DataStatistic):
         components: Principal components of the transfer images in which likeness is measured.
         bandwidth: Of the kernel, in medians of the transfer images' distances.
         features: In what images are compared.
+        root: What is sent is this root of the ratio: most ratios are far below the largest, and a
+            codec of few bits spaces its numbers evenly.
     """
 
     fusible: ClassVar[bool] = True
@@ -293,11 +295,23 @@ class DensityRatio(DataStatistic):
     components: int = 50
     bandwidth: float = 0.35
     features: Features = "pixels"
+    root: int = 1
 
     def compare(self, images: Tensor, own: Tensor) -> Tensor:
-        """(N,): the density ratio at `images` (N, ...), from the client's `own` (P, ...)."""
-        options = {field.name: getattr(self, field.name) for field in fields(self)}
-        return density_ratio(images, own, **options)
+        """(N,): the root of the ratio at `images` (N, ...), from the client's `own` (P, ...)."""
+        ratios = density_ratio(
+            images,
+            own,
+            components=self.components,
+            bandwidth=self.bandwidth,
+            features=self.features,
+        )
+        return ratios if self.root == 1 else ratios ** (1 / self.root)
+
+    def ratios(self, sent: Tensor) -> Tensor:
+        """The density ratios, not negative, of what was sent."""
+        sent = sent.clamp(min=0)
+        return sent if self.root == 1 else sent**self.root
 
 
 @dataclass(frozen=True)

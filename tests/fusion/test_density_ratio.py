@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from fedkd.fusion.base import FitContext, fit_rules
 from fedkd.fusion.density_ratio import DensityRatio, limited
 from fedkd.knowledge import kinds
+from fedkd.knowledge.codecs import CODECS
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Ensemble, Knowledge, Teacher, fuse
 
@@ -82,6 +84,25 @@ def test_options_are_checked_and_name_the_kind() -> None:
     assert DensityRatio(components=20, bandwidth=0.5).needs == (kinds.DensityRatio(20, 0.5),)
     with pytest.raises(ValueError, match="bandwidth"):
         DensityRatio(bandwidth=0.0)
+
+
+def test_a_root_travels_and_eight_bits_then_keep_small_ratios_apart() -> None:
+    scores = torch.tensor([[60.0, 0.3, 0.02], [30.0, 0.05, 0.1]])
+    plain, rooted = DensityRatio(by_size=False), DensityRatio(by_size=False, root=2)
+    assert rooted.kind.ratios(scores.sqrt()).allclose(scores)
+    want = _weights(_bank(scores, [None, None]), plain)
+
+    def received(kind: kinds.DensityRatio) -> Tensor:
+        codec = CODECS.create("int")
+        sent = [(row ** (1 / kind.root)).numpy() for row in scores]
+        rows = [codec.decode(codec.encode(row), row.shape) for row in sent]
+        return kind.ratios(torch.from_numpy(np.stack(rows)))
+
+    def error(rule: DensityRatio) -> float:
+        found = _weights(_bank(received(rule.kind), [None, None]), plain)
+        return float((found - want).abs().max())
+
+    assert error(rooted) < 0.05 < error(plain)
 
 
 def test_limited_claims_are_those_of_bisection() -> None:
