@@ -16,7 +16,7 @@ from fedkd.config import Optimizer as OptimizerSection
 from fedkd.config import Term as LossTerm
 from fedkd.data import DATASETS, PARTITIONS, SAMPLERS, ImageSet, views
 from fedkd.data.cohorts import how_many
-from fedkd.data.datasets import load_dataset
+from fedkd.data.datasets import ONE_WAY_ROUND, load_dataset
 from fedkd.data.local_shard import LocalShard, read_local_shard
 from fedkd.data.splits import FederatedData, federate
 from fedkd.distillation.objective import Objective, Term
@@ -297,6 +297,23 @@ def device_named(name: str) -> torch.device:
     raise ConfigError(
         f"resources.device: {name!r} is not usable here ({problem}); set resources.device=auto"
     )
+
+
+def mirrored(experiment: Experiment) -> list[str]:
+    """What is mirrored though it shows digits or letters, a line for each key that does it."""
+    data = experiment.data
+    shown = (data.transfer.dataset or data.dataset).name
+    found = {
+        "teachers.augment": (data.dataset.name, experiment.teachers.augment),
+        "distillation.augment": (shown, experiment.distillation.augment),
+        "data.views.flip": (shown, "flip" if data.views.flip else "none"),
+    }
+    return [
+        f"{key}: mirrors the images of data set {name!r}, where a mirror image is of another class "
+        f"or of none; set {key}={'false' if key.endswith('flip') else 'crop'}"
+        for key, (name, recipe) in found.items()
+        if recipe in views.MIRRORING and name in ONE_WAY_ROUND
+    ]
 
 
 def check_augmentation(name: str, where: str) -> None:

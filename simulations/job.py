@@ -7,6 +7,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
+from fedkd.build import mirrored
 from fedkd.config import Experiment
 from fedkd.data.splits import overlaps
 from fedkd.reporting.run_page import write_report
@@ -86,6 +87,8 @@ def run_job(
         doubles = {pair: count for pair, count in overlaps(context.data).items() if count}
         if doubles:
             server.warn(f"identical images in two splits: {doubles}")
+        for text in mirrored(run.experiment):
+            server.warn(text)
         state = str(run.clients) if simulated else None
         FederatedDistillation(
             grid, server, state_dir=state, keys=keys, workers=workers, players=players

@@ -56,6 +56,10 @@ CIFAR100 = (
     "worm",
 )  # fmt: skip
 
+# A mirrored digit or letter is another one, or none: data sets that are not to be mirrored. Of a
+# user's own images nothing is known; they are mirrored only where the config says so.
+ONE_WAY_ROUND = ("digits", "mnist", "kmnist", "svhn")
+
 
 def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> Pair:
     """The (train, test) images of the data set `name`.

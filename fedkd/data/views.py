@@ -283,6 +283,9 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     for recipe in (none, flip, crop, crop_flip, randaugment, randaugment_flip, autoaugment)
 }
 
+# Those that may turn a picture into its mirror image.
+MIRRORING = ("flip", "crop_flip", "randaugment_flip", "autoaugment")
+
 
 def check_augmentation(recipe: str) -> None:
     """Raise `ValueError` if there is no such recipe."""

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 import fedkd
-from fedkd.build import build_optimizer, check
+from fedkd.build import build_optimizer, check, mirrored
 from fedkd.config import (
     ConfigError,
     Evaluation,
@@ -26,13 +26,30 @@ from fedkd.losses import LOSSES
 from fedkd.rounds.context import ExperimentContext
 
 # Studies, in folders of their own, are tested in test_central.py.
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = [
+    path
+    for folder in ("configs", "configs/bytes")
+    for path in sorted((Path(__file__).parents[2] / folder).glob("*.yaml"))
+]
 
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_shipped_config_is_valid(path: Path) -> None:
-    check(load_experiment(path))
+    experiment = load_experiment(path)
+    check(experiment)
+    assert mirrored(experiment) == []
+
+
+def test_what_mirrors_digits_is_named_with_its_remedy() -> None:
+    wrong = make_experiment({}, ["teachers.augment=crop_flip", "data.views.flip=true"])
+    assert [line.split(":")[0] for line in mirrored(wrong)] == [
+        "teachers.augment",
+        "data.views.flip",
+    ]
+    assert "data set 'digits'" in mirrored(wrong)[0]
+    assert mirrored(wrong)[1].endswith("; set data.views.flip=false")
+    assert mirrored(make_experiment({}, [])) == []
 
 
 @pytest.mark.smoke
