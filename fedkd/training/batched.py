@@ -4,8 +4,8 @@ A small network does not fill an accelerator, and one client after the other lea
 Here teachers of one architecture are stacked (`fedkd.models.stacked`) and take their steps in the
 same operations. Each keeps what `fit` gives it alone: its order of samples, its augmentation and
 dropout, its learning rate, its number of steps, its batch-norm statistics. So it comes to the same
-weights, but for the rounding of sums. Clients that are finished are taken out of the stack as soon
-as they are a quarter of it.
+weights, but for the rounding of sums. Clients that are finished are taken out of the stack once
+that pays.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import copy
 import logging
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +63,9 @@ from fedkd.training.optimizers import (
     learning_rate,
 )
 from fedkd.training.supervised import TEACHER, Fit, Pull, Regulariser, fit
+
+# Steps in which a stack of half the size has paid for itself on an accelerator, about.
+SMALLER = 100
 
 logger = logging.getLogger(__name__)
 
@@ -188,10 +191,8 @@ def _group(client: _Client, options: _Options, together: bool | None) -> Hashabl
 
 
 def _alone(client: _Client, options: _Options) -> Fit | Exception:
-    device = client.teacher.mean.device.type
-    half = options.autocast
     try:
-        with nullcontext() if half is None else torch.autocast(device, dtype=half):
+        with _autocast(client.teacher.mean.device, options.autocast):
             return fit(
                 client.teacher,
                 client.shard,
@@ -207,6 +208,15 @@ def _alone(client: _Client, options: _Options) -> Fit | Exception:
             )
     except Exception as error:  # of one client: it is for the caller to judge
         return error
+
+
+def _autocast(
+    device: torch.device, precision: torch.dtype | None
+) -> AbstractContextManager[object]:
+    """Casts are not kept: what one step cast, the replay of another must not read."""
+    if precision is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=precision, cache_enabled=False)
 
 
 def _together(clients: Sequence[_Client], options: _Options) -> dict[int, Fit | Exception]:
@@ -339,8 +349,7 @@ class _Group:
         dropout = RowDropout(seeds, stack.weights)
         bank, active, done = self._bank, self._accounts, 0
         while True:
-            # Until at most three quarters of the stack have steps to take.
-            end = active[3 * len(active) // 4].samples.steps
+            end = _until([account.samples.steps for account in active], self._device)
             steps = _Steps(active, stack, optimizer, bank, dropout, self._options, done)
             if not self._run(steps, done, end):
                 break
@@ -410,6 +419,23 @@ class _Group:
                 phase.who,
                 account.samples.steps,
             )
+
+
+def _until(steps: Sequence[int], device: torch.device) -> int:
+    """At which step those that have finished are taken out of a stack.
+
+    Where a quarter of it has, or half, and there is more to do than a smaller stack costs: on an
+    accelerator its convolutions are tried out and its step is captured anew.
+
+    Args:
+        steps: Of each client, the most first.
+        device: Where.
+    """
+    costs = 0 if device.type == "cpu" else SMALLER
+    quarter, half = steps[3 * len(steps) // 4], steps[len(steps) // 2]
+    if steps[0] - quarter > 4 * costs:
+        return quarter
+    return half if steps[0] - half > costs else steps[0]
 
 
 class _Bank:
@@ -576,14 +602,7 @@ class _Steps:
         images = self._bank.batch(index, whole, real) if self._bank.waits else self._images
         labels = self._bank.labels[index]
         there = torch.arange(labels.shape[1], device=labels.device) < counts[:, None]
-        device, half = labels.device.type, options.autocast
-        # Casts are not kept: what one step cast, another must not read.
-        precision = (
-            nullcontext()
-            if half is None
-            else torch.autocast(device, dtype=half, cache_enabled=False)
-        )
-        with precision:
+        with _autocast(labels.device, options.autocast):
             logits = stack.read(
                 images,
                 counts=None if self._dense else counts,

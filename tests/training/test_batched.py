@@ -18,7 +18,7 @@ from fedkd.data.randaugment import LARGEST, _all_at_once
 from fedkd.data.views import AUGMENTATIONS, bordered, crop_flip, draw, drawn, undrawn
 from fedkd.models.network import Network
 from fedkd.randomness import stream
-from fedkd.training.batched import fit_many, hashed
+from fedkd.training.batched import _Group, _until, fit_many, hashed
 from fedkd.training.loop import time_limit
 from fedkd.training.optimizers import Optimizer
 from fedkd.training.supervised import Fit, Pull, Regulariser, fit
@@ -141,6 +141,47 @@ def test_a_part_that_is_frozen() -> None:
     for teacher in teachers:
         next(teacher.parameters()).requires_grad_(False)
     _compared(teachers)
+
+
+def test_stacks_become_smaller_where_that_pays() -> None:
+    steps, cpu, gpu = [900, 800, 300, 200], torch.device("cpu"), torch.device("cuda")
+    assert [_until(steps, device) for device in (cpu, gpu)] == [200, 200]
+    assert [_until([240, 210, 120, 30], device) for device in (cpu, gpu)] == [30, 120]
+    assert [_until([90, 80, 30, 20], device) for device in (cpu, gpu)] == [20, 90]
+    assert _until([7], gpu) == _until([7, 7, 7], cpu) == 7
+
+
+def test_half_precision() -> None:
+    options = {"epochs": 2, "batch_size": 4, "optimizer": SGD, "together": True}
+    plain, half = (
+        fit_many(
+            [teacher.float() for teacher in _teachers("cnn_tiny", {"norm": "batch"})],
+            _shards(),
+            seeds=SEEDS,
+            autocast=autocast,
+            **options,
+        )
+        for autocast in (None, torch.bfloat16)
+    )
+    for one, other in zip(plain, half, strict=True):
+        assert isinstance(one, Fit)
+        assert isinstance(other, Fit)
+        assert one.loss != other.loss
+        assert one.loss == pytest.approx(other.loss, rel=0.05)
+
+
+def test_groups_that_need_too_much_memory_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, sizes = _Group.train, []
+
+    def limited(self: _Group) -> Any:
+        sizes.append(len(self._accounts))
+        if len(self._accounts) > 2:
+            raise torch.OutOfMemoryError
+        return train(self)
+
+    monkeypatch.setattr(_Group, "train", limited)
+    _compared(_teachers())
+    assert sizes == [4, 2, 2, 2]
 
 
 def _pulled(_images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
