@@ -73,6 +73,8 @@ class Nodes:
             ConfigError: it has another number of nodes, and goes on having it.
         """
         start = self._options.start
+        if start is not None and number > 1:  # others may have left for good before it broke off
+            start = min(start, self._options.minimum)
         patience = self._server.experiment.federation.wait
         started = changed = time.monotonic()
         count = -1
@@ -93,7 +95,7 @@ class Nodes:
                     raise ConfigError(
                         f"the run needs {start} clients to start, of {found} nodes in the "
                         f"federation {len(self.by_client)} can take part (run.log has the "
-                        "reasons): start more nodes, or lower federation.participation.start"
+                        "reasons): start more nodes (federation.participation.start)"
                     )
                 raise ConfigError(
                     f"the experiment has {self._clients} clients, the federation has {found} "

@@ -410,17 +410,22 @@ class Resources(Section):
     )
 
 
+# The most clients of an open range: numbers that nobody uses cost next to nothing.
+_OPEN = 10_000
+
+
 def _bounds(value: Any) -> tuple[Any, Any]:
-    """The ends of a range of clients, written `2 to 5` or `{min: 2, max: 5}`."""
-    if isinstance(value, Mapping) and set(value) == {"min", "max"}:
-        return value["min"], value["max"]
-    found = re.fullmatch(r"\s*(\d+)\s*to\s*(\d+)\s*", value) if isinstance(value, str) else None
+    """The ends of a range of clients: `2 to 5`, `{min: 2, max: 5}`, or open, `2 or more`."""
+    if isinstance(value, Mapping) and {"min"} <= set(value) <= {"min", "max"}:
+        return value["min"], value.get("max", _OPEN)
+    pattern = r"\s*(\d+)\s*(?:to\s*(\d+)|or\s+more)\s*"
+    found = re.fullmatch(pattern, value) if isinstance(value, str) else None
     if found is None:
         raise ValueError(
-            f"clients: expected a number, or a range like '2 to 5' or {{min: 2, max: 5}}, got "
-            f"{value!r}"
+            f"clients: expected a number, or a range like '2 to 5', '2 or more' or "
+            f"{{min: 2, max: 5}}, got {value!r}"
         )
-    return int(found[1]), int(found[2])
+    return int(found[1]), int(found[2] or _OPEN)
 
 
 # Keys whose default follows from what is promised and from who has the images.

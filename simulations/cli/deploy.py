@@ -48,10 +48,16 @@ def init(
     from simulations.deploy.plan import Plan
 
     plan = Plan(nodes, tuple(host), port, own_data, deal, data, days=days, listen=listen)
-    base = [*(overrides or []), f"clients={nodes}"]
-    before = load(Experiment, config, base, "deploy init")
+    given = load(Experiment, config, overrides or [], "deploy init")
+    fixed = [f"clients={nodes}"]
+    before = load(Experiment, config, [*(overrides or []), *fixed], "deploy init")
     check(before)
-    experiment = load_experiment(config, [*base, *deployable(before, plan)])
+    if given.federation.participation.start is not None:  # others may join with keys of their own
+        fixed = []
+        if nodes > given.clients:
+            raise ConfigError(f"--nodes: {nodes} are more than clients={given.clients}")
+    words = [*(overrides or []), *fixed, *deployable(before, plan)]
+    experiment = load_experiment(config, words)
     write_folder(folder, plan, experiment, experiment_context(before))
     console = screen()
     console.print(

@@ -29,7 +29,7 @@ def write_folder(path: Path, plan: Plan, experiment: Experiment, space: Experime
     Args:
         path: A folder that does not exist or is empty.
         plan: What the federation looks like.
-        experiment: What will run; it has `plan.nodes` clients.
+        experiment: What will run; it has `plan.nodes` clients, or as many and more may join.
         space: What its config means here: the source of the fingerprint and of the public images.
 
     Raises:

@@ -304,3 +304,34 @@ def test_a_nul_character_is_named_by_its_key() -> None:
     for values, key in (({"output": "a\0b"}, "output"), ({"plugins": ["x", "a\0"]}, "plugins.1")):
         with pytest.raises(ConfigError, match=f"{key}: holds a NUL character"):
             make_experiment(values)
+
+
+@pytest.mark.parametrize(
+    ("clients", "most", "start"),
+    [(4, 4, None), ("4", 4, None), ("2 to 5", 5, 2), ({"min": 2, "max": 5}, 5, 2),
+     ("2 or more", 10_000, 2), ({"min": 3}, 10_000, 3)],
+)  # fmt: skip
+def test_clients_may_be_a_range(clients: Any, most: int, start: int | None) -> None:
+    experiment = make_experiment({"clients": clients, "federation": {"participation": 0.5}})
+    participation = experiment.federation.participation
+    assert (experiment.clients, participation.start, participation.ask) == (most, start, 0.5)
+    assert read_experiment(experiment.to_bytes()) == experiment
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["clients=two"], "clients: expected a number, or a range like '2 to 5', '2 or more' or"),
+        (["clients=5 to 2"], "federation.participation.start: 5 are more than clients=2"),
+        (["federation.participation=1.5"], "participation.ask: expected all, a share like 0.4 or"),
+        (["federation.participation=0"], "participation.ask: expected all, a share like 0.4 or"),
+        (["federation.participation.minimum=9"], "minimum: 9 are more than clients=8"),
+        (["federation.participation.sampler=unifrom"], "did you mean 'uniform'?"),
+        (["federation.participation.sampler=schedule"], "'schedule' needs option 'cohorts'"),
+    ],
+)
+def test_a_wrong_participation_is_one_line(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        check(make_experiment({}, words))
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)

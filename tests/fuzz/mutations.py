@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from fedkd.data import DATASETS, PARTITIONS
+from fedkd.data import DATASETS, PARTITIONS, SAMPLERS
 from fedkd.fusion import FUSIONS
 from fedkd.knowledge.codecs import CODECS
 from fedkd.losses import LOSSES
@@ -159,6 +159,7 @@ def _names(key: str) -> list[str]:
     families: dict[str, list[str]] = {
         "fusion": FUSIONS.names(), "losses": LOSSES.names(), "release": RELEASES.names(),
         "codec": CODECS.names(), "dataset": DATASETS.names(), "partition": PARTITIONS.names(),
+        "sampler": SAMPLERS.names(),
         "assistants": small, "model": small, "models": small,
     }  # fmt: skip
     return families.get(key, ["x"])

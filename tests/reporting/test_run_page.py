@@ -10,14 +10,23 @@ import torch
 
 from fedkd.build import build_data, build_network
 from fedkd.config import make_experiment
+from fedkd.data.cohorts import ranges
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Knowledge, Teacher, fuse
 from fedkd.reporting.format import human_bytes, percent
 from fedkd.reporting.relation_report import graphs, likeness
-from fedkd.reporting.run_page import write_report
+from fedkd.reporting.run_cards import presence_card
+from fedkd.reporting.run_page import make_page, write_report
+from fedkd.reporting.run_record import Found
 from fedkd.reporting.template import PAGE
 from fedkd.runs.directory import RunDirectory, network_hash
-from fedkd.runs.events import EpochFinished, MessageCounted, ReplyRefused, RoundFinished
+from fedkd.runs.events import (
+    ClientsAsked,
+    EpochFinished,
+    MessageCounted,
+    ReplyRefused,
+    RoundFinished,
+)
 from fedkd.training.evaluation import Calibration, Scores
 
 NAN = float("nan")
@@ -228,6 +237,26 @@ def test_many_clients_and_classes_stay_small(tmp_path):
     page = _page(run)
     assert "60 teachers" in page
     assert len(page) < 3e6
+
+
+@pytest.mark.parametrize("clients", [5, 90])
+def test_who_was_there_is_drawn(tmp_path, clients):
+    run = _run(tmp_path, clients=clients, finished=0, summary=False)
+    everybody = range(clients)
+    for number, asked in ((1, [4, 0]), (2, [1, 2, 4])):
+        there = ranges(client for client in everybody if client != 3 or number == 2)
+        run.record(ClientsAsked(round=number, asked=asked, wanted=2, there=there))
+        scores = _scores(0.5, 10)
+        run.record(RoundFinished(round=number, student=scores, answered=sorted(asked)[1:]))
+    run.record(ClientsAsked(round=3, asked=[3], wanted=1, there="3"))  # under way
+    card = presence_card(Found(run))
+    assert f"Of {clients} clients that were there at some time, a round asked 2.5" in card.caption
+    assert "2 times a client was asked and gave nothing" in card.caption
+    assert Found(run).clients == [0, 1, 2, 4]
+    assert "4 private teachers" in make_page(Found(run)).sentence
+    (drawn,) = card.figures
+    labels = [text.get_text() for text in drawn.axes[0].get_yticklabels()]
+    assert (labels == [str(client) for client in everybody]) == (clients == 5)
 
 
 def test_graphs_against_numpy():

@@ -1,12 +1,13 @@
 """A part of the clients in each round, and clients that come and go."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fedkd.config import Experiment
-from fedkd.rounds import ExperimentContext
+from fedkd.config import ConfigError, Experiment
+from fedkd.rounds import ExperimentContext, Server
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ClientsAsked, ClientTrained, ReplyRefused, RoundFinished
 from fedkd.studies.contribution import contribution
@@ -14,6 +15,7 @@ from fedkd.studies.unlearning import distil_again, finished_rounds, prepare
 from simulations.client_app import make_client_app
 from simulations.job import begun, run_job
 from simulations.local import LocalGrid, run_local
+from strategies.strategy import FederatedDistillation
 from tests.conftest import Shared, Tiny
 from tests.simulations.faults import BAD_PAYLOADS, crashing, tampering
 
@@ -187,3 +189,54 @@ def test_who_is_in_quarantine_is_passed_over(tiny: Tiny) -> None:
     later = [event for event in run.events(ClientsAsked) if event.round > first]
     assert later
     assert all(2 not in event.asked and len(event.asked) == 4 for event in later)
+
+
+def test_a_range_of_nodes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strategies.nodes.SETTLE_SECONDS", 0.2)
+    short = ("rounds=1", "clients=2 to 3")
+    with pytest.raises(ConfigError, match="needs 2 clients to start, of 1 nodes in the federation"):
+        run_local(tiny(*short), nodes=1)
+    assert answered(run_local(tiny(*short), nodes=2)) == [[0, 1]]
+    more = run_local(tiny(*short), nodes=5)
+    assert answered(more) == [[0, 1, 2]]
+    reasons = [event.reason for event in more.events(ReplyRefused)]
+    assert [f"claims to be client {c}, clients are 0 to 2" in r for c, r in zip((4, 3), reasons)]
+
+
+def test_a_node_that_returns_under_another_id_waits_for_the_old_one_to_go(tiny: Tiny) -> None:
+    experiment = tiny(*FIVE, "rounds=3", "clients=2 to 5")
+    run, context = begun(experiment, None, workers=False)
+    grid = Comings(run, {1: [0, 1, 2], 2: [0, 1, 2, -1], 3: [0, 1, -1]})
+    grid._contexts[1001] = replace(grid._contexts[998], node_id=1001)  # client 2 again
+    run_job(grid, run, context)
+    assert answered(run) == [[0, 1, 2]] * 3
+    (refused,) = run.events(ReplyRefused)
+    assert "node 1001 claims to be client 2, as node 998 does" in refused.reason
+
+
+def test_real_nodes_are_not_waited_for_once_enough_have_trained(tiny: Tiny) -> None:
+    experiment = tiny(*FIVE, "rounds=1", "federation.participation={ask: 2, spare: 0.5}")
+    run, context = begun(experiment, None, workers=False)
+    server = Server(context, run)
+    run.clients.mkdir()
+    driver = FederatedDistillation(
+        LocalGrid(make_client_app(), 5), server, state_dir=str(run.clients)
+    )
+    driver.exchange.simulated = False  # of which the quickest count, not the first of the draw
+    driver.run()
+    (cohort,) = run.events(ClientsAsked)
+    assert answered(run) == [sorted(cohort.asked)[:2]]
+
+
+def test_a_resumed_run_goes_on_with_those_that_are_left(tiny: Tiny) -> None:
+    run, context = begun(tiny(*FIVE, "rounds=2", "clients=3 to 5"), None, workers=False)
+
+    def stop(event: str, **facts: object) -> None:
+        if event == "round":
+            raise InterruptedError
+
+    there = {1: [0, 1, 2, 3], 2: [3]}
+    with pytest.raises(InterruptedError):
+        run_job(Comings(run, there), run, context, notify=stop)
+    run_job(Comings(run, there), run, context)
+    assert answered(run) == [[0, 1, 2, 3], [3]]
