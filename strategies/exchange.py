@@ -135,9 +135,11 @@ class Exchange:
     ) -> Message:
         """One message: its records and the job, of the node's client or of a group.
 
-        A node that has kept the job is sent its digest.
+        A node that has kept the job is sent its digest; one that is asked who it is may have been
+        started anew.
         """
-        run = self._named if node in self._holders else self._job
+        known = node in self._holders and phase is not DESCRIBE
+        run = self._named if known else self._job
         job = ConfigRecord({**run, "round": number})
         if len(group) > 1 or (group and self._names_clients):
             job[MEMBERS] = list(group)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from flwr.app import Message
 
 from fedkd.config import ConfigError, Experiment
 from fedkd.rounds import ExperimentContext, Server
@@ -15,6 +16,8 @@ from fedkd.studies.unlearning import distil_again, finished_rounds, prepare
 from simulations.client_app import make_client_app
 from simulations.job import begun, run_job
 from simulations.local import LocalGrid, run_local
+from strategies.exchange import DESCRIBE
+from strategies.records import JOB
 from strategies.strategy import FederatedDistillation
 from tests.conftest import Shared, Tiny
 from tests.simulations.faults import BAD_PAYLOADS, crashing, tampering
@@ -120,6 +123,12 @@ class Comings(LocalGrid):
     def __init__(self, run: RunDirectory, there: Mapping[int, Iterable[int]]) -> None:
         super().__init__(make_client_app(), run.experiment.clients)
         self._run, self._there = run, there
+        self.jobs: list[dict[str, object]] = []  # of those that were asked who they are
+
+    def _answer(self, message: Message) -> Message:
+        if message.metadata.message_type == DESCRIBE.message_type:
+            self.jobs.append(dict(message.content.config_records[JOB]))
+        return super()._answer(message)
 
     def get_node_ids(self) -> Iterable[int]:
         number = len(self._run.events(RoundFinished)) + 1
@@ -128,7 +137,10 @@ class Comings(LocalGrid):
 
 def elastic(experiment: Experiment, there: Mapping[int, Iterable[int]]) -> RunDirectory:
     run, context = begun(experiment, None, workers=False)
-    run_job(Comings(run, there), run, context)
+    grid = Comings(run, there)
+    run_job(grid, run, context)
+    # One that returns was started anew, and keeps nothing by which the job could be named.
+    assert all("config" in job for job in grid.jobs)
     return run
 
 
