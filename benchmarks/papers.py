@@ -510,12 +510,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", help=f"of {','.join(everything)}; default: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=tuple(DTYPES), default="float32")
-    parser.add_argument("--tiny", action="store_true", help="seconds, invented data, a CPU")
+    parser.add_argument("--tiny", action="store_true", help="seconds, invented data")
     words = parser.parse_args(arguments)
     names = words.only.split(",") if words.only else list(everything)
     if unknown := set(names) - set(everything):
         parser.error(f"--only: unknown {unknown.pop()}; known: {', '.join(everything)}")
-    gpu = torch.cuda.is_available() and not words.tiny
+    gpu = torch.cuda.is_available()
     call = Call(
         TINY if words.tiny else Size(),
         words.state,
