@@ -22,7 +22,7 @@ from fedkd.rounds import Server
 from fedkd.runs.events import MessageCounted, PhaseName, ReplyRefused
 from fedkd.runs.quarantine import strike
 from strategies.groups import balanced, taken_apart
-from strategies.messaging import Delivery, send_and_receive
+from strategies.messaging import POLL_SECONDS, Delivery, exchanged, send_and_receive
 from strategies.records import (
     JOB,
     MEMBERS,
@@ -122,6 +122,8 @@ class Exchange:
         if self.simulated and context.root != data_root(server.experiment):
             self._job["data-root"] = str(context.root)
         self._named = {NAMED: job_digest(self._job)}
+        #: Clients whose reply to a message is still to come.
+        self.awaited: set[int] = set()
         self._holders: set[int] = set()  # nodes that have kept the job: they are sent its digest
 
     def message(
@@ -163,15 +165,32 @@ class Exchange:
         Raises:
             RuntimeError: every worker process died.
         """
+        for answer in self.asked(number, phase, nodes, content):
+            if answer is None:
+                self.rest()
+            else:
+                yield answer
+
+    def asked(
+        self, number: int, phase: Phase, nodes: Mapping[int, int], content: RecordDict
+    ) -> Iterator[Answered | None]:
+        """The same without waiting: None whenever nothing has arrived."""
         for delivery in self.deliver(number, phase, nodes, content):
-            records = self.content(delivery, number, phase)
-            if records is not None:
+            records = None if delivery is None else self.content(delivery, number, phase)
+            if delivery is None:
+                yield None
+            elif records is not None:
                 yield Answered(delivery.client, records, round(delivery.seconds, 3))
+
+    def rest(self) -> None:
+        """Wait a moment for replies."""
+        self._server.notify("waiting")
+        time.sleep(POLL_SECONDS)
 
     def deliver(
         self, number: int, phase: Phase, nodes: Mapping[int, int], content: RecordDict
-    ) -> Iterator[Delivery]:
-        """Send, count and announce what `ask` reads.
+    ) -> Iterator[Delivery | None]:
+        """Send, count and announce what `ask` reads; None whenever nothing has arrived.
 
         Who answers through a worker that went down is asked again: that is not the client's fault,
         and what it finished before is in its files and not done again. So is a node that was
@@ -195,7 +214,11 @@ class Exchange:
                 client: partial(self.message, nodes[client], number, phase, content, client, group)
                 for client, group in groups.items()
             }
-            for sent in self.send(messages):
+            self.awaited |= nodes.keys() & set(waiting)
+            for sent in exchanged(self.grid, messages, deadline=self._federation.deadline):
+                if sent is None:
+                    yield None
+                    continue
                 node, group = nodes[sent.client], groups[sent.client]
                 if attempt < RETRIES and held[sent.client] and _asks_for_the_job(sent.message):
                     self._count(number, phase, sizes[True], sent)
@@ -210,6 +233,7 @@ class Exchange:
                         lost.append(delivery)
                         continue
                     self._server.notify("reply", round=number, phase=phase.name, client=client)
+                    self.awaited.discard(client)
                     yield delivery
             if lost:
                 if attempt == 0:

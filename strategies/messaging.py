@@ -35,15 +35,32 @@ def send_and_receive(
 ) -> Iterator[Delivery]:
     """Send one message per client and yield each reply as soon as it is there.
 
-    Every client yields exactly once. Messages are made when they are sent, so that a client's
-    time to live starts then.
-
     Args:
         grid: Flower's way to the nodes.
         messages: Client -> maker of its message.
         deadline: Seconds after which a client is given up.
         window: Messages under way at once.
         on_poll: Called whenever nothing has arrived; may raise to give up.
+    """
+    for delivery in exchanged(grid, messages, deadline=deadline, window=window):
+        if delivery is None:
+            on_poll()
+            time.sleep(POLL_SECONDS)
+        else:
+            yield delivery
+
+
+def exchanged(
+    grid: Grid,
+    messages: Mapping[int, Callable[[], Message]],
+    *,
+    deadline: float,
+    window: int = WINDOW,
+) -> Iterator[Delivery | None]:
+    """The same without waiting: None whenever nothing has arrived.
+
+    Every client yields exactly one delivery. Messages are made when they are sent, so that a
+    client's time to live starts then.
     """
     waiting = list(messages.items())[::-1]
     under_way: dict[str, tuple[int, float]] = {}
@@ -67,5 +84,4 @@ def send_and_receive(
                 del under_way[identity]
                 yield Delivery(client, None, time.monotonic() - started)
         if under_way and not arrived:
-            on_poll()
-            time.sleep(POLL_SECONDS)
+            yield None

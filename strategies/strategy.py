@@ -6,7 +6,7 @@ A driver of `fedkd.rounds.Server`, not a subclass of Flower's `Strategy`: see do
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from flwr.app import ArrayRecord, RecordDict
@@ -17,7 +17,7 @@ from fedkd.rounds.client_files import TeacherCache
 from fedkd.runs.events import ClientEvaluated, ClientTrained
 from fedkd.runs.privacy_statement import write_statement
 from fedkd.runs.quarantine import quarantined
-from strategies.exchange import EVALUATE, KNOWLEDGE, TRAIN, Exchange
+from strategies.exchange import EVALUATE, KNOWLEDGE, TRAIN, Answered, Exchange
 from strategies.nodes import Keys, Nodes
 from strategies.records import STUDENT, Number
 
@@ -57,12 +57,15 @@ class FederatedDistillation:
     ) -> None:
         self._server = server
         self._experiment = server.experiment
+        self._buffered = server.experiment.federation.mode == "buffered"
         self.exchange = Exchange(
             grid, server, state_dir=state_dir, workers=workers, named=players is not None
         )
         self.nodes = Nodes(self.exchange, server, keys, players=players)
         self._asked: list[int] = []  # clients that were asked to train in this round
         self._trained: list[int] = []  # those that did
+        self._late: list[tuple[int, int]] = []  # round, client: who trained for an earlier one
+        self._open: dict[int, Iterator[Answered | None]] = {}  # replies still to come, by round
         self._teachers: TeacherCache | None = None
         # What was paid for with privacy is not thrown away.
         if state_dir is not None and server.experiment.teachers.privacy is None:
@@ -116,18 +119,23 @@ class FederatedDistillation:
         for client, reason in out.items():
             self.exchange.refuse(round_number, TRAIN, client, reason)
         nodes = self.nodes.by_client
-        cohort = self._server.draw(round_number, nodes.keys() - out.keys())
+        busy = self.exchange.awaited if self._buffered else set()
+        cohort = self._server.draw(round_number, nodes.keys() - out.keys() - busy)
         wanted = self._server.wanted(round_number)
         asked = {client: nodes[client] for client in cohort if client in nodes}
-        self._asked, self._trained = list(asked), []
-        for reply in self.exchange.ask(round_number, TRAIN, asked, content):
-            facts = self.exchange.numbers(reply, round_number, TRAIN, *self._training_numbers())
+        self._asked, self._trained, self._late = list(asked), [], []
+        self._open[round_number] = self.exchange.asked(round_number, TRAIN, asked, content)
+        for number, reply in self._replies():
+            facts = self.exchange.numbers(reply, number, TRAIN, *self._training_numbers())
             if facts is None:
                 continue
-            self._trained.append(reply.client)
+            if number == round_number:
+                self._trained.append(reply.client)
+            elif reply.client not in out:
+                self._late.append((number, reply.client))
             self._server.run.record(
                 ClientTrained(
-                    round=round_number,
+                    round=number,
                     client=reply.client,
                     seconds=reply.seconds,
                     loss=facts.get("loss"),
@@ -138,17 +146,45 @@ class FederatedDistillation:
             )
             if facts.get("trained") == 0:
                 self._server.warn(
-                    f"round {round_number}: the privacy budget of client {reply.client} is spent; "
+                    f"round {number}: the privacy budget of client {reply.client} is spent; "
                     "its teacher stays as it is and goes on answering"
                 )
-            if len(self._trained) == wanted and not self.exchange.simulated:
+            enough = len(self._trained) + len(self._late) == wanted
+            if enough and (self._buffered or not self.exchange.simulated):
                 break
+        if not self._buffered:
+            self._open.clear()
         trained = set(self._trained)
         self._trained = [client for client in cohort if client in trained][:wanted]
         write_statement(self._server.run)
 
+    def _replies(self) -> Iterator[tuple[int, Answered]]:
+        """Round and reply of everything that arrives, those of the earliest round first."""
+        while self._open:
+            idle = True
+            for number in sorted(self._open):
+                for reply in self._open[number]:
+                    if reply is None:
+                        break
+                    idle = False
+                    yield number, reply
+                else:
+                    del self._open[number]
+            if idle and self._open:
+                self.exchange.rest()
+
     def answer(self, round_number: int) -> None:
-        """Ask the clients that trained, less those whose answers are held already."""
+        """Ask the clients that trained, less those whose answers are held already.
+
+        Late ones are asked about the round they trained for; their answers count by their age.
+        """
+        self._server.late = 0
+        for number in sorted({number for number, _ in self._late}):
+            late = [client for each, client in self._late if each == number]
+            known = {c: self.nodes.by_client[c] for c in late if c in self.nodes.by_client}
+            for reply in self.exchange.ask(number, KNOWLEDGE, known, RecordDict()):
+                images = self._server.context.learning_images
+                self._server.late += self.exchange.accept(reply, number, KNOWLEDGE, images)
         held = self._server.answered(round_number)
         asked = {c: node for c, node in self._trainers().items() if c not in held}
         images = self._server.context.learning_images

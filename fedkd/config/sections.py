@@ -347,6 +347,12 @@ class Federation(Section):
     """How the round is run."""
 
     participation: _Participation = Participation()
+    mode: Literal["synchronous", "buffered"] = Field(
+        default="synchronous", description="buffered: late answers count in the next round"
+    )
+    buffer: Positive | None = Field(
+        default=None, description="`buffered`: replies that end a round; null: those of all asked"
+    )
     quorum: Fraction = Field(
         default=0.5, description="share of the asked clients whose knowledge a round needs"
     )
@@ -503,6 +509,13 @@ class Experiment(Section):
                 f"teachers.feedback.use: 'init' needs a teacher of the student's model "
                 f"{self.student.model.name!r} (teachers.models: "
                 f"{', '.join(m.name for m in self.teachers.models)})"
+            )
+        if self.federation.buffer is not None and self.federation.mode != "buffered":
+            raise ValueError("federation.buffer: needs federation.mode=buffered")
+        if self.federation.mode == "buffered" and self.federation.stale.keep == 0:
+            raise ValueError(
+                "federation.mode: 'buffered' lets late answers count by their age: set how many "
+                "rounds they count, for example federation.stale.keep=2"
             )
         participation = self.federation.participation
         for key in ("minimum", "start"):

@@ -34,9 +34,9 @@ def evidence_of(
     transfer = context.data.transfer
     validation = None
     asked = Images.VALIDATION in context.learning_images
-    if asked and run.knowledge(round_number, Images.VALIDATION).clients():
-        clients = [teacher.number for teacher in bank.teachers]
-        own = {client: (rounds or {}).get(client, round_number) for client in clients}
+    clients = [teacher.number for teacher in bank.teachers]
+    own = {client: (rounds or {}).get(client, round_number) for client in clients}
+    if asked and any(run.knowledge(n, Images.VALIDATION).clients() for n in set(own.values())):
         validation = collect(run, Images.VALIDATION, context.prediction_kinds, own)
         validation = aged(validation, context, own)
     looks = student is not None and any(rule.needs_student for rule in context.fusion)

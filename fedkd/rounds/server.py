@@ -78,6 +78,8 @@ class Server:
         #: Client -> the finished rounds that it answered in, as far as they were looked through.
         self._rounds_of: dict[int, list[int]] = {}
         self._looked_through = 0
+        #: Answers to earlier rounds that arrived in this one (`federation.mode: buffered`).
+        self.late = 0
         self.round = 0
         checkpoint = run.load_checkpoint(run.warn)
         if checkpoint is not None:
@@ -215,7 +217,7 @@ class Server:
             asked = ClientsAsked(
                 round=round_number,
                 asked=[] if few else list(drawn.asked),
-                wanted=drawn.wanted,
+                wanted=min(drawn.wanted, self.experiment.federation.buffer or drawn.wanted),
                 there=ranges(drawn.there),
             )
             if few:
@@ -223,7 +225,7 @@ class Server:
                     f"round {round_number}: {len(drawn.there)} clients are there, "
                     f"federation.participation.minimum is {options.minimum}: nobody is asked"
                 )
-            if options != Participation():
+            if options != Participation() or asked.wanted < drawn.wanted:
                 self.run.record(asked)
                 self._asked[round_number] = asked
         return asked.asked
@@ -235,7 +237,8 @@ class Server:
 
     def has_quorum(self, round_number: int) -> bool:
         """Whether enough of the clients asked have answered for the round to teach the student."""
-        answered, federation = len(self.answered(round_number)), self.experiment.federation
+        federation = self.experiment.federation
+        answered = len(self.answered(round_number)) + self.late
         least = max(federation.participation.minimum, federation.quorum * self.wanted(round_number))
         return answered >= least
 

@@ -68,6 +68,11 @@ def check_removal(run: RunDirectory, without: Collection[int], *, influenced: bo
             "again and spend the privacy budget of the clients who stay a second time"
         )
     federation = run.experiment.federation
+    if federation.mode == "buffered":
+        raise ConfigError(
+            "federation.mode 'buffered': when an answer arrived is not known any more. Run the "
+            "experiment again without these clients"
+        )
     if federation.stale.keep and federation.quarantine.after is not None and strikes(run):
         raise ConfigError(
             "federation.stale: whose old answers counted depended on strikes that distilling again "
