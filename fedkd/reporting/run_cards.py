@@ -151,7 +151,7 @@ def presence_card(found: Found) -> Card | None:
         "Who was there",
         f"Of {count(len(ever), 'client')} that {'was' if len(ever) == 1 else 'were'} there at some "
         f"time, a round asked {np.mean([len(event.asked) for event in found.asked]):.3g} on "
-        "average. A row without a colour is a client that was away. "
+        "average. Where a row is white, the client was away. "
         + (
             f"{count(silent, 'time')} a client was asked and gave nothing that was used."
             if silent
