@@ -261,16 +261,19 @@ class Objective(nn.Module):
             return _mean(loss(student, {}, targets, TeacherWeights(everyone)), everyone)
         classes = ensemble.class_weights
         parts = []
+        alone = not any(key.startswith(f"{number}-") for key in self.adapted)
+        if alone and len(ensemble) > 1:
+            found = loss.together(student, ensemble, targets)
+            parts = [_mean(v, w) for v, w in zip(found or (), ensemble.weights)]
+        if parts:
+            return _sum(parts)
         for m, (who, weights) in enumerate(zip(ensemble.teachers, ensemble.weights, strict=True)):
             loss_here = self._adapted(f"{number}-{who.key}", loss)
             teacher_weights = TeacherWeights(weights, None if classes is None else classes[m])
             parts.append(
                 _mean(loss_here(student, ensemble.teacher(m), targets, teacher_weights), weights)
             )
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return total
+        return _sum(parts)
 
     def _keep(self, key: str, loss: nn.Module, copy: nn.Module) -> None:
         if copy is not loss:
@@ -285,6 +288,13 @@ class Objective(nn.Module):
         if key in self.adapted:
             return self.adapted[key]
         return loss
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 
 def _mean(value: Tensor, weights: Tensor) -> Tensor:

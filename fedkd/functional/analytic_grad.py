@@ -11,12 +11,13 @@ derivative is asked for (`create_graph=True`), in forward mode, and under `torch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
 
 Formula = Callable[..., Tensor]
 # Inputs without gradient, and whether one is needed -> the value and the gradient by the inputs:
@@ -51,6 +52,21 @@ def with_gradient(inputs: Tensor, solve: Solve, formula: Formula) -> Tensor:
         return value
     known: Tensor = _Known.apply(inputs, (value, gradient), formula)
     return known
+
+
+def with_gradient_each(inputs: Sequence[Tensor], value: Tensor, gradient: Tensor) -> list[Tensor]:
+    """Several values with their gradients, of as many inputs, from one computation.
+
+    Where inputs are the same tensor, autograd adds the gradients up from the last to the first, as
+    it would if the values had been computed one after the other.
+
+    Args:
+        inputs: What each value is differentiated by.
+        value: (M, ...).
+        gradient: By the inputs, (M, ...).
+    """
+    found: tuple[Tensor, ...] = _Each.apply((value, gradient), *reversed(inputs))
+    return list(found)
 
 
 def through(formula: Formula, inputs: tuple[Tensor, ...], grad: Tensor) -> list[Tensor | None]:
@@ -109,6 +125,21 @@ class _Known(torch.autograd.Function):
         while grad.ndim not in (0, gradient.ndim):
             grad = grad[..., None]
         return gradient * grad, None, None
+
+
+class _Each(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, found: tuple[Tensor, Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+        value, ctx.gradient = found
+        return value.unbind()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = torch.stack(grads)
+        while grad.ndim < ctx.gradient.ndim:
+            grad = grad[..., None]
+        return None, *reversed((ctx.gradient * grad).unbind())
 
 
 class _FirstOrder(torch.autograd.Function):

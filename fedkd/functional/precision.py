@@ -25,6 +25,16 @@ def full(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
+def abreast(rows: Tensor) -> bool:
+    """Whether a CPU finds the same digits for these rows (B, C) beside others as alone.
+
+    It takes several numbers at once, and the last few of a tensor one by one, by another
+    exponential. So there must be none left over, nor of what has one or two numbers a row.
+    """
+    size = rows.shape[0] if rows.ndim else 0
+    return rows.device.type != "cpu" or (size % 8 == 0 and rows.numel() % 32 == 0)
+
+
 def full_precision(function: Callable[P, T]) -> Callable[P, T]:
     """`function`, for which autocast is switched off."""
 

@@ -121,6 +121,18 @@ class DistillationLoss(Loss, ABC):
         """
         return self
 
+    def together(
+        self, student: Tensors, ensemble: Ensemble, targets: Tensor | None
+    ) -> list[Tensor] | None:
+        """What `forward` gives for each teacher, if it is known in one go; None if not.
+
+        Args:
+            student: As in `forward`.
+            ensemble: All teachers.
+            targets: As in `forward`.
+        """
+        return None
+
     @abstractmethod
     def forward(
         self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights

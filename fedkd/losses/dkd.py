@@ -9,10 +9,11 @@ from torch.nn import functional as F
 from fedkd.functional.analytic_grad import with_gradient
 from fedkd.functional.options import Positive
 from fedkd.knowledge.kinds import Logits
+from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
-from fedkd.losses.base import FormulaLoss
+from fedkd.losses.base import FormulaLoss, Tensors
 from fedkd.losses.inputs import check_batch, class_numbers, loss_function
-from fedkd.losses.kd import comparable, divergence, floored, paired, standardised
+from fedkd.losses.kd import comparable, divergence, floored, paired, rows_together, standardised
 
 
 @loss_function("dkd")
@@ -72,6 +73,23 @@ class DKDLoss(FormulaLoss, formula=dkd_loss):
 
     needs = (Logits(),)
     needs_targets = True
+
+    def together(
+        self, student: Tensors, ensemble: Ensemble, targets: Tensor | None
+    ) -> list[Tensor] | None:
+        """Losses (B,) of each teacher."""
+        if targets is None:
+            return None
+        options, logits = self.options, student[Logits()]
+        classes = class_numbers("dkd", targets, logits).repeat(len(ensemble))
+        alpha, beta, temperature = options.alpha, options.beta, options.temperature
+        return rows_together(
+            logits,
+            ensemble,
+            lambda both: _solve(both, classes, alpha, beta, temperature),
+            options.standardise,
+            temperature,
+        )
 
 
 def _parts(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd.functional.analytic_grad import through, transformed, with_gradient
+from fedkd.functional.analytic_grad import (
+    needs_grad,
+    through,
+    transformed,
+    with_gradient,
+    with_gradient_each,
+)
 from fedkd.functional.options import Positive
-from fedkd.functional.precision import full
+from fedkd.functional.precision import abreast, full, full_precision
 from fedkd.knowledge.kinds import Logits
+from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
-from fedkd.losses.base import FormulaLoss
+from fedkd.losses.base import FormulaLoss, Tensors
 from fedkd.losses.inputs import check_batch, loss_function
 
 
@@ -122,6 +130,58 @@ class KDLoss(FormulaLoss, formula=kd_loss):
     """
 
     needs = (Logits(),)
+
+    def together(
+        self, student: Tensors, ensemble: Ensemble, targets: Tensor | None
+    ) -> list[Tensor] | None:
+        """Losses (B,) of each teacher."""
+        temperature = self.options.temperature
+        return rows_together(
+            student[Logits()],
+            ensemble,
+            lambda both: _solve(both.unflatten(0, (2, -1)), temperature),
+            self.options.standardise,
+            temperature,
+        )
+
+
+@full_precision
+def rows_together(
+    logits: Tensor,
+    ensemble: Ensemble,
+    solve: Callable[[Tensor], tuple[Tensor, Tensor]],
+    standardise: bool,
+    temperature: float,
+) -> list[Tensor] | None:
+    """A loss of each sample's logits, of all teachers in one go, (B, C) -> M times (B,).
+
+    Args:
+        logits: The student's.
+        ensemble: The teachers.
+        solve: Value (M B,) and gradient (M B, C) for softened logits (2 M B, C), the teachers'
+            below the student's.
+        standardise: Whether to take z-scores.
+        temperature: Divides the logits.
+
+    Returns:
+        None where the losses must be computed one by one: to differentiate them in another way,
+        or to say which teacher is not finite.
+    """
+    theirs, count = ensemble.logits, len(ensemble)
+    if not abreast(logits):
+        return None
+    if transformed(logits, theirs) or theirs.shape[1:] != logits.shape or logits.shape[1] < 2:
+        return None
+    logits, theirs = comparable(logits, theirs)
+    ours = logits.detach().repeat(count, 1)
+    both, grad_to_logits = paired(ours, theirs.flatten(0, 1), standardise, temperature)
+    value, slope = solve(both.flatten(0, 1))
+    if value.device.type == "cpu" and not math.isfinite(value.sum()):
+        return None
+    if not needs_grad(logits):
+        return list(value.unflatten(0, (count, -1)).unbind())
+    gradient = grad_to_logits(slope).unflatten(0, (count, -1))
+    return with_gradient_each([logits] * count, value.unflatten(0, (count, -1)), gradient)
 
 
 def _solve(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from fedkd.functional.analytic_grad import with_gradient
+from fedkd.functional.analytic_grad import (
+    needs_grad,
+    transformed,
+    with_gradient,
+    with_gradient_each,
+)
 from fedkd.functional.options import Positive, Share
+from fedkd.functional.precision import abreast, full, full_precision
 from fedkd.functional.relations import (
+    Coarse,
     Compared,
     Distance,
     Edges,
@@ -22,6 +31,7 @@ from fedkd.functional.relations import (
     solve,
 )
 from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
+from fedkd.knowledge.payload import Ensemble
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.losses.inputs import check_batch, loss_function
@@ -146,6 +156,64 @@ class VRMLoss(DistillationLoss, formula=vrm_loss):
                     "but edges 'real' use one"
                 )
             self.needs = (Logits(),)
+
+    @full_precision
+    def together(
+        self, student: Tensors, ensemble: Ensemble, targets: Tensor | None
+    ) -> list[Tensor] | None:
+        """Scalars of each teacher, `weights` applied."""
+        options, virtual, count = self.options, VirtualLogits(0), len(ensemble)
+        kinds = (Logits(),) if options.edges == "real" else (Logits(), virtual)
+        ours = [student[kind] for kind in kinds]
+        taught = [ensemble.tensors[kind] for kind in kinds]
+        if options.pruning is not None or transformed(*ours) or ours[0].shape[1] < 2:
+            return None
+        if not abreast(ours[0]):
+            return None
+        if any(not isinstance(z, Tensor) or z.shape[1:] != ours[0].shape for z in taught):
+            return None
+        weights, classes = ensemble.weights, ensemble.class_weights
+        # A cut for each teacher, so that gradients are added up in the order of one by one.
+        inputs = [full(ours[0] if len(ours) == 1 else torch.cat(ours)) for _ in range(count)]
+        theirs = torch.cat([z for z in taught if isinstance(z, Tensor)], dim=1)
+        student_logits, teacher_logits = comparable(inputs[0], theirs)
+        stacked = student_logits.detach().expand_as(teacher_logits)
+        both, grad_to_logits = paired(stacked, teacher_logits, options.standardise)
+        both = both.transpose(0, 1).contiguous()
+        compared: Compared = {
+            "distance": options.distance,
+            "delta": options.delta,
+            "reduction": options.reduction,
+        }
+        graphs = []
+        if options.sample_weight:
+            graphs.append(
+                sample_graph(
+                    edges=options.edges,
+                    sample_weights=weights,
+                    **compared,
+                    weight=options.sample_weight,
+                )
+            )
+        if options.class_weight:
+            graphs.append(
+                class_graph(
+                    sample_weights=weights.repeat(1, len(ours)),
+                    class_weights=classes,
+                    **compared,
+                    weight=options.class_weight,
+                )
+            )
+        try:
+            value, slope = solve(both, graphs, True)
+        except Coarse:
+            return None
+        assert slope is not None
+        if value.device.type == "cpu" and not math.isfinite(value.sum()):
+            return None
+        if not needs_grad(inputs[0]):
+            return list(value.unbind())
+        return with_gradient_each(inputs, value, grad_to_logits(slope))
 
     def forward(
         self, student: Tensors, teacher: Tensors, targets: Tensor | None, weights: TeacherWeights

@@ -3,6 +3,7 @@
 A graph's vertices are logit vectors, its edges the unit vectors from one vertex to another.
 """
 
+from fedkd.functional.relations.gram import Coarse
 from fedkd.functional.relations.graphs import (
     Compared,
     both_views,
@@ -22,6 +23,7 @@ from fedkd.functional.relations.matching import (
 from fedkd.functional.relations.pruning import Pruning, edge_scores
 
 __all__ = [
+    "Coarse",
     "Compared",
     "Distance",
     "Edges",

@@ -11,7 +11,8 @@ here and in the gradient. For all others float32 does if they are not short; if 
 takes float64 instead, where a GPU, which can be 64 times slower at that, goes without the very
 shortest. TF32 (off by default in torch) would be too coarse.
 
-Small graphs cost as many calls as numbers, so student and teacher lie in one tensor.
+Small graphs cost as many calls as numbers, so student and teacher lie in one tensor, and several
+pairs of them may lie side by side on axes in front.
 """
 
 from __future__ import annotations
@@ -29,21 +30,30 @@ _PRECISE = 1e-2
 _NOISE = 32 * torch.finfo(torch.float32).eps
 
 
+class Coarse(Exception):
+    """Among several pairs of graphs there is one that float32 does not hold."""
+
+
 def cosines(vertices: Tensor, sources: int, view_pairs: bool) -> Cosines:
     """Edges of two graphs, in the cheapest precision that holds them.
 
     Args:
-        vertices: The student's and the teacher's, (2, N, d).
+        vertices: The student's and the teacher's, (..., 2, N, d).
         sources: How many of them edges start from; edges end at the others, or, if there are no
             others, at the same ones, and then no vertex has an edge to itself.
         view_pairs: Whether the second half of the vertices are other views of the first, and may
             lie close to them.
+
+    Raises:
+        Coarse: there are several pairs, and one needs more digits than the others.
     """
     if vertices.dtype != torch.float64:
         on_cpu = vertices.device.type == "cpu"
         edges = Cosines(vertices, sources, _PRECISE if on_cpu else _NOISE)
         if on_cpu and edges.complete():
             return edges
+        if on_cpu and vertices.ndim > 3:
+            raise Coarse
         if view_pairs:
             edges.refine_view_pairs()
         if not on_cpu or (view_pairs and edges.complete()):
@@ -67,31 +77,32 @@ class Cosines:
     """
 
     def __init__(self, vertices: Tensor, sources: int, shortest: float) -> None:
-        self.own = sources == vertices.shape[1]
+        self.own = sources == vertices.shape[-2]
         self.vertices = vertices
         vertices, self.origin = centred(vertices)
-        left = vertices[:, :sources]
-        right = left if self.own else vertices[:, sources:]
-        self.a, self.d = a, d = left.unbind()
-        self.b, self.e = b, e = right.unbind()
-        dots = (a * d).sum(dim=1) if self.own else (vertices[0] * vertices[1]).sum(dim=1)
-        self.norm = norm = (vertices * vertices).sum(dim=2)
+        left = vertices[..., :sources, :]
+        right = left if self.own else vertices[..., sources:, :]
+        self.a, self.d = a, d = left.unbind(-3)
+        self.b, self.e = b, e = right.unbind(-3)
+        student, teacher = (a, d) if self.own else vertices.unbind(-3)
+        dots = (student * teacher).sum(dim=-1)
+        self.norm = norm = (vertices * vertices).sum(dim=-1)
         # Squared lengths are |a|^2 + |b|^2 - 2 a.b; what is below `least` at both ends is zero.
-        least = torch.add(norm * shortest, self.origin[:, None], alpha=SHORTEST**2 / 2)
+        least = torch.add(norm * shortest, self.origin[..., None], alpha=SHORTEST**2 / 2)
         least += CLOSEST
         rest = norm - least
-        products = torch.addmm(dots[:sources, None], a, e.T, alpha=-1)
+        products = _addmm(dots[..., :sources, None], a, e.mT, alpha=-1)
         # The shortest edge's square is left out and put back: a threshold at 0 costs a tenth of
         # a mask.
-        square = torch.baddbmm(rest[:, :sources, None], left, right.mT, alpha=-2)
+        square = _addmm(rest[..., :sources, None], left, right.mT, alpha=-2, axes=3)
         if self.own:
-            products = products + products.T
-            starts, ends = least[:, :, None], least[:, None]
-            square += rest[:, None]
+            products = products + products.mT
+            starts, ends = least[..., None], least[..., None, :]
+            square += rest[..., None, :]
         else:
-            products.addmm_(d, b.T, alpha=-1).add_(dots[sources:])
-            starts, ends = least[:, :sources, None], least[:, None, sources:]
-            square += rest[:, None, sources:]
+            products = _addmm(products, d, b.mT, alpha=-1).add_(dots[..., None, sources:])
+            starts, ends = least[..., :sources, None], least[..., None, sources:]
+            square += rest[..., None, sources:]
         torch.threshold_(square, 0, torch.inf).add_(starts).add_(ends)
         self.products = products
         self.inverse = square.rsqrt_()  # 0 where an edge is zero
@@ -100,85 +111,153 @@ class Cosines:
 
     def complete(self) -> bool:
         """Whether no edge counts as zero."""
-        self.visible = int(self.inverse.count_nonzero())
-        return self.visible == self.inverse.numel() - (2 * len(self.a) if self.own else 0)
+        found = _counts(self.inverse)
+        count = self.inverse.shape[-3:].numel()
+        self.visible = count - (2 * self.a.shape[-2] if self.own else 0)
+        if bool((found == self.visible).all()):
+            return True
+        self.visible = int(found) if found.ndim == 0 else None
+        return False
 
     def refine_view_pairs(self) -> None:
         """Take the edges between the first and the second half from differences."""
         # Not of the centred ones, which have been rounded.
-        half = self.vertices.shape[1] // 2
+        half = self.vertices.shape[-2] // 2
         self.offsets = (half, -half) if self.own else (0,)
-        self.view_pairs = view_pairs = self.vertices[:, :half] - self.vertices[:, half:]
-        square = (view_pairs * view_pairs).sum(dim=2)
-        reach = self.norm[:, :half] + self.norm[:, half:] + self.origin[:, None]
+        first, second = self.vertices[..., :half, :], self.vertices[..., half:, :]
+        self.view_pairs = view_pairs = first - second
+        square = (view_pairs * view_pairs).sum(dim=-1)
+        reach = self.norm[..., :half] + self.norm[..., half:] + self.origin[..., None]
         inverse = square.rsqrt().masked_fill_(square <= SHORTEST**2 * reach + CLOSEST, 0)
-        product = (view_pairs[0] * view_pairs[1]).sum(dim=1)
+        ours, theirs = view_pairs.unbind(-3)
+        product = (ours * theirs).sum(dim=-1)
         for offset in self.offsets:
-            self.inverse.diagonal(offset, dim1=1, dim2=2).copy_(inverse)
-            self.products.diagonal(offset).copy_(product)
+            self.inverse.diagonal(offset, dim1=-2, dim2=-1).copy_(inverse)
+            self.products.diagonal(offset, dim1=-2, dim2=-1).copy_(product)
 
     def distances(self) -> Tensor:
         """|e_S - e_T|^2 / 2, (n, m): 1 - cos, less a half for each edge that is zero."""
-        cos = self.products * self.inverse[0] * self.inverse[1]
-        return self.inverse.sign().sum(dim=0).mul_(0.5).sub_(cos)
+        ours, theirs = self.inverse.unbind(-3)
+        cos = self.products * ours * theirs
+        return self.inverse.sign().sum(dim=-3).mul_(0.5).sub_(cos)
 
     def solve(self, share: Tensor | float, differentiate: bool) -> tuple[Tensor, Tensor | None]:
-        """Sum of share * distances, and its gradient by the student's vertices, (N, d).
+        """Sum of share * distances, and its gradient by the student's vertices, (..., N, d).
 
         Consumes the matrices.
+
+        Args:
+            share: (n, m) or one number; of several pairs (..., n, m) or (..., 1, 1).
+            differentiate: Whether the gradient is found.
         """
         visible: Tensor | float
-        if isinstance(share, Tensor) and share.ndim:
-            visible = self.inverse.sign().mul_(share).sum()
-        elif self.visible is None:
-            visible = self.inverse.count_nonzero().to(self.inverse.dtype) * share
+        several = self.inverse.ndim > 3
+        if isinstance(share, Tensor) and (share.shape[-2:].numel() > 1 if several else share.ndim):
+            visible = _total(self.inverse.sign().mul_(share.unsqueeze(-3)), 3)
         else:
-            visible = self.visible * share
+            one = share.flatten() if several and isinstance(share, Tensor) else share
+            if self.visible is None:
+                visible = _counts(self.inverse).to(self.inverse.dtype) * one
+            else:
+                visible = self.visible * one
         # By the student's edge S: pull = share / (|S| |T|) along T, push = share * cos / |S|^2
         # along S itself, which takes out what would only make it longer.
-        inverse = self.inverse[0]
-        pull = (inverse * self.inverse[1]).mul_(share)
+        inverse, theirs = self.inverse.unbind(-3)
+        pull = (inverse * theirs).mul_(share)
         push = self.products.mul_(pull)
-        value = visible / 2 - push.sum()
+        value = visible / 2 - _total(push, 2)
         if not differentiate:
             return value, None
         push.mul_(inverse).mul_(inverse)
         at_pairs: Tensor | None = None
         if self.view_pairs is not None:
-            pushes, pulls = push.diagonal(self.offsets[0]), pull.diagonal(self.offsets[0])
-            at_pairs = pushes[:, None] * self.view_pairs[0]
-            at_pairs.addcmul_(pulls[:, None], self.view_pairs[1], value=-1)
+            first, second = self.view_pairs.unbind(-3)
+            pushes, pulls = (z.diagonal(self.offsets[0], -2, -1)[..., None] for z in (push, pull))
+            at_pairs = pushes * first
+            at_pairs.addcmul_(pulls, second, value=-1)
             for offset in self.offsets:
-                push.diagonal(offset).zero_()
-                pull.diagonal(offset).zero_()
+                push.diagonal(offset, -2, -1).zero_()
+                pull.diagonal(offset, -2, -1).zero_()
         a, b, d, e = self.a, self.b, self.d, self.e
         if self.own:
             # The diagonals are empty: they take what belongs to the vertex itself. Each edge comes
             # twice, once from either end.
-            push.diagonal().sub_(push.sum(dim=1))
-            pull.diagonal().sub_(pull.sum(dim=1))
-            gradient = torch.addmm(pull @ d, push, a, alpha=-2, beta=2)
+            push.diagonal(0, -2, -1).sub_(push.sum(dim=-1))
+            pull.diagonal(0, -2, -1).sub_(pull.sum(dim=-1))
+            gradient = _addmm(_mm(pull, d), push, a, alpha=-2, beta=2)
         else:
-            gradient = torch.empty(len(a) + len(b), a.shape[1], dtype=a.dtype, device=a.device)
-            left, right = gradient[: len(a)], gradient[len(a) :]
-            torch.mm(pull, e, out=left).addmm_(push, b, alpha=-1)
-            torch.mm(pull.T, d, out=right).addmm_(push.T, a, alpha=-1)
-            left.addcmul_(push.sum(dim=1)[:, None], a)
-            left.addcmul_(pull.sum(dim=1)[:, None], d, value=-1)
-            right.addcmul_(push.sum(dim=0)[:, None], b)
-            right.addcmul_(pull.sum(dim=0)[:, None], e, value=-1)
+            gradient = a.new_empty(*a.shape[:-2], a.shape[-2] + b.shape[-2], a.shape[-1])
+            left, right = gradient[..., : a.shape[-2], :], gradient[..., a.shape[-2] :, :]
+            left.copy_(_addmm(_mm(pull, e), push, b, alpha=-1))
+            right.copy_(_addmm(_mm(pull.mT, d), push.mT, a, alpha=-1))
+            left.addcmul_(push.sum(dim=-1)[..., None], a)
+            left.addcmul_(pull.sum(dim=-1)[..., None], d, value=-1)
+            right.addcmul_(push.sum(dim=-2)[..., None], b)
+            right.addcmul_(pull.sum(dim=-2)[..., None], e, value=-1)
         if at_pairs is not None:
-            half = len(at_pairs)
-            gradient[:half].add_(at_pairs, alpha=len(self.offsets))
-            gradient[half:].sub_(at_pairs, alpha=len(self.offsets))
+            half = at_pairs.shape[-2]
+            gradient[..., :half, :].add_(at_pairs, alpha=len(self.offsets))
+            gradient[..., half:, :].sub_(at_pairs, alpha=len(self.offsets))
         return value, gradient
 
 
 def centred(vertices: Tensor) -> tuple[Tensor, Tensor]:
-    """Vertices (2, N, d) less their means, and the means' squared lengths, (2,).
+    """Vertices (..., 2, N, d) less their means, and the means' squared lengths, (..., 2).
 
     A shift that all vertices share is seen by no edge, but would drown the differences in
     rounding.
     """
-    mean = vertices.mean(dim=1, keepdim=True)
-    return vertices - mean, (mean * mean).sum(dim=(1, 2))
+    mean = vertices.mean(dim=-2, keepdim=True)
+    return vertices - mean, (mean * mean).sum(dim=(-2, -1))
+
+
+# The last digits of many matrix products at once, or of a sum by several threads, depend on how
+# many there are, and those of a product on where in memory its matrices begin. A CPU computes
+# those of each pair of graphs by themselves, as if it were alone.
+_LINE = 64
+
+
+def _addmm(
+    given: Tensor, a: Tensor, b: Tensor, *, alpha: float, beta: float = 1, axes: int = 2
+) -> Tensor:
+    """beta * given + alpha * a @ b for matrices, or (`axes` 3) for two of them.
+
+    There may be one more axis in front.
+    """
+    multiply = torch.addmm if axes == 2 else torch.baddbmm
+    if a.ndim == axes:
+        return multiply(given, a, b, alpha=alpha, beta=beta)
+    if a.device.type == "cpu":
+        each = zip(given, a if axes == 3 else map(_aligned, a), b)
+        return torch.stack([multiply(*z, alpha=alpha, beta=beta) for z in each])
+    parts = (z.flatten(0, -3) for z in (given, a, b))
+    return torch.baddbmm(*parts, alpha=alpha, beta=beta).unflatten(0, a.shape[:-2])
+
+
+def _mm(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, likewise."""
+    if a.ndim == 2 or a.device.type != "cpu":
+        return a @ b
+    return torch.stack([_aligned(x) @ y for x, y in zip(a, b)])
+
+
+def _aligned(matrix: Tensor) -> Tensor:
+    """A square one as if it had been allocated alone; vertices lie as their pair does."""
+    square = matrix.shape[-1] == matrix.shape[-2]
+    if not square or matrix.data_ptr() % _LINE == 0:
+        return matrix
+    return matrix.clone()
+
+
+def _total(values: Tensor, axes: int) -> Tensor:
+    """The sum over the last axes, likewise."""
+    if values.ndim == axes:
+        return values.sum()
+    if values.device.type == "cpu":
+        return torch.stack([part.sum() for part in values])
+    return values.flatten(-axes).sum(dim=-1)
+
+
+def _counts(values: Tensor) -> Tensor:
+    """How many numbers of the last three axes are not zero."""
+    return values.count_nonzero(dim=(-3, -2, -1)) if values.ndim > 3 else values.count_nonzero()

@@ -47,7 +47,7 @@ def sample_graph(
     """
     weights = None if sample_weights is None else sample_weights.detach()
     if weights is not None and edges != "real":
-        weights = weights.repeat(2)
+        weights = torch.cat([weights, weights], dim=-1)
     return Graph(columns=False, edges=edges, weights=weights, keep=keep, weight=weight, **compared)
 
 

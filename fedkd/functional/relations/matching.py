@@ -12,7 +12,7 @@ from torch import Tensor
 from fedkd.functional.analytic_grad import with_gradient
 from fedkd.functional.precision import full, full_precision
 from fedkd.functional.relations.general import CLOSEST, squares
-from fedkd.functional.relations.gram import SHORTEST, centred, cosines
+from fedkd.functional.relations.gram import SHORTEST, Coarse, centred, cosines
 
 Edges = Literal["real_virtual", "full", "real"]
 # Between two unit edges e and f, summed over their elements:
@@ -40,8 +40,8 @@ class Graph:
         edges: "real" joins all vertices; "full" as well, and knows that the second half are
             other views of the first; "real_virtual" joins each of the first half to each of the
             second. No vertex has an edge to itself.
-        weights: Of each vertex, (N,); an edge counts the root of their product.
-        metric: Weights of the vertices' coordinates, (d,); the graph counts their mean.
+        weights: Of each vertex, (..., N); an edge counts the root of their product.
+        metric: Weights of the vertices' coordinates, (..., d); the graph counts their mean.
         keep: Edges that count, booleans (n, m); all if None.
         distance: Between two edges.
         delta: Where the Huber distances turn linear.
@@ -65,17 +65,20 @@ class Graph:
         return self.edges != "real"
 
     def sources(self, vertices: Tensor) -> int:
-        """How many of the vertices (2, N, d) edges start from."""
-        return vertices.shape[1] // (2 if self.edges == "real_virtual" else 1)
+        """How many of the vertices (..., 2, N, d) edges start from."""
+        return vertices.shape[-2] // (2 if self.edges == "real_virtual" else 1)
 
     def vertices(self, both: Tensor) -> Tensor:
-        """Of student and teacher, (2, N, C) -> (2, N, d); of one, (N, C) -> (N, d)."""
+        """Of student and teacher, (..., 2, N, C) -> (..., 2, N, d); of one, (N, C) -> (N, d)."""
         vertices = both.mT if self.columns else both
-        return vertices if self.metric is None else vertices * self.metric.to(both.dtype).sqrt()
+        if self.metric is None:
+            return vertices
+        root = self.metric.to(both.dtype).sqrt()
+        return vertices * (root if root.ndim == 1 else root[..., None, None, :])
 
     def share(self, vertices: Tensor) -> Tensor | float:
         """How much each edge counts, (n, m), or one number for all."""
-        _, size, length = vertices.shape
+        size, length = vertices.shape[-2:]
         n = self.sources(vertices)
         count: Tensor | int = max(n * (n - 1) if n == size else n * (size - n), 1)
         if self.keep is not None:
@@ -84,21 +87,30 @@ class Graph:
         scale = self.weight * (2 if self.distance == "squared" else 1) / count
         share: Tensor | float = scale / length if self.reduction == "elements" else scale
         if self.metric is not None:
-            share = share * self.metric.to(vertices.dtype).mean()
+            mean = self.metric.to(vertices.dtype).mean(dim=-1)
+            share = share * (mean[..., None, None] if mean.ndim else mean)
         if self.weights is not None:
             root = self.weights.to(vertices.dtype).sqrt()
-            share = root[:n, None] * (root if n == size else root[n:]) * share
+            ends = root if n == size else root[..., n:]
+            share = root[..., :n, None] * ends[..., None, :] * share
         return share if self.keep is None else self.keep.to(vertices.dtype) * share
 
     def solve(self, both: Tensor, differentiate: bool) -> Found:
-        """Value, and gradient by the student's logits (N, C), for both, (2, N, C)."""
+        """Value, and gradient by the student's logits (..., N, C), for both, (..., 2, N, C).
+
+        Raises:
+            Coarse: several pairs do not go together.
+        """
         vertices = self.vertices(both)
+        if both.ndim > 3 and (self.keep is not None or self.distance not in ("cosine", "squared")):
+            raise Coarse
         solve = _written_out if self.distance in ("huber", "masked") else _gram
         value, gradient = solve(vertices, self, self.share(vertices), differentiate)
         if gradient is not None:
             if self.metric is not None:
-                gradient *= self.metric.to(both.dtype).sqrt()
-            gradient = gradient.T if self.columns else gradient
+                root = self.metric.to(both.dtype).sqrt()
+                gradient *= root if root.ndim == 1 else root[..., None, :]
+            gradient = gradient.mT if self.columns else gradient
         return value, gradient
 
     def formula(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -153,15 +165,21 @@ def formula(student: Tensor, teacher: Tensor, graphs: Sequence[Graph]) -> Tensor
 
 
 def solve(both: Tensor, graphs: Sequence[Graph], differentiate: bool) -> Found:
-    """As `match`, for student and teacher in one tensor (2, N, C), with its gradient (N, C)."""
+    """As `match`, for student and teacher in one tensor (2, N, C), with its gradient (N, C).
+
+    Several pairs may lie side by side, (..., 2, N, C).
+
+    Raises:
+        Coarse: several pairs do not go together.
+    """
     found = [graph.solve(both, differentiate) for graph in graphs]
-    value = both.new_zeros(())
+    value = both.new_zeros(both.shape[:-3])
     for part, _ in found:
         value = value + part.to(both.dtype)
     if not differentiate:
         return value, None
     slopes = [slope.to(both.dtype) for _, slope in found if slope is not None]
-    gradient = slopes[0] if slopes else torch.zeros_like(both[0])
+    gradient = slopes[0] if slopes else torch.zeros_like(both[..., 0, :, :])
     for slope in slopes[1:]:
         gradient = gradient + slope
     return value, gradient
