@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python benchmarks/distillation.py configs/quickstart.yaml --epochs 6
 
-Needs the config's images. Teachers' answers are made up (the split's number of clients, no training).
+Needs the config's images. Teachers' answers are made up, for as many as it has clients.
 Prints seconds, CPU seconds and the hash of the student, which must be the same for both versions.
 """
 
