@@ -222,7 +222,7 @@ def _autocast(
 def _together(clients: Sequence[_Client], options: _Options) -> dict[int, Fit | Exception]:
     """Train clients of one architecture; in smaller groups if the device's memory says so."""
     try:
-        with numerics(clients[0].teacher.mean.device, "float32"):
+        with numerics(clients[0].teacher.mean.device, "float32", autotune=True):
             return _Group(clients, options).train()
     except torch.OutOfMemoryError:
         if clients[0].teacher.mean.device.type == "cuda":

@@ -11,23 +11,24 @@ import torch
 
 
 @contextmanager
-def numerics(device: torch.device, precision: str) -> Iterator[None]:
+def numerics(device: torch.device, precision: str, *, autotune: bool = False) -> Iterator[None]:
     """Compute a block on a CUDA device in a precision; elsewhere nothing is changed.
 
-    Convolutions are tried in several ways and the fastest is kept, unless `deterministic` is asked
-    for. `tf32` also multiplies matrices in TF32; `float32` leaves that to torch, which computes
+    `tf32` also multiplies matrices in TF32; `float32` leaves that to torch, which computes
     convolutions in TF32 and matrix products in float32.
 
     Args:
         device: Where.
         precision: A name of `fedkd.distillation.trainer.DTYPES`.
+        autotune: Try convolutions in several ways and keep the fastest, unless `deterministic` is
+            asked for. Costs seconds at the start, and gave one network nothing.
     """
     if device.type != "cuda":
         yield
         return
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.benchmark
-    cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    cudnn.benchmark = autotune and not torch.are_deterministic_algorithms_enabled()
     coarse = matmul.allow_tf32, cudnn.allow_tf32
     if precision == "tf32":
         matmul.allow_tf32 = cudnn.allow_tf32 = True
