@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ from fedkd.models.network import Network
 from fedkd.models.stacked import (
     Stack,
     Unstackable,
-    announce_alone,
     architecture,
     check_stack,
     close,
+    in_stacks,
 )
 from fedkd.models.taps import evaluating
 
@@ -119,30 +119,21 @@ def extract_many(
     kinds = tuple(kinds)
     batched = tuple(k for k in kinds if k.per_sample and not isinstance(k, DataStatistic))
     rest = tuple(kind for kind in kinds if kind not in batched)
-    groups: dict[Hashable, list[int]] = {}
-    for number, network in enumerate(networks):
-        device = network.mean.device
-        joined = device.type != "cpu" if together is None else together
-        kind_of = architecture(network) if joined and batched and len(images) else None
-        groups.setdefault((number,) if kind_of is None else kind_of, []).append(number)
-    found: list[dict[Kind, Tensor]] = [{} for _ in networks]
-    for numbers in groups.values():
-        own = [networks[number] for number in numbers]
-        if len(own) > 1:
-            try:
-                read = _extract_together(own, images, batched, views, batch_size)
-            except (Unstackable, RuntimeError) as reason:
-                announce_alone(own[0], reason)
-            else:
-                for number, tensors in zip(numbers, read, strict=True):
-                    found[number] = tensors
-    for number, (network, tensors) in enumerate(zip(networks, found, strict=True)):
-        own_images = None if owns is None else owns[number]
-        left = rest if tensors else kinds
-        tensors.update(
-            extract(network, images, left, views=views, own=own_images, batch_size=batch_size)
-        )
-    return [{kind: tensors[kind] for kind in kinds} for tensors in found]
+
+    def alone(number: int, kinds: Sequence[Kind] = batched) -> dict[Kind, Tensor]:
+        own = None if owns is None else owns[number]
+        return extract(networks[number], images, kinds, views=views, own=own, batch_size=batch_size)
+
+    found = in_stacks(
+        networks,
+        [architecture(each, together) if batched and len(images) else None for each in networks],
+        lambda group: _extract_together(
+            [networks[number] for number in group], images, batched, views, batch_size
+        ),
+        alone,
+    )
+    whole = [{**tensors, **alone(number, rest)} for number, tensors in enumerate(found)]
+    return [{kind: tensors[kind] for kind in kinds} for tensors in whole]
 
 
 @torch.no_grad()

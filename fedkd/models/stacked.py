@@ -10,9 +10,10 @@ refused, and the networks are to be read one after the other.
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,9 @@ _CLOSE = {"cpu": 1e-3}
 _CLOSE_ELSEWHERE = 3e-2  # TensorFloat-32
 
 
-_announced: set[str] = set()
+Result = TypeVar("Result")
+
+_announced: set[tuple[str, str]] = set()
 
 logger = logging.getLogger(__name__)
 
@@ -39,16 +42,67 @@ class Unstackable(ValueError):
     """These networks cannot be read at once; the message says why."""
 
 
-def announce_alone(network: Network, reason: Exception) -> None:
-    """Say why networks of this architecture are taken one after the other; once."""
-    name = type(network.body).__name__
-    if name not in _announced:
-        _announced.add(name)
-        logger.warning("%s is taken client after client: %s", name, reason)
+def in_stacks(
+    networks: Sequence[Network],
+    keys: Sequence[Hashable],
+    together: Callable[[list[int]], Sequence[Result]],
+    alone: Callable[[int], Result],
+) -> list[Result]:
+    """A result for each network: of those with the same key at once, of others one by one.
+
+    Where memory does not hold a group, its halves are tried. One that cannot be stacked is taken
+    one by one, which is announced.
+
+    Args:
+        networks: All of them.
+        keys: Of each; None if it is taken alone.
+        together: Numbers of some networks -> their results; leaves no trace if it raises.
+        alone: Number of one network -> its result.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for number, key in enumerate(keys):
+        groups.setdefault(("alone", number) if key is None else key, []).append(number)
+    found: dict[int, Result] = {}
+    waiting = list(groups.values())[::-1]
+    while waiting:
+        group, full = waiting.pop(), False
+        try:
+            if len(group) > 1:
+                found.update(zip(group, together(group), strict=True))
+                continue
+        except torch.OutOfMemoryError:
+            full = True
+        except (Unstackable, RuntimeError) as reason:
+            _announce_alone(networks[group[0]], reason)
+        if full:  # only now: an error that is being handled holds all that it was raised over
+            gc.collect()
+            if networks[group[0]].mean.device.type == "cuda":
+                torch.cuda.empty_cache()
+            half = (len(group) + 1) // 2
+            logger.info("no memory for %d clients together, %d are tried", len(group), half)
+            waiting += [group[half:], group[:half]]
+        else:
+            found.update({number: alone(number) for number in group})
+    return [found[number] for number in range(len(networks))]
 
 
-def architecture(network: Network) -> Hashable:
-    """What two networks must have in common to be stacked; None if it cannot be stacked at all."""
+def _announce_alone(network: Network, reason: Exception) -> None:
+    """Warn, once for each reason, that networks of this architecture are not stacked."""
+    place = type(network.body).__name__, str(reason)
+    if place not in _announced:
+        _announced.add(place)
+        logger.warning("%s is taken client after client: %s", *place)
+
+
+def architecture(network: Network, together: bool | None = True) -> Hashable:
+    """What two networks must have in common to be stacked; None if it cannot be stacked at all.
+
+    Args:
+        network: Any.
+        together: Whether it is to be stacked; None: on accelerators.
+    """
+    if not (network.mean.device.type != "cpu" if together is None else together):
+        return None
     for module in network.modules():
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             return None

@@ -30,9 +30,8 @@ from fedkd.data.views import augment_batch
 from fedkd.models.network import Network
 from fedkd.models.stacked import (
     Stack,
-    Unstackable,
-    announce_alone,
     architecture,
+    in_stacks,
     write_state,
 )
 from fedkd.privacy.clipping import ClippedSteps, Clipping, Criterion, Part
@@ -143,7 +142,6 @@ def fit_private(
         RuntimeError: weights are not finite, before or after.
     """
     _check(teacher, shard, mechanism, optimizer)
-    assert shard.labels is not None
     seed = secrets.randbits(128) if seed is None else seed
     device = teacher.mean.device
     draws = SecureGenerator(seed)
@@ -164,11 +162,8 @@ def fit_private(
         ) as steps,
     ):
         for step in range(mechanism.steps):
-            drawn = poisson(len(shard), mechanism.sample_rate, draws)
-            images = shard.images[drawn]
-            if len(images):  # an empty draw is a step as well, of noise alone
-                images = augment_batch(images, augment, seed, "augment", step)
-            pieces = _split((images, shard.labels[drawn]), mechanism.physical_batch)
+            batch = _batch(shard, mechanism, augment, seed, draws, step)
+            pieces = _split(batch, mechanism.physical_batch)
             steps.step([_part(piece, regulariser, device) for piece in pieces])
             schedule.step()
     _finish(teacher)
@@ -221,19 +216,12 @@ def fit_private_many(
     check_lengths(count, lists)
     clients = [_Client(*each) for each in zip(teachers, *lists.values(), strict=True)]
     options = _Options(mechanism, optimizer, augment, label_smoothing)
-    groups: dict[Hashable, list[int]] = {}
-    for number, client in enumerate(clients):
-        device = client.teacher.mean.device
-        joined = device.type != "cpu" if together is None else together
-        kind = architecture(client.teacher) if joined else None
-        key = None if kind is None else (kind, client.shard.shape, id(client.regulariser))
-        groups.setdefault((number,) if key is None else key, []).append(number)
-    errors: list[Exception | None] = [None] * count
-    for numbers in groups.values():
-        found = _train_group([clients[number] for number in numbers], options)
-        for number, error in zip(numbers, found, strict=True):
-            errors[number] = error
-    return errors
+    return in_stacks(
+        teachers,
+        [_group(client, options, together) for client in clients],
+        lambda group: _fit_together([clients[number] for number in group], options),
+        lambda number: _fit_alone(clients[number], options),
+    )
 
 
 @dataclass(frozen=True)
@@ -257,42 +245,33 @@ class _Options:
     label_smoothing: float
 
 
-def _train_group(clients: Sequence[_Client], options: _Options) -> list[Exception | None]:
-    """Clients of one architecture; in smaller groups if memory says so, alone if they must."""
-    fit_to_be = [client for client in clients if _fault(client, options) is None]
-    if len(fit_to_be) > 1:
-        try:
-            found = dict(zip(map(id, fit_to_be), _fit_together(fit_to_be, options), strict=True))
-            return [
-                found[id(client)] if id(client) in found else _fault(client, options)
-                for client in clients
-            ]
-        except torch.OutOfMemoryError:
-            half = (len(clients) + 1) // 2
-            return [
-                *_train_group(clients[:half], options),
-                *_train_group(clients[half:], options),
-            ]
-        except (Unstackable, RuntimeError) as reason:  # the networks are still what they were
-            announce_alone(clients[0].teacher, reason)
-    errors: list[Exception | None] = []
-    for client in clients:
-        try:
-            fit_private(
-                client.teacher,
-                client.shard,
-                options.mechanism,
-                optimizer=options.optimizer,
-                augment=options.augment,
-                label_smoothing=options.label_smoothing,
-                seed=client.seed,
-                noise_seed=client.noise_seed,
-                regulariser=client.regulariser,
-            )
-            errors.append(None)
-        except Exception as error:  # of one client: it is for the caller to judge
-            errors.append(error)
-    return errors
+def _group(client: _Client, options: _Options, together: bool | None) -> Hashable:
+    """Clients of one group are trained together; None is trained alone."""
+    if (kind := architecture(client.teacher, together)) is None:
+        return None
+    try:
+        _check(client.teacher, client.shard, options.mechanism, options.optimizer)
+    except (ValueError, RuntimeError):
+        return None  # `fit_private` raises it again
+    return kind, client.shard.shape, id(client.regulariser)
+
+
+def _fit_alone(client: _Client, options: _Options) -> Exception | None:
+    try:
+        fit_private(
+            client.teacher,
+            client.shard,
+            options.mechanism,
+            optimizer=options.optimizer,
+            augment=options.augment,
+            label_smoothing=options.label_smoothing,
+            seed=client.seed,
+            noise_seed=client.noise_seed,
+            regulariser=client.regulariser,
+        )
+    except Exception as error:  # of one client: it is for the caller to judge
+        return error
+    return None
 
 
 def _fit_together(clients: Sequence[_Client], options: _Options) -> list[Exception | None]:
@@ -310,14 +289,10 @@ def _fit_together(clients: Sequence[_Client], options: _Options) -> list[Excepti
     deviation = mechanism.noise_multiplier * bound / size
     for step in range(mechanism.steps):
         check_time()
-        batches = []
-        for client, seed, own in zip(clients, seeds, draws, strict=True):
-            taken = poisson(len(client.shard), mechanism.sample_rate, own)
-            images = client.shard.images[taken]
-            if len(images):
-                images = augment_batch(images, options.augment, seed, "augment", step)
-            assert client.shard.labels is not None
-            batches.append((images, client.shard.labels[taken]))
+        batches = [
+            _batch(client.shard, mechanism, options.augment, seed, own, step)
+            for client, seed, own in zip(clients, seeds, draws, strict=True)
+        ]
         gradients = torch.zeros_like(stack.weights)
         longest = max(len(labels) for _, labels in batches)
         for start in range(0, longest, mechanism.physical_batch):
@@ -340,12 +315,7 @@ def _fit_together(clients: Sequence[_Client], options: _Options) -> list[Excepti
             )
         gradients /= size
         if deviation > 0:
-            gradients += torch.stack(
-                [
-                    torch.cat([part.flatten() for part in _noise(own, stack, deviation)])
-                    for own in noise
-                ]
-            ).to(gradients)
+            gradients += torch.stack([_noise(own, stack, deviation) for own in noise]).to(gradients)
         lr = learning_rate(options.optimizer, step, mechanism.steps)
         first, second = RowOptimizer.corrections(step)
         new = gradients.new_tensor
@@ -361,19 +331,10 @@ def _fit_together(clients: Sequence[_Client], options: _Options) -> list[Excepti
     return errors
 
 
-def _noise(generator: SecureGenerator, stack: Stack, deviation: float) -> Iterator[Tensor]:
-    """Noise for each layer: as it is drawn for a network alone."""
-    for shape in stack.shapes:
-        yield generator.normal(tuple(shape), deviation)
-
-
-def _fault(client: _Client, options: _Options) -> Exception | None:
-    """Why a client is not trained at all."""
-    try:
-        _check(client.teacher, client.shard, options.mechanism, options.optimizer)
-    except (ValueError, RuntimeError) as error:
-        return error
-    return None
+def _noise(generator: SecureGenerator, stack: Stack, deviation: float) -> Tensor:
+    """Noise for a network, (P,): drawn layer by layer, as for a network alone."""
+    parts = (generator.normal(tuple(shape), deviation) for shape in stack.shapes)
+    return torch.cat([part.flatten() for part in parts])
 
 
 def _check(teacher: Network, shard: ImageSet, mechanism: Mechanism, optimizer: Optimizer) -> None:
@@ -417,6 +378,23 @@ def private_criterion(label_smoothing: float, regulariser: Regulariser | None) -
         return loss
 
     return criterion
+
+
+def _batch(
+    shard: ImageSet,
+    mechanism: Mechanism,
+    augment: str,
+    seed: int,
+    draws: SecureGenerator,
+    step: int,
+) -> tuple[Tensor, Tensor]:
+    """Images and labels of a step. It may have none: then it is a step of noise alone."""
+    assert shard.labels is not None
+    drawn = poisson(len(shard), mechanism.sample_rate, draws)
+    images = shard.images[drawn]
+    if len(images):
+        images = augment_batch(images, augment, seed, "augment", step)
+    return images, shard.labels[drawn]
 
 
 def _split(batch: tuple[Tensor, Tensor], size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -37,10 +37,9 @@ from fedkd.models.network import Network
 from fedkd.models.stacked import (
     Draw,
     Stack,
-    Unstackable,
-    announce_alone,
     architecture,
     check_stack,
+    in_stacks,
     write_state,
 )
 from fedkd.randomness import stream, stream_seed
@@ -151,16 +150,18 @@ def fit_many(
         _Client(number, *each)
         for number, each in enumerate(zip(teachers, shards, seeds, pulls, strict=True))
     ]
-    groups: dict[Hashable, list[_Client]] = {}
-    for client in clients:
-        groups.setdefault(_group(client, options, together), []).append(client)
-    fits: dict[int, Fit | Exception] = {}
-    for key, group in groups.items():
-        if key is None or len(group) == 1:
-            fits.update({client.number: _alone(client, options) for client in group})
-        else:
-            fits.update(_together(group, options))
-    return [fits[number] for number in range(len(clients))]
+
+    def train(group: list[int]) -> list[Fit | Exception]:
+        with numerics(teachers[group[0]].mean.device, "float32", autotune=True):
+            fits = _Group([clients[number] for number in group], options).train()
+        return [fits[number] for number in group]
+
+    return in_stacks(
+        teachers,
+        [_group(client, options, together) for client in clients],
+        train,
+        lambda number: _alone(clients[number], options),
+    )
 
 
 def check_lengths(teachers: int, lists: Mapping[str, Sequence[object]]) -> None:
@@ -174,17 +175,16 @@ def check_lengths(teachers: int, lists: Mapping[str, Sequence[object]]) -> None:
 
 def _group(client: _Client, options: _Options, together: bool | None) -> Hashable:
     """Clients of one group are trained together; None is trained alone."""
-    device = client.teacher.mean.device
-    if not (device.type != "cpu" if together is None else together):
+    if (kind := architecture(client.teacher, together)) is None:
         return None
     shard, labels = client.shard, client.shard.labels
     if labels is None or len(shard) == 0 or options.epochs < 1 or options.batch_size < 1:
-        return None  # `fit` knows what to say
+        return None  # `fit` names the fault
     if options.augment not in AUGMENTATIONS:
         return None
     if options.batch_size == 1 and batch_norm(client.teacher) is not None:
         return None
-    if not is_finite(client.teacher) or (kind := architecture(client.teacher)) is None:
+    if not is_finite(client.teacher):
         return None
     # A single image is read in evaluation mode.
     return kind, shard.shape, len(shard.classes), len(shard) > 1
@@ -217,23 +217,6 @@ def _autocast(
     if precision is None:
         return nullcontext()
     return torch.autocast(device.type, dtype=precision, cache_enabled=False)
-
-
-def _together(clients: Sequence[_Client], options: _Options) -> dict[int, Fit | Exception]:
-    """Train clients of one architecture; in smaller groups if the device's memory says so."""
-    try:
-        with numerics(clients[0].teacher.mean.device, "float32", autotune=True):
-            return _Group(clients, options).train()
-    except torch.OutOfMemoryError:
-        if clients[0].teacher.mean.device.type == "cuda":
-            torch.cuda.empty_cache()
-        half = (len(clients) + 1) // 2
-        if half > 1:
-            logger.info("no memory for %d clients together, %d are tried", len(clients), half)
-            return {**_together(clients[:half], options), **_together(clients[half:], options)}
-    except (Unstackable, RuntimeError) as reason:  # their networks are still what they were
-        announce_alone(clients[0].teacher, reason)
-    return {client.number: _alone(client, options) for client in clients}
 
 
 class _Samples:
@@ -351,7 +334,9 @@ class _Group:
         while True:
             end = _until([account.samples.steps for account in active], self._device)
             steps = _Steps(active, stack, optimizer, bank, dropout, self._options, done)
-            if not self._run(steps, done, end):
+            goes_on = self._run(steps, done, end)
+            steps.close()
+            if not goes_on:
                 break
             done = end
             rows = [n for n, a in enumerate(active) if a.samples.steps > end and a.error is None]
@@ -593,6 +578,11 @@ class _Steps:
             self._images.copy_(chunk.augmented[number])
         self._counts, self._dense = chunk.counts[number], chunk.dense[number]
         self._capture(key=self._dense)
+
+    def close(self) -> None:
+        """Let go of the capture: what it holds is the size of a training."""
+        self._capture.forget()
+        del self._capture  # which knows these steps
 
     def _step(self) -> None:
         options, stack = self._options, self.stack

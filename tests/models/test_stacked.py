@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+import weakref
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch.nn import functional
 
 import fedkd
 from fedkd.data.images import ImageSet
-from fedkd.models.stacked import Stack, architecture, write_state
+from fedkd.models.stacked import Stack, Unstackable, architecture, in_stacks, write_state
 
 COUNTS = (6, 4)
 
@@ -59,3 +61,39 @@ def test_other_options_are_another_architecture() -> None:
     )
     assert architecture(batch) == architecture(same) != architecture(group)
     assert architecture(batch) != architecture(copy.deepcopy(batch).double())
+
+
+def test_what_did_not_fit_is_let_go_before_halves_are_tried() -> None:
+    class Memory:
+        pass
+
+    networks, held, sizes = [fedkd.network("mlp", _images())] * 7, [], []
+
+    def together(group: list[int]) -> list[str]:
+        assert all(memory() is None for memory in held)
+        sizes.append(len(group))
+        memory = Memory()
+        held.append(weakref.ref(memory))
+        if len(group) > 2:
+            raise torch.OutOfMemoryError
+        return [f"{number} of {len(group)}" for number in group]
+
+    keys = ["a", "b", "a", None, "a", "a", "a"]
+    found = in_stacks(networks, keys, together, lambda number: f"{number} alone")
+    pairs = ["0 of 2", "1 alone", "2 of 2", "3 alone", "4 alone", "5 of 2", "6 of 2"]
+    assert (found, sizes) == (pairs, [5, 3, 2, 2])
+
+
+def test_each_reason_against_a_stack_is_announced_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedkd.models.stacked._announced", set())
+    networks = [fedkd.network("mlp", _images())] * 4
+
+    def together(group: list[int]) -> list[int]:
+        raise (Unstackable if 0 in group else RuntimeError)(f"because of {group[0]}")
+
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert in_stacks(networks, list("abab"), together, abs) == [0, 1, 2, 3]
+    assert [caplog.text.count(f"because of {number}") for number in (0, 1)] == [1, 1]
