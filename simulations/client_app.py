@@ -120,9 +120,9 @@ def _train(message: Message, context: Context) -> Message:
     group = members(message)
     if group and _own_state(context.node_config):
         raise PolicyRefused("asked to train for other clients; a node trains for itself alone")
-    clients = [_client(message, context, number)[0] for number in group]
-    client, round_number = _client(message, context, group[0] if group else None)
-    limits, clients = client.limits, clients or [client]
+    asked = [_client(message, context, number) for number in group or [None]]
+    clients, (client, round_number) = [each for each, _ in asked], asked[0]
+    limits = client.limits
     _check_disk(context.node_config, limits.disk_mb)
     with (
         computing(client.experiment.resources, client.experiment.resources.client_cpus),
@@ -144,7 +144,7 @@ def _train(message: Message, context: Context) -> Message:
 def _training_record(
     client: Client, round_number: int, fit: Fit | Exception
 ) -> RecordDict | Exception:
-    """What a client tells of its training."""
+    """What a client reports of its training."""
     if isinstance(fit, Exception):
         return fit
     # Measured on private images, and disclosed to the server like everything in a reply: so only

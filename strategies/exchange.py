@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import TypeVar
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -22,7 +23,7 @@ from fedkd.rounds import Server
 from fedkd.runs.events import MessageCounted, PhaseName, ReplyRefused
 from fedkd.runs.quarantine import strike
 from strategies.groups import balanced, taken_apart
-from strategies.messaging import POLL_SECONDS, Delivery, exchanged, send_and_receive
+from strategies.messaging import Delivery, exchanged
 from strategies.records import (
     JOB,
     MEMBERS,
@@ -40,10 +41,13 @@ from strategies.workers import actor_died, restarting, worker_lost
 
 logger = logging.getLogger(__name__)
 
+POLL_SECONDS = 0.1
 # A real node that was killed and started again is let in when its heartbeat has been missed.
 REJOIN_SECONDS = 60.0
 # Ray starts a dead worker again meanwhile; only then is anybody asked more than twice.
 RETRIES, RESTART_SECONDS = 5, 2.0
+
+Arrived = TypeVar("Arrived")
 
 Messages = Mapping[int, Callable[[], Message]]
 """Makers of messages, by client (by node, until it is known which client that is)."""
@@ -165,11 +169,7 @@ class Exchange:
         Raises:
             RuntimeError: every worker process died.
         """
-        for answer in self.asked(number, phase, nodes, content):
-            if answer is None:
-                self.rest()
-            else:
-                yield answer
+        return self._waited_for(self.asked(number, phase, nodes, content))
 
     def asked(
         self, number: int, phase: Phase, nodes: Mapping[int, int], content: RecordDict
@@ -247,12 +247,16 @@ class Exchange:
 
     def send(self, messages: Messages) -> Iterator[Delivery]:
         """Send messages; yield what comes back, each once."""
-        return send_and_receive(
-            self.grid,
-            messages,
-            deadline=self._federation.deadline,
-            on_poll=lambda: self._server.notify("waiting"),
-        )
+        deadline = self._federation.deadline
+        return self._waited_for(exchanged(self.grid, messages, deadline=deadline))
+
+    def _waited_for(self, arriving: Iterator[Arrived | None]) -> Iterator[Arrived]:
+        """The same, resting whenever nothing has arrived."""
+        for arrived in arriving:
+            if arrived is None:
+                self.rest()
+            else:
+                yield arrived
 
     def _groups(self, phase: Phase, clients: Sequence[int]) -> list[list[int]]:
         """Who is asked by one message: everybody alone, but for clients that train together."""

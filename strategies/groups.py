@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from heapq import heapreplace
 from traceback import format_exception
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -39,15 +40,19 @@ def balanced(
     for client in sorted(clients, key=lambda client: (-cost(client), client)):
         kinds.setdefault(architecture(client), []).append(client)
     total = sum(map(cost, clients))
-    groups: list[list[int]] = []
+    groups: list[tuple[float, list[int]]] = []
     for members in kinds.values():
         share = sum(map(cost, members)) / total if total > 0 else 1 / len(kinds)
         count = min(math.ceil(round(workers * share, 6)), len(members))
-        parts: list[list[int]] = [[] for _ in range(max(count, 1))]
+        # A heap of (cost so far, members so far, number).
+        loads: list[tuple[float, int, int]] = [(0, 0, n) for n in range(max(count, 1))]
+        parts: list[list[int]] = [[] for _ in loads]
         for client in members:
-            min(parts, key=lambda part: (sum(map(cost, part)), len(part))).append(client)
-        groups += map(sorted, parts)
-    return sorted(groups, key=lambda group: (-sum(map(cost, group)), group))
+            spent, size, part = loads[0]
+            heapreplace(loads, (spent + cost(client), size + 1, part))
+            parts[part].append(client)
+        groups += [(-spent, sorted(parts[part])) for spent, _, part in loads]
+    return [group for _, group in sorted(groups)]
 
 
 def members(message: Message) -> list[int]:

@@ -11,7 +11,6 @@ from flwr.serverapp import Grid
 
 # Replies wait in memory until they are pulled, so only this many are ever under way.
 WINDOW = 64
-POLL_SECONDS = 0.1
 # A reply that expires is announced by Flower itself; this is how long we wait for that.
 GRACE_SECONDS = 15.0
 
@@ -25,31 +24,6 @@ class Delivery:
     seconds: float
 
 
-def send_and_receive(
-    grid: Grid,
-    messages: Mapping[int, Callable[[], Message]],
-    *,
-    deadline: float,
-    window: int = WINDOW,
-    on_poll: Callable[[], None] = lambda: None,
-) -> Iterator[Delivery]:
-    """Send one message per client and yield each reply as soon as it is there.
-
-    Args:
-        grid: Flower's way to the nodes.
-        messages: Client -> maker of its message.
-        deadline: Seconds after which a client is given up.
-        window: Messages under way at once.
-        on_poll: Called whenever nothing has arrived; may raise to give up.
-    """
-    for delivery in exchanged(grid, messages, deadline=deadline, window=window):
-        if delivery is None:
-            on_poll()
-            time.sleep(POLL_SECONDS)
-        else:
-            yield delivery
-
-
 def exchanged(
     grid: Grid,
     messages: Mapping[int, Callable[[], Message]],
@@ -57,10 +31,16 @@ def exchanged(
     deadline: float,
     window: int = WINDOW,
 ) -> Iterator[Delivery | None]:
-    """The same without waiting: None whenever nothing has arrived.
+    """Send one message per client and yield each reply as soon as it is there.
 
     Every client yields exactly one delivery. Messages are made when they are sent, so that a
-    client's time to live starts then.
+    client's time to live starts then. Nothing waits: None is yielded whenever nothing has arrived.
+
+    Args:
+        grid: Flower's way to the nodes.
+        messages: Client -> maker of its message.
+        deadline: Seconds after which a client is given up.
+        window: Messages under way at once.
     """
     waiting = list(messages.items())[::-1]
     under_way: dict[str, tuple[int, float]] = {}

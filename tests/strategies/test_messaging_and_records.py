@@ -13,7 +13,7 @@ from fedkd.knowledge.query import Images, Refused, Reply
 from simulations.client_app import make_client_app
 from simulations.local import LocalGrid
 from strategies import messaging as module
-from strategies.messaging import send_and_receive
+from strategies.messaging import Delivery, exchanged
 from strategies.records import (
     arrays_name,
     explain,
@@ -62,28 +62,27 @@ def messages(nodes: Iterable[int]) -> dict[int, Any]:
     return {node: (lambda node=node: make(node)) for node in nodes}
 
 
-def test_replies_come_as_they_arrive_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
-    grid = SlowGrid(order=[3, 1, 2, 0])
-    replies = send_and_receive(grid, messages(range(4)), deadline=5)
+def replies_of(grid: SlowGrid, **options: Any) -> list[Delivery]:
+    asked = exchanged(grid, messages(range(len(grid.order))), **options)
+    return [reply for reply in asked if reply is not None]
+
+
+def test_replies_come_as_they_arrive_each_once() -> None:
+    replies = replies_of(SlowGrid(order=[3, 1, 2, 0]), deadline=5)
     assert [reply.client for reply in replies] == [3, 1, 2, 0]
 
 
-def test_no_more_than_the_window_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
+def test_no_more_than_the_window_is_under_way() -> None:
     grid = SlowGrid(order=list(range(20)))
-    replies = list(send_and_receive(grid, messages(range(20)), deadline=5, window=3))
-    assert len(replies) == 20
+    assert len(replies_of(grid, deadline=5, window=3)) == 20
     assert grid.peak == 3
 
 
 def test_a_silent_node_is_given_up_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(module, "GRACE_SECONDS", 0.1)
     grid = SlowGrid(order=[0, 1, 2], lost={1})
     started = time.monotonic()
-    answers = send_and_receive(grid, messages(range(3)), deadline=0.1)
-    replies = {reply.client: reply.message for reply in answers}
+    replies = {reply.client: reply.message for reply in replies_of(grid, deadline=0.1)}
     assert time.monotonic() - started < 5
     assert replies[1] is None
     assert replies[0] is not None
