@@ -93,8 +93,7 @@ class _Tasks:
                 try:
                     events, facts = ray.get(task)
                 except ray.exceptions.RayError as error:
-                    reason = str(error).strip().splitlines()[0]
-                    events, facts = [], {"error": f"its process ended: {reason}", "traceback": ""}
+                    events, facts = [], _failed(error)
                 for event, shown in events:
                     notify(event, **shown)
                 yield cell, facts
@@ -120,6 +119,16 @@ class _Tasks:
             self._running[task] = cell
 
 
+def _failed(error: Exception) -> Record:
+    """What is written of a cell whose process ended, or raised before the cell began."""
+    cause = getattr(error, "cause", None)
+    if cause is None:
+        reason = str(error).strip().splitlines()[0]
+        return {"error": f"its process ended: {reason}", "traceback": ""}
+    first = f"{type(cause).__name__}: {cause}".splitlines()[0]
+    return {"error": first, "traceback": str(error)}
+
+
 def _cell(
     kind: type[AnyStudy], config: StudyConfig, folder: str, path: str, seed: int, cwd: str
 ) -> tuple[list[Event], Record]:
@@ -134,9 +143,9 @@ def _cell(
         study.begin(Path(folder), seed, lambda *_, **__: None)  # is there already, so this reads
     events: list[Event] = []
 
-    def hear(event: str, **facts: Any) -> None:
+    def keep(event: str, **facts: Any) -> None:
         if event in _SHOWN:
             events.append((event, facts))
 
     (cell,) = [cell for cell in study.cells if cell.path == path]
-    return events, run_one(study, Path(folder), cell, hear)
+    return events, run_one(study, Path(folder), cell, keep)

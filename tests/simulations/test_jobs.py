@@ -59,18 +59,18 @@ def hashes(results: Record) -> dict[str, list[str]]:
 
 def test_whatever_ends_first_the_results_are_those_of_one_after_the_other(tmp_path: Path) -> None:
     study, folder = study_in(tmp_path)
-    told: list[tuple[str, Any]] = []
+    events: list[tuple[str, Any]] = []
 
-    def hear(event: str, **facts: Any) -> None:
-        told.append((event, facts.get("done")))
+    def note(event: str, **facts: Any) -> None:
+        events.append((event, facts.get("done")))
 
-    beside = run_study(study, folder, hear, Backwards(study, folder.path))
+    beside = run_study(study, folder, note, Backwards(study, folder.path))
     alone = run_study(*study_in(tmp_path))
     assert hashes(beside) == hashes(alone)
     assert [list(row["seeds"]) for row in beside["methods"].values()] == [["0", "1"]] * 2
     assert beside["finished"]
-    assert [done for event, done in told if event == "cell"] == [0, 0, 0, 0, 1, 2, 3, 4, 4]
-    assert len([event for event, _ in told if event == "cell_done"]) == 4
+    assert [done for event, done in events if event == "cell"] == [0, 0, 0, 0, 1, 2, 3, 4, 4]
+    assert len([event for event, _ in events if event == "cell_done"]) == 4
     again = run_study(study, folder, jobs=Backwards(study, folder.path))
     assert hashes(again) == hashes(alone)
 
@@ -100,6 +100,16 @@ def test_a_device_of_one_number_is_refused_for_jobs_before_ray_starts(tmp_path: 
         jobs.beside(study, tmp_path, 2, silent),
     ):
         pass
+
+
+def test_a_task_that_raises_is_not_taken_for_one_that_died() -> None:
+    from ray.exceptions import RayTaskError, WorkerCrashedError
+
+    raised = RayTaskError("_cell", "Traceback: …", ValueError("no images\nat all"), "ray", 1, "::1")
+    failed = jobs._failed(raised.as_instanceof_cause())
+    assert failed["error"] == "ValueError: no images"
+    assert "Traceback: …" in failed["traceback"]
+    assert "process ended" in jobs._failed(WorkerCrashedError())["error"]
 
 
 PLUGIN = """
