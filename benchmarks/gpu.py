@@ -168,7 +168,7 @@ def deadline(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-class Said(logging.Handler):
+class Warned(logging.Handler):
     """What the library warns of, such as a step that cannot be captured, is part of the result."""
 
     def __init__(self, bench: Bench) -> None:
@@ -184,7 +184,7 @@ class Said(logging.Handler):
 
 
 def commit() -> str:
-    """The commit of this checkout, if it can be told."""
+    """The commit of this checkout, if git knows it."""
     try:
         found = subprocess.run(
             ["git", "-C", str(HERE), "describe", "--always", "--dirty"],
@@ -233,7 +233,7 @@ def main() -> int:
         words.log.write_text("")
     else:
         bench.rows = [Row(**row) for row in json.loads(words.rows.read_text())]
-    logging.getLogger("fedkd").addHandler(Said(bench))
+    logging.getLogger("fedkd").addHandler(Warned(bench))
     gpu_parts.tidy()
     print(where(), flush=True)
     for place, name in enumerate(names):

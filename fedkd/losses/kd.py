@@ -165,7 +165,7 @@ def rows_together(
 
     Returns:
         None where the losses must be computed one by one: to differentiate them in another way,
-        or to say which teacher is not finite.
+        or to name the teacher that is not finite.
     """
     theirs, count = ensemble.logits, len(ensemble)
     if not abreast(logits):

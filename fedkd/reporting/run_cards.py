@@ -133,7 +133,7 @@ def partition_card(found: Found) -> Card | None:
 
 
 def presence_card(found: Found) -> Card | None:
-    """Who was there, asked and heard in which round; None where every round asks all clients."""
+    """Who was there, was asked and answered; None where every round asks all clients."""
     if not found.asked:
         return None
     answered = {event.round: event.answered for event in found.rounds}

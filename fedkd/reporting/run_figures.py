@@ -260,7 +260,7 @@ def partition_figure(
     return figure
 
 
-#: Of a client in a round: away, there, asked, heard.
+#: State of a client in a round -> its colour.
 PRESENCE = {
     "away": "#ffffff",
     "there": "#dfe3e8",

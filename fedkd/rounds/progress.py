@@ -42,10 +42,10 @@ class Compute(Protocol):
 
 @contextmanager
 def computing(resources: Compute, threads: int) -> Iterator[None]:
-    """Run a block as a config's resources say.
+    """Run a block with the resources of a config.
 
     Args:
-        resources: They.
+        resources: Of the run.
         threads: Of the CPU: floating-point sums depend on their number.
     """
     before = torch.get_num_threads()

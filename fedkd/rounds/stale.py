@@ -1,4 +1,4 @@
-"""Knowledge that ages: what clients said in earlier rounds, where it still counts.
+"""Knowledge that ages: clients' answers of earlier rounds, where they still count.
 
 A client that was away counts by its last answers, if they are at most `federation.stale.keep`
 rounds old; one in quarantine does not. An answer about an image loses weight with its own age:

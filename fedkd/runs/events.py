@@ -88,7 +88,7 @@ class ClientsAsked(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class OldAnswersCounted(Event):
-    """Clients that did not answer in a round and counted by what they had said before.
+    """Clients that did not answer in a round and counted by earlier answers.
 
     Attributes:
         round: From 1.

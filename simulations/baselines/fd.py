@@ -72,7 +72,7 @@ class FD(Baseline):
                     own, has = class_means(network, shard)
                 reply = meter.answer(request, {"means": own.numpy(), "known": has.numpy()})
                 answers[client] = tensors(read(reply))
-            known[:] = False  # who was away says nothing
+            known[:] = False  # who was away sends nothing
             for client, answer in answers.items():
                 all_means[client], known[client] = answer["means"], answer["known"]
             log.end_round(models, meter)

@@ -56,7 +56,7 @@ def test_what_does_not_take_part_costs_nothing(tiny: Tiny) -> None:
     trained = [event.client for event in run.events(ClientTrained)]
     assert len(trained) == 8
     assert max(trained) > 64  # some of them are played
-    # A mod is told which client it is, as where each has a node of its own.
+    # A mod sees which client it is, as where each has a node of its own.
     assert [number for kind, number, _ in seen if kind == "train"] == trained
     assert all(named == [number] for kind, number, named in seen if kind == "train")
     assert sum(kind == "query.describe" for kind, *_ in seen) == 64

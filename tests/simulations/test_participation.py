@@ -164,7 +164,7 @@ def test_nodes_come_and_go_as_in_a_trace(tiny: Tiny, shared: Shared) -> None:
     ids=["delta", "subset"],
 )
 def test_an_answer_may_refer_to_one_from_before_an_absence(tiny: Tiny, words: str) -> None:
-    """Client 0 changes what it said in round 1, four rounds later; client 1 was never asked."""
+    """Client 0 sends changes of an answer four rounds old; client 1 was never asked."""
     cohorts = [[0, 2], [2], [2], [2], [0, 1, 2]]
     more = ("rounds=5", "clients=3", "data.views.refresh=false", words)
     run = run_local(tiny(*FIVE, schedule(cohorts), *more))
