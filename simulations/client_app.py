@@ -120,7 +120,8 @@ def _train(message: Message, context: Context) -> Message:
     group = members(message)
     if group and _own_state(context.node_config):
         raise PolicyRefused("asked to train for other clients; a node trains for itself alone")
-    asked = [_client(message, context, number) for number in group or [None]]
+    numbers: list[int | None] = [*group] or [None]  # none: the one that the node plays
+    asked = [_client(message, context, number) for number in numbers]
     clients, (client, round_number) = [each for each, _ in asked], asked[0]
     limits = client.limits
     _check_disk(context.node_config, limits.disk_mb)
