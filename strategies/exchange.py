@@ -175,7 +175,7 @@ class Exchange:
         self, number: int, phase: Phase, nodes: Mapping[int, int], content: RecordDict
     ) -> Iterator[Answered | None]:
         """The same without waiting: None whenever nothing has arrived."""
-        for delivery in self.deliver(number, phase, nodes, content):
+        for delivery in self._deliver(number, phase, nodes, content):
             records = None if delivery is None else self.content(delivery, number, phase)
             if delivery is None:
                 yield None
@@ -187,7 +187,7 @@ class Exchange:
         self._server.notify("waiting")
         time.sleep(POLL_SECONDS)
 
-    def deliver(
+    def _deliver(
         self, number: int, phase: Phase, nodes: Mapping[int, int], content: RecordDict
     ) -> Iterator[Delivery | None]:
         """Send, count and announce what `ask` reads; None whenever nothing has arrived.

@@ -293,9 +293,15 @@ def presence_figure(
             base = base + height
         axes.set_ylabel("clients")
     else:
-        draw.heat(axes, table, ListedColormap([*PRESENCE.values()]), (-0.5, 3.5),
-                  rows=[str(client) for client in clients],
-                  columns=[str(number) for number in rounds], turn=0)  # fmt: skip
+        draw.heat(
+            axes,
+            table,
+            ListedColormap([*PRESENCE.values()]),
+            (-0.5, 3.5),
+            rows=[str(client) for client in clients],
+            columns=[str(number) for number in rounds],
+            turn=0,
+        )
         axes.set_xticks(np.arange(len(rounds) + 1) - 0.5, minor=True)
         axes.set_yticks(np.arange(len(clients) + 1) - 0.5, minor=True)
         axes.grid(visible=True, which="minor", color="white", lw=2)

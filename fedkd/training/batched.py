@@ -497,11 +497,11 @@ class _Steps:
         )
         self._counts: list[int] = []
         self._dropout = dropout
-        strange = any(not isinstance(a.client.pull, Regulariser | None) for a in accounts)
+        foreign = any(not isinstance(a.client.pull, Regulariser | None) for a in accounts)
         self._capture = Captured(
             self._step,
             device,
-            "off" if strange else options.graphs,
+            "off" if foreign else options.graphs,
             modules=[stack.base],
             what="a step of clients together",
         )
