@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -18,7 +19,7 @@ from fedkd.data.randaugment import LARGEST, _all_at_once
 from fedkd.data.views import AUGMENTATIONS, bordered, crop_flip, draw, drawn, undrawn
 from fedkd.models.network import Network
 from fedkd.randomness import stream
-from fedkd.training.batched import _Group, _until, fit_many, hashed
+from fedkd.training.batched import _Group, _Steps, _until, fit_many, hashed
 from fedkd.training.loop import time_limit
 from fedkd.training.optimizers import Optimizer
 from fedkd.training.supervised import Fit, Pull, Regulariser, fit
@@ -182,6 +183,16 @@ def test_groups_that_need_too_much_memory_are_halved(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(_Group, "train", limited)
     _compared(_teachers())
     assert sizes == [4, 2, 2, 2]
+
+
+def test_steps_are_let_go_as_soon_as_they_are_over() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        _compared(_teachers("cnn_tiny", {"norm": "batch"}), graphs="on")
+        assert not [each for each in gc.get_objects() if type(each) is _Steps]
+    finally:
+        gc.enable()
 
 
 def _pulled(_images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
