@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -201,8 +200,7 @@ class Trainer:
     @property
     def lr(self) -> float:
         """Learning rate of the next step."""
-        schedule = self.schedule
-        return float(schedule.base_lrs[0] * schedule.lr_lambdas[0](schedule.last_epoch))
+        return self.schedule.lr
 
     @property
     def scales(self) -> bool:
@@ -233,9 +231,7 @@ class Trainer:
             RuntimeError: there was no batch, or loss, gradient or weights are not finite.
         """
         log = _Log(self, number)
-        with self.captured.aside(), warnings.catch_warnings():
-            # In float16 the first steps are skipped until the scale fits; the schedule goes on.
-            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        with self.captured.aside():
             for step, batch in enumerate(batches):
                 check_time()
                 first = look if step == 0 else None
@@ -315,7 +311,8 @@ class Trainer:
                 f"{self.phase.who}'s loss does not depend on its weights: nothing can be learnt "
                 "from it"
             )
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         if self._scaler is None:
             loss.backward()
         else:
@@ -324,7 +321,7 @@ class Trainer:
         if self._max_grad_norm is not None:
             return nn.utils.clip_grad_norm_(self.parameters, self._max_grad_norm)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        return nn.utils.get_total_norm(gradients)
+        return _total_norm(gradients)
 
     def move(self) -> None:
         """Move the weights along the gradient."""
@@ -430,7 +427,8 @@ class _Log:
         self._parts: list[str] = []
         self._sums: list[str] = []
         self._counts: list[int] = []
-        self._waiting: tuple[list[Tensor], list[Tensor]] = [], []
+        self._pending: list[Tensor] = []  # of a step whose gradient is not known yet
+        self._waiting: list[Tensor] = []
         self._rows: list[list[float]] = []
         self._norms: list[float] = []
         self.first: Tensor | None = None
@@ -448,10 +446,8 @@ class _Log:
     def add_loss(self, measured: Measured) -> None:
         """One step's loss. Raises `RuntimeError` (on an accelerator some steps later)."""
         self._parts, self._sums = list(measured.parts), list(measured.sums)
-        self._waiting[0].append(torch.stack(measured.numbers))
+        self._pending = measured.numbers
         self._counts.append(measured.count)
-        if self._every == 1:
-            self.check()
 
     def add_gradient(self, norm: Tensor, again: Callable[[], Measured]) -> None:
         """Its gradient's norm. Raises `RuntimeError` (on an accelerator some steps later).
@@ -461,27 +457,29 @@ class _Log:
             again: Measures the same batch once more, to find out what was wrong. Only asked on a
                 CPU, where the weights are still those before the step.
         """
-        self._waiting[1].append(norm)
-        if len(self._waiting[1]) >= self._every:
+        self._waiting.append(torch.stack([*self._pending, norm.detach().float()]))
+        self._pending = []
+        if len(self._waiting) >= self._every:
             self.check(again if self._every == 1 else None)
 
     def add_step(self, names: _Names, row: Tensor) -> None:
         """A whole step: its loss, parts and sums, and the gradient's norm. Raises likewise."""
         self._parts, self._sums = list(names.parts), list(names.sums)
         self._counts.append(names.count)
-        self._waiting[0].append(row[:-1])
-        self._waiting[1].append(row[-1])
-        if len(self._waiting[1]) >= self._every:
+        self._waiting.append(row)
+        if len(self._waiting) >= self._every:
             self.check()
 
     def check(self, again: Callable[[], Measured] | None = None) -> None:
         """Fetch what is waiting. Raises `RuntimeError` for the first bad step."""
         first = len(self._norms)
-        rows, norms = self._waiting
-        self._rows += torch.stack(rows).tolist() if rows else []
-        self._norms += torch.stack(norms).tolist() if norms else []
-        rows.clear()
-        norms.clear()
+        for *row, norm in torch.stack(self._waiting).tolist() if self._waiting else []:
+            self._rows.append(row)
+            self._norms.append(norm)
+        self._waiting.clear()
+        if self._pending:  # its gradient could not be computed
+            self._rows.append(torch.stack(self._pending).tolist())
+            self._pending = []
         for step in range(first, len(self._rows)):
             self._check_step(step, again)
 
@@ -528,6 +526,14 @@ class _Log:
         return None if explain is None else explain(self._epoch, step)
 
 
+def _total_norm(gradients: list[Tensor]) -> Tensor:
+    """`nn.utils.get_total_norm`; of gradients of one kind in the three operations that it is."""
+    kinds = {(gradient.device, gradient.dtype) for gradient in gradients}
+    if len(kinds) != 1 or gradients[0].device.type != "cpu":
+        return nn.utils.get_total_norm(gradients)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
 def gradient_norm(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """Norm of a scalar's gradient on some parameters, a scalar; its graph is kept."""
     none = torch.zeros((), device=value.device)
@@ -540,8 +546,11 @@ def gradient_norm(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
 
 def is_finite(network: nn.Module) -> bool:
     """Whether all weights and buffers of `network` are."""
-    state = [t for t in network.state_dict().values() if t.is_floating_point()]
-    return not state or bool(torch.stack([t.isfinite().all() for t in state]).all())
+    state = [t for t in network.state_dict().values() if t.is_floating_point() and t.numel()]
+    if not state:
+        return True
+    largest = torch._foreach_norm(state, math.inf)
+    return bool(torch.stack([norm.double() for norm in largest]).isfinite().all())
 
 
 def check_finite(network: nn.Module, complaint: str, remedy: str = "") -> None:

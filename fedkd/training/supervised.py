@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedkd.data.images import ImageSet
-from fedkd.data.views import Draws, augmented
+from fedkd.data.views import Draws, augmented, check_augmentation
 from fedkd.losses.kd import kd_loss
 from fedkd.models.network import Network
 from fedkd.randomness import seeded, stream
@@ -164,13 +164,16 @@ def fit(
     labels_of = shard.labels
     if labels_of is None:
         raise ValueError("a teacher learns from labelled images, this shard has no labels")
+    check_augmentation(augment)
     device = teacher.mean.device
     draws = Draws(seed, device)
     pixels, labels_of = shard.images.to(device), labels_of.to(device)
 
     def measure(epoch: int, step: int, index: Tensor) -> Measured:
         labels = labels_of[index]
-        images = augmented(pixels[index], augment, draws.of(epoch, step, "augment"))
+        images = pixels[index]
+        if augment != "none":
+            images = augmented(images, augment, draws.of(epoch, step, "augment"))
         logits = teacher(images)
         loss = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         right = {"right": (logits.argmax(1) == labels).sum()}
