@@ -7,13 +7,14 @@ from dataclasses import asdict
 
 import numpy as np
 
-from fedkd.data.cohorts import from_ranges
+from fedkd.data.cohorts import from_ranges, ranges
 from fedkd.reporting import run_figures as draw
 from fedkd.reporting.format import as_float, count, percent, points, short
 from fedkd.reporting.page import Card, half
 from fedkd.reporting.relation_report import Relations, likeness, relations
 from fedkd.reporting.run_record import TROUBLE, Found
 from fedkd.reporting.run_tables import time_table
+from fedkd.runs.events import ClientsAsked
 
 
 def accuracy_card(found: Found) -> Card:
@@ -133,31 +134,57 @@ def partition_card(found: Found) -> Card | None:
 
 
 def presence_card(found: Found) -> Card | None:
-    """Who was there, was asked and answered; None where every round asks all clients."""
-    if not found.asked:
+    """Who was there, was asked and answered, and who counted by an old answer.
+
+    None where every round asks all clients and learns from their answers alone.
+    """
+    if not (found.asked or found.old):
         return None
     answered = {event.round: event.answered for event in found.rounds}
-    rounds = [event.round for event in found.asked]
-    ever = sorted({client for event in found.asked for client in from_ranges(event.there)})
+    everybody = range(found.run.experiment.clients)
+    known = {event.round: event for event in found.asked}
+    asked = [
+        known.get(number)
+        or ClientsAsked(
+            round=number, asked=[*everybody], wanted=len(everybody), there=ranges(everybody)
+        )
+        for number in answered
+    ]
+    rounds = list(answered)
+    ever = sorted({client for event in asked for client in from_ranges(event.there)})
     places = {client: row for row, client in enumerate(ever)}
     table = np.zeros((len(ever), len(rounds)), dtype=np.int8)
-    for column, event in enumerate(found.asked):
+    ages = np.zeros_like(table, dtype=int)
+    for column, event in enumerate(asked):
         for state, clients in enumerate(
             (from_ranges(event.there), event.asked, answered[event.round]), start=1
         ):
             table[[places[client] for client in clients if client in places], column] = state
+        for client, earlier in found.old.get(event.round, {}).items():
+            if client in places:
+                ages[places[client], column] = event.round - earlier
     silent = int((table == 2).sum())
+    old = ages[ages > 0]
+    buffered = found.run.experiment.federation.mode == "buffered"
     return Card(
         "Who was there",
         f"Of {count(len(ever), 'client')} that {'was' if len(ever) == 1 else 'were'} there at some "
-        f"time, a round asked {np.mean([len(event.asked) for event in found.asked]):.3g} on "
-        "average. Where a row is white, the client was away. "
+        f"time, a round asked {np.mean([len(event.asked) for event in asked]):.3g} on "
+        "average. Where a row is white, the client was away"
+        + (" or still busy with an earlier round. " if buffered else ". ")
         + (
-            f"{count(silent, 'time')} a client was asked and gave nothing that was used."
+            f"{count(silent, 'time')} a client was asked and gave nothing "
+            + ("in that round. " if buffered else "that was used. ")
             if silent
             else ""
+        )
+        + (
+            f"{count(len(old), 'time')} a client counted by an earlier answer, "
+            f"{old.mean():.2g} rounds old on average (in the cell: how old)."
+            if len(old)
+            else ""
         ),
-        [draw.presence_figure(ever, rounds, table)],
+        [draw.presence_figure(ever, rounds, table, ages)],
         wide=len(rounds) > 30,
     )
 

@@ -266,13 +266,17 @@ PRESENCE = {
     "there": "#dfe3e8",
     "asked, no answer": draw.PSEUDO,
     "asked and answered": draw.STUDENT,
+    "an old answer counted": "#9ccbea",
 }
 _ROWS = 60  # of more clients there is no row for each
 
 
 @draw.style()
 def presence_figure(
-    clients: Sequence[int], rounds: Sequence[int], table: NDArray[np.int8]
+    clients: Sequence[int],
+    rounds: Sequence[int],
+    table: NDArray[np.int8],
+    ages: NDArray[np.int_],
 ) -> Figure:
     """Who was there in which round; of many clients, how many.
 
@@ -280,11 +284,13 @@ def presence_figure(
         clients: Their numbers.
         rounds: Round numbers.
         table: (clients, rounds), each a place in `PRESENCE`.
+        ages: (clients, rounds), how many rounds old the answer was that counted; 0 for none.
     """
+    table = np.where(ages > 0, len(PRESENCE) - 1, table)
     width = float(np.clip(0.22 * len(rounds) + 1.6, 5.6, 14))
     many = len(clients) > _ROWS
     figure, axes = draw.canvas(width, 3.2 if many else 0.2 * len(clients) + 1.2)
-    states = list(PRESENCE.items())[1:]
+    states = list(PRESENCE.items())[1 : None if ages.any() else -1]
     if many:
         base = np.zeros(len(rounds))
         for state, (label, color) in reversed([*enumerate(states, start=1)]):
@@ -297,7 +303,8 @@ def presence_figure(
             axes,
             table,
             ListedColormap([*PRESENCE.values()]),
-            (-0.5, 3.5),
+            (-0.5, len(PRESENCE) - 0.5),
+            text=lambda row, column, _: str(ages[row, column] or ""),
             rows=[str(client) for client in clients],
             columns=[str(number) for number in rounds],
             turn=0,

@@ -16,6 +16,7 @@ from fedkd.runs.events import (
     ClientsAsked,
     EpochFinished,
     MessageCounted,
+    OldAnswersCounted,
     ReplyRefused,
     RoundFinished,
     holdout_accuracies,
@@ -49,6 +50,11 @@ class Found:
         """The cohorts of the finished rounds; none where every round asks all clients."""
         done = {event.round for event in self.rounds}
         return [event for event in self.run.events(ClientsAsked) if event.round in done]
+
+    @cached_property
+    def old(self) -> dict[int, dict[int, int]]:
+        """Round -> client -> the earlier round whose answers counted for it."""
+        return {event.round: event.clients for event in self.run.events(OldAnswersCounted)}
 
     @cached_property
     def clients(self) -> list[int]:

@@ -24,6 +24,7 @@ from fedkd.runs.events import (
     ClientsAsked,
     EpochFinished,
     MessageCounted,
+    OldAnswersCounted,
     ReplyRefused,
     RoundFinished,
 )
@@ -248,8 +249,10 @@ def test_who_was_there_is_drawn(tmp_path, clients):
         run.record(ClientsAsked(round=number, asked=asked, wanted=2, there=there))
         scores = _scores(0.5, 10)
         run.record(RoundFinished(round=number, student=scores, answered=sorted(asked)[1:]))
+    run.record(OldAnswersCounted(round=2, clients={0: 1}))
     run.record(ClientsAsked(round=3, asked=[3], wanted=1, there="3"))  # under way
     card = presence_card(Found(run))
+    assert "1 time a client counted by an earlier answer, 1 rounds old" in card.caption
     assert f"Of {clients} clients that were there at some time, a round asked 2.5" in card.caption
     assert "2 times a client was asked and gave nothing" in card.caption
     assert Found(run).clients == [0, 1, 2, 4]
@@ -257,6 +260,9 @@ def test_who_was_there_is_drawn(tmp_path, clients):
     (drawn,) = card.figures
     labels = [text.get_text() for text in drawn.axes[0].get_yticklabels()]
     assert (labels == [str(client) for client in everybody]) == (clients == 5)
+    assert "an old answer counted" in [text.get_text() for text in drawn.legends[0].get_texts()]
+    cells = [text.get_text() for text in drawn.axes[0].texts]
+    assert [cell for cell in cells if cell] == (["1"] if clients == 5 else [])
 
 
 def test_graphs_against_numpy():
