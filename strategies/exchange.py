@@ -174,7 +174,7 @@ class Exchange:
     def asked(
         self, number: int, phase: Phase, nodes: Mapping[int, int], content: RecordDict
     ) -> Iterator[Answered | None]:
-        """The same without waiting: None whenever nothing has arrived."""
+        """The same without waiting: None once messages are sent, and whenever nothing arrived."""
         for delivery in self._deliver(number, phase, nodes, content):
             records = None if delivery is None else self.content(delivery, number, phase)
             if delivery is None:
@@ -190,7 +190,7 @@ class Exchange:
     def _deliver(
         self, number: int, phase: Phase, nodes: Mapping[int, int], content: RecordDict
     ) -> Iterator[Delivery | None]:
-        """Send, count and announce what `ask` reads; None whenever nothing has arrived.
+        """Send, count and announce what `ask` reads; None as `asked` gives it.
 
         Who answers through a worker that went down is asked again: that is not the client's fault,
         and what it finished before is in its files and not done again. So is a node that was
@@ -252,6 +252,7 @@ class Exchange:
 
     def _waited_for(self, arriving: Iterator[Arrived | None]) -> Iterator[Arrived]:
         """The same, resting whenever nothing has arrived."""
+        next(arriving, None)  # the messages are sent
         for arrived in arriving:
             if arrived is None:
                 self.rest()

@@ -34,7 +34,8 @@ def exchanged(
     """Send one message per client and yield each reply as soon as it is there.
 
     Every client yields exactly one delivery. Messages are made when they are sent, so that a
-    client's time to live starts then. Nothing waits: None is yielded whenever nothing has arrived.
+    client's time to live starts then. Nothing waits: None is yielded once the first messages are
+    sent, before a reply is read, and whenever nothing has arrived.
 
     Args:
         grid: Flower's way to the nodes.
@@ -44,7 +45,9 @@ def exchanged(
     """
     waiting = list(messages.items())[::-1]
     under_way: dict[str, tuple[int, float]] = {}
+    begun = False
     while waiting or under_way:
+        unsent: list[int] = []
         while waiting and len(under_way) < window:
             client, make = waiting.pop()
             # HttpGrid iterates twice: always hand it a list.
@@ -52,7 +55,11 @@ def exchanged(
             if sent:
                 under_way[sent[0]] = (client, time.monotonic())
             else:
-                yield Delivery(client, None, 0.0)
+                unsent.append(client)
+        if not begun:
+            begun = True
+            yield None
+        yield from (Delivery(client, None, 0.0) for client in unsent)
         arrived = False
         for identity, (client, started) in list(under_way.items()):
             # One id at a time: pulling many inflates every ready reply into memory at once.

@@ -96,7 +96,11 @@ class FederatedDistillation:
 
     def _make_room(self, round_number: int) -> None:
         """Remove teachers of a simulation that take more disk than they may."""
-        gone = self._teachers.trim(round_number, self._asked) if self._teachers else []
+        gone: list[int] = []
+        if self._teachers is not None:
+            late = [client for _, client in self._late]
+            busy = self.exchange.awaited if self._buffered else set()
+            gone = self._teachers.trim(round_number, [*self._asked, *late], busy)
         if gone:
             logger.info("round %d: teachers of %d clients were removed", round_number, len(gone))
             limit = self._experiment.resources.teachers_gb
@@ -124,13 +128,22 @@ class FederatedDistillation:
         wanted = self._server.wanted(round_number)
         asked = {client: nodes[client] for client in cohort if client in nodes}
         self._asked, self._trained, self._late = list(asked), [], []
-        self._open[round_number] = self.exchange.asked(round_number, TRAIN, asked, content)
+        keep = self._experiment.federation.stale.keep
+        replies = self.exchange.asked(round_number, TRAIN, asked, content)
+        next(replies, None)  # sent before late replies are read, which may be enough for the round
+        self._open[round_number] = replies
         for number, reply in self._replies():
             facts = self.exchange.numbers(reply, number, TRAIN, *self._training_numbers())
             if facts is None:
                 continue
             if number == round_number:
                 self._trained.append(reply.client)
+            elif number < round_number - keep:
+                reason = (
+                    f"it has trained for round {number} and is ready in round {round_number}; "
+                    f"federation.stale.keep={keep} lets no answer count that long"
+                )
+                self.exchange.refuse(number, TRAIN, reply.client, reason)
             elif reply.client not in out:
                 self._late.append((number, reply.client))
             self._server.run.record(

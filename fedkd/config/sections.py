@@ -518,6 +518,12 @@ class Experiment(Section):
                 "rounds they count, for example federation.stale.keep=2"
             )
         participation = self.federation.participation
+        if (self.federation.buffer or participation.minimum) < participation.minimum:
+            raise ValueError(
+                f"federation.buffer: a round that ends with {self.federation.buffer} replies never "
+                f"has federation.participation.minimum={participation.minimum}: raise one or "
+                "lower the other"
+            )
         for key in ("minimum", "start"):
             if (getattr(participation, key) or 0) > self.clients:
                 raise ValueError(

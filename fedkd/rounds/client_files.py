@@ -117,12 +117,15 @@ class TeacherCache:
         found = (re.fullmatch(r"client-(\d+)", place.name) for place in folder.glob("client-*"))
         self._look([int(match[1]) for match in found if match], round_number)
 
-    def trim(self, round_number: int, asked: Collection[int] = ()) -> list[int]:
+    def trim(
+        self, round_number: int, asked: Collection[int] = (), busy: Collection[int] = ()
+    ) -> list[int]:
         """Make room after a round.
 
         Args:
             round_number: The round that has ended.
             asked: Clients that it asked.
+            busy: Clients that are training: they may be about to read what they go on from.
 
         Returns:
             The clients whose teachers were removed.
@@ -135,6 +138,8 @@ class TeacherCache:
                 last, size = self._kept[client]
                 if total <= self._limit or last >= round_number:
                     break
+                if client in busy:
+                    continue
                 for path, _ in self._files(client, round_number):
                     path.unlink(missing_ok=True)
                 del self._kept[client]

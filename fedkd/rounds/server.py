@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import insort
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -148,6 +149,8 @@ class Server:
         accepted = [self._checked(client, round_number, each, replies[each]) for each in asked]
         for images, knowledge in zip(asked, accepted, strict=True):
             self.run.knowledge(round_number, images).put(knowledge)
+        if round_number <= self._looked_through:  # it came late
+            insort(self._rounds_of.setdefault(client, []), round_number)
 
     def _checked(self, client: int, round_number: int, images: Images, reply: Reply) -> Knowledge:
         base = self.base(client, round_number) if images is Images.TRANSFER else 0
