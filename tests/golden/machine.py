@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 LIBRARIES = (
-    "torch", "torchvision", "numpy", "scipy", "scikit-learn", "opacus", "flwr-datasets",
+    "torch", "torchvision", "numpy", "scipy", "scikit-learn", "opacus",
 )  # fmt: skip
 
 
