@@ -9,9 +9,7 @@ from pathlib import Path
 
 import torch
 
-LIBRARIES = (
-    "torch", "torchvision", "numpy", "scipy", "scikit-learn", "opacus",
-)  # fmt: skip
+LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "opacus")
 
 
 def machine() -> str:
