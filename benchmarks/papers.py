@@ -516,6 +516,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := set(names) - set(everything):
         parser.error(f"--only: unknown {unknown.pop()}; known: {', '.join(everything)}")
     gpu = torch.cuda.is_available()
+    if not gpu:
+        torch.set_num_threads(1)  # sums in pieces are those of one call
     call = Call(
         TINY if words.tiny else Size(),
         words.state,

@@ -380,7 +380,7 @@ def test_the_distance_of_fedmd_is_the_mean_over_classes() -> None:
 
 def test_the_ensemble_is_the_mean_of_the_clients_logits(outcomes: dict[str, Outcome]) -> None:
     space = context()
-    logits = [model(network)(space.data.test.images) for network in trained_alone(space)]
+    logits = [model(network)(space.data.test.images) for network in trained_alone(space).values()]
     predictions = outcomes["one_shot_ensemble"].predictions
     assert torch.equal(predictions, torch.stack(logits).mean(dim=0))
 

@@ -247,7 +247,7 @@ def test_no_reply_ends_the_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> N
             seen += len(replies)
             with monkeypatch.context() as patch:
                 patch.setattr(driver.exchange, "send", lambda *_, r=replies: iter(r))
-                patch.setattr(driver.exchange, "deliver", lambda *_, r=replies: iter(r))
+                patch.setattr(driver.exchange, "_deliver", lambda *_, r=replies: iter(r))
                 if kind in ask:
                     ask[kind](1)
                     continue
