@@ -14,8 +14,8 @@ import torch
 from fedkd.config import Component, ConfigError, Experiment, Teachers, import_plugins
 from fedkd.config import Optimizer as OptimizerSection
 from fedkd.config import Term as LossTerm
-from fedkd.data import DATASETS, PARTITIONS, SAMPLERS, ImageSet, views
-from fedkd.data.cohorts import how_many
+from fedkd.data import DATASETS, PARTITIONS, ImageSet, views
+from fedkd.data.cohorts import Sampler, how_many
 from fedkd.data.datasets import ONE_WAY_ROUND, load_dataset
 from fedkd.data.local_shard import LocalShard, read_local_shard
 from fedkd.data.splits import FederatedData, federate
@@ -46,6 +46,7 @@ class Parts:
     objective: Objective
     fusion: list[Fusion]
     codec: Codec
+    sampler: Sampler
     release: Release | None
 
 
@@ -69,9 +70,9 @@ def check(experiment: Experiment) -> Parts:
         create(FUSIONS, rule, f"fusion.{number}") for number, rule in enumerate(experiment.fusion)
     ]
     codec = create(CODECS, experiment.federation.codec, "federation.codec")
-    check_component(
-        SAMPLERS, experiment.federation.participation.sampler, "federation.participation.sampler"
-    )
+    drawn = experiment.federation.participation.sampler
+    with _named(drawn, "federation.participation.sampler"):
+        sampler = Sampler.of(drawn.name, drawn.options)
     distillation = experiment.distillation
     objective = build_objective(
         distillation.losses, "distillation.losses", epochs=distillation.epochs
@@ -79,7 +80,7 @@ def check(experiment: Experiment) -> Parts:
     check_augmentation(experiment.teachers.augment, "teachers.augment")
     check_augmentation(distillation.augment, "distillation.augment")
     device_of(experiment)
-    return Parts(objective, fusion, codec, _release(experiment, objective))
+    return Parts(objective, fusion, codec, sampler, _release(experiment, objective))
 
 
 def build_data(

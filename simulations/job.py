@@ -96,6 +96,6 @@ def run_job(
         summary = summarise(server, seconds=session.total)
     run.write_json("summary.json", summary)
     notify("phase", round=None, phase="report")
-    write_report(run)
+    write_report(run, context.data)
     notify("done", path=str(run.path))
     return summary

@@ -51,7 +51,7 @@ TINY: dict[str, Any] = {
 @pytest.fixture
 def lean(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs measure no baselines and draw no page, which takes longer than the run."""
-    monkeypatch.setattr("simulations.job.write_report", lambda run: None)
+    monkeypatch.setattr("simulations.job.write_report", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

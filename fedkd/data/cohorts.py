@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,9 +54,26 @@ class Cohort:
     there: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """A registered sampler with its options.
+
+    Attributes:
+        name: As registered.
+        order: Turn -> the clients that may be asked, in the order in which they are.
+    """
+
+    name: str
+    order: Callable[[Turn], Iterable[int]]
+
+    @classmethod
+    def of(cls, name: str, options: Mapping[str, Any]) -> Sampler:
+        """With its options checked. Raises `ValueError` for a wrong name or option."""
+        return cls(name, partial(SAMPLERS.get(name), **SAMPLERS.check(name, options)))
+
+
 def draw_cohort(
-    sampler: str,
-    options: Mapping[str, Any],
+    sampler: Sampler,
     *,
     clients: int,
     ask: float | str,
@@ -69,8 +87,7 @@ def draw_cohort(
     """Draw the cohort of a round.
 
     Args:
-        sampler: Registered name.
-        options: Its options.
+        sampler: Puts them in order.
         clients: How many there may be.
         ask: `all`, a share (a float up to 1), or a count (an int).
         spare: Share of the wanted clients that is asked beside them.
@@ -81,25 +98,23 @@ def draw_cohort(
         elastic: Whether a share is one of those that are there, and not of all.
 
     Raises:
-        ValueError: the sampler or its options are wrong.
+        ValueError: the sampler cannot do with these clients.
     """
     wanted = clients if there is None or not elastic else len(there)
     turn = Turn(clients, how_many(ask, wanted), round_number, seed, sizes)
-    order = _order(sampler, options, turn)
+    order = _order(sampler, turn)
     present = [client for client in order if there is None or client in there]
     wanted = how_many(ask, len(present if elastic else order))
     asked = present[: wanted + round(spare * wanted)]
     return Cohort(tuple(asked), wanted, tuple(sorted(present)))
 
 
-def most_rounds(
-    sampler: str, options: Mapping[str, Any], *, clients: int, rounds: int, seed: int
-) -> int:
+def most_rounds(sampler: Sampler, *, clients: int, rounds: int, seed: int) -> int:
     """In how many of a run's rounds a client can be asked at most, whoever is there."""
     asked: Counter[int] = Counter()
     for number in range(1, rounds + 1):
         turn = Turn(clients, clients, number, seed, lambda: [1] * clients)
-        asked.update(_order(sampler, options, turn))
+        asked.update(_order(sampler, turn))
     return max(asked.values(), default=0)
 
 
@@ -110,11 +125,12 @@ def how_many(ask: float | str, total: int) -> int:
     return min(total, ask if isinstance(ask, int) else max(1, round(ask * total)))
 
 
-def _order(sampler: str, options: Mapping[str, Any], turn: Turn) -> list[int]:
-    order = list(SAMPLERS.get(sampler)(turn, **SAMPLERS.check(sampler, options)))
+def _order(sampler: Sampler, turn: Turn) -> list[int]:
+    order = list(sampler.order(turn))
     if strange := [client for client in order if not 0 <= client < turn.clients]:
         raise ValueError(
-            f"sampler {sampler!r} names client {strange[0]}: clients are 0 to {turn.clients - 1}"
+            f"sampler {sampler.name!r} names client {strange[0]}: "
+            f"clients are 0 to {turn.clients - 1}"
         )
     return order
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from fedkd.config import ConfigError, Experiment, Privacy
-from fedkd.data.cohorts import most_rounds
+from fedkd.data.cohorts import Sampler, most_rounds
 from fedkd.privacy.accounting import Steps, epsilon, noise_for
 from fedkd.privacy.dp_sgd import Mechanism
 
@@ -87,8 +87,7 @@ def _rounds(experiment: Experiment) -> int:
     sampler = experiment.federation.participation.sampler
     try:
         return most_rounds(
-            sampler.name,
-            sampler.options,
+            Sampler.of(sampler.name, sampler.options),
             clients=experiment.clients,
             rounds=experiment.rounds,
             seed=experiment.seed,

@@ -6,6 +6,7 @@ import math
 import statistics
 from pathlib import Path
 
+from fedkd.data.splits import FederatedData
 from fedkd.reporting import format as fmt
 from fedkd.reporting import page
 from fedkd.reporting import run_cards as cards
@@ -20,13 +21,17 @@ _MANY = 16  # longer tables are folded up
 _REFUSED_SHOWN = 300
 
 
-def write_report(run: RunDirectory) -> Path:
+def write_report(run: RunDirectory, data: FederatedData | None = None) -> Path:
     """Write `report.html` into the run's folder and return its path.
 
     The same run gives the same bytes. Parts that need the images are left out, and named, where
     the images cannot be loaded.
+
+    Args:
+        run: Finished or not.
+        data: Its images; None: they are loaded.
     """
-    return page.write(run.path / "report.html", make_page(Found(run)))
+    return page.write(run.path / "report.html", make_page(Found(run, data)))
 
 
 def make_page(found: Found) -> Page:

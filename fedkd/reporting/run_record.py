@@ -36,9 +36,15 @@ TROUBLE = (OSError, ValueError, RuntimeError, ImportError)
 
 @dataclass(frozen=True)
 class Found:
-    """A run that is finished, under way or failed."""
+    """A run that is finished, under way or failed.
+
+    Attributes:
+        run: Its folder.
+        given: Its images, where they are at hand.
+    """
 
     run: RunDirectory
+    given: FederatedData | None = None
 
     @cached_property
     def rounds(self) -> list[RoundFinished]:
@@ -112,6 +118,8 @@ class Found:
 
     @cached_property
     def _loaded(self) -> tuple[FederatedData | None, str | None]:
+        if self.given is not None:
+            return self.given, None
         try:
             return run_data(self.run), None
         except TROUBLE as error:

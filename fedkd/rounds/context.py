@@ -48,6 +48,7 @@ class ExperimentContext:
         parts = check(experiment)
         self.objective, self.fusion = parts.objective, parts.fusion
         self.codec, self.release = parts.codec, parts.release
+        self._sampler = parts.sampler
         #: Where relative data paths start.
         self.root = data_root(experiment, root)
         self.data: FederatedData = build_data(experiment, root, own)
@@ -177,8 +178,7 @@ class ExperimentContext:
         options = self.experiment.federation.participation
         try:
             return draw_cohort(
-                options.sampler.name,
-                options.sampler.options,
+                self._sampler,
                 clients=self.experiment.clients,
                 ask=options.ask,
                 spare=options.spare,

@@ -4,7 +4,15 @@ from typing import Any
 import pytest
 
 from fedkd.data import SAMPLERS
-from fedkd.data.cohorts import Cohort, draw_cohort, from_ranges, how_many, most_rounds, ranges
+from fedkd.data.cohorts import (
+    Cohort,
+    Sampler,
+    draw_cohort,
+    from_ranges,
+    how_many,
+    most_rounds,
+    ranges,
+)
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "schedule": {"cohorts": [[0, 1, 2], [3, 4, 5, 6], [7, 8, 9]]},
@@ -15,7 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def draw(name: str = "uniform", number: int = 1, **values: Any) -> Cohort:
     options = values.pop("options", OPTIONS.get(name, {}))
     given = {"clients": 10, "ask": 0.3, "seed": 5, "sizes": lambda: range(10, 20)}
-    return draw_cohort(name, options, round_number=number, **(given | values))
+    return draw_cohort(Sampler.of(name, options), round_number=number, **(given | values))
 
 
 @pytest.mark.parametrize("name", SAMPLERS.names())
@@ -97,7 +105,7 @@ def test_a_trace_says_who_is_there() -> None:
 
 def test_only_fixed_cohorts_bound_how_often_a_client_is_asked() -> None:
     def most(name: str) -> int:
-        return most_rounds(name, OPTIONS.get(name, {}), clients=10, rounds=7, seed=0)
+        return most_rounds(Sampler.of(name, OPTIONS.get(name, {})), clients=10, rounds=7, seed=0)
 
     assert {name: most(name) for name in SAMPLERS.names()} == {
         "round_robin": 7, "schedule": 3, "size": 7, "trace": 7, "uniform": 7,

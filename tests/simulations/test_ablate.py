@@ -103,7 +103,7 @@ def test_two_factors_make_a_table_with_gaps_where_nothing_is_finished() -> None:
 def test_an_ablation_ends_with_table_pictures_and_csv(
     ablation: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simulations.job.write_report", lambda run: None)
+    monkeypatch.setattr("simulations.job.write_report", lambda *_: None)
     grid = {"fusion": ["uniform", "entropy"], "student.model": ["cnn_tiny", "mlp"]}
     study = AblationStudy(ablation(grid, experiment={**TINY, "rounds": 1}))
     folder = StudyFolder.new(study.config)

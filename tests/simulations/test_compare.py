@@ -60,7 +60,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     BASELINES.names()
     monkeypatch.setitem(BASELINES._members, "fake", Fake)
     # The pages of fedkd's single runs are not what is tested here, and take the most time.
-    monkeypatch.setattr("simulations.job.write_report", lambda run: None)
+    monkeypatch.setattr("simulations.job.write_report", lambda *_: None)
     CALLS.clear()
 
 
