@@ -44,7 +44,6 @@ from fedkd.knowledge.extract import extract_many
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Knowledge, Teacher, fuse
 from fedkd.losses import LOSSES
-from fedkd.models.build import build_model
 from fedkd.models.network import Network
 from fedkd.privacy import dp_sgd
 from fedkd.privacy.dp_sgd import Mechanism, fit_private
@@ -86,16 +85,7 @@ def patterns(count: int, classes: int, side: int = 32, seed: int = 0) -> ImageSe
 def network(model: str, like: ImageSet, seed: int, device: str) -> Network:
     """A network for such images."""
     some = like if len(like) <= 1000 else like.subset(torch.arange(1000))
-    mean, std = some.statistics()
-    return build_model(
-        model,
-        num_classes=len(like.classes),
-        in_channels=like.shape[0],
-        image_size=like.side,
-        mean=mean,
-        std=std,
-        seed=seed,
-    ).to(device)
+    return papers.network(model, some, seed, device)
 
 
 def objective(*terms: str | tuple[str, dict[str, Any]], **when: Any) -> Objective:

@@ -171,16 +171,21 @@ class Call:
 
     def network(self, model: str, like: ImageSet, *names: object) -> Network:
         """A network for such images, its weights drawn by a name."""
-        mean, std = like.statistics()
-        return build_model(
-            model,
-            num_classes=len(like.classes),
-            in_channels=like.shape[0],
-            image_size=like.side,
-            mean=mean,
-            std=std,
-            seed=stream_seed(self.seed, *names),
-        ).to(self.device)
+        return network(model, like, stream_seed(self.seed, *names), self.device)
+
+
+def network(model: str, like: ImageSet, seed: int, device: str) -> Network:
+    """A network for such images, normalised by their statistics."""
+    mean, std = like.statistics()
+    return build_model(
+        model,
+        num_classes=len(like.classes),
+        in_channels=like.shape[0],
+        image_size=like.side,
+        mean=mean,
+        std=std,
+        seed=seed,
+    ).to(device)
 
 
 def objective(terms: Sequence[dict[str, Any]]) -> Objective:

@@ -24,8 +24,8 @@ from fedkd.rounds import Notify, silent
 from fedkd.runs.directory import RunDirectory
 from simulations.client_app import make_client_app
 from simulations.job import begun, players_of, run_job
+from strategies.workers import CLIENT_APP_RAISED
 
-CLIENT_APP_RAISED = 2  # flwr.common.constant.ErrorCode, which is not public
 RUN_ID, SERVER_NODE = 1, 1
 
 

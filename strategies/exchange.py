@@ -214,7 +214,7 @@ class Exchange:
                 client: partial(self.message, nodes[client], number, phase, content, client, group)
                 for client, group in groups.items()
             }
-            self.awaited |= nodes.keys() & set(waiting)
+            self.awaited.update(waiting)
             for sent in exchanged(self.grid, messages, deadline=self._federation.deadline):
                 if sent is None:
                     yield None

@@ -16,9 +16,9 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from strategies.messaging import Delivery
 from strategies.records import JOB, MEMBERS
+from strategies.workers import CLIENT_APP_RAISED
 
 _OUTCOME = "outcome"  # in a group's reply: how it went
-_RAISED = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION, which is not public
 
 
 def balanced(
@@ -87,5 +87,5 @@ def taken_apart(delivery: Delivery, clients: Sequence[int]) -> Iterator[Delivery
         records = found.get(str(client), RecordDict())
         outcome = records.pop(_OUTCOME, None)
         error = "no outcome in the group's reply" if outcome is None else str(outcome["error"])
-        reply: RecordDict | Error = Error(_RAISED, error) if error else records
+        reply: RecordDict | Error = Error(CLIENT_APP_RAISED, error) if error else records
         yield Delivery(client, Message(reply, reply_to=message), delivery.seconds)

@@ -191,16 +191,15 @@ class FederatedDistillation:
 
         Late ones are asked about the round they trained for; their answers count by their age.
         """
+        images = self._server.context.learning_images
         self._server.late = 0
         for number in sorted({number for number, _ in self._late}):
             late = [client for each, client in self._late if each == number]
             known = {c: self.nodes.by_client[c] for c in late if c in self.nodes.by_client}
             for reply in self.exchange.ask(number, KNOWLEDGE, known, RecordDict()):
-                images = self._server.context.learning_images
                 self._server.late += self.exchange.accept(reply, number, KNOWLEDGE, images)
         held = self._server.answered(round_number)
         asked = {c: node for c, node in self._trainers().items() if c not in held}
-        images = self._server.context.learning_images
         for reply in self.exchange.ask(round_number, KNOWLEDGE, asked, RecordDict()):
             self.exchange.accept(reply, round_number, KNOWLEDGE, images)
 

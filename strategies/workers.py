@@ -5,7 +5,7 @@ from __future__ import annotations
 from flwr.app import Message
 
 # flwr.common.constant.ErrorCode, which is not public.
-UNKNOWN, NODE_UNAVAILABLE, CLIENT_APP_CRASHED = 0, 5, 8
+UNKNOWN, CLIENT_APP_RAISED, NODE_UNAVAILABLE, CLIENT_APP_CRASHED = 0, 2, 5, 8
 
 
 def worker_lost(message: Message | None, *, simulated: bool) -> bool:
