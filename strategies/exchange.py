@@ -262,10 +262,7 @@ class Exchange:
     def _groups(self, phase: Phase, clients: Sequence[int]) -> list[list[int]]:
         """Who is asked by one message: everybody alone, but for clients that train together."""
         experiment, context = self._server.experiment, self._server.context
-        resources = experiment.resources
-        choice = resources.batch_clients
-        together = choice == "on" or (choice == "auto" and resources.client_gpus > 0)
-        if not (together and phase is TRAIN and self.simulated):
+        if not (experiment.resources.clients_together and phase is TRAIN and self.simulated):
             return [[client] for client in clients]
         architecture = experiment.teachers.model_of
         return balanced(clients, architecture, context.cost, self._workers())

@@ -415,6 +415,13 @@ class Resources(Section):
         default=False, description="the same seed gives the same student on a GPU too; slower"
     )
 
+    @property
+    def clients_together(self) -> bool:
+        """Whether simulated clients of one architecture are trained together."""
+        if self.batch_clients == "auto":
+            return self.client_gpus > 0
+        return self.batch_clients == "on"
+
 
 # The most clients of an open range: numbers that nobody uses cost next to nothing.
 _OPEN = 10_000

@@ -28,17 +28,12 @@ from torch.nn.utils.rnn import pad_sequence
 from fedkd.data.images import ImageSet
 from fedkd.data.views import augment_batch
 from fedkd.models.network import Network
-from fedkd.models.stacked import (
-    Stack,
-    architecture,
-    in_stacks,
-    write_state,
-)
+from fedkd.models.stacked import Stack, write_state
 from fedkd.privacy.clipping import ClippedSteps, Clipping, Criterion, Part
 from fedkd.privacy.model_check import static_problems
 from fedkd.privacy.noise import SecureGenerator
 from fedkd.randomness import seeded, stream_seed
-from fedkd.training.batched import RowDropout, check_lengths
+from fedkd.training.batched import RowDropout, check_lengths, train_each
 from fedkd.training.loop import check_finite, check_time
 from fedkd.training.optimizers import (
     DEFAULT_OPTIMIZER,
@@ -207,20 +202,47 @@ def fit_private_many(
         ValueError: there are more or fewer shards, seeds or regularisers than teachers.
     """
     count = len(teachers)
-    lists = {
+    secret: Sequence[int | None] = [None] * count
+    lists: dict[str, Sequence[Any]] = {
         "shards": shards,
-        "seeds": [None] * count if seeds is None else seeds,
-        "noise_seeds": [None] * count if noise_seeds is None else noise_seeds,
+        "seeds": secret if seeds is None else seeds,
+        "noise_seeds": secret if noise_seeds is None else noise_seeds,
         "regularisers": [None] * count if regularisers is None else regularisers,
     }
     check_lengths(count, lists)
     clients = [_Client(*each) for each in zip(teachers, *lists.values(), strict=True)]
-    options = _Options(mechanism, optimizer, augment, label_smoothing)
-    return in_stacks(
+    how: dict[str, Any] = {
+        "mechanism": mechanism,
+        "optimizer": optimizer,
+        "augment": augment,
+        "label_smoothing": label_smoothing,
+    }
+
+    def key(number: int) -> Hashable:
+        client = clients[number]
+        try:
+            _check(client.teacher, client.shard, mechanism, optimizer)
+        except (ValueError, RuntimeError):
+            return None  # `fit_private` raises it again
+        return client.shard.shape, id(client.regulariser)
+
+    def alone(number: int) -> None:
+        client = clients[number]
+        fit_private(
+            client.teacher,
+            client.shard,
+            **how,
+            seed=client.seed,
+            noise_seed=client.noise_seed,
+            regulariser=client.regulariser,
+        )
+
+    return train_each(
         teachers,
-        [_group(client, options, together) for client in clients],
-        lambda group: _fit_together([clients[number] for number in group], options),
-        lambda number: _fit_alone(clients[number], options),
+        key,
+        lambda group: _fit_together([clients[number] for number in group], **how),
+        alone,
+        together=together,
     )
 
 
@@ -235,52 +257,19 @@ class _Client:
     regulariser: Regulariser | None
 
 
-@dataclass(frozen=True)
-class _Options:
-    """How."""
-
-    mechanism: Mechanism
-    optimizer: Optimizer
-    augment: str
-    label_smoothing: float
-
-
-def _group(client: _Client, options: _Options, together: bool | None) -> Hashable:
-    """Clients of one group are trained together; None is trained alone."""
-    if (kind := architecture(client.teacher, together)) is None:
-        return None
-    try:
-        _check(client.teacher, client.shard, options.mechanism, options.optimizer)
-    except (ValueError, RuntimeError):
-        return None  # `fit_private` raises it again
-    return kind, client.shard.shape, id(client.regulariser)
-
-
-def _fit_alone(client: _Client, options: _Options) -> Exception | None:
-    try:
-        fit_private(
-            client.teacher,
-            client.shard,
-            options.mechanism,
-            optimizer=options.optimizer,
-            augment=options.augment,
-            label_smoothing=options.label_smoothing,
-            seed=client.seed,
-            noise_seed=client.noise_seed,
-            regulariser=client.regulariser,
-        )
-    except Exception as error:  # of one client: it is for the caller to judge
-        return error
-    return None
-
-
-def _fit_together(clients: Sequence[_Client], options: _Options) -> list[Exception | None]:
-    mechanism, regulariser = options.mechanism, clients[0].regulariser
+def _fit_together(
+    clients: Sequence[_Client],
+    mechanism: Mechanism,
+    optimizer: Optimizer,
+    augment: str,
+    label_smoothing: float,
+) -> list[Exception | None]:
+    regulariser = clients[0].regulariser
     teachers = [client.teacher for client in clients]
     device = teachers[0].mean.device
     stack = Stack(teachers, training=True)
-    optimizer = RowOptimizer(options.optimizer, stack.weights)
-    criterion = private_criterion(options.label_smoothing, regulariser)
+    stepper = RowOptimizer(optimizer, stack.weights)
+    criterion = private_criterion(label_smoothing, regulariser)
     seeds = [secrets.randbits(128) if c.seed is None else c.seed for c in clients]
     draws = [SecureGenerator(seed) for seed in seeds]
     noise = [SecureGenerator(client.noise_seed) for client in clients]
@@ -290,7 +279,7 @@ def _fit_together(clients: Sequence[_Client], options: _Options) -> list[Excepti
     for step in range(mechanism.steps):
         check_time()
         batches = [
-            _batch(client.shard, mechanism, options.augment, seed, own, step)
+            _batch(client.shard, mechanism, augment, seed, own, step)
             for client, seed, own in zip(clients, seeds, draws, strict=True)
         ]
         gradients = torch.zeros_like(stack.weights)
@@ -316,10 +305,10 @@ def _fit_together(clients: Sequence[_Client], options: _Options) -> list[Excepti
         gradients /= size
         if deviation > 0:
             gradients += torch.stack([_noise(own, stack, deviation) for own in noise]).to(gradients)
-        lr = learning_rate(options.optimizer, step, mechanism.steps)
+        lr = learning_rate(optimizer, step, mechanism.steps)
         first, second = RowOptimizer.corrections(step)
         new = gradients.new_tensor
-        optimizer.step(gradients, new(lr), (new(first), new(second)))
+        stepper.step(gradients, new(lr), (new(first), new(second)))
     errors: list[Exception | None] = []
     for row, teacher in enumerate(teachers):
         write_state(teacher, stack.row(row))

@@ -13,9 +13,10 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -69,6 +70,7 @@ SMALLER = 100
 logger = logging.getLogger(__name__)
 
 Records = list[list[list[float]]]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -156,12 +158,46 @@ def fit_many(
             fits = _Group([clients[number] for number in group], options).train()
         return [fits[number] for number in group]
 
-    return in_stacks(
+    return train_each(
         teachers,
-        [_group(client, options, together) for client in clients],
+        lambda number: _group(clients[number], options),
         train,
         lambda number: _alone(clients[number], options),
+        together=together,
     )
+
+
+def train_each(
+    teachers: Sequence[Network],
+    key: Callable[[int], Hashable],
+    train: Callable[[list[int]], Sequence[Result | Exception]],
+    alone: Callable[[int], Result],
+    *,
+    together: bool | None,
+) -> list[Result | Exception]:
+    """A result for each teacher, or the error that its training raises, which stops no other.
+
+    Args:
+        teachers: One network per client.
+        key: Number -> what teachers of one architecture must have in common beside it to be trained
+            together; None: it is trained alone.
+        train: Numbers of some teachers -> their results.
+        alone: Number -> the result of one.
+        together: Whether any are trained together; None: on accelerators.
+    """
+
+    def group(number: int) -> Hashable:
+        if (kind := architecture(teachers[number], together)) is None:
+            return None
+        return None if (own := key(number)) is None else (kind, own)
+
+    def one(number: int) -> Result | Exception:
+        try:
+            return alone(number)
+        except Exception as error:  # of one client: it is for the caller to judge
+            return error
+
+    return in_stacks(teachers, [group(number) for number in range(len(teachers))], train, one)
 
 
 def check_lengths(teachers: int, lists: Mapping[str, Sequence[object]]) -> None:
@@ -173,10 +209,8 @@ def check_lengths(teachers: int, lists: Mapping[str, Sequence[object]]) -> None:
             )
 
 
-def _group(client: _Client, options: _Options, together: bool | None) -> Hashable:
-    """Clients of one group are trained together; None is trained alone."""
-    if (kind := architecture(client.teacher, together)) is None:
-        return None
+def _group(client: _Client, options: _Options) -> Hashable:
+    """What clients that are trained together have in common; None is trained alone."""
     shard, labels = client.shard, client.shard.labels
     if labels is None or len(shard) == 0 or options.epochs < 1 or options.batch_size < 1:
         return None  # `fit` names the fault
@@ -187,27 +221,24 @@ def _group(client: _Client, options: _Options, together: bool | None) -> Hashabl
     if not is_finite(client.teacher):
         return None
     # A single image is read in evaluation mode.
-    return kind, shard.shape, len(shard.classes), len(shard) > 1
+    return shard.shape, len(shard.classes), len(shard) > 1
 
 
-def _alone(client: _Client, options: _Options) -> Fit | Exception:
-    try:
-        with _autocast(client.teacher.mean.device, options.autocast):
-            return fit(
-                client.teacher,
-                client.shard,
-                epochs=options.epochs,
-                batch_size=options.batch_size,
-                optimizer=options.optimizer,
-                augment=options.augment,
-                label_smoothing=options.label_smoothing,
-                seed=client.seed,
-                pull=client.pull,
-                phase=options.phase,
-                graphs=options.graphs,
-            )
-    except Exception as error:  # of one client: it is for the caller to judge
-        return error
+def _alone(client: _Client, options: _Options) -> Fit:
+    with _autocast(client.teacher.mean.device, options.autocast):
+        return fit(
+            client.teacher,
+            client.shard,
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            optimizer=options.optimizer,
+            augment=options.augment,
+            label_smoothing=options.label_smoothing,
+            seed=client.seed,
+            pull=client.pull,
+            phase=options.phase,
+            graphs=options.graphs,
+        )
 
 
 def _autocast(

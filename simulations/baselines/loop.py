@@ -131,9 +131,8 @@ def fresh_teachers(context: ExperimentContext) -> list[Network]:
 
 def groups(context: ExperimentContext, round_number: int) -> list[list[int]]:
     """Those asked that are trained at once: all (`resources.batch_clients`), or each alone."""
-    clients, choice = asked(context, round_number), context.experiment.resources.batch_clients
-    granted = context.experiment.resources.client_gpus > 0 and torch.cuda.is_available()
-    if choice == "on" or (choice == "auto" and granted):
+    clients = asked(context, round_number)
+    if context.experiment.resources.clients_together:
         return [clients]
     return [[client] for client in clients]
 

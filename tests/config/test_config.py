@@ -335,3 +335,16 @@ def test_a_wrong_participation_is_one_line(words: list[str], message: str) -> No
         check(make_experiment({}, words))
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "together"),
+    [
+        ([], False),
+        (["resources.client_gpus=0.5"], True),
+        (["resources.batch_clients=on"], True),
+        (["resources.client_gpus=1", "resources.batch_clients=off"], False),
+    ],
+)
+def test_who_trains_together_follows_from_the_config(words: list[str], together: bool) -> None:
+    assert make_experiment({}, words).resources.clients_together is together
