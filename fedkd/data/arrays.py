@@ -116,15 +116,15 @@ def read_npz(file: Path) -> Mapping[str, np.ndarray]:
 def labelled_sets(
     file: Path,
     arrays: Mapping[str, np.ndarray],
-    parts: Sequence[str],
+    parts: Sequence[tuple[str, str]],
     classes: tuple[str, ...] | None = None,
 ) -> list[ImageSet]:
     """Labelled images out of the arrays of one file.
 
     Args:
         file: Named in errors.
-        arrays: `x` + part and `y` + part for every part, perhaps `classes`.
-        parts: What follows x and y in the names: `[""]` or `["_train", "_test"]`.
+        arrays: The images and labels of every part, perhaps `classes`.
+        parts: How images and labels are called: `("x_train", "y_train")`.
         classes: What labels without an array `classes` mean; None: they are numbers alone. Where
             these names are numbers themselves, labels are taken by name.
 
@@ -132,8 +132,8 @@ def labelled_sets(
         ValueError: arrays that are not what they should be.
     """
     name = shown(file)
-    labels = [label_numbers(arrays[f"y{part}"], f"{name}: y{part}") for part in parts]
-    where = f"{name}: {' and '.join(f'y{part}' for part in parts)}"
+    labels = [label_numbers(arrays[y], f"{name}: {y}") for _, y in parts]
+    where = f"{name}: {' and '.join(y for _, y in parts)}"
     if "classes" in arrays:
         classes = names_in(file, arrays)
     elif classes is None:
@@ -150,8 +150,8 @@ def labelled_sets(
             ", ".join(classes[row] for row in sorted(absent)[:10]),
         )
     return [
-        image_set(f"{name}: x{part}", arrays[f"x{part}"], numbers, classes)
-        for part, numbers in zip(parts, labels, strict=True)
+        image_set(f"{name}: {x}", arrays[x], numbers, classes)
+        for (x, _), numbers in zip(parts, labels, strict=True)
     ]
 
 

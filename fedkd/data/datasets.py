@@ -166,7 +166,9 @@ def npz(root: Path | None, *, path: str) -> Pair:
     """Your own uint8 arrays in one .npz file.
 
     The file holds `x_train`, `y_train`, `x_test`, `y_test` (or `x` and `y` for those to train
-    on), or `x` and `y` alone, of which a fixed fifth per class becomes the test set. Images are
+    on), or `x` and `y` alone, of which a fixed fifth per class becomes the test set. MedMNIST's
+    files are read as they are: `train_images`, `train_labels`, `test_images`, `test_labels`;
+    `val_images` are not read, as `val/` beside `test/` in a folder. Images are
     (N, height, width), (N, height, width, channels) or (N, channels, height, width) with 1 or 3
     channels (if both readings are possible, channels are last). Labels are (N,) or (N, 1) and
     count from 0; others, such as 1 to C or record numbers, are numbered anew. An array `classes`
@@ -203,24 +205,28 @@ def npz(root: Path | None, *, path: str) -> Pair:
     return sets[0], sets[1]
 
 
-def _parts(file: Path, found: set[str]) -> list[str]:
-    """What follows x and y in the names of training and test arrays."""
-    if {"x_train", "y_train", "x_test", "y_test"} <= found:
-        parts = ["_train", "_test"]
-    elif {"x", "y", "x_test", "y_test"} <= found:
-        parts = ["", "_test"]
-    elif {"x", "y"} <= found and not {"x_test", "y_test"} & found:
-        parts = [""]
-    else:
+_TRAIN_TEST = (("x_train", "y_train"), ("x_test", "y_test"))
+# How images and labels may be called, the training images first: ours, and MedMNIST's.
+_LAYOUTS = (
+    _TRAIN_TEST,
+    (("x", "y"), ("x_test", "y_test")),
+    (("train_images", "train_labels"), ("test_images", "test_labels")),
+    (("x", "y"),),
+)
+_UNREAD = {"classes", "val_images", "val_labels"}  # `val/` beside `test/` is not read either
+
+
+def _parts(file: Path, found: set[str]) -> Sequence[tuple[str, str]]:
+    """How training and test images and their labels are called."""
+    parts = next((p for p in _LAYOUTS if {name for pair in p for name in pair} <= found), None)
+    if parts is None or (len(parts) == 1 and {"x_test", "y_test"} & found):
         raise ValueError(
-            f"{shown(file)}: expected arrays x_train, y_train, x_test, y_test (or x and y), "
+            f"{shown(file)}: expected arrays x_train, y_train, x_test, y_test (or x and y; or "
+            "train_images, train_labels, test_images, test_labels), "
             f"found {listed(sorted(found)) or 'none'}"
         )
-    read = {f"{letter}{part}" for letter in "xy" for part in parts} | {"classes"}
-    if found - read:
-        logger.warning(
-            "%s: arrays that are not read: %s", shown(file), listed(sorted(found - read))
-        )
+    if unread := found - {name for pair in parts for name in pair} - _UNREAD:
+        logger.warning("%s: arrays that are not read: %s", shown(file), listed(sorted(unread)))
     return parts
 
 
@@ -405,7 +411,7 @@ def _cifar(
         if absent:
             raise ValueError(f"{shown(file)}: misses {', '.join(absent)}")
         arrays = {key: array for key, array in arrays.items() if key != "classes"}
-        train, test = labelled_sets(file, arrays, ["_train", "_test"], classes)
+        train, test = labelled_sets(file, arrays, _TRAIN_TEST, classes)
         return train, test
     from fedkd.data.vision import datasets
 

@@ -175,7 +175,7 @@ def _from_arrays(
             f"{shown(path)}: expected arrays x and y, with all images of this node, found "
             f"{listed(sorted(arrays)) or 'none'}"
         )
-    (images,) = labelled_sets(path, arrays, [""], classes)
+    (images,) = labelled_sets(path, arrays, [("x", "y")], classes)
     return images
 
 

@@ -144,6 +144,31 @@ def test_x_and_y_may_come_with_a_test_set_and_nothing_is_left_out_in_silence(tmp
         load_dataset("npz", path=tmp_path / "b.npz")
 
 
+def medmnist(path: Path, *, labels: int = 1) -> Path:
+    """A file as MedMNIST publishes them: grey, labels (N, 1) of uint8, rare positives."""
+    parts = {"train": 20, "val": 4, "test": 8}
+    return save(
+        path,
+        **{f"{part}_images": pixels(count, 28, 28) for part, count in parts.items()},
+        **{
+            f"{part}_labels": np.tile((np.arange(count) % 4 == 3).astype(np.uint8)[:, None], labels)
+            for part, count in parts.items()
+        },
+    )
+
+
+def test_medmnists_files_are_read_as_they_are(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "fedkd.data"):
+        train, test = load_dataset("npz", path=medmnist(tmp_path / "pneumonia.npz"))
+    assert (len(train), len(test), train.shape) == (20, 8, (1, 28, 28))
+    assert train.classes == ("0", "1")
+    assert test.labels.tolist() == [0, 0, 0, 1] * 2
+    assert not caplog.text  # `val_images` are known, and left alone
+    chest = medmnist(tmp_path / "chest.npz", labels=14)
+    with pytest.raises(ValueError, match=r"chest.npz: train_labels: expected one whole number per"):
+        load_dataset("npz", path=chest)
+
+
 def test_training_and_test_labels_are_numbered_together(tmp_path):
     x = pixels(4, 4, 4)
     y, other = np.array([1, 2, 3, 1]), np.array([3, 2, 1, 1])
