@@ -12,11 +12,13 @@ from typing import Any, TypedDict, TypeVar
 import torch
 
 from fedkd.config import Component, ConfigError, Experiment, Teachers, import_plugins
+from fedkd.config import LabelNoise as LabelNoiseSection
 from fedkd.config import Optimizer as OptimizerSection
 from fedkd.config import Term as LossTerm
 from fedkd.data import DATASETS, PARTITIONS, ImageSet, views
 from fedkd.data.cohorts import Sampler, how_many
 from fedkd.data.datasets import ONE_WAY_ROUND, load_dataset
+from fedkd.data.label_noise import LabelNoise
 from fedkd.data.local_shard import LocalShard, read_local_shard
 from fedkd.data.splits import FederatedData, federate
 from fedkd.distillation.objective import Objective, Term
@@ -61,6 +63,8 @@ def check(experiment: Experiment) -> Parts:
     if experiment.data.transfer.dataset is not None:
         check_component(DATASETS, experiment.data.transfer.dataset, "data.transfer.dataset")
     check_component(PARTITIONS, experiment.data.partition, "data.partition")
+    if experiment.data.label_noise is not None:
+        build_label_noise(experiment.data.label_noise, "data.label_noise")
     for number, model in enumerate(experiment.teachers.models):
         check_model(model, f"teachers.models.{number}")
     check_model(experiment.student.model, "student.model")
@@ -140,10 +144,31 @@ def build_data(
             validation_size=data.validation,
             holdout=data.holdout,
             test_size=data.test,
+            label_noise=None
+            if data.label_noise is None
+            else build_label_noise(data.label_noise, "data.label_noise", chosen),
             seed=experiment.seed,
         )
     except ValueError as error:
         raise ConfigError(f"data: {error}") from None
+
+
+def build_label_noise(
+    section: LabelNoiseSection, where: str, root: str | Path | None = None
+) -> LabelNoise:
+    """How labels go wrong, with its file below a folder of local data; None: FEDKD_DATA.
+
+    Raises:
+        ConfigError: keys that do not go together.
+    """
+    values = section.model_dump()
+    if section.file is not None:
+        place = _folder(root or os.environ.get("FEDKD_DATA")) or Path()
+        values["file"] = place / Path(section.file).expanduser()
+    try:
+        return LabelNoise(**values)
+    except ValueError as error:
+        raise ConfigError(f"{where}.{error}") from None
 
 
 def data_root(experiment: Experiment, root: str | Path | None = None) -> Path:

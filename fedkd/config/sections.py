@@ -148,6 +148,18 @@ class Views(Section):
     refresh: bool = Field(default=True, description="new virtual views in every round")
 
 
+class LabelNoise(Section):
+    """Wrong labels among those that networks are trained on; see `fedkd.data.label_noise`."""
+
+    kind: Literal["symmetric", "asymmetric", "pair", "instance", "file"]
+    rate: float | None = Field(default=None, description="share of the labels that are drawn")
+    file: str | None = Field(
+        default=None, description="`file`: labels of all training images, below data.root"
+    )
+    key: str | None = Field(default=None, description="`file`: the array's name in an .npz")
+    clients: float = Field(default=1.0, description="share of the clients that have it")
+
+
 class Data(Section):
     """Where the images come from and who holds them."""
 
@@ -162,6 +174,9 @@ class Data(Section):
     )
     holdout: float = Field(
         default=0.1, ge=0, lt=1, description="share each client keeps for validation"
+    )
+    label_noise: LabelNoise | None = Field(
+        default=None, description="wrong labels among the private training images"
     )
     validation: int = Field(default=0, ge=0, description="labelled images held by the server")
     test: Positive | None = Field(default=None, description="test images used; default: all")
@@ -539,6 +554,11 @@ class Experiment(Section):
                 )
         if self.release is not None:
             self._releasable(self.release.name)
+        if self.data.public is not None and self.data.label_noise is not None:
+            raise ValueError(
+                "data.label_noise: the simulation puts it on the labels that it deals; with "
+                "data.public clients bring their own: leave it out"
+            )
         if self.data.public is not None and "ceiling" in self.evaluation.baselines:
             raise ValueError(
                 "evaluation.baselines: 'ceiling' trains on all private images, which "

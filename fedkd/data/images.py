@@ -22,6 +22,8 @@ class ImageSet:
         images: uint8 (N, channels, height, width).
         labels: int64 (N,), or None for an unlabelled set.
         classes: Class names in label order; its length is the number of classes.
+        true_labels: The labels before noise was put on them, to measure by and for nothing else;
+            None where `labels` are the true ones.
 
     Raises:
         ValueError: anything else; the message names the argument and the way to convert it.
@@ -30,6 +32,7 @@ class ImageSet:
     images: Tensor
     labels: Tensor | None
     classes: tuple[str, ...]
+    true_labels: Tensor | None = None
 
     def __post_init__(self) -> None:
         # The dataclass is frozen, and what is stored is what the types above promise.
@@ -65,17 +68,25 @@ class ImageSet:
         """The images at `indices`, in that order."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         labels = None if self.labels is None else self.labels[rows]
-        return replace(self, images=self.images[rows], labels=labels)
+        true = None if self.true_labels is None else self.true_labels[rows]
+        return replace(self, images=self.images[rows], labels=labels, true_labels=true)
 
     def unlabelled(self) -> ImageSet:
         """The same images without their labels."""
-        return replace(self, labels=None)
+        return replace(self, labels=None, true_labels=None)
 
     def class_counts(self) -> Tensor:
         """Examples per class, int64 (C,). Raises `ValueError` if the set is unlabelled."""
         if self.labels is None:
             raise ValueError("an unlabelled set has no class counts")
         return torch.bincount(self.labels, minlength=len(self.classes))
+
+    @property
+    def wrong_labels(self) -> float | None:
+        """Share of the labels that noise has made wrong; None where there was no noise."""
+        if self.labels is None or self.true_labels is None or not len(self):
+            return None
+        return float((self.labels != self.true_labels).double().mean())
 
     def fingerprint(self) -> str:
         """Hash of pixels and order (not of labels): equal on two machines iff the images are."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedkd.data.images import ImageSet
+from fedkd.data.label_noise import LabelNoise, with_label_noise
 from fedkd.data.labels import listed
 from fedkd.data.partitions import partition as deal
 from fedkd.data.partitions import whole_number
@@ -72,7 +73,13 @@ class FederatedData:
         """All clients' private images in one place, as no federation has them."""
         shards = [self.shard(client) for client in range(self.num_clients)]
         labels = torch.cat([shard.labels for shard in shards if shard.labels is not None])
-        return ImageSet(torch.cat([shard.images for shard in shards]), labels, self.classes)
+        true = [shard.true_labels for shard in shards if shard.true_labels is not None]
+        return ImageSet(
+            torch.cat([shard.images for shard in shards]),
+            labels,
+            self.classes,
+            torch.cat(true) if true else None,
+        )
 
     def holdout(self, client: int) -> ImageSet:
         """The labelled images that `client` keeps for its own validation; may be empty."""
@@ -89,6 +96,12 @@ class FederatedData:
                 for rows in self.shard_rows
             ]
         )
+
+    def wrong_labels(self) -> list[float | None] | None:
+        """Share of wrong labels among each client's training images; None without noise."""
+        if self.source.true_labels is None:
+            return None
+        return [self.shard(client).wrong_labels for client in range(self.num_clients)]
 
     def _known(self, client: int) -> int:
         if not 0 <= client < self.num_clients:
@@ -112,6 +125,7 @@ def federate(
     validation_size: int = 0,
     holdout: float = 0.0,
     test_size: int | None = None,
+    label_noise: LabelNoise | None = None,
     seed: int,
 ) -> FederatedData:
     """Draw transfer, validation and private images from `train`, and deal the private ones.
@@ -135,6 +149,7 @@ def federate(
         holdout: Share of every shard that its client keeps for validation, at least one image
             unless it is 0 or the shard has only one.
         test_size: Test images used; None: all.
+        label_noise: How labels that clients train on go wrong; those held out stay true.
         seed: The run's seed.
 
     Raises:
@@ -171,7 +186,9 @@ def federate(
     )
     shards, holdouts = _kept_and_held(parts, private.numpy(), holdout, seed)
     return FederatedData(
-        source=train,
+        source=train
+        if label_noise is None
+        else with_label_noise(train, shards, label_noise, seed=seed),
         shard_rows=shards,
         holdout_rows=holdouts,
         transfer=transfer,

@@ -170,6 +170,11 @@ def check_config(policy: Policy, experiment: Experiment) -> None:
     if teachers.feedback.use == "align":
         work += teachers.feedback.epochs
     _at_most("limits.epochs", limits.epochs, work)
+    if experiment.data.label_noise is not None:
+        raise PolicyRefused(
+            "data.label_noise: a node trains on the labels that it has; to put wrong ones in their "
+            "place is for simulations"
+        )
     privacy = teachers.privacy
     offered = "none" if privacy is None else privacy.mechanism
     if _STRENGTH[offered] < _STRENGTH[policy.promise.mechanism]:

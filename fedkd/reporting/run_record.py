@@ -166,6 +166,16 @@ class Found:
         return None if self.data is None else self.data.class_counts().numpy()
 
     @cached_property
+    def wrong_labels(self) -> list[float | None] | None:
+        """Share of wrong labels in each client's training; None without noise, or protected."""
+        experiment = self.run.experiment
+        if experiment.promises or experiment.data.label_noise is None:
+            return None
+        if "wrong_labels" in self.summary:
+            return list(self.summary["wrong_labels"])
+        return None if self.data is None else self.data.wrong_labels()
+
+    @cached_property
     def transfer(self) -> Record:
         """Size and bytes of the transfer set, as far as known."""
         if "transfer" in self.summary:

@@ -80,9 +80,11 @@ def results_table(found: Found) -> Table:
 
 def teachers_table(found: Found) -> Table:
     """One row for each teacher."""
-    counts, last = found.class_counts, found.last
+    counts, last, wrong = found.class_counts, found.last, found.wrong_labels
+    noise = [] if wrong is None else numbers("wrong labels")
     columns = [
-        *words("client", "model"), *numbers("images", "classes", "teacher, test"), _BAR,
+        *words("client", "model"), *numbers("images", "classes"), *noise,
+        *numbers("teacher, test"), _BAR,
         *numbers("weight"), _BAR, *numbers("student, held-out"), _BAR,
     ]  # fmt: skip
     rows = []
@@ -94,6 +96,7 @@ def teachers_table(found: Found) -> Table:
             number(None if held is None else held.sum()),
             number(None if held is None else (held > 0).sum()),
         ]
+        cells += [] if wrong is None else [percent(wrong[client])]
         for scores in (found.teachers, last and last.weights, found.holdouts):
             value = scores.get(client) if scores else None
             cells += [percent(value), Cell("", bar=math.nan if value is None else value)]

@@ -88,6 +88,8 @@ def summarise(server: Server, *, seconds: float) -> Summary:
     }
     if not experiment.promises and experiment.clients <= LISTED:
         summary["class_counts"] = counts.tolist()
+        if (wrong := data.wrong_labels()) is not None:
+            summary["wrong_labels"] = wrong
     privacy = statement(run)
     if privacy is not None:
         summary["privacy"] = privacy

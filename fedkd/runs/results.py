@@ -106,6 +106,7 @@ class Summary(TypedDict):
     hash: NotRequired[str]
     classes: list[str]
     class_counts: NotRequired[list[list[int]]]
+    wrong_labels: NotRequired[list[float | None]]
     transfer: TransferRecord
     test: NotRequired[dict[str, int]]
     student: StudentRecord

@@ -33,7 +33,7 @@ def partition(
     data = build_data(experiment)
     counts = data.class_counts()
     console = screen()
-    console.print(partition_table(counts, data.classes))
+    console.print(partition_table(counts, data.classes, data.wrong_labels()))
     console.print(
         f"transfer set: {len(data.transfer.images):,} images, "
         f"{'labelled' if data.transfer.labelled else 'unlabelled'}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -9,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedkd.reporting import table as content
+from fedkd.reporting.format import percent
 from fedkd.runs.directory import RunDirectory
 
 
@@ -49,8 +51,10 @@ def run_tables(run: RunDirectory) -> RenderableType:
     return Group(*parts)
 
 
-def partition_table(counts: Any, classes: tuple[str, ...]) -> RenderableType:
-    """Images per client (rows) and class (columns)."""
+def partition_table(
+    counts: Any, classes: tuple[str, ...], wrong: Sequence[float | None] | None = None
+) -> RenderableType:
+    """Images per client (rows) and class (columns), and the share of wrong labels if there is."""
     shown = min(len(classes), 20)
     table = Table(title="private images per client and class", title_justify="left")
     table.add_column("client", justify="right")
@@ -60,8 +64,12 @@ def partition_table(counts: Any, classes: tuple[str, ...]) -> RenderableType:
         table.add_column("…")
     table.add_column("classes", justify="right")
     table.add_column("total", justify="right")
+    if wrong is not None:
+        table.add_column("wrong labels", justify="right")
     for client, row in enumerate(counts.tolist()):
         cells = [str(n) if n else "[dim]·[/]" for n in row[:shown]]
         cells += [""] * (shown < len(classes))
-        table.add_row(str(client), *cells, str(sum(n > 0 for n in row)), f"{sum(row):,}")
+        cells += [str(sum(n > 0 for n in row)), f"{sum(row):,}"]
+        cells += [] if wrong is None else [percent(wrong[client])]
+        table.add_row(str(client), *cells)
     return table

@@ -154,7 +154,12 @@ def _put(path: Path, content: str | bytes, mode: int) -> None:
 
 
 def deployable(experiment: Experiment, plan: Plan) -> list[str]:
-    """Overrides that make an experiment fit for real nodes."""
+    """Overrides that make an experiment fit for real nodes. Raises `ConfigError` if none can."""
+    if experiment.data.label_noise is not None:
+        raise ConfigError(
+            "data.label_noise: real nodes train on the labels that they have, and refuse it; leave "
+            "it out (data.label_noise=null)"
+        )
     # Nodes come up over minutes, and come back so after a restart of the SuperLink.
     changes = [f"federation.wait={max(experiment.federation.wait, 600.0)}"]
     if plan.own_data:

@@ -136,6 +136,9 @@ HOSTILE: dict[str, tuple[str, tuple[str, ...], str]] = {
         "train", (*PRIVATE, "student.model={name: mlp, layers: 1000000}"), "models",
     ),
     "a year of training": ("train", (*PRIVATE, "teachers.epochs=100000"), "limits.epochs"),
+    "wrong labels": (
+        "train", (*PRIVATE, "data.label_noise={kind: pair, rate: 0.5}"), "data.label_noise",
+    ),
     "rounds without end": ("train", (*PRIVATE, "rounds=100000"), "limits.rounds"),
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,7 +16,9 @@ from PIL import Image
 
 from fedkd.config import ConfigError, load_config, make_config
 from fedkd.data.images import ImageSet
+from fedkd.data.label_noise import with_label_noise
 from fedkd.rounds import Interrupted, silent
+from fedkd.runs.directory import load_state
 from fedkd.runs.export import export_student, predict_files
 from fedkd.studies.central.config import DistillConfig
 from fedkd.studies.central.folder import Place
@@ -174,6 +177,15 @@ def test_a_method_changes_the_distillation_and_the_rest_is_the_studys() -> None:
             "methods={x: {name: fitnet, stage: 2}}",
             "methods.x: stage(index=2) cannot be read from teacher 0: it has",
         ),
+        ("data.label_noise={kind: pair}", "experiment.data.label_noise.rate: kind 'pair' needs"),
+        (
+            "data.label_noise={kind: pair, rate: 0.5, clients: 0.5}",
+            "experiment.data: label_noise.clients: a study has none, got 0.5; leave it out",
+        ),
+        (
+            "data.label_noise={kind: asymmetric, rate: 0.5}",
+            "experiment.data: label_noise.kind: 'asymmetric' knows the similar classes of",
+        ),
         ("resources.device=cuda:99", "resources.device: 'cuda:99' is not usable here"),
     ],
 )
@@ -185,6 +197,35 @@ def test_a_mistake_is_one_line_before_anything_is_trained(word: str, expected: s
         study(word).check()
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_everybody_learns_the_given_labels_and_the_page_counts_the_wrong_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = "data.label_noise={kind: pair, rate: 0.5}"
+    words = (*both("epochs=1"), "only=kd")
+    clean, noisy = Done(study(*words), tmp_path), Done(study(*words, noise), tmp_path)
+    assert "wrong_labels" not in clean.run()["methods"]["kd"]["seeds"]["0"]
+    found = noisy.run()
+    assert found["methods"]["kd"]["seeds"]["0"]["wrong_labels"] == 0.5
+    assert "Of the labels that it learns from 50.0 % are wrong (pair noise)." in noisy.page()
+    images = Images.load(noisy.study.config.experiment)
+    assert images.first(10, "train").true_labels is not None
+    assert images.test.true_labels is None
+
+    def absurd(*args: Any, **options: Any) -> ImageSet:
+        images = with_label_noise(*args, **options)
+        return replace(images, true_labels=torch.zeros(len(images), dtype=torch.int64))
+
+    monkeypatch.setattr("fedkd.studies.central.training.with_label_noise", absurd)
+    blind = Done(study(*words, noise), tmp_path)
+    blind.run()
+    for place in ("teachers/0/teacher.pt", "methods/kd/seed0/student.pt"):
+        weights, again, other = (
+            load_state(done.path / place)["weights"] for done in (noisy, blind, clean)
+        )
+        assert all(torch.equal(weights[key], again[key]) for key in weights)
+        assert any(not torch.equal(weights[key], other[key]) for key in weights)
 
 
 # -- a whole study ---------------------------------------------------------------------------------

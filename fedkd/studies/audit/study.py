@@ -226,8 +226,17 @@ def chosen(context: ExperimentContext, options: Options) -> int:
 
 
 def unseen(context: ExperimentContext) -> ImageSet:
-    """Labelled images that no teacher learnt: the clients' held-out parts and the test set."""
+    """Labelled images that no teacher learnt: the clients' held-out parts and the test set.
+
+    Raises `ConfigError` where they differ from those that teachers learnt in more than that.
+    """
     data = context.data
+    if context.experiment.data.label_noise is not None:
+        raise ConfigError(
+            "data.label_noise: the labels that this run's teachers learnt are partly wrong and "
+            "those of other images are right, so that wrong ones alone would tell them apart: "
+            "audit a run without it"
+        )
     held = data.source.subset(np.concatenate(data.holdout_rows))
     return joined(held, data.test)
 

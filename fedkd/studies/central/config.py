@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fedkd.config import (
     Component,
+    LabelNoise,
     NamedList,
     Optimizer,
     Positive,
@@ -31,6 +32,18 @@ class Data(Section):
     root: str | None = Field(default=None, description="folder of local data; default: FEDKD_DATA")
     train: Positive | None = Field(default=None, description="training images used; default: all")
     test: Positive | None = Field(default=None, description="test images used; default: all")
+    label_noise: LabelNoise | None = Field(
+        default=None, description="wrong labels among the training images, the same for every seed"
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Data:
+        if self.label_noise is not None and self.label_noise.clients != 1:
+            raise ValueError(
+                f"label_noise.clients: a study has none, got {self.label_noise.clients:g}; leave "
+                "it out"
+            )
+        return self
 
 
 def _sgd(value: Any) -> Any:

@@ -155,13 +155,19 @@ def _finished_teachers(found: Record) -> list[float]:
 
 def _sentence(study: DistillConfig, found: Record) -> str:
     teachers = " and ".join(row["model"] for row in found["teachers"])
-    recipe = study.experiment.distillation
+    recipe, noise = study.experiment.distillation, study.experiment.data.label_noise
+    students = [row for method in found["methods"].values() for row in method["seeds"].values()]
+    wrong = next((row["wrong_labels"] for row in students if "wrong_labels" in row), None)
+    about = ""
+    if noise is not None:
+        share = fmt.DASH if wrong is None else fmt.percent(wrong)
+        about = f" Of the labels that it learns from {share} are wrong ({noise.kind} noise)."
     return (
         f"One {found['student']} learns from {teachers} on {found['dataset']} by "
         f"{fmt.count(len(found['methods']) - 1, 'method')}, and alone. "
         f"{fmt.count(recipe.epochs, 'epoch')}, batches "
         f"of {recipe.batch_size}, {recipe.optimizer.name} at {recipe.optimizer.lr:g}, "
-        f"{recipe.augment}, {recipe.precision}; methods that change this differ."
+        f"{recipe.augment}, {recipe.precision}; methods that change this differ.{about}"
     )
 
 

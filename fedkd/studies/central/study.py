@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from fedkd.build import (
+    build_label_noise,
     build_objective,
     check_augmentation,
     check_component,
@@ -141,6 +142,8 @@ def check_names(config: DistillConfig) -> None:
     """Check names, options and files before anything is loaded. Raises `ConfigError`."""
     given = config.experiment
     check_component(DATASETS, given.data.dataset, "experiment.data.dataset")
+    if given.data.label_noise is not None:
+        build_label_noise(given.data.label_noise, "experiment.data.label_noise")
     for number, model in enumerate(given.teachers.models):
         check_model(model, f"experiment.teachers.models.{number}")
         file = given.teachers.checkpoint_of(number)

@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from fedkd.build import build_objective, build_optimizer, device_named
-from fedkd.config import Component, ConfigError
+from fedkd.build import build_label_noise, build_objective, build_optimizer, device_named
+from fedkd.config import Component, ConfigError, LabelNoise
 from fedkd.config import Term as LossTerm
 from fedkd.data.datasets import load_dataset
 from fedkd.data.images import ImageSet
+from fedkd.data.label_noise import with_label_noise
 from fedkd.distillation.batches import OnlineBatches, Statistics
 from fedkd.distillation.objective import Objective
 from fedkd.distillation.trainer import DTYPES, EpochRecord, Snapshot, distill
@@ -60,8 +62,10 @@ class Images:
             FileNotFoundError: images are missing; the message says how to get them.
         """
         data, device = given.data, device_named(given.resources.device)
-        pair = load_dataset(data.dataset.name, data.root, **data.dataset.options)
-        everything, test = _shuffled(pair[0], "train"), _shuffled(pair[1], "test")
+        everything, test = load_dataset(data.dataset.name, data.root, **data.dataset.options)
+        if data.label_noise is not None:
+            everything = _with_noise(everything, data.label_noise, data.root)
+        everything, test = _shuffled(everything, "train"), _shuffled(test, "test")
         train = _first(everything, data.train, "experiment.data.train")
         test = _first(test, data.test, "experiment.data.test")
         mean, std = train.statistics()
@@ -104,6 +108,15 @@ class Images:
             right += (network.read(images).logits.argmax(dim=1) == labels).sum()
         network.train(mode)
         return int(right) / len(self.test)
+
+
+def _with_noise(images: ImageSet, section: LabelNoise, root: str | None) -> ImageSet:
+    """With wrong labels, the same ones for every seed. Raises `ConfigError`."""
+    noise = build_label_noise(section, "experiment.data.label_noise", root)
+    try:
+        return with_label_noise(images, [np.arange(len(images))], noise, seed=0)
+    except ValueError as error:
+        raise ConfigError(f"experiment.data: {error}") from None
 
 
 def _shuffled(images: ImageSet, name: str) -> ImageSet:
@@ -314,7 +327,7 @@ class _Diary:
         self._images = images
         self._network = network
         self._notify = notify
-        self._count = len(task.images or images.train)
+        self._learnt = task.images or images.train
         self._since = time.perf_counter()
 
     def __call__(self, record: EpochRecord, snapshot: Callable[[], dict[str, Any]]) -> None:
@@ -325,7 +338,7 @@ class _Diary:
             **asdict(record),
             "accuracy": self._images.accuracy(self._network) if tested else None,
             "seconds": spent,
-            "images_per_second": self._count / spent,
+            "images_per_second": len(self._learnt) / spent,
         }
         self._task.place.add_epoch(facts)
         due = record.epoch % recipe.checkpoint_every == 0 and record.epoch < recipe.epochs
@@ -346,8 +359,10 @@ class _Diary:
         """What came out, from the record of all epochs (also those before an interruption)."""
         epochs = self._task.place.epochs()
         best = max((e for e in epochs if e["accuracy"] is not None), key=lambda e: e["accuracy"])
+        wrong = self._learnt.wrong_labels
         return {
             **self._task.facts,
+            **({} if wrong is None else {"wrong_labels": wrong}),
             "model": self._task.model.name,
             "parameters": parameter_count(self._network),
             "epochs": len(epochs),
