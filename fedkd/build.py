@@ -30,7 +30,7 @@ from fedkd.knowledge.codecs.base import Codec
 from fedkd.knowledge.kinds import Logits
 from fedkd.losses import LOSSES
 from fedkd.models import MODELS
-from fedkd.models.build import build_model, model_names
+from fedkd.models.build import build_model, model_names, peft_of
 from fedkd.models.network import Network
 from fedkd.privacy.release import RELEASES
 from fedkd.privacy.release.base import Release
@@ -388,7 +388,15 @@ def _named(component: Component, where: str, extra: tuple[str, ...] = ()) -> Ite
 
 
 def check_model(model: Component, where: str) -> None:
-    """Likewise for a model, of ours or torchvision's."""
+    """Likewise for a model, of ours or torchvision's, and what of it learns."""
+    options = dict(model.options)
+    try:
+        peft = peft_of(model.name, options)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if peft is not None:
+        _check_frozen(model, where)
+        model = Component(name=model.name, **options)
     if model.name.startswith("torchvision/"):
         if model.name not in model_names():
             raise ConfigError(
@@ -396,3 +404,15 @@ def check_model(model: Component, where: str) -> None:
             )
         return
     check_component(MODELS, model, where)
+
+
+def _check_frozen(model: Component, where: str) -> None:
+    """Refuse to freeze what is known to be drawn at random; plugins may bring weights."""
+    ours = model.name not in MODELS.names() or (
+        MODELS.get(model.name).__module__.startswith("fedkd.models")
+    )
+    if ours and "weights" not in model.options:
+        raise ConfigError(
+            f"{where}.peft: what is frozen would stay at its random weights; set {where}.weights "
+            "to a file of weights, or leave out peft"
+        )

@@ -66,6 +66,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "fedkd/privacy/release/gaussian.py",
         "fedkd/studies/audit/",
     ),
+    "peft": ("fedkd/models/peft.py",),
     "opacus": ("fedkd/privacy/clipping.py", "fedkd/privacy/accounting.py"),
     "onnx": ("fedkd/runs/export.py",),
     "onnxruntime": ("fedkd/runs/export.py",),

@@ -12,6 +12,7 @@ from fedkd.models import MODELS
 from fedkd.models.checks import normaliser, one_line
 from fedkd.models.head import find_classifier
 from fedkd.models.network import Network, declared, declared_stages, shown
+from fedkd.models.peft import Peft, adapt
 from fedkd.models.taps import evaluating, find_stages
 from fedkd.models.torchvision_models import PREFIX, torchvision_model, torchvision_names
 from fedkd.randomness import seeded
@@ -45,8 +46,10 @@ def build_model(
         mean: Per-channel mean of the pixels in [0, 1].
         std: Per-channel standard deviation of the pixels in [0, 1].
         seed: Run seed; the weights come from its stream `init/<name>` and the global
-            generators stay untouched. A ready module keeps its weights.
-        options: Keyword options of the named model.
+            generators stay untouched. A ready module keeps its weights. What `peft` freezes is
+            the same for every seed.
+        options: Keyword options of the named model, and `peft`: what of it learns (a
+            `fedkd.models.peft.Peft`, or its options).
 
     Raises:
         ValueError: unknown name or option, a model that cannot take such images, logits of
@@ -57,11 +60,13 @@ def build_model(
         hint = "; make one, e.g. Model()" if isinstance(model, type) else ""
         raise ValueError(f"model: expected a name or a torch.nn.Module, got {shown(model)}{hint}")
     name = model if isinstance(model, str) else type(model).__name__
+    options = dict(options or {})
+    peft = peft_of(name, options)
     for key, values in (("mean", mean), ("std", std)):
         if len(values) != in_channels:
             raise ValueError(f"{key}: expected {in_channels} values, got {len(values)}")
-    with seeded(seed, "init", name):
-        body = _body(model, num_classes, in_channels, image_size, options or {})
+    with seeded(seed if peft is None else 0, "init", name):
+        body = _body(model, num_classes, in_channels, image_size, options)
         parameter = next(body.parameters(), torch.empty(0))
         images = torch.zeros(2, in_channels, image_size, image_size, device=parameter.device)
         size = f"{in_channels}x{image_size}x{image_size}"
@@ -94,7 +99,22 @@ def build_model(
         final=declared(body, "final_name") or found.final,
         image_size=image_size,
     )
-    return network.to(parameter.device)
+    network.to(parameter.device)
+    if peft is not None:
+        try:
+            adapt(network, peft, seed=seed)
+        except ValueError as error:
+            raise ValueError(f"model {name!r}: peft: {error}") from None
+    return network
+
+
+def peft_of(name: str, options: dict[str, Any]) -> Peft | None:
+    """What of a model learns, taken out of its options; None: all. Raises `ValueError`."""
+    given = options.pop("peft", None)
+    try:
+        return None if given is None else Peft.of(given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model {name!r}: peft: {error}") from None
 
 
 def _body(

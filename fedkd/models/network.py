@@ -7,13 +7,18 @@ taps stage features and the pooled feature with forward hooks.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+# Where the hash of what is frozen stands in a state.
+_BASE = "base.sha256"
 
 # How far floats may leave [0, 1] by rounding.
 _ROUNDING = 1e-3
@@ -53,6 +58,10 @@ class Network(nn.Module):
         final: Name of the submodule whose *input* is the map that is averaged into the pooled
             feature; None takes `body.final_name` if declared, else there is no such map.
         image_size: Side of the images that the body was made for; None if it is not known.
+
+    Attributes:
+        base: SHA-256 of what is frozen, where only a part learns (`fedkd.models.peft`): that part
+            is then its state. None: all of it learns.
 
     Raises:
         ValueError: a named submodule does not exist, `body` is no module or a `Network` itself,
@@ -101,6 +110,78 @@ class Network(nn.Module):
                     f"(it has: {', '.join(key for key in modules if key)})"
                 )
         self._compiled: Callable[[Tensor], Outputs] | None = None
+        self.base: str | None = None
+
+    def freeze(self) -> None:
+        """From now on only what requires a gradient learns; statistics of norms stay as they are.
+
+        What is frozen may not be changed any more: its hash stands for it.
+        """
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._frozen()):
+            value = tensor.detach().cpu().contiguous()
+            digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.numpy().tobytes())
+        self.base = digest.hexdigest()
+        self.train(self.training)
+
+    def thaw(self) -> None:
+        """All of it learns again, and all of it is its state."""
+        self.base = None
+        self.requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; of a frozen part with statistics it stays evaluation."""
+        super().train(mode)
+        if self.base is not None:
+            for module in self.modules():
+                if isinstance(module, _NormBase) and module.track_running_stats:
+                    module.eval()
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """All weights and buffers; where a part is frozen, what learns and the hash of the rest."""
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        if self.base is None:
+            return state
+        own = {name: state[name] for name in self._learning()}
+        digest = torch.frombuffer(bytearray.fromhex(self.base), dtype=torch.uint8)
+        return {**own, _BASE: digest.clone()}
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Take over a state. Raises `RuntimeError` if it is not one of such a network."""
+        if self.base is None:
+            if _BASE in state_dict:
+                raise RuntimeError("these are adapters, the network has no frozen part")
+            return super().load_state_dict(state_dict, strict, assign)
+        given = dict(state_dict)
+        found = given.pop(_BASE, None)
+        if not isinstance(found, Tensor):
+            raise RuntimeError("these are no adapters: the hash of their frozen part is missing")
+        if (theirs := bytes(found.cpu().tolist()).hex()) != self.base:
+            raise RuntimeError(
+                f"these adapters belong to a frozen part with the hash {theirs[:16]}, this network "
+                f"has {self.base[:16]}: give it the weights that they were trained on"
+            )
+        wanted = set(self._learning())
+        if strict and wanted != set(given):
+            name = min(wanted ^ set(given))
+            raise RuntimeError(f"{name} {'is missing' if name in wanted else 'is unknown'}")
+        return super().load_state_dict(given, strict=False, assign=assign)
+
+    def _learning(self) -> list[str]:
+        """Names of what learns, and of the preprocessing, which depends on the images."""
+        names = [name for name, p in self.named_parameters() if p.requires_grad]
+        return ["mean", "std", *names]
+
+    def _frozen(self) -> Iterator[tuple[str, Tensor]]:
+        own = set(self._learning())
+        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+            if name not in own:
+                yield name, tensor
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, channels, h, w) or floats in [0, 1] -> normalised floats.
@@ -243,5 +324,10 @@ def _check_floats(images: Tensor) -> None:
 
 
 def parameter_count(network: nn.Module) -> int:
-    """Number of trainable parameters."""
+    """Number of parameters, frozen ones too."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def trainable_count(network: nn.Module) -> int:
+    """Number of parameters that learn."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
