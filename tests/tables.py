@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fedkd.data import DATASETS, PARTITIONS, SAMPLERS
+from fedkd.data import DATASETS, PARTITIONS, SAMPLERS, SHIFTS
 from fedkd.fusion import FUSIONS
 from fedkd.knowledge.codecs import CODECS
 from fedkd.losses import LOSSES
@@ -34,6 +34,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "Data sets": DATASETS,
     "Partitions": PARTITIONS,
     "Samplers": SAMPLERS,
+    "Domains": SHIFTS,
 }
 # Rows that stand for more than one name.
 PATTERNS = ("torchvision/<name>",)

@@ -12,5 +12,8 @@ PARTITIONS: Registry[Any] = Registry("partition", "fedkd.data")
 #: Functions `(turn, *, options) -> clients`: those that a round may ask, in the order in which they
 #: are taken.
 SAMPLERS: Registry[Any] = Registry("sampler", "fedkd.data")
+#: Functions `(images, generator, *, options) -> uint8 (N, channels, height, width)`: the pixels of
+#: images in another domain.
+SHIFTS: Registry[Any] = Registry("shift", "fedkd.data")
 
-__all__ = ["DATASETS", "PARTITIONS", "SAMPLERS", "ImageSet"]
+__all__ = ["DATASETS", "PARTITIONS", "SAMPLERS", "SHIFTS", "ImageSet"]

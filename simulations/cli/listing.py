@@ -69,7 +69,7 @@ def _family(what: str, plugins: list[str] | None, command: str) -> Registry[Any]
     """The registry that is meant, in the plural or the singular. Raises `ConfigError`."""
     from fedkd.attacks import ATTACKS
     from fedkd.config import import_plugins
-    from fedkd.data import DATASETS, PARTITIONS, SAMPLERS
+    from fedkd.data import DATASETS, PARTITIONS, SAMPLERS, SHIFTS
     from fedkd.fusion import FUSIONS
     from fedkd.io.text import nearest
     from fedkd.knowledge.codecs import CODECS
@@ -89,6 +89,7 @@ def _family(what: str, plugins: list[str] | None, command: str) -> Registry[Any]
         "datasets": DATASETS,
         "partitions": PARTITIONS,
         "samplers": SAMPLERS,
+        "shifts": SHIFTS,
     }
     singular = {"loss": "losses", **{family[:-1]: family for family in families}}
     family = families.get(singular.get(what, what))
