@@ -20,6 +20,7 @@ from fedkd.data.cohorts import Sampler, how_many
 from fedkd.data.datasets import ONE_WAY_ROUND, load_dataset
 from fedkd.data.label_noise import LabelNoise
 from fedkd.data.local_shard import LocalShard, read_local_shard
+from fedkd.data.pairs import Side, federate_pairs, read_pairs
 from fedkd.data.splits import FederatedData, federate
 from fedkd.distillation.objective import Objective, Term
 from fedkd.fusion import FUSIONS
@@ -27,7 +28,7 @@ from fedkd.fusion.base import Fusion
 from fedkd.io.text import nearest
 from fedkd.knowledge.codecs import CODECS
 from fedkd.knowledge.codecs.base import Codec
-from fedkd.knowledge.kinds import Logits
+from fedkd.knowledge.kinds import Logits, VirtualLogits
 from fedkd.losses import LOSSES
 from fedkd.models import MODELS
 from fedkd.models.build import build_model, model_names, peft_of
@@ -60,6 +61,10 @@ def check(experiment: Experiment) -> Parts:
     """
     import_plugins(experiment.plugins)
     check_component(DATASETS, experiment.data.dataset, "data.dataset")
+    for name, side in experiment.data.transfer.pairs.items():
+        check_component(DATASETS, side.dataset, f"data.transfer.pairs.{name}.dataset")
+        if side.partition is not None:
+            check_component(PARTITIONS, side.partition, f"data.transfer.pairs.{name}.partition")
     if experiment.data.transfer.dataset is not None:
         check_component(DATASETS, experiment.data.transfer.dataset, "data.transfer.dataset")
     check_component(PARTITIONS, experiment.data.partition, "data.partition")
@@ -81,10 +86,32 @@ def check(experiment: Experiment) -> Parts:
     objective = build_objective(
         distillation.losses, "distillation.losses", epochs=distillation.epochs
     )
+    if experiment.crosses_modalities:
+        check_across(objective, "distillation.losses")
     check_augmentation(experiment.teachers.augment, "teachers.augment")
     check_augmentation(distillation.augment, "distillation.augment")
     device_of(experiment)
     return Parts(objective, fusion, codec, sampler, _release(experiment, objective))
+
+
+def check_across(objective: Objective, where: str) -> None:
+    """Refuse losses that compare what two modalities have not in common. Raises `ConfigError`."""
+    for number, term in enumerate(objective.terms):
+        for kind in (*term.loss.needs, *term.loss.reads):
+            if isinstance(kind, VirtualLogits):
+                why = (
+                    "virtual views, and no view of one modality is the same transformation of "
+                    "another"
+                )
+            elif kind.of_maps:
+                why = "feature maps, whose places mean nothing in another modality"
+            else:
+                continue
+            raise ConfigError(
+                f"{where}.{number}: loss {term.name!r} compares {why} ({kind}); teachers and "
+                "student see different ones: take a loss over logits, pooled vectors or their "
+                "relations"
+            )
 
 
 def build_data(
@@ -114,6 +141,8 @@ def build_data(
                 transfer_labelled=data.transfer.labelled,
                 holdout=data.holdout,
                 seed=experiment.seed,
+                student=experiment.student.modality,
+                seen_by=experiment.modalities,
             )
         except ValueError as error:
             raise ConfigError(f"data: {error}") from None
@@ -122,6 +151,11 @@ def build_data(
             "this node brings its own images, but the experiment deals those of a data set: set "
             "data.public in its config, or take `data` out of the node config"
         )
+    noise = None
+    if data.label_noise is not None:
+        noise = build_label_noise(data.label_noise, "data.label_noise", chosen)
+    if data.transfer.pairs:
+        return _paired(experiment, place, noise)
     train, test = _load(data.dataset, place, "data.dataset")
     other = data.transfer.dataset
     if other == data.dataset:
@@ -144,9 +178,7 @@ def build_data(
             validation_size=data.validation,
             holdout=data.holdout,
             test_size=data.test,
-            label_noise=None
-            if data.label_noise is None
-            else build_label_noise(data.label_noise, "data.label_noise", chosen),
+            label_noise=noise,
             seed=experiment.seed,
         )
     except ValueError as error:
@@ -169,6 +201,42 @@ def build_label_noise(
         return LabelNoise(**values)
     except ValueError as error:
         raise ConfigError(f"{where}.{error}") from None
+
+
+def _paired(experiment: Experiment, place: Path | None, noise: LabelNoise | None) -> FederatedData:
+    """The split of paired data sets. Raises as `build_data`."""
+    data = experiment.data
+    sides, seen_by = {}, experiment.modalities
+    for name, side in data.transfer.pairs.items():
+        train, test = _load(side.dataset, place, f"data.transfer.pairs.{name}")
+        dealt = side.partition or data.partition
+        clients = tuple(client for client, seen in enumerate(seen_by) if seen == name)
+        sides[name] = Side(train, test, clients, dealt.name, dealt.options)
+    file, images = data.transfer.dataset, None
+    try:
+        if file is not None:
+            path = (place or _folder(os.environ.get("FEDKD_DATA")) or Path()) / Path(
+                str(file.options["path"])
+            ).expanduser()
+            images = read_pairs(path, {name: side.train.classes for name, side in sides.items()})
+        return federate_pairs(
+            sides,
+            student=experiment.student.modality,
+            by=data.transfer.by,
+            clients=experiment.clients,
+            transfer_size=data.transfer.size,
+            transfer_labelled=data.transfer.labelled,
+            transfer_images=images,
+            private_size=data.private,
+            validation_size=data.validation,
+            holdout=data.holdout,
+            test_size=data.test,
+            label_noise=noise,
+            seed=experiment.seed,
+        )
+    except ValueError as error:
+        key = "data.transfer.pairs" if file is None or images else "data.transfer.dataset"
+        raise ConfigError(f"{key}: {error}") from None
 
 
 def data_root(experiment: Experiment, root: str | Path | None = None) -> Path:
@@ -327,10 +395,16 @@ def device_named(name: str) -> torch.device:
 
 def mirrored(experiment: Experiment) -> list[str]:
     """What is mirrored though it shows digits or letters, a line for each key that does it."""
-    data = experiment.data
+    data, pairs = experiment.data, experiment.data.transfer.pairs
     shown = (data.transfer.dataset or data.dataset).name
+    taught = [data.dataset.name]
+    if pairs:
+        sides = [pairs[name].dataset.name for name in experiment.student.modality]
+        shown = next((name for name in sides if name in ONE_WAY_ROUND), sides[0])
+        taught = [pairs[name].dataset.name for name in dict.fromkeys(experiment.modalities)]
+    private = next((name for name in taught if name in ONE_WAY_ROUND), taught[0])
     found = {
-        "teachers.augment": (data.dataset.name, experiment.teachers.augment),
+        "teachers.augment": (private, experiment.teachers.augment),
         "distillation.augment": (shown, experiment.distillation.augment),
         "data.views.flip": (shown, "flip" if data.views.flip else "none"),
     }

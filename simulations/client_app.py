@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 from fedkd import __version__
 from fedkd.config import Experiment, import_plugins
 from fedkd.data.local_shard import LocalShard, write_private, write_public
+from fedkd.data.splits import same_transfer
 from fedkd.knowledge.query import Images
 from fedkd.knowledge.store import write_atomically
 from fedkd.privacy.policy import (
@@ -104,7 +105,7 @@ def _describe(message: Message, context: Context) -> Message:
         {
             "client": client.number,
             "partitions": int(context.node_config.get("num-partitions", 0)),
-            "fingerprint": client.context.data.transfer.fingerprint,
+            "fingerprint": client.context.data.fingerprint,
             "class_map": client.context.class_map,
             "fedkd": __version__,
         }
@@ -220,9 +221,9 @@ def _client(message: Message, context: Context, number: int | None = None) -> tu
     space = _space(job, experiment, str(root) if root else None, number, node, folder)
     if policy is not None:
         check_shared(policy, space.kinds, space.fusion, space.largest_network)
-    ours, theirs = space.data.transfer.fingerprint, job["fingerprint"]
+    ours, theirs = space.data.fingerprint, str(job["fingerprint"])
     # Asked who it is, a node answers all the same: the server then names it and its reason.
-    if ours != theirs and message.metadata.message_type != "query.describe":
+    if not same_transfer(ours, theirs) and message.metadata.message_type != "query.describe":
         raise RuntimeError(f"client {number} has transfer set {ours!r}, the server {theirs!r}")
     budgets = None if policy is None else state.parent / "budgets"
     client = Client(space, number, run, folder, policy=policy, budgets=budgets)
@@ -323,12 +324,12 @@ def _space(
             f"client {number} has no images of its own, and the experiment deals none: start the "
             "node with --node-config 'data=\"/path/of/its/images\"'"
         )
-    fits = space.data.transfer.fingerprint == job["fingerprint"] and number in range(
+    fits = same_transfer(space.data.fingerprint, str(job["fingerprint"])) and number in range(
         space.experiment.clients
     )
     if kept.public is not None and _own_state(node) and fits:
         write_private(space.data, number, kept.private)
-        write_public(space.data, kept.public, answers=False)
+        write_public(space.data, kept.public, answers=False, client=number)
     return space
 
 

@@ -119,7 +119,7 @@ class Exchange:
             "config": context.sent,
             "run": server.run.identity,
             "state": state_dir or "",
-            "fingerprint": context.data.transfer.fingerprint,
+            "fingerprint": context.data.fingerprint,
         }
         # A run that is gone on with from another working directory: its images are where they
         # were. Nodes with a state folder of their own know better (simulations/client_app.py).
@@ -264,8 +264,7 @@ class Exchange:
         experiment, context = self._server.experiment, self._server.context
         if not (experiment.resources.clients_together and phase is TRAIN and self.simulated):
             return [[client] for client in clients]
-        architecture = experiment.teachers.model_of
-        return balanced(clients, architecture, context.cost, self._workers())
+        return balanced(clients, context.architecture, context.cost, self._workers())
 
     def _is_lost(self, message: Message | None, attempt: int) -> bool:
         """Whether to ask again: any lost worker once, one that Ray restarts until it is up."""

@@ -10,6 +10,7 @@ from typing import Protocol, TypeGuard
 from flwr.app import ConfigRecord, RecordDict
 
 from fedkd.config import ConfigError
+from fedkd.data.splits import same_transfer
 from fedkd.rounds import Server
 from fedkd.runs.events import MessageCounted
 from strategies.exchange import DESCRIBE, Exchange
@@ -175,7 +176,7 @@ class Nodes:
         """Why a node that describes itself so cannot take part, or None if it can."""
         client, partitions = facts.get("client"), facts.get("partitions")
         context = self._server.context
-        fingerprint, expected = facts.get("fingerprint"), context.data.transfer.fingerprint
+        fingerprint, expected = facts.get("fingerprint"), context.data.fingerprint
         if partitions != (self._players or self._clients) and self._options.start is None:
             return f"is one of {partitions} partitions, the experiment has {self._clients} clients"
         if not self._is_client(client):
@@ -187,7 +188,7 @@ class Nodes:
                 return forged
         if client in self._known:
             return f"claims to be client {client}, as node {self._known[client]} does"
-        if fingerprint != expected:
+        if not same_transfer(str(fingerprint), expected):
             return (
                 f"has transfer set {fingerprint!r}, expected {expected!r}: check its data and "
                 "its data.root"

@@ -10,9 +10,18 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fedkd.config.messages import one_line
+from fedkd.data.cohorts import from_ranges
 
 
 class ConfigError(ValueError):
@@ -130,6 +139,31 @@ class Optimizer(Section):
         return self
 
 
+class Side(Section):
+    """What one modality shows of each sample; given as a data set alone, that is `dataset`."""
+
+    dataset: Component
+    partition: Component | None = Field(
+        default=None, description="deals its private images; default: data.partition"
+    )
+
+
+_Side = Annotated[
+    Side,
+    BeforeValidator(
+        lambda v: (
+            {"dataset": v}
+            if isinstance(v, str) or (isinstance(v, Mapping) and "dataset" not in v)
+            else v
+        )
+    ),
+]
+Modality = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+Modalities = Annotated[
+    tuple[Modality, ...], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
+]
+
+
 class Transfer(Section):
     """The common transfer set about which knowledge is shared."""
 
@@ -137,6 +171,13 @@ class Transfer(Section):
     labelled: bool = False
     dataset: Component | None = Field(
         default=None, description="another data set; default: the same one"
+    )
+    pairs: dict[Modality, _Side] = Field(
+        default={},
+        description="modality -> data set: samples are pairs, of which each client sees one side",
+    )
+    by: Literal["class", "index"] = Field(
+        default="class", description="`pairs`: at random within a class, or the same places"
     )
 
 
@@ -163,7 +204,9 @@ class LabelNoise(Section):
 class Data(Section):
     """Where the images come from and who holds them."""
 
-    dataset: Component = Component(name="digits")
+    dataset: Component = Field(
+        default=Component(name="digits"), description="not read where there are transfer.pairs"
+    )
     root: str | None = Field(default=None, description="folder of local data; default: FEDKD_DATA")
     public: str | None = Field(
         default=None, description="file below root with the public images; clients bring their own"
@@ -247,6 +290,14 @@ class Teachers(Section):
     warm_start: bool = Field(default=True, description="go on from the last round's weights")
     feedback: Feedback = Feedback()
     privacy: Privacy | None = None
+    modality: str | dict[str, str] | None = Field(
+        default=None, description="what clients see, of data.transfer.pairs: one, or by clients"
+    )
+
+    @field_validator("modality", mode="before")
+    @classmethod
+    def _by_clients(cls, value: Any) -> Any:
+        return {str(k): v for k, v in value.items()} if isinstance(value, Mapping) else value
 
     def model_of(self, client: int) -> Component:
         """Models are dealt to clients in turn."""
@@ -257,6 +308,9 @@ class Student(Section):
     """The one network that comes out."""
 
     model: Component = Component(name="cnn_small")
+    modality: Modalities = Field(
+        default=(), description="what it sees, of data.transfer.pairs: one, or several together"
+    )
 
 
 class Term(Component):
@@ -276,16 +330,19 @@ class Term(Component):
 Terms = Annotated[tuple[Term, ...], Field(min_length=1), _Listed]
 
 
+# Measured on several skews and data sets: docs/compare.md. The winners of fused labels teach best;
+# the soft terms stay light.
+_LOSSES = (
+    Term(name="ce"),
+    Term(name="dkd", alpha=1.0, beta=0.5, temperature=1.0),  # type: ignore[call-arg]
+    Term(name="vrm", weight=0.5),
+)
+
+
 class Distillation(Section):
     """How the student learns from the fused teachers."""
 
-    # Measured on several skews and data sets: docs/compare.md. The winners of fused labels teach
-    # best; the soft terms stay light.
-    losses: Terms = (
-        Term(name="ce"),
-        Term(name="dkd", alpha=1.0, beta=0.5, temperature=1.0),  # type: ignore[call-arg]
-        Term(name="vrm", weight=0.5),
-    )
+    losses: Terms = _LOSSES
     epochs: Positive = 30
     batch_size: Positive = 32
     optimizer: Optimizer = Optimizer()
@@ -525,6 +582,105 @@ class Experiment(Section):
         return self
 
     @model_validator(mode="after")
+    def _paired(self) -> Experiment:
+        """Refuse modalities that nobody shows, or nobody sees."""
+        pairs, given = self.data.transfer.pairs, self.teachers.modality
+        student = self.student.modality
+        if not pairs:
+            for key, value in (("teachers.modality", given), ("student.modality", student)):
+                if value:
+                    raise ValueError(f"{key}: needs data.transfer.pairs, which show modalities")
+            return self
+        known = ", ".join(pairs)
+        if len(pairs) < 2:
+            raise ValueError(f"data.transfer.pairs: expected two modalities or more, got {known}")
+        if self.data.dataset != Data().dataset:
+            raise ValueError(
+                f"data.dataset: {self.data.dataset.name!r} is not read, since data.transfer.pairs "
+                "name the data set of each modality; leave it out"
+            )
+        if self.data.transfer.dataset is not None and self.data.transfer.dataset.name != "npz":
+            raise ValueError(
+                f"data.transfer.dataset: pairs of their own are read from npz files with "
+                f"{', '.join(f'x_{name}' for name in pairs)}, got "
+                f"{self.data.transfer.dataset.name!r}"
+            )
+        if not given:
+            raise ValueError(
+                f"teachers.modality: say what the clients see of data.transfer.pairs ({known}): "
+                "one modality, or {0-2: ..., 3-5: ...}"
+            )
+        if not student:
+            raise ValueError(
+                f"student.modality: say what the student sees of data.transfer.pairs ({known})"
+            )
+        if len(set(student)) < len(student):
+            raise ValueError(f"student.modality: {', '.join(student)}: one is named twice")
+        for key, names in (("teachers", self._seen_by()), ("student", student)):
+            for name in names:
+                if name not in pairs:
+                    raise ValueError(f"{key}.modality: {name!r} is none of the pairs' ({known})")
+        self._crossed()
+        return self
+
+    def _seen_by(self) -> tuple[str, ...]:
+        """Each client's modality. Raises `ValueError` if that is not clear."""
+        given = self.teachers.modality
+        if not isinstance(given, dict):
+            return (given or "",) * self.clients
+        seen: dict[int, str] = {}
+        for span, name in given.items():
+            try:
+                clients = from_ranges(span.replace(" ", ""))
+            except ValueError:
+                raise ValueError(
+                    f"teachers.modality: expected clients like 0-2 or 3,5, got {span!r}"
+                ) from None
+            for client in clients:
+                if client in seen:
+                    raise ValueError(f"teachers.modality: client {client} is named twice")
+                if client >= self.clients:
+                    raise ValueError(
+                        f"teachers.modality: there is no client {client}: clients are 0 to "
+                        f"{self.clients - 1}"
+                    )
+                seen[client] = name
+        for client in range(self.clients):
+            if client not in seen:
+                raise ValueError(f"teachers.modality: client {client} sees nothing")
+        return tuple(seen[client] for client in range(self.clients))
+
+    def _crossed(self) -> None:
+        """Refuse what needs teachers and student to see the same."""
+        feedback = self.teachers.feedback.use
+        if feedback != "none" and self.crosses_modalities:
+            raise ValueError(
+                f"teachers.feedback.use: {feedback!r} shows clients' images to the student, or "
+                "gives them its weights; it sees another modality: set it to none"
+            )
+        if "ceiling" in self.evaluation.baselines and "ceiling" in self._impossible_baselines():
+            raise ValueError(
+                "evaluation.baselines: 'ceiling' trains the student on all private images, of "
+                f"which nobody has any that it sees ({' and '.join(self.student.modality)}); set "
+                "evaluation.baselines=[oracle]"
+            )
+
+    def _impossible_baselines(self) -> tuple[str, ...]:
+        student = self.student.modality
+        alone = len(student) == 1 and student[0] in self.modalities
+        return () if alone or not student else ("ceiling",)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Each client's modality; empty where all see the one data set."""
+        return self._seen_by() if self.data.transfer.pairs else ()
+
+    @property
+    def crosses_modalities(self) -> bool:
+        """Whether a teacher sees something else than the student."""
+        return any((seen,) != self.student.modality for seen in self.modalities)
+
+    @model_validator(mode="after")
     def _possible(self) -> Experiment:
         if self.teachers.feedback.use == "init" and self.student.model not in self.teachers.models:
             raise ValueError(
@@ -586,6 +742,10 @@ class Experiment(Section):
         (docs/privacy.md).
         """
         values: dict[str, Any] = {}
+        if self._impossible_baselines():
+            values["evaluation.baselines"] = ("oracle",)
+        if self.crosses_modalities:
+            values["distillation.losses"] = _LOSSES[:2]  # no virtual view is the same on both sides
         if self.promises:
             values["fusion"] = (Component(name="uniform"),)
             values["distillation.losses"] = (Term(name="ce"),)

@@ -13,7 +13,8 @@ import logging
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,9 @@ def svhn(root: Path | None) -> Pair:
 
 
 @DATASETS.register("npz")
-def npz(root: Path | None, *, path: str) -> Pair:
+def npz(
+    root: Path | None, *, path: str, side: str | None = None, groups: str | None = None
+) -> Pair:
     """Your own uint8 arrays in one .npz file.
 
     The file holds `x_train`, `y_train`, `x_test`, `y_test` (or `x` and `y` for those to train
@@ -177,6 +180,10 @@ def npz(root: Path | None, *, path: str) -> Pair:
     Args:
         root: Folder that a relative `path` starts from; default: the working directory.
         path: The file.
+        side: Of a file that shows each sample in several ways, which: its arrays are called
+            `x_SIDE`, `x_SIDE_train`, and so on; labels are those of all sides.
+        groups: Array (N,) beside `y` that says where each image comes from, for partition `group`
+            (of `y_train`: the array's name with `_train`).
     """
     file = _below(root, path)
     if file.is_dir():
@@ -190,8 +197,18 @@ def npz(root: Path | None, *, path: str) -> Pair:
             "path, x_train=..., y_train=..., x_test=..., y_test=...)"
         )
     arrays = read_npz(file)
-    parts = _parts(file, set(arrays))
+    if side is not None:
+        arrays = _of_side(file, arrays, side)
+    parts = _parts(file, set(arrays), groups)
     sets = labelled_sets(file, arrays, parts)
+    if groups is not None:
+        origin = _beside(groups, parts[0][1])
+        if origin not in arrays:
+            raise ValueError(
+                f"{shown(file)}: groups: there is no array {origin!r}, found "
+                f"{listed(sorted(arrays))}"
+            )
+        sets[0] = replace(sets[0], groups=_numbered(arrays[origin]))
     if len(sets[0].classes) < 2:
         raise ValueError(
             f"{shown(file)}: only one class, {sets[0].classes[0]}; expected two or more"
@@ -216,7 +233,32 @@ _LAYOUTS = (
 _UNREAD = {"classes", "val_images", "val_labels"}  # `val/` beside `test/` is not read either
 
 
-def _parts(file: Path, found: set[str]) -> Sequence[tuple[str, str]]:
+def _of_side(file: Path, arrays: Mapping[str, np.ndarray], side: str) -> Mapping[str, np.ndarray]:
+    """One side's pictures as `x`, and what belongs to all sides."""
+    name = f"x_{side}"
+    own = {
+        f"x{key.removeprefix(name)}": array
+        for key, array in arrays.items()
+        if key == name or key.startswith(f"{name}_")
+    }
+    if not own:
+        raise ValueError(
+            f"{shown(file)}: there is no array x_{side}, found {listed(sorted(arrays)) or 'none'}"
+        )
+    return own | {key: array for key, array in arrays.items() if not key.startswith("x")}
+
+
+def _numbered(origins: np.ndarray) -> torch.Tensor:
+    """Numbers from 0 in the order of the sorted names."""
+    return torch.from_numpy(np.unique(origins, return_inverse=True)[1].reshape(-1).astype(np.int64))
+
+
+def _beside(groups: str | None, labels: str) -> str:
+    """What the array of origins beside these labels is called: `speaker_train` by `y_train`."""
+    return f"{groups}{labels.removeprefix('y')}" if labels.startswith("y") else str(groups)
+
+
+def _parts(file: Path, found: set[str], groups: str | None = None) -> Sequence[tuple[str, str]]:
     """How training and test images and their labels are called."""
     parts = next((p for p in _LAYOUTS if {name for pair in p for name in pair} <= found), None)
     if parts is None or (len(parts) == 1 and {"x_test", "y_test"} & found):
@@ -225,7 +267,8 @@ def _parts(file: Path, found: set[str]) -> Sequence[tuple[str, str]]:
             "train_images, train_labels, test_images, test_labels), "
             f"found {listed(sorted(found)) or 'none'}"
         )
-    if unread := found - {name for pair in parts for name in pair} - _UNREAD:
+    read = {name for pair in parts for name in pair} | {_beside(groups, y) for _, y in parts}
+    if unread := found - read - _UNREAD:
         logger.warning("%s: arrays that are not read: %s", shown(file), listed(sorted(unread)))
     return parts
 

@@ -24,6 +24,7 @@ class ImageSet:
         classes: Class names in label order; its length is the number of classes.
         true_labels: The labels before noise was put on them, to measure by and for nothing else;
             None where `labels` are the true ones.
+        groups: int64 (N,), where each image comes from (a speaker, a hospital); None if unknown.
 
     Raises:
         ValueError: anything else; the message names the argument and the way to convert it.
@@ -33,11 +34,14 @@ class ImageSet:
     labels: Tensor | None
     classes: tuple[str, ...]
     true_labels: Tensor | None = None
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         # The dataclass is frozen, and what is stored is what the types above promise.
         object.__setattr__(self, "images", _pixels(self.images))
         object.__setattr__(self, "classes", class_names(self.classes))
+        if self.groups is not None and self.groups.shape != (len(self.images),):
+            raise ValueError(f"{len(self.images)} images but groups {tuple(self.groups.shape)}")
         if self.labels is None:
             return
         object.__setattr__(self, "labels", label_numbers(self.labels))
@@ -69,7 +73,10 @@ class ImageSet:
         rows = torch.as_tensor(indices, dtype=torch.int64)
         labels = None if self.labels is None else self.labels[rows]
         true = None if self.true_labels is None else self.true_labels[rows]
-        return replace(self, images=self.images[rows], labels=labels, true_labels=true)
+        groups = None if self.groups is None else self.groups[rows]
+        return replace(
+            self, images=self.images[rows], labels=labels, true_labels=true, groups=groups
+        )
 
     def unlabelled(self) -> ImageSet:
         """The same images without their labels."""

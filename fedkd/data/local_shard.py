@@ -8,8 +8,9 @@ derives what one with the whole data set derives, bit for bit.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from fedkd.data.arrays import image_set, labelled_sets, names_in, read_npz
 from fedkd.data.folders import read_folder
 from fedkd.data.images import ImageSet
 from fedkd.data.labels import label_numbers, listed
+from fedkd.data.pairs import whole
 from fedkd.data.pictures import shown
 from fedkd.data.splits import FederatedData, hold_out
 from fedkd.data.transfer import TransferSet
@@ -40,7 +42,9 @@ class LocalShard:
     public: Path | None = None
 
 
-def write_public(data: FederatedData, path: Path, *, answers: bool) -> None:
+def write_public(
+    data: FederatedData, path: Path, *, answers: bool, client: int | None = None
+) -> None:
     """Write transfer, test and validation images to one .npz file.
 
     Args:
@@ -48,21 +52,27 @@ def write_public(data: FederatedData, path: Path, *, answers: bool) -> None:
         path: The file.
         answers: Also all labels that are known, for the server. Nodes need none but those of a
             labelled transfer set.
+        client: Whose node it is: of pairs it gets its own side. None: all sides.
     """
-    transfer = data.transfer.images
-    labels = {
-        "y_transfer": data.transfer.true_labels if answers else transfer.labels,
-        "y_test": data.test.labels if answers else None,
-        "y_validation": data.validation.labels if answers else None,
-    }
-    _write(
-        path,
-        x_transfer=_channels_last(transfer),
-        x_test=_channels_last(data.test),
-        x_validation=_channels_last(data.validation),
-        classes=np.array(data.classes),
-        **{name: known.numpy() for name, known in labels.items() if known is not None},
-    )
+    sides: Mapping[str, FederatedData] = {"": data}
+    if data.sides:
+        own = None if client is None else data.seen_by[client]
+        sides = {f"_{name}": s for name, s in data.sides.items() if own in (None, name)}
+    arrays: dict[str, np.ndarray] = {}
+    for suffix, side in sides.items():
+        transfer = side.transfer.images
+        labels = {
+            "y_transfer": side.transfer.true_labels if answers else transfer.labels,
+            "y_test": side.test.labels if answers else None,
+            "y_validation": side.validation.labels if answers else None,
+        }
+        arrays |= {
+            f"x_transfer{suffix}": _channels_last(transfer),
+            f"x_test{suffix}": _channels_last(side.test),
+            f"x_validation{suffix}": _channels_last(side.validation),
+            **{f"{name}{suffix}": y.numpy() for name, y in labels.items() if y is not None},
+        }
+    _write(path, **arrays, classes=np.array(data.classes))
 
 
 def write_private(data: FederatedData, client: int, path: Path) -> None:
@@ -82,6 +92,8 @@ def read_local_shard(
     transfer_labelled: bool,
     holdout: float,
     seed: int,
+    student: Sequence[str] = (),
+    seen_by: tuple[str, ...] = (),
 ) -> FederatedData:
     """The split as seen from a machine with the public images and those of one client, or none.
 
@@ -92,6 +104,8 @@ def read_local_shard(
         transfer_labelled: Whether the student may use the labels of the transfer set.
         holdout: Share that the client keeps for validation.
         seed: The run's seed.
+        student: Of pairs, the modalities that the student sees.
+        seen_by: Of pairs, each client's modality. A client needs its own side alone.
 
     Raises:
         ValueError: files that are not what they should be, or do not fit together.
@@ -103,12 +117,46 @@ def read_local_shard(
             "`fedkd deploy init --own-data` wrote"
         )
     arrays = read_npz(public)
-    absent = {"x_transfer", "x_test", "x_validation", "classes"} - set(arrays)
+    read = partial(
+        _read_side,
+        public,
+        arrays,
+        clients=clients,
+        transfer_labelled=transfer_labelled,
+        holdout=holdout,
+        seed=seed,
+    )
+    if not seen_by:
+        return read("", own)
+    names = dict.fromkeys((*student, *seen_by))
+    if own is not None:
+        if not 0 <= own.client < clients:
+            raise ValueError(f"there is no client {own.client}: clients are 0 to {clients - 1}")
+        names = dict.fromkeys([seen_by[own.client]])
+    sides = {name: replace(read(f"_{name}", own), modality=name) for name in names}
+    return whole(sides, student, seen_by)
+
+
+def _read_side(
+    public: Path,
+    arrays: Mapping[str, np.ndarray],
+    suffix: str,
+    own: LocalShard | None,
+    *,
+    clients: int,
+    transfer_labelled: bool,
+    holdout: float,
+    seed: int,
+) -> FederatedData:
+    """One side of what `write_public` wrote, or all there is."""
+    absent = {f"x_{name}{suffix}" for name in ("transfer", "test", "validation")} | {"classes"}
+    absent -= set(arrays)
     if absent:
         raise ValueError(f"{shown(public)}: misses {', '.join(sorted(absent))}")
     classes = names_in(public, arrays)
 
     def images(name: str, *, may_be_empty: bool = False) -> ImageSet:
+        name += suffix
         labels = arrays.get(f"y_{name}")
         known = None if labels is None else label_numbers(labels, f"{shown(public)}: y_{name}")
         what = f"{shown(public)}: x_{name}"
@@ -120,7 +168,9 @@ def read_local_shard(
             f"{shown(public)}: transfer images are {common.shape}, test images {test.shape}"
         )
     if common.labels is None and transfer_labelled:
-        raise ValueError(f"{shown(public)}: the transfer images have no labels (y_transfer)")
+        raise ValueError(
+            f"{shown(public)}: the transfer images have no labels (y_transfer{suffix})"
+        )
     chosen = common if transfer_labelled else common.unlabelled()
     mean, std = chosen.statistics()
     nothing = np.empty(0, np.int64)

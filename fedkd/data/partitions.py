@@ -44,7 +44,7 @@ def partition(
 
     Args:
         name: A registered partition.
-        labels: Class of every example, (N,).
+        labels: Class of every example, (N,); for `group` where it comes from.
         clients: Number of parts.
         seed: The run's seed; the same seed gives the same parts.
         **options: Options of the partition.
@@ -199,6 +199,19 @@ def shard(labels: np.ndarray, clients: int, seed: int, *, shards_per_client: int
     shards = by_class[: len(labels) // size * size].reshape(-1, size)
     chosen = np.random.default_rng(seed).permutation(len(shards))[: shards_per_client * clients]
     return list(shards[chosen].reshape(clients, -1))
+
+
+@PARTITIONS.register("group")
+def group(labels: np.ndarray, clients: int, seed: int) -> Rows:
+    """Each client has the images of one origin: a speaker, a hospital, a camera.
+
+    Origins are the data set's `groups` (npz: option `groups`), in their order; if there are more
+    of them than clients, they are dealt in turn.
+    """
+    origins = labels.max() + 1
+    if origins < clients:
+        raise ValueError(f"there are {origins} groups")
+    return [np.flatnonzero(labels % clients == client) for client in range(clients)]
 
 
 @PARTITIONS.register("pathological")

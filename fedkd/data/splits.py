@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
@@ -39,6 +39,9 @@ class FederatedData:
         mean: Per channel, of the transfer images scaled to [0, 1]: they are public, so the
             normalisation tells nothing about private images and every machine has it.
         std: Likewise.
+        modality: What the student sees here, where clients see something else; else empty.
+        sides: Modality -> what its clients see of the same samples; empty where there is one.
+        seen_by: Each client's modality; empty where there is one.
     """
 
     source: ImageSet
@@ -49,6 +52,41 @@ class FederatedData:
     test: ImageSet
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    modality: str = ""
+    sides: Mapping[str, FederatedData] = field(default_factory=dict)
+    seen_by: tuple[str, ...] = ()
+
+    def of(self, client: int) -> FederatedData:
+        """The data as this client sees them.
+
+        Raises:
+            ValueError: there is no such client, or its side is not on this machine.
+        """
+        if not self.seen_by:
+            return self
+        seen = self.seen_by[self._known(client)]
+        if seen not in self.sides:
+            raise ValueError(
+                f"client {client} sees {seen!r}, of which this machine has nothing (it has "
+                f"{listed(sorted(self.sides))})"
+            )
+        return self.sides[seen]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the transfer set; of pairs, that of each side: `audio=...,image=...`."""
+        if not self.sides:
+            return self.transfer.fingerprint
+        found = (f"{name}={side.transfer.fingerprint}" for name, side in self.sides.items())
+        return ",".join(sorted(found))
+
+    @property
+    def test_fingerprint(self) -> str:
+        """Hash of the test images, likewise."""
+        if not self.sides:
+            return self.test.fingerprint()
+        found = (f"{name}={side.test.fingerprint()}" for name, side in self.sides.items())
+        return ",".join(sorted(found))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -62,16 +100,25 @@ class FederatedData:
 
     def shard(self, client: int) -> ImageSet:
         """The labelled images that `client` trains on."""
-        return self.source.subset(self.shard_rows[self._known(client)])
+        side = self.of(client)
+        return side.source.subset(side.shard_rows[self._known(client)])
+
+    def shard_size(self, client: int) -> int:
+        """How many those are."""
+        return len(self.of(client).shard_rows[client])
 
     def held_by(self, client: int) -> ImageSet:
         """All images of a client, held out or not, in the order of the source."""
-        rows = np.concatenate([self.shard_rows[client], self.holdout_rows[client]])
-        return self.source.subset(np.sort(rows))
+        side = self.of(client)
+        rows = np.concatenate([side.shard_rows[client], side.holdout_rows[client]])
+        return side.source.subset(np.sort(rows))
 
     def pooled(self) -> ImageSet:
-        """All clients' private images in one place, as no federation has them."""
-        shards = [self.shard(client) for client in range(self.num_clients)]
+        """All clients' private images in one place, as no federation has them.
+
+        Of several modalities, those of the student's own; none if no client has it.
+        """
+        shards = [self.source.subset(rows) for rows in self.shard_rows]
         labels = torch.cat([shard.labels for shard in shards if shard.labels is not None])
         true = [shard.true_labels for shard in shards if shard.true_labels is not None]
         return ImageSet(
@@ -83,19 +130,19 @@ class FederatedData:
 
     def holdout(self, client: int) -> ImageSet:
         """The labelled images that `client` keeps for its own validation; may be empty."""
-        return self.source.subset(self.holdout_rows[self._known(client)])
+        side = self.of(client)
+        return side.source.subset(side.holdout_rows[self._known(client)])
 
     def class_counts(self) -> Tensor:
         """Training images per client and class, int64 (clients, C); without the held-out ones."""
-        assert self.source.labels is not None
-        return torch.stack(
-            [
-                torch.bincount(
-                    self.source.labels[torch.from_numpy(rows)], minlength=len(self.classes)
-                )
-                for rows in self.shard_rows
-            ]
-        )
+        counts = []
+        for client in range(self.num_clients):
+            # Of another side that is not here nothing is known, as of other machines' clients.
+            side = self.sides.get(self.seen_by[client], self) if self.seen_by else self
+            assert side.source.labels is not None
+            rows = torch.from_numpy(side.shard_rows[client])
+            counts.append(torch.bincount(side.source.labels[rows], minlength=len(self.classes)))
+        return torch.stack(counts)
 
     def wrong_labels(self) -> list[float | None] | None:
         """Share of wrong labels among each client's training images; None without noise."""
@@ -127,6 +174,8 @@ def federate(
     test_size: int | None = None,
     label_noise: LabelNoise | None = None,
     seed: int,
+    holders: Sequence[int] | None = None,
+    transfer_rows: Tensor | None = None,
 ) -> FederatedData:
     """Draw transfer, validation and private images from `train`, and deal the private ones.
 
@@ -151,6 +200,9 @@ def federate(
         test_size: Test images used; None: all.
         label_noise: How labels that clients train on go wrong; those held out stay true.
         seed: The run's seed.
+        holders: The clients that get private images; None: all.
+        transfer_rows: The rows of `train` that are the transfer set, already drawn; None: they are
+            drawn here.
 
     Raises:
         ValueError: wrong types, too few images, or sets that do not fit together.
@@ -167,12 +219,17 @@ def federate(
         raise ValueError(
             f"partition_options: expected a dictionary of options, got {partition_options!r}"
         )
+    nobody = holders is not None and not holders
+    holders = range(clients) if holders is None else holders
+    private_size = 0 if nobody else private_size
     wanted = {
         "transfer": transfer_size if transfer_images is None else 0,
         "validation": validation_size,
-        "private": clients if private_size is None else private_size,
+        "private": len(holders) if private_size is None else private_size,
     }
-    rows = _rows(wanted, len(train), seed, all_the_rest=private_size is None)
+    rows = _rows(
+        wanted, len(train), seed, all_the_rest=private_size is None, transfer=transfer_rows
+    )
     private = rows["private"].sort().values
     if transfer_images is None:
         chosen = train.subset(rows["transfer"])
@@ -180,10 +237,18 @@ def federate(
         chosen = conform(_draw("transfer", transfer_images, transfer_size, seed), train.shape)
     transfer = _transfer_set(chosen, train.classes, labelled=transfer_labelled)
     mean, std = transfer.images.statistics()
-    assert train.labels is not None
-    parts = deal(
-        partition, train.labels[private].numpy(), clients, seed=seed, **(partition_options or {})
-    )
+    codes = train.groups if partition == "group" else train.labels
+    if codes is None:
+        raise ValueError(
+            "partition 'group': the images do not say where they come from; name an array of the "
+            "file (npz: groups)"
+        )
+    parts = [np.empty(0, np.int64)] * clients
+    if not nobody:
+        options = partition_options or {}
+        dealt = deal(partition, codes[private].numpy(), len(holders), seed=seed, **options)
+        for client, part in zip(holders, dealt, strict=True):
+            parts[client] = part
     shards, holdouts = _kept_and_held(parts, private.numpy(), holdout, seed)
     return FederatedData(
         source=train
@@ -220,8 +285,13 @@ def _kept_and_held(
 
 
 def _rows(
-    wanted: Mapping[str, int], total: int, seed: int, *, all_the_rest: bool
-) -> dict[str, torch.Tensor]:
+    wanted: Mapping[str, int],
+    total: int,
+    seed: int,
+    *,
+    all_the_rest: bool,
+    transfer: Tensor | None = None,
+) -> dict[str, Tensor]:
     """Rows of each set, drawn one after the other; the last takes `all_the_rest` if asked to."""
     if sum(wanted.values()) > total:
         listed = " + ".join(f"{count} {name}" for name, count in wanted.items() if count)
@@ -233,17 +303,36 @@ def _rows(
     for name, count in wanted.items():
         take = len(left) if all_the_rest and name == list(wanted)[-1] else count
         order = torch.randperm(len(left), generator=stream(seed, "split", name))
+        if name == "transfer" and transfer is not None:  # still all are left: rows are places
+            others = torch.ones(total, dtype=torch.bool)
+            others[transfer] = False
+            rows[name], left = transfer, others.nonzero().flatten()
+            continue
         rows[name], left = left[order[:take]], left[order[take:].sort().values]
     _check_disjoint(list(rows.values()))
     return rows
+
+
+def same_transfer(ours: str, theirs: str) -> bool:
+    """Whether a node has the server's transfer set, or of pairs the server's side of each it has.
+
+    Args:
+        ours: `FederatedData.fingerprint` of the node.
+        theirs: That of the server.
+    """
+    return set(ours.split(",")) <= set(theirs.split(","))
 
 
 def overlaps(data: FederatedData) -> dict[str, int]:
     """Count pixel-identical images across private, transfer, validation and test images.
 
     `"private/test": 3` means that three private images also occur among the test images. The
-    sets never share a row, but real data sets hold the same picture twice; that is logged.
+    sets never share a row, but real data sets hold the same picture twice; that is logged. Of
+    pairs each side is looked at: `"audio private/test": 3`.
     """
+    if data.sides:
+        counted = {name: overlaps(s) for name, s in data.sides.items()}
+        return {f"{name} {pair}": n for name, own in counted.items() for pair, n in own.items()}
     everyone = np.concatenate([*data.shard_rows, *data.holdout_rows])
     hashes = {
         "private": _pixel_hashes(data.source.images, everyone),

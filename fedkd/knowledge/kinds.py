@@ -68,11 +68,13 @@ class Kind(ABC):
         per_sample: Whether the first axis is the sample; else the kind is a `TeacherStatistic`.
         fusible: Whether fusion rules see it: the same small shape from every teacher.
         logits: Whether its last axis are logits, of which only differences mean anything.
+        of_maps: Whether it is made of feature maps, whose places two modalities do not share.
     """
 
     per_sample: ClassVar[bool] = True
     fusible: ClassVar[bool] = False
     logits: ClassVar[bool] = False
+    of_maps: ClassVar[bool] = False
 
     @abstractmethod
     def read(self, reading: Reading) -> Tensor:
@@ -188,6 +190,8 @@ class Stage(Kind):
         index: Which of the network's stages; -1 is the deepest.
     """
 
+    of_maps: ClassVar[bool] = True
+
     index: int = -1
 
     def read(self, reading: Reading) -> Tensor:
@@ -205,6 +209,8 @@ class ClassMaps(Kind):
     Attributes:
         size: Side of the grid; None keeps the map's own.
     """
+
+    of_maps: ClassVar[bool] = True
 
     size: int | None = 2
 
@@ -229,6 +235,8 @@ class FeatureStatistics(Kind):
         grid: Cells per side; 1 takes the whole map.
     """
 
+    of_maps: ClassVar[bool] = True
+
     stage: int = -1
     grid: int = 1
 
@@ -247,6 +255,8 @@ class FeatureMoments(Kind):
         stage: Which stage's map.
     """
 
+    of_maps: ClassVar[bool] = True
+
     stage: int = -1
 
     def read(self, reading: Reading) -> Tensor:
@@ -264,6 +274,8 @@ class SpectralNorms(Kind):
         stages: How many of the deepest stages.
         iterations: Steps of the power iteration.
     """
+
+    of_maps: ClassVar[bool] = True
 
     stages: int = 3
     iterations: int = 20

@@ -215,7 +215,8 @@ def _datasets(experiment: Experiment) -> Iterator[Component]:
     if experiment.data.public is not None:
         yield Component(name="public")
         return
-    yield experiment.data.dataset
+    pairs = experiment.data.transfer.pairs
+    yield from (side.dataset for side in pairs.values()) if pairs else (experiment.data.dataset,)
     if experiment.data.transfer.dataset is not None:
         yield experiment.data.transfer.dataset
 

@@ -255,7 +255,7 @@ class Client:
         shard = self.context.data.shard(self.number)
         tensors = extract(
             self._teacher(round_number),
-            self.context.images(images).images,
+            self.context.images(images, self.number).images,
             query.kinds,
             views=self.context.views(round_number) if images is Images.TRANSFER else None,
             own=shard.images,
@@ -275,7 +275,7 @@ class Client:
     def judge(self, student: Mapping[str, Tensor]) -> tuple[int, int]:
         """(right, total) of the student on this client's held-out private images."""
         holdout = self.context.data.holdout(self.number)
-        if len(holdout) == 0 or holdout.labels is None:
+        if len(holdout) == 0 or holdout.labels is None or not self._shares_the_students_eyes():
             return 0, 0
         network = self._student(student)
         if self._policy is not None:  # many students together would tell who is held
@@ -303,8 +303,15 @@ class Client:
         if saved is None:
             raise RuntimeError(f"client {self.number} has not trained a teacher yet")
         model = self.experiment.teachers.model_of(self.number)
-        teacher = self.context.network_with(model, saved.weights)
+        teacher = self.context.network_with(model, saved.weights, self.number)
         return teacher.to(self._device)
+
+    def _shares_the_students_eyes(self) -> bool:
+        """Whether the student can be shown this client's images."""
+        context = self.context
+        return context.has_student and context.data.of(self.number).modality == (
+            context.data.modality
+        )
 
     def _check_student(self, weights: Mapping[str, Tensor]) -> None:
         bad = [n for n, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]

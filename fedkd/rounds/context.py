@@ -80,7 +80,7 @@ class ExperimentContext:
                 "set data.views.refresh=false, or leave out the losses that ask for VirtualLogits"
             )
         self.class_map = class_map(self.data.classes)
-        self._fingerprints = {Images.TRANSFER: self.data.transfer.fingerprint}
+        self._fingerprints: dict[tuple[str, Images], str] = {}
         self._views: dict[tuple[int, int], Tensor] = {}
         check_leaks(experiment, self.fusion, self.kinds)
         self.plan = plan(experiment)
@@ -97,15 +97,33 @@ class ExperimentContext:
         """
         fresh = self._fresh.get((model, *names))
         if fresh is None:
-            return build_network(self.experiment, model, self.data, *names)
+            return build_network(self.experiment, model, self._seen_by(*names), *names)
         return copy.deepcopy(fresh)
 
-    def network_with(self, model: Component, weights: Mapping[str, Tensor]) -> Network:
-        """A trained network. Raises `RuntimeError` if these are not the weights of such a one."""
-        names = next((key[1:] for key in self._fresh if key[0] == model), ())
+    def network_with(
+        self, model: Component, weights: Mapping[str, Tensor], client: int | None = None
+    ) -> Network:
+        """A trained network. Raises `RuntimeError` if these are not the weights of such a one.
+
+        Args:
+            model: What it is.
+            weights: Its own.
+            client: Whose it is; None: the server's.
+        """
+        seen = self.data if client is None else self.data.of(client)
+        known = (key[1:] for key in self._fresh if key[0] == model)
+        names = next((names for names in known if self._seen_by(*names) is seen), None)
+        if names is None:
+            names = ("student",) if client is None else ("teacher", client)
         network = self.network(model, *names)
         network.load_state_dict(dict(weights))
         return network
+
+    def _seen_by(self, *names: object) -> FederatedData:
+        """The data as the network of this name sees them."""
+        if len(names) == 2 and names[0] == "teacher" and isinstance(names[1], int):
+            return self.data.of(names[1])
+        return self.data
 
     @cached_property
     def sent(self) -> bytes:
@@ -125,18 +143,22 @@ class ExperimentContext:
             base: The round whose answers about the transfer images the server holds from this
                 client; 0 for none.
         """
-        if images not in self._fingerprints:
-            self._fingerprints[images] = self.images(images).fingerprint()
-        model = self._models["teacher", self.experiment.teachers.model_of(client)]
+        asked = self.images(images, client)
+        seen = self.data.of(client)
+        if (seen.modality, images) not in self._fingerprints:
+            whole = images is Images.TRANSFER
+            found = seen.transfer.fingerprint if whole else asked.fingerprint()
+            self._fingerprints[seen.modality, images] = found
+        model = self._model(client)
         kinds = self.kinds if images is Images.TRANSFER else self.prediction_kinds
         disclose = {name for rule in self.fusion for name in rule.discloses}
         return Query(
             images=images,
             run=run,
             round=round_number,
-            fingerprint=self._fingerprints[images],
+            fingerprint=self._fingerprints[seen.modality, images],
             class_map=self.class_map,
-            num_samples=len(self.images(images)),
+            num_samples=len(asked),
             num_classes=len(self.data.classes),
             shapes={kind: model.shapes[kind] for kind in kinds},
             codec=self.codec,
@@ -149,14 +171,22 @@ class ExperimentContext:
 
     def cost(self, client: int) -> int:
         """Of training a client's teacher beside others': samples x parameters of its network."""
-        model = self._models["teacher", self.experiment.teachers.model_of(client)]
-        return len(self.data.shard_rows[client]) * model.parameters
+        return self.data.shard_size(client) * self._model(client).parameters
 
-    def images(self, images: Images) -> ImageSet:
-        """The images that a query is about."""
+    def architecture(self, client: int) -> tuple[Component, str]:
+        """What networks that train together have in common: the model, and what it sees."""
+        return self.experiment.teachers.model_of(client), self.data.of(client).modality
+
+    def _model(self, client: int) -> _Model:
+        """What is known of a client's network."""
+        return self._models["teacher", *self.architecture(client)]
+
+    def images(self, images: Images, client: int) -> ImageSet:
+        """The images that a query is about, as the client sees them."""
+        data = self.data.of(client)
         if images is Images.TRANSFER:
-            return self.data.transfer.images
-        return self.data.validation if images is Images.VALIDATION else self.data.test
+            return data.transfer.images
+        return data.validation if images is Images.VALIDATION else data.test
 
     def subset(self, round_number: int) -> np.ndarray | None:
         """Samples that clients already known are asked about in a round, sorted; None for all."""
@@ -198,7 +228,7 @@ class ExperimentContext:
                 f"{self.experiment.federation.participation.sampler.name!r} needs to know how many "
                 "images each client has, which they keep to themselves here; give them as `sizes`"
             )
-        return [len(rows) for rows in self.data.shard_rows]
+        return [self.data.shard_size(client) for client in range(self.experiment.clients)]
 
     def views(self, round_number: int) -> Callable[[int], Tensor]:
         """View number -> the transfer images under this round's virtual view."""
@@ -221,29 +251,47 @@ class ExperimentContext:
 
         return view
 
-    def _try_models(self) -> dict[tuple[str, Component], _Model]:
-        """What is known of every network that is dealt, by role and model, before training."""
+    @property
+    def has_student(self) -> bool:
+        """Whether this machine has what the student sees: a node has its own side of pairs."""
+        return not self.data.sides or self.data.modality == "+".join(
+            self.experiment.student.modality
+        )
+
+    def _try_models(self) -> dict[tuple[str, Component, str], _Model]:
+        """What is known of every network that is dealt, by role, model and modality."""
         experiment, reads = self.experiment, self.objective.reads
         both = tuple({*self.objective.needs, *reads})
-        teachers = experiment.teachers.models[: experiment.clients]
-        found: dict[tuple[str, Component], _Model] = {}
-        for rank, model in enumerate(experiment.distillation.assistants, start=1):
-            found["assistant", model] = self._tried(model, both, "assistant", rank)
-        student = experiment.student.model
-        found["student", student] = self._tried(student, reads, "student")
-        for number, model in enumerate(teachers):
-            if ("teacher", model) not in found:
-                found["teacher", model] = self._tried(model, self.kinds, "teacher", number)
+        found: dict[tuple[str, Component, str], _Model] = {}
+        seen = self.data.modality
+        if self.has_student:
+            for rank, model in enumerate(experiment.distillation.assistants, start=1):
+                found["assistant", model, seen] = self._tried(model, both, "assistant", rank)
+            student = experiment.student.model
+            found["student", student, seen] = self._tried(student, reads, "student")
+        models, seen_by = experiment.teachers.models, self.data.seen_by
+        # Where all see the same, the first clients have every network that there is.
+        for number in range(
+            experiment.clients if seen_by else min(len(models), experiment.clients)
+        ):
+            if seen_by and seen_by[number] not in self.data.sides:
+                continue
+            model, seen = self.architecture(number)
+            if ("teacher", model, seen) not in found:
+                found["teacher", model, seen] = self._tried(model, self.kinds, "teacher", number)
         return found
 
     def _tried(self, model: Component, kinds: tuple[Kind, ...], *names: object) -> _Model:
         """Try a network on images as these, and keep it untrained. Raises `ConfigError`."""
-        experiment, data = self.experiment, self.data
+        experiment, data = self.experiment, self._seen_by(*names)
         fresh = self._fresh[(model, *names)] = build_network(experiment, model, data, *names)
         network = copy.deepcopy(fresh)
         teaches = names[0] == "teacher"
         section = "teachers" if teaches else "distillation"
-        where = f"teachers.models.{names[1]}" if teaches else _KEYS[str(names[0])]
+        where = _KEYS.get(str(names[0]), "")
+        if teaches:
+            assert isinstance(names[1], int)
+            where = f"teachers.models.{names[1] % len(experiment.teachers.models)}"
         size = (experiment.teachers if teaches else experiment.distillation).batch_size
         privacy = experiment.teachers.privacy if teaches else None
         shape, classes = data.test.shape, len(data.classes)
@@ -264,19 +312,24 @@ class ExperimentContext:
 
     def _rehearse(self) -> None:
         """Whether every loss learns from single images. Raises `ConfigError`."""
-        transfer = self.data.transfer.images
-        images = transfer.subset(torch.arange(min(4, len(transfer))))
+        if not self.has_student:
+            return
+        few = torch.arange(min(4, len(self.data.transfer)))
+        images = self.data.transfer.images.subset(few)
 
         def views(_number: int) -> Tensor:
             return images.images.flip(3)
 
-        knowledge = [
-            Knowledge(
-                Teacher(number),
-                extract(self.network(model), images.images, self.objective.needs, views=views),
+        needs, models = self.objective.needs, self.experiment.teachers.models
+        knowledge = []
+        for number, model in enumerate(models):
+            # More models than clients are tried too, as if the first client had them.
+            shown = self.data.of(number if number < self.experiment.clients else 0)
+            network = build_network(self.experiment, model, shown)
+            pictures = shown.transfer.images.subset(few).images
+            knowledge.append(
+                Knowledge(Teacher(number), extract(network, pictures, needs, views=views))
             )
-            for number, model in enumerate(self.experiment.teachers.models)
-        ]
         fused = fuse(Bank.of(knowledge), [], labels=images.labels)
         batches = TransferBatches(images.images, fused, views=views, batch_size=1)
         student = self.network(self.experiment.student.model, "student")

@@ -54,7 +54,7 @@ def summarise(server: Server, *, seconds: float) -> Summary:
         "transfer": {
             "size": len(data.transfer.images),
             "labelled": data.transfer.labelled,
-            "fingerprint": data.transfer.fingerprint,
+            "fingerprint": data.fingerprint,
             "bytes": data.transfer.images.images.numel(),
         },
         "test": {"size": len(data.test)},

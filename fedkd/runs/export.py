@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from fedkd.build import data_root
 from fedkd.config import ConfigError
+from fedkd.data.pairs import read_pairs, stacked
 from fedkd.data.pictures import SUFFIXES, read_picture, shown
 from fedkd.data.splits import FederatedData
+from fedkd.data.transfer import conform
 from fedkd.io.extras import extra
 from fedkd.models.network import Network
 from fedkd.runs.directory import RunDirectory, State
@@ -36,6 +38,7 @@ class Trained:
         about: What an exported file says of it.
         folder: Where it lies.
         test_images: Gives its test images; raises where they are not at hand.
+        together: Of a student that sees several modalities at once, the shape of each.
     """
 
     network: Network
@@ -44,11 +47,13 @@ class Trained:
     about: Mapping[str, Any]
     folder: Path
     test_images: Callable[[], Tensor]
+    together: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: RunDirectory) -> Trained:
         """A run's. Raises `ConfigError` if it has none yet, or one of its files is damaged."""
         signature = signature_of(run)
+        together = signature.together or {}
         return cls(
             _load(run, signature),
             signature.classes,
@@ -57,6 +62,7 @@ class Trained:
             signature.model_dump(mode="json", exclude={"root", "plugins"}),
             run.path,
             lambda: run_data(run).test.images,
+            {n: together[n].shape for n in signature.modality if n in together},
         )
 
 
@@ -126,7 +132,8 @@ def predict_files(
     """The student's most probable classes of picture files, best first.
 
     Pictures are read by the function that reads training folders: upright, in the channels and
-    the size that the student was trained on, without regard to their aspect ratio.
+    the size that the student was trained on, without regard to their aspect ratio. A student that
+    sees several modalities at once takes .npz files with `x_MODALITY` of each, a row a sample.
 
     Args:
         run: The run, or another student.
@@ -147,21 +154,21 @@ def predict_files(
 def _predictions(
     student: Trained, files: Iterable[Path], top: int, on_error: Callable[[str], None] | None
 ) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
-    channels, height, width = student.shape
     for place in files:
         try:
-            found = _pictures(Path(place))
-        except ValueError as error:
+            found = _pairs(Path(place), student) if student.together else _pictures(Path(place))
+        except (ValueError, FileNotFoundError) as error:
             _say(error, on_error)
             continue
         for file in found:
             try:
-                pixels = read_picture(file, channels=channels, height=height, width=width)
+                pixels = file[1] if isinstance(file, tuple) else _read(file, student.shape)
             except ValueError as error:
                 _say(error, on_error)
                 continue
+            file = file[0] if isinstance(file, tuple) else file
             with torch.no_grad():
-                logits = student.network(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
+                logits = student.network(pixels[None])[0]
             if not logits.isfinite().all():
                 raise RuntimeError(
                     f"the student's logits for {file} are not finite: its weights are not usable"
@@ -171,7 +178,29 @@ def _predictions(
             yield file, [(student.classes[index], value) for index, value in pairs]
 
 
-def _say(error: ValueError, on_error: Callable[[str], None] | None) -> None:
+def _read(file: Path, shape: tuple[int, int, int]) -> Tensor:
+    channels, height, width = shape
+    pixels = read_picture(file, channels=channels, height=height, width=width)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _pairs(place: Path, student: Trained) -> list[tuple[Path, Tensor]]:
+    """Samples of a file of pairs, each called FILE[row]. Raises `ValueError`."""
+    names = " and ".join(student.together)
+    if place.suffix != ".npz":
+        raise ValueError(
+            f"{shown(place)}: the student sees {names} together: expected an .npz file with "
+            + ", ".join(f"x_{name}" for name in student.together)
+        )
+    sets = read_pairs(place, dict.fromkeys(student.together, student.classes))
+    fitting = [conform(sets[name], shape) for name, shape in student.together.items()]
+    return [
+        (place.with_name(f"{place.name}[{row}]"), pixels)
+        for row, pixels in enumerate(stacked(fitting).images)
+    ]
+
+
+def _say(error: Exception, on_error: Callable[[str], None] | None) -> None:
     if on_error is None:
         raise ConfigError(str(error)) from None
     on_error(str(error))

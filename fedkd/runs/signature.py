@@ -44,6 +44,17 @@ class Pictures(Section):
     filter: str = "bilinear"
     background: str = "white"
 
+    @classmethod
+    def of(cls, shape: tuple[int, int, int]) -> Pictures:
+        """Those of a shape (channels, height, width)."""
+        channels, height, width = shape
+        return cls(channels=channels, height=height, width=width)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return self.channels, self.height, self.width
+
 
 class Signature(Section):
     """Inputs, outputs and networks of a run.
@@ -58,6 +69,9 @@ class Signature(Section):
         std: Per-channel standard deviation of the pixels in [0, 1].
         transfer: Fingerprint of the transfer set, from which mean and std come.
         test: Fingerprint of the test images.
+        modality: What the student sees, where clients see different things.
+        together: Of a student that sees several, the pictures of each, which are channels on top of
+            each other in this order.
         root: Folder that relative data paths started from, on the machine of the run.
         plugins: The config's plugins, and the file that each came from.
     """
@@ -71,23 +85,28 @@ class Signature(Section):
     std: tuple[float, ...]
     transfer: str
     test: str
+    modality: tuple[str, ...] = ()
+    together: dict[str, Pictures] | None = None
     root: str
     plugins: dict[str, str]
 
     @classmethod
     def of(cls, experiment: Experiment, data: FederatedData, root: Path) -> Signature:
         """That of an experiment on this machine."""
-        channels, height, width = data.test.shape
+        pictures, names = Pictures.of(data.test.shape), experiment.student.modality
+        several = names if len(names) > 1 else ()
         modules = {name: sys.modules.get(name) for name in experiment.plugins}
         return cls(
             student=experiment.student.model,
             assistants=experiment.distillation.assistants,
             classes=data.classes,
-            pictures=Pictures(channels=channels, height=height, width=width),
+            pictures=pictures,
             mean=data.mean,
             std=data.std,
-            transfer=data.transfer.fingerprint,
-            test=data.test.fingerprint(),
+            transfer=data.fingerprint,
+            test=data.test_fingerprint,
+            modality=names,
+            together={n: Pictures.of(data.sides[n].test.shape) for n in several} or None,
             root=str(root),
             plugins={n: str(getattr(m, "__file__", None) or "") for n, m in modules.items()},
         )
@@ -95,7 +114,7 @@ class Signature(Section):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the images."""
-        return self.pictures.channels, self.pictures.height, self.pictures.width
+        return self.pictures.shape
 
     def network(self, model: Component, run: RunDirectory) -> Network:
         """An untrained network for these images and classes.
@@ -186,12 +205,12 @@ def check_images(run: RunDirectory, data: FederatedData) -> None:
     """Raise `ConfigError` if these are not the images that the run was made with."""
     if (kept := read_signature(run)) is not None:
         _same(run.path, "classes", kept.classes, data.classes)
-        _same(run.path, "transfer", kept.transfer, data.transfer.fingerprint)
-        _same(run.path, "test", kept.test, data.test.fingerprint())
+        _same(run.path, "transfer", kept.transfer, data.fingerprint)
+        _same(run.path, "test", kept.test, data.test_fingerprint)
     elif (summary := run.read_json("summary.json")) is not None:  # knows less
         _same(run.path, "classes", tuple(summary["classes"]), data.classes)
         if "fingerprint" in summary["transfer"]:
-            found = data.transfer.fingerprint
+            found = data.fingerprint
             _same(run.path, "transfer", summary["transfer"]["fingerprint"], found)
 
 

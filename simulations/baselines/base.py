@@ -69,9 +69,12 @@ class Baseline(ABC):
 
     Attributes:
         has_student: Whether the server ends up with a model of its own.
+        crosses_modalities: Whether clients may see something else than the server's model: what
+            they share is about samples, and neither weights nor images.
     """
 
     has_student: bool = True
+    crosses_modalities: bool = False
 
     @abstractmethod
     def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedkd.knowledge.query import Images
 from fedkd.models.network import Network
 from fedkd.rounds import ExperimentContext
 from fedkd.training.evaluation import predict
@@ -30,6 +31,8 @@ class CFD(Baseline):
             Quantization and Delta Coding", IEEE TNSE 2022, https://arxiv.org/abs/2012.00632
     """
 
+    crosses_modalities = True
+
     def __init__(self, *, digest_epochs: int | None = None) -> None:
         self.digest_epochs = at_least_one("cfd", "digest_epochs", digest_epochs)
 
@@ -51,7 +54,8 @@ class CFD(Baseline):
             loop.distill_client(context, network, client, number, logits, epochs=self.digest_epochs)
 
         def answer(client: int, network: Network) -> Arrays:
-            return {"labels": coded(_winners(network, images), sent[client], classes)}
+            own = context.images(Images.TRANSFER, client).images
+            return {"labels": coded(_winners(network, own), sent[client], classes)}
 
         for number in range(1, context.experiment.rounds + 1):
             meter = MessageMeter(number)

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedkd.knowledge.query import Images
 from fedkd.models.network import Network
 from fedkd.rounds import ExperimentContext
 from fedkd.training.evaluation import predict
@@ -32,6 +33,8 @@ class DSFL(Baseline):
             2021, https://arxiv.org/abs/2008.06180
     """
 
+    crosses_modalities = True
+
     def __init__(
         self,
         *,
@@ -49,14 +52,14 @@ class DSFL(Baseline):
         """All rounds."""
         log = loop.RoundLog(context, on_round)
         networks, student = loop.fresh_teachers(context), loop.fresh_student(context)
-        images = context.data.transfer.images.images
         shared: Arrays | None = None
 
         def learn(number: int, client: int, network: Network, received: Arrays) -> None:
             logits = loop.log_of(torch.tensor(received["probabilities"]))
             loop.distill_client(context, network, client, number, logits, epochs=self.digest_epochs)
 
-        def answer(_client: int, network: Network) -> Arrays:
+        def answer(client: int, network: Network) -> Arrays:
+            images = context.images(Images.TRANSFER, client).images
             return {"probabilities": predict(network, images).softmax(dim=1).numpy()}
 
         for number in range(1, context.experiment.rounds + 1):

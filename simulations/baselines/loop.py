@@ -17,6 +17,7 @@ from fedkd.distillation.batches import TransferBatches
 from fedkd.distillation.objective import Objective, Term
 from fedkd.distillation.trainer import distill
 from fedkd.knowledge.payload import AGGREGATE, Fused
+from fedkd.knowledge.query import Images
 from fedkd.losses.base import DistillationLoss
 from fedkd.losses.kd import KDLoss
 from fedkd.models.network import Network
@@ -83,7 +84,9 @@ class RoundLog:
         return Outcome(
             rounds=tuple(self._rounds),
             holdouts=tuple(
-                _share(single or models[n], self._data.holdout(n)) if n in last else None
+                _share(single or models[n], self._data.holdout(n))
+                if n in last and self._data.of(n).modality == self._data.modality
+                else None
                 for n in range(self._data.num_clients)
             ),
             predictions=None if single is None else single(self._data.test.images),
@@ -219,6 +222,7 @@ def distill_client(
             optimizer=build_optimizer(options.optimizer),
             seed=stream_seed(experiment.seed, "digest", client, round_number),
             loss=loss,
+            images=context.images(Images.TRANSFER, client).images,
         )
 
 
@@ -266,9 +270,10 @@ def _distil(
     optimizer: Optimizer,
     seed: int,
     loss: DistillationLoss | None = None,
+    images: Tensor | None = None,
 ) -> None:
     batches = TransferBatches(
-        context.data.transfer.images.images,
+        context.data.transfer.images.images if images is None else images,
         Fused.of(AGGREGATE, logits),
         batch_size=batch_size,
         seed=seed,

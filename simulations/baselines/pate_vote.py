@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedkd.knowledge.query import Images
 from fedkd.randomness import stream
 from fedkd.rounds import ExperimentContext
 from fedkd.training.evaluation import predict
@@ -32,6 +33,8 @@ class PateVote(Baseline):
             2021, https://arxiv.org/abs/2010.01017
     """
 
+    crosses_modalities = True
+
     def __init__(self, *, sigma: float = 0.0) -> None:
         if sigma < 0:
             raise ValueError(f"baseline 'pate_vote': sigma must not be negative, got {sigma}")
@@ -40,10 +43,11 @@ class PateVote(Baseline):
     def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """One round."""
         log = loop.RoundLog(context, on_round)
-        images, meter = context.data.transfer.images.images, MessageMeter(1)
+        meter = MessageMeter(1)
         classes = len(context.data.classes)
         votes = []
         for client, network in trained_alone(context).items():
+            images = context.images(Images.TRANSFER, client).images
             names = predict(network, images).argmax(dim=1).numpy()
             names = names.astype(np.uint8 if classes <= 256 else np.uint16)
             reply = meter.answer(meter.ask(client), {"votes": names})

@@ -37,7 +37,7 @@ def partition(
     console.print(
         f"transfer set: {len(data.transfer.images):,} images, "
         f"{'labelled' if data.transfer.labelled else 'unlabelled'}, "
-        f"fingerprint {data.transfer.fingerprint}; test: {len(data.test):,} images"
+        f"fingerprint {data.fingerprint}; test: {len(data.test):,} images"
     )
     if picture is not None:
         try:

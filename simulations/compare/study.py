@@ -101,6 +101,7 @@ class SideBySide(Study[Config, Entry]):
             if cell.seed != self.config.seeds[0] or experiment.hash in seen:
                 continue
             seen.add(experiment.hash)
+            _check_modalities(cell)
             try:
                 check_machine(experiment, workers=False)
                 experiment_context(experiment)
@@ -130,6 +131,9 @@ class SideBySide(Study[Config, Entry]):
             if key not in found:
                 data = experiment_context(experiment).data
                 found[key] = {"transfer": data.transfer.images, "test": data.test}
+                for name, side in data.sides.items():
+                    own = {f"{name} transfer": side.transfer.images, f"{name} test": side.test}
+                    found[key] |= own
         return found
 
     def run_cell(self, folder: Path, cell: Cell[Entry], notify: Notify = silent) -> Record:
@@ -186,6 +190,24 @@ class SideBySide(Study[Config, Entry]):
         outcome = read_run(run)
         shutil.rmtree(run.path / "knowledge")  # megabytes per round, and the report is written
         return outcome
+
+
+def _check_modalities(cell: Cell[Entry]) -> None:
+    """Refuse a baseline that needs one set of images for all. Raises `ConfigError`."""
+    chosen = cell.what.baseline
+    if chosen is None or not _experiment(cell).crosses_modalities:
+        return
+    able = [name for name in BASELINES.names() if _crosses(name)]
+    if chosen.name not in able:
+        raise ConfigError(
+            f"methods.{cell.name}: baseline {chosen.name!r} shares weights or images, and clients "
+            "see another modality than the server's model (teachers.modality, student.modality); "
+            f"take {', '.join(able)}"
+        )
+
+
+def _crosses(name: str) -> bool:
+    return bool(getattr(BASELINES.get(name), "crosses_modalities", False))
 
 
 class CompareStudy(SideBySide[Comparison]):

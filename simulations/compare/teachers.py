@@ -41,6 +41,8 @@ def teachers_key(experiment: Experiment) -> str | None:
     ]  # fmt: skip
     if experiment.federation.participation != Participation():
         known.append(values["federation"]["participation"])
+    if experiment.data.transfer.pairs:  # pairs are drawn from the student's side
+        known.append(values["student"]["modality"])
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 

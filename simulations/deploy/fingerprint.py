@@ -26,7 +26,7 @@ def fingerprint_of(space: ExperimentContext) -> Fingerprint:
     """Public facts of this machine's data and packages; nothing of private images."""
     data = space.data
     return {
-        "transfer": data.transfer.fingerprint,
+        "transfer": data.fingerprint,
         "transfer_images": len(data.transfer),
         "class_map": space.class_map,
         "classes": list(data.classes),

@@ -90,7 +90,7 @@ def _write_all(path: Path, plan: Plan, experiment: Experiment, space: Experiment
             node / f"{service}.service", scripts.unit(f"supernode {number}", "supernode.sh"), PLAIN
         )
         if plan.own_data:
-            write_public(space.data, node / PUBLIC, answers=False)
+            write_public(space.data, node / PUBLIC, answers=False, client=number)
         if plan.deal:
             write_private(space.data, number, node / PRIVATE)
             (node / PRIVATE).chmod(SECRET)

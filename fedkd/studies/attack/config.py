@@ -100,6 +100,11 @@ def check_config(config: AttackConfig) -> None:
         )
     if config.experiment.release is not None:
         raise ConfigError("experiment.release: expected none, since attacks are on fusion rules")
+    if config.experiment.data.transfer.pairs:
+        raise ConfigError(
+            "experiment.data.transfer.pairs: expected none, since attackers exchange labels of one "
+            "data set"
+        )
     if config.experiment.teachers.feedback.use != "none":
         raise ConfigError(
             "experiment.teachers.feedback.use: expected none, since the teachers are trained once "

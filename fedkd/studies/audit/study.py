@@ -126,6 +126,11 @@ def audit_run(
     Raises:
         ConfigError: the run cannot be audited so.
     """
+    if run.experiment.data.transfer.pairs:
+        raise ConfigError(
+            f"{run.path}: an audit attacks with images that all networks can be shown; the clients "
+            "of this run see different modalities (data.transfer.pairs): audit a run of one"
+        )
     data, seed = context.data, run.experiment.seed
     pool = unseen(context)
     client = chosen(context, options)
