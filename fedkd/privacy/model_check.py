@@ -24,12 +24,15 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedkd.models import MODELS
 from fedkd.models.network import Network
+from fedkd.models.peft import AttentionLoRA
 from fedkd.privacy.clipping import ClippedSteps, Clipping, Criterion
 from fedkd.randomness import seeded
 
 # Single precision, in another order of summation, stays far below; the traps are at 1 % and more.
 TOLERANCE = 1e-3
 EXAMPLES = 5
+# What may be frozen, where only adapters learn, but may not learn itself.
+_WITHOUT = (_BatchNorm, nn.MultiheadAttention, AttentionLoRA)
 
 
 def example_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -68,15 +71,19 @@ def check_private(
         listed = "; ".join(reasons[:3])
         if len(reasons) > 3:
             listed += f"; and {len(reasons) - 3} more reasons"
-        raise ValueError(f"model {what} cannot be trained privately: {listed}. {_instead(name)}")
+        instead = _instead(name) if network.base is None else "Take peft method adapter or head"
+        raise ValueError(f"model {what} cannot be trained privately: {listed}. {instead}")
 
 
 def static_problems(network: nn.Module, clipping: Clipping) -> Iterator[str]:
     """Reasons that can be read off the network's parts."""
+    adapted = isinstance(network, Network) and network.base is not None
     for path, module in network.named_modules():
         part = f"{path} ({type(module).__name__})"
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm) and not (adapted and module.track_running_stats):
             yield f"{part} mixes the images of a batch, also when frozen or without parameters"
+        elif adapted and isinstance(module, _WITHOUT) and _learns(module):
+            yield f"{part} learns, and Opacus has no gradients of it for each image"
         if isinstance(module, _InstanceNorm) and module.track_running_stats:
             yield f"{part} keeps running statistics of private images, to which no noise is added"
         if isinstance(module, _ConvNd) and module.padding_mode != "zeros":
@@ -101,6 +108,10 @@ def static_problems(network: nn.Module, clipping: Clipping) -> Iterator[str]:
             before = first.setdefault(id(parameter), path)
             if before != path:
                 yield f"{before} and {path} share a weight, which needs clipping: hooks"
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
 
 
 def _tried(
