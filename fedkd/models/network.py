@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -118,7 +118,7 @@ class Network(nn.Module):
         What is frozen may not be changed any more: its hash stands for it.
         """
         digest = hashlib.sha256()
-        for name, tensor in sorted(self._frozen()):
+        for name, tensor in sorted(self.frozen().items()):
             value = tensor.detach().cpu().contiguous()
             digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
             digest.update(value.numpy().tobytes())
@@ -177,11 +177,11 @@ class Network(nn.Module):
         names = [name for name, p in self.named_parameters() if p.requires_grad]
         return ["mean", "std", *names]
 
-    def _frozen(self) -> Iterator[tuple[str, Tensor]]:
+    def frozen(self) -> dict[str, Tensor]:
+        """What does not learn, by name."""
         own = set(self._learning())
-        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
-            if name not in own:
-                yield name, tensor
+        state = (*self.named_parameters(), *self.named_buffers())
+        return {name: tensor for name, tensor in state if name not in own}
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, channels, h, w) or floats in [0, 1] -> normalised floats.

@@ -154,7 +154,15 @@ class Stack:
             }
             for own, network in zip(named, networks, strict=True)
         ]
-        self.state = {name: torch.stack([own[name] for own in rest]) for name in rest[0]}
+        # Of networks with one frozen part, that part is there once.
+        bases = {network.base for network in networks}
+        self._fixed = set(first.frozen()) if len(bases) == 1 and None not in bases else set()
+        self.state = {
+            name: tensor.expand(len(rest), *tensor.shape)
+            if name in self._fixed
+            else torch.stack([own[name] for own in rest])
+            for name, tensor in rest[0].items()
+        }
         self._leaves = self._cut()
 
     @property
@@ -169,7 +177,10 @@ class Stack:
         """A stack of its own of some of the networks."""
         taken = copy.copy(self)
         taken.weights = self.weights[rows]
-        taken.state = {name: tensor[rows] for name, tensor in self.state.items()}
+        taken.state = {
+            name: t[: len(rows)] if name in self._fixed else t[rows]
+            for name, t in self.state.items()
+        }
         taken._leaves = taken._cut()
         return taken
 
@@ -272,9 +283,13 @@ class Stack:
         return torch.cat([torch.einsum("kb,kbp->kp", factor, part) for part in parts], dim=1)
 
     def row(self, number: int) -> dict[str, Tensor]:
-        """A copy of a network's weights and buffers, by name."""
+        """A copy of a network's weights and buffers, by name; what all share is left out."""
         mine = {**self._leaves, **self.state}
-        return {name: tensor[number].detach().clone() for name, tensor in mine.items()}
+        return {
+            name: tensor[number].detach().clone()
+            for name, tensor in mine.items()
+            if name not in self._fixed
+        }
 
     def _cut(self) -> dict[str, Tensor]:
         """The weights of each layer, (K, ...), in the memory of `weights`."""
@@ -315,7 +330,10 @@ def check_stack(stack: Stack, networks: Sequence[Network], images: Sequence[Tens
     )
     device = stack.weights.device
     probe = copy.copy(stack)
-    probe.state = {name: tensor.clone() for name, tensor in stack.state.items()}
+    probe.state = {
+        name: tensor if name in stack._fixed else tensor.clone()
+        for name, tensor in stack.state.items()
+    }
     training = stack.base.training
     with torch.no_grad():
         try:

@@ -1,5 +1,6 @@
 """Models that Opacus would train although the guarantee would not hold are refused, with why."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -7,10 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedkd.data.vision import models
 from fedkd.models import MODELS
 from fedkd.models.network import Network
+from fedkd.models.peft import Peft, adapt
 from fedkd.privacy.clipping import Clipping
 from fedkd.privacy.model_check import check_private
+from tests.models.built import built
 
 SHAPE, CLASSES = (1, 8, 8), 4
 CLIPPINGS: tuple[Clipping, ...] = ("hooks", "ghost")
@@ -30,6 +34,13 @@ def small(*between: nn.Module, first: nn.Module | None = None) -> nn.Sequential:
     torch.manual_seed(0)
     conv = first or nn.Conv2d(1, 4, 3, padding=1)
     return nn.Sequential(conv, *between, nn.ReLU(), nn.Flatten(), nn.Linear(256, CLASSES))
+
+
+def vit() -> nn.Module:
+    """With torch's own attention, for one-channel images."""
+    body = models.VisionTransformer(8, 4, 1, 2, 16, 32, num_classes=CLASSES)
+    body.conv_proj = nn.Conv2d(1, 16, 4, stride=4)
+    return body
 
 
 def check(body: nn.Module, clipping: Clipping = "hooks") -> None:
@@ -327,3 +338,31 @@ def test_the_check_leaves_the_model_and_the_generators_alone() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in tried.state_dict().items())
     assert not tried.training
     assert not any(hasattr(parameter, "grad_sample") for parameter in tried.parameters())
+
+
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+@pytest.mark.parametrize("model", ["cnn_small", "vit_tiny"])
+@pytest.mark.parametrize("method", ["lora", "adapter", "head"])
+def test_adapters_beside_a_frozen_part_are_private(
+    model: str, method: str, clipping: Clipping
+) -> None:
+    """Also beside batch norms: their statistics do not move, so they mix no images."""
+    more = {"norm": "batch"} if model == "cnn_small" else {}
+    adapted = adapt(built(model, CLASSES, options=more), Peft(method))
+    check_private(adapted, SHAPE, CLASSES, name=model, clipping=clipping)
+
+
+@pytest.mark.parametrize(
+    ("body", "method", "message"),
+    [
+        (vit(), "lora", r"self_attention \(AttentionLoRA\) learns, and Opacus has no gradients"),
+        (vit(), "bitfit", r"self_attention \(MultiheadAttention\) learns, and Opacus has no"),
+        (named("cnn_tiny", norm="batch").body, "norm", r"stem.1 \(BatchNorm2d\) learns, and Opac"),
+    ],
+)
+def test_adapters_without_gradients_for_each_image_are_refused(
+    body: nn.Module, method: str, message: str
+) -> None:
+    adapted = adapt(built(copy.deepcopy(body), CLASSES), Peft(method))
+    with pytest.raises(ValueError, match=message + ".*Take peft method adapter or head"):
+        check_private(adapted, SHAPE, CLASSES, name="it")

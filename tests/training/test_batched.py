@@ -18,6 +18,7 @@ from fedkd.data.images import ImageSet
 from fedkd.data.randaugment import LARGEST, _all_at_once
 from fedkd.data.views import AUGMENTATIONS, bordered, crop_flip, draw, drawn, undrawn
 from fedkd.models.network import Network
+from fedkd.models.stacked import Stack
 from fedkd.randomness import stream
 from fedkd.training.batched import _Group, _Steps, _until, fit_many, hashed
 from fedkd.training.loop import time_limit
@@ -332,3 +333,15 @@ def test_what_is_drawn_before_is_what_the_recipe_does(recipe: str) -> None:
     else:
         wanted = AUGMENTATIONS[recipe](images, own)
     assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(("model", "method"), [("resnet8", "lora"), ("vit_tiny", "adapter")])
+def test_adapters_are_trained_together_beside_one_frozen_part(model: str, method: str) -> None:
+    more = {"dropout": 0.2, "r": 2} if method == "lora" else {}
+    teachers = _teachers(model, {"peft": {"method": method, **more}})
+    name = next(name for name in teachers[0].frozen() if name.endswith("weight"))
+    frozen = Stack(teachers, training=True).take(torch.tensor([2, 1])).state[name]
+    assert frozen.untyped_storage().nbytes() == 8 * frozen[0].numel()  # there once
+    before = [teacher.frozen()[name].clone() for teacher in teachers]
+    _compared(teachers)
+    assert all(torch.equal(t.frozen()[name], old) for t, old in zip(teachers, before))
