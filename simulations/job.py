@@ -93,7 +93,8 @@ def run_job(
         FederatedDistillation(
             grid, server, state_dir=state, keys=keys, workers=workers, players=players
         ).run()
-        summary = summarise(server, seconds=session.total)
+        here = simulated and run.experiment.resources.ray_address is None
+        summary = summarise(server, seconds=session.total, clients_here=here)
     run.write_json("summary.json", summary)
     notify("phase", round=None, phase="report")
     write_report(run, context.data)

@@ -461,6 +461,17 @@ Switch = Annotated[
 ]
 
 
+class Energy(Section):
+    """What a report says of energy where this machine does not count it."""
+
+    watts: float | None = Field(
+        default=None, gt=0, description="draw of the machine; joules are then marked as assumed"
+    )
+    grams_per_kwh: float | None = Field(
+        default=None, ge=0, description="CO2 equivalents of your electricity; null: none are shown"
+    )
+
+
 class Resources(Section):
     """Compute. Thread counts are part of the config: results on CPU depend on them bit-wise."""
 
@@ -486,6 +497,7 @@ class Resources(Section):
     deterministic: bool = Field(
         default=False, description="the same seed gives the same student on a GPU too; slower"
     )
+    energy: Energy = Energy()
 
     @property
     def clients_together(self) -> bool:

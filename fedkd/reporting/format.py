@@ -75,6 +75,20 @@ def byte_unit(size: float) -> tuple[str, float]:
     return "B", 1.0
 
 
+def metric(value: float | None, unit: str = "") -> str:
+    """`2.51 M`, `780 J`, `1.30 kJ`: three digits and a power of 1,000, or a dash."""
+    if value is None or not known(value):
+        return DASH
+    for prefix, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0)):
+        if value >= scale or not prefix:
+            shown = value / scale
+            digits = 0 if shown >= 100 else 1 if shown >= 10 else 2
+            if not prefix and not unit:
+                digits = 0
+            return f"{shown:.{digits}f} {prefix}{unit}".rstrip()
+    raise AssertionError("the last scale fits all")
+
+
 def bar(value: float | None) -> str:
     """A share as a CSS width."""
     return "0" if value is None or not known(value) else f"{100 * value:.2f}%"

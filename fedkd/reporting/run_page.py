@@ -11,6 +11,7 @@ from fedkd.reporting import format as fmt
 from fedkd.reporting import page
 from fedkd.reporting import run_cards as cards
 from fedkd.reporting import run_tables as tables
+from fedkd.reporting.costs import caption, costs_table, run_lines
 from fedkd.reporting.page import Card, Page, Section, Tile
 from fedkd.reporting.run_record import Found
 from fedkd.runs.directory import RunDirectory
@@ -72,6 +73,7 @@ def _sections(found: Found) -> list[Section]:
         cards.traffic_card(found),
         cards.cost_card(found),
         cards.time_card(found),
+        *_costs(found),
         *_bytes(found),
     ]
     promise = statement(found.run) is not None
@@ -82,7 +84,7 @@ def _sections(found: Found) -> list[Section]:
         Section("learning", "What the student learnt from", learning),
         Section("clients", "Clients and their teachers", clients),
         Section("relations", "What relations the student has taken over", graphs),
-        Section("costs", "Bytes and time", costs),
+        Section("costs", "Bytes, time and energy", costs),
         Section("privacy", "Privacy", _privacy(found) if promise else []),
         Section("left-out", "Left out", [_left_out(found)]),
         page.config_section(found.run.path, versions),
@@ -175,6 +177,16 @@ def _bytes(found: Found) -> list[Card]:
         Card("Bytes in total", scaled, table=tables.traffic_table(found), wide=False),
         Card(table=clients, fold=title, open=number <= _MANY),
     ]
+
+
+def _costs(found: Found) -> list[Card]:
+    record = found.summary.get("costs")
+    if record is None:
+        return []
+    energy = record.get("energy")
+    table = costs_table(run_lines(record), energy)
+    title = f"Networks and work{f' · energy {energy}' if energy else ''}"
+    return [Card(title, caption(energy), table=table)]
 
 
 def _privacy(found: Found) -> list[Card]:

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from fedkd.reporting.costs import costs_table, run_lines
 from fedkd.reporting.format import count, duration, finite, human_bytes, number, percent
 from fedkd.reporting.run_record import Found
 from fedkd.reporting.table import Cell, Column, Row, Table, numbers, plain, words
@@ -19,12 +20,15 @@ def console_tables(found: Found) -> list[Table]:
     """What the console shows of a run that has a summary."""
     refused = [refused_table(found.refused)] if found.refused else []
     promised = [promise_table(found)] if statement(found.run) is not None else []
+    costs = found.summary.get("costs")
+    spent = [] if costs is None else [costs_table(run_lines(costs), costs.get("energy"))]
     return [
         results_table(found),
         teachers_table(found),
         *promised,
         traffic_table(found),
         time_table(found),
+        *spent,
         *refused,
     ]
 

@@ -1,14 +1,14 @@
-"""Who receives progress, how many threads compute, and how long each phase took."""
+"""Who receives progress, how many threads compute, and what each phase took."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 
+from fedkd.io.meters import Meter
 from fedkd.training.graph import Graphs, default_graphs
 from fedkd.training.numerics import deterministic
 
@@ -58,23 +58,37 @@ def computing(resources: Compute, threads: int) -> Iterator[None]:
 
 
 class Stopwatch:
-    """Seconds per named phase."""
+    """What each named phase took.
 
-    def __init__(self) -> None:
+    Args:
+        gpus: Whether GPUs work too, whose energy then counts.
+
+    Attributes:
+        seconds: Phase -> duration.
+        joules: Phase -> energy, where this machine counts it.
+        memory: Phase -> bytes of the largest process, at its peak.
+        gpu_memory: Phase -> bytes on the server's GPU, if it has one.
+    """
+
+    def __init__(self, *, gpus: bool = False) -> None:
+        self._gpus = gpus
         self.seconds: dict[str, float] = {}
+        self.joules: dict[str, float] = {}
+        self.memory: dict[str, int] = {}
+        self.gpu_memory: dict[str, int] = {}
 
-    def measure(self, name: str) -> _Lap:
-        """Context manager that adds its duration to `name`."""
-        return _Lap(self.seconds, name)
-
-
-class _Lap:
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self._seconds, self._name = seconds, name
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        spent = time.perf_counter() - self._start
-        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + spent
+    @contextmanager
+    def measure(self, name: str, *, workers: bool = False) -> Iterator[None]:
+        """Add what a block takes to phase `name`; `workers`: Ray's workers do the work."""
+        meter = Meter(gpus=self._gpus, workers=workers)
+        meter.start()
+        try:
+            yield
+        finally:
+            meter.stop()
+            self.seconds[name] = self.seconds.get(name, 0.0) + meter.seconds
+            if meter.joules is not None:
+                self.joules[name] = self.joules.get(name, 0.0) + meter.joules
+            for kept, peak in ((self.memory, meter.memory), (self.gpu_memory, meter.gpu_memory)):
+                if peak is not None:
+                    kept[name] = max(kept.get(name, 0), peak)

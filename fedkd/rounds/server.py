@@ -102,12 +102,14 @@ class Server:
             number: From 1.
             clients: Train and answer; None where all answers are held already.
         """
-        watch = Stopwatch()
+        resources = self.experiment.resources
+        gpus = self.student.mean.device.type == "cuda" or resources.client_gpus > 0
+        watch = Stopwatch(gpus=gpus)
         self.notify("round_start", round=number, rounds=self.experiment.rounds)
         if clients is not None:
-            with watch.measure("train"):
+            with watch.measure("train", workers=True):
                 clients.train(number)
-            with watch.measure("knowledge"):
+            with watch.measure("knowledge", workers=True):
                 clients.answer(number)
         fused = None
         if self.has_quorum(number):
@@ -132,6 +134,9 @@ class Server:
             status="degraded" if fused is None else "ok",
             answered=self.answered(number),
             seconds=watch.seconds,
+            joules=watch.joules,
+            memory=watch.memory,
+            gpu_memory=watch.gpu_memory,
         )
         self._finish(finished)
         return finished

@@ -10,6 +10,7 @@ from fedkd.data.images import ImageSet
 from fedkd.models.network import parameter_count
 from fedkd.randomness import stream_seed
 from fedkd.rounds import Server
+from fedkd.rounds.costs import costs_of
 from fedkd.runs.directory import network_hash
 from fedkd.runs.events import (
     ClientEvaluated,
@@ -33,11 +34,16 @@ from fedkd.training.evaluation import evaluate
 from fedkd.training.supervised import fit
 
 
-def summarise(server: Server, *, seconds: float) -> Summary:
+def summarise(server: Server, *, seconds: float, clients_here: bool = True) -> Summary:
     """Everything the final table shows, as plain values.
 
     Trains the baselines named in `evaluation.baselines`; they are measures, not part of the
     federation: they use labels and private images that a real server never sees.
+
+    Args:
+        server: After its last round.
+        seconds: That the run took, in all sessions.
+        clients_here: Whether its clients worked on this machine.
     """
     run, experiment, data = server.run, server.experiment, server.context.data
     rounds = run.events(RoundFinished)
@@ -85,6 +91,7 @@ def summarise(server: Server, *, seconds: float) -> Summary:
         "refused": [cast(RefusedRecord, asdict(event)) for event in run.events(ReplyRefused)],
         "bytes": bytes_by_phase(messages),
         "seconds": seconds_by_phase(rounds) | {"total": seconds},
+        "costs": costs_of(server.context, rounds, clients_here=clients_here),
     }
     if not experiment.promises and experiment.clients <= LISTED:
         summary["class_counts"] = counts.tolist()

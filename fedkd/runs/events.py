@@ -47,6 +47,9 @@ class RoundFinished(Event):
         status: `ok`, or `degraded` where too few clients answered.
         answered: Clients whose knowledge was used.
         seconds: Per phase.
+        joules: Per phase, where the machine counts them.
+        memory: Per phase, bytes of the largest process that worked.
+        gpu_memory: Per phase, bytes on the server's GPU.
         student: On the test images.
         validation: The student's accuracy on the validation images.
         teachers: Client -> accuracy on the test images.
@@ -62,6 +65,9 @@ class RoundFinished(Event):
     status: str = "ok"
     answered: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    joules: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+    gpu_memory: dict[str, int] = field(default_factory=dict)
     validation: float | None = None
     teachers: dict[int, float | None] = field(default_factory=dict)
     ensemble: Scores | None = None

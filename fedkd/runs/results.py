@@ -97,6 +97,39 @@ class Traffic(TypedDict):
     up: int
 
 
+class NetworkRecord(TypedDict):
+    """`Size` as plain values, and whose it is: of `count` teachers, of assistants, the student."""
+
+    role: str
+    model: str
+    count: int
+    parameters: int
+    multiply_adds: int
+
+
+class SpentRecord(TypedDict):
+    """What a part of the work took; what nobody measured or assumed is not there.
+
+    `memory` is that of the largest process, `gpu_memory` that of the server's GPU, in bytes.
+    """
+
+    seconds: float
+    joules: NotRequired[float | None]
+    grams: NotRequired[float | None]
+    memory: NotRequired[int | None]
+    gpu_memory: NotRequired[int | None]
+
+
+class CostsRecord(TypedDict):
+    """What networks and work cost; `energy` says how the joules are known."""
+
+    networks: list[NetworkRecord]
+    teachers: SpentRecord
+    student: SpentRecord
+    run: SpentRecord
+    energy: NotRequired[str | None]
+
+
 class Summary(TypedDict):
     """summary.json."""
 
@@ -121,6 +154,7 @@ class Summary(TypedDict):
     privacy: NotRequired[PrivacyRecord]
     bytes: dict[str, Traffic]
     seconds: dict[str, float]
+    costs: NotRequired[CostsRecord]
 
 
 class Lineage(TypedDict):

@@ -97,8 +97,9 @@ class Cell(Generic[What]):
 
 
 def _plain(experiment: Section) -> Record:
-    # Where it is run changes nothing.
-    where: dict[str, Any] = {"name": True, "output": True, "resources": {"ray_address": True}}
+    # Where it is run changes nothing, nor what is said of its energy.
+    resources = {"ray_address": True, "energy": True}
+    where: dict[str, Any] = {"name": True, "output": True, "resources": resources}
     return experiment.model_dump(mode="json", exclude=where)
 
 

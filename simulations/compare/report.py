@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from fedkd.io.records import read_json
 from fedkd.reporting import page
-from fedkd.reporting.format import DASH, count, date, human_bytes, number, seeds, spread
+from fedkd.reporting.format import DASH, count, date, human_bytes, metric, number, seeds, spread
 from fedkd.reporting.page import Card, Page, Section
 from fedkd.reporting.table import Cell, Column, Row, Table
 from fedkd.studies.engine import REPORT, Record
@@ -31,6 +31,8 @@ _COLUMNS: tuple[tuple[str, str, bool | None, bool], ...] = (
     ("down", "bytes down", None, True),
     ("transfer", "transfer set", None, False),
     ("seconds", "seconds", None, True),
+    ("joules", "energy", False, False),
+    ("multiply_adds", "mult-adds", None, False),
 )
 _SWEPT: tuple[tuple[str, str, bool | None, bool], ...] = (
     ("final", "student, %", True, True),
@@ -49,7 +51,8 @@ _CAPTION = (
     "summed over clients and rounds, without those that only measure. Transfer set: its images as "
     "uint8, sent to each client once, if clients do not have them; not in the other columns. "
     "Seconds: all of it one after the other in one process; teachers that several rows share "
-    "count for each."
+    "count for each. Energy: assumed, seconds × resources.energy.watts. Mult-adds: of the student, "
+    "for one image; shown where students differ."
 )
 _CAPTION_SWEPT = (
     "Test accuracy in percent, mean ± sample standard deviation over seeds, after the last "
@@ -105,6 +108,8 @@ def shown(key: str, value: Mapping[str, Any] | None) -> str:
         return human_bytes(mean)
     if key == "spent":
         return number(mean, ".3g")
+    if key in ("joules", "multiply_adds"):
+        return metric(mean, "J" if key == "joules" else "")
     if key == "seconds":
         return number(mean, ".1f" if mean < 100 else ",.0f")
     return spread(value, 1 if key == "worst_client" else 2)
@@ -143,7 +148,7 @@ def result_table(
     ranking = list(found["rows"]) if swept else ranked(found)
     missing = [name for name in found["rows"] if name not in ranking]
     rows = {name: found["rows"][name] for name in names or [*ranking, *missing]}
-    columns = _SWEPT if swept else _COLUMNS
+    columns = [c for c in (_SWEPT if swept else _COLUMNS) if _tells(c[0], rows.values())]
     tops = {}
     for key, _, high, _ in columns:
         known = [row[key]["mean"] for row in rows.values() if row[key] is not None]
@@ -174,6 +179,14 @@ def result_table(
         header.append(Column(title, number=True, on=on, look="soft"))
     header.append(Column("seeds", number=True, on="page", look="soft"))
     return Table(header, body, f"{found['name']} · {seeds(found['seeds'])}")
+
+
+def _tells(key: str, rows: Collection[Record]) -> bool:
+    """Whether a column is shown: joules where they are known, sizes where they differ."""
+    if key not in ("joules", "multiply_adds"):
+        return True
+    known = {row[key]["mean"] for row in rows if row.get(key) is not None}
+    return len(known) > (key == "multiply_adds")
 
 
 def _comparison(found: Record) -> list[Section]:

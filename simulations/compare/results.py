@@ -9,10 +9,10 @@ from fedkd.reporting.table import write_csv
 from fedkd.studies.engine import Found, Record, spread
 from simulations.compare.entries import Entry
 
-NUMBERS = ("final", "best", "worst_client", "ece", "up", "down", "transfer", "seconds", "teachers",
-           "spent")  # fmt: skip
+NUMBERS = ("final", "best", "worst_client", "ece", "up", "down", "transfer", "seconds", "joules",
+           "multiply_adds", "teachers", "spent")  # fmt: skip
 _COLUMNS = ("final", "best", "best_round", "worst_client", "ece", "up", "down", "transfer",
-            "seconds", "teachers", "spent")  # fmt: skip
+            "seconds", "joules", "multiply_adds", "teachers", "spent")  # fmt: skip
 _ROUND = ("accuracy", "ece", "up", "down", "seconds")
 
 

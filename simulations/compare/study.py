@@ -24,6 +24,7 @@ from fedkd.data.images import ImageSet
 from fedkd.data.splits import FederatedData
 from fedkd.io.records import read_json
 from fedkd.knowledge.store import write_atomically
+from fedkd.models.costs import size_of
 from fedkd.rounds import Notify, computing, experiment_context, silent
 from fedkd.runs.directory import RunDirectory, versions, write_json
 from fedkd.runs.events import ClientEvaluated, MessageCounted, RoundFinished, holdout_accuracies
@@ -75,6 +76,8 @@ class RowRecord(TypedDict):
     down: NotRequired[float | None]
     transfer: NotRequired[float | None]
     seconds: NotRequired[float | None]
+    joules: NotRequired[float | None]
+    multiply_adds: NotRequired[int | None]
     teachers: NotRequired[float | None]
     spent: NotRequired[float | None]
 
@@ -157,7 +160,14 @@ class SideBySide(Study[Config, Entry]):
         wall = time.perf_counter() - started
         rounds = range(1, experiment.rounds + 1)
         clients = len({client for number in rounds for client in space.cohort(number).asked})
-        return _facts(outcome, space.data, clients, has_student) | {"wall": wall}
+        facts = _facts(outcome, space.data, clients, has_student)
+        # What is measured would leave out the teachers that other rows have trained.
+        watts = experiment.resources.energy.watts
+        facts["joules"] = None if watts is None else facts["seconds"] * watts
+        if has_student:
+            student = space.network(experiment.student.model, "student")
+            facts["multiply_adds"] = size_of(student, space.data.test.shape).multiply_adds
+        return facts | {"wall": wall}
 
     def results(self, folder: Path, found: Found) -> Record:
         """Rows with means and deviations over the seeds."""

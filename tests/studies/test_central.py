@@ -309,6 +309,21 @@ def test_mean_deviation_and_best_epoch_are_kept_apart(tmp_path: Path) -> None:
     assert "not complete · 3 of 6 students" in page
 
 
+def test_costs_are_kept_and_shown_and_are_no_reason_to_train_again(tmp_path: Path) -> None:
+    done = Done(study("seeds=[0,1]", "only=[kd]", "experiment.resources.energy.watts=50"), tmp_path)
+    kept(done, "kd", [(0.5, 0.5), (0.6, 0.6)])
+    row = done.results["methods"]["kd"]
+    assert (row["joules"], done.results["energy"]) == (100.0, "assumed at 50 W")
+    assert "energy, assumed" in done.page()
+    cell = done.study.cells[0]
+    cheap = study("seeds=[0,1]", "only=[kd]")
+    assert cell.gave(Done(cheap, tmp_path / "again").study.cells[0].settings())
+    unknown = Done(cheap, tmp_path / "unknown")
+    kept(unknown, "kd", [(0.5, 0.5), (0.6, 0.6)])
+    assert unknown.results["methods"]["kd"]["joules"] is None
+    assert "counters cannot be read" in unknown.page()
+
+
 def test_the_page_names_a_student_that_failed(tmp_path: Path) -> None:
     done = Done(study("seeds=[0]", "only=[kd]"), tmp_path)
     cell = next(cell for cell in done.study.cells if cell.name == "kd")

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fedkd.config import (
     Component,
+    Energy,
     LabelNoise,
     NamedList,
     Optimizer,
@@ -129,6 +130,7 @@ class Resources(Section):
     ray_address: str | None = Field(
         default=None, description="Ray cluster for --jobs: auto, HOST:PORT; default: this machine"
     )
+    energy: Energy = Energy()
 
 
 class Central(Section):

@@ -34,6 +34,10 @@ class TrainingRecord(TypedDict):
     best: float
     seconds: NotRequired[float | None]
     images_per_second: NotRequired[float | None]
+    multiply_adds: NotRequired[int]
+    joules: NotRequired[float | None]
+    memory: NotRequired[int | None]
+    gpu_memory: NotRequired[int | None]
 
 
 class StudentRecord(TrainingRecord):

@@ -7,8 +7,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from fedkd.io.records import read_json
+from fedkd.reporting import costs, page
 from fedkd.reporting import format as fmt
-from fedkd.reporting import page
+from fedkd.reporting.costs import Line
 from fedkd.reporting.format import seeds
 from fedkd.reporting.page import Card, Page, Section, Tile
 from fedkd.reporting.run_figures import training_figures
@@ -36,6 +37,11 @@ _TERMS = (
     "steer, whatever its loss shows."
 )
 
+_COSTS = (
+    "Time and energy are those of training one network, without evaluation: means over seeds. "
+    "With --jobs, energy counts what was trained beside it."
+)
+
 
 def write_report(config: DistillConfig, folder: Path, found: Record) -> Path:
     """Write `report.html` into the study's folder and return its path."""
@@ -60,6 +66,7 @@ def make_page(study: DistillConfig, folder: Path, found: Record) -> Page:
             Card("", _CURVES, [curves]) if curves else Card("", "No epoch has finished yet."),
         ]),
         Section("terms", "Losses", details),
+        Section("costs", "Costs", [_costs(found)]),
         page.config_section(folder, read_json(folder / "versions.json", dict[str, str])),
     ]  # fmt: skip
     return Page(
@@ -192,6 +199,21 @@ def _tiles(found: Record) -> list[Tile]:
     if spent:
         tiles.append(Tile("training of students", fmt.duration(spent), "without evaluation"))
     return tiles
+
+
+def _costs(found: Record) -> Card:
+    lines = [
+        Line(f"teacher {row['model']}", "" if row["seconds"] else "read from a file", row, row,
+             "ensemble")
+        for row in found["teachers"]
+    ]  # fmt: skip
+    for name, row in _ranked(found):
+        alone = name == BASELINE
+        who, key = ("student alone", "teacher") if alone else (name, "student")
+        note = f"besides {', '.join(row['assistants'])}" if row["assistants"] else ""
+        lines.append(Line(who, note, row, row, key))
+    text = f"{costs.caption(found['energy'])} {_COSTS}"
+    return Card("", text, table=costs.costs_table(lines, found["energy"]))
 
 
 def _overview(found: Record) -> Card:

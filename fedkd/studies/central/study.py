@@ -18,13 +18,15 @@ from fedkd.build import (
     check_model,
     device_named,
 )
-from fedkd.config import Component, ConfigError, Term
+from fedkd.config import Component, ConfigError, Energy, Term
 from fedkd.data import DATASETS
 from fedkd.data.images import ImageSet
 from fedkd.distillation.batches import EXAMPLE, Statistics
+from fedkd.models.costs import size_of
 from fedkd.models.network import Network, parameter_count
 from fedkd.randomness import seeded, stream_seed
 from fedkd.rounds import Notify, computing, silent
+from fedkd.rounds.costs import energy_source, with_energy
 from fedkd.runs.directory import load_state, network_hash
 from fedkd.studies.central.config import BASELINE, Central, DistillConfig
 from fedkd.studies.central.folder import Place, StudentRecord
@@ -111,6 +113,7 @@ class DistillStudy(Study[DistillConfig, None]):
                 **_row(list(own.values())),
             }
         return {
+            "energy": _add_energy(given.resources.energy, [*teachers, *methods.values()]),
             "dataset": given.data.dataset.name,
             "student": given.student.model.name,
             "teachers": teachers,
@@ -129,13 +132,26 @@ class DistillStudy(Study[DistillConfig, None]):
 
 def _row(found: Sequence[Record | None]) -> Record:
     done = [result for result in found if result is not None]
-    row: Record = {"parameters": done[0]["parameters"] if done else None}
+    row: Record = {
+        key: done[0].get(key) if done else None for key in ("parameters", "multiply_adds")
+    }
     for key in ("last", "best"):
         row[key] = spread([result[key] for result in done])
-    for key in ("images_per_second", "seconds"):
+    for key in ("images_per_second", "seconds", "joules"):
         known = [result[key] for result in done if result.get(key) is not None]
         row[key] = statistics.fmean(known) if known else None
+    for key in ("memory", "gpu_memory"):
+        row[key] = max((result[key] for result in done if result.get(key)), default=None)
     return row
+
+
+def _add_energy(options: Energy, rows: Sequence[Record]) -> str | None:
+    """Joules of every row that was trained; how they are known."""
+    trained = [row for row in rows if row["seconds"]]
+    counted = bool(trained) and all(row["joules"] is not None for row in trained)
+    for row in trained:
+        with_energy(row, row["joules"] if counted else None, options)
+    return energy_source(options, counted, gpus=any(row["gpu_memory"] for row in trained))
 
 
 def check_names(config: DistillConfig) -> None:
@@ -204,7 +220,8 @@ def _teacher(
     root = stream_seed(seed if teachers.per_seed else 0, "teacher", number)
     place = Place.of_teacher(folder, number, seed if teachers.per_seed else None)
     keys = {"data", "teachers", "resources"}
-    place.claim(given.model_dump(mode="json", include=keys, exclude={"resources": {"ray_address"}}))
+    elsewhere = {"resources": {"ray_address", "energy"}}
+    place.claim(given.model_dump(mode="json", include=keys, exclude=elsewhere))
     task = Task(
         label="teacher" if len(teachers.models) == 1 else f"teacher {number}",
         place=place,
@@ -235,6 +252,7 @@ def _loaded(task: Task, file: str, images: Images, notify: Notify) -> Network:
             **task.facts,
             "model": task.model.name,
             "parameters": parameter_count(network),
+            "multiply_adds": size_of(network, images.train.shape).multiply_adds,
             "last": accuracy,
             "best": accuracy,
             "hash": network_hash(network),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +20,9 @@ from fedkd.data.label_noise import with_label_noise
 from fedkd.distillation.batches import OnlineBatches, Statistics
 from fedkd.distillation.objective import Objective
 from fedkd.distillation.trainer import DTYPES, EpochRecord, Snapshot, distill
+from fedkd.io.meters import Meter
 from fedkd.models.build import build_model, model_names
+from fedkd.models.costs import size_of
 from fedkd.models.network import Network, parameter_count
 from fedkd.randomness import stream, stream_seed
 from fedkd.rounds import Notify
@@ -328,17 +329,21 @@ class _Diary:
         self._network = network
         self._notify = notify
         self._learnt = task.images or images.train
-        self._since = time.perf_counter()
+        self._begin()
 
     def __call__(self, record: EpochRecord, snapshot: Callable[[], dict[str, Any]]) -> None:
-        spent = time.perf_counter() - self._since
+        meter = self._meter
+        meter.stop()
         recipe = self._task.recipe
         tested = record.epoch % recipe.test_every == 0 or record.epoch == recipe.epochs
         facts = {
             **asdict(record),
             "accuracy": self._images.accuracy(self._network) if tested else None,
-            "seconds": spent,
-            "images_per_second": len(self._learnt) / spent,
+            "seconds": meter.seconds,
+            "joules": meter.joules,
+            "memory": meter.memory,
+            "gpu_memory": meter.gpu_memory,
+            "images_per_second": len(self._learnt) / meter.seconds,
         }
         self._task.place.add_epoch(facts)
         due = record.epoch % recipe.checkpoint_every == 0 and record.epoch < recipe.epochs
@@ -350,7 +355,11 @@ class _Diary:
             if not due:
                 self._keep(snapshot)
             raise
-        self._since = time.perf_counter()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._meter = Meter(gpus=self._images.device.type == "cuda")
+        self._meter.start()
 
     def _keep(self, snapshot: Snapshot) -> None:
         save_state(self._task.place.checkpoint, snapshot())
@@ -360,6 +369,9 @@ class _Diary:
         epochs = self._task.place.epochs()
         best = max((e for e in epochs if e["accuracy"] is not None), key=lambda e: e["accuracy"])
         wrong = self._learnt.wrong_labels
+        size = size_of(self._network, self._images.train.shape)
+        joules = [e.get("joules") for e in epochs]
+        peaks = {key: [e[key] for e in epochs if e.get(key)] for key in ("memory", "gpu_memory")}
         return {
             **self._task.facts,
             **({} if wrong is None else {"wrong_labels": wrong}),
@@ -370,6 +382,9 @@ class _Diary:
             "best": best["accuracy"],
             "best_epoch": best["epoch"],
             "seconds": sum(e["seconds"] for e in epochs),
+            "multiply_adds": size.multiply_adds,
+            "joules": None if None in joules else sum(joules),
+            **{key: max(values, default=None) for key, values in peaks.items()},
             # The first epoch also warms up caches and compilers.
             "images_per_second": statistics.median(e["images_per_second"] for e in epochs),
             "hash": network_hash(self._network),

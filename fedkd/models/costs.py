@@ -1,0 +1,57 @@
+"""What a network costs, whatever machine it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedkd.models.network import Network
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a network is.
+
+    Attributes:
+        parameters: All of them, also those that are not trained.
+        multiply_adds: Of reading one image.
+    """
+
+    parameters: int
+    multiply_adds: int
+
+
+def size_of(network: Network, shape: Sequence[int]) -> Size:
+    """Parameters, and multiply-adds for an image of a shape (channels, height, width).
+
+    What counts are products of matrices and convolutions, as in the field's tables; norms,
+    activations and additions are not in them.
+    """
+    device, mode = network.mean.device, network.training
+    image = torch.zeros(1, *shape, dtype=torch.uint8, device=device)
+    counter = FlopCounterMode(display=False)
+    network.eval()
+    try:
+        with torch.no_grad(), _every_product(), counter:
+            network(image)
+    finally:
+        network.train(mode)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return Size(parameters, counter.get_total_flops() // 2)
+
+
+@contextmanager
+def _every_product() -> Iterator[None]:
+    """Attention as single products: fused kernels are operations that nobody counts."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
