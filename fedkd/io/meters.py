@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -56,16 +56,16 @@ def processors(root: Path = POWERCAP) -> list[Counter]:
         try:
             # Cores and GPU are parts of a package, `psys` holds all packages.
             name = (zone / "name").read_text(encoding="ascii").strip()
-            if not name.startswith("package") and name != "dram":
-                continue
-            wraps = int((zone / "max_energy_range_uj").read_text(encoding="ascii")) / 1e6
-            file = zone / "energy_uj"
-            found.append(
-                Counter(lambda file=file: int(file.read_text(encoding="ascii")) / 1e6, wraps)
-            )
+            if name.startswith("package") or name == "dram":
+                wraps = _joules_in(zone / "max_energy_range_uj")
+                found.append(Counter(partial(_joules_in, zone / "energy_uj"), wraps))
         except (OSError, ValueError):
             continue
     return found
+
+
+def _joules_in(file: Path) -> float:
+    return int(file.read_text(encoding="ascii")) / 1e6
 
 
 def graphics() -> list[Counter]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +60,7 @@ def costs_table(lines: Sequence[Line], energy: str | None) -> Table:
         energy: How joules are known, as a remark.
     """
     head = f"energy, {energy.split()[0]}" if energy else "energy"
-    columns = [
+    columns: list[tuple[str, str, str, Callable[[Any], str]]] = [
         ("parameters", "size", "parameters", number),
         ("mult-adds", "size", "multiply_adds", metric),
         ("peak memory", "spent", "memory", human_bytes),
@@ -94,7 +94,7 @@ def run_lines(costs: Mapping[str, Any]) -> list[Line]:
     networks = costs["networks"]
     teachers = [each for each in networks if each["role"] == "teacher"]
     together = len(teachers) > 1
-    lines = []
+    lines: list[Line] = []
     for each in networks:
         role, many = each["role"], each["count"]
         note = "" if many == 1 else f"{many:,} of these"

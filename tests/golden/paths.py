@@ -340,7 +340,7 @@ def _compare(folder: Path) -> Values:
     study = CompareStudy(make_config(Comparison, given, own))
     with mock.patch("simulations.job.write_report"):
         rows = [(cell, study.run_cell(folder, cell)) for cell in study.cells]
-    clock = ("seconds", "wall")
+    clock = ("seconds", "wall", "joules", "multiply_adds")
     # Messages of fedkd hold the path of the client's folder: their size depends on where it runs.
     sizes = ("up", "down")
     return {
