@@ -40,6 +40,7 @@ from fedkd.models.arguments import (
     whole,
 )
 from fedkd.models.build import build_model
+from fedkd.models.entries import file_of
 from fedkd.models.network import Network, parameter_count, shown
 from fedkd.randomness import stream_seed
 from fedkd.registry import Registry
@@ -58,15 +59,16 @@ def network(model: str | nn.Module, like: ImageSet, *, seed: int = 0, **options:
     """A network for images like these: right classes, channels, size and pixel statistics.
 
     Args:
-        model: A registered name, `torchvision/<name>`, or a module of yours that maps normalised
-            images to logits.
+        model: A registered name, `torchvision/<name>`, `timm/<name>`, `open_clip/<name>`, or a
+            module of yours that maps normalised images to logits.
         like: Public images (use the transfer set: pixel statistics are taken from it). A `Network`
             comes back as it is if it fits them.
         seed: Seed of a named model's weights.
-        **options: Options of a named model.
+        **options: Options of a named model; `weights` is a file that it begins with.
 
     Raises:
-        ValueError: an unknown name or option, or a model that does not fit such images.
+        ValueError: an unknown name or option, a model that does not fit such images, or a file
+            that does not fit the model.
     """
     image_set("like", like)
     seed = whole("seed", seed, 0)
@@ -84,6 +86,9 @@ def network(model: str | nn.Module, like: ImageSet, *, seed: int = 0, **options:
         std=std,
         seed=seed,
         options=options,
+        file=file_of(options, None),
+        classes=like.classes,
+        notify=logger.warning,
     )
 
 

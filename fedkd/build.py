@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,8 @@ from fedkd.knowledge.codecs.base import Codec
 from fedkd.knowledge.kinds import Logits, VirtualLogits
 from fedkd.losses import LOSSES
 from fedkd.models import MODELS
-from fedkd.models.build import build_model, model_names, peft_of
+from fedkd.models.build import build_model, check_entry
+from fedkd.models.entries import file_of
 from fedkd.models.network import Network
 from fedkd.privacy.release import RELEASES
 from fedkd.privacy.release.base import Release
@@ -241,8 +242,12 @@ def _paired(experiment: Experiment, place: Path | None, noise: LabelNoise | None
 
 def data_root(experiment: Experiment, root: str | Path | None = None) -> Path:
     """The absolute folder that relative data paths start from, on this machine and now."""
-    chosen = root or experiment.data.root or os.environ.get("FEDKD_DATA") or "."
-    return (_folder(chosen) or Path()).absolute()
+    return files_root(root or experiment.data.root)
+
+
+def files_root(given: str | Path | None) -> Path:
+    """The absolute folder that relative paths start from: the one given, FEDKD_DATA, or this."""
+    return (_folder(given or os.environ.get("FEDKD_DATA") or ".") or Path()).absolute()
 
 
 def _load(dataset: Component, place: Path | None, key: str) -> tuple[ImageSet, ImageSet]:
@@ -267,9 +272,30 @@ def _public(experiment: Experiment, place: Path | None) -> Path | None:
 
 
 def build_network(
-    experiment: Experiment, model: Component, data: FederatedData, *names: object
+    experiment: Experiment,
+    model: Component,
+    data: FederatedData,
+    *names: object,
+    root: Path | None = None,
+    notify: Callable[[str], None] = lambda _text: None,
+    load: bool = True,
+    whole: bool = False,
 ) -> Network:
-    """A fresh network; its weights are drawn from the run seed's stream `names`."""
+    """A fresh network: from its file, if the entry names one.
+
+    Args:
+        experiment: The experiment.
+        model: The model's entry.
+        data: Its images.
+        *names: What is not in a file is drawn from the run seed's stream of these names.
+        root: Folder that relative paths start from; None: `data_root`.
+        notify: Called with what the user should know of the file.
+        load: Whether the file is read; without, only the architecture is as it will be.
+        whole: Whether the file must have the head too.
+
+    Raises:
+        ConfigError: no such model, it cannot take the images, or the file does not fit.
+    """
     try:
         return build_model(
             model.name,
@@ -280,6 +306,10 @@ def build_network(
             std=data.std,
             seed=stream_seed(experiment.seed, *names),
             options=model.options,
+            file=file_of(model.options, root or data_root(experiment)) if load else None,
+            classes=data.classes,
+            whole=whole,
+            notify=notify,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
@@ -462,22 +492,11 @@ def _named(component: Component, where: str, extra: tuple[str, ...] = ()) -> Ite
 
 
 def check_model(model: Component, where: str) -> None:
-    """Likewise for a model, of ours or torchvision's, and what of it learns."""
-    options = dict(model.options)
-    try:
-        peft = peft_of(model.name, options)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    if peft is not None:
+    """Likewise for a model, of ours or of another library, and what of it learns."""
+    with _named(model, where):
+        check_entry(model.name, model.options)
+    if "peft" in model.options:
         _check_frozen(model, where)
-        model = Component(name=model.name, **options)
-    if model.name.startswith("torchvision/"):
-        if model.name not in model_names():
-            raise ConfigError(
-                f"{where}: unknown model {model.name!r}{nearest(model.name, model_names())}"
-            )
-        return
-    check_component(MODELS, model, where)
 
 
 def _check_frozen(model: Component, where: str) -> None:

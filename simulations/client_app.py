@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -51,7 +52,9 @@ from strategies.records import (
     SIGNATURE,
     STUDENT,
     UNKNOWN,
+    WEIGHTS,
     job_digest,
+    other_weights,
     reply_records,
 )
 
@@ -110,6 +113,8 @@ def _describe(message: Message, context: Context) -> Message:
             "fedkd": __version__,
         }
     )
+    if client.context.weights:
+        facts[WEIGHTS] = json.dumps(client.context.weights, sort_keys=True)
     signature = _signature(message, context, client.number)
     if signature is not None:
         facts[SIGNATURE] = signature
@@ -223,8 +228,13 @@ def _client(message: Message, context: Context, number: int | None = None) -> tu
         check_shared(policy, space.kinds, space.fusion, space.largest_network)
     ours, theirs = space.data.fingerprint, str(job["fingerprint"])
     # Asked who it is, a node answers all the same: the server then names it and its reason.
-    if not same_transfer(ours, theirs) and message.metadata.message_type != "query.describe":
-        raise RuntimeError(f"client {number} has transfer set {ours!r}, the server {theirs!r}")
+    if message.metadata.message_type != "query.describe":
+        if not same_transfer(ours, theirs):
+            raise RuntimeError(f"client {number} has transfer set {ours!r}, the server {theirs!r}")
+        if (other := other_weights(space.weights, job.get(WEIGHTS))) is not None:
+            raise RuntimeError(
+                f"client {number} begins with other weights than the server in {other}"
+            )
     budgets = None if policy is None else state.parent / "budgets"
     client = Client(space, number, run, folder, policy=policy, budgets=budgets)
     return client, int(job["round"])  # type: ignore[arg-type]
@@ -314,11 +324,12 @@ def _space(
     teachers, so that only the first message of a run reads and deals the data set.
     """
     kept = LocalShard(number, folder / "private.npz", folder / "public.npz")
+    alone = number if _own_state(node) else None
     if kept.public is not None and kept.public.is_file():
-        return experiment_context(experiment, root, kept)
+        return experiment_context(experiment, root, kept, alone)
     data = node.get("data")
     own = LocalShard(number, Path(str(data)).expanduser()) if data else None
-    space = experiment_context(experiment, root, own)
+    space = experiment_context(experiment, root, own, alone)
     if space.experiment.data.public is not None and own is None:
         raise RuntimeError(
             f"client {number} has no images of its own, and the experiment deals none: start the "

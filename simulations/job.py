@@ -87,7 +87,7 @@ def run_job(
         doubles = {pair: count for pair, count in overlaps(context.data).items() if count}
         if doubles:
             server.warn(f"identical images in two splits: {doubles}")
-        for text in mirrored(run.experiment):
+        for text in (*mirrored(run.experiment), *context.remarks):
             server.warn(text)
         state = str(run.clients) if simulated else None
         FederatedDistillation(

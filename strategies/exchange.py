@@ -6,6 +6,7 @@ recorded with the reason and costs that client its round; it never ends the run.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from strategies.records import (
     MEMBERS,
     NAMED,
     UNKNOWN,
+    WEIGHTS,
     Number,
     check_length,
     explain,
@@ -121,6 +123,8 @@ class Exchange:
             "state": state_dir or "",
             "fingerprint": context.data.fingerprint,
         }
+        if context.weights:
+            self._job[WEIGHTS] = json.dumps(context.weights, sort_keys=True)
         # A run that is gone on with from another working directory: its images are where they
         # were. Nodes with a state folder of their own know better (simulations/client_app.py).
         if self.simulated and context.root != data_root(server.experiment):

@@ -14,7 +14,7 @@ from fedkd.data.splits import same_transfer
 from fedkd.rounds import Server
 from fedkd.runs.events import MessageCounted
 from strategies.exchange import DESCRIBE, Exchange
-from strategies.records import CHALLENGE, wire_bytes
+from strategies.records import CHALLENGE, WEIGHTS, other_weights, wire_bytes
 
 # The federation's size is believed once it has not changed for this long.
 SETTLE_SECONDS = 5.0
@@ -193,6 +193,11 @@ class Nodes:
                 f"has transfer set {fingerprint!r}, expected {expected!r}: check its data and "
                 "its data.root"
             )
+        file = self._server.experiment.teachers.model_of(client).options.get("weights")
+        if file is not None:
+            ours = {str(file): context.weights[str(file)]}
+            if (other := other_weights(ours, facts.get(WEIGHTS))) is not None:
+                return f"begins with other weights in {other}: copy the server's file to it"
         if facts.get("class_map") != context.class_map:
             return "has other classes than the server"
         return None

@@ -31,6 +31,9 @@ MESSAGES_OWN = ("round", "base", MEMBERS)
 # Field of a job with that digest; record of a reply by a node that does not know it (any more).
 NAMED, UNKNOWN = "named", "unknown"
 
+# Field of a job, and of a node's description of itself: which files of weights it begins with.
+WEIGHTS = "weights"
+
 # Bytes of a reply beside the arrays of knowledge: names, numbers, Flower's wrapping.
 ENVELOPE = 2**20
 
@@ -54,6 +57,24 @@ def job_digest(job: Mapping[str, object]) -> bytes:
     run = {name: value for name, value in job.items() if name not in MESSAGES_OWN}
     text = json.dumps(run, sort_keys=True, default=bytes.hex)
     return hashlib.sha256(text.encode()).digest()[:16]
+
+
+def other_weights(ours: Mapping[str, str], theirs: object) -> str | None:
+    """Which file of weights is another one at the other end; None if none is.
+
+    Args:
+        ours: File -> SHA-256.
+        theirs: Likewise, as it travels; may hold more.
+    """
+    try:
+        known = json.loads(theirs) if isinstance(theirs, str) else {}
+    except ValueError:
+        known = {}
+    for name, value in sorted(ours.items()):
+        other = known.get(name) if isinstance(known, dict) else None
+        if other != value:
+            return f"{plain(name)} (SHA-256 {plain(str(other))[:12]}, expected {value[:12]})"
+    return None
 
 
 def header_name(images: Images) -> str:

@@ -53,6 +53,9 @@ DOORS: dict[str, tuple[str, ...]] = {
         "simulations/compare/sweep.py",
     ),
     "torchvision": ("fedkd/data/vision.py",),
+    "timm": ("fedkd/models/foundation.py",),
+    "open_clip": ("fedkd/models/foundation.py",),
+    "safetensors": ("fedkd/io/tensors.py",),
     "flwr": ("strategies/", "simulations/"),
     "ray": ("simulations/ray.py", "simulations/jobs.py"),
     "sklearn": (

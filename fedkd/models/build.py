@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedkd.io.text import nearest
 from fedkd.models import MODELS
 from fedkd.models.checks import normaliser, one_line
+from fedkd.models.entries import FOREIGN, Published, load_entry
+from fedkd.models.foundation import OPEN_CLIP, TIMM, check_name, open_clip_model, timm_model
 from fedkd.models.head import find_classifier
 from fedkd.models.network import Network, declared, declared_stages, shown
 from fedkd.models.peft import Peft, adapt
+from fedkd.models.preparation import Preparation
 from fedkd.models.taps import evaluating, find_stages
 from fedkd.models.torchvision_models import PREFIX, torchvision_model, torchvision_names
 from fedkd.randomness import seeded
@@ -21,6 +26,34 @@ from fedkd.randomness import seeded
 def model_names() -> list[str]:
     """All names `build_model` knows: ours, sorted, then `torchvision/...`."""
     return MODELS.names() + torchvision_names()
+
+
+def check_entry(name: str, options: Mapping[str, Any]) -> None:
+    """Check the name and options of a model, before there are images or a file.
+
+    Raises:
+        ValueError: unknown name or option, or an option of the wrong type.
+        MissingExtra: the library of the model is not installed.
+    """
+    options = dict(options)
+    peft_of(name, options)
+    published, rest = Published.of(name, options)
+    if published.prompts is not None and published.weights is None:
+        raise ValueError(
+            "prompts: texts and images are read by the encoders of one file: set weights"
+        )
+    if name.startswith(PREFIX):
+        if name not in torchvision_names():
+            raise ValueError(f"unknown model {name!r}{nearest(name, model_names())}")
+    elif name.startswith((TIMM, OPEN_CLIP)):
+        check_name(name)
+    else:
+        MODELS.check(name, rest)
+
+
+def is_known(name: str) -> bool:
+    """Whether some library here has such a model, plugins apart."""
+    return name.startswith((TIMM, OPEN_CLIP)) or name in model_names()
 
 
 def build_model(
@@ -33,6 +66,10 @@ def build_model(
     std: Sequence[float],
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
+    file: Path | None = None,
+    classes: Sequence[str] = (),
+    whole: bool = False,
+    notify: Callable[[str], None] = lambda _text: None,
 ) -> Network:
     """A network with its preprocessing and taps, tried on two black images.
 
@@ -48,13 +85,18 @@ def build_model(
         seed: Run seed; the weights come from its stream `init/<name>` and the global
             generators stay untouched. A ready module keeps its weights. What `peft` freezes is
             the same for every seed.
-        options: Keyword options of the named model, and `peft`: what of it learns (a
-            `fedkd.models.peft.Peft`, or its options).
+        options: Keyword options of the named model; `weights`, `resize` and `prompts` as in
+            `Published`; and `peft`: what of it learns (a `fedkd.models.peft.Peft`, or its options).
+        file: What it begins with; None: drawn. (The path among the options only says that images
+            are prepared as for a published model.)
+        classes: Names of the classes, where a file is to be compared with them or texts are made.
+        whole: Whether the head must be in the file too.
+        notify: Called with what the user should know of the file.
 
     Raises:
         ValueError: unknown name or option, a model that cannot take such images, logits of
-            another shape than (2, num_classes), a declared head that is none, or a module that
-            normalises the images itself.
+            another shape than (2, num_classes), a declared head that is none, a module that
+            normalises the images itself, or a file that is not there or does not fit.
     """
     if not isinstance(model, str | nn.Module):
         hint = "; make one, e.g. Model()" if isinstance(model, type) else ""
@@ -65,10 +107,26 @@ def build_model(
     for key, values in (("mean", mean), ("std", std)):
         if len(values) != in_channels:
             raise ValueError(f"{key}: expected {in_channels} values, got {len(values)}")
+    published, rest = Published.of(name, options)
+    channels, side, resize = in_channels, image_size, None
     with seeded(seed if peft is None else 0, "init", name):
-        body = _body(model, num_classes, in_channels, image_size, options)
+        if in_channels == 1 and (
+            name.startswith(OPEN_CLIP) or (published.as_published and name.startswith(FOREIGN))
+        ):
+            channels, mean, std = 3, [*mean] * 3, [*std] * 3
+        body, preparation = _body(model, num_classes, channels, image_size, rest, published)
+        if preparation is not None and published.as_published:
+            if len(preparation.mean) != channels:
+                raise ValueError(
+                    f"model {name!r} takes {len(preparation.mean)}-channel images, these have "
+                    f"{in_channels}"
+                )
+            mean, std = preparation.mean, preparation.std
+            if published.own_size:
+                side = preparation.side
+                resize = side if side != image_size else None
         parameter = next(body.parameters(), torch.empty(0))
-        images = torch.zeros(2, in_channels, image_size, image_size, device=parameter.device)
+        images = torch.zeros(2, channels, side, side, device=parameter.device)
         size = f"{in_channels}x{image_size}x{image_size}"
         try:
             stages = declared_stages(body)
@@ -98,8 +156,14 @@ def build_model(
         head=found.head,
         final=declared(body, "final_name") or found.final,
         image_size=image_size,
+        resize=resize,
+        grey=channels > in_channels,
     )
     network.to(parameter.device)
+    if file is not None:
+        remark = load_entry(network, name, options, file, classes, whole=whole)
+        if remark is not None:
+            notify(remark)
     if peft is not None:
         try:
             adapt(network, peft, seed=seed)
@@ -123,11 +187,12 @@ def _body(
     in_channels: int,
     image_size: int,
     options: Mapping[str, Any],
-) -> nn.Module:
+    published: Published,
+) -> tuple[nn.Module, Preparation | None]:
     if isinstance(model, Network):
         raise ValueError("model: expected a module that takes normalised images, got a Network")
     if isinstance(model, nn.Module):
-        if options:
+        if options or published != Published():
             raise ValueError(f"model: a ready module takes no options, got {dict(options)}")
         twice = normaliser(model)
         if twice is not None:
@@ -137,11 +202,17 @@ def _body(
                 "normalised twice; take that out, or keep it with "
                 f"fedkd.Network(model, mean={zeros}, std={ones})"
             )
-        return model
+        return model, None
+    sizes, own = (num_classes, in_channels, image_size), published.own_size
     if model.startswith(PREFIX):
-        return torchvision_model(model, num_classes, in_channels, image_size, options)
+        return torchvision_model(model, *sizes, options, own=own)
+    if model.startswith(TIMM):
+        return timm_model(model, *sizes, options, own=own)
+    if model.startswith(OPEN_CLIP):
+        unit = published.prompts is not None
+        return open_clip_model(model, num_classes, image_size, options, own=own, unit=unit)
     try:
-        return MODELS.create(model, num_classes, in_channels, image_size, **options)
+        return MODELS.create(model, *sizes, **options), None
     except (RuntimeError, MemoryError, ArithmeticError, IndexError) as error:
         if not options:
             raise

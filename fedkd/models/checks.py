@@ -38,7 +38,7 @@ def check_network(network: Network, who: str, images: Tensor, classes: int, wher
     name = f"{who} ({type(network.body).__name__})"
     channels, height, width = images.shape[1:]
     side = network.image_size
-    size, takes = f"{channels}x{height}x{width}", network.mean.shape[1]
+    size, takes = f"{channels}x{height}x{width}", network.channels
     if takes != channels or (side is not None and (height, width) != (side, side)):
         made = f"{takes}-channel" if side is None else f"{takes}x{side}x{side}"
         raise ValueError(f"{name} takes {made} images, {where} has {size} ones")

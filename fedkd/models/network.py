@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
 
 # Where the hash of what is frozen stands in a state.
@@ -57,7 +58,9 @@ class Network(nn.Module):
             forward pass.
         final: Name of the submodule whose *input* is the map that is averaged into the pooled
             feature; None takes `body.final_name` if declared, else there is no such map.
-        image_size: Side of the images that the body was made for; None if it is not known.
+        image_size: Side of the images that the network takes; None if it is not known.
+        resize: Side to which they are resized for the body (bicubic); None leaves them as they are.
+        grey: Whether the images have one channel, which the body sees as three.
 
     Attributes:
         base: SHA-256 of what is frozen, where only a part learns (`fedkd.models.peft`): that part
@@ -81,6 +84,8 @@ class Network(nn.Module):
         head: str | None = None,
         final: str | None = None,
         image_size: int | None = None,
+        resize: int | None = None,
+        grey: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(body, nn.Module):
@@ -99,6 +104,9 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.tensor(means, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(stds, dtype=torch.float32).view(1, -1, 1, 1))
         self.image_size = image_size
+        self.resize = resize
+        #: Of the images.
+        self.channels = 1 if grey else len(means)
         modules = dict(body.named_modules())
         self.stage_names = declared_stages(body) or () if stages is None else tuple(stages)
         self.head_name = head or declared(body, "head_name")
@@ -190,7 +198,7 @@ class Network(nn.Module):
             ValueError: the images have other axes or channels, another type, or floats outside
                 [0, 1]; those are usually normalised or not divided by 255.
         """
-        channels = self.mean.shape[1]
+        channels = self.channels
         if images.ndim != 4 or images.shape[1] != channels:
             raise ValueError(
                 f"images: this network takes {channels}-channel images (B, {channels}, h, w), "
@@ -201,7 +209,15 @@ class Network(nn.Module):
             scaled = scaled.div(255)
         else:
             _check_floats(images)
-        return (scaled - self.mean) / self.std
+        # One channel becomes three here, if there are three statistics.
+        normalised = (scaled - self.mean) / self.std
+        if self.resize is None:
+            return normalised
+        return functional.interpolate(normalised, self.resize, mode="bicubic", antialias=True)
+
+    def extra_repr(self) -> str:
+        """What is done to the images beside normalising them."""
+        return "" if self.resize is None else f"resize={self.resize}"
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of uint8 images, or of floats in [0, 1]."""

@@ -12,13 +12,12 @@ from typing import Any
 from torch import nn
 
 from fedkd.io.text import nearest
+from fedkd.models.preparation import Preparation
 
 PREFIX = "torchvision/"
 
 # Options of torchvision that cannot be right here.
 _REFUSED = {
-    "weights": "nothing is downloaded; hand a pretrained module to fedkd.Network with its own "
-    "mean and std",
     "num_classes": "the images decide it",
     "transform_input": "images would be normalised twice",
 }
@@ -33,9 +32,15 @@ def torchvision_names() -> list[str]:
 
 
 def torchvision_model(
-    name: str, num_classes: int, in_channels: int, image_size: int, options: Mapping[str, Any]
-) -> nn.Module:
-    """An untrained torchvision classifier for the given images.
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    options: Mapping[str, Any],
+    *,
+    own: bool = False,
+) -> tuple[nn.Module, Preparation]:
+    """An untrained torchvision classifier, and how the images it is published for are prepared.
 
     Args:
         name: With its prefix, e.g. `torchvision/resnet18`.
@@ -43,6 +48,7 @@ def torchvision_model(
         in_channels: Channels of the images; other than 3 replaces the first convolution.
         image_size: Side of the images; transformers are built for it.
         options: Passed to torchvision, e.g. `{"dropout": 0.2}`.
+        own: Build it for images of its own size instead of these.
 
     Raises:
         ValueError: unknown name or option, or a size the architecture cannot be built for.
@@ -56,7 +62,9 @@ def torchvision_model(
         if options.get(option):
             raise ValueError(f"model {name!r}: option {option!r} cannot be set: {reason}")
     short = name.removeprefix(PREFIX)
-    arguments: dict[str, Any] = {"num_classes": num_classes, **_defaults(short, image_size)}
+    preparation = _preparation(short)
+    side = preparation.side if own else image_size
+    arguments: dict[str, Any] = {"num_classes": num_classes, **_defaults(short, side)}
     try:
         make = models.get_model_builder(short)  # type: ignore[attr-defined]
         body: nn.Module = make(**{"weights": None, **arguments, **options})
@@ -64,11 +72,22 @@ def torchvision_model(
         raise ValueError(f"model {name!r}: {error} (options: {dict(options)})") from error
     except (ValueError, RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"model {name!r} cannot be built for {image_size}x{image_size} images: {error}"
+            f"model {name!r} cannot be built for {side}x{side} images: {error}"
         ) from error
     if in_channels != 3:
         _replace_first_convolution(name, body, in_channels)
-    return body
+    return body, preparation
+
+
+def _preparation(short: str) -> Preparation:
+    from fedkd.data.vision import models
+
+    facts = models.get_model_weights(short)["DEFAULT"].transforms()  # type: ignore[attr-defined]
+    mean, std = tuple(facts.mean), tuple(facts.std)
+    if short in ("googlenet", "inception_v3"):
+        # Published with `transform_input`: what their layers see is this.
+        mean = std = (0.5, 0.5, 0.5)
+    return Preparation(int(facts.crop_size[0]), mean, std)
 
 
 def _defaults(short: str, image_size: int) -> dict[str, Any]:

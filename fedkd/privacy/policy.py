@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from pydantic import Field
@@ -165,6 +165,8 @@ def check_config(policy: Policy, experiment: Experiment) -> None:
     _within("plugins", policy.plugins, experiment.plugins)
     _within("datasets", policy.datasets, _datasets(experiment))
     _within("models", policy.models, _models(experiment))
+    for model in _models(experiment):
+        _below_root(model)
     _at_most("limits.rounds", limits.rounds, experiment.rounds)
     work = teachers.epochs
     if teachers.feedback.use == "align":
@@ -219,6 +221,17 @@ def _datasets(experiment: Experiment) -> Iterator[Component]:
     yield from (side.dataset for side in pairs.values()) if pairs else (experiment.data.dataset,)
     if experiment.data.transfer.dataset is not None:
         yield experiment.data.transfer.dataset
+
+
+def _below_root(model: Component) -> None:
+    """A file that the server names is one of those that this node keeps for such runs."""
+    given = model.options.get("weights")
+    path = PurePath(str(given))
+    if given is not None and (path.is_absolute() or ".." in path.parts or path.parts[:1] == ("~",)):
+        raise PolicyRefused(
+            f"models: {model.name} with weights {given!r}: this node reads files below its own "
+            "data-root only; name the file relative to it"
+        )
 
 
 def _models(experiment: Experiment) -> Iterator[Component]:

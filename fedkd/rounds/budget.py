@@ -9,13 +9,14 @@ from functools import cached_property
 from pathlib import Path
 
 from fedkd.data.images import ImageSet
+from fedkd.io.tensors import load_state
 from fedkd.privacy.label_dp import randomised
 from fedkd.privacy.ledger import Account, BudgetSpent, Ledger, LedgerBroken
 from fedkd.privacy.plan import Plan
 from fedkd.privacy.policy import Policy, PolicyRefused
 from fedkd.rounds.client_files import SavedTeacher
 from fedkd.rounds.context import ExperimentContext
-from fedkd.runs.directory import load_state, save_state
+from fedkd.runs.directory import save_state
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from fedkd.io.tensors import load_state
 from fedkd.knowledge.kinds import Kind
 from fedkd.knowledge.payload import Knowledge
 from fedkd.knowledge.query import Answers
 from fedkd.knowledge.store import write_atomically
-from fedkd.runs.directory import load_state, save_state
+from fedkd.runs.directory import save_state
 from fedkd.training.supervised import Fit
 
 logger = logging.getLogger(__name__)

@@ -23,11 +23,13 @@ from fedkd.data.splits import FederatedData
 from fedkd.data.views import virtual_view
 from fedkd.distillation.batches import TransferBatches
 from fedkd.distillation.trainer import rehearse
+from fedkd.io.tensors import file_hash
 from fedkd.knowledge.extract import Unreadable, extract, shapes
 from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.knowledge.payload import Bank, Knowledge, Teacher, fuse
 from fedkd.knowledge.query import Images, Query
 from fedkd.models.checks import check_training
+from fedkd.models.entries import file_of
 from fedkd.models.network import Network, parameter_count
 from fedkd.privacy.leaks import check_leaks
 from fedkd.privacy.model_check import check_private
@@ -39,12 +41,25 @@ from fedkd.training.batches import check_batch_size
 
 
 class ExperimentContext:
-    """What both ends derive from the config alone: split, queries, virtual views."""
+    """What both ends derive from the config alone: split, queries, virtual views.
+
+    Args:
+        experiment: The experiment.
+        root: Folder of local data; overrides `data.root`.
+        own: The images of the one client that lives on this machine, where it has no others.
+        node: The one client whose network is used on this machine: files of weights that only
+            others begin with need not be here. None: all are.
+    """
 
     def __init__(
-        self, experiment: Experiment, root: str | Path | None = None, own: LocalShard | None = None
+        self,
+        experiment: Experiment,
+        root: str | Path | None = None,
+        own: LocalShard | None = None,
+        node: int | None = None,
     ) -> None:
         self.experiment = experiment
+        self._node = node
         parts = check(experiment)
         self.objective, self.fusion = parts.objective, parts.fusion
         self.codec, self.release = parts.codec, parts.release
@@ -53,6 +68,10 @@ class ExperimentContext:
         self.root = data_root(experiment, root)
         self.data: FederatedData = build_data(experiment, root, own)
         self._fresh: dict[tuple[object, ...], Network] = {}
+        #: Files of weights that were read here, as the config names them -> SHA-256.
+        self.weights: dict[str, str] = {}
+        #: What people should know of these files.
+        self.remarks: list[str] = []
         #: What clients are asked: for the losses, and for the fusion rules.
         fusion_needs = [kind for rule in self.fusion for kind in rule.needs]
         self.kinds = tuple(dict.fromkeys((*self.objective.needs, *fusion_needs)))
@@ -97,7 +116,8 @@ class ExperimentContext:
         """
         fresh = self._fresh.get((model, *names))
         if fresh is None:
-            return build_network(self.experiment, model, self._seen_by(*names), *names)
+            seen = self._seen_by(*names)
+            return build_network(self.experiment, model, seen, *names, root=self.root)
         return copy.deepcopy(fresh)
 
     def network_with(
@@ -284,14 +304,20 @@ class ExperimentContext:
     def _tried(self, model: Component, kinds: tuple[Kind, ...], *names: object) -> _Model:
         """Try a network on images as these, and keep it untrained. Raises `ConfigError`."""
         experiment, data = self.experiment, self._seen_by(*names)
-        fresh = self._fresh[(model, *names)] = build_network(experiment, model, data, *names)
-        network = copy.deepcopy(fresh)
         teaches = names[0] == "teacher"
         section = "teachers" if teaches else "distillation"
         where = _KEYS.get(str(names[0]), "")
         if teaches:
             assert isinstance(names[1], int)
             where = f"teachers.models.{names[1] % len(experiment.teachers.models)}"
+        used = (
+            self._node is None
+            or (teaches and model == experiment.teachers.model_of(self._node))
+            # What the server sends of it is what has been learnt beside its file.
+            or (names[0] == "student" and "peft" in model.options)
+        )
+        fresh = self._fresh[(model, *names)] = self._begun(model, data, where, *names, load=used)
+        network = copy.deepcopy(fresh)
         size = (experiment.teachers if teaches else experiment.distillation).batch_size
         privacy = experiment.teachers.privacy if teaches else None
         shape, classes = data.test.shape, len(data.classes)
@@ -309,6 +335,27 @@ class ExperimentContext:
             who = self.objective.wanting(error.kind) if isinstance(error, Unreadable) else ""
             raise ConfigError(f"{where}: {model.name!r}: {error}{who}") from None
         return _Model(found, parameter_count(network))
+
+    def _begun(
+        self, model: Component, data: FederatedData, where: str, *names: object, load: bool
+    ) -> Network:
+        """A network as it begins, and what its file is. Raises `ConfigError`."""
+        try:
+            network = build_network(
+                self.experiment,
+                model,
+                data,
+                *names,
+                root=self.root,
+                notify=self.remarks.append,
+                load=load,
+            )
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        path = file_of(model.options, self.root)
+        if load and path is not None:
+            self.weights[str(model.options["weights"])] = file_hash(path)
+        return network
 
     def _rehearse(self) -> None:
         """Whether every loss learns from single images. Raises `ConfigError`."""
@@ -359,7 +406,10 @@ _KEPT = 2
 
 
 def experiment_context(
-    experiment: Experiment, root: str | None = None, own: LocalShard | None = None
+    experiment: Experiment,
+    root: str | None = None,
+    own: LocalShard | None = None,
+    node: int | None = None,
 ) -> ExperimentContext:
     """The context of an experiment, made once and kept: a process answers many messages.
 
@@ -367,14 +417,15 @@ def experiment_context(
         experiment: Known by its hash; plugins are imported already.
         root: Folder of local data; overrides `data.root`.
         own: The images of the one client that lives on this machine, where it has no others.
+        node: The one client that lives on this machine.
 
     Raises:
         ConfigError: as `build.check`, or the images cannot be split this way.
         FileNotFoundError: images are missing.
     """
-    key = (experiment.hash, root, own, str(Path.cwd()), os.environ.get("FEDKD_DATA"))
+    key = (experiment.hash, root, own, node, str(Path.cwd()), os.environ.get("FEDKD_DATA"))
     if key not in _CONTEXTS:
-        _CONTEXTS[key] = ExperimentContext(experiment, root, own)
+        _CONTEXTS[key] = ExperimentContext(experiment, root, own, node)
         while len(_CONTEXTS) > _KEPT:
             _CONTEXTS.popitem(last=False)
     _CONTEXTS.move_to_end(key)

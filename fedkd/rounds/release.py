@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from fedkd.config import Experiment
+from fedkd.io.tensors import load_state
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Fused, Role, Teacher
 from fedkd.privacy.noise import SecureGenerator
 from fedkd.privacy.release.base import Release, Released
 from fedkd.privacy.release.gaussian import epsilon_of
 from fedkd.randomness import stream
-from fedkd.runs.directory import RunDirectory, load_state, save_state
+from fedkd.runs.directory import RunDirectory, save_state
 from fedkd.runs.events import AnswersReleased
 
 

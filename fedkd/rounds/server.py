@@ -27,7 +27,7 @@ from fedkd.rounds.learners import Learners
 from fedkd.rounds.progress import Notify, Stopwatch, silent
 from fedkd.rounds.release import release_answers
 from fedkd.rounds.stale import Sources, aged, collect, sources
-from fedkd.runs.directory import RunDirectory, network_hash
+from fedkd.runs.directory import RunDirectory, keep_weights, network_hash
 from fedkd.runs.events import ClientsAsked, OldAnswersCounted, RoundFinished
 from fedkd.runs.quarantine import distrusted, strike
 from fedkd.runs.signature import Signature, keep_signature
@@ -69,6 +69,7 @@ class Server:
         self.run = run
         self.notify = notify
         keep_signature(run, Signature.of(self.experiment, context.data, context.root))
+        keep_weights(run.path, context.weights)
         self._learners = Learners(context, run, notify)
         #: The fusion rules as fitted to the last round, and what they remember of it.
         self._rules: list[Fusion] = list(context.fusion)

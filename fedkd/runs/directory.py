@@ -21,7 +21,6 @@ import math
 import platform
 import secrets
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -41,6 +40,7 @@ from fedkd.config import (
 )
 from fedkd.io.lock import Lock
 from fedkd.io.records import Damaged, check_tree, lines, read_json, refuse_link
+from fedkd.io.tensors import State, load_state
 from fedkd.knowledge.query import Images
 from fedkd.knowledge.store import KnowledgeStore, write_atomically
 from fedkd.runs.events import (
@@ -62,9 +62,6 @@ PINNED = "config.sha256"
 logger = logging.getLogger(__name__)
 
 E = TypeVar("E", bound=Event)
-State = dict[str, Any]
-"""What a training goes on from: tensors and plain values by name."""
-
 _PACKAGES = ("fedkd", "torch", "torchvision", "flwr", "ray", "numpy", "opacus")
 
 
@@ -365,20 +362,6 @@ def save_state(path: Path, state: State, *, private: bool = False) -> None:
     write_atomically(path, buffer.getvalue(), private=private)
 
 
-def load_state(path: Path) -> State:
-    """Load what `save_state` wrote, if it is what was written; never unpickles code."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums in it
-                if (part := archive.testzip()) is not None:
-                    raise ValueError(f"the checksum of its part {part} is wrong")
-        state: State = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch reports a damaged file in half a dozen exception types
-        reason = " ".join(str(error).split()).split(". ")[0][:300]  # the rest is advice to trust it
-        raise RuntimeError(f"cannot read {path}: {type(error).__name__}: {reason}") from error
-    return state
-
-
 def network_hash(network: nn.Module) -> str:
     """Hash of all weights and buffers: equal iff two networks are bit-identical."""
     return weights_hash(network.state_dict())
@@ -403,6 +386,33 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def keep_weights(folder: Path, weights: Mapping[str, str]) -> None:
+    """Write down which files of weights a run or study begins with, or see that they are the same.
+
+    They stand in versions.json: like a library, they can change every number.
+
+    Args:
+        folder: Of the run or study.
+        weights: File, as the config names it -> SHA-256.
+
+    Raises:
+        ConfigError: it began with other ones.
+    """
+    if not weights:
+        return
+    known = read_json(folder / "versions.json") or {}
+    for name, now in weights.items():
+        began = known.get(f"weights {name}", now)
+        if began != now:
+            raise ConfigError(
+                f"{folder}: the weights in {name} are not those that it began with (SHA-256 "
+                f"{began[:12]} then, {now[:12]} now): put that file back, or begin anew"
+            )
+    now_known = {**known, **{f"weights {name}": value for name, value in weights.items()}}
+    if now_known != known:
+        write_json(folder / "versions.json", now_known)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -18,8 +18,9 @@ from fedkd.data.pictures import SUFFIXES, read_picture, shown
 from fedkd.data.splits import FederatedData
 from fedkd.data.transfer import conform
 from fedkd.io.extras import extra
+from fedkd.io.tensors import State
 from fedkd.models.network import Network
-from fedkd.runs.directory import RunDirectory, State
+from fedkd.runs.directory import RunDirectory
 from fedkd.runs.images import run_data
 from fedkd.runs.signature import SIGNATURE, Signature, read_signature
 

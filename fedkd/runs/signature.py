@@ -22,7 +22,8 @@ from fedkd.config import validate as validated
 from fedkd.data.images import ImageSet
 from fedkd.data.splits import FederatedData
 from fedkd.io.records import read_json
-from fedkd.models.build import build_model, model_names
+from fedkd.models.build import build_model, is_known
+from fedkd.models.entries import frozen_of
 from fedkd.models.network import Network
 from fedkd.runs.directory import RunDirectory, write_json
 
@@ -126,7 +127,7 @@ class Signature(Section):
         Raises:
             ConfigError: there is no such model here, or it cannot take the images.
         """
-        if model.name not in model_names():
+        if not is_known(model.name):
             self._import_plugins(run)
         try:
             return build_model(
@@ -137,6 +138,7 @@ class Signature(Section):
                 mean=self.mean,
                 std=self.std,
                 options=model.options,
+                file=frozen_of(model.options, Path(self.root)),
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None

@@ -92,7 +92,6 @@ def test_a_trial_leaves_no_trace(training: bool) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": "DEFAULT"}, "'weights' cannot be set: nothing is downloaded; .*fedkd.Network"),
         ({"num_classes": 7}, "'num_classes' cannot be set"),
         ({"transform_input": True}, "'transform_input' cannot be set: .*normalised twice"),
     ],

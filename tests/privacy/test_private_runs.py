@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fedkd.config import Component, ConfigError
+from fedkd.io.tensors import load_state
 from fedkd.privacy.accounting import Steps, epsilon
 from fedkd.privacy.label_dp import keep_probability, randomised
 from fedkd.privacy.ledger import LedgerBroken
@@ -19,7 +20,7 @@ from fedkd.reporting.run_page import make_page
 from fedkd.reporting.run_record import Found
 from fedkd.rounds import Client, ExperimentContext
 from fedkd.rounds.client_files import ClientFiles
-from fedkd.runs.directory import RunDirectory, load_state
+from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ClientsAsked, ClientTrained, RoundFinished, Warned
 from fedkd.runs.privacy_statement import statement
 from simulations.local import run_local

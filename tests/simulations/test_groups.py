@@ -12,9 +12,10 @@ import torch
 from flwr.app import Error, Message
 
 from fedkd.data.images import ImageSet
+from fedkd.io.tensors import load_state
 from fedkd.models.network import Network
 from fedkd.rounds.budget import Budget
-from fedkd.runs.directory import RunDirectory, load_state
+from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ClientTrained, ReplyRefused, RoundFinished
 from fedkd.training.batched import fit_many
 from fedkd.training.supervised import Fit, fit

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from fedkd.config import ConfigError, Experiment
+from fedkd.io.tensors import load_state
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.query import Images
 from fedkd.reporting.page import render
 from fedkd.reporting.run_page import make_page
 from fedkd.reporting.run_record import Found
 from fedkd.rounds import ExperimentContext
-from fedkd.runs.directory import RunDirectory, load_state
+from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import (
     AssistantEpochFinished,
     EpochFinished,

@@ -17,8 +17,8 @@ from PIL import Image
 from fedkd.config import ConfigError, load_config, make_config
 from fedkd.data.images import ImageSet
 from fedkd.data.label_noise import with_label_noise
+from fedkd.io.tensors import file_hash, load_state
 from fedkd.rounds import Interrupted, silent
-from fedkd.runs.directory import load_state
 from fedkd.runs.export import export_student, predict_files
 from fedkd.studies.central.config import DistillConfig
 from fedkd.studies.central.folder import Place
@@ -590,6 +590,35 @@ def test_a_file_that_does_not_fit_is_one_line(
     assert str(caught.value).startswith("experiment.teachers.checkpoints.0: ")
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_networks_begin_with_files_and_are_trained(
+    run: Callable[..., Done], resnet: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[Any] = []
+    file = resnet("classes")
+    monkeypatch.setenv("FEDKD_DATA", str(file.parent))
+    entry = "{name: resnet8, weights: classes.pt}"
+    done = run(
+        f"teachers.models=[{entry}]", f"student.model={entry}", "only=student", *both("epochs=1"),
+        notify=listener("warning", "text", said),
+    )  # fmt: skip
+    assert said == [
+        "classes.pt: its head head.weight is for 7 classes and not 3; resnet8 for 3 classes "
+        "starts with a new head"
+    ]
+    versions = json.loads((done.path / "versions.json").read_text())
+    assert versions["weights classes.pt"] == file_hash(file)
+    file.write_bytes(resnet("bare").read_bytes())
+    done.folder.file(done.study.cells[0]).unlink()
+    with pytest.raises(ConfigError, match=r"the weights in classes\.pt are not those"):
+        done.again().run()
+
+
+def test_a_file_that_a_network_begins_with_is_checked_first(resnet: Callable[..., Path]) -> None:
+    words = f"teachers.models=[{{name: resnet14, weights: {resnet('bare')}}}]"
+    with pytest.raises(ConfigError, match="does not fit resnet14 for 3 classes: it has no"):
+        study(words).check()
 
 
 # -- precision and layout --------------------------------------------------------------------------

@@ -16,10 +16,10 @@ from fedkd.data.images import ImageSet
 from fedkd.distillation.batches import OnlineBatches, TransferBatches
 from fedkd.distillation.objective import Objective, Term
 from fedkd.distillation.trainer import distill
+from fedkd.io.tensors import load_state
 from fedkd.knowledge.kinds import Kind, Logits, Pooled
 from fedkd.knowledge.payload import Bank, Ensemble, Fused, Knowledge, Teacher, fuse
 from fedkd.rounds import Client, ExperimentContext
-from fedkd.runs.directory import load_state
 from fedkd.training.evaluation import accuracy, agreement, calibration, per_class_accuracy
 from tests.conftest import TINY
 

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from fedkd.config import ConfigError
 from fedkd.data.images import ImageSet
+from fedkd.io.tensors import load_state
 from fedkd.knowledge.kinds import Logits
 from fedkd.models.network import Network
 from fedkd.privacy.dp_sgd import Mechanism
 from fedkd.randomness import stream_seed
 from fedkd.rounds import ExperimentContext, Notify, silent
-from fedkd.runs.directory import RunDirectory, load_state
+from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import RoundFinished
 from fedkd.runs.export import load_student
 from fedkd.studies.audit.membership import (

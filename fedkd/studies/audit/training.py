@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedkd.build import build_network, build_optimizer, local_training
+from fedkd.build import build_optimizer, local_training
 from fedkd.config import ConfigError
 from fedkd.data.images import ImageSet
 from fedkd.models.network import Network
@@ -42,7 +42,7 @@ def train_again(
     """
     experiment = context.experiment
     model = experiment.teachers.model_of(client)
-    teacher = build_network(experiment, model, context.data, "audit", *names)
+    teacher = context.network(model, "audit", *names)
     if training.label_epsilon is not None and images.labels is not None:
         classes = len(images.classes)
         labels = randomised(images.labels, classes, training.label_epsilon)
@@ -77,7 +77,7 @@ def proxy(context: ExperimentContext, answers: Tensor) -> Network:
     experiment = context.experiment
     options, seed = experiment.distillation, experiment.seed
     images = context.data.transfer.images.images
-    network = build_network(experiment, experiment.student.model, context.data, "proxy")
+    network = context.network(experiment.student.model, "proxy")
     wanted = answers.softmax(1)
 
     def measure(_epoch: int, _step: int, index: Tensor) -> Measured:

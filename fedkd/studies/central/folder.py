@@ -20,8 +20,9 @@ from typing_extensions import TypedDict
 
 from fedkd.config import ConfigError
 from fedkd.io.records import append_line, read_json, read_lines
+from fedkd.io.tensors import load_state
 from fedkd.knowledge.store import write_atomically
-from fedkd.runs.directory import load_state, write_json
+from fedkd.runs.directory import write_json
 from fedkd.studies.engine import Record
 
 

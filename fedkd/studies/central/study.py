@@ -22,17 +22,18 @@ from fedkd.config import Component, ConfigError, Energy, Term
 from fedkd.data import DATASETS
 from fedkd.data.images import ImageSet
 from fedkd.distillation.batches import EXAMPLE, Statistics
+from fedkd.io.tensors import file_hash, load_state
 from fedkd.models.costs import size_of
+from fedkd.models.entries import file_of
 from fedkd.models.network import Network, parameter_count
 from fedkd.randomness import seeded, stream_seed
 from fedkd.rounds import Notify, computing, silent
 from fedkd.rounds.costs import energy_source, with_energy
-from fedkd.runs.directory import load_state, network_hash
+from fedkd.runs.directory import keep_weights, network_hash
 from fedkd.studies.central.config import BASELINE, Central, DistillConfig
 from fedkd.studies.central.folder import Place, StudentRecord
 from fedkd.studies.central.report import write_report
 from fedkd.studies.central.training import Images, Task, keep, train
-from fedkd.studies.central.weights import load_weights
 from fedkd.studies.engine import Cell, Found, Record, Study, spread
 
 
@@ -73,6 +74,8 @@ class DistillStudy(Study[DistillConfig, None]):
     def begin(self, folder: Path, seed: int, notify: Notify) -> None:
         """Train the teachers, or read them."""
         given, images = self.config.experiment, self._loaded_images()
+        keep_weights(folder, _files(self.config, images))
+        images.told(notify)
         if self._teachers and not given.teachers.per_seed:
             return
         with computing(given.resources, given.resources.server_threads):
@@ -160,8 +163,8 @@ def check_names(config: DistillConfig) -> None:
     check_component(DATASETS, given.data.dataset, "experiment.data.dataset")
     if given.data.label_noise is not None:
         build_label_noise(given.data.label_noise, "experiment.data.label_noise")
-    for number, model in enumerate(given.teachers.models):
-        check_model(model, f"experiment.teachers.models.{number}")
+    for number in range(len(given.teachers.models)):
+        check_model(entry_of(given, number), f"experiment.teachers.models.{number}")
         file = given.teachers.checkpoint_of(number)
         if file is not None and not Path(file).expanduser().is_file():
             raise ConfigError(f"experiment.teachers.checkpoints.{number}: there is no file {file}")
@@ -190,10 +193,10 @@ def _rehearse(config: DistillConfig, images: Images) -> None:
 
     given = config.experiment.teachers
     teachers = [network(model) for model in given.models]
-    for number, (model, teacher) in enumerate(zip(given.models, teachers, strict=True)):
+    for number, model in enumerate(given.models):
         images.first(given.train_of(number), "experiment.teachers.train")
         if (file := given.checkpoint_of(number)) is not None:
-            _read(teacher, model, file, images, f"experiment.teachers.checkpoints.{number}")
+            _read(model, 0, file, images, f"experiment.teachers.checkpoints.{number}")
     for name, experiment in config.runs().items():
         ranks = [teachers]
         for task in chain(experiment, name, 0, Place(Path(), "student"), ranks):
@@ -237,14 +240,13 @@ def _teacher(
 
 
 def _loaded(task: Task, file: str, images: Images, notify: Notify) -> Network:
-    network = images.network(task.model, task.init)
     notify("training", label=task.label, epochs=1)
     if (result := task.place.result()) is not None:  # the file may have gone since
+        network = images.network(task.model, task.init, load=False)
         network.load_state_dict(load_state(task.place.weights)["weights"])
     else:
-        remark = _read(network, task.model, file, images, task.label)
-        if remark is not None:
-            notify("warning", text=remark)
+        network = _read(task.model, task.init, file, images, task.label)
+        images.told(notify)
         task.place.begin()
         keep(network, task, images)
         accuracy = images.accuracy(network)
@@ -297,9 +299,31 @@ def _guides(ranks: Sequence[Sequence[Network]], mode: str) -> tuple[list[Network
     )
 
 
-def _read(network: Network, model: Component, file: str, images: Images, where: str) -> str | None:
-    name = f"{model.name} for {len(images.train.classes)} classes"
+def entry_of(given: Central, number: int) -> Component:
+    """A teacher's entry: its checkpoint is the file that its prompts are read by."""
+    model, file = given.teachers.models[number], given.teachers.checkpoint_of(number)
+    if file is None or "prompts" not in model.options:
+        return model
+    path = str(Path(file).expanduser().absolute())
+    return Component(**{"name": model.name, **model.options, "weights": path})
+
+
+def _files(config: DistillConfig, images: Images) -> dict[str, str]:
+    """Files of weights that the study begins with -> SHA-256."""
+    teachers = config.experiment.teachers
+    found = {
+        file: file_hash(Path(file).expanduser()) for file in filter(None, teachers.checkpoints)
+    }
+    models = [*teachers.models, config.experiment.student.model]
+    models += [m for run in config.runs().values() for m in run.distillation.assistants]
+    for model in models:
+        if (path := file_of(model.options, images.root)) is not None:
+            found[str(model.options["weights"])] = file_hash(path)
+    return found
+
+
+def _read(model: Component, init: int, file: str, images: Images, where: str) -> Network:
     try:
-        return load_weights(network, Path(file).expanduser(), name)
-    except ValueError as error:
+        return images.network(model, init, file=Path(file).expanduser())
+    except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None

@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedkd.build import build_label_noise, build_objective, build_optimizer, device_named
+from fedkd.build import (
+    build_label_noise,
+    build_objective,
+    build_optimizer,
+    device_named,
+    files_root,
+)
 from fedkd.config import Component, ConfigError, LabelNoise
 from fedkd.config import Term as LossTerm
 from fedkd.data.datasets import load_dataset
@@ -21,12 +27,14 @@ from fedkd.distillation.batches import OnlineBatches, Statistics
 from fedkd.distillation.objective import Objective
 from fedkd.distillation.trainer import DTYPES, EpochRecord, Snapshot, distill
 from fedkd.io.meters import Meter
-from fedkd.models.build import build_model, model_names
+from fedkd.io.tensors import load_state
+from fedkd.models.build import build_model, is_known
 from fedkd.models.costs import size_of
+from fedkd.models.entries import file_of
 from fedkd.models.network import Network, parameter_count
 from fedkd.randomness import stream, stream_seed
 from fedkd.rounds import Notify
-from fedkd.runs.directory import load_state, network_hash, save_state
+from fedkd.runs.directory import network_hash, save_state
 from fedkd.runs.export import Trained
 from fedkd.runs.signature import Pictures
 from fedkd.studies.central.config import Central, DistillConfig, Training
@@ -44,7 +52,9 @@ class Images:
         test: Test images, on the device.
         mean: Per-channel mean of the training pixels scaled to [0, 1].
         std: Likewise.
+        root: Folder that relative paths of weights start from.
         device: Where networks are trained.
+        remarks: What people should know of files of weights that were read.
     """
 
     everything: ImageSet
@@ -52,7 +62,10 @@ class Images:
     test: ImageSet
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    root: Path
     device: torch.device
+    remarks: list[str] = field(default_factory=list)
+    _said: list[str] = field(default_factory=list)
 
     @classmethod
     def load(cls, given: Central) -> Images:
@@ -73,14 +86,26 @@ class Images:
         if test.labels is None or train.labels is None:
             raise ConfigError("experiment.data.dataset: a study needs labelled images")
         test = ImageSet(test.images.to(device), test.labels.to(device), test.classes)
-        return cls(everything, train, test, mean, std, device)
+        return cls(everything, train, test, mean, std, files_root(data.root), device)
 
     def first(self, count: int | None, where: str) -> ImageSet:
         """So many training images; None: those in use. Raises `ConfigError` if there are fewer."""
         return self.train if count is None else _first(self.everything, count, where)
 
-    def network(self, model: Component, seed: int) -> Network:
-        """A fresh network on the device. Raises `ConfigError` if it cannot take the images."""
+    def network(
+        self, model: Component, seed: int, *, load: bool = True, file: Path | None = None
+    ) -> Network:
+        """A fresh network on the device: from its file, if the entry names one.
+
+        Args:
+            model: Its entry.
+            seed: Of the weights that are not in a file.
+            load: Whether the file is read.
+            file: Another file, in which all of it must be.
+
+        Raises:
+            ConfigError: it cannot take the images, or the file does not fit.
+        """
         try:
             network = build_model(
                 model.name,
@@ -91,10 +116,25 @@ class Images:
                 std=self.std,
                 seed=seed,
                 options=model.options,
+                file=file_of(model.options, self.root) if load and file is None else file,
+                classes=self.train.classes,
+                whole=file is not None,
+                notify=self._note,
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
         return network.to(self.device)
+
+    def told(self, notify: Notify) -> None:
+        """Say the remarks, once each."""
+        for text in self.remarks:
+            if text not in self._said:
+                self._said.append(text)
+                notify("warning", text=text)
+
+    def _note(self, remark: str) -> None:
+        if remark not in self.remarks:
+            self.remarks.append(remark)
 
     @torch.no_grad()
     def accuracy(self, network: Network, batch_size: int = 500) -> float:
@@ -192,9 +232,11 @@ def train(task: Task, images: Images, notify: Notify) -> Network:
         RuntimeError: the loss is no longer finite.
     """
     recipe, place = task.recipe, task.place
-    network = images.network(task.model, task.init)
+    result = place.result()
+    frozen = "peft" in task.model.options  # is not among what was saved
+    network = images.network(task.model, task.init, load=result is None or frozen)
     notify("training", label=task.label, epochs=recipe.epochs)
-    if (result := place.result()) is not None:
+    if result is not None:
         network.load_state_dict(load_state(place.weights)["weights"])
         notify("trained", label=task.label, **result)
         return network.eval()
@@ -295,7 +337,7 @@ def _built(path: Path, trust: bool) -> tuple[Network, dict[str, Any]]:
     try:
         saved = load_state(file)
         channels, height, _ = saved["image"]
-        if saved["model"] not in model_names() and (study := _study_of(path)):
+        if not is_known(saved["model"]) and (study := _study_of(path)):
             StudyFolder.open(study, DistillConfig, trust=trust).import_plugins()
         network = build_model(
             saved["model"],
@@ -305,6 +347,10 @@ def _built(path: Path, trust: bool) -> tuple[Network, dict[str, Any]]:
             mean=[0.0] * channels,
             std=[1.0] * channels,
             options=saved["options"],
+            # What is frozen is not among what was saved.
+            file=file_of(saved["options"], files_root(None))
+            if "peft" in saved["options"]
+            else None,
         )
         network.load_state_dict(saved["weights"])
     except ConfigError:
