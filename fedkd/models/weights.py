@@ -117,8 +117,9 @@ def load_weights(
         given = {key: tensor for key, tensor in given.items() if key not in head}
         expected = {key: tensor for key, tensor in expected.items() if key not in head}
         remark = f"{file.path.name}: {other}; {name} starts with a new head"
-    problems = list(islice(_problems(given, expected), _SHOWN + 1)) or ([other] if whole else [])
-    found = [problem for problem in problems if problem]
+    found = list(islice(_problems(given, expected), _SHOWN + 1))
+    if other and whole:
+        found = found or [other]
     if found:
         of = f" (the file is of {file.model})" if file.model else ""
         more = "; ..." if len(found) > _SHOWN else ""
