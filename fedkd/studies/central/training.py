@@ -30,7 +30,7 @@ from fedkd.io.meters import Meter
 from fedkd.io.tensors import load_state
 from fedkd.models.build import build_model, is_known
 from fedkd.models.costs import size_of
-from fedkd.models.entries import file_of
+from fedkd.models.entries import file_of, frozen_of
 from fedkd.models.network import Network, parameter_count
 from fedkd.randomness import stream, stream_seed
 from fedkd.rounds import Notify
@@ -347,10 +347,7 @@ def _built(path: Path, trust: bool) -> tuple[Network, dict[str, Any]]:
             mean=[0.0] * channels,
             std=[1.0] * channels,
             options=saved["options"],
-            # What is frozen is not among what was saved.
-            file=file_of(saved["options"], files_root(None))
-            if "peft" in saved["options"]
-            else None,
+            file=frozen_of(saved["options"], files_root(None)),
         )
         network.load_state_dict(saved["weights"])
     except ConfigError:
