@@ -1,6 +1,6 @@
 """Undoing memorised mistakes: which samples to forget, the loss to forget them by, clean labels.
 
-The parts of ACD-U as functions; there is no training loop for them here.
+The parts of ACD-U as functions; `fedkd.training.noisy` is the training that calls them.
 
 References:
     ACD-U, https://arxiv.org/abs/2603.07166, on top of
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -87,29 +88,45 @@ def select_for_unlearning(
     return chosen if reference is None else chosen & (labels != reference)
 
 
-def clean_probability(
+@dataclass(frozen=True)
+class Mixture:
+    """Two Gaussians over the losses of all samples, the lower one first.
+
+    Attributes:
+        clean: Chance that each sample is of the lower one, (N,).
+        means: Of both.
+        deviations: Likewise.
+        shares: Likewise; they sum to one.
+    """
+
+    clean: Tensor
+    means: tuple[float, float]
+    deviations: tuple[float, float]
+    shares: tuple[float, float]
+
+
+def loss_mixture(
     losses: Tensor,
     *,
     average: int = 1,
+    prior: float | None = None,
     iterations: int = 10,
     tolerance: float = 1e-2,
     regularisation: float = 5e-4,
-) -> Tensor:
-    """Chance that each label is clean: of the lower of two Gaussians over losses, -> (N,).
-
-    Labels are called clean above 0.5, with many wrong ones above 0.6. If all losses are equal all
-    labels are clean.
+) -> Mixture | None:
+    """Two Gaussians over losses; None if all losses are equal.
 
     Args:
         losses: Loss of each sample after each epoch so far, `rescaled`, (epochs, N), or (N,).
         average: Epochs whose losses are averaged; 5 where 90 % of the labels are wrong.
+        prior: Share of clean labels where it is known; None: the mixture's own.
         iterations: Steps of expectation and maximisation at most.
         tolerance: Gain in mean log-likelihood below which it ends.
         regularisation: Added to both variances.
     """
     losses = torch.atleast_2d(losses)[-average:].double().mean(dim=0)
     if losses.amax() == losses.amin():
-        return torch.ones_like(losses)
+        return None
     from sklearn.mixture import GaussianMixture
 
     mixture = GaussianMixture(
@@ -118,9 +135,44 @@ def clean_probability(
     column = losses.cpu().numpy()[:, None]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ten steps need not converge, and were published
-        chances = mixture.fit(column).predict_proba(column)
-    lower = int(np.argmin(np.asarray(mixture.means_)))
-    return torch.from_numpy(chances[:, lower]).to(losses)
+        mixture.fit(column)
+    order = [int(row) for row in np.argsort(np.asarray(mixture.means_)[:, 0], kind="stable")]
+    if prior is not None:
+        mixture.weights_ = np.array([prior, 1 - prior])[np.argsort(order)]
+    means, variances = np.asarray(mixture.means_), np.asarray(mixture.covariances_)
+    weights, chances = np.asarray(mixture.weights_), mixture.predict_proba(column)
+    first, second = order
+    return Mixture(
+        torch.from_numpy(chances[:, first]).to(losses),
+        (float(means[first, 0]), float(means[second, 0])),
+        (float(variances[first, 0, 0] ** 0.5), float(variances[second, 0, 0] ** 0.5)),
+        (float(weights[first]), float(weights[second])),
+    )
+
+
+def clean_probability(
+    losses: Tensor,
+    *,
+    average: int = 1,
+    prior: float | None = None,
+    iterations: int = 10,
+    tolerance: float = 1e-2,
+    regularisation: float = 5e-4,
+) -> Tensor:
+    """Chance that each label is clean: of the lower of two Gaussians over losses, -> (N,).
+
+    Labels are called clean above 0.5, with many wrong ones above 0.6. If all losses are equal all
+    labels are clean. Arguments as in `loss_mixture`.
+    """
+    found = loss_mixture(
+        losses,
+        average=average,
+        prior=prior,
+        iterations=iterations,
+        tolerance=tolerance,
+        regularisation=regularisation,
+    )
+    return torch.ones_like(torch.atleast_2d(losses)[-1].double()) if found is None else found.clean
 
 
 def sharpened(probabilities: Tensor, *, temperature: float = 0.5) -> Tensor:

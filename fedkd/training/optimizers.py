@@ -169,6 +169,11 @@ class Schedule:
         self._step += 1
         self._write()
 
+    def seek(self, step: int) -> None:
+        """Go to a step: not every epoch has as many."""
+        self._step = step
+        self._write()
+
     def state_dict(self) -> dict[str, int]:
         """Where it stands."""
         return {"last_epoch": self._step}
