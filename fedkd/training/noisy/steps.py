@@ -23,8 +23,8 @@ from fedkd.functional.noisy_labels import (
     refined_labels,
     soft_cross_entropy,
 )
-from fedkd.training.noisy.options import Mix
 from fedkd.training.loop import Measured
+from fedkd.training.noisy.options import Mix
 
 Forward = Callable[[Tensor], Tensor]
 """Normalised images (B, ...) -> logits (B, C)."""
