@@ -11,7 +11,7 @@ from typing import Any, TypedDict, TypeVar
 
 import torch
 
-from fedkd.config import Component, ConfigError, Experiment, Teachers, import_plugins
+from fedkd.config import Component, ConfigError, Experiment, Noisy, Teachers, import_plugins
 from fedkd.config import LabelNoise as LabelNoiseSection
 from fedkd.config import Optimizer as OptimizerSection
 from fedkd.config import Term as LossTerm
@@ -38,6 +38,7 @@ from fedkd.privacy.release import RELEASES
 from fedkd.privacy.release.base import Release
 from fedkd.randomness import stream_seed
 from fedkd.registry import Registry
+from fedkd.training.noisy.pair import check_unlearning, paired, with_new_head
 from fedkd.training.optimizers import Optimizer
 
 Made = TypeVar("Made")
@@ -73,6 +74,7 @@ def check(experiment: Experiment) -> Parts:
         build_label_noise(experiment.data.label_noise, "data.label_noise")
     for number, model in enumerate(experiment.teachers.models):
         check_model(model, f"teachers.models.{number}")
+    check_noisy(experiment.teachers.noisy, "teachers.noisy")
     check_model(experiment.student.model, "student.model")
     for number, model in enumerate(experiment.distillation.assistants):
         check_model(model, f"distillation.assistants.{number}")
@@ -315,6 +317,71 @@ def build_network(
         raise ConfigError(str(error)) from None
 
 
+def build_teacher(
+    experiment: Experiment,
+    model: Component,
+    data: FederatedData,
+    *names: object,
+    root: Path | None = None,
+    notify: Callable[[str], None] = lambda _text: None,
+    load: bool = True,
+) -> Network:
+    """What answers for a client: a network, or a pair of them. Arguments as in `build_network`."""
+    given = {"root": root, "notify": notify, "load": load}
+    first, second = build_pair(experiment, model, data, *names, **given)
+    noisy = experiment.teachers.noisy
+    return (
+        first if second is None or noisy is None or noisy.answer == "a" else paired(first, second)
+    )
+
+
+def build_pair(
+    experiment: Experiment, model: Component, data: FederatedData, *names: object, **given: Any
+) -> tuple[Network, Network | None]:
+    """The networks of a teacher: its own, and its partner where labels are noisy.
+
+    Arguments as in `build_network`.
+
+    Raises:
+        ConfigError: they cannot be trained so.
+    """
+    first, noisy = build_network(experiment, model, data, *names, **given), experiment.teachers.noisy
+    if noisy is None or noisy.method == "gmm":
+        return first, None
+    partner = noisy.partner.model or model
+    second = build_network(experiment, partner, data, *names, "partner", **given)
+    return first, as_partner(
+        noisy,
+        first,
+        second,
+        (model, partner),
+        len(data.classes),
+        stream_seed(experiment.seed, *names, "partner"),
+    )
+
+
+def as_partner(
+    noisy: Noisy,
+    first: Network,
+    second: Network,
+    models: tuple[Component, Component],
+    classes: int,
+    seed: int,
+) -> Network:
+    """`second`, in place, made the partner of `first`.
+
+    Raises:
+        ConfigError: unlearning could not begin, or the partner's head cannot be replaced.
+    """
+    if noisy.method != "acdu":
+        return second
+    try:
+        check_unlearning(first, models[0].name)
+        return with_new_head(second, classes, seed, models[1].name)
+    except ValueError as error:
+        raise ConfigError(f"noisy: {error}") from None
+
+
 def build_optimizer(section: OptimizerSection) -> Optimizer:
     """The options of an optimiser."""
     return Optimizer(**section.model_dump())
@@ -489,6 +556,12 @@ def _named(component: Component, where: str, extra: tuple[str, ...] = ()) -> Ite
             if f"option {key!r}" in message and (hint := nearest(key, list(extra))):
                 message += hint
         raise ConfigError(f"{where}: {message}") from None
+
+
+def check_noisy(noisy: Noisy | None, where: str) -> None:
+    """Check the partner's model, if there is one. Raises `ConfigError`."""
+    if noisy is not None and noisy.partner.model is not None:
+        check_model(noisy.partner.model, f"{where}.partner.model")
 
 
 def check_model(model: Component, where: str) -> None:

@@ -22,6 +22,7 @@ from pydantic import (
 
 from fedkd.config.messages import one_line
 from fedkd.data.cohorts import from_ranges
+from fedkd.training.noisy import options as noisy
 
 
 class ConfigError(ValueError):
@@ -278,6 +279,126 @@ class Privacy(Section):
         return self
 
 
+class Partner(Section):
+    """The second network of a training on noisy labels; its model's name alone will do.
+
+    It is to differ from the first, and better know something before it sees a label: by a file of
+    weights (the model's option), or by contrasts of unlabelled images.
+    """
+
+    model: Component | None = Field(default=None, description="default: the first network's")
+    pretraining: Literal["none", "transfer", "own"] = Field(
+        default="none", description="on whose images, without labels: the common ones, its own"
+    )
+    epochs: Positive = Field(default=20, description="of the pretraining")
+
+
+_Partner = Annotated[
+    Partner,
+    BeforeValidator(
+        lambda v: (
+            {"model": v} if isinstance(v, str) or (isinstance(v, Mapping) and "name" in v) else v
+        )
+    ),
+]
+
+
+class Unlearn(Section):
+    """When mistakes are undone, and which; epochs count from 0 over the whole training."""
+
+    start: int = Field(default=50, ge=0, description="epoch after which mistakes are undone")
+    period: Positive = Field(
+        default=10, description="epochs between selections, and over which losses are compared"
+    )
+    length: Positive = Field(default=4, description="epochs of unlearning after a selection")
+    current: Fraction = Field(default=0.05, description="share selected for its low loss")
+    drop: Fraction = Field(default=0.20, description="share selected for the fall of its loss")
+    temperature: float = Field(default=0.05, gt=0, description="softness of what is unlearnt")
+    batch_size: Annotated[int, Field(ge=2)] = 512
+
+
+class Mix(Section):
+    """How labelled and unlabelled images are learnt together."""
+
+    beta: float = Field(default=4.0, gt=0, description="of the draw of a mixture's shares")
+    sharpen: float = Field(default=0.5, gt=0, description="temperature of targets")
+    weight: float = Field(default=25.0, ge=0, description="of the unlabelled part, at its height")
+    ramp: float = Field(default=16.0, gt=0, description="epochs in which it rises")
+
+
+class Noisy(Section):
+    """How a network learns from labels of which some are wrong.
+
+    Epochs count from 0 over the whole training, in a run over all its rounds.
+    """
+
+    method: noisy.Method = "acdu"
+    partner: _Partner = Partner()
+    warmup: Positive = Field(
+        default=10, description="epochs before labels are judged; 30 for 100 classes"
+    )
+    penalty: bool = Field(
+        default=False,
+        description="warm-up with less certain predictions, for labels confused in pairs",
+    )
+    encoder_from: int = Field(
+        default=50, ge=0, description="epoch from which a pretrained partner's encoder learns"
+    )
+    threshold: float = Field(default=0.5, gt=0, lt=1, description="chance of being clean")
+    average: Positive = Field(default=1, description="epochs whose losses are averaged")
+    neighbours: int = Field(
+        default=15, ge=0, description="of an image, that vote for its reference label; 0: none"
+    )
+    guess_in: Literal["eval", "train"] = "eval"
+    answer: Literal["sum", "a", "weighted"] = Field(
+        default="sum", description="logits of both, of the first alone, or weighted by agreement"
+    )
+    unlearn: Unlearn = Unlearn()
+    mix: Mix = Mix()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Noisy:
+        if self.method == "acdu" and self.partner.model is None:
+            raise ValueError(
+                "partner.model: 'acdu' pairs two different networks; name the second, "
+                "e.g. partner=mlp, or take method=divide"
+            )
+        if self.method == "gmm" and self.partner != Partner():
+            raise ValueError("partner: 'gmm' trains one network; leave the partner out")
+        if self.method != "acdu" and self.partner.pretraining != "none":
+            raise ValueError(
+                f"partner.pretraining: {self.method!r} begins from scratch; set it to none, or "
+                "take method=acdu"
+            )
+        return self
+
+    def options(self, prior: float | None = None) -> noisy.Noisy:
+        """What the training is given; `prior` is the share of clean labels where it is known."""
+        values = self.model_dump(exclude={"partner", "unlearn", "mix"})
+        return noisy.Noisy(
+            **values,
+            prior=prior,
+            unlearn=noisy.Unlearn(**self.unlearn.model_dump()),
+            mix=noisy.Mix(**self.mix.model_dump()),
+        )
+
+    @property
+    def knows(self) -> bool:
+        """Whether the partner is pretrained."""
+        model = self.partner.model
+        weights = model is not None and model.options.get("weights") is not None
+        return self.method == "acdu" and (weights or self.partner.pretraining != "none")
+
+    def check(self, model: Component, epochs: int, said: str) -> None:
+        """Refuse what never happens in so many epochs. Raises `ValueError`."""
+        self.options().check(epochs, said)
+        if self.method == "acdu" and not self.knows and self.partner.model == model:
+            raise ValueError(
+                f"partner.model: {model.name!r} beside {model.name!r}, both untrained, is no pair "
+                "of different networks; name another, or take method=divide"
+            )
+
+
 class Teachers(Section):
     """The clients' private networks and their local training."""
 
@@ -290,6 +411,9 @@ class Teachers(Section):
     warm_start: bool = Field(default=True, description="go on from the last round's weights")
     feedback: Feedback = Feedback()
     privacy: Privacy | None = None
+    noisy: Noisy | None = Field(
+        default=None, description="how they learn from labels of which some are wrong"
+    )
     modality: str | dict[str, str] | None = Field(
         default=None, description="what clients see, of data.transfer.pairs: one, or by clients"
     )
@@ -722,6 +846,8 @@ class Experiment(Section):
                 )
         if self.release is not None:
             self._releasable(self.release.name)
+        if self.teachers.noisy is not None:
+            self._learnable(self.teachers.noisy)
         if self.data.public is not None and self.data.label_noise is not None:
             raise ValueError(
                 "data.label_noise: the simulation puts it on the labels that it deals; with "
@@ -772,6 +898,33 @@ class Experiment(Section):
     def promises(self) -> bool:
         """Whether something is promised about private images: facts about them then stay inside."""
         return self.teachers.privacy is not None or self.release is not None
+
+    def _learnable(self, noisy: Noisy) -> None:
+        """Refuse what does not go with a training on noisy labels."""
+        teachers = self.teachers
+        private = teachers.privacy is not None and teachers.privacy.mechanism == "dp_sgd"
+        wrong: list[tuple[str, bool, str, str]] = [
+            ("privacy.mechanism", private, "label_dp", "DP-SGD has no account for a split of the "
+             "images by their losses"),
+            ("feedback.use", teachers.feedback.use != "none", "none", "the student would change "
+             "the networks whose losses are followed from epoch to epoch"),
+            ("warm_start", not teachers.warm_start, "true", "losses are followed over all rounds"),
+            ("label_smoothing", teachers.label_smoothing > 0, "0", "its targets are soft already"),
+        ]  # fmt: skip
+        for key, broken, wanted, why in wrong:
+            if broken:
+                raise ValueError(
+                    f"teachers.{key}: must be {wanted} with teachers.noisy: {why}; or leave out "
+                    "teachers.noisy"
+                )
+        epochs = self.rounds * teachers.epochs
+        for model in teachers.models:
+            try:
+                noisy.check(
+                    model, epochs, f"{self.rounds} rounds x {teachers.epochs} epochs = {epochs}"
+                )
+            except ValueError as error:
+                raise ValueError(f"teachers.noisy.{error}") from None
 
     def _releasable(self, name: str) -> None:
         """Refuse what would let something out beside the mechanism."""

@@ -236,6 +236,9 @@ def _below_root(model: Component) -> None:
 
 def _models(experiment: Experiment) -> Iterator[Component]:
     yield from experiment.teachers.models
+    noisy = experiment.teachers.noisy
+    if noisy is not None and noisy.partner.model is not None:
+        yield noisy.partner.model
     yield experiment.student.model
     yield from experiment.distillation.assistants
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedkd.data.images import ImageSet
 from fedkd.io.tensors import load_state
-from fedkd.privacy.label_dp import randomised
+from fedkd.privacy.label_dp import keep_probability, randomised
 from fedkd.privacy.ledger import Account, BudgetSpent, Ledger, LedgerBroken
 from fedkd.privacy.plan import Plan
 from fedkd.privacy.policy import Policy, PolicyRefused
@@ -109,6 +109,14 @@ class Budget:
         """Book what was reserved: the round's teacher is kept."""
         if self._plan is not None:
             self._of_run(self._plan).settle(round_number)
+
+    @property
+    def keeps(self) -> float | None:
+        """Share of labels that randomised response keeps; None without it."""
+        privacy = self._privacy
+        if privacy is None or privacy.mechanism != "label_dp" or privacy.epsilon is None:
+            return None
+        return keep_probability(privacy.epsilon, len(self._data.classes))
 
     def images(self) -> ImageSet:
         """The private images; with randomised labels if only labels are protected."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ from fedkd.rounds.context import ExperimentContext
 from fedkd.runs.directory import network_hash
 from fedkd.training.batched import fit_many
 from fedkd.training.evaluation import predict
+from fedkd.training.noisy.loop import Noted, fit_noisy
+from fedkd.training.noisy.pair import both_of, paired
+from fedkd.training.noisy.pretraining import pretrain
 from fedkd.training.supervised import Fit, Regulariser, align
 
 # What a private training gives beside the teacher: no noise would cover its loss and accuracy.
@@ -181,10 +185,13 @@ class Client:
         """
         if (known := self._files.teacher(round_number)) is not None:
             return known.fit
-        last = self._files.latest(round_number - 1)
+        last, followed = self._files.latest(round_number - 1), None
         if self.budget.reserve(round_number, last):
-            teacher = self._untrained(last, student)
-            result = yield from self._fit(teacher, round_number, student, shared)
+            if self.experiment.teachers.noisy is None:
+                teacher = self._untrained(last, student)
+                result = yield from self._fit(teacher, round_number, student, shared)
+            else:
+                teacher, result, followed = self._fit_noisy(last, round_number)
             weights = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
         elif last is not None:
             weights, result = dict(last.weights), _UNKNOWN
@@ -193,7 +200,8 @@ class Client:
                 f"client {self.number}'s privacy budget does not pay for a single round: it has no "
                 "trained teacher to answer with"
             )
-        self._files.keep_teacher(round_number, SavedTeacher(weights, result, self.budget.seal))
+        saved = SavedTeacher(weights, result, self.budget.seal, followed)
+        self._files.keep_teacher(round_number, saved)
         self.budget.settle(round_number)
         return result
 
@@ -239,6 +247,74 @@ class Client:
             )
         seed = stream_seed(self.experiment.seed, "teach", self.number, round_number)
         return (yield _Job(teacher, self.budget.images(), seed, regulariser))
+
+    def _fit_noisy(
+        self, last: SavedTeacher | None, round_number: int
+    ) -> tuple[Network, Fit, Mapping[str, Any]]:
+        """Train on labels of which some are wrong, from where the last round left both networks.
+
+        Returns:
+            What answers, how its training went, and what the next round goes on from.
+        """
+        experiment, data = self.experiment, self.context.data.of(self.number)
+        teachers, own = experiment.teachers, self.context.data.shard(self.number)
+        noisy, shard = teachers.noisy, self.budget.images()
+        assert noisy is not None
+        seed = stream_seed(experiment.seed, "teach", self.number, round_number)
+        first, second = (
+            None if network is None else network.to(self._device)
+            for network in self.context.pair(self.number)
+        )
+        assert first is not None
+        training = local_training(teachers)
+        if last is None and second is not None and noisy.partner.pretraining != "none":
+            common = noisy.partner.pretraining == "transfer"
+            pretrain(
+                second,
+                data.transfer.images.images if common else shard.images,
+                epochs=noisy.partner.epochs,
+                batch_size=teachers.batch_size,
+                optimizer=training["optimizer"],
+                augment=teachers.augment,
+                seed=seed,
+            )
+        # Of the shard as it was dealt: the budget may have drawn its labels anew.
+        truth = own.true_labels
+        if truth is None and self.budget.keeps is not None:
+            truth = own.labels
+        trained = fit_noisy(
+            first,
+            second,
+            shard,
+            noisy.options(self.budget.keeps),
+            epochs=teachers.epochs,
+            whole=experiment.rounds * teachers.epochs,
+            knows=noisy.knows,
+            batch_size=teachers.batch_size,
+            optimizer=training["optimizer"],
+            augment=teachers.augment,
+            seed=seed,
+            state=None if last is None else last.followed,
+            noted=Noted(
+                truth=None if self._policy is not None else truth,
+                test=data.test if experiment.evaluation.teachers else None,
+                every=teachers.epochs,
+            ),
+        )
+        self._files.keep_curves(trained.state["curves"])
+        return self._answering(first, second, trained.shares), trained.fit, trained.state
+
+    def _answering(
+        self, first: Network, second: Network | None, shares: tuple[float, float]
+    ) -> Network:
+        noisy = self.experiment.teachers.noisy
+        if second is None or noisy is None or noisy.answer == "a":
+            return first
+        pair = paired(first, second)
+        both = both_of(pair)
+        assert both is not None
+        both.shares.copy_(torch.tensor(shares))
+        return pair
 
     def answer(self, images: Images, round_number: int, *, base: int = 0) -> Reply:
         """The teacher's answers about some of the public images.

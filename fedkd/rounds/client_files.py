@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -24,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 KEPT_TEACHERS, KEPT_ANSWERS = 2, 3
 
+CURVES = "noisy.json"
+"""What was measured of each epoch on noisy labels."""
+
 
 @dataclass(frozen=True)
 class SavedTeacher:
@@ -33,12 +38,14 @@ class SavedTeacher:
         weights: Of its network, on the CPU.
         fit: What the training gave.
         seal: Of the privacy account it belongs to; empty without one.
+        followed: What a training on noisy labels goes on from.
         name: Of its file; empty before it is kept.
     """
 
     weights: Mapping[str, Tensor]
     fit: Fit
     seal: str = ""
+    followed: Mapping[str, Any] | None = None
     name: str = ""
 
 
@@ -69,9 +76,15 @@ class ClientFiles:
     def keep_teacher(self, round_number: int, teacher: SavedTeacher) -> None:
         """Keep a round's teacher; old ones go."""
         state = {"weights": teacher.weights, **asdict(teacher.fit), "seal": teacher.seal}
+        if teacher.followed is not None:
+            state["followed"] = teacher.followed
         save_state(self._teacher(round_number), state, private=True)
         for old in sorted(self.folder.glob("teacher-*.pt"))[:-KEPT_TEACHERS]:
             old.unlink()
+
+    def keep_curves(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Keep what was measured of each epoch on noisy labels; it stays with the client."""
+        write_atomically(self.folder / CURVES, json.dumps(records).encode(), private=True)
 
     def answers(self, round_number: int, kinds: tuple[Kind, ...]) -> Answers | None:
         """The answers of one round, 0 for none; None if they are not there (any more)."""
@@ -169,4 +182,5 @@ class TeacherCache:
 def _read(place: Path) -> SavedTeacher:
     state = load_state(place)
     fit = Fit(state["loss"], state["accuracy"])
-    return SavedTeacher(state["weights"], fit, state.get("seal", ""), place.name)
+    seal, followed = state.get("seal", ""), state.get("followed")
+    return SavedTeacher(state["weights"], fit, seal, followed, place.name)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.build import build_data, build_network, check, data_root
+from fedkd.build import build_data, build_network, build_pair, build_teacher, check, data_root
 from fedkd.config import Component, ConfigError, Experiment, read_experiment
 from fedkd.data.cohorts import Cohort, draw_cohort
 from fedkd.data.images import ImageSet, class_map
@@ -115,10 +115,16 @@ class ExperimentContext:
         Those that the context has tried are copies of one: building takes longer than copying.
         """
         fresh = self._fresh.get((model, *names))
-        if fresh is None:
-            seen = self._seen_by(*names)
-            return build_network(self.experiment, model, seen, *names, root=self.root)
-        return copy.deepcopy(fresh)
+        return self._built(model, *names) if fresh is None else copy.deepcopy(fresh)
+
+    def _built(self, model: Component, *names: object) -> Network:
+        build = build_teacher if names[:1] == ("teacher",) else build_network
+        return build(self.experiment, model, self._seen_by(*names), *names, root=self.root)
+
+    def pair(self, client: int) -> tuple[Network, Network | None]:
+        """A client's untrained network, and its partner where labels are noisy."""
+        model, data = self.experiment.teachers.model_of(client), self.data.of(client)
+        return build_pair(self.experiment, model, data, "teacher", client, root=self.root)
 
     def network_with(
         self, model: Component, weights: Mapping[str, Tensor], client: int | None = None
@@ -131,7 +137,12 @@ class ExperimentContext:
             client: Whose it is; None: the server's.
         """
         seen = self.data if client is None else self.data.of(client)
-        known = (key[1:] for key in self._fresh if key[0] == model)
+        # A client's may be a pair of networks.
+        known = (
+            key[1:]
+            for key in self._fresh
+            if key[0] == model and (key[1] == "teacher") == (client is not None)
+        )
         names = next((names for names in known if self._seen_by(*names) is seen), None)
         if names is None:
             names = ("student",) if client is None else ("teacher", client)
@@ -341,7 +352,8 @@ class ExperimentContext:
     ) -> Network:
         """A network as it begins, and what its file is. Raises `ConfigError`."""
         try:
-            network = build_network(
+            build = build_teacher if names[0] == "teacher" else build_network
+            network = build(
                 self.experiment,
                 model,
                 data,
@@ -352,9 +364,12 @@ class ExperimentContext:
             )
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
-        path = file_of(model.options, self.root)
-        if load and path is not None:
-            self.weights[str(model.options["weights"])] = file_hash(path)
+        noisy = self.experiment.teachers.noisy if names[0] == "teacher" else None
+        partner = None if noisy is None else noisy.partner.model
+        for each in (model,) if partner is None else (model, partner):
+            path = file_of(each.options, self.root)
+            if load and path is not None:
+                self.weights[str(each.options["weights"])] = file_hash(path)
         return network
 
     def _rehearse(self) -> None:
@@ -371,9 +386,9 @@ class ExperimentContext:
         knowledge = []
         for number, model in enumerate(models):
             # More models than clients are tried too, as if the first client had them.
-            shown = self.data.of(number if number < self.experiment.clients else 0)
-            network = build_network(self.experiment, model, shown)
-            pictures = shown.transfer.images.subset(few).images
+            client = number if number < self.experiment.clients else 0
+            pictures = self.data.of(client).transfer.images.subset(few).images
+            network = self._built(model, "teacher", client)
             knowledge.append(
                 Knowledge(Teacher(number), extract(network, pictures, needs, views=views))
             )

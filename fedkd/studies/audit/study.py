@@ -347,7 +347,7 @@ def _teacher(run: RunDirectory, context: ExperimentContext, client: int) -> Netw
         )
     experiment = run.experiment
     model = experiment.teachers.model_of(client)
-    return context.network_with(model, load_state(places[-1])["weights"]).eval()
+    return context.network_with(model, load_state(places[-1])["weights"], client).eval()
 
 
 def _answers(run: RunDirectory, client: int) -> Tensor | None:

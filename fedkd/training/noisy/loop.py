@@ -148,6 +148,7 @@ class _Half:
     def __init__(self, name: str, network: Network, half_frozen: bool) -> None:
         self.name = name
         self.network = network
+        self.learns = [p for p in network.parameters() if p.requires_grad]
         self.half_frozen = half_frozen
         self.copy: Network | None = None
         self.history = torch.zeros(0, 0)
@@ -160,7 +161,8 @@ class _Half:
     def freeze(self, frozen: bool) -> None:
         """Let the head alone learn, or all of it."""
         self.half_frozen = frozen
-        self.network.requires_grad_(requires_grad=not frozen)
+        for weight in self.learns:
+            weight.requires_grad_(requires_grad=not frozen)
         if frozen:
             self._head().requires_grad_(requires_grad=True)
 
@@ -327,7 +329,8 @@ class _Loop:
         for half in self.halves:
             assert half.trainer is not None
             half.trainer.finish()
-            half.network.requires_grad_(requires_grad=True).eval()
+            half.freeze(frozen=False)
+            half.network.eval()
         logits = [predict(half.network, self.pixels) for half in self.halves]
         fit = Fit(self.loss, accuracy(logits[0], self.given))
         return Trained(fit, state, self._shares(logits))
