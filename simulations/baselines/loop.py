@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedkd.build import build_optimizer, device_of, local_training
-from fedkd.config import ConfigError
+from fedkd.config import ConfigError, Experiment
 from fedkd.data.images import ImageSet
 from fedkd.distillation.batches import TransferBatches
 from fedkd.distillation.objective import Objective, Term
@@ -39,6 +39,15 @@ Answer = Callable[[int, Network], Arrays]
 """(client, its network) -> its answer."""
 
 
+def check_plain(experiment: Experiment) -> None:
+    """Raise `ConfigError` where clients do not train as baselines do."""
+    if experiment.teachers.noisy is not None:
+        raise ConfigError(
+            "teachers.noisy: a baseline's clients train plainly; give it to fedkd's rows alone, "
+            "{name: NAME, fedkd: {teachers.noisy: ...}}"
+        )
+
+
 class RoundLog:
     """Times the rounds, judges what they leave behind, and tells who listens.
 
@@ -52,6 +61,7 @@ class RoundLog:
                 "data.public: a baseline trains all clients in one place, but their images are "
                 "not here; compare on a data set that fedkd deals"
             )
+        check_plain(context.experiment)
         self._context, self._data = context, context.data
         self._on_round = on_round
         self._rounds: list[RoundResult] = []

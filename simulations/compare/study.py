@@ -31,6 +31,7 @@ from fedkd.runs.events import ClientEvaluated, MessageCounted, RoundFinished, ho
 from fedkd.studies.engine import Cell, Found, Record, Study
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Outcome, RoundResult
+from simulations.baselines.loop import check_plain
 from simulations.client_app import make_client_app
 from simulations.compare.config import Comparison, SideBySideConfig
 from simulations.compare.entries import Entry
@@ -108,6 +109,8 @@ class SideBySide(Study[Config, Entry]):
             try:
                 check_machine(experiment, workers=False)
                 experiment_context(experiment)
+                if cell.what.baseline is not None:
+                    check_plain(experiment)
             except ConfigError as error:
                 raise ConfigError(f"{cell.name}: {error}") from None
 

@@ -39,6 +39,8 @@ def teachers_key(experiment: Experiment) -> str | None:
         values["seed"], values["clients"], values["data"], values["teachers"],
         resources.client_cpus, resources.client_gpus, resources.batch_clients, values["plugins"],
     ]  # fmt: skip
+    if experiment.teachers.noisy is not None:  # its last epoch is another one
+        known.append(experiment.rounds)
     if experiment.federation.participation != Participation():
         known.append(values["federation"]["participation"])
     if experiment.data.transfer.pairs:  # pairs are drawn from the student's side

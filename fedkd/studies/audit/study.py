@@ -243,6 +243,11 @@ def unseen(context: ExperimentContext) -> ImageSet:
             "those of other images are right, so that wrong ones alone would tell them apart: "
             "audit a run without it"
         )
+    if context.experiment.teachers.noisy is not None:
+        raise ConfigError(
+            "teachers.noisy: shadow models are trained plainly, and teachers on noisy labels are "
+            "not: what the audit finds would be about other teachers; audit a run without it"
+        )
     held = data.source.subset(np.concatenate(data.holdout_rows))
     return joined(held, data.test)
 

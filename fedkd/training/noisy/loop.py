@@ -162,7 +162,7 @@ class _Half:
         """Let the head alone learn, or all of it."""
         self.half_frozen = frozen
         for weight in self.learns:
-            weight.requires_grad_(requires_grad=not frozen)
+            weight.requires_grad = not frozen
         if frozen:
             self._head().requires_grad_(requires_grad=True)
 
@@ -266,7 +266,7 @@ class _Loop:
             "epoch": self.number,
             "since": self.since,
             "loss": self.loss,
-            "curves": self.curves,
+            "curves": list(self.curves),
             "reference": self.reference,
             "networks": {half.name: _on_cpu(half.network) for half in self.halves},
             "history": {half.name: half.history for half in self.halves},

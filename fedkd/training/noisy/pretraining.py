@@ -83,7 +83,7 @@ def pretrain(
 
     with numerics(device, "float32"), seeded(seed, "pretraining"):
         train_epochs(
-            learner,  # type: ignore[arg-type]
+            learner,
             len(images),
             measure,
             optimizer,
