@@ -350,14 +350,8 @@ def build_pair(
         return first, None
     partner = noisy.partner.model or model
     second = build_network(experiment, partner, data, *names, "partner", **given)
-    return first, as_partner(
-        noisy,
-        first,
-        second,
-        (model, partner),
-        len(data.classes),
-        stream_seed(experiment.seed, *names, "partner"),
-    )
+    seed = stream_seed(experiment.seed, *names, "partner")
+    return first, as_partner(noisy, first, second, (model, partner), seed)
 
 
 def as_partner(
@@ -365,7 +359,6 @@ def as_partner(
     first: Network,
     second: Network,
     models: tuple[Component, Component],
-    classes: int,
     seed: int,
 ) -> Network:
     """`second`, in place, made the partner of `first`.
@@ -377,7 +370,7 @@ def as_partner(
         return second
     try:
         check_unlearning(first, models[0].name)
-        return with_new_head(second, classes, seed, models[1].name)
+        return with_new_head(second, seed, models[1].name)
     except ValueError as error:
         raise ConfigError(f"noisy: {error}") from None
 

@@ -50,7 +50,7 @@ def network(name: str, seed: int, **options: Any) -> Network:
 
 
 def pair() -> tuple[Network, Network]:
-    second = with_new_head(network("mlp", 1, hidden=8), 3, 1, "mlp")
+    second = with_new_head(network("mlp", 1, hidden=8), 1, "mlp")
     return network("cnn_tiny", 0, norm="batch", width=4), second
 
 
@@ -151,7 +151,7 @@ def test_networks_that_equal_their_copy_are_refused() -> None:
         check_unlearning(each, "it")
     headless = Network(nn.Flatten(), mean=[0.5], std=[0.5])
     with pytest.raises(ValueError, match="'flat' has no linear head"):
-        with_new_head(headless, 3, 0, "flat")
+        with_new_head(headless, 0, "flat")
 
 
 def test_a_pair_is_one_network_of_two() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -12,6 +12,7 @@ from fedkd.config import (
     Energy,
     LabelNoise,
     NamedList,
+    Noisy,
     Optimizer,
     Positive,
     Section,
@@ -71,6 +72,27 @@ class Training(Section):
         default=1, description="epochs between looks at the test set; the last is always tested"
     )
     checkpoint_every: Positive = Field(default=10, description="epochs between checkpoints")
+    noisy: Noisy | None = Field(
+        default=None, description="how labels of which some are wrong are learnt from"
+    )
+
+    @model_validator(mode="after")
+    def _plain_arithmetic(self) -> Training:
+        if self.noisy is not None and (self.precision != "float32" or self.compile):
+            raise ValueError(
+                f"noisy: computes in float32 and is not compiled, got precision {self.precision} "
+                f"and compile {self.compile}; set precision=float32 and compile=false"
+            )
+        return self
+
+    def check_noisy(self, models: Sequence[Component]) -> None:
+        """Refuse phases that never come, and pairs that are none. Raises `ValueError`."""
+        for model in models if self.noisy is not None else ():
+            assert self.noisy is not None
+            try:
+                self.noisy.check(model, self.epochs, f"{self.epochs} epochs")
+            except ValueError as error:
+                raise ValueError(f"noisy.{error}") from None
 
 
 class Teachers(Training):
@@ -93,6 +115,9 @@ class Teachers(Training):
                 raise ValueError(f"{key}: expected one for each of {count} models, got {values}")
         if self.per_seed and any(self.checkpoints):
             raise ValueError("per_seed: a teacher with a checkpoint is the same for every seed")
+        if self.noisy is not None and any(self.checkpoints):
+            raise ValueError("noisy: a teacher with a checkpoint is not trained; leave out one")
+        self.check_noisy(self.models)
         return self
 
     def checkpoint_of(self, number: int) -> str | None:
@@ -114,6 +139,16 @@ class Distillation(Training):
     assistant_mode: Literal["takd", "dgkd"] = Field(
         default="takd", description="learn from the next larger network (TAKD) or all (DGKD)"
     )
+
+    @model_validator(mode="after")
+    def _labels_alone(self) -> Distillation:
+        names = [term.name for term in self.losses]
+        if self.noisy is not None and (names != ["ce"] or self.assistants):
+            raise ValueError(
+                "noisy: such a student learns from the given labels and from no teacher; set "
+                f"losses=[ce] and assistants=[], got losses {', '.join(names)}"
+            )
+        return self
 
 
 class Resources(Section):
@@ -144,6 +179,14 @@ class Central(Section):
     student: Student = Student()
     distillation: Distillation = Distillation()
     resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Central:
+        try:
+            self.distillation.check_noisy([self.student.model])
+        except ValueError as error:
+            raise ValueError(f"distillation.{error}") from None
+        return self
 
 
 _LOSSES = "distillation.losses"

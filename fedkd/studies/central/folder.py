@@ -55,6 +55,7 @@ class EpochRecord(TypedDict):
     terms: dict[str, float]
     accuracy: float | None
     gradients: dict[str, float]
+    noisy: NotRequired[dict[str, Any]]
 
 
 ROLES = ("student", "assistant", "teacher")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -16,6 +16,7 @@ from fedkd.build import (
     check_augmentation,
     check_component,
     check_model,
+    check_noisy,
     device_named,
 )
 from fedkd.config import Component, ConfigError, Energy, Term
@@ -30,7 +31,7 @@ from fedkd.randomness import seeded, stream_seed
 from fedkd.rounds import Notify, computing, silent
 from fedkd.rounds.costs import energy_source, with_energy
 from fedkd.runs.directory import keep_weights, network_hash
-from fedkd.studies.central.config import BASELINE, Central, DistillConfig
+from fedkd.studies.central.config import BASELINE, Central, DistillConfig, Teachers
 from fedkd.studies.central.folder import Place, StudentRecord
 from fedkd.studies.central.report import write_report
 from fedkd.studies.central.training import Images, Task, keep, train
@@ -168,12 +169,14 @@ def check_names(config: DistillConfig) -> None:
         file = given.teachers.checkpoint_of(number)
         if file is not None and not Path(file).expanduser().is_file():
             raise ConfigError(f"experiment.teachers.checkpoints.{number}: there is no file {file}")
+    check_noisy(given.teachers.noisy, "experiment.teachers.noisy")
     check_augmentation(given.teachers.augment, "experiment.teachers.augment")
     check_model(given.student.model, "experiment.student.model")
     for name, experiment in config.runs().items():
         options, where = experiment.distillation, f"methods.{name}: distillation"
         for number, model in enumerate(options.assistants):
             check_model(model, f"{where}.assistants.{number}")
+        check_noisy(options.noisy, f"{where}.noisy")
         build_objective(options.losses, f"{where}.losses", epochs=options.epochs)
         check_augmentation(options.augment, f"{where}.augment")
         check_augmentation(options.virtual, f"{where}.virtual")
@@ -192,7 +195,7 @@ def _rehearse(config: DistillConfig, images: Images) -> None:
         return made[key]
 
     given = config.experiment.teachers
-    teachers = [network(model) for model in given.models]
+    teachers = [_answering(given, number, network, images) for number in range(len(given.models))]
     for number, model in enumerate(given.models):
         images.first(given.train_of(number), "experiment.teachers.train")
         if (file := given.checkpoint_of(number)) is not None:
@@ -200,6 +203,8 @@ def _rehearse(config: DistillConfig, images: Images) -> None:
     for name, experiment in config.runs().items():
         ranks = [teachers]
         for task in chain(experiment, name, 0, Place(Path(), "student"), ranks):
+            if task.recipe.noisy is not None:
+                _tried(task, images, f"methods.{name}: distillation")
             student = network(task.model)
             # Half precision is no matter of fit, and some CPUs are very slow at it.
             task = replace(task, recipe=task.recipe.model_copy(update={"precision": "float32"}))
@@ -214,6 +219,25 @@ def _rehearse(config: DistillConfig, images: Images) -> None:
             except ValueError as error:
                 raise ConfigError(f"methods.{name}: {error}") from None
             ranks.append([student])
+
+
+def _answering(
+    given: Teachers, number: int, network: Callable[[Component], Network], images: Images
+) -> Network:
+    """An untrained teacher, or a pair of them."""
+    model = given.models[number]
+    if given.noisy is None:
+        return network(model)
+    task = Task("teacher", Place(Path(), "teacher"), model, (Term(name="ce"),), given, 0, 0)
+    return _tried(task, images, "experiment.teachers").eval()
+
+
+def _tried(task: Task, images: Images, where: str) -> Network:
+    """What a training on noisy labels leads to. Raises `ConfigError` that names the section."""
+    try:
+        return task.pair(images).network
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from None
 
 
 def _teacher(

@@ -39,7 +39,9 @@ from fedkd.runs.export import Trained
 from fedkd.runs.signature import Pictures
 from fedkd.studies.central.config import Central, DistillConfig, Training
 from fedkd.studies.central.folder import ROLES, Place
+from fedkd.studies.central.noisy import Pair, saved_network
 from fedkd.studies.engine import Record, StudyFolder, kind_of
+from fedkd.training.noisy.pair import both_of
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,12 @@ class Task:
     facts: Record = field(default_factory=dict)
     answers: Statistics | None = None
 
+    def pair(self, images: Images) -> Pair:
+        """Its untrained networks, where labels are noisy. Raises `ConfigError`."""
+        assert self.recipe.noisy is not None
+        role = self.place.role
+        return Pair.of(self.recipe.noisy, self.model, images.network, self.init, role)
+
     def batches(self, images: Images, objective: Objective, some: ImageSet) -> OnlineBatches:
         """Batches of `some` images with the teachers' answers."""
         recipe = self.recipe
@@ -234,7 +242,11 @@ def train(task: Task, images: Images, notify: Notify) -> Network:
     recipe, place = task.recipe, task.place
     result = place.result()
     frozen = "peft" in task.model.options  # is not among what was saved
-    network = images.network(task.model, task.init, load=result is None or frozen)
+    pair = None if recipe.noisy is None else task.pair(images)
+    if pair is None:
+        network = images.network(task.model, task.init, load=result is None or frozen)
+    else:
+        network = pair.network
     notify("training", label=task.label, epochs=recipe.epochs)
     if result is not None:
         network.load_state_dict(load_state(place.weights)["weights"])
@@ -249,18 +261,30 @@ def train(task: Task, images: Images, notify: Notify) -> Network:
             each.compile_reading()
     state = place.begin()
     diary = _Diary(task, images, network, notify)
+    shard = task.images or images.train
     try:
-        distill(
-            network,
-            task.batches(images, objective, task.images or images.train),
-            objective,
-            epochs=recipe.epochs,
-            optimizer=build_optimizer(recipe.optimizer),
-            resume=state,
-            precision=recipe.precision,
-            seed=task.seed,
-            on_epoch=diary,
-        )
+        if pair is not None:
+            pair.fit(
+                shard,
+                images.test,
+                recipe,
+                role=place.role,
+                seed=task.seed,
+                state=state,
+                on_epoch=diary,
+            )
+        else:
+            distill(
+                network,
+                task.batches(images, objective, shard),
+                objective,
+                epochs=recipe.epochs,
+                optimizer=build_optimizer(recipe.optimizer),
+                resume=state,
+                precision=recipe.precision,
+                seed=task.seed,
+                on_epoch=diary,
+            )
     except ValueError as error:
         raise ConfigError(f"{task.label}: {error}") from None
     keep(network, task, images)
@@ -273,9 +297,11 @@ def train(task: Task, images: Images, notify: Notify) -> Network:
 def keep(network: Network, task: Task, images: Images) -> None:
     """Write the network to its folder, with what is needed to build it again."""
     weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+    noisy = task.recipe.noisy if both_of(network) is not None else None
     about = {
         "model": task.model.name,
         "options": task.model.options,
+        "noisy": noisy and noisy.model_dump(mode="json"),
         "classes": list(images.train.classes),
         "image": list(images.train.shape),
     }
@@ -339,15 +365,19 @@ def _built(path: Path, trust: bool) -> tuple[Network, dict[str, Any]]:
         channels, height, _ = saved["image"]
         if not is_known(saved["model"]) and (study := _study_of(path)):
             StudyFolder.open(study, DistillConfig, trust=trust).import_plugins()
-        network = build_model(
-            saved["model"],
-            num_classes=len(saved["classes"]),
-            in_channels=channels,
-            image_size=height,
-            mean=[0.0] * channels,
-            std=[1.0] * channels,
-            options=saved["options"],
-            file=frozen_of(saved["options"], files_root(None)),
+        network = saved_network(
+            saved,
+            lambda model, seed: build_model(
+                model.name,
+                num_classes=len(saved["classes"]),
+                in_channels=channels,
+                image_size=height,
+                mean=[0.0] * channels,
+                std=[1.0] * channels,
+                seed=seed,
+                options=model.options,
+                file=frozen_of(model.options, files_root(None)),
+            ),
         )
         network.load_state_dict(saved["weights"])
     except ConfigError:
@@ -374,21 +404,30 @@ class _Diary:
         self._learnt = task.images or images.train
         self._begin()
 
-    def __call__(self, record: EpochRecord, snapshot: Callable[[], dict[str, Any]]) -> None:
+    def __call__(
+        self,
+        record: EpochRecord,
+        snapshot: Callable[[], dict[str, Any]],
+        *,
+        accuracy: float | None = None,
+        noisy: Record | None = None,
+    ) -> None:
         meter = self._meter
         meter.stop()
         recipe = self._task.recipe
         tested = record.epoch % recipe.test_every == 0 or record.epoch == recipe.epochs
+        if tested and noisy is None:
+            accuracy = self._images.accuracy(self._network)
         facts = {
             **asdict(record),
-            "accuracy": self._images.accuracy(self._network) if tested else None,
+            "accuracy": accuracy,
             "seconds": meter.seconds,
             "joules": meter.joules,
             "memory": meter.memory,
             "gpu_memory": meter.gpu_memory,
             "images_per_second": len(self._learnt) / meter.seconds,
         }
-        self._task.place.add_epoch(facts)
+        self._task.place.add_epoch(facts if noisy is None else {**facts, "noisy": noisy})
         due = record.epoch % recipe.checkpoint_every == 0 and record.epoch < recipe.epochs
         if due:
             self._keep(snapshot)

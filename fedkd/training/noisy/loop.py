@@ -308,7 +308,7 @@ class _Loop:
         self.draws = Draws(self.seed, self.device)
         self.draws.begin(number)
         with seeded(self.seed, "noisy", number):
-            self._prepare()
+            self._prepare(record)
             if number < options.warmup:
                 record["phase"] = "warm-up"
                 self._warm_up(record)
@@ -331,11 +331,10 @@ class _Loop:
             half.trainer.finish()
             half.freeze(frozen=False)
             half.network.eval()
-        logits = [predict(half.network, self.pixels) for half in self.halves]
-        fit = Fit(self.loss, accuracy(logits[0], self.given))
-        return Trained(fit, state, self._shares(logits))
+        given = accuracy(predict(self.halves[0].network, self.pixels), self.given)
+        return Trained(Fit(self.loss, given), state, self._shares())
 
-    def _prepare(self) -> None:
+    def _prepare(self, record: Record) -> None:
         """The learning rates of this epoch, and an encoder that learns from now on."""
         for half in self.halves:
             if half.half_frozen and self.number >= self.options.encoder_from:
@@ -343,6 +342,7 @@ class _Loop:
                 self._make_trainer(half)  # anew: its moments were those of the head alone
             assert half.trainer is not None
             half.trainer.schedule.seek((self.number - self.origin) * self.per_epoch)
+            record.setdefault("lr", half.trainer.lr)
 
     def _warm_up(self, record: Record) -> None:
         for half in self.halves:
@@ -561,7 +561,7 @@ class _Loop:
 
         return read
 
-    def _shares(self, logits: Sequence[Tensor]) -> tuple[float, float]:
+    def _shares(self) -> tuple[float, float]:
         """Weight of each network in the answer."""
         if self.options.answer != "weighted" or len(self.halves) < 2:
             return (1.0, 1.0)
@@ -571,7 +571,8 @@ class _Loop:
         sure = (first.clean > self.options.threshold) & (second.clean > self.options.threshold)
         if not int(sure.sum()):
             return (1.0, 1.0)
-        return agreement_shares(*(accuracy(each[sure], self.given[sure]) for each in logits))
+        shown, named = self.pixels[sure.to(self.device)], self.given[sure]
+        return agreement_shares(*(accuracy(predict(h.network, shown), named) for h in self.halves))
 
     # -- what is written down --------------------------------------------------------------
 
@@ -627,7 +628,8 @@ class _Loop:
         for half, each in zip(self.halves, logits, strict=True):
             record[f"accuracy_{half.name}"] = accuracy(each, labels)
         if len(logits) > 1:
-            record["accuracy_both"] = accuracy(logits[0] + logits[1], labels)
+            first, second = self._shares()
+            record["accuracy_both"] = accuracy(first * logits[0] + second * logits[1], labels)
 
 
 def auc(chances: Tensor, right: Tensor) -> float | None:

@@ -67,7 +67,7 @@ def halves(pair: Network) -> tuple[Network, Network]:
     return made[0], made[1]
 
 
-def with_new_head(network: Network, classes: int, seed: int, name: str) -> Network:
+def with_new_head(network: Network, seed: int, name: str) -> Network:
     """The network, in place, with the head that ACD-U trains on a pretrained encoder.
 
     Linear, batch norm, ReLU, dropout 0.25, linear, batch norm.
@@ -78,7 +78,7 @@ def with_new_head(network: Network, classes: int, seed: int, name: str) -> Netwo
     head = network.head
     if head is None or network.head_name is None:
         raise ValueError(f"{name!r} has no linear head, in whose place a new one could learn")
-    width = head.in_features
+    width, classes = head.in_features, head.out_features
     with seeded(seed, "init", "head"):
         new = nn.Sequential(
             nn.Linear(width, width),
