@@ -62,7 +62,7 @@ def test_a_pair_answers_and_its_phases_go_on_from_round_to_round(shared: Shared)
     assert set(load_state(folder / "teacher-0004.pt")["followed"]["copies"]) == {"a", "v"}
     context = ExperimentContext(run.experiment)
     model = run.experiment.teachers.model_of(0)
-    pair = context.network_with("teacher", model, saved["weights"]).eval()
+    pair = context.network_with(model, saved["weights"], 0).eval()
     assert isinstance(pair.body, Both)
     images = pair.normalise(context.data.test.images[:4])
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_what_answers_is_what_was_chosen(
     context = ExperimentContext(run.experiment)
     model = run.experiment.teachers.model_of(0)
     saved = load_state(run.clients / "client-0000" / "teacher-0001.pt")
-    teacher = context.network_with("teacher", model, saved["weights"])
+    teacher = context.network_with(model, saved["weights"], 0)
     assert isinstance(teacher.body, answer)
     assert isinstance(teacher.body, Both) == (answer is Both)
     assert bool(context.kinds)
