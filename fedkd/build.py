@@ -327,7 +327,7 @@ def build_teacher(
     load: bool = True,
 ) -> Network:
     """What answers for a client: a network, or a pair of them. Arguments as in `build_network`."""
-    given = {"root": root, "notify": notify, "load": load}
+    given: dict[str, Any] = {"root": root, "notify": notify, "load": load}
     first, second = build_pair(experiment, model, data, *names, **given)
     noisy = experiment.teachers.noisy
     return (
@@ -345,7 +345,10 @@ def build_pair(
     Raises:
         ConfigError: they cannot be trained so.
     """
-    first, noisy = build_network(experiment, model, data, *names, **given), experiment.teachers.noisy
+    first, noisy = (
+        build_network(experiment, model, data, *names, **given),
+        experiment.teachers.noisy,
+    )
     if noisy is None or noisy.method == "gmm":
         return first, None
     partner = noisy.partner.model or model
