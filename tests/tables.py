@@ -21,6 +21,7 @@ from fedkd.models import MODELS
 from fedkd.models.network import parameter_count
 from fedkd.privacy.release import RELEASES
 from fedkd.registry import Registry
+from fedkd.training.properties import PROPERTIES
 from simulations.baselines import BASELINES
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -35,6 +36,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "Partitions": PARTITIONS,
     "Samplers": SAMPLERS,
     "Domains": SHIFTS,
+    "Properties": PROPERTIES,
 }
 # Rows that stand for more than one name.
 PATTERNS = ("torchvision/<name>",)

@@ -76,6 +76,7 @@ def _family(what: str, plugins: list[str] | None, command: str) -> Registry[Any]
     from fedkd.losses import LOSSES
     from fedkd.models import MODELS
     from fedkd.privacy.release import RELEASES
+    from fedkd.training.properties import PROPERTIES
     from simulations.baselines import BASELINES
 
     families: dict[str, Registry[Any]] = {
@@ -90,8 +91,13 @@ def _family(what: str, plugins: list[str] | None, command: str) -> Registry[Any]
         "partitions": PARTITIONS,
         "samplers": SAMPLERS,
         "shifts": SHIFTS,
+        "properties": PROPERTIES,
     }
-    singular = {"loss": "losses", **{family[:-1]: family for family in families}}
+    singular = {
+        "loss": "losses",
+        "property": "properties",
+        **{family[:-1]: family for family in families},
+    }
     family = families.get(singular.get(what, what))
     if family is None:
         known = list(families)
