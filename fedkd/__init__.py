@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # `X as X`: re-exported, for type checkers
+    from fedkd.api import inspect as inspect
     from fedkd.api import network as network
     from fedkd.api import train_student as train_student
     from fedkd.api import train_teacher as train_teacher
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # `X as X`: re-exported, for type checkers
     from fedkd.training.optimizers import Optimizer as Optimizer
 
 _PUBLIC = {
+    "inspect": "api",
     "network": "api",
     "train_student": "api",
     "train_teacher": "api",

@@ -45,6 +45,9 @@ from fedkd.models.network import Network, parameter_count, shown
 from fedkd.randomness import stream_seed
 from fedkd.registry import Registry
 from fedkd.training.optimizers import Optimizer, an_optimizer
+from fedkd.training.properties.base import Case, Scene
+from fedkd.training.properties.compare import Inspection, compare
+from fedkd.training.properties.readers import Single, Weighed
 from fedkd.training.supervised import fit
 
 logger = logging.getLogger(__name__)
@@ -223,6 +226,59 @@ def train_student(
         on_epoch=None if on_epoch is None else lambda record, _snapshot: on_epoch(record),
     )
     return learner
+
+
+def inspect(
+    student: Network,
+    teacher: Network | Sequence[Network],
+    images: ImageSet,
+    *,
+    alone: Sequence[Network] = (),
+    what: str | Sequence[str] = "all",
+    triplets: int = 50,
+    groups: Tensor | None = None,
+    marker: int | None = None,
+    seed: int = 0,
+) -> Inspection:
+    """What the student has taken over from its teacher, beside accuracy.
+
+    Args:
+        student: The distilled student.
+        teacher: Its teacher; of several the mean of their probabilities counts.
+        images: Test images; without labels only what needs none is measured.
+        alone: Independent students. The first should have begun with the student's weights; two
+            more, of other seeds, show how large a difference is without any teacher.
+        what: Names of properties, see `fedkd list properties`.
+        triplets: Planes on which decision boundaries are compared.
+        groups: Number of each image's group, (N,), for `bias`; None: its class.
+        marker: Class that a white square in the corner may stand for, for `inherits`.
+        seed: Of what is drawn: planes, crops, colours.
+
+    Returns:
+        Comparisons by name, and why others were left out.
+
+    Raises:
+        ValueError: an argument is none, or a network does not fit the images.
+    """
+    image_set("images", images)
+    given = [teacher] if isinstance(teacher, nn.Module) else several("teacher", teacher, "networks")
+    named = {"student": [student], "teacher": given, "alone": list(alone)}
+    readers: dict[str, list[Single]] = {name: [] for name in named}
+    for name, networks in named.items():
+        for number, one in enumerate(networks):
+            where = name if len(networks) == 1 else f"{name}[{number}]"
+            fitted = fitting(where, a_network(where, one, "images"), images, "images")
+            readers[name].append(Single(where, fitted))
+    (learner,), teachers, others = readers["student"], readers["teacher"], readers["alone"]
+    together = teachers[0] if len(teachers) == 1 else Weighed("teachers", teachers)
+    names = () if groups is None else tuple(str(n) for n in range(int(groups.max()) + 1))
+    if marker is not None and whole("marker", marker, 0) >= len(images.classes):
+        raise ValueError(f"marker: expected a class below {len(images.classes)}, got {marker}")
+    scene = Scene(
+        images, whole("seed", seed, 0), whole("triplets", triplets, 1), groups, names, marker
+    )
+    first, unrelated = (others[n] if len(others) > n else None for n in range(2))
+    return compare(Case(scene, together, first, None, unrelated), learner, others, what)
 
 
 # -- what was given ------------------------------------------------------------------------
