@@ -330,7 +330,7 @@ class Client:
         query = self.context.query(images, self.run, round_number, self.number, base)
         shard = self.context.data.shard(self.number)
         tensors = extract(
-            self._teacher(round_number),
+            self.teacher(round_number),
             self.context.images(images, self.number).images,
             query.kinds,
             views=self.context.views(round_number) if images is Images.TRANSFER else None,
@@ -373,7 +373,7 @@ class Client:
         model = self.experiment.teachers.model_of(self.number)
         return self.context.network(model, "teacher", self.number)
 
-    def _teacher(self, round_number: int) -> Network:
+    def teacher(self, round_number: int) -> Network:
         """The teacher of this round, or the last one before it."""
         saved = self._files.latest(round_number)
         if saved is None:

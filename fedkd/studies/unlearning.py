@@ -291,7 +291,7 @@ def erasable(run: RunDirectory, without: Collection[int]) -> list[Path]:
             if int(path.stem.removeprefix("round-")) >= first
         ]
         found += sorted(run.path.glob("student.*"))  # exported
-        found += [p for p in (run.path / "contribution",) if p.is_dir()]
+        found += [p for p in (run.path / "contribution", run.path / "inspect") if p.is_dir()]
     return found
 
 

@@ -21,6 +21,7 @@ from fedkd.io.text import PlainFormatter
 from simulations.cli import config, deploy, listing, privacy
 from simulations.cli.audit import audit
 from simulations.cli.contribution import contribution
+from simulations.cli.inspection import inspect
 from simulations.cli.partition import partition
 from simulations.cli.quarantine import quarantine
 from simulations.cli.report import report
@@ -42,7 +43,7 @@ app = typer.Typer(
 for panel, commands in {
     "Run": (run, status, report, predict, export),
     "Compare": (distill, compare, ablate, attack),
-    "Examine a run": (audit, contribution, unlearn, quarantine),
+    "Examine a run": (inspect, audit, contribution, unlearn, quarantine),
     "Look up": (partition, listing.show),
 }.items():
     for command in commands:
@@ -116,7 +117,17 @@ def _for_any_terminal() -> None:
 
 # What looks at a folder that may be somebody else's, often from within it.
 _LOOKS = frozenset(
-    ("audit", "contribution", "export", "predict", "quarantine", "report", "status", "unlearn")
+    [
+        "audit",
+        "contribution",
+        "export",
+        "inspect",
+        "predict",
+        "quarantine",
+        "report",
+        "status",
+        "unlearn",
+    ]
 )
 
 

@@ -29,6 +29,7 @@ _PHASES = {
 _COUNTS = {
     "cell": ("cells", "done", "total"),
     "teacher": ("teachers", "done", "total"),
+    "property": ("properties", "done", "total"),
     "permutation": ("orders", "done", "total"),
     "client": ("clients", "done", "clients"),
 }
