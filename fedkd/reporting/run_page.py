@@ -12,6 +12,7 @@ from fedkd.reporting import page
 from fedkd.reporting import run_cards as cards
 from fedkd.reporting import run_tables as tables
 from fedkd.reporting.costs import caption, costs_table, run_lines
+from fedkd.reporting.noisy import noisy_cards
 from fedkd.reporting.page import Card, Page, Section, Tile
 from fedkd.reporting.run_record import Found
 from fedkd.runs.directory import RunDirectory
@@ -83,12 +84,23 @@ def _sections(found: Found) -> list[Section]:
         Section("accuracy", "Accuracy", [cards.accuracy_card(found), cards.classes_card(found)]),
         Section("learning", "What the student learnt from", learning),
         Section("clients", "Clients and their teachers", clients),
+        Section("labels", "Labels that may be wrong", _labels(found)),
         Section("relations", "What relations the student has taken over", graphs),
         Section("costs", "Bytes, time and energy", costs),
         Section("privacy", "Privacy", _privacy(found) if promise else []),
         Section("left-out", "Left out", [_left_out(found)]),
         page.config_section(found.run.path, versions),
     ]
+
+
+def _labels(found: Found) -> list[Card]:
+    noisy = found.run.experiment.teachers.noisy
+    if noisy is None:
+        return []
+    if found.run.experiment.promises:
+        return [Card("", "Not shown: what a promise of privacy is about stays with the client.")]
+    title = "Not shown: no client has kept what it measured here."
+    return noisy_cards(noisy, found.noisy, "client") or [Card("", title)]
 
 
 def _sentence(found: Found) -> str:

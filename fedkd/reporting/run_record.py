@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedkd.data.splits import FederatedData
+from fedkd.io.records import read_json
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import (
     ClientEvaluated,
@@ -23,7 +24,7 @@ from fedkd.runs.events import (
     seconds_by_phase,
 )
 from fedkd.runs.images import run_data
-from fedkd.runs.results import listed
+from fedkd.runs.results import CURVES, listed
 from fedkd.runs.signature import read_signature
 from fedkd.training.evaluation import Scores
 
@@ -74,6 +75,19 @@ class Found:
         """Client -> its teacher's test accuracy in the last round that asked it."""
         rounds = self.rounds if self.asked else self.rounds[-1:]
         return {client: share for event in rounds for client, share in event.teachers.items()}
+
+    @cached_property
+    def noisy(self) -> dict[str, list[Record]]:
+        """Client -> what it measured of each epoch on noisy labels, as far as that lies here."""
+        if self.run.experiment.promises:
+            return {}
+        found = {}
+        for client in self.listed:
+            place = self.run.clients / f"client-{client:04d}" / CURVES
+            records = read_json(place, list[Record]) if place.is_file() else None
+            if records:
+                found[f"client {client}"] = records
+        return found
 
     @cached_property
     def epochs(self) -> list[EpochFinished]:

@@ -20,14 +20,12 @@ from fedkd.knowledge.payload import Knowledge
 from fedkd.knowledge.query import Answers
 from fedkd.knowledge.store import write_atomically
 from fedkd.runs.directory import save_state
+from fedkd.runs.results import CURVES
 from fedkd.training.supervised import Fit
 
 logger = logging.getLogger(__name__)
 
 KEPT_TEACHERS, KEPT_ANSWERS = 2, 3
-
-CURVES = "noisy.json"
-"""What was measured of each epoch on noisy labels."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ from typing_extensions import TypedDict
 #: Clients that a summary, a table or a figure shows one by one at most.
 LISTED = 200
 
+CURVES = "noisy.json"
+"""In a client's folder: what it measured of each epoch on noisy labels."""
+
 
 def listed(clients: int, asked: Iterable[int | None]) -> list[int]:
     """The clients that are shown one by one: all, or of many those that were asked last.

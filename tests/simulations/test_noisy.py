@@ -14,6 +14,9 @@ import torch
 import yaml
 
 from fedkd.config import ConfigError, make_experiment
+from fedkd.reporting.page import render
+from fedkd.reporting.run_page import make_page
+from fedkd.reporting.run_record import Found
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory, load_state
 from fedkd.training.noisy.pair import Both
@@ -60,6 +63,9 @@ def test_a_pair_answers_and_its_phases_go_on_from_round_to_round(shared: Shared)
     assert saved["followed"]["epoch"] == 10
     assert len(saved["followed"]["history"]["a"]) == 4  # what the next selection compares
     assert set(load_state(folder / "teacher-0004.pt")["followed"]["copies"]) == {"a", "v"}
+    page = render(make_page(Found(run)))
+    for text in ("Labels that may be wrong", "is from scratch", "15 neighbours by pixels"):
+        assert text in page
     context = ExperimentContext(run.experiment)
     model = run.experiment.teachers.model_of(0)
     pair = context.network_with(model, saved["weights"], 0).eval()

@@ -58,6 +58,13 @@ def test_a_teacher_answers_as_a_pair_and_a_student_is_one_network(finished: Done
     assert finished.results["methods"]["gmm"]["last"] is not None
 
 
+def test_the_page_shows_what_became_of_the_labels(finished: Done) -> None:
+    page = finished.page()
+    for text in ("acdu: What became of the labels", "labels called clean", "from scratch"):
+        assert text in page
+    assert page.count("Losses on the given labels") == 3
+
+
 def test_a_pair_of_a_study_answers_from_its_file_as_it_did(finished: Done) -> None:
     teacher = load_trained(finished.path / "teachers" / "0").network
     images = finished.study.images(0)["data"]["test"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -11,6 +12,7 @@ from fedkd.reporting import costs, page
 from fedkd.reporting import format as fmt
 from fedkd.reporting.costs import Line
 from fedkd.reporting.format import seeds
+from fedkd.reporting.noisy import noisy_cards
 from fedkd.reporting.page import Card, Page, Section, Tile
 from fedkd.reporting.run_figures import training_figures
 from fedkd.reporting.table import Cell, Column, Row, Table, numbers
@@ -66,6 +68,7 @@ def make_page(study: DistillConfig, folder: Path, found: Record) -> Page:
             Card("", _CURVES, [curves]) if curves else Card("", "No epoch has finished yet."),
         ]),
         Section("terms", "Losses", details),
+        Section("labels", "Labels that may be wrong", _labels(study, folder)),
         Section("costs", "Costs", [_costs(found)]),
         page.config_section(folder, read_json(folder / "versions.json", dict[str, str])),
     ]  # fmt: skip
@@ -249,6 +252,36 @@ def _curves(study: DistillConfig, folder: Path, found: Record) -> Figure | None:
     if not curves:
         return None
     return curves_figure(curves, BASELINE, max(_finished_teachers(found), default=None))
+
+
+def _labels(study: DistillConfig, folder: Path) -> list[Card]:
+    """What became of them in the trainings that expect some to be wrong."""
+    teachers, found = study.experiment.teachers, []
+    if teachers.noisy is not None:
+        each = study.seeds if teachers.per_seed else (None,)
+        places = {
+            f"teacher {number}" + ("" if seed is None else f", seed {seed}"): Place.of_teacher(
+                folder, number, seed
+            )
+            for number in range(len(teachers.models))
+            for seed in each
+        }
+        found.append(("teachers", teachers.noisy, places))
+    for name, run in study.runs().items():
+        if run.distillation.noisy is not None:
+            places = {
+                f"{name}, seed {seed}": Place.of_student(folder, name, seed) for seed in study.seeds
+            }
+            found.append((name, run.distillation.noisy, places))
+    cards: list[Card] = []
+    for name, noisy, places in found:
+        curves = {
+            who: [epoch["noisy"] for epoch in place.epochs()] for who, place in places.items()
+        }
+        made = noisy_cards(noisy, curves, "training")
+        cards += [replace(card, title=f"{name}: {card.title}") if card.title else card
+                  for card in made]  # fmt: skip
+    return cards
 
 
 def _details(study: DistillConfig, folder: Path, name: str) -> Card | None:
