@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedkd.models.network import Network
+from fedkd.models.network import Network, parameter_count, trainable_count
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,17 @@ class Size:
     Attributes:
         parameters: All of them, also those that are not trained.
         multiply_adds: Of reading one image.
+        trainable: Parameters that are trained; None: all of them.
     """
 
     parameters: int
     multiply_adds: int
+    trainable: int | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Those that are worth telling."""
+        return {key: value for key, value in vars(self).items() if value is not None}
 
 
 def size_of(network: Network, shape: Sequence[int]) -> Size:
@@ -41,8 +49,8 @@ def size_of(network: Network, shape: Sequence[int]) -> Size:
             network(image)
     finally:
         network.train(mode)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Size(parameters, counter.get_total_flops() // 2)
+    trainable = None if network.base is None else trainable_count(network)
+    return Size(parameter_count(network), counter.get_total_flops() // 2, trainable)
 
 
 @contextmanager

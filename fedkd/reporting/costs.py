@@ -38,7 +38,7 @@ class Line:
     Attributes:
         who: Whose it is, and which network.
         note: A remark in small print.
-        size: `parameters` and `multiply_adds`, where it is one network.
+        size: `parameters`, those `trainable` if not all, `multiply_adds`, where it is one network.
         spent: `seconds`, `memory`, `gpu_memory`, `joules`, `grams`, as far as they are known.
         key: For the colour in front.
         look: As in `Row`.
@@ -62,6 +62,7 @@ def costs_table(lines: Sequence[Line], energy: str | None) -> Table:
     head = f"energy, {energy.split()[0]}" if energy else "energy"
     columns: list[tuple[str, str, str, Callable[[Any], str]]] = [
         ("parameters", "size", "parameters", number),
+        ("that learn", "size", "trainable", number),
         ("mult-adds", "size", "multiply_adds", metric),
         ("peak memory", "spent", "memory", human_bytes),
         ("on the GPU", "spent", "gpu_memory", human_bytes),

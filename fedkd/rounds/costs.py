@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, cast
 
 from fedkd.config import Component, Energy
 from fedkd.io.meters import counters
@@ -105,13 +105,6 @@ def _networks(context: ExperimentContext) -> list[NetworkRecord]:
     records: list[NetworkRecord] = []
     for role, model, count in found:
         size = size_of(context.network(model, role), shape)
-        records.append(
-            {
-                "role": role,
-                "model": model.name,
-                "count": count,
-                "parameters": size.parameters,
-                "multiply_adds": size.multiply_adds,
-            }
-        )
+        about = {"role": role, "model": model.name, "count": count, **size.facts}
+        records.append(cast(NetworkRecord, about))
     return records

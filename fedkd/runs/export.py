@@ -20,6 +20,7 @@ from fedkd.data.transfer import conform
 from fedkd.io.extras import extra
 from fedkd.io.tensors import State
 from fedkd.models.network import Network
+from fedkd.models.peft import merged
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.images import run_data
 from fedkd.runs.signature import SIGNATURE, Signature, read_signature
@@ -250,8 +251,9 @@ def export_student(
         problem = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise ConfigError(f"--output: expected a file to write, {path}: {problem}")
     images, missing = _images(student)
+    whole = merged(student.network).eval()
     write = _write_torch if format == "torch" else _write_onnx
-    again = write(student.network, images, path, json.dumps(student.about))
+    again = write(whole, images, path, json.dumps(student.about))
     with torch.no_grad():
         expected = student.network(images)
     difference = float((again - expected).abs().max())

@@ -73,10 +73,12 @@ def _teachers(run: RunDirectory, experiment: Experiment) -> PrivacyRecord:
             "how": f"randomised response, {len(run.events(RoundFinished))} rounds on one draw",
         }
     steps = planned.steps
+    adapted = any("peft" in model.options for model in experiment.teachers.models)
     return {
         **facts,
         "protects": "whether one image, with its label, is among one client's private images",
-        "assumes": "clients run this code; who is drawn and the noise stay secret",
+        "assumes": "clients run this code; who is drawn and the noise stay secret"
+        + ("; the frozen weights show no private images" if adapted else ""),
         "budget": planned.epsilon,
         "delta": planned.delta,
         "how": (

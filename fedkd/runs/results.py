@@ -108,6 +108,7 @@ class NetworkRecord(TypedDict):
     count: int
     parameters: int
     multiply_adds: int
+    trainable: NotRequired[int]
 
 
 class SpentRecord(TypedDict):

@@ -36,6 +36,7 @@ class TrainingRecord(TypedDict):
     seconds: NotRequired[float | None]
     images_per_second: NotRequired[float | None]
     multiply_adds: NotRequired[int]
+    trainable: NotRequired[int]
     joules: NotRequired[float | None]
     memory: NotRequired[int | None]
     gpu_memory: NotRequired[int | None]

@@ -26,7 +26,7 @@ from fedkd.distillation.batches import EXAMPLE, Statistics
 from fedkd.io.tensors import file_hash, load_state
 from fedkd.models.costs import size_of
 from fedkd.models.entries import file_of
-from fedkd.models.network import Network, parameter_count
+from fedkd.models.network import Network
 from fedkd.randomness import seeded, stream_seed
 from fedkd.rounds import Notify, computing, silent
 from fedkd.rounds.costs import energy_source, with_energy
@@ -137,7 +137,8 @@ class DistillStudy(Study[DistillConfig, None]):
 def _row(found: Sequence[Record | None]) -> Record:
     done = [result for result in found if result is not None]
     row: Record = {
-        key: done[0].get(key) if done else None for key in ("parameters", "multiply_adds")
+        key: done[0].get(key) if done else None
+        for key in ("parameters", "trainable", "multiply_adds")
     }
     for key in ("last", "best"):
         row[key] = spread([result[key] for result in done])
@@ -167,6 +168,11 @@ def check_names(config: DistillConfig) -> None:
     for number in range(len(given.teachers.models)):
         check_model(entry_of(given, number), f"experiment.teachers.models.{number}")
         file = given.teachers.checkpoint_of(number)
+        if file is not None and "peft" in given.teachers.models[number].options:
+            raise ConfigError(
+                f"experiment.teachers.checkpoints.{number}: a teacher with peft starts from "
+                f"experiment.teachers.models.{number}.weights; give the file there"
+            )
         if file is not None and not Path(file).expanduser().is_file():
             raise ConfigError(f"experiment.teachers.checkpoints.{number}: there is no file {file}")
     check_noisy(given.teachers.noisy, "experiment.teachers.noisy")
@@ -277,8 +283,7 @@ def _loaded(task: Task, file: str, images: Images, notify: Notify) -> Network:
         result = {
             **task.facts,
             "model": task.model.name,
-            "parameters": parameter_count(network),
-            "multiply_adds": size_of(network, images.train.shape).multiply_adds,
+            **size_of(network, images.train.shape).facts,
             "last": accuracy,
             "best": accuracy,
             "hash": network_hash(network),

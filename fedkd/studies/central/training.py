@@ -31,7 +31,7 @@ from fedkd.io.tensors import load_state
 from fedkd.models.build import build_model, is_known
 from fedkd.models.costs import size_of
 from fedkd.models.entries import file_of, frozen_of
-from fedkd.models.network import Network, parameter_count
+from fedkd.models.network import Network
 from fedkd.randomness import stream, stream_seed
 from fedkd.rounds import Notify
 from fedkd.runs.directory import network_hash, save_state
@@ -458,13 +458,12 @@ class _Diary:
             **self._task.facts,
             **({} if wrong is None else {"wrong_labels": wrong}),
             "model": self._task.model.name,
-            "parameters": parameter_count(self._network),
+            **size.facts,
             "epochs": len(epochs),
             "last": epochs[-1]["accuracy"],
             "best": best["accuracy"],
             "best_epoch": best["epoch"],
             "seconds": sum(e["seconds"] for e in epochs),
-            "multiply_adds": size.multiply_adds,
             "joules": None if None in joules else sum(joules),
             **{key: max(values, default=None) for key, values in peaks.items()},
             # The first epoch also warms up caches and compilers.
