@@ -491,7 +491,7 @@ def _outputs(network: Network, names: list[str]) -> dict[str, object]:
     def look(name: str, _layer: nn.Module, _inputs: object, made: object) -> None:
         found[name] = made
 
-    channels, side = network.mean.shape[1], network.image_size
+    channels, side = network.channels, network.image_size
     if side is None:
         raise ValueError("the network does not know the size of its images: give it image_size")
     hooks = [
