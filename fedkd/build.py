@@ -24,7 +24,7 @@ from fedkd.data.pairs import Side, federate_pairs, read_pairs
 from fedkd.data.splits import FederatedData, federate
 from fedkd.distillation.objective import Objective, Term
 from fedkd.fusion import FUSIONS
-from fedkd.fusion.base import Fusion
+from fedkd.fusion.base import Fusion, check_partial
 from fedkd.io.text import nearest
 from fedkd.knowledge.codecs import CODECS
 from fedkd.knowledge.codecs.base import Codec
@@ -91,6 +91,8 @@ def check(experiment: Experiment) -> Parts:
     )
     if experiment.crosses_modalities:
         check_across(objective, "distillation.losses")
+    if experiment.teachers.classes is not None:
+        with_parts(fusion, objective)
     check_augmentation(experiment.teachers.augment, "teachers.augment")
     check_augmentation(distillation.augment, "distillation.augment")
     device_of(experiment)
@@ -115,6 +117,17 @@ def check_across(objective: Objective, where: str) -> None:
                 "student see different ones: take a loss over logits, pooled vectors or their "
                 "relations"
             )
+
+
+def with_parts(
+    fusion: Sequence[Fusion], objective: Objective, where: str = "teachers.classes"
+) -> None:
+    """Raise `ConfigError` for what takes every teacher to know every class."""
+    try:
+        if not check_partial(fusion):
+            objective.check_partial()
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def build_data(
@@ -282,6 +295,7 @@ def build_network(
     notify: Callable[[str], None] = lambda _text: None,
     load: bool = True,
     whole: bool = False,
+    classes: tuple[str, ...] | None = None,
 ) -> Network:
     """A fresh network: from its file, if the entry names one.
 
@@ -294,6 +308,7 @@ def build_network(
         notify: Called with what the user should know of the file.
         load: Whether the file is read; without, only the architecture is as it will be.
         whole: Whether the file must have the head too.
+        classes: What it tells apart; None: all classes of the data.
 
     Raises:
         ConfigError: no such model, it cannot take the images, or the file does not fit.
@@ -301,7 +316,7 @@ def build_network(
     try:
         return build_model(
             model.name,
-            num_classes=len(data.classes),
+            num_classes=len(classes or data.classes),
             in_channels=data.test.shape[0],
             image_size=data.test.side,
             mean=data.mean,
@@ -309,7 +324,7 @@ def build_network(
             seed=stream_seed(experiment.seed, *names),
             options=model.options,
             file=file_of(model.options, root or data_root(experiment)) if load else None,
-            classes=data.classes,
+            classes=classes or data.classes,
             whole=whole,
             notify=notify,
         )
@@ -325,9 +340,10 @@ def build_teacher(
     root: Path | None = None,
     notify: Callable[[str], None] = lambda _text: None,
     load: bool = True,
+    classes: tuple[str, ...] | None = None,
 ) -> Network:
     """What answers for a client: a network, or a pair of them. Arguments as in `build_network`."""
-    given: dict[str, Any] = {"root": root, "notify": notify, "load": load}
+    given: dict[str, Any] = {"root": root, "notify": notify, "load": load, "classes": classes}
     first, second = build_pair(experiment, model, data, *names, **given)
     noisy = experiment.teachers.noisy
     return (

@@ -397,6 +397,8 @@ class Noisy(Section):
                 f"partner.model: {model.name!r} beside {model.name!r}, both untrained, is no pair "
                 "of different networks; name another, or take method=divide"
             )
+Known = tuple[tuple[int | str, ...], ...] | None
+"""Of each teacher, the classes that it knows; None: all know all."""
 
 
 class Teachers(Section):
@@ -416,6 +418,10 @@ class Teachers(Section):
     )
     modality: str | dict[str, str] | None = Field(
         default=None, description="what clients see, of data.transfer.pairs: one, or by clients"
+    )
+    classes: Known = Field(
+        default=None,
+        description="of each client, the classes that it knows, by name or number; default: all",
     )
 
     @field_validator("modality", mode="before")
@@ -824,6 +830,7 @@ class Experiment(Section):
                 f"{self.student.model.name!r} (teachers.models: "
                 f"{', '.join(m.name for m in self.teachers.models)})"
             )
+        self._specialised()
         if self.federation.buffer is not None and self.federation.mode != "buffered":
             raise ValueError("federation.buffer: needs federation.mode=buffered")
         if self.federation.mode == "buffered" and self.federation.stale.keep == 0:
@@ -859,6 +866,30 @@ class Experiment(Section):
                 "data.public leaves with the clients; set evaluation.baselines=[oracle]"
             )
         return self
+
+    def _specialised(self) -> None:
+        """Refuse what takes every teacher to know every class, where they know a part each."""
+        known, privacy = self.teachers.classes, self.teachers.privacy
+        if known is None:
+            return
+        if len(known) != self.clients:
+            raise ValueError(
+                f"teachers.classes: expected those of {self.clients} clients, got {len(known)}"
+            )
+        feedback = self.teachers.feedback.use
+        wrong: list[tuple[str, bool, str]] = [
+            ("teachers.feedback.use", feedback != "none", "none"),
+            ("teachers.privacy.mechanism", privacy is not None
+             and privacy.mechanism == "label_dp", "dp_sgd"),
+            ("teachers.noisy", self.teachers.noisy is not None, "null"),
+            ("release", self.release is not None, "null"),
+        ]  # fmt: skip
+        for key, broken, wanted in wrong:
+            if broken:
+                raise ValueError(
+                    f"{key}: must be {wanted} with teachers.classes: it takes every teacher to "
+                    "know every class"
+                )
 
     def left_open(self) -> tuple[str, ...]:
         """Dotted keys that nobody has set and whose default follows from other keys."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.data.labels import check_range, class_names, label_numbers
+from fedkd.data.labels import check_range, class_names, label_numbers, listed
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,31 @@ class ImageSet:
         return replace(
             self, images=self.images[rows], labels=labels, true_labels=true, groups=groups
         )
+
+    def among(self, knows: Sequence[bool] | None, what: str = "images") -> ImageSet:
+        """The same images, labelled by place among the classes that somebody knows.
+
+        Args:
+            knows: Which of the classes, (C,); None: all.
+            what: Names the images in errors.
+
+        Raises:
+            ValueError: an image is of another class.
+        """
+        if knows is None or self.labels is None:
+            return self
+        place = torch.tensor(knows).cumsum(0) - 1
+        place[~torch.tensor(knows)] = -1
+        labels = place[self.labels]
+        own = tuple(name for name, known in zip(self.classes, knows, strict=True) if known)
+        if (labels < 0).any():
+            strange = self.classes[int(self.labels[labels < 0][0])]
+            raise ValueError(
+                f"{what}: {int((labels < 0).sum())} images are of other classes than "
+                f"{listed(own)}, the first of {strange!r}"
+            )
+        true = None if self.true_labels is None else place[self.true_labels]
+        return replace(self, labels=labels, classes=own, true_labels=true)
 
     def unlabelled(self) -> ImageSet:
         """The same images without their labels."""

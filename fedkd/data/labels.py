@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedkd.io.text import nearest
+
 logger = logging.getLogger(__name__)
 
 NUMBERING = "classes, y = numpy.unique(y, return_inverse=True)"
@@ -152,6 +154,29 @@ def number_classes(
         what, count, low, top, listed(names),
     )  # fmt: skip
     return [torch.searchsorted(numbers, part) for part in labels], names
+
+
+def class_places(
+    chosen: Sequence[int | str], classes: Sequence[str], what: str = "classes"
+) -> tuple[bool, ...]:
+    """Which of `classes` are among the chosen names or numbers, (C,).
+
+    Raises:
+        ValueError: one that does not exist, one twice, or fewer than two.
+    """
+    found = [False] * len(classes)
+    for each in chosen:
+        if isinstance(each, str) and each not in classes:
+            raise ValueError(f"{what}: there is no class {each!r}{nearest(each, list(classes))}")
+        place = classes.index(each) if isinstance(each, str) else each
+        if not 0 <= place < len(classes):
+            raise ValueError(f"{what}: classes are 0 to {len(classes) - 1}, got {place}")
+        if found[place]:
+            raise ValueError(f"{what}: class {classes[place]!r} is listed twice")
+        found[place] = True
+    if sum(found) < 2:
+        raise ValueError(f"{what}: a teacher tells at least two classes apart, got {sum(found)}")
+    return tuple(found)
 
 
 def check_range(labels: Tensor, classes: Sequence[str], what: str = "labels") -> None:

@@ -30,6 +30,7 @@ _MENDS = {
     "inner_dirichlet": "raise alpha or take fewer clients",
     "shard": "lower shards_per_client, or take fewer clients or more images",
     "pathological": "change classes_per_client, try mode 'deterministic', or take fewer clients",
+    "by_class": "list a class of the data set for each client",
     "continuous": "set strictness between 0 and 1, or take more images",
 }
 _FEWER = "take fewer clients or more images"
@@ -258,6 +259,30 @@ def pathological(
         for client, part in zip(those, np.array_split(rows, max(len(those), 1)), strict=False):
             dealt[client].append(part)
     return [np.concatenate(parts) for parts in dealt]
+
+
+@PARTITIONS.register("by_class")
+def by_class(
+    labels: np.ndarray, clients: int, seed: int, *, classes: Sequence[Sequence[int]]
+) -> Rows:
+    """Each client holds the classes that are listed for it.
+
+    Args:
+        classes: Numbers of each client's classes; those who share a class share its images evenly.
+    """
+    if len(classes) != clients:
+        raise ValueError(f"classes: lists {len(classes)} clients, there are {clients}")
+    for numbers in classes:
+        for number in numbers:
+            if not 0 <= number < len(np.unique(labels)):
+                raise ValueError(f"classes: there is no class {number}")
+    dealt: list[list[np.ndarray]] = [[] for _ in range(clients)]
+    for label in np.unique(labels):
+        those = [client for client in range(clients) if label in classes[client]]
+        rows = np.flatnonzero(labels == label)
+        for client, part in zip(those, np.array_split(rows, max(len(those), 1))):
+            dealt[client].append(part)
+    return [np.concatenate([np.empty(0, np.int64), *parts]) for parts in dealt]
 
 
 def _with_others(label: int, count: int, present: int, rng: np.random.Generator) -> list[int]:

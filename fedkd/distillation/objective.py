@@ -185,6 +185,19 @@ class Objective(nn.Module):
                     f"no loss counts in epoch {epoch} of {epochs}: look at start and stop"
                 )
 
+    def check_partial(self) -> None:
+        """Refuse losses that take every teacher to know every class.
+
+        Raises:
+            ValueError: there is one; the message names it.
+        """
+        for term in self.terms:
+            if not term.loss.partial and any(kind.by_class for kind in term.loss.needs):
+                raise ValueError(
+                    f"loss {term.name!r} takes every teacher to know every class, and these know a "
+                    "part of them: put fusion 'specialists' before it, or take 'subset_kd'"
+                )
+
     @torch.no_grad()
     def adapt(self, student: Mapping[Kind, Tensor], ensemble: Ensemble, seed: int) -> None:
         """Fit losses with parameters of their own (regressors, ...) to student and teachers.
@@ -195,6 +208,8 @@ class Objective(nn.Module):
             seed: Seed of the new parameters, which are drawn per term and client, so that one
                 client's absence does not change another's regressor.
         """
+        if any(teacher.knows is not None for teacher in ensemble.teachers):
+            self.check_partial()
         self.adapted.clear()
         device = ensemble.weights.device
         teachers = [ensemble.teacher(m) for m in range(len(ensemble))]

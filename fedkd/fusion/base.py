@@ -88,12 +88,16 @@ class Fusion(ABC):
         needs: Kinds of knowledge the rule reads beside the logits.
         needs_validation: Whether teachers must answer the server's labelled images too.
         needs_student: Whether the rule looks at the student's predictions.
+        partial: Whether the rule does right by teachers that know a part of the classes.
+        completes: Whether what it leaves knows all classes, whatever came in.
     """
 
     discloses: tuple[str, ...] = ()
     needs: tuple[Kind, ...] = ()
     needs_validation: bool = False
     needs_student: bool = False
+    partial: bool = False
+    completes: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make it a dataclass, whose fields are checked; keep autocast out.
@@ -161,6 +165,25 @@ def merged(ensemble: Ensemble, combine: Combine) -> Ensemble:
 AnyRule = TypeVar("AnyRule", bound=Rule)
 
 
+def check_partial(rules: Sequence[Rule]) -> bool:
+    """Whether teachers that know a part of the classes become one that knows all by these rules.
+
+    Raises:
+        ValueError: a rule would take a class that a teacher does not know for an unlikely one.
+    """
+    for rule in rules:
+        if not getattr(rule, "partial", False):
+            name = type(rule).__module__.rpartition(".")[2]
+            raise ValueError(
+                f"fusion {name!r} takes every teacher to know every class, and these know a part "
+                "of them; put 'specialists' before it, or take uniform, entropy, sample_count, "
+                "class_gated or density_ratio"
+            )
+        if getattr(rule, "completes", False):
+            return True
+    return False
+
+
 def fit_rules(
     rules: Sequence[AnyRule], context: FitContext, states: Sequence[Mapping[str, Tensor]] = ()
 ) -> list[AnyRule]:
@@ -171,6 +194,8 @@ def fit_rules(
         context: Without `before` and `state`, which are set here.
         states: What each rule kept from the last round; empty for a first round.
     """
+    if any(teacher.knows is not None for teacher in context.bank.teachers):
+        check_partial(rules)
     ready: list[AnyRule] = []
     for number, rule in enumerate(rules):
         if isinstance(rule, Fusion):

@@ -31,6 +31,7 @@ class ClassGated(Fusion):
     """
 
     discloses = ("class_counts",)
+    partial = True
 
     smoothing: Positive = 1.0
     sharpness: Positive = 1.0

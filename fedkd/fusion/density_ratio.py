@@ -48,6 +48,8 @@ class DensityRatio(Fusion):
             `int`, `topk` and `vote` give them.
     """
 
+    partial = True
+
     by_size: bool = True
     cap: Positive = 3.0
     limit: Positive | None = None

@@ -30,6 +30,7 @@ class SampleCount(Fusion):
     """
 
     discloses = ("num_examples",)
+    partial = True
 
     cap: Positive = 10.0
 

@@ -13,6 +13,8 @@ from fedkd.knowledge.payload import Ensemble
 class Uniform(Fusion):
     """Every teacher has the same weight (AVER; FedMD, DS-FL)."""
 
+    partial = True
+
     def __call__(self, ensemble: Ensemble) -> Ensemble:
         """Weights 1/M among the teachers that still have any."""
         return ensemble.weighted(torch.ones_like(ensemble.weights))

@@ -69,12 +69,14 @@ class Kind(ABC):
         fusible: Whether fusion rules see it: the same small shape from every teacher.
         logits: Whether its last axis are logits, of which only differences mean anything.
         of_maps: Whether it is made of feature maps, whose places two modalities do not share.
+        by_class: Whether it has an axis of the teacher's classes.
     """
 
     per_sample: ClassVar[bool] = True
     fusible: ClassVar[bool] = False
     logits: ClassVar[bool] = False
     of_maps: ClassVar[bool] = False
+    by_class: ClassVar[bool] = False
 
     @abstractmethod
     def read(self, reading: Reading) -> Tensor:
@@ -137,6 +139,7 @@ class Logits(Kind):
 
     fusible: ClassVar[bool] = True
     logits: ClassVar[bool] = True
+    by_class: ClassVar[bool] = True
 
     def read(self, reading: Reading) -> Tensor:
         """(B, C)."""
@@ -153,6 +156,7 @@ class VirtualLogits(Kind):
 
     fusible: ClassVar[bool] = True
     logits: ClassVar[bool] = True
+    by_class: ClassVar[bool] = True
 
     view: int = 0
 
@@ -211,6 +215,7 @@ class ClassMaps(Kind):
     """
 
     of_maps: ClassVar[bool] = True
+    by_class: ClassVar[bool] = True
 
     size: int | None = 2
 
@@ -338,6 +343,8 @@ class ClassCosts(TeacherStatistic):
             CIFAR) or `logits` (the same of their logits, as published on ImageNet).
     """
 
+    by_class: ClassVar[bool] = True
+
     source: Literal["classifier", "features", "logits"] = "classifier"
 
     def state(self, network: Network, images: Tensor, labels: Tensor | None) -> Tensor:
@@ -365,6 +372,8 @@ class Classifier(TeacherStatistic):
     Discloses the classifier; with `Pooled` or `Stage` it gives the teacher's logits, also for
     features that are not its own.
     """
+
+    by_class: ClassVar[bool] = True
 
     def state(self, network: Network, images: Tensor, labels: Tensor | None) -> Tensor:
         """(C, D + 1)."""

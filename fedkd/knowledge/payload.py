@@ -43,6 +43,8 @@ class Teacher:
             client's label distribution.
         parameters: Size of its network, None if unknown. Not sent: the server knows the models.
         role: What it is.
+        knows: Which of the C classes it knows, as the experiment declares; None: all. Its network
+            answers about these alone.
     """
 
     number: int
@@ -50,11 +52,20 @@ class Teacher:
     class_counts: tuple[int, ...] | None = None
     parameters: int | None = None
     role: Role = Role.CLIENT
+    knows: tuple[bool, ...] | None = None
 
     @property
     def key(self) -> str:
         """A name that no other teacher of a run has: the plain number for a client."""
         return str(self.number) if self.role is Role.CLIENT else f"{self.role}-{self.number}"
+
+    def widened(self, logits: np.ndarray) -> np.ndarray:
+        """Its logits, (N, classes it knows), among those of all classes: (N, C), -inf elsewhere."""
+        if self.knows is None or logits.shape[-1] == len(self.knows):
+            return logits
+        whole = np.full((*logits.shape[:-1], len(self.knows)), -np.inf, logits.dtype)
+        whole[..., np.array(self.knows)] = logits
+        return whole
 
 
 #: All teachers, merged into one by a fusion rule.
@@ -81,7 +92,8 @@ class Ensemble:
     Attributes:
         teachers: Who they are, in client order.
         tensors: Kind -> (M, B, ...), or M tensors where the teachers' networks differ in shape.
-            A fact has no axis B.
+            A fact has no axis B. Logits of classes that a teacher does not know are -inf, which
+            says nothing of the sample: rules and losses that are not `partial` never see them.
         weights: Weight of each teacher on each sample, (M, B); columns sum to one.
         class_weights: Weights of each teacher's view of each class, (M, C) in [0, 1]; ones unless
             a fusion rule knows better. Relation losses gate class-graph edges with it.
@@ -100,6 +112,15 @@ class Ensemble:
         logits = self.tensors[Logits()]
         assert isinstance(logits, Tensor)
         return logits
+
+    @property
+    def known(self) -> Tensor | None:
+        """Which classes each teacher knows, bool (M, C); None where all know all."""
+        if all(teacher.knows is None for teacher in self.teachers):
+            return None
+        everything = (True,) * self.logits.shape[-1]
+        rows = [everything if who.knows is None else who.knows for who in self.teachers]
+        return torch.tensor(rows, device=self.weights.device)
 
     def __len__(self) -> int:
         return len(self.teachers)
@@ -122,8 +143,13 @@ class Ensemble:
 
     @full_precision
     def mean_probabilities(self, temperature: float = 1.0) -> Tensor:
-        """Weighted mean of the teachers' probabilities on the real view, (B, C)."""
+        """Weighted mean of the teachers' probabilities on the real view, (B, C).
+
+        Where they know different classes, that of those who know a class (`union`).
+        """
         probabilities = torch.softmax(self.logits.float() / temperature, dim=-1)
+        if (known := self.known) is not None:
+            return union(probabilities, self.weights, known)
         return torch.einsum("mb,mbc->bc", self.weights, probabilities)
 
     def rows(self, index: Tensor) -> Ensemble:
@@ -245,6 +271,12 @@ class Bank:
         return next(len(arrays[0]) for kind, arrays in self.arrays.items() if kind.per_sample)
 
     @property
+    def num_classes(self) -> int:
+        """C, of which a teacher may know a part."""
+        knows, logits = self.teachers[0].knows, self.arrays[Logits()][0]
+        return logits.shape[1] if knows is None else len(knows)
+
+    @property
     def fusible(self) -> tuple[Kind, ...]:
         """Kinds that fusion rules see: one entry per sample, of the same shape for every teacher.
 
@@ -272,6 +304,8 @@ class Bank:
             if kinds is not None and kind not in kinds:
                 continue
             parts = [np.asarray(a[at] if kind.per_sample else a) for a in arrays]
+            if kind.logits:
+                parts = [who.widened(part) for who, part in zip(self.teachers, parts)]
             if {part.dtype for part in parts} != {np.dtype(np.float16)}:  # which travels as it is
                 parts = [part.astype(np.float32, copy=False) for part in parts]
             if len({part.shape for part in parts}) == 1:
@@ -395,6 +429,30 @@ class Fused:
         return {t.number: float(row.mean()) for t, row in zip(teachers, weights, strict=True)}
 
 
+def union(
+    probabilities: Tensor, weights: Tensor, known: Tensor, sizes: Tensor | None = None
+) -> Tensor:
+    """What teachers of different classes say together: `p[c] ~ sum_k w_k n_k q_k[c] / sum_k n_k`.
+
+    Both sums are over the teachers that know class c: a class is not likelier because more
+    teachers know it, and one that a teacher does not know is not made unlikely by it.
+
+    Args:
+        probabilities: Each teacher's, 0 for what it does not know, (M, B, C).
+        weights: Whether the sample is one of its own, (M, B).
+        known: Which classes each knows, (M, C).
+        sizes: How many examples each has learnt from, (M,); None: as many.
+
+    Returns:
+        (B, C), rows sum to one; a class that nobody knows has 0.
+    """
+    holders = known.to(weights)
+    if sizes is not None:
+        weights, holders = weights * sizes[:, None], holders * sizes[:, None]
+    votes = torch.einsum("mb,mbc->bc", weights, probabilities) / holders.sum(0).clamp(min=1e-30)
+    return votes / votes.sum(dim=1, keepdim=True).clamp(min=1e-30)
+
+
 def not_finite(ensemble: Ensemble) -> str | None:
     """Which teacher gives numbers that are not finite, in one line; None if all are."""
     for kind, parts in ensemble.tensors.items():
@@ -408,6 +466,8 @@ def not_finite(ensemble: Ensemble) -> str | None:
 
 def _not_finite(teacher: Teacher, kind: Kind, values: Tensor) -> str | None:
     wrong = ~values.isfinite()
+    if teacher.knows is not None and kind.logits and values.shape[-1] == len(teacher.knows):
+        wrong &= torch.tensor(teacher.knows, device=wrong.device)
     if not wrong.any():
         return None
     first = wrong.nonzero()[0].tolist()
@@ -463,7 +523,7 @@ def fuse(
     step = max(1, min(total, FUSION_BUDGET // max(per_sample, 1)))
     weights: np.ndarray | None = None
     merged: dict[Kind, np.ndarray] = {}
-    classes = bank.arrays[Logits()][0].shape[1]
+    classes = bank.num_classes
     together = torch.from_numpy(allocate("probabilities", (total, classes)))
     teachers, class_weights = bank.teachers, bank.class_weights
     for start in range(0, total, step):

@@ -40,7 +40,7 @@ class Query:
         run: Identity of the run (not Flower's: it survives a resume).
         round: Round number, from 1.
         fingerprint: Hash of the images.
-        class_map: Hash of the class names in order.
+        class_map: Hash of the names, in order, of the classes that this client knows.
         num_samples: N, how many images there are.
         num_classes: C.
         shapes: Kinds that are asked for, each with the shape of a sample's entry (of a teacher's
@@ -51,6 +51,7 @@ class Query:
         parameters: Size of this client's network.
         base: The last round before this one whose answers the server holds from this client (0 if
             there is none): a codec that sends changes sends those since then.
+        knows: Which of the C classes this client knows; None: all.
         index: Samples that are asked about, sorted; None for all. Of the others the server keeps
             what it holds of round `base`.
     """
@@ -68,6 +69,7 @@ class Query:
     disclose: tuple[str, ...] = ()
     parameters: int | None = None
     base: int = 0
+    knows: tuple[bool, ...] | None = None
     index: np.ndarray | None = field(default=None, compare=False)
 
     @property

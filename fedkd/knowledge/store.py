@@ -19,6 +19,7 @@ import stat
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NotRequired
 
 import numpy as np
 from typing_extensions import TypedDict
@@ -37,6 +38,7 @@ class TeacherRecord(TypedDict):
     num_examples: int | None
     class_counts: list[int] | None
     parameters: int | None
+    knows: NotRequired[list[bool]]
 
 
 class KnowledgeStore:
@@ -72,6 +74,7 @@ class KnowledgeStore:
             "num_examples": teacher.num_examples,
             "class_counts": teacher.class_counts,
             "parameters": teacher.parameters,
+            **({} if teacher.knows is None else {"knows": teacher.knows}),
         }
         (draft / "teacher.json").write_text(json.dumps(facts), encoding="utf-8")
         hashes = {path.name: _hash(path) for path in sorted(draft.iterdir())}
@@ -181,6 +184,7 @@ class KnowledgeStore:
             facts["num_examples"],
             None if counts is None else tuple(counts),
             facts["parameters"],
+            knows=tuple(facts["knows"]) if "knows" in facts else None,
         )
 
     def _place(self, client: int) -> Path:

@@ -150,4 +150,4 @@ def _check_teacher(header: Header, query: Query, client: int) -> Teacher:
         ):
             raise Refused(f"class_counts is not {query.num_classes} counts")
         counts = tuple(value)
-    return Teacher(client, examples, counts, query.parameters)
+    return Teacher(client, examples, counts, query.parameters, knows=query.knows)

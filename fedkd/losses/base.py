@@ -64,10 +64,13 @@ class Loss(nn.Module, ABC):
         options: Those that were chosen; `formula(..., **vars(self.options))`.
         needs: Kinds every teacher must share; the union over all losses is what clients send.
         needs_targets: Whether `targets` (true or pseudo labels) are used.
+        partial: Whether it does right by a teacher that knows a part of the classes, whose other
+            logits are -inf. What has no axis of the teacher's classes does so anyway.
     """
 
     needs: tuple[Kind, ...] = ()
     needs_targets: bool = False
+    partial: bool = False
 
     Options: ClassVar[type[Any]] = make_dataclass("Options", [], frozen=True)
     options: Any

@@ -95,6 +95,8 @@ def relations(run: RunDirectory, data: FederatedData | None, rounds: list[int]) 
         return None
     store = run.knowledge(number)
     bank = store.bank((Logits(),))
+    if any(teacher.knows is not None for teacher in bank.teachers):
+        return None  # relations among the classes of a few, beside those of all
     total = bank.num_samples
     rows = _spread(total, min(SAMPLES, max(1, _FLOATS // _floats_per_sample(bank))))
     # A memory map is read row by row: only these rows ever leave the disk.

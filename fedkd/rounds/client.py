@@ -246,7 +246,8 @@ class Client:
                 seed=stream_seed(self.experiment.seed, "align", self.number, round_number),
             )
         seed = stream_seed(self.experiment.seed, "teach", self.number, round_number)
-        return (yield _Job(teacher, self.budget.images(), seed, regulariser))
+        images = self.budget.images().among(self.context.knows(self.number))
+        return (yield _Job(teacher, images, seed, regulariser))
 
     def _fit_noisy(
         self, last: SavedTeacher | None, round_number: int
@@ -371,7 +372,8 @@ class Client:
 
     def _network(self) -> Network:
         model = self.experiment.teachers.model_of(self.number)
-        return self.context.network(model, "teacher", self.number)
+        own = self.context.own(self.number)
+        return self.context.network(model, "teacher", self.number, classes=own)
 
     def teacher(self, round_number: int) -> Network:
         """The teacher of this round, or the last one before it."""

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from fedkd.build import build_data, build_network, build_pair, build_teacher, ch
 from fedkd.config import Component, ConfigError, Experiment, read_experiment
 from fedkd.data.cohorts import Cohort, draw_cohort
 from fedkd.data.images import ImageSet, class_map
+from fedkd.data.labels import class_places
 from fedkd.data.local_shard import LocalShard
 from fedkd.data.splits import FederatedData
 from fedkd.data.views import virtual_view
@@ -99,6 +101,7 @@ class ExperimentContext:
                 "set data.views.refresh=false, or leave out the losses that ask for VirtualLogits"
             )
         self.class_map = class_map(self.data.classes)
+        self._knows = self._known_classes()
         self._fingerprints: dict[tuple[str, Images], str] = {}
         self._views: dict[tuple[int, int], Tensor] = {}
         check_leaks(experiment, self.fusion, self.kinds)
@@ -109,17 +112,24 @@ class ExperimentContext:
         if min(experiment.distillation.batch_size, len(self.data.transfer.images)) == 1:
             self._rehearse()
 
-    def network(self, model: Component, *names: object) -> Network:
+    def network(
+        self, model: Component, *names: object, classes: tuple[str, ...] | None = None
+    ) -> Network:
         """An untrained network, whose weights are drawn from the run seed's stream `names`.
 
         Those that the context has tried are copies of one: building takes longer than copying.
         """
         fresh = self._fresh.get((model, *names))
-        return self._built(model, *names) if fresh is None else copy.deepcopy(fresh)
+        if fresh is None or classes is not None:
+            return self._built(model, *names, classes=classes)
+        return copy.deepcopy(fresh)
 
-    def _built(self, model: Component, *names: object) -> Network:
+    def _built(
+        self, model: Component, *names: object, classes: tuple[str, ...] | None = None
+    ) -> Network:
         build = build_teacher if names[:1] == ("teacher",) else build_network
-        return build(self.experiment, model, self._seen_by(*names), *names, root=self.root)
+        data = self._seen_by(*names)
+        return build(self.experiment, model, data, *names, root=self.root, classes=classes)
 
     def pair(self, client: int) -> tuple[Network, Network | None]:
         """A client's untrained network, and its partner where labels are noisy."""
@@ -137,6 +147,10 @@ class ExperimentContext:
             client: Whose it is; None: the server's.
         """
         seen = self.data if client is None else self.data.of(client)
+        if client is not None and (own := self.own(client)) is not None:
+            network = self.network(model, "teacher", client, classes=own)
+            network.load_state_dict(dict(weights))
+            return network
         # A client's may be a pair of networks.
         known = (
             key[1:]
@@ -155,6 +169,36 @@ class ExperimentContext:
         if len(names) == 2 and names[0] == "teacher" and isinstance(names[1], int):
             return self.data.of(names[1])
         return self.data
+
+    def knows(self, client: int) -> tuple[bool, ...] | None:
+        """Which of the classes a client's teacher knows; None: all."""
+        return None if self._knows is None else self._knows[client]
+
+    def own(self, client: int) -> tuple[str, ...] | None:
+        """Names of the classes that a client's teacher knows; None: all."""
+        knows = self.knows(client)
+        return None if knows is None else tuple(compress(self.data.classes, knows))
+
+    def _known_classes(self) -> list[tuple[bool, ...]] | None:
+        """Which classes each client knows. Raises `ConfigError`."""
+        if (known := self.experiment.teachers.classes) is None:
+            return None
+        names, where = self.data.classes, "teachers.classes"
+        try:
+            found = [
+                class_places(chosen, names, f"{where}.{client}")
+                for client, chosen in enumerate(known)
+            ]
+            for client, knows in enumerate(found):
+                if not self.data.seen_by or self.data.seen_by[client] in self.data.sides:
+                    held = self.data.of(client).held_by(client)
+                    held.among(knows, f"{where}.{client}: client {client}")
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        for name, row in zip(names, zip(*found)):
+            if not any(row):
+                raise ConfigError(f"{where}: nobody knows class {name!r}; list it for a client")
+        return found
 
     @cached_property
     def sent(self) -> bytes:
@@ -188,7 +232,7 @@ class ExperimentContext:
             run=run,
             round=round_number,
             fingerprint=self._fingerprints[seen.modality, images],
-            class_map=self.class_map,
+            class_map=class_map(self.own(client) or self.data.classes),
             num_samples=len(asked),
             num_classes=len(self.data.classes),
             shapes={kind: model.shapes[kind] for kind in kinds},
@@ -197,6 +241,7 @@ class ExperimentContext:
             disclose=tuple(sorted(disclose)),
             parameters=model.parameters,
             base=base,
+            knows=self.knows(client),
             index=self.subset(round_number) if base > 0 else None,
         )
 
@@ -204,9 +249,11 @@ class ExperimentContext:
         """Of training a client's teacher beside others': samples x parameters of its network."""
         return self.data.shard_size(client) * self._model(client).parameters
 
-    def architecture(self, client: int) -> tuple[Component, str]:
-        """What networks that train together have in common: the model, and what it sees."""
-        return self.experiment.teachers.model_of(client), self.data.of(client).modality
+    def architecture(self, client: int) -> tuple[Component, str, int | None]:
+        """What those that train together have in common: model, what it sees, number of classes."""
+        model, seen = self.experiment.teachers.model_of(client), self.data.of(client).modality
+        own = self.own(client)
+        return model, seen, None if own is None else len(own)
 
     def _model(self, client: int) -> _Model:
         """What is known of a client's network."""
@@ -289,11 +336,11 @@ class ExperimentContext:
             self.experiment.student.modality
         )
 
-    def _try_models(self) -> dict[tuple[str, Component, str], _Model]:
-        """What is known of every network that is dealt, by role, model and modality."""
+    def _try_models(self) -> dict[tuple[object, ...], _Model]:
+        """What is known of every network that is dealt, by its role and `architecture`."""
         experiment, reads = self.experiment, self.objective.reads
         both = tuple({*self.objective.needs, *reads})
-        found: dict[tuple[str, Component, str], _Model] = {}
+        found: dict[tuple[object, ...], _Model] = {}
         seen = self.data.modality
         if self.has_student:
             for rank, model in enumerate(experiment.distillation.assistants, start=1):
@@ -301,18 +348,24 @@ class ExperimentContext:
             student = experiment.student.model
             found["student", student, seen] = self._tried(student, reads, "student")
         models, seen_by = experiment.teachers.models, self.data.seen_by
-        # Where all see the same, the first clients have every network that there is.
-        for number in range(
-            experiment.clients if seen_by else min(len(models), experiment.clients)
-        ):
+        # Where all see and know the same, the first clients have every network that there is.
+        many = experiment.clients if seen_by or self._knows else len(models)
+        for number in range(min(many, experiment.clients)):
             if seen_by and seen_by[number] not in self.data.sides:
                 continue
-            model, seen = self.architecture(number)
-            if ("teacher", model, seen) not in found:
-                found["teacher", model, seen] = self._tried(model, self.kinds, "teacher", number)
+            key = ("teacher", *self.architecture(number))
+            if key not in found:
+                model, own = experiment.teachers.model_of(number), self.own(number)
+                found[key] = self._tried(model, self.kinds, "teacher", number, own=own)
         return found
 
-    def _tried(self, model: Component, kinds: tuple[Kind, ...], *names: object) -> _Model:
+    def _tried(
+        self,
+        model: Component,
+        kinds: tuple[Kind, ...],
+        *names: object,
+        own: tuple[str, ...] | None = None,
+    ) -> _Model:
         """Try a network on images as these, and keep it untrained. Raises `ConfigError`."""
         experiment, data = self.experiment, self._seen_by(*names)
         teaches = names[0] == "teacher"
@@ -327,11 +380,13 @@ class ExperimentContext:
             # What the server sends of it is what has been learnt beside its file.
             or (names[0] == "student" and "peft" in model.options)
         )
-        fresh = self._fresh[(model, *names)] = self._begun(model, data, where, *names, load=used)
+        fresh = self._begun(model, data, where, *names, load=used, classes=own)
+        if own is None:
+            self._fresh[(model, *names)] = fresh
         network = copy.deepcopy(fresh)
         size = (experiment.teachers if teaches else experiment.distillation).batch_size
         privacy = experiment.teachers.privacy if teaches else None
-        shape, classes = data.test.shape, len(data.classes)
+        shape, classes = data.test.shape, len(own or data.classes)
         try:
             check_batch_size(network, size, f"{section}.batch_size", f"{where} {model.name!r}")
         except ValueError as error:
@@ -348,7 +403,13 @@ class ExperimentContext:
         return _Model(found, parameter_count(network))
 
     def _begun(
-        self, model: Component, data: FederatedData, where: str, *names: object, load: bool
+        self,
+        model: Component,
+        data: FederatedData,
+        where: str,
+        *names: object,
+        load: bool,
+        classes: tuple[str, ...] | None,
     ) -> Network:
         """A network as it begins, and what its file is. Raises `ConfigError`."""
         try:
@@ -361,6 +422,7 @@ class ExperimentContext:
                 root=self.root,
                 notify=self.remarks.append,
                 load=load,
+                classes=classes,
             )
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None

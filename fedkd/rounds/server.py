@@ -291,7 +291,7 @@ class Server:
         if store.clients():
             bank = store.bank(self.context.prediction_kinds)
             for teacher, array in zip(bank.teachers, bank.arrays[Logits()], strict=True):
-                logits = torch.from_numpy(np.array(array, np.float32))
+                logits = torch.from_numpy(teacher.widened(np.array(array, np.float32)))
                 teachers[teacher.number] = accuracy(logits, labels)
             if fused is not None and (rules := self._rules_for(round_number, bank)) is not None:
                 both = bank.only(self.answered(round_number))

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedkd.config import ConfigError
 from fedkd.io.records import read_json
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.query import Images
+from fedkd.losses.subset_kd import subset_kd_loss
 from fedkd.rounds import ExperimentContext, Notify, Server, computing, silent
 from fedkd.runs.directory import RunDirectory, Session, network_hash
 from fedkd.runs.events import ClientsAsked, ClientsErased, OldAnswersCounted, RoundFinished
@@ -244,7 +244,7 @@ def _opinions(
         return None
     bank = run.knowledge(held[-1]).bank((Logits(),))
     answers = {
-        teacher.number: torch.from_numpy(array.astype("float32"))
+        teacher.number: torch.from_numpy(teacher.widened(array.astype("float32")))
         for teacher, array in zip(bank.teachers, bank.arrays[Logits()], strict=True)
     }
     stay = [logits.softmax(1) for number, logits in answers.items() if number not in without]
@@ -257,13 +257,9 @@ def _opinions(
         same = (logits.argmax(1) == own.argmax(1))[dissent]
         table[name] = {
             "follows": float(same.double().mean()) if len(same) else None,
-            "divergence": float(
-                F.kl_div(
-                    logits.log_softmax(1), own.log_softmax(1), log_target=True,
-                    reduction="batchmean",
-                )
-            ),
-        }  # fmt: skip
+            # Among the classes that the client knows.
+            "divergence": float(subset_kd_loss(logits, own, temperature=1.0).mean()),
+        }
     return table
 
 

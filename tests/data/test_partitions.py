@@ -11,7 +11,10 @@ from fedkd.data.partitions import partition
 
 LABELS = np.repeat(np.arange(10), 60)
 COMPLETE = ["iid", "dirichlet", "inner_dirichlet", "pathological", "continuous", "linear", "square"]
-EASY = {"dirichlet": {"alpha": 1.0, "min_size": 1}}
+EASY = {
+    "dirichlet": {"alpha": 1.0, "min_size": 1},
+    "by_class": {"classes": [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9, 0]]},
+}
 
 
 def counts(parts: list[np.ndarray], labels: np.ndarray = LABELS) -> np.ndarray:
@@ -182,3 +185,21 @@ def test_dirichlet_for_thousands_names_what_can_deal_to_them():
     for options in ({}, {"min_size": 0}, {"min_size": 1}):
         with pytest.raises(ValueError, match="or deal equal parts with inner_dirichlet"):
             partition("dirichlet", DRAWN, 400, seed=0, **options)
+
+
+def test_by_class_deals_what_is_listed_and_shares_evenly():
+    table = counts(partition("by_class", LABELS, 3, seed=0, classes=[[0, 1], [1, 9], [1]]))
+    assert table[:, 0].tolist() == [60, 0, 0]
+    assert table[:, 1].tolist() == [20, 20, 20]
+    assert table[:, 2:9].sum() == 0
+    assert table[:, 9].tolist() == [0, 60, 0]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [([[0]], "lists 1 clients, there are 2"), ([[0], [10]], "there is no class 10"),
+     ([[0], []], "client 1 would have none")],
+)  # fmt: skip
+def test_by_class_refuses_what_cannot_be_dealt(classes, message):
+    with pytest.raises(ValueError, match=message):
+        partition("by_class", LABELS, 2, seed=0, classes=classes)

@@ -105,6 +105,11 @@ def check_config(config: AttackConfig) -> None:
             "experiment.data.transfer.pairs: expected none, since attackers exchange labels of one "
             "data set"
         )
+    if config.experiment.teachers.classes is not None:
+        raise ConfigError(
+            "experiment.teachers.classes: expected none, since attacks change answers about all "
+            "classes"
+        )
     if config.experiment.teachers.feedback.use != "none":
         raise ConfigError(
             "experiment.teachers.feedback.use: expected none, since the teachers are trained once "

@@ -132,6 +132,11 @@ def audit_run(
             f"{run.path}: an audit attacks with images that all networks can be shown; the clients "
             "of this run see different modalities (data.transfer.pairs): audit a run of one"
         )
+    if run.experiment.teachers.classes is not None:
+        raise ConfigError(
+            f"{run.path}: its clients know a part of the classes each (teachers.classes); an audit "
+            "compares teachers of all classes"
+        )
     data, seed = context.data, run.experiment.seed
     pool = unseen(context)
     client = chosen(context, options)
