@@ -397,6 +397,8 @@ class Noisy(Section):
                 f"partner.model: {model.name!r} beside {model.name!r}, both untrained, is no pair "
                 "of different networks; name another, or take method=divide"
             )
+
+
 Known = tuple[tuple[int | str, ...], ...] | None
 """Of each teacher, the classes that it knows; None: all know all."""
 

@@ -7,6 +7,7 @@ anew (`OnlineBatches`).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -250,9 +251,12 @@ class OnlineBatches(_Images):
         autocast: Precision in which teachers compute, None for float32.
         memory_format: Layout of the images.
         known: Statistics of teachers about the same images; new ones are added.
+        clean: Whether teachers see the images as they are, and the student alone the augmented.
+        unlabelled: More images, uint8 (N, channels, h, w), whose classes the teachers name.
 
     Raises:
-        ValueError: the images have no labels, or a teacher has nothing of a kind.
+        ValueError: the images have no labels, a teacher has nothing of a kind, or there is none to
+            name what is unlabelled.
     """
 
     def __init__(
@@ -270,13 +274,21 @@ class OnlineBatches(_Images):
         autocast: torch.dtype | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
         known: Statistics | None = None,
+        clean: bool = False,
+        unlabelled: Tensor | None = None,
     ) -> None:
         if images.labels is None:
             raise ValueError("central training needs labelled images, these have no labels")
-        super().__init__(
-            images.images.to(device, memory_format=memory_format), batch_size, seed, device
-        )
-        self._labels = images.labels.to(self._device)
+        pixels, labels = images.images, images.labels
+        if unlabelled is not None:
+            if not teachers:
+                raise ValueError("unlabelled: there is no teacher that names these images")
+            pixels = torch.cat([pixels, unlabelled])
+            labels = torch.cat([labels, labels.new_full((len(unlabelled),), -1)])
+        super().__init__(pixels.to(device, memory_format=memory_format), batch_size, seed, device)
+        self._labels = labels.to(self._device)
+        self._named = unlabelled is not None
+        self._clean = clean
         self._teachers = teachers
         self._kinds = [kind for kind in kinds if kind.per_sample]
         self._augment = augment
@@ -284,9 +296,15 @@ class OnlineBatches(_Images):
         self._autocast = autocast
         self._memory_format = memory_format
         self._who = tuple(
-            Teacher(number, parameters=parameter_count(teacher))
+            Teacher(number, parameters=parameter_count(teacher), knows=teacher.knows)
             for number, teacher in enumerate(teachers)
         ) or (Teacher(0),)
+        self._places = [
+            None
+            if teacher.knows is None
+            else torch.tensor(teacher.knows).nonzero()[:, 0].to(device)
+            for teacher in teachers
+        ]
         shares = torch.tensor(weights or [1.0] * len(self._who), device=self._device)
         self._weights = (shares / shares.sum())[:, None]
         known = WeakKeyDictionary() if known is None else known
@@ -306,7 +324,8 @@ class OnlineBatches(_Images):
         """Computed once: some look at all images."""
         found = known.setdefault(teacher, {})
         if kind not in found:
-            found[kind] = kind.state(teacher, self._images, self._labels).to(self._device)
+            labels = None if self._named else self._labels
+            found[kind] = kind.state(teacher, self._images, labels).to(self._device)
         return found[kind]
 
     def batch(self, index: Tensor, epoch: int, step: int) -> Batch:
@@ -318,7 +337,11 @@ class OnlineBatches(_Images):
         def virtual(number: int) -> Tensor:
             return self._augmented(pixels, self._virtual, epoch, step, "virtual", number)
 
-        return Batch(images, virtual, self._ask(images, virtual), labels)
+        ensemble = self._ask(pixels if self._clean else images, virtual)
+        if self._named:
+            named = ensemble.mean_probabilities().argmax(dim=1)
+            labels = torch.where(labels < 0, named, labels)
+        return Batch(images, virtual, ensemble, labels)
 
     def _augmented(
         self, images: Tensor, recipe: str, epoch: int, step: int, *names: object
@@ -339,12 +362,22 @@ class OnlineBatches(_Images):
                     _read(kind, reading, f"teacher {number}").float()
                     for number, reading in enumerate(readings)
                 ]
+            if kind.logits:
+                parts = [self._widened(*each) for each in zip(self._who, self._places, parts)]
             same = len({part.shape for part in parts}) == 1
             if len(parts) == 1:
                 tensors[kind] = parts[0][None]  # without a copy
             else:
                 tensors[kind] = torch.stack(parts) if same else parts
         return Ensemble(self._who, tensors, weights)
+
+    @staticmethod
+    def _widened(who: Teacher, places: Tensor | None, logits: Tensor) -> Tensor:
+        """As `Teacher.widened`, on the device."""
+        if who.knows is None or places is None:
+            return logits
+        whole = logits.new_full((len(logits), len(who.knows)), -math.inf)
+        return whole.index_copy_(1, places, logits)
 
 
 def resident(device: torch.device) -> int:

@@ -107,6 +107,8 @@ class Network(nn.Module):
         self.resize = resize
         #: Of the images.
         self.channels = 1 if grey else len(means)
+        #: Which of the classes at hand the logits are about, (C,) True or False; None: all.
+        self.knows: tuple[bool, ...] | None = None
         modules = dict(body.named_modules())
         self.stage_names = declared_stages(body) or () if stages is None else tuple(stages)
         self.head_name = head or declared(body, "head_name")

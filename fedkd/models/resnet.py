@@ -75,11 +75,25 @@ def _resnet(
     return initialise(StagedClassifier(stages, widths[-1], num_classes))
 
 
+def _basic(
+    num_classes: int, in_channels: int, image_size: int, *, width: int, depth: int
+) -> nn.Module:
+    """The paper's networks for CIFAR: `width` channels, then twice and four times as many."""
+    return _resnet(
+        num_classes,
+        in_channels,
+        image_size,
+        widths=(width, width, 2 * width, 4 * width),
+        blocks=((depth - 2) // 6,) * 3,
+    )
+
+
 for _depth in (8, 14, 20, 32, 44, 56, 110):
     register(
         f"resnet{_depth}",
         f"CIFAR ResNet-{_depth}: basic blocks, 16, 32 and 64 channels.",
-        partial(_resnet, widths=(16, 16, 32, 64), blocks=((_depth - 2) // 6,) * 3),
+        partial(_basic, depth=_depth),
+        width=16,
     )
 
 for _depth in (8, 32):

@@ -12,6 +12,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from fedkd.functional.options import Count
 from fedkd.models import MODELS
 
 Norm = Literal["batch", "group"]
@@ -109,13 +110,17 @@ def initialise(body: nn.Module, *, linear_std: float | None = None) -> nn.Module
     return body
 
 
-def register(name: str, summary: str, build: Callable[[int, int, int], nn.Module]) -> None:
-    """Register a family member whose one option is its norm.
+def register(
+    name: str, summary: str, build: Callable[..., nn.Module], *, width: int | None = None
+) -> None:
+    """Register a family member whose options are its norm and, if it has one, its width.
 
     Args:
         name: Name in configs.
         summary: One sentence, shown by `fedkd list models`.
-        build: `(num_classes, in_channels, image_size) -> nn.Module`.
+        build: `(num_classes, in_channels, image_size) -> nn.Module`; with `width=` if that is
+            given.
+        width: Default channels of the first stage, for a family that is built in any width.
     """
 
     def member(
@@ -123,6 +128,17 @@ def register(name: str, summary: str, build: Callable[[int, int, int], nn.Module
     ) -> nn.Module:
         return with_norm(build(num_classes, in_channels, image_size), norm)
 
-    member.__name__ = member.__qualname__ = name
-    member.__doc__ = summary
-    MODELS.register(name)(member)
+    def sized(
+        num_classes: int,
+        in_channels: int,
+        image_size: int,
+        *,
+        width: Count = width or 1,
+        norm: Norm = "batch",
+    ) -> nn.Module:
+        return with_norm(build(num_classes, in_channels, image_size, width=width), norm)
+
+    made: Callable[..., nn.Module] = member if width is None else sized
+    made.__name__ = made.__qualname__ = name
+    made.__doc__ = summary
+    MODELS.register(name)(made)

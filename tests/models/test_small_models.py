@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from fedkd.models import MODELS
+from fedkd.models.build import build_model
 from fedkd.models.network import Network, parameter_count
+from fedkd.models.noise import add_noise
 from fedkd.models.tokens import TransformerBlock, patch_size
 
 NAMES = (
@@ -111,3 +113,36 @@ def test_transformer_taps_hold_the_patches_without_the_class_token() -> None:
     body.get_submodule("blocks.0").register_forward_hook(lambda _m, _i, out: kept.append(out))
     stages = Network(body, mean=[0.0], std=[1.0]).read(torch.rand(2, 1, 8, 8)).stages
     assert torch.equal(stages[-1][:, :, 1, 2], kept[0][:, 1 + 1 * 4 + 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "branches"), [("resnet8", 3), ("wrn_16_1", 6), ("mixer", 8), ("vit_tiny", 8)]
+)
+def test_blocks_are_left_out_in_training_alone(name: str, branches: int) -> None:
+    network = build_model(
+        name, num_classes=3, in_channels=1, image_size=8, mean=[0.5], std=[0.2]
+    )  # fmt: skip
+    images = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)
+    before = network.eval()(images)
+    add_noise(network, name, dropout=0.5, survival=0.8)
+    assert torch.equal(network(images), before)
+    hooks = [hook for m in network.body.modules() for hook in m._forward_hooks.values()]
+    assert len(hooks) == branches
+    network.train()
+    torch.manual_seed(0)
+    first = network(images)
+    assert not torch.equal(first, network(images))
+
+
+def test_what_is_kept_is_kept_as_often_as_asked_and_scaled() -> None:
+    network = build_model(
+        "mixer", num_classes=3, in_channels=1, image_size=8, mean=[0.5], std=[0.2],
+        options={"depth": 1},
+    )  # fmt: skip
+    add_noise(network, "mixer", survival=0.5)
+    last = network.body.get_submodule("blocks.0.mix_channels").train()
+    torch.manual_seed(0)
+    out = last(torch.ones(4000, 1, 32))
+    kept = out.flatten(1).abs().sum(1) > 0
+    assert abs(float(kept.double().mean()) - 0.5) < 0.03
+    assert torch.allclose(out[kept][0], 2 * last.eval()(torch.ones(1, 1, 32))[0])

@@ -17,11 +17,15 @@ from PIL import Image
 from fedkd.config import ConfigError, load_config, make_config
 from fedkd.data.images import ImageSet
 from fedkd.data.label_noise import with_label_noise
+from fedkd.distillation.batches import OnlineBatches
 from fedkd.io.tensors import file_hash, load_state
+from fedkd.knowledge.kinds import Logits
+from fedkd.models.build import build_model
 from fedkd.rounds import Interrupted, silent
 from fedkd.runs.export import export_student, predict_files
 from fedkd.studies.central.config import DistillConfig
 from fedkd.studies.central.folder import Place
+from fedkd.studies.central.report import methods_table
 from fedkd.studies.central.study import DistillStudy, chain
 from fedkd.studies.central.training import Images, load_trained
 from fedkd.studies.engine import Record, StudyFolder, present, results_of, run_study
@@ -679,3 +683,129 @@ def test_images_without_labels_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("fedkd.studies.central.training.load_dataset", unlabelled)
     with pytest.raises(ConfigError, match="needs labelled images"):
         Images.load(study().config.experiment)
+
+
+# -- expansion -------------------------------------------------------------------------------------
+
+MIXER = "student.model=mixer"
+
+
+def test_generations_teach_each_other_and_speak_together(run: Callable[..., Done]) -> None:
+    done = run(
+        "seeds=[0,1]", "distillation.epochs=1", methods={"born": {"distillation.generations": 3}}
+    )
+    row = done.results["methods"]["born"]
+    record = row["seeds"]["0"]
+    assert len(record["generations"]) == 3
+    assert record["generations"][-1] == record["last"]
+    assert row["ensemble"]["n"] == 2
+    folders = [done.student("born", 0).generation(n).path for n in (1, 2)]
+    assert all((folder / "student.pt").is_file() for folder in folders)
+    first, second = (load_trained(folder).network.state_dict() for folder in folders)
+    assert any(not torch.equal(first[key], second[key]) for key in first)
+    tasks = chain(done.study.runs["born"], "born", 0, done.student("born", 0), ranks := [["t"]])
+    whom = []
+    for number, task in enumerate(tasks):
+        whom.append(list(task.teachers))
+        ranks.append([number])  # type: ignore[list-item]
+    assert whom == [["t"], [0], [1]]
+
+
+def test_an_interrupted_generation_goes_on_to_the_same_student(
+    run: Callable[..., Done], tmp_path: Path
+) -> None:
+    words = ("distillation.epochs=2", "distillation.checkpoint_every=1")
+    method = {"born": {"distillation.generations": 2, "distillation.noise": {"dropout": 0.5}}}
+    whole = run(*words, methods=method)
+
+    def stop(event: str, **facts: Any) -> None:
+        if event == "epoch" and facts["label"] == "born, seed 0" and facts["epoch"] == 1:
+            raise Interrupted
+
+    half = Done(study(*words, methods=method), tmp_path)
+    with pytest.raises(Interrupted):
+        half.run(stop)
+    again = half.again()
+    again.run()
+    ours, theirs = (d.results["methods"]["born"]["seeds"]["0"] for d in (whole, again))
+    assert ours["hash"] == theirs["hash"]
+    assert ours["ensemble"] == theirs["ensemble"]
+
+
+def test_noise_is_the_students_alone_and_gone_in_evaluation(run: Callable[..., Done]) -> None:
+    noisy = {
+        "distillation.noise": {"dropout": 0.5, "survival": 0.8},
+        "distillation.teachers_see": "clean",
+        "distillation.unlabelled": 12,
+        "distillation.generations": 2,
+    }
+    words = (MIXER, "distillation.epochs=1", "data.train=24")
+    done = run(*words, methods={"noisy": noisy, "plain": ["ce", "kd"]})
+    found = done.results["methods"]
+    assert found["noisy"]["seeds"]["0"]["hash"] != found["plain"]["seeds"]["0"]["hash"]
+    network = load_trained(done.student("noisy", 0).path).network
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    assert torch.equal(network(images), network(images))
+    assert "noisy, 2 together" in str(methods_table(done.results).rows[-1])
+
+
+def test_what_cannot_be_noisy_is_refused() -> None:
+    for noise, message in (
+        ({"survival": 0.8}, r"noise.survival: 'cnn_tiny' has no residual blocks"),
+        ({"dropout": 1.0}, r"noise.dropout"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            study(methods={"noisy": {"distillation.noise": noise}}).check()
+    with pytest.raises(ConfigError, match=r"distillation.unlabelled: 1000 images are asked for"):
+        study(methods={"more": {"distillation.unlabelled": 1000}}).check()
+
+
+def test_unlabelled_images_are_named_by_the_teachers_on_clean_pixels() -> None:
+    images = torch.randint(256, (6, 1, 8, 8), dtype=torch.uint8)
+    labelled = ImageSet(images[:2], torch.tensor([2, 2]), ("a", "b", "c"))
+    teacher = build_model("mlp", num_classes=3, in_channels=1, image_size=8, mean=[0.5], std=[0.3])
+    made: dict[str, Any] = {"augment": "crop", "batch_size": 6, "unlabelled": images[2:]}
+    batches = OnlineBatches(labelled, [teacher.eval()], [Logits()], clean=True, **made)
+    batch = batches.batch(torch.arange(6), 1, 0)
+    named = teacher(images).argmax(1)
+    assert batch.targets is not None
+    assert batch.targets.tolist() == [2, 2, *named[2:].tolist()]
+    assert not torch.equal(batch.images, images)
+    assert torch.allclose(batch.ensemble.logits[0], teacher(images))
+    with pytest.raises(ValueError, match="no teacher that names"):
+        OnlineBatches(labelled, **made)
+
+
+# -- specialists -----------------------------------------------------------------------------------
+
+PARTS = {
+    **EXPERIMENT,
+    "teachers": {**EXPERIMENT["teachers"], "models": ["cnn_tiny", "mlp"],
+                 "classes": [[0, 1], ["pattern 2", 0]]},
+}  # fmt: skip
+
+
+def test_teachers_of_different_classes_teach_one_student(run: Callable[..., Done]) -> None:
+    done = run(experiment=PARTS, methods={"subset": ["ce", "subset_kd"]})
+    weights = load_trained(Place.of_teacher(done.path, 1, None).path)
+    assert weights.classes == ("pattern 0", "pattern 2")
+    assert done.results["teachers"][0]["last"]["mean"] <= 0.7
+    assert len(load_trained(done.student("subset", 0).path).classes) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "methods", "message"),
+    [
+        ((), {"kd": ["ce", "kd"]}, r"methods.kd: teachers.classes: loss 'kd' takes every teacher"),
+        ((), {"cat": ["cat"]}, r"loss 'cat' takes every teacher to know every class"),
+        (("teachers.classes=[[0,1]]",), {}, "classes: expected one for each of 2 models"),
+        (("teachers.classes=[[0],[1,2]]",), {}, "at least two classes apart, got 1"),
+        (("teachers.classes=[[0,9],[1,2]]",), {}, "classes are 0 to 2, got 9"),
+        (("teachers.classes=[[0,x],[1,2]]",), {}, "there is no class 'x'"),
+    ],
+)
+def test_what_specialists_cannot_do_is_refused(
+    words: tuple[str, ...], methods: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        study(*words, experiment=PARTS, methods=methods).check()

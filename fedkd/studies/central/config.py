@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from fedkd.config import (
     Component,
     Energy,
+    Known,
     LabelNoise,
     NamedList,
     Noisy,
@@ -106,17 +107,23 @@ class Teachers(Training):
         default=(), description="of each, a file of weights; default: trained first"
     )
     per_seed: bool = Field(default=False, description="train them anew for each seed")
+    classes: Known = Field(
+        default=None, description="of each, the classes that it knows, by name or number"
+    )
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Teachers:
         count = len(self.models)
-        for key, values in (("checkpoints", self.checkpoints), ("train", self.train)):
+        given = {"checkpoints": self.checkpoints, "train": self.train, "classes": self.classes}
+        for key, values in given.items():
             if isinstance(values, tuple) and len(values) not in (0, count):
                 raise ValueError(f"{key}: expected one for each of {count} models, got {values}")
         if self.per_seed and any(self.checkpoints):
             raise ValueError("per_seed: a teacher with a checkpoint is the same for every seed")
         if self.noisy is not None and any(self.checkpoints):
             raise ValueError("noisy: a teacher with a checkpoint is not trained; leave out one")
+        if self.noisy is not None and self.classes is not None:
+            raise ValueError("noisy: takes every teacher to know every class; leave out classes")
         self.check_noisy(self.models)
         return self
 
@@ -129,6 +136,15 @@ class Teachers(Training):
         return self.train[number] if isinstance(self.train, tuple) else self.train
 
 
+class Noise(Section):
+    """What is left out at random while the student trains; nothing in evaluation."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of the head's input")
+    survival: float = Field(
+        default=1.0, gt=0, le=1, description="chance of the last residual block to be kept"
+    )
+
+
 class Distillation(Training):
     """How a student, and networks in between, learn from the teachers."""
 
@@ -139,6 +155,16 @@ class Distillation(Training):
     assistant_mode: Literal["takd", "dgkd"] = Field(
         default="takd", description="learn from the next larger network (TAKD) or all (DGKD)"
     )
+    generations: Positive = Field(
+        default=1, description="students in a row, each the teacher of the next (born again)"
+    )
+    unlabelled: int = Field(
+        default=0, ge=0, description="more training images, whose classes the teachers name"
+    )
+    teachers_see: Literal["augmented", "clean"] = Field(
+        default="augmented", description="the images as the student sees them, or as they are"
+    )
+    noise: Noise = Noise()
 
     @model_validator(mode="after")
     def _labels_alone(self) -> Distillation:
@@ -249,7 +275,12 @@ class DistillConfig(StudyConfig):
 
         Raises `ConfigError` for what does not exist.
         """
-        alone = {_LOSSES: ["ce"], "distillation.assistants": []}
+        alone = {
+            _LOSSES: ["ce"],
+            "distillation.assistants": [],
+            "distillation.generations": 1,
+            "distillation.unlabelled": 0,
+        }
         everything = {BASELINE: alone, **self.methods}
         return {
             name: changed(self.experiment, changes, f"methods.{name}")

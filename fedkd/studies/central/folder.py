@@ -1,7 +1,8 @@
 """Where a study of methods keeps each network.
 
 teachers/N/                                   each teacher (teachers/seedS-N/ if trained per seed)
-methods/METHOD/seedS/                         each student; its assistants in assistantN/ below
+methods/METHOD/seedS/                         each student; its assistants in assistantN/, the
+                                              generations before it in generationN/ below
   settings.json  metrics.jsonl  results.json  what it is of, one line per epoch, what came out
   student.pt (teacher.pt, assistant.pt)       the weights after the last epoch
   checkpoint.pt                               only while it is not finished
@@ -46,6 +47,8 @@ class StudentRecord(TrainingRecord):
     """The same of a student, as its cell leaves it."""
 
     seed: int
+    generations: NotRequired[list[float]]
+    ensemble: NotRequired[float]
 
 
 class EpochRecord(TypedDict):
@@ -83,6 +86,10 @@ class Place:
     def assistant(self, number: int) -> Place:
         """The place of the assistant on the way to this student, counted from 1."""
         return Place(self.path / f"assistant{number}", "assistant")
+
+    def generation(self, number: int) -> Place:
+        """The place of a student before this one, which was its teacher; counted from 1."""
+        return Place(self.path / f"generation{number}", "student")
 
     @property
     def weights(self) -> Path:

@@ -115,9 +115,18 @@ def methods_table(found: Record) -> Table:
             about += f"; by way of {', '.join(row['assistants'])}, {way}"
         losses += "".join(f" via {model}" for model in row["assistants"])
         first = Cell("student alone" if alone else name, about, strong=not alone)
+        if row["generations"]:
+            each = " → ".join(fmt.spread(value) for value in row["generations"])
+            about += f"; {len(row['generations'])} generations: {each} %"
         cells = _numbers(row, *_gain(name, row, found), seeds=str(len(row["seeds"])))
         look, key = ("soft", "teacher") if alone else ("", "student")
         rows.append(Row([first, losses, *cells], key, look, begins=place == 0))
+    together = [(name, row) for name, row in _ranked(found) if row["ensemble"] is not None]
+    for place, (name, row) in enumerate(together):
+        about = "mean of the probabilities of its generations"
+        first = Cell(f"{name}, {len(row['generations'])} together", about)
+        alone = {"last": row["ensemble"], "best": None, "images_per_second": None, "seconds": None}
+        rows.append(Row([first, about, *_numbers(alone)], "ensemble", "", begins=place == 0))
     return Table(
         columns, rows, f"{found['name']} · {found['student']} on {found['dataset']}",
         "mean ± sample deviation; the best epoch is chosen on the test set, as published tables do",

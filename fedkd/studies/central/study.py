@@ -18,6 +18,7 @@ from fedkd.build import (
     check_model,
     check_noisy,
     device_named,
+    with_parts,
 )
 from fedkd.config import Component, ConfigError, Energy, Term
 from fedkd.data import DATASETS
@@ -34,7 +35,7 @@ from fedkd.runs.directory import keep_weights, network_hash
 from fedkd.studies.central.config import BASELINE, Central, DistillConfig, Teachers
 from fedkd.studies.central.folder import Place, StudentRecord
 from fedkd.studies.central.report import write_report
-from fedkd.studies.central.training import Images, Task, keep, train
+from fedkd.studies.central.training import Images, Task, ensemble_accuracy, keep, train
 from fedkd.studies.engine import Cell, Found, Record, Study, spread
 
 
@@ -94,7 +95,12 @@ class DistillStudy(Study[DistillConfig, None]):
         with computing(given.resources, given.resources.server_threads):
             for task in chain(given, cell.name, cell.seed, place, ranks):
                 ranks.append([train(replace(task, answers=self._answers), images, notify)])
-        return place.result() or {}
+            record = dict(place.result() or {})
+            if (count := given.distillation.generations) > 1:
+                students = [network for rank in ranks[-count:] for network in rank]
+                record["generations"] = [images.accuracy(student) for student in students]
+                record["ensemble"] = ensemble_accuracy(students, images)
+        return record
 
     def results(self, folder: Path, found: Found) -> Record:
         """Teachers and methods, with means and deviations over the seeds."""
@@ -113,6 +119,11 @@ class DistillStudy(Study[DistillConfig, None]):
                 "losses": [{"name": t.name, "weight": t.weight} for t in options.losses],
                 "assistants": [model.name for model in options.assistants],
                 "assistant_mode": options.assistant_mode if options.assistants else None,
+                "generations": [
+                    spread(list(each))
+                    for each in zip(*(r["generations"] for r in own.values() if "ensemble" in r))
+                ],
+                "ensemble": spread([record.get("ensemble") for record in own.values()]),
                 "seeds": {str(seed): record for seed, record in own.items()},
                 **_row(list(own.values())),
             }
@@ -183,7 +194,9 @@ def check_names(config: DistillConfig) -> None:
         for number, model in enumerate(options.assistants):
             check_model(model, f"{where}.assistants.{number}")
         check_noisy(options.noisy, f"{where}.noisy")
-        build_objective(options.losses, f"{where}.losses", epochs=options.epochs)
+        objective = build_objective(options.losses, f"{where}.losses", epochs=options.epochs)
+        if given.teachers.classes is not None and name != BASELINE:
+            with_parts([], objective, f"methods.{name}: teachers.classes")
         check_augmentation(options.augment, f"{where}.augment")
         check_augmentation(options.virtual, f"{where}.virtual")
     device_named(given.resources.device)
@@ -194,10 +207,10 @@ def _rehearse(config: DistillConfig, images: Images) -> None:
     few = images.train.subset(torch.arange(min(EXAMPLE, len(images.train))))
     made: dict[str, Network] = {}
 
-    def network(model: Component) -> Network:
-        key = model.model_dump_json()
+    def network(model: Component, knows: tuple[bool, ...] | None = None) -> Network:
+        key = model.model_dump_json() + str(knows)
         if key not in made:
-            made[key] = images.network(model, 0).eval()
+            made[key] = images.network(model, 0, knows=knows).eval()
         return made[key]
 
     given = config.experiment.teachers
@@ -205,12 +218,14 @@ def _rehearse(config: DistillConfig, images: Images) -> None:
     for number, model in enumerate(given.models):
         images.first(given.train_of(number), "experiment.teachers.train")
         if (file := given.checkpoint_of(number)) is not None:
-            _read(model, 0, file, images, f"experiment.teachers.checkpoints.{number}")
+            where = f"experiment.teachers.checkpoints.{number}"
+            _read(model, 0, file, images, where, images.known(given, number))
     for name, experiment in config.runs().items():
         ranks = [teachers]
         for task in chain(experiment, name, 0, Place(Path(), "student"), ranks):
             if task.recipe.noisy is not None:
                 _tried(task, images, f"methods.{name}: distillation")
+            task.network(images)
             student = network(task.model)
             # Half precision is no matter of fit, and some CPUs are very slow at it.
             task = replace(task, recipe=task.recipe.model_copy(update={"precision": "float32"}))
@@ -228,12 +243,12 @@ def _rehearse(config: DistillConfig, images: Images) -> None:
 
 
 def _answering(
-    given: Teachers, number: int, network: Callable[[Component], Network], images: Images
+    given: Teachers, number: int, network: Callable[..., Network], images: Images
 ) -> Network:
     """An untrained teacher, or a pair of them."""
     model = given.models[number]
     if given.noisy is None:
-        return network(model)
+        return network(model, images.known(given, number))
     task = Task("teacher", Place(Path(), "teacher"), model, (Term(name="ce"),), given, 0, 0)
     return _tried(task, images, "experiment.teachers").eval()
 
@@ -255,6 +270,10 @@ def _teacher(
     keys = {"data", "teachers", "resources"}
     elsewhere = {"resources": {"ray_address", "energy"}}
     place.claim(given.model_dump(mode="json", include=keys, exclude=elsewhere))
+    own = images.first(teachers.train_of(number), "experiment.teachers.train")
+    knows = images.known(teachers, number)
+    if knows is not None and own.labels is not None:
+        own = own.subset(torch.tensor(knows)[own.labels].nonzero()[:, 0]).among(knows)
     task = Task(
         label="teacher" if len(teachers.models) == 1 else f"teacher {number}",
         place=place,
@@ -263,8 +282,9 @@ def _teacher(
         recipe=teachers,
         init=root,
         seed=root,
-        images=images.first(teachers.train_of(number), "experiment.teachers.train"),
+        images=own,
         facts={"role": "teacher", "source": file},
+        knows=knows,
     )
     return train(task, images, notify) if file is None else _loaded(task, file, images, notify)
 
@@ -272,10 +292,10 @@ def _teacher(
 def _loaded(task: Task, file: str, images: Images, notify: Notify) -> Network:
     notify("training", label=task.label, epochs=1)
     if (result := task.place.result()) is not None:  # the file may have gone since
-        network = images.network(task.model, task.init, load=False)
+        network = task.network(images, load=False)
         network.load_state_dict(load_state(task.place.weights)["weights"])
     else:
-        network = _read(task.model, task.init, file, images, task.label)
+        network = _read(task.model, task.init, file, images, task.label, task.knows)
         images.told(notify)
         task.place.begin()
         keep(network, task, images)
@@ -294,19 +314,30 @@ def _loaded(task: Task, file: str, images: Images, notify: Notify) -> Network:
 
 
 def chain(
-    given: Central, method: str, seed: int, place: Place, ranks: list[list[Network]]
+    given: Central,
+    method: str,
+    seed: int,
+    place: Place,
+    ranks: list[list[Network]],
 ) -> Iterator[Task]:
     """The tasks of a method, each made when those before it have joined `ranks`."""
     options = given.distillation
-    for number, model in enumerate((*options.assistants, given.student.model), start=1):
-        last = number > len(options.assistants)
-        role = "student" if last else f"assistant {number}"
-        teachers, weights = (
-            ([], []) if method == BASELINE else _guides(ranks, options.assistant_mode)
-        )
+    helpers, total = len(options.assistants), options.generations
+    models = (*options.assistants, *[given.student.model] * total)
+    for number, model in enumerate(models, start=1):
+        generation = number - helpers  # of students, from 1
+        last = generation == total
+        role, where = "student", place
+        if generation < 1:
+            role, where = f"assistant {number}", place.assistant(number)
+        elif not last:
+            role, where = f"generation {generation}", place.generation(generation)
+        # A later generation has the one before it for its only teacher.
+        mode = "takd" if generation > 1 else options.assistant_mode
+        teachers, weights = ([], []) if method == BASELINE else _guides(ranks, mode)
         yield Task(
             label=f"{method}, seed {seed}" + ("" if last else f", {role}"),
-            place=place if last else place.assistant(number),
+            place=where,
             model=model,
             terms=options.losses,
             recipe=options,
@@ -316,6 +347,8 @@ def chain(
             teachers=teachers,
             weights=weights,
             facts={"role": role, "method": method, "seed": seed},
+            shaken=generation > 0,
+            unlabelled=options.unlabelled if teachers else 0,
         )
 
 
@@ -351,8 +384,15 @@ def _files(config: DistillConfig, images: Images) -> dict[str, str]:
     return found
 
 
-def _read(model: Component, init: int, file: str, images: Images, where: str) -> Network:
+def _read(
+    model: Component,
+    init: int,
+    file: str,
+    images: Images,
+    where: str,
+    knows: tuple[bool, ...] | None = None,
+) -> Network:
     try:
-        return images.network(model, init, file=Path(file).expanduser())
+        return images.network(model, init, file=Path(file).expanduser(), knows=knows)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None

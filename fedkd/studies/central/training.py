@@ -5,11 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedkd.build import (
     build_label_noise,
@@ -23,6 +25,7 @@ from fedkd.config import Term as LossTerm
 from fedkd.data.datasets import load_dataset
 from fedkd.data.images import ImageSet
 from fedkd.data.label_noise import with_label_noise
+from fedkd.data.labels import class_places
 from fedkd.distillation.batches import OnlineBatches, Statistics
 from fedkd.distillation.objective import Objective
 from fedkd.distillation.trainer import DTYPES, EpochRecord, Snapshot, distill
@@ -32,15 +35,17 @@ from fedkd.models.build import build_model, is_known
 from fedkd.models.costs import size_of
 from fedkd.models.entries import file_of, frozen_of
 from fedkd.models.network import Network
+from fedkd.models.noise import add_noise
 from fedkd.randomness import stream, stream_seed
 from fedkd.rounds import Notify
 from fedkd.runs.directory import network_hash, save_state
 from fedkd.runs.export import Trained
 from fedkd.runs.signature import Pictures
-from fedkd.studies.central.config import Central, DistillConfig, Training
+from fedkd.studies.central.config import Central, Distillation, DistillConfig, Teachers, Training
 from fedkd.studies.central.folder import ROLES, Place
 from fedkd.studies.central.noisy import Pair, saved_network
 from fedkd.studies.engine import Record, StudyFolder, kind_of
+from fedkd.training.evaluation import accuracy, predict
 from fedkd.training.noisy.pair import both_of
 
 
@@ -56,6 +61,7 @@ class Images:
         std: Likewise.
         root: Folder that relative paths of weights start from.
         device: Where networks are trained.
+        labelled: How many of `everything` teachers or students see with their labels.
         remarks: What people should know of files of weights that were read.
     """
 
@@ -66,6 +72,7 @@ class Images:
     std: tuple[float, ...]
     root: Path
     device: torch.device
+    labelled: int
     remarks: list[str] = field(default_factory=list)
     _said: list[str] = field(default_factory=list)
 
@@ -88,14 +95,47 @@ class Images:
         if test.labels is None or train.labels is None:
             raise ConfigError("experiment.data.dataset: a study needs labelled images")
         test = ImageSet(test.images.to(device), test.labels.to(device), test.classes)
-        return cls(everything, train, test, mean, std, files_root(data.root), device)
+        teachers = range(len(given.teachers.models))
+        labelled = max([len(train), *(given.teachers.train_of(each) or 0 for each in teachers)])
+        root = files_root(data.root)
+        return cls(everything, train, test, mean, std, root, device, labelled)
 
     def first(self, count: int | None, where: str) -> ImageSet:
         """So many training images; None: those in use. Raises `ConfigError` if there are fewer."""
         return self.train if count is None else _first(self.everything, count, where)
 
+    def unlabelled(self, count: int) -> Tensor | None:
+        """So many images that nobody saw with their labels; None of none.
+
+        Raises:
+            ConfigError: there are fewer.
+        """
+        left = self.everything.images[self.labelled :]
+        if count > len(left):
+            raise ConfigError(
+                f"distillation.unlabelled: {count} images are asked for, {len(left)} are left "
+                "beside those that teachers or students see with their labels"
+            )
+        return left[:count] if count else None
+
+    def known(self, teachers: Teachers, number: int) -> tuple[bool, ...] | None:
+        """Which of the classes a teacher knows; None: all. Raises `ConfigError`."""
+        if (known := teachers.classes) is None:
+            return None
+        try:
+            where = f"experiment.teachers.classes.{number}"
+            return class_places(known[number], self.train.classes, where)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
     def network(
-        self, model: Component, seed: int, *, load: bool = True, file: Path | None = None
+        self,
+        model: Component,
+        seed: int,
+        *,
+        load: bool = True,
+        file: Path | None = None,
+        knows: tuple[bool, ...] | None = None,
     ) -> Network:
         """A fresh network on the device: from its file, if the entry names one.
 
@@ -104,14 +144,18 @@ class Images:
             seed: Of the weights that are not in a file.
             load: Whether the file is read.
             file: Another file, in which all of it must be.
+            knows: Which of the classes it tells apart; None: all.
 
         Raises:
             ConfigError: it cannot take the images, or the file does not fit.
         """
+        classes = self.train.classes
+        if knows is not None:
+            classes = tuple(compress(classes, knows))
         try:
             network = build_model(
                 model.name,
-                num_classes=len(self.train.classes),
+                num_classes=len(classes),
                 in_channels=self.train.shape[0],
                 image_size=self.train.side,
                 mean=self.mean,
@@ -119,12 +163,13 @@ class Images:
                 seed=seed,
                 options=model.options,
                 file=file_of(model.options, self.root) if load and file is None else file,
-                classes=self.train.classes,
+                classes=classes,
                 whole=file is not None,
                 notify=self._note,
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        network.knows = knows
         return network.to(self.device)
 
     def told(self, notify: Notify) -> None:
@@ -142,13 +187,16 @@ class Images:
     def accuracy(self, network: Network, batch_size: int = 500) -> float:
         """Share of the test images that `network` names rightly; its mode is kept."""
         assert self.test.labels is not None
+        numbers = torch.arange(len(self.test.classes), device=self.device)
+        if network.knows is not None:
+            numbers = numbers[torch.tensor(network.knows, device=self.device)]
         mode = network.training
         network.eval()
         right = torch.zeros((), dtype=torch.int64, device=self.device)
         for images, labels in zip(
             self.test.images.split(batch_size), self.test.labels.split(batch_size), strict=True
         ):
-            right += (network.read(images).logits.argmax(dim=1) == labels).sum()
+            right += (numbers[network.read(images).logits.argmax(dim=1)] == labels).sum()
         network.train(mode)
         return int(right) / len(self.test)
 
@@ -160,6 +208,13 @@ def _with_noise(images: ImageSet, section: LabelNoise, root: str | None) -> Imag
         return with_label_noise(images, [np.arange(len(images))], noise, seed=0)
     except ValueError as error:
         raise ConfigError(f"experiment.data: {error}") from None
+
+
+def ensemble_accuracy(networks: Sequence[Network], images: Images) -> float:
+    """Share of the test images that the mean of the networks' probabilities names rightly."""
+    assert images.test.labels is not None
+    answers = torch.stack([predict(network, images.test.images) for network in networks])
+    return accuracy(answers.softmax(dim=-1).mean(dim=0), images.test.labels.cpu())
 
 
 def _shuffled(images: ImageSet, name: str) -> ImageSet:
@@ -192,6 +247,9 @@ class Task:
         images: What it learns from; default: the study's training images.
         facts: Written into its results.
         answers: What teachers have answered once and for all, kept from task to task.
+        knows: Which of the classes it knows; None: all.
+        shaken: Whether it is a student, which the recipe's noise is for.
+        unlabelled: How many images beside those, whose classes the teachers name.
     """
 
     label: str
@@ -206,6 +264,19 @@ class Task:
     images: ImageSet | None = None
     facts: Record = field(default_factory=dict)
     answers: Statistics | None = None
+    knows: tuple[bool, ...] | None = None
+    shaken: bool = False
+    unlabelled: int = 0
+
+    def network(self, images: Images, *, load: bool = True) -> Network:
+        """It, untrained. Raises `ConfigError` if it cannot take the images or the noise."""
+        network = images.network(self.model, self.init, load=load, knows=self.knows)
+        if self.shaken and isinstance(self.recipe, Distillation):
+            try:
+                add_noise(network, self.model.name, **self.recipe.noise.model_dump())
+            except ValueError as error:
+                raise ConfigError(f"distillation.{error}") from None
+        return network
 
     def pair(self, images: Images) -> Pair:
         """Its untrained networks, where labels are noisy. Raises `ConfigError`."""
@@ -228,7 +299,10 @@ class Task:
             weights=self.weights,
             autocast=DTYPES[recipe.precision],
             memory_format=_layout(recipe),
-            known=self.answers,
+            # What they found about other images is not about these.
+            known=None if self.unlabelled else self.answers,
+            clean=isinstance(recipe, Distillation) and recipe.teachers_see == "clean",
+            unlabelled=images.unlabelled(self.unlabelled),
         )
 
 
@@ -243,10 +317,8 @@ def train(task: Task, images: Images, notify: Notify) -> Network:
     result = place.result()
     frozen = "peft" in task.model.options  # is not among what was saved
     pair = None if recipe.noisy is None else task.pair(images)
-    if pair is None:
-        network = images.network(task.model, task.init, load=result is None or frozen)
-    else:
-        network = pair.network
+    fresh = result is None or frozen
+    network = task.network(images, load=fresh) if pair is None else pair.network
     notify("training", label=task.label, epochs=recipe.epochs)
     if result is not None:
         network.load_state_dict(load_state(place.weights)["weights"])
@@ -302,7 +374,11 @@ def keep(network: Network, task: Task, images: Images) -> None:
         "model": task.model.name,
         "options": task.model.options,
         "noisy": noisy and noisy.model_dump(mode="json"),
-        "classes": list(images.train.classes),
+        "classes": list(
+            images.train.classes
+            if task.knows is None
+            else compress(images.train.classes, task.knows)
+        ),
         "image": list(images.train.shape),
     }
     save_state(task.place.weights, {**about, "weights": weights})
@@ -348,7 +424,7 @@ def load_trained(path: Path, *, trust: bool = False) -> Trained:
         if study is None:
             raise ConfigError("the study's config.yaml is not there")
         test = Images.load(StudyFolder.open(study, DistillConfig).config.experiment).test
-        if (test.classes, test.shape) != (classes, shape):
+        if not set(classes) <= set(test.classes) or test.shape != shape:
             raise ConfigError("the data set has other classes, or images of another shape, today")
         return test.images.cpu()
 
@@ -402,6 +478,7 @@ class _Diary:
         self._network = network
         self._notify = notify
         self._learnt = task.images or images.train
+        self._count = len(self._learnt) + task.unlabelled
         self._begin()
 
     def __call__(
@@ -425,7 +502,7 @@ class _Diary:
             "joules": meter.joules,
             "memory": meter.memory,
             "gpu_memory": meter.gpu_memory,
-            "images_per_second": len(self._learnt) / meter.seconds,
+            "images_per_second": self._count / meter.seconds,
         }
         self._task.place.add_epoch(facts if noisy is None else {**facts, "noisy": noisy})
         due = record.epoch % recipe.checkpoint_every == 0 and record.epoch < recipe.epochs
