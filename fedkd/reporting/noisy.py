@@ -191,7 +191,7 @@ def labels_table(curves: Curves, whose: str) -> Table:
         last = records[-1]
         chosen = _selections(records)
         lost = last.get("lost_a", [])
-        note = f"no label of {', '.join(map(fmt.short, lost))} counts as clean" if lost else ""
+        note = f"no label of {', '.join(map(fmt.short, lost))} looks clean" if lost else ""
         lowered = [record for record in records if "threshold_a" in record]
         if lowered:
             note += "; " * bool(note) + f"threshold lowered in {fmt.count(len(lowered), 'epoch')}"

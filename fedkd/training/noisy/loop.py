@@ -45,6 +45,9 @@ from fedkd.training.supervised import Fit
 FIRST, SECOND = "a", "v"
 FEWEST = 0.02
 """Share of the labels that count as clean at least, where none is above the threshold."""
+
+KEPT = 0.1
+"""Share of a class's labels that count as clean where none of them is above the threshold."""
 BINS = 24
 
 logger = logging.getLogger(__name__)
@@ -431,20 +434,26 @@ class _Loop:
         chosen = {}
         for half in self.halves:  # both are judged before one of them has learnt
             judge = self.halves[1 - self.halves.index(half)] if len(self.halves) > 1 else half
-            chosen[half.name] = judge, self._labelled(judge.clean, pool)
+            chosen[half.name] = self._labelled(judge.clean, pool)
         for half in self.halves:
-            judge, (labelled, threshold) = chosen[half.name]
-            self._note_labelled(record, half, labelled, threshold)
+            labelled, clean, threshold, lost = chosen[half.name]
+            self._note_labelled(record, half, labelled, threshold, lost)
             rest = (pool & ~labelled).nonzero()[:, 0]
             means = self._trained(
                 half,
                 labelled.nonzero()[:, 0],
-                self._learning(half, judge.clean, rest, int(labelled.sum())),
+                self._learning(half, clean, rest, int(labelled.sum())),
             )
             self._note_loss(record, half, means)
 
-    def _labelled(self, clean: Tensor, pool: Tensor) -> tuple[Tensor, float]:
-        """Which labels are learnt from, at least a few, and above which chance of being clean."""
+    def _labelled(self, clean: Tensor, pool: Tensor) -> tuple[Tensor, Tensor, float, list[int]]:
+        """Which labels are learnt from, and how far each is trusted.
+
+        Returns:
+            The labels, the chance of each to be clean, the threshold above which they are, and
+            the classes of which none was: their likeliest labels are taken for clean, or the class
+            would never come back.
+        """
         threshold = self.options.threshold
         labelled = (clean > threshold) & pool
         wanted = max(2, round(FEWEST * self.total))
@@ -461,7 +470,13 @@ class _Loop:
                     "which %d of %d are",
                     self.options.threshold, threshold, int(labelled.sum()), self.total,
                 )  # fmt: skip
-        return labelled, threshold
+        lost = sorted(set(self.given.tolist()) - set(self.given[labelled].tolist()))
+        kept = torch.zeros_like(labelled)
+        for name in lost:
+            rows = (pool & (self.given == name)).nonzero()[:, 0]
+            count = max(1, round(KEPT * len(rows)))
+            kept[rows[clean[rows].argsort(descending=True, stable=True)[:count]]] = True
+        return labelled | kept, torch.where(kept, 1.0, clean), threshold, lost
 
     def _learning(
         self, half: _Half, clean: Tensor, rest: Tensor, count: int
@@ -598,7 +613,7 @@ class _Loop:
             record[f"auc_{each.name}"] = auc(each.clean, self.given == truth)
 
     def _note_labelled(
-        self, record: Record, half: _Half, labelled: Tensor, threshold: float
+        self, record: Record, half: _Half, labelled: Tensor, threshold: float, lost: list[int]
     ) -> None:
         record[f"labelled_{half.name}"] = int(labelled.sum())
         if threshold != self.options.threshold:
@@ -606,9 +621,8 @@ class _Loop:
         if self.noted.truth is not None:
             right = (self.given == self.noted.truth)[labelled]
             record[f"purity_{half.name}"] = float(right.double().mean())
-        gone = set(self.given.tolist()) - set(self.given[labelled].tolist())
-        if gone:
-            record[f"lost_{half.name}"] = [self.shard.classes[row] for row in sorted(gone)]
+        if lost:
+            record[f"lost_{half.name}"] = [self.shard.classes[row] for row in lost]
 
     def _note_unlearnt(self, record: Record) -> None:
         for half in self.halves:
