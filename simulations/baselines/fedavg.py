@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from fedkd.config import ConfigError
@@ -15,10 +16,31 @@ from fedkd.rounds import ExperimentContext
 from simulations.baselines import BASELINES
 from simulations.baselines.base import Baseline, OnRound, Outcome
 from simulations.baselines.loop import RoundLog, fresh_student, groups, model, train
-from simulations.baselines.traffic import MessageMeter, load, read, weights
+from simulations.baselines.traffic import Arrays, MessageMeter, load, read, weights
 
 Refine = Callable[[Network, Sequence[Message], int], None]
 """(averaged network, the clients' replies, round): improves the network in place."""
+
+
+@dataclass(frozen=True)
+class Travel:
+    """What is averaged, and how it travels.
+
+    Attributes:
+        make: The student's network as it begins.
+        down: What of it is sent to a client.
+        up: What a client sends back.
+        load: Puts either into a network.
+    """
+
+    make: Callable[[ExperimentContext], Network] = fresh_student
+    down: Callable[[Network], Arrays] = weights
+    up: Callable[[Network], Arrays] = weights
+    load: Callable[[Network, Arrays | ArrayRecord], None] = load
+
+
+WHOLE = Travel()
+"""All weights and buffers."""
 
 
 @BASELINES.register("fedavg")
@@ -50,13 +72,14 @@ def average(
     epochs: int | None,
     mu: float = 0.0,
     refine: Refine | None = None,
+    travel: Travel = WHOLE,
 ) -> Outcome:
     """Rounds of averaging; each client trains the student's network as it trains its teacher."""
     log = RoundLog(context, on_round)
-    student = fresh_student(context)
+    student = travel.make(context)
     grouped = {n: groups(context, n) for n in range(1, context.experiment.rounds + 1)}
     most = max(len(group) for each in grouped.values() for group in each)
-    at_clients = [fresh_student(context) for _ in range(most)]
+    at_clients = [travel.make(context) for _ in range(most)]
     if context.experiment.resources.client_gpus == 0:
         for local in at_clients:
             local.cpu()
@@ -64,10 +87,10 @@ def average(
     for number in grouped:
         meter, replies = MessageMeter(number), []
         for group in grouped[number]:
-            requests = [meter.ask(client, weights(student), **config) for client in group]
+            requests = [meter.ask(client, travel.down(student), **config) for client in group]
             networks = dict(zip(group, at_clients, strict=False))
             for network, request in zip(networks.values(), requests, strict=True):
-                load(network, read(request))
+                travel.load(network, read(request))
             with ExitStack() as pulled:
                 if mu > 0:
                     for network in networks.values():
@@ -75,11 +98,11 @@ def average(
                 train(context, networks, number, epochs)
             for (client, network), request in zip(networks.items(), requests, strict=True):
                 examples = len(context.data.shard(client))
-                replies.append(meter.answer(request, weights(network), examples))
+                replies.append(meter.answer(request, travel.up(network), examples))
         with _quiet():
             arrays, _ = strategy.aggregate_train(number, replies)
         assert arrays is not None
-        load(student, arrays)
+        travel.load(student, arrays)
         if refine is not None:
             refine(student, replies, number)
         log.end_round([model(student)], meter)

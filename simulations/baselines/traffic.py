@@ -72,8 +72,13 @@ def weights(network: Network) -> dict[str, np.ndarray]:
 
 def load(network: Network, arrays: Arrays | ArrayRecord) -> None:
     """Put `weights` into a network."""
-    plain = _plain(arrays) if isinstance(arrays, ArrayRecord) else arrays
+    plain = plain_arrays(arrays)
     network.body.load_state_dict({k: torch.from_numpy(np.array(a)) for k, a in plain.items()})
+
+
+def plain_arrays(arrays: Arrays | ArrayRecord) -> Arrays:
+    """Arrays by name, out of a record if they are in one."""
+    return _plain(arrays) if isinstance(arrays, ArrayRecord) else arrays
 
 
 def _record(arrays: Arrays) -> ArrayRecord:

@@ -1,6 +1,8 @@
 """The baselines: they learn, repeat themselves, count their bytes and follow their papers."""
 
+import tempfile
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,8 @@ from simulations.baselines.traffic import MessageMeter, load, read, weights
 
 CLIENTS, TRANSFER, CLASSES = 3, 400, 10
 ONE_ROUND = ("one_shot", "one_shot_ensemble", "pate_vote")
-BY_WEIGHTS = ("fedavg", "fedprox", "feddf")
+LOW_RANK = ("fedavg_lora", "ffa_lora", "fedex_lora")
+BY_WEIGHTS = ("fedavg", "fedprox", "feddf", *LOW_RANK)
 SILENT = ("local_only", "centralised")
 
 DIGITS: dict[str, Any] = {
@@ -62,7 +65,21 @@ def context(*overrides: str) -> ExperimentContext:
     return ExperimentContext(make_experiment(DIGITS, overrides))
 
 
+_FOLDER = tempfile.TemporaryDirectory()
+
+
+@lru_cache
+def begun() -> tuple[str, ...]:
+    """The student begins with a file, as what is to be frozen must."""
+    file = Path(_FOLDER.name) / "mlp.pt"
+    torch.save(fresh_student(context()).state_dict(), file)
+    entry = f"{{name: mlp, weights: {file}}}"
+    return f"student.model={entry}", f"teachers.models=[{entry}]"
+
+
 def run(name: str, *overrides: str, **options: Any) -> Outcome:
+    if name in LOW_RANK:
+        overrides, options = (*begun(), *overrides), {"targets": "linear", **options}
     received: list[RoundResult] = []
     outcome = BASELINES.create(name, **options).run(context(*overrides), received.append)
     assert tuple(received) == outcome.rounds
