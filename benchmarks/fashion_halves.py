@@ -40,7 +40,8 @@ def main() -> None:
     train, test = load_dataset("fashion_mnist")
     for name, classes in (("first", range(5)), ("second", range(5, 10))):
         seen, shown = half(train, classes), half(test, classes)
-        assert seen.labels is not None and shown.labels is not None
+        assert seen.labels is not None
+        assert shown.labels is not None
         np.savez_compressed(
             folder / f"{name}.npz",
             x_train=seen.images[:, 0].numpy(),

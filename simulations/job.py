@@ -13,6 +13,7 @@ from fedkd.data.splits import overlaps
 from fedkd.reporting.run_page import write_report
 from fedkd.rounds import ExperimentContext, Notify, Server, computing, silent
 from fedkd.rounds.context import context_of_run, experiment_context
+from fedkd.rounds.server_teachers import server_teachers_of
 from fedkd.rounds.summary import summarise
 from fedkd.runs.directory import RunDirectory, Session
 from fedkd.runs.results import Summary
@@ -31,6 +32,7 @@ def begun(
         run.check_config()
     check_machine(experiment, workers=workers)
     context = experiment_context(experiment) if run is None else context_of_run(run, experiment)
+    server_teachers_of(context)  # what does not fit is found before there is a folder
     return run or RunDirectory.new(experiment), context
 
 

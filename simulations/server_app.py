@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedkd.config import load_experiment
 from fedkd.io.text import PlainFormatter
 from fedkd.rounds import context_of_run, experiment_context
+from fedkd.rounds.server_teachers import server_teachers_of
 from fedkd.runs.directory import RunDirectory
 from simulations.deploy.identity import NodeKeys
 from simulations.job import run_job
@@ -44,6 +45,7 @@ def main(grid: Grid, context: Context) -> None:
         space = context_of_run(run)
     else:
         space = experiment_context(experiment)
+        server_teachers_of(space)
         run = RunDirectory.new(experiment, str(settings.get("output") or "") or None)
     log.info("run directory: %s", run.path)
 

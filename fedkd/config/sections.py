@@ -425,6 +425,9 @@ class Teachers(Section):
         default=None,
         description="of each client, the classes that it knows, by name or number; default: all",
     )
+    server: NamedList = Field(
+        default=(), description="networks that the server has from files, and nobody trains"
+    )
 
     @field_validator("modality", mode="before")
     @classmethod
@@ -917,6 +920,8 @@ class Experiment(Section):
             values["evaluation.baselines"] = ("oracle",)
         if self.crosses_modalities:
             values["distillation.losses"] = _LOSSES[:2]  # no virtual view is the same on both sides
+        if self.teachers.server:  # the other default looks at private images
+            values["fusion"] = (Component(name="uniform"),)
         if self.promises:
             values["fusion"] = (Component(name="uniform"),)
             values["distillation.losses"] = (Term(name="ce"),)
@@ -966,6 +971,7 @@ class Experiment(Section):
             ("evaluation.teachers", self.evaluation.teachers, "false"),
             ("evaluation.clients", self.evaluation.clients, "false"),
             ("evaluation.baselines", "ceiling" in self.evaluation.baselines, "[oracle] or []"),
+            ("teachers.server", bool(self.teachers.server), "[]"),
             ("teachers.feedback.use", self.teachers.feedback.use == "regulariser", "none"),
             ("federation.stale.keep", self.federation.stale.keep > 0, "0"),
         ]

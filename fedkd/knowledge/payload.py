@@ -26,6 +26,8 @@ class Role(StrEnum):
     CLIENT = "client"
     #: A network of the server, between the teachers and the student.
     ASSISTANT = "assistant"
+    #: A network that the server has from a file.
+    SERVER = "server"
     #: Several teachers, merged by a fusion rule.
     GROUP = "group"
     #: All teachers, as a private release shows them.
@@ -37,7 +39,8 @@ class Teacher:
     """What is known of a teacher besides its answers.
 
     Attributes:
-        number: Among those of its role; a client's is that of its partition.
+        number: Among those of its role; a client's is that of its partition, those of the server
+            come after all clients.
         num_examples: Private examples it learnt from; None unless a fusion rule asked.
         class_counts: Private examples per class; None unless a fusion rule asked. Discloses the
             client's label distribution.
@@ -217,11 +220,12 @@ class Bank:
             )
 
     def only(self, clients: Collection[int]) -> Bank:
-        """The same knowledge of some clients, before fusion."""
+        """The same knowledge of some clients, and of the server's own teachers, before fusion."""
         kept = [
             n
             for n, teacher in enumerate(self.teachers)
-            if teacher.role is Role.CLIENT and teacher.number in clients
+            if teacher.role is Role.SERVER
+            or (teacher.role is Role.CLIENT and teacher.number in clients)
         ]
         return Bank(
             tuple(self.teachers[n] for n in kept),
@@ -234,9 +238,19 @@ class Bank:
         teachers = (*self.teachers, *other.teachers)
         order = sorted(range(len(teachers)), key=lambda n: teachers[n].number)
         together = {kind: [*arrays, *other.arrays[kind]] for kind, arrays in self.arrays.items()}
+        decay = None
+        if self.decay is not None or other.decay is not None:
+            each = [
+                np.ones((len(bank.teachers), self.num_samples), np.float32)
+                if bank.decay is None
+                else bank.decay
+                for bank in (self, other)
+            ]
+            decay = np.concatenate(each)[order]
         return Bank(
             tuple(teachers[n] for n in order),
             {kind: [arrays[n] for n in order] for kind, arrays in together.items()},
+            decay=decay,
         )
 
     @classmethod
@@ -422,11 +436,23 @@ class Fused:
 
     @cached_property
     def shares(self) -> dict[int, float]:
-        """Client -> its mean weight over the images; they sum to one. Empty if rules merged all."""
+        """Client -> its mean weight over the images. Empty if rules merged all.
+
+        They sum to one, less what the server's own teachers have.
+        """
+        return self._shares_of(Role.CLIENT)
+
+    @cached_property
+    def server_shares(self) -> dict[int, float]:
+        """The same of the server's own teachers."""
+        return self._shares_of(Role.SERVER)
+
+    def _shares_of(self, role: Role) -> dict[int, float]:
         weights, teachers = self.bank.weights, self.bank.teachers
-        if weights is None or any(who.role is not Role.CLIENT for who in teachers):
+        if weights is None or any(t.role not in (Role.CLIENT, Role.SERVER) for t in teachers):
             return {}
-        return {t.number: float(row.mean()) for t, row in zip(teachers, weights, strict=True)}
+        rows = zip(teachers, weights, strict=True)
+        return {t.number: float(row.mean()) for t, row in rows if t.role is role}
 
 
 def union(

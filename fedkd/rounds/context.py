@@ -259,9 +259,9 @@ class ExperimentContext:
         """What is known of a client's network."""
         return self._models["teacher", *self.architecture(client)]
 
-    def images(self, images: Images, client: int) -> ImageSet:
-        """The images that a query is about, as the client sees them."""
-        data = self.data.of(client)
+    def images(self, images: Images, client: int | None) -> ImageSet:
+        """The images that a query is about, as the client sees them; None: as the student does."""
+        data = self.data if client is None else self.data.of(client)
         if images is Images.TRANSFER:
             return data.transfer.images
         return data.validation if images is Images.VALIDATION else data.test

@@ -26,6 +26,7 @@ from fedkd.rounds.evidence import evidence_of
 from fedkd.rounds.learners import Learners
 from fedkd.rounds.progress import Notify, Stopwatch, silent
 from fedkd.rounds.release import release_answers
+from fedkd.rounds.server_teachers import server_teachers_of
 from fedkd.rounds.stale import Sources, aged, collect, sources
 from fedkd.runs.directory import RunDirectory, keep_weights, network_hash
 from fedkd.runs.events import ClientsAsked, OldAnswersCounted, RoundFinished
@@ -69,6 +70,7 @@ class Server:
         self.run = run
         self.notify = notify
         keep_signature(run, Signature.of(self.experiment, context.data, context.root))
+        self._own = server_teachers_of(context)
         keep_weights(run.path, context.weights)
         self._learners = Learners(context, run, notify)
         #: The fusion rules as fitted to the last round, and what they remember of it.
@@ -295,6 +297,7 @@ class Server:
                 teachers[teacher.number] = accuracy(logits, labels)
             if fused is not None and (rules := self._rules_for(round_number, bank)) is not None:
                 both = bank.only(self.answered(round_number))
+                both = self._own.beside(both, Images.TEST, round_number)
                 device = self.student.mean.device
                 fused_tests = fuse(both, rules, store=store.allocate, device=device)
                 together = fused_tests.probabilities
@@ -306,6 +309,8 @@ class Server:
             teachers=teachers,
             ensemble=ensemble,
             weights={} if fused is None else fused.shares,
+            server_teachers=self._own.accuracies(),
+            server_weights=[] if fused is None else list(fused.server_shares.values()),
             pseudo_labels=None if fused is None else self._pseudo_labels(fused),
         )
 

@@ -55,6 +55,8 @@ class RoundFinished(Event):
         teachers: Client -> accuracy on the test images.
         ensemble: The fused teachers on the test images.
         weights: Client -> share of the ensemble, where the rules weigh clients.
+        server_teachers: Accuracy on the test images of each of the server's own teachers.
+        server_weights: Their shares of the ensemble, where the rules weigh teachers.
         pseudo_labels: Accuracy of the fused answers on the transfer set.
     """
 
@@ -72,6 +74,8 @@ class RoundFinished(Event):
     teachers: dict[int, float | None] = field(default_factory=dict)
     ensemble: Scores | None = None
     weights: dict[int, float] = field(default_factory=dict)
+    server_teachers: list[float] = field(default_factory=list)
+    server_weights: list[float] = field(default_factory=list)
     pseudo_labels: float | None = None
 
 

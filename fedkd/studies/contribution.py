@@ -28,6 +28,7 @@ from fedkd.knowledge.payload import fuse
 from fedkd.knowledge.query import Images
 from fedkd.randomness import stream
 from fedkd.rounds import ExperimentContext, Notify, evidence_of, silent
+from fedkd.rounds.server_teachers import server_teachers_of
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.export import load_student
 from fedkd.studies.unlearning import distil_again, finished_rounds, prepare
@@ -152,6 +153,7 @@ def ensemble_game(
     looks = any(rule.needs_student for rule in context.fusion)
     student = load_student(run, data) if looks else None
     evidence = evidence_of(context, run, round_number, transfer, student)
+    test = server_teachers_of(context).beside(test, Images.TEST, round_number)
     seen: dict[frozenset[int], Tensor] = {}
 
     def measure(probabilities: Tensor) -> Tensor:

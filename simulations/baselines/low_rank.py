@@ -200,13 +200,13 @@ def _examples(reply: Message) -> float:
     return float(value)
 
 
-def _named(
-    network: Network, parameters: Sequence[nn.Parameter]
-) -> Iterator[tuple[str, np.ndarray]]:
+def _named(network: Network, parameters: Sequence[nn.Parameter]) -> dict[str, np.ndarray]:
     wanted = {id(parameter) for parameter in parameters}
-    for name, parameter in network.named_parameters():
-        if id(parameter) in wanted:
-            yield name, parameter.detach().cpu().numpy()
+    return {
+        name: parameter.detach().cpu().numpy()
+        for name, parameter in network.named_parameters()
+        if id(parameter) in wanted
+    }
 
 
 def _learnt(network: Network) -> Arrays:
