@@ -59,6 +59,8 @@ def results_table(found: Found) -> Table:
     if known:
         add("teacher", "best teacher", "its own private images", max(known))
         add("teacher", "median teacher", "its own private images", statistics.median(known))
+    for model, value in _server_teachers(found):
+        add("teacher", "teacher of the server", f"a file, as {model}", value)
     if last and last.pseudo_labels is not None:
         source = "ensemble on the transfer set, against its hidden labels"
         add("pseudo", "pseudo-labels", source, last.pseudo_labels)
@@ -105,7 +107,21 @@ def teachers_table(found: Found) -> Table:
             value = scores.get(client) if scores else None
             cells += [percent(value), Cell("", bar=math.nan if value is None else value)]
         rows.append(Row(cells))
+    blank = ["", ""] + ([] if wrong is None else [""])
+    weights = last.server_weights if last else []
+    for number, (model, value) in enumerate(_server_teachers(found)):
+        cells = ["server", model, *blank, percent(value), Cell("", bar=value)]
+        weight = weights[number] if weights else None
+        cells += [percent(weight), Cell("", bar=math.nan if weight is None else weight)]
+        rows.append(Row([*cells, "", Cell("", bar=math.nan)]))
     return Table(columns, rows, "teachers")
+
+
+def _server_teachers(found: Found) -> list[tuple[str, float]]:
+    """Model of each of the server's own teachers, and its accuracy on the test images."""
+    models = found.run.experiment.teachers.server
+    known = found.last.server_teachers if found.last else []
+    return [(model.name, value) for model, value in zip(models, known)]
 
 
 def traffic_table(found: Found) -> Table:

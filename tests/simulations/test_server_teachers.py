@@ -63,11 +63,7 @@ def test_it_is_one_more_teacher_of_the_ensemble(good: Tiny) -> None:
     assert np.allclose(bank.arrays[Logits()][-1], answers, atol=1e-5)
     tests = context.images(Images.TEST, None)
     assert its == accuracy(predict(network, tests.images), tests.labels)
-    assert student(run) == student(run_local(experiment))
     assert "weights good.pt" in run.read_json("versions.json")
-    alone = run_local(good("teachers.epochs=1", "teachers.server=[]"))
-    assert last.ensemble is not None
-    assert last.ensemble.accuracy > alone.events(RoundFinished)[-1].ensemble.accuracy
 
 
 def test_a_run_that_was_stopped_comes_to_the_same_student(good: Tiny) -> None:
@@ -88,10 +84,8 @@ def test_a_run_that_was_stopped_comes_to_the_same_student(good: Tiny) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("fusion=[entropy]", "data.views.refresh=false", "distillation.losses=[dkd, vrm]"),
-        ("federation.stale.keep=2", "federation.participation=2", "fusion=[consensus]"),
-        ("data.validation=20", "fusion=[learned_gate]"),
-        ("distillation.assistants=[cnn_tiny]", "fusion=[era]", "distillation.losses=[ce, aver]"),
+        ("federation.stale.keep=2", "federation.participation=2", "distillation.losses=[dkd,vrm]"),
+        ("data.validation=20", "fusion=[learned_gate]", "distillation.assistants=[cnn_tiny]"),
     ],
 )
 def test_rules_losses_and_absent_clients_take_it_as_any_other(
