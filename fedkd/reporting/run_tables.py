@@ -109,9 +109,9 @@ def teachers_table(found: Found) -> Table:
         rows.append(Row(cells))
     blank = ["", ""] + ([] if wrong is None else [""])
     weights = last.server_weights if last else []
-    for number, (model, value) in enumerate(_server_teachers(found)):
+    for place, (model, value) in enumerate(_server_teachers(found)):
         cells = ["server", model, *blank, percent(value), Cell("", bar=value)]
-        weight = weights[number] if weights else None
+        weight = weights[place] if weights else None
         cells += [percent(weight), Cell("", bar=math.nan if weight is None else weight)]
         rows.append(Row([*cells, "", Cell("", bar=math.nan)]))
     return Table(columns, rows, "teachers")
