@@ -21,6 +21,7 @@ from fedkd.config import ConfigError, Term
 from fedkd.data.images import ImageSet
 from fedkd.distillation.batches import TransferBatches
 from fedkd.distillation.trainer import EpochRecord, Snapshot, TrainerState, distill
+from fedkd.io.tensors import load_state
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Fused, Teacher
 from fedkd.knowledge.query import Images as Asked
@@ -28,7 +29,7 @@ from fedkd.models.network import Network
 from fedkd.randomness import stream, stream_seed
 from fedkd.rounds import Client, ExperimentContext, Notify, computing, context_of_run
 from fedkd.rounds.client_files import ClientFiles
-from fedkd.runs.directory import RunDirectory, load_state, save_state, weights_hash
+from fedkd.runs.directory import RunDirectory, save_state, weights_hash
 from fedkd.runs.events import RoundFinished
 from fedkd.runs.export import load_student
 from fedkd.studies.central.config import BASELINE, DistillConfig
