@@ -84,7 +84,7 @@ def test_a_run_that_was_stopped_comes_to_the_same_student(good: Tiny) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("federation.stale.keep=2", "federation.participation=2", "distillation.losses=[dkd,vrm]"),
+        ("federation.stale.keep=2", "federation.participation=2"),
         ("data.validation=20", "fusion=[learned_gate]", "distillation.assistants=[cnn_tiny]"),
     ],
 )
