@@ -116,7 +116,7 @@ def test_rules_losses_and_absent_clients_take_it_as_any_other(
         ),
         (
             ("teachers.server=[{name: cnn_tiny, weights: headless.pt}]",),
-            r"teachers\.server\.0: .*headless\.pt does not fit .* it has no 'head",
+            r"teachers\.server\.0: .*headless\.pt does not fit .* it has no 'body\.head",
         ),
         (
             ("release={name: gnmax, epsilon: 8}", "clients=40", "evaluation.baselines=[]"),
