@@ -150,13 +150,16 @@ def _results(found: Found) -> list[Card]:
     if shown < clients:
         who = f"{shown:,} of {fmt.count(clients, 'teacher')}: those that were asked last"
     when = "in the last round that asked it, " if found.asked else ""
+    part = ""
+    if found.run.experiment.teachers.classes is not None:
+        part = " A teacher knows its own classes only, and is wrong about all other images."
     return [
         Card("", table=tables.results_table(found)),
         Card(
             "",
             f"A teacher is judged {when}on the public test images; the student also, by each "
             "client for itself, on private images that the client held out from training. Weight: "
-            "the teacher's part in the fused labels of the last round.",
+            f"the teacher's part in the fused labels of the last round.{part}",
             table=tables.teachers_table(found),
             fold=who,
             open=clients <= _MANY,

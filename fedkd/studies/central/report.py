@@ -125,8 +125,8 @@ def methods_table(found: Record) -> Table:
     for place, (name, row) in enumerate(together):
         about = "mean of the probabilities of its generations"
         first = Cell(f"{name}, {len(row['generations'])} together", about)
-        alone = {"last": row["ensemble"], "best": None, "images_per_second": None, "seconds": None}
-        rows.append(Row([first, about, *_numbers(alone)], "ensemble", "", begins=place == 0))
+        whole = {"last": row["ensemble"], "best": None, "images_per_second": None, "seconds": None}
+        rows.append(Row([first, about, *_numbers(whole)], "ensemble", "", begins=place == 0))
     return Table(
         columns, rows, f"{found['name']} · {found['student']} on {found['dataset']}",
         "mean ± sample deviation; the best epoch is chosen on the test set, as published tables do",
