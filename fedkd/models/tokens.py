@@ -172,7 +172,7 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of normalised images (B, channels, h, w)."""
         patches = self.embed(images).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(len(patches), -1, -1), patches], 1)
+        tokens = torch.cat([self.class_token.expand(patches.shape[0], -1, -1), patches], 1)
         tokens = tokens + self.positions
         for block, as_map in zip(self.blocks, self.maps):
             tokens = block(tokens)
