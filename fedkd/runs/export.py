@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,24 @@ from torch import Tensor, nn
 
 from fedkd.build import data_root
 from fedkd.config import ConfigError
+from fedkd.data.images import ImageSet
 from fedkd.data.pairs import read_pairs, stacked
 from fedkd.data.pictures import SUFFIXES, read_picture, shown
 from fedkd.data.splits import FederatedData
 from fedkd.data.transfer import conform
-from fedkd.io.extras import extra
 from fedkd.io.tensors import State
 from fedkd.models.network import Network
 from fedkd.models.peft import merged
-from fedkd.runs.directory import RunDirectory
+from fedkd.runs.directory import RunDirectory, write_json
 from fedkd.runs.images import run_data
+from fedkd.runs.onnx_files import OnnxStudent, milliseconds, write_int8, write_onnx
 from fedkd.runs.signature import SIGNATURE, Signature, read_signature
+from fedkd.training.evaluation import accuracy
 
 FORMATS = {"torch": "student.pt2", "onnx": "student.onnx"}
 CHECKED = 256  # images on which an exported file is compared with the student
+TESTED = 2000  # test images on which a quantised one is
+RANGES = 200  # images that its ranges come from
 
 
 @dataclass(frozen=True)
@@ -39,16 +44,18 @@ class Trained:
         shape: (channels, height, width) of the images it takes.
         about: What an exported file says of it.
         folder: Where it lies.
-        test_images: Gives its test images; raises where they are not at hand.
+        test: Gives its test images; raises where they are not at hand.
+        seen: Gives images that it learnt from, likewise.
         together: Of a student that sees several modalities at once, the shape of each.
     """
 
-    network: Network
+    network: Network | OnnxStudent
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     about: Mapping[str, Any]
     folder: Path
-    test_images: Callable[[], Tensor]
+    test: Callable[[], ImageSet]
+    seen: Callable[[], Tensor]
     together: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
     @classmethod
@@ -63,9 +70,31 @@ class Trained:
             # Nothing of the machine that it was made on.
             signature.model_dump(mode="json", exclude={"root", "plugins"}),
             run.path,
-            lambda: run_data(run).test.images,
+            lambda: run_data(run).test,
+            lambda: run_data(run).transfer.images.images,
             {n: together[n].shape for n in signature.modality if n in together},
         )
+
+    @classmethod
+    def of_file(cls, path: Path) -> Trained:
+        """An exported student. Raises `ConfigError` if the file is none."""
+        try:
+            student = OnnxStudent(path)
+            about = json.loads(student.about or "")
+            pictures = about["pictures"]
+            shape = (int(pictures["channels"]), int(pictures["height"]), int(pictures["width"]))
+            classes = tuple(map(str, about["classes"]))
+        except (ValueError, KeyError, TypeError) as error:
+            problem = str(error) if str(error).startswith(f"{path}: ") else (
+                f"{path}: expected an .onnx file that fedkd export wrote, this one does not say "
+                "which classes and pictures it is for"
+            )  # fmt: skip
+            raise ConfigError(problem) from None
+
+        def nothing() -> Any:
+            raise ConfigError(f"{path}: the images of an exported student are not known")
+
+        return cls(student, classes, shape, about, path.parent, nothing, nothing)
 
 
 @dataclass(frozen=True)
@@ -79,6 +108,9 @@ class Exported:
         difference: Largest absolute difference of a logit.
         agreement: Share of images on which both name the same class.
         missing: Why the images are noise and not the test images; None if they are test images.
+        milliseconds: Of an .onnx file, batch size -> time for an image, with one thread.
+        lost: Of a quantised file, points of accuracy (0 to 100) that it is below the student.
+        unquantised: Of a quantised file, the one that it was made from, which is not kept.
     """
 
     path: Path
@@ -87,6 +119,9 @@ class Exported:
     difference: float
     agreement: float
     missing: str | None = None
+    milliseconds: Mapping[int, float] = field(default_factory=dict)
+    lost: float | None = None
+    unquantised: Exported | None = None
 
 
 def load_student(run: RunDirectory, data: FederatedData | None = None) -> Network:
@@ -225,7 +260,12 @@ def _pictures(place: Path) -> list[Path]:
 
 
 def export_student(
-    run: RunDirectory | Trained, format: str, output: Path | None = None
+    run: RunDirectory | Trained,
+    format: str,
+    output: Path | None = None,
+    *,
+    quantise: str | None = None,
+    max_loss: float | None = None,
 ) -> Exported:
     """Write the student and check the written file against it.
 
@@ -237,39 +277,117 @@ def export_student(
     Args:
         run: A run with at least one finished round, or another student.
         format: `torch` (a `torch.export` program, `.pt2`) or `onnx`.
-        output: File to write; default: `student.pt2` or `student.onnx` in the run directory.
+        output: File to write; default: `student.pt2` or `student.onnx` (`student.int8.onnx`) in
+            the run directory.
+        quantise: `int8`: 8-bit weights and activations, whose ranges come from images that the
+            student learnt from. What it comes to is written beside the file, as `.json`.
+        max_loss: Points of test accuracy (0 to 100) that this may cost; None: one.
 
     Raises:
-        ConfigError: unknown format, a library for it is not installed, or no such folder.
-        RuntimeError: the written file does not do what the student does.
+        ConfigError: unknown format, a library for it is not installed, no such folder, or images
+            are missing that are needed.
+        RuntimeError: the written file does not do what the student does; it is not kept then.
     """
     if format not in FORMATS:
         raise ConfigError(f"--format: expected {' or '.join(FORMATS)}, got {format!r}")
+    _check_quantised(format, quantise, max_loss)
     student = run if isinstance(run, Trained) else Trained.of(run)
-    path = output or student.folder / FORMATS[format]
+    name = FORMATS[format] if quantise is None else f"student.{quantise}.onnx"
+    path = output or student.folder / name
     if not path.parent.is_dir() or path.is_dir():
         problem = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise ConfigError(f"--output: expected a file to write, {path}: {problem}")
+    if isinstance(student.network, OnnxStudent):
+        raise ConfigError("RUN: expected a run or a student of a study; this file is exported")
+    if quantise is not None:
+        return _quantised(student, path, 1.0 if max_loss is None else max_loss)
+    return _exported(student, format, path)
+
+
+def _check_quantised(format: str, quantise: str | None, max_loss: float | None) -> None:
+    if quantise not in (None, "int8"):
+        raise ConfigError(f"--quantise: expected int8, got {quantise!r}")
+    if quantise is not None and format != "onnx":
+        raise ConfigError(f"--quantise {quantise}: needs --format onnx, got {format!r}")
+    if quantise is None and max_loss is not None:
+        raise ConfigError("--max-loss: bounds what --quantise int8 costs; give that too")
+    if max_loss is not None and not 0 <= max_loss <= 100:
+        raise ConfigError(f"--max-loss: expected points of accuracy, 0 to 100, got {max_loss:g}")
+
+
+def _exported(student: Trained, format: str, path: Path) -> Exported:
     images, missing = _images(student)
+    assert isinstance(student.network, Network)
     whole = merged(student.network).eval()
-    write = _write_torch if format == "torch" else _write_onnx
+    write = _write_torch if format == "torch" else write_onnx
     again = write(whole, images, path, json.dumps(student.about))
     with torch.no_grad():
         expected = student.network(images)
-    difference = float((again - expected).abs().max())
-    agreement = float((again.argmax(1) == expected.argmax(1)).double().mean())
+    difference, agreement = _compared(again, expected)
     if not difference <= 1e-3 * max(1.0, float(expected.abs().max())):
         raise RuntimeError(
             f"{path} differs from the student by {difference:.3g} in a logit "
             f"(same class on {agreement:.1%} of {len(images)} images); do not use it"
         )
-    return Exported(path, path.stat().st_size, len(images), difference, agreement, missing)
+    spent = milliseconds(path, images) if format == "onnx" else {}
+    size = path.stat().st_size
+    return Exported(path, size, len(images), difference, agreement, missing, spent)
+
+
+def _quantised(student: Trained, path: Path, limit: float) -> Exported:
+    """Write the student in 8 bits, unless that costs more points than it may."""
+    try:
+        test, seen = student.test(), student.seen()[:RANGES]
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise ConfigError(
+            "--quantise int8: ranges come from images that the student learnt from, and what it "
+            f"costs is measured on test images, which are not here: {error}"
+        ) from None
+    assert test.labels is not None
+    images, labels = test.images[:TESTED], test.labels[:TESTED]
+    draft = path.with_name(f"{path.name}.draft")
+    with tempfile.TemporaryDirectory() as folder:
+        before = _exported(student, "onnx", Path(folder) / "student.onnx")
+        try:
+            write_int8(before.path, draft, seen)
+            with torch.no_grad():
+                expected, again = student.network(images), OnnxStudent(draft)(images)
+            difference, agreement = _compared(again, expected)
+            lost = 100 * (accuracy(expected, labels) - accuracy(again, labels))
+            if lost > limit:
+                raise RuntimeError(
+                    f"int8 costs {lost:.2f} points of accuracy on {len(images):,} test images "
+                    f"(same class on {agreement:.1%}), at most {limit:g} are allowed: no file is "
+                    "written; allow more with --max-loss, or leave out --quantise"
+                )
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    size, spent = path.stat().st_size, milliseconds(path, images)
+    before = replace(before, path=path.with_name(before.path.name))
+    done = Exported(path, size, len(images), difference, agreement, None, spent, lost, before)
+    record = {"max_loss": limit, **_record(done), "unquantised": _record(before)}
+    write_json(path.with_name(f"{path.name}.json"), record)
+    return done
+
+
+def _record(exported: Exported) -> dict[str, object]:
+    """What it comes to, as plain values and without the machine's paths."""
+    names = ("size", "images", "difference", "agreement", "lost", "milliseconds")
+    values = {name: getattr(exported, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _compared(again: Tensor, expected: Tensor) -> tuple[float, float]:
+    """Largest difference of a logit, and the share of images with the same class."""
+    same = (again.argmax(1) == expected.argmax(1)).double().mean()
+    return float((again - expected).abs().max()), float(same)
 
 
 def _images(student: Trained) -> tuple[Tensor, str | None]:
     """Images to compare two networks on: test images, or noise and why there is nothing better."""
     try:
-        return student.test_images()[:CHECKED], None
+        return student.test().images[:CHECKED], None
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         noise = torch.Generator().manual_seed(0)
         size = (CHECKED, *student.shape)
@@ -308,25 +426,3 @@ def _write_torch(student: nn.Module, images: Tensor, path: Path, about: str) -> 
     with torch.no_grad():
         logits: Tensor = torch.export.load(path).module()(images)
     return logits
-
-
-def _write_onnx(student: nn.Module, images: Tensor, path: Path, about: str) -> Tensor:
-    with extra("onnx", "--format onnx"):
-        import onnxruntime
-        import onnxscript  # noqa: F401  (torch.onnx needs it)
-    program = torch.onnx.export(
-        student,
-        (images[:2],),
-        dynamo=True,
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        verbose=False,
-    )
-    assert program is not None  # as always with dynamo
-    program.model.metadata_props[SIGNATURE] = about
-    program.save(str(path), external_data=False)
-    session = onnxruntime.InferenceSession(  # type: ignore[attr-defined]
-        str(path), providers=["CPUExecutionProvider"]
-    )
-    return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,12 +16,15 @@ from simulations.failures import USER_ERROR
 
 
 def _student(path: Path, trust: bool) -> Any:
-    """The run at `path`, or a student of a study."""
+    """The run at `path`, a student of a study, or an exported one."""
     from fedkd.runs.directory import RunDirectory
+    from fedkd.runs.export import Trained
     from fedkd.studies.central.folder import ROLES
     from fedkd.studies.central.training import load_trained
     from fedkd.studies.engine import kind_of
 
+    if path.suffix == ".onnx" and path.is_file():
+        return Trained.of_file(path)
     if kind_of(path) == "distill" or any((path / f"{role}.pt").is_file() for role in ROLES):
         return load_trained(path, trust=trust)
     return RunDirectory.open(path, trust=trust)
@@ -64,17 +68,36 @@ def export(
     path: StudentPath,
     format: Annotated[str, typer.Option(help="torch (torch.export program) or onnx")] = "torch",
     output: Annotated[Path | None, typer.Option(help="file to write")] = None,
+    quantise: Annotated[
+        str | None, typer.Option(help="int8: 8-bit weights and activations (with --format onnx)")
+    ] = None,
+    max_loss: Annotated[
+        float | None, typer.Option(help="points of accuracy that int8 may cost; default: 1")
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Write the student to one file and check it against the student."""
     from fedkd.runs.export import export_student
 
-    done = export_student(_student(path, trust), format, output)
+    student = _student(path, trust)
+    done = export_student(student, format, output, quantise=quantise, max_loss=max_loss)
     kind = "test images" if done.missing is None else "images of noise"
     console = screen(soft_wrap=True, highlight=False, markup=False)
     console.print(
-        f"{done.path}: {done.size:,} bytes; {done.images} {kind} through both: "
+        f"{done.path}: {done.size:,} bytes; {done.images:,} {kind} through both: "
         f"largest logit difference {done.difference:.2g}, same class on {done.agreement:.1%}"
     )
+    if (before := done.unquantised) is not None:
+        console.print(
+            f"points of accuracy lost {done.lost:.2f}; unquantised it has {before.size:,} bytes "
+            f"({_speed(before.milliseconds)})"
+        )
+    if done.milliseconds:
+        console.print(f"{_speed(done.milliseconds)}, one thread")
     if done.missing is not None:
         console.print(f"not checked on test images: {done.missing}")
+
+
+def _speed(milliseconds: Mapping[int, float]) -> str:
+    each = ", ".join(f"{spent:.3g} at batch {size}" for size, spent in milliseconds.items())
+    return f"ms per image: {each}"

@@ -391,7 +391,7 @@ def test_a_student_is_used_without_its_study(finished: Done, tmp_path: Path) -> 
     assert (done.path, done.agreement) == (alone / "student.pt2", 1)
     assert done.missing is not None
     whole = load_trained(finished.student("kd", 1).path)
-    assert whole.test_images().shape == images.test.images.shape
+    assert whole.test().images.shape == images.test.images.shape
     (alone / "student.pt").write_bytes(b"damaged")
     with pytest.raises(ConfigError, match=r"student\.pt cannot be used"):
         load_trained(alone)

@@ -419,16 +419,27 @@ def load_trained(path: Path, *, trust: bool = False) -> Trained:
         "std": network.std.flatten().tolist(),
     }
 
-    def test_images() -> torch.Tensor:
+    def images() -> Images:
         study = _study_of(path)
         if study is None:
             raise ConfigError("the study's config.yaml is not there")
-        test = Images.load(StudyFolder.open(study, DistillConfig).config.experiment).test
-        if not set(classes) <= set(test.classes) or test.shape != shape:
+        found = Images.load(StudyFolder.open(study, DistillConfig).config.experiment)
+        if not set(classes) <= set(found.test.classes) or found.test.shape != shape:
             raise ConfigError("the data set has other classes, or images of another shape, today")
-        return test.images.cpu()
+        return found
 
-    return Trained(network.eval(), classes, shape, about, path, test_images)
+    def test() -> ImageSet:
+        found = images().test
+        assert found.labels is not None
+        # Of the classes that it knows: a specialist's are some of the study's.
+        own = torch.tensor([classes.index(c) if c in classes else -1 for c in found.classes])
+        labels = own[found.labels.cpu()]
+        rows = (labels >= 0).nonzero().flatten()
+        return ImageSet(found.images.cpu()[rows], labels[rows], classes)
+
+    return Trained(
+        network.eval(), classes, shape, about, path, test, lambda: images().train.images.cpu()
+    )
 
 
 def _built(path: Path, trust: bool) -> tuple[Network, dict[str, Any]]:
