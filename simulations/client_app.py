@@ -190,8 +190,7 @@ def _evaluate(message: Message, context: Context) -> Message:
                     "asked to judge a student on private images, which the run's config rules "
                     "out (evaluation.clients, or a promise)"
                 )
-            right, total = client.judge(student)
-            content[METRICS] = MetricRecord({"holdout_right": right, "holdout_total": total})
+            content[METRICS] = MetricRecord({**client.judge(student)})
     return Message(content, reply_to=message)
 
 

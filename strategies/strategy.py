@@ -30,6 +30,7 @@ JUDGED = {
     "holdout_right": Number(0, 2**40, whole=True),
     "holdout_total": Number(0, 2**40, whole=True),
 }
+DETECTED = {name: Number(0, 1) for name in ("balanced_accuracy", "auc", "sensitivity")}
 
 
 class FederatedDistillation:
@@ -210,11 +211,12 @@ class FederatedDistillation:
         if not images and not judged:
             return
         content = RecordDict({STUDENT: self._student()}) if judged else RecordDict()
-        allowed = JUDGED if judged else {}
+        required = JUDGED if judged else {}
+        allowed = required | DETECTED if judged and self._server.context.detects else required
         for reply in self.exchange.ask(round_number, EVALUATE, self._trainers(), content):
             if not self.exchange.accept(reply, round_number, EVALUATE, images):
                 continue
-            facts = self.exchange.numbers(reply, round_number, EVALUATE, allowed, allowed)
+            facts = self.exchange.numbers(reply, round_number, EVALUATE, allowed, required)
             if facts and facts["holdout_right"] > facts["holdout_total"]:
                 reason = "holdout_right: more than holdout_total"
                 self.exchange.refuse(round_number, EVALUATE, reply.client, reason)
@@ -226,6 +228,9 @@ class FederatedDistillation:
                         seconds=reply.seconds,
                         holdout_right=facts["holdout_right"],
                         holdout_total=facts["holdout_total"],
+                        balanced_accuracy=facts.get("balanced_accuracy"),
+                        auc=facts.get("auc"),
+                        sensitivity=facts.get("sensitivity"),
                     )
                 )
 

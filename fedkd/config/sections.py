@@ -579,6 +579,13 @@ class Federation(Section):
     quarantine: Quarantine = Quarantine()
 
 
+Switch = Annotated[
+    Literal["auto", "on", "off"],
+    # YAML reads `on` and `off` as booleans.
+    BeforeValidator(lambda value: ("off", "on")[value] if isinstance(value, bool) else value),
+]
+
+
 class Evaluation(Section):
     """What is measured, on the public test set unless another is named."""
 
@@ -587,13 +594,11 @@ class Evaluation(Section):
         default=True, description="the student on each client's held-out part, at the end"
     )
     baselines: tuple[Literal["oracle", "ceiling"], ...] = ("oracle", "ceiling")
-
-
-Switch = Annotated[
-    Literal["auto", "on", "off"],
-    # YAML reads `on` and `off` as booleans.
-    BeforeValidator(lambda value: ("off", "on")[value] if isinstance(value, bool) else value),
-]
+    detection: Switch = Field(
+        default="auto",
+        description="balanced accuracy, AUC and sensitivity: auto (where the test set has twice as "
+        "many images of one class as of another), on, off",
+    )
 
 
 class Energy(Section):

@@ -317,6 +317,41 @@ def image_folder(root: Path | None, *, path: str = ".", size: int = 32, grey: bo
     return train, test
 
 
+@DATASETS.register("long_tail")
+def long_tail(
+    root: Path | None, *, of: str | dict[str, Any] = "digits", ratio: float = 10.0
+) -> Pair:
+    """Another data set with classes that get rarer, for training and for tests.
+
+    The first class keeps all its images, the last one in `ratio`, those between fall evenly on a
+    logarithmic scale. Which images stay does not depend on the run's seed.
+
+    Args:
+        root: Of the other data set.
+        of: Its name, or `{name: npz, path: ...}`.
+        ratio: Images of the first class for one of the last.
+    """
+    if not 1 <= ratio < math.inf:
+        raise ValueError(f"data set 'long_tail': ratio must be a number from 1, got {ratio}")
+    options = {"name": of} if isinstance(of, str) else dict(of)
+    name = options.pop("name", None)
+    if not isinstance(name, str) or name == "long_tail":
+        raise ValueError(f"data set 'long_tail': of: expected another data set, got {of!r}")
+    train, test = load_dataset(name, root, **options)
+    return _thinned(train, ratio), _thinned(test, ratio)
+
+
+def _thinned(images: ImageSet, ratio: float) -> ImageSet:
+    if images.labels is None:
+        raise ValueError("data set 'long_tail': of: its images have no labels")
+    most, kept = images.class_counts().max(), []
+    for number in range(len(images.classes)):
+        rows = (images.labels == number).nonzero().flatten()
+        share = ratio ** (-number / max(len(images.classes) - 1, 1))
+        kept.append(rows[: max(1, round(float(most) * share))])
+    return images.subset(torch.cat(kept).sort().values)
+
+
 @DATASETS.register("synthetic")
 def synthetic(
     root: Path | None,

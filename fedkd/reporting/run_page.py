@@ -77,11 +77,12 @@ def _sections(found: Found) -> list[Section]:
         *_costs(found),
         *_bytes(found),
     ]
+    accuracy = [cards.accuracy_card(found), cards.classes_card(found)]
     promise = statement(found.run) is not None
     versions = found.run.read_json("versions.json")
     return [
         Section("results", "Results", _results(found)),
-        Section("accuracy", "Accuracy", [cards.accuracy_card(found), cards.classes_card(found)]),
+        Section("accuracy", "Accuracy", [*accuracy, *_detection(found)]),
         Section("learning", "What the student learnt from", learning),
         Section("clients", "Clients and their teachers", clients),
         Section("labels", "Labels that may be wrong", _labels(found)),
@@ -192,6 +193,25 @@ def _bytes(found: Found) -> list[Card]:
         Card("Bytes in total", scaled, table=tables.traffic_table(found), wide=False),
         Card(table=clients, fold=title, open=number <= _MANY),
     ]
+
+
+def _detection(found: Found) -> list[Card]:
+    table = tables.detection_table(found, clients=False)
+    if table is None:
+        return []
+    few = "Of two classes the rarer one is to be found"
+    many = "Each class is told from all others, and the numbers are means over the classes"
+    caption = (
+        "Accuracy praises who never names a rare class; these do not. Balanced accuracy: mean of "
+        f"the accuracies within the classes. {few if len(found.classes) == 2 else many}. "
+        "Sensitivity: share that is found where 95 % of the others are left alone. A client's own "
+        "images may be few, and of few classes."
+    )
+    shown = [Card("Uneven classes", caption, table=table)]
+    if (each := tables.detection_table(found, clients=True)) is not None:
+        folded = "Uneven classes: each teacher, and the student at each client"
+        shown.append(Card(table=each, fold=folded, open=len(each.rows) <= _MANY))
+    return shown
 
 
 def _costs(found: Found) -> list[Card]:

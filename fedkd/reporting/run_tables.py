@@ -10,8 +10,9 @@ from fedkd.reporting.costs import costs_table, run_lines
 from fedkd.reporting.format import count, duration, finite, human_bytes, number, percent
 from fedkd.reporting.run_record import Found
 from fedkd.reporting.table import Cell, Column, Row, Table, numbers, plain, words
-from fedkd.runs.events import ReplyRefused
+from fedkd.runs.events import ClientEvaluated, ReplyRefused
 from fedkd.runs.privacy_statement import statement
+from fedkd.training.detection import Detection
 
 _BAR = Column("", look="narrow", on="page")
 
@@ -20,11 +21,14 @@ def console_tables(found: Found) -> list[Table]:
     """What the console shows of a run that has a summary."""
     refused = [refused_table(found.refused)] if found.refused else []
     promised = [promise_table(found)] if statement(found.run) is not None else []
+    tables = [detection_table(found, clients=clients) for clients in (False, True)]
+    uneven = [table for table in tables if table is not None]
     costs = found.summary.get("costs")
     spent = [] if costs is None else [costs_table(run_lines(costs), costs.get("energy"))]
     return [
         results_table(found),
         teachers_table(found),
+        *uneven,
         *promised,
         traffic_table(found),
         time_table(found),
@@ -82,6 +86,38 @@ def results_table(found: Found) -> Table:
         Column("learnt from", look="soft narrow"), *numbers("accuracy"), _BAR,
     ]  # fmt: skip
     return Table(columns, rows, f"{experiment.name} · seed {experiment.seed}{tested}")
+
+
+def detection_table(found: Found, *, clients: bool) -> Table | None:
+    """How well classes are found where they are uneven; None where that is not measured.
+
+    Args:
+        found: The run.
+        clients: Of each teacher, and of the student at each client; else of student and ensemble.
+    """
+    if found.last is None or not found.last.detection:
+        return None
+    seen = found.last.detection
+    rows: list[Row] = []
+
+    def add(who: str, about: str, values: Detection | ClientEvaluated, key: str = "") -> None:
+        shares = values.balanced_accuracy, values.auc, values.sensitivity
+        first = Cell(who, about, key == "student")
+        rows.append(Row([first, *(percent(share) for share in shares)], key))
+
+    for who in () if clients else ("student", "ensemble"):
+        if who in seen:
+            add(who, "test images", seen[who], who)
+    for client in found.listed if clients else ():
+        if str(client) in seen:
+            add(f"teacher {client}", "test images", seen[str(client)])
+    for event in found.run.events(ClientEvaluated) if clients else ():
+        if event.balanced_accuracy is not None and event.client in found.listed:
+            about = f"its {count(round(event.holdout_total), 'held-out image')}"
+            add(f"student at client {event.client}", about, event)
+    columns = [Column("", look="name"), *numbers("balanced accuracy", "AUC", "sensitivity")]
+    note = "sensitivity where 95 % of the others are left alone"
+    return Table(columns, rows, "uneven classes", note) if rows else None
 
 
 def teachers_table(found: Found) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from fedkd.rounds.client_files import ClientFiles, SavedTeacher
 from fedkd.rounds.context import ExperimentContext
 from fedkd.runs.directory import network_hash
 from fedkd.training.batched import fit_many
+from fedkd.training.detection import Detection
 from fedkd.training.evaluation import predict
 from fedkd.training.noisy.loop import Noted, fit_noisy
 from fedkd.training.noisy.pair import both_of, paired
@@ -349,11 +350,14 @@ class Client:
             self._files.keep_answers(round_number, unpack(reply, query, self.number, before))
         return reply
 
-    def judge(self, student: Mapping[str, Tensor]) -> tuple[int, int]:
-        """(right, total) of the student on this client's held-out private images."""
+    def judge(self, student: Mapping[str, Tensor]) -> dict[str, int | float]:
+        """What the student is worth on this client's held-out private images.
+
+        Hits and how many there are; where classes are uneven, also how well each is found.
+        """
         holdout = self.context.data.holdout(self.number)
         if len(holdout) == 0 or holdout.labels is None or not self._shares_the_students_eyes():
-            return 0, 0
+            return {"holdout_right": 0, "holdout_total": 0}
         network = self._student(student)
         if self._policy is not None:  # many students together would tell who is held
             place, which = self.folder / "judged.json", network_hash(network)
@@ -362,7 +366,11 @@ class Client:
                 raise PolicyRefused("disclose.holdout: a student of this run was judged already")
             write_atomically(place, json.dumps(which).encode(), private=True)
         predictions = predict(network, holdout.images)
-        return int((predictions.argmax(1) == holdout.labels).sum()), len(holdout)
+        right = int((predictions.argmax(1) == holdout.labels).sum())
+        counts: dict[str, int | float] = {"holdout_right": right, "holdout_total": len(holdout)}
+        found = Detection.of(predictions, holdout.labels) if self.context.detects else None
+        more = {} if found is None else asdict(found)
+        return counts | {name: value for name, value in more.items() if value is not None}
 
     @property
     def _device(self) -> torch.device:

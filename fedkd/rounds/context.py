@@ -40,6 +40,7 @@ from fedkd.randomness import stream, stream_seed
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.images import found_again
 from fedkd.training.batches import check_batch_size
+from fedkd.training.detection import uneven
 
 
 class ExperimentContext:
@@ -199,6 +200,14 @@ class ExperimentContext:
             if not any(row):
                 raise ConfigError(f"{where}: nobody knows class {name!r}; list it for a client")
         return found
+
+    @cached_property
+    def detects(self) -> bool:
+        """Whether it is measured how well each class is found (`evaluation.detection`)."""
+        choice, labels = self.experiment.evaluation.detection, self.data.test.labels
+        if choice == "auto":
+            return labels is not None and uneven(labels)
+        return choice == "on"
 
     @cached_property
     def sent(self) -> bytes:

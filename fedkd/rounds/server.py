@@ -32,6 +32,7 @@ from fedkd.runs.directory import RunDirectory, keep_weights, network_hash
 from fedkd.runs.events import ClientsAsked, OldAnswersCounted, RoundFinished
 from fedkd.runs.quarantine import distrusted, strike
 from fedkd.runs.signature import Signature, keep_signature
+from fedkd.training.detection import Detection
 from fedkd.training.evaluation import Scores, accuracy, evaluate, predict
 
 logger = logging.getLogger(__name__)
@@ -288,6 +289,8 @@ class Server:
         labels = data.test.labels
         assert labels is not None
         teachers: dict[int, float | None] = {}
+        answers = predict(self.student, data.test.images)
+        detection = self._detection("student", answers, labels)
         ensemble = None
         store = self.run.knowledge(round_number, Images.TEST)
         if store.clients():
@@ -295,16 +298,19 @@ class Server:
             for teacher, array in zip(bank.teachers, bank.arrays[Logits()], strict=True):
                 logits = torch.from_numpy(teacher.widened(np.array(array, np.float32)))
                 teachers[teacher.number] = accuracy(logits, labels)
+                detection |= self._detection(str(teacher.number), logits, labels)
             if fused is not None and (rules := self._rules_for(round_number, bank)) is not None:
                 both = bank.only(self.answered(round_number))
                 both = self._own.beside(both, Images.TEST, round_number)
                 device = self.student.mean.device
                 fused_tests = fuse(both, rules, store=store.allocate, device=device)
                 together = fused_tests.probabilities
-                ensemble = Scores.of(together.clamp(min=1e-12).log(), labels)
+                fused_logits = together.clamp(min=1e-12).log()
+                ensemble = Scores.of(fused_logits, labels)
+                detection |= self._detection("ensemble", fused_logits, labels)
         return RoundFinished(
             round=round_number,
-            student=Scores.of(predict(self.student, data.test.images), labels),
+            student=Scores.of(answers, labels),
             validation=evaluate(self.student, data.validation) if len(data.validation) else None,
             teachers=teachers,
             ensemble=ensemble,
@@ -312,7 +318,13 @@ class Server:
             server_teachers=self._own.accuracies(),
             server_weights=[] if fused is None else list(fused.server_shares.values()),
             pseudo_labels=None if fused is None else self._pseudo_labels(fused),
+            detection=detection,
         )
+
+    def _detection(self, who: str, logits: Tensor, labels: Tensor) -> dict[str, Detection]:
+        """How well each class is found, where that is measured."""
+        found = Detection.of(logits, labels) if self.context.detects else None
+        return {} if found is None else {who: found}
 
     def _pseudo_labels(self, fused: Fused) -> float | None:
         """Accuracy of the fused answers, where the true classes are known."""

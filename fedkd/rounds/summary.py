@@ -23,6 +23,7 @@ from fedkd.runs.events import (
 from fedkd.runs.privacy_statement import statement, write_statement
 from fedkd.runs.results import (
     LISTED,
+    DetectionRecord,
     RefusedRecord,
     ScoresRecord,
     StudentRecord,
@@ -93,6 +94,19 @@ def summarise(server: Server, *, seconds: float, clients_here: bool = True) -> S
         "seconds": seconds_by_phase(rounds) | {"total": seconds},
         "costs": costs_of(server.context, rounds, clients_here=clients_here),
     }
+    if last.detection:
+        summary["detection"] = {
+            who: cast(DetectionRecord, asdict(found)) for who, found in last.detection.items()
+        }
+        summary["detection_on_holdout"] = {
+            str(event.client): {
+                "balanced_accuracy": event.balanced_accuracy,
+                "auc": event.auc,
+                "sensitivity": event.sensitivity,
+            }
+            for event in run.events(ClientEvaluated)
+            if event.balanced_accuracy is not None
+        }
     if not experiment.promises and experiment.clients <= LISTED:
         summary["class_counts"] = counts.tolist()
         if (wrong := data.wrong_labels()) is not None:

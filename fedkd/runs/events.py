@@ -16,6 +16,7 @@ from pydantic import Field
 
 from fedkd.distillation.trainer import EpochRecord
 from fedkd.io.records import append_line, lines, parsed
+from fedkd.training.detection import Detection
 from fedkd.training.evaluation import Scores
 
 #: Phases of a round whose messages are counted.
@@ -58,6 +59,8 @@ class RoundFinished(Event):
         server_teachers: Accuracy on the test images of each of the server's own teachers.
         server_weights: Their shares of the ensemble, where the rules weigh teachers.
         pseudo_labels: Accuracy of the fused answers on the transfer set.
+        detection: `student`, `ensemble`, a client's number -> how well each class is found on the
+            test images; empty where it is not measured.
     """
 
     event: ClassVar[str] = "round"
@@ -77,6 +80,7 @@ class RoundFinished(Event):
     server_teachers: list[float] = field(default_factory=list)
     server_weights: list[float] = field(default_factory=list)
     pseudo_labels: float | None = None
+    detection: dict[str, Detection] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +154,11 @@ class ClientTrained(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ClientEvaluated(Event):
-    """A client counted how many of its held-out images the student gets right."""
+    """A client counted how many of its held-out images the student gets right.
+
+    Where classes are uneven it says more, as `Detection` does; by images of its own, which may be
+    of few classes.
+    """
 
     event: ClassVar[str] = "client"
     phase: Literal["evaluate"] = "evaluate"
@@ -158,6 +166,9 @@ class ClientEvaluated(Event):
     client: int
     holdout_right: float
     holdout_total: float
+    balanced_accuracy: float | None = None
+    auc: float | None = None
+    sensitivity: float | None = None
     seconds: float | None = None
 
 

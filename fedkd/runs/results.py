@@ -54,6 +54,14 @@ class TeacherRecord(TypedDict):
     student_on_holdout: float | None
 
 
+class DetectionRecord(TypedDict):
+    """`Detection` as plain values; of a client's held-out images by the client itself."""
+
+    balanced_accuracy: NotRequired[float | None]
+    auc: NotRequired[float | None]
+    sensitivity: NotRequired[float | None]
+
+
 class RefusedRecord(TypedDict):
     """`ReplyRefused` as plain values."""
 
@@ -159,6 +167,8 @@ class Summary(TypedDict):
     bytes: dict[str, Traffic]
     seconds: dict[str, float]
     costs: NotRequired[CostsRecord]
+    detection: NotRequired[dict[str, DetectionRecord]]
+    detection_on_holdout: NotRequired[dict[str, DetectionRecord]]
 
 
 class Lineage(TypedDict):
