@@ -116,9 +116,22 @@ def mnist(root: Path | None) -> Pair:
 
 
 @DATASETS.register("fashion_mnist")
-def fashion_mnist(root: Path | None) -> Pair:
-    """Fashion-MNIST: 60,000 + 10,000 grey 28x28 pictures of clothing."""
-    return _idx_pair(root, "fashion_mnist", "FashionMNIST", FASHION)
+def fashion_mnist(root: Path | None, *, classes: tuple[int, ...] | None = None) -> Pair:
+    """Fashion-MNIST: 60,000 + 10,000 grey 28x28 pictures of clothing.
+
+    Args:
+        root: Folder of local data.
+        classes: Numbers of those that are kept, then counted from 0; None: all of them.
+    """
+    train, test = _idx_pair(root, "fashion_mnist", "FashionMNIST", FASHION)
+    if classes is None:
+        return train, test
+    if len(set(classes)) < max(2, len(classes)) or not set(classes) <= set(range(len(FASHION))):
+        raise ValueError(
+            "data set 'fashion_mnist': classes: expected at least two different numbers from 0 to "
+            f"{len(FASHION) - 1}, got {list(classes)}"
+        )
+    return _only(train, classes), _only(test, classes)
 
 
 @DATASETS.register("kmnist")
@@ -392,6 +405,15 @@ def synthetic(
         return ImageSet(images.clamp(0, 1).mul(255).round().to(torch.uint8), labels, names)
 
     return draw(per_class), draw(max(1, per_class // 2))
+
+
+def _only(images: ImageSet, classes: tuple[int, ...]) -> ImageSet:
+    """The images of some classes, which are counted anew."""
+    assert images.labels is not None
+    kept = images.subset(torch.isin(images.labels, torch.tensor(classes)).nonzero()[:, 0])
+    assert kept.labels is not None
+    labels = (kept.labels[:, None] == torch.tensor(classes)).long().argmax(1)
+    return replace(kept, labels=labels, classes=tuple(images.classes[c] for c in classes))
 
 
 # -- readers -------------------------------------------------------------------------------

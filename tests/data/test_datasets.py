@@ -97,6 +97,19 @@ def test_idx_files_are_read_plain_or_gzipped_and_nothing_is_written(tmp_path, zi
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_some_classes_are_kept_and_counted_anew(tmp_path):
+    arrays = write_mnist(tmp_path / "FashionMNIST" / "raw", zipped=False)
+    labels = arrays["train-labels-idx1"].tolist()
+    first, second = labels[0], next(label for label in labels if label != labels[0])
+    train, _ = load_dataset("fashion_mnist", tmp_path, classes=[first, second])
+    assert train.classes == (FASHION[first], FASHION[second])
+    assert train.labels.tolist() == [
+        [first, second].index(k) for k in labels if k in (first, second)
+    ]
+    with pytest.raises(ValueError, match="at least two different numbers from 0 to 9, got"):
+        load_dataset("fashion_mnist", tmp_path, classes=[3, 3])
+
+
 def test_the_root_may_come_from_the_environment(tmp_path, monkeypatch):
     write_mnist(tmp_path / "MNIST" / "raw", zipped=True)
     monkeypatch.setenv("FEDKD_DATA", str(tmp_path))
