@@ -34,6 +34,8 @@ from fedkd.config.sections import (
     Fraction,
     Known,
     LabelNoise,
+    Modalities,
+    Modality,
     NamedList,
     Noisy,
     Optimizer,
@@ -51,6 +53,7 @@ from fedkd.config.sections import (
     Terms,
     Transfer,
     Views,
+    check_modalities,
 )
 
 __all__ = [
@@ -66,6 +69,8 @@ __all__ = [
     "Fraction",
     "Known",
     "LabelNoise",
+    "Modalities",
+    "Modality",
     "NamedList",
     "Noisy",
     "Optimizer",
@@ -83,6 +88,7 @@ __all__ = [
     "Terms",
     "Transfer",
     "Views",
+    "check_modalities",
     "import_plugins",
     "import_trusted",
     "load_config",

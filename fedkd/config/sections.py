@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
@@ -675,6 +675,51 @@ _DEPENDENT = (
 )
 
 
+def check_modalities(
+    pairs: Collection[str],
+    key: str,
+    *,
+    dataset: Component | None,
+    teachers: Collection[str],
+    student: tuple[str, ...],
+) -> None:
+    """Refuse modalities that nobody shows, or nobody sees. Raises `ValueError`.
+
+    Args:
+        pairs: The modalities that there are.
+        key: Where they are named.
+        dataset: What is named as the one data set; None: nothing.
+        teachers: What teachers see.
+        student: What the student sees.
+    """
+    if not pairs:
+        for name, value in (("teachers", teachers), ("student", student)):
+            if value:
+                raise ValueError(f"{name}.modality: needs {key}, which show modalities")
+        return
+    known = ", ".join(pairs)
+    if len(pairs) < 2:
+        raise ValueError(f"{key}: expected two modalities or more, got {known}")
+    if dataset is not None:
+        raise ValueError(
+            f"data.dataset: {dataset.name!r} is not read, since {key} name the data set of each "
+            "modality; leave it out"
+        )
+    if not teachers:
+        raise ValueError(
+            f"teachers.modality: say which of {key} ({known}) the teachers see: one, or each its "
+            "own"
+        )
+    if not student:
+        raise ValueError(f"student.modality: say which of {key} ({known}) the student sees")
+    if len(set(student)) < len(student):
+        raise ValueError(f"student.modality: {', '.join(student)}: one is named twice")
+    for who, names in (("teachers", teachers), ("student", student)):
+        for name in names:
+            if name not in pairs:
+                raise ValueError(f"{who}.modality: {name!r} is none of {key} ({known})")
+
+
 class Experiment(Section):
     """Everything one run needs.
 
@@ -737,42 +782,21 @@ class Experiment(Section):
     def _paired(self) -> Experiment:
         """Refuse modalities that nobody shows, or nobody sees."""
         pairs, given = self.data.transfer.pairs, self.teachers.modality
-        student = self.student.modality
-        if not pairs:
-            for key, value in (("teachers.modality", given), ("student.modality", student)):
-                if value:
-                    raise ValueError(f"{key}: needs data.transfer.pairs, which show modalities")
-            return self
-        known = ", ".join(pairs)
-        if len(pairs) < 2:
-            raise ValueError(f"data.transfer.pairs: expected two modalities or more, got {known}")
-        if self.data.dataset != Data().dataset:
-            raise ValueError(
-                f"data.dataset: {self.data.dataset.name!r} is not read, since data.transfer.pairs "
-                "name the data set of each modality; leave it out"
-            )
-        if self.data.transfer.dataset is not None and self.data.transfer.dataset.name != "npz":
+        own = self.data.transfer.dataset
+        if pairs and own is not None and own.name != "npz":
             raise ValueError(
                 f"data.transfer.dataset: pairs of their own are read from npz files with "
-                f"{', '.join(f'x_{name}' for name in pairs)}, got "
-                f"{self.data.transfer.dataset.name!r}"
+                f"{', '.join(f'x_{name}' for name in pairs)}, got {own.name!r}"
             )
-        if not given:
-            raise ValueError(
-                f"teachers.modality: say what the clients see of data.transfer.pairs ({known}): "
-                "one modality, or {0-2: ..., 3-5: ...}"
-            )
-        if not student:
-            raise ValueError(
-                f"student.modality: say what the student sees of data.transfer.pairs ({known})"
-            )
-        if len(set(student)) < len(student):
-            raise ValueError(f"student.modality: {', '.join(student)}: one is named twice")
-        for key, names in (("teachers", self._seen_by()), ("student", student)):
-            for name in names:
-                if name not in pairs:
-                    raise ValueError(f"{key}.modality: {name!r} is none of the pairs' ({known})")
-        self._crossed()
+        check_modalities(
+            pairs,
+            "data.transfer.pairs",
+            dataset=None if self.data.dataset == Data().dataset else self.data.dataset,
+            teachers=self._seen_by() if pairs and given else given or (),
+            student=self.student.modality,
+        )
+        if pairs:
+            self._crossed()
         return self
 
     def _seen_by(self) -> tuple[str, ...]:

@@ -253,6 +253,8 @@ class OnlineBatches(_Images):
         known: Statistics of teachers about the same images; new ones are added.
         clean: Whether teachers see the images as they are, and the student alone the augmented.
         unlabelled: More images, uint8 (N, channels, h, w), whose classes the teachers name.
+        others: For each teacher what it sees instead of `images`: the same samples as another
+            modality shows them, uint8 (N, ...), augmented by draws of their own. None: the images.
 
     Raises:
         ValueError: the images have no labels, a teacher has nothing of a kind, or there is none to
@@ -276,6 +278,7 @@ class OnlineBatches(_Images):
         known: Statistics | None = None,
         clean: bool = False,
         unlabelled: Tensor | None = None,
+        others: Sequence[Tensor | None] = (),
     ) -> None:
         if images.labels is None:
             raise ValueError("central training needs labelled images, these have no labels")
@@ -290,6 +293,18 @@ class OnlineBatches(_Images):
         self._named = unlabelled is not None
         self._clean = clean
         self._teachers = teachers
+        there: dict[int, Tensor] = {}  # teachers of one side share it
+        self._others: list[Tensor | None] = []
+        for other in others or [None] * len(teachers):
+            if other is not None and id(other) not in there:
+                there[id(other)] = other.to(device, memory_format=memory_format)
+            self._others.append(None if other is None else there[id(other)])
+        for number, other in enumerate(self._others):
+            if other is not None and len(other) != len(images):
+                raise ValueError(
+                    f"others[{number}]: {len(other)} images beside {len(images)}: pairs need as "
+                    "many on each side"
+                )
         self._kinds = [kind for kind in kinds if kind.per_sample]
         self._augment = augment
         self._virtual = virtual
@@ -309,7 +324,10 @@ class OnlineBatches(_Images):
         self._weights = (shares / shares.sum())[:, None]
         known = WeakKeyDictionary() if known is None else known
         self._statistics: dict[Kind, Tensor | Sequence[Tensor]] = {
-            kind: [self._statistic(kind, teacher, known) for teacher in teachers]
+            kind: [
+                self._statistic(kind, teacher, known, other)
+                for teacher, other in zip(teachers, self._others, strict=True)
+            ]
             for kind in kinds
             if isinstance(kind, TeacherStatistic)
         }
@@ -320,12 +338,15 @@ class OnlineBatches(_Images):
         return self.batch(torch.arange(count, device=self._device), 0, 0)
 
     @torch.no_grad()
-    def _statistic(self, kind: TeacherStatistic, teacher: Network, known: Statistics) -> Tensor:
+    def _statistic(
+        self, kind: TeacherStatistic, teacher: Network, known: Statistics, other: Tensor | None
+    ) -> Tensor:
         """Computed once: some look at all images."""
+        images = self._images if other is None else other
         found = known.setdefault(teacher, {})
         if kind not in found:
             labels = None if self._named else self._labels
-            found[kind] = kind.state(teacher, self._images, labels).to(self._device)
+            found[kind] = kind.state(teacher, images, labels).to(self._device)
         return found[kind]
 
     def batch(self, index: Tensor, epoch: int, step: int) -> Batch:
@@ -337,7 +358,8 @@ class OnlineBatches(_Images):
         def virtual(number: int) -> Tensor:
             return self._augmented(pixels, self._virtual, epoch, step, "virtual", number)
 
-        ensemble = self._ask(pixels if self._clean else images, virtual)
+        shown = pixels if self._clean else images
+        ensemble = self._ask(shown, virtual, index, epoch, step)
         if self._named:
             named = ensemble.mean_probabilities().argmax(dim=1)
             labels = torch.where(labels < 0, named, labels)
@@ -350,10 +372,24 @@ class OnlineBatches(_Images):
         return changed.contiguous(memory_format=self._memory_format)
 
     @torch.no_grad()
-    def _ask(self, images: Tensor, virtual: Views) -> Ensemble:
+    def _ask(
+        self, images: Tensor, virtual: Views, index: Tensor, epoch: int, step: int
+    ) -> Ensemble:
         weights = self._weights.expand(-1, len(images))
         tensors = dict(self._statistics)
-        readings = [Reading(teacher, images, virtual) for teacher in self._teachers]
+        readings = []
+        shown: list[tuple[Tensor, Tensor]] = []  # the other sides, and how this batch shows them
+        for teacher, other in zip(self._teachers, self._others, strict=True):
+            if other is None:
+                readings.append(Reading(teacher, images, virtual))
+                continue
+            seen = next((seen for side, seen in shown if side is other), None)
+            if seen is None:
+                names = ("augment", "side", len(shown))
+                recipe = "none" if self._clean else self._augment
+                seen = self._augmented(other[index], recipe, epoch, step, *names)
+                shown.append((other, seen))
+            readings.append(Reading(teacher, seen))
         for kind in self._kinds if readings else ():
             with torch.autocast(
                 self._device.type, dtype=self._autocast, enabled=self._autocast is not None

@@ -222,10 +222,13 @@ def test_a_node_with_the_wrong_side_is_told(paired: Any, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["student.modality=smell"], "student.modality: 'smell' is none of the pairs'"),
-        (["student.modality=[]"], "student.modality: say what the student sees"),
+        (
+            ["student.modality=smell"],
+            "student.modality: 'smell' is none of data.transfer.pairs (audio, image)",
+        ),
+        (["student.modality=[]"], "student.modality: say which of data.transfer.pairs"),
         (["student.modality=[image, image]"], "one is named twice"),
-        (["teachers.modality=null"], "teachers.modality: say what the clients see"),
+        (["teachers.modality=null"], "teachers.modality: say which of data.transfer.pairs"),
         (["teachers.modality={0-1: audio}"], "client 2 sees nothing"),
         (["teachers.modality={0-2: audio, 2: image}"], "client 2 is named twice"),
         (["teachers.modality={0-5: audio}"], "there is no client 3"),

@@ -12,6 +12,8 @@ from fedkd.config import (
     Energy,
     Known,
     LabelNoise,
+    Modalities,
+    Modality,
     NamedList,
     Noisy,
     Optimizer,
@@ -21,6 +23,7 @@ from fedkd.config import (
     Switch,
     Term,
     Terms,
+    check_modalities,
 )
 from fedkd.studies.config import Name, Only, RowName, StudyConfig, changed, check_only
 
@@ -35,6 +38,12 @@ class Data(Section):
     root: str | None = Field(default=None, description="folder of local data; default: FEDKD_DATA")
     train: Positive | None = Field(default=None, description="training images used; default: all")
     test: Positive | None = Field(default=None, description="test images used; default: all")
+    pairs: dict[Modality, Component] = Field(
+        default={}, description="modality -> data set, instead of dataset: samples are pairs"
+    )
+    by: Literal["class", "index"] = Field(
+        default="class", description="`pairs`: at random within a class, or the same places"
+    )
     label_noise: LabelNoise | None = Field(
         default=None, description="wrong labels among the training images, the same for every seed"
     )
@@ -45,6 +54,11 @@ class Data(Section):
             raise ValueError(
                 f"label_noise.clients: a study has none, got {self.label_noise.clients:g}; leave "
                 "it out"
+            )
+        if self.label_noise is not None and self.pairs:
+            raise ValueError(
+                "label_noise: wrong labels would make wrong pairs too (data.by class); leave out "
+                "one of both"
             )
         return self
 
@@ -110,11 +124,19 @@ class Teachers(Training):
     classes: Known = Field(
         default=None, description="of each, the classes that it knows, by name or number"
     )
+    modality: Modalities = Field(
+        default=(), description="what they see, of data.pairs: all the same, or each its own"
+    )
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Teachers:
         count = len(self.models)
-        given = {"checkpoints": self.checkpoints, "train": self.train, "classes": self.classes}
+        given: dict[str, Any] = {
+            "checkpoints": self.checkpoints,
+            "train": self.train,
+            "classes": self.classes,
+            "modality": self.modality if len(self.modality) > 1 else (),
+        }
         for key, values in given.items():
             if isinstance(values, tuple) and len(values) not in (0, count):
                 raise ValueError(f"{key}: expected one for each of {count} models, got {values}")
@@ -130,6 +152,10 @@ class Teachers(Training):
     def checkpoint_of(self, number: int) -> str | None:
         """A teacher's file of weights."""
         return self.checkpoints[number] if self.checkpoints else None
+
+    def modality_of(self, number: int) -> str:
+        """What a teacher sees; empty where there are no pairs."""
+        return self.modality[number % len(self.modality)] if self.modality else ""
 
     def train_of(self, number: int) -> int | None:
         """How many images a teacher is trained on; None: those in use."""
@@ -213,6 +239,26 @@ class Central(Section):
         except ValueError as error:
             raise ValueError(f"distillation.{error}") from None
         return self
+
+    @model_validator(mode="after")
+    def _paired(self) -> Central:
+        check_modalities(
+            self.data.pairs,
+            "data.pairs",
+            dataset=None if self.data.dataset == Data().dataset else self.data.dataset,
+            teachers=self.teachers.modality,
+            student=self.student.modality,
+        )
+        if self.data.pairs and self.distillation.unlabelled:
+            raise ValueError(
+                "distillation.unlabelled: images beside the pairs have no other side; set it to 0"
+            )
+        return self
+
+    @property
+    def crosses_modalities(self) -> bool:
+        """Whether a teacher sees something else than the student."""
+        return any((seen,) != self.student.modality for seen in self.teachers.modality)
 
 
 _LOSSES = "distillation.losses"

@@ -100,6 +100,7 @@ def methods_table(found: Record) -> Table:
         name = f"teacher {place}" if len(found["teachers"]) > 1 else "teacher"
         size = f", {fmt.count(row['parameters'], 'parameter')}" if row["parameters"] else ""
         source = f"read from {row['source']}" if row["source"] else "trained here"
+        source += f", sees {row['modality']}" if "modality" in row else ""
         first = Cell(name, f"{row['model']}{size}, {source}")
         rows.append(Row([first, row["model"], *_numbers(row)], key="ensemble"))
     for place, (name, row) in enumerate(_ranked(found)):

@@ -13,6 +13,7 @@ import torch
 from fedkd.build import (
     build_label_noise,
     build_objective,
+    check_across,
     check_augmentation,
     check_component,
     check_model,
@@ -71,7 +72,10 @@ class DistillStudy(Study[DistillConfig, None]):
     def images(self, seed: int) -> Mapping[str, Mapping[str, ImageSet]]:
         """The same for all seeds."""
         images = self._loaded_images()
-        return {"data": {"training": images.train, "test": images.test}}
+        found = {"training": images.train, "test": images.test}
+        for name, side in images.sides.items():
+            found |= {f"{name} training": side.everything, f"{name} test": side.test}
+        return {"data": found}
 
     def begin(self, folder: Path, seed: int, notify: Notify) -> None:
         """Train the teachers, or read them."""
@@ -110,7 +114,10 @@ class DistillStudy(Study[DistillConfig, None]):
             each = seeds if given.teachers.per_seed else (None,)
             done = [Place.of_teacher(folder, number, seed).result() for seed in each]
             source = given.teachers.checkpoint_of(number)
-            teachers.append({"model": model.name, "source": source, **_row(done)})
+            row = {"model": model.name, "source": source, **_row(done)}
+            if seen := given.teachers.modality_of(number):
+                row["modality"] = seen
+            teachers.append(row)
         methods = {}
         for name, experiment in self.runs.items():
             options = experiment.distillation
@@ -129,7 +136,9 @@ class DistillStudy(Study[DistillConfig, None]):
             }
         return {
             "energy": _add_energy(given.resources.energy, [*teachers, *methods.values()]),
-            "dataset": given.data.dataset.name,
+            "dataset": given.data.dataset.name
+            if not given.data.pairs
+            else f"pairs of {' and '.join(given.data.pairs)}",
             "student": given.student.model.name,
             "teachers": teachers,
             "methods": methods,
@@ -174,6 +183,8 @@ def check_names(config: DistillConfig) -> None:
     """Check names, options and files before anything is loaded. Raises `ConfigError`."""
     given = config.experiment
     check_component(DATASETS, given.data.dataset, "experiment.data.dataset")
+    for name, side in given.data.pairs.items():
+        check_component(DATASETS, side, f"experiment.data.pairs.{name}")
     if given.data.label_noise is not None:
         build_label_noise(given.data.label_noise, "experiment.data.label_noise")
     for number in range(len(given.teachers.models)):
@@ -197,6 +208,8 @@ def check_names(config: DistillConfig) -> None:
         objective = build_objective(options.losses, f"{where}.losses", epochs=options.epochs)
         if given.teachers.classes is not None and name != BASELINE:
             with_parts([], objective, f"methods.{name}: teachers.classes")
+        if given.crosses_modalities and name != BASELINE:
+            check_across(objective, f"{where}.losses")
         check_augmentation(options.augment, f"{where}.augment")
         check_augmentation(options.virtual, f"{where}.virtual")
     device_named(given.resources.device)
@@ -207,19 +220,23 @@ def _rehearse(config: DistillConfig, images: Images) -> None:
     few = images.train.subset(torch.arange(min(EXAMPLE, len(images.train))))
     made: dict[str, Network] = {}
 
-    def network(model: Component, knows: tuple[bool, ...] | None = None) -> Network:
-        key = model.model_dump_json() + str(knows)
+    def network(
+        model: Component, knows: tuple[bool, ...] | None = None, seen: Images = images
+    ) -> Network:
+        key = f"{seen.modality} {model.model_dump_json()}{knows}"
         if key not in made:
-            made[key] = images.network(model, 0, knows=knows).eval()
+            made[key] = seen.network(model, 0, knows=knows).eval()
         return made[key]
 
     given = config.experiment.teachers
-    teachers = [_answering(given, number, network, images) for number in range(len(given.models))]
+    teachers = []
     for number, model in enumerate(given.models):
-        images.first(given.train_of(number), "experiment.teachers.train")
+        seen = images.of(given.modality_of(number))
+        teachers.append(_answering(given, number, network, seen))
+        seen.first(given.train_of(number), "experiment.teachers.train")
         if (file := given.checkpoint_of(number)) is not None:
             where = f"experiment.teachers.checkpoints.{number}"
-            _read(model, 0, file, images, where, images.known(given, number))
+            _read(model, 0, file, seen, where, seen.known(given, number))
     for name, experiment in config.runs().items():
         ranks = [teachers]
         for task in chain(experiment, name, 0, Place(Path(), "student"), ranks):
@@ -248,7 +265,7 @@ def _answering(
     """An untrained teacher, or a pair of them."""
     model = given.models[number]
     if given.noisy is None:
-        return network(model, images.known(given, number))
+        return network(model, images.known(given, number), images)
     task = Task("teacher", Place(Path(), "teacher"), model, (Term(name="ce"),), given, 0, 0)
     return _tried(task, images, "experiment.teachers").eval()
 
@@ -265,11 +282,15 @@ def _teacher(
     given: Central, number: int, folder: Path, seed: int, images: Images, notify: Notify
 ) -> Network:
     teachers, file = given.teachers, given.teachers.checkpoint_of(number)
+    images = images.of(teachers.modality_of(number))
     root = stream_seed(seed if teachers.per_seed else 0, "teacher", number)
     place = Place.of_teacher(folder, number, seed if teachers.per_seed else None)
     keys = {"data", "teachers", "resources"}
     elsewhere = {"resources": {"ray_address", "energy"}}
-    place.claim(given.model_dump(mode="json", include=keys, exclude=elsewhere))
+    made = given.model_dump(mode="json", include=keys, exclude=elsewhere)
+    if given.data.pairs:  # they are drawn from the student's side
+        made["student"] = {"modality": list(given.student.modality)}
+    place.claim(made)
     own = images.first(teachers.train_of(number), "experiment.teachers.train")
     knows = images.known(teachers, number)
     if knows is not None and own.labels is not None:
@@ -283,7 +304,8 @@ def _teacher(
         init=root,
         seed=root,
         images=own,
-        facts={"role": "teacher", "source": file},
+        facts={"role": "teacher", "source": file}
+        | ({"modality": images.modality} if images.modality else {}),
         knows=knows,
     )
     return train(task, images, notify) if file is None else _loaded(task, file, images, notify)
@@ -322,6 +344,7 @@ def chain(
 ) -> Iterator[Task]:
     """The tasks of a method, each made when those before it have joined `ranks`."""
     options = given.distillation
+    eyes = [given.teachers.modality_of(number) for number in range(len(given.teachers.models))]
     helpers, total = len(options.assistants), options.generations
     models = (*options.assistants, *[given.student.model] * total)
     for number, model in enumerate(models, start=1):
@@ -346,6 +369,7 @@ def chain(
             seed=stream_seed(seed, "learn", role),
             teachers=teachers,
             weights=weights,
+            seen=_seen(teachers, ranks[0], eyes, "+".join(given.student.modality)),
             facts={"role": role, "method": method, "seed": seed},
             shaken=generation > 0,
             unlabelled=options.unlabelled if teachers else 0,
@@ -359,6 +383,16 @@ def _guides(ranks: Sequence[Sequence[Network]], mode: str) -> tuple[list[Network
         [network for rank in chosen for network in rank],
         [1 / len(rank) for rank in chosen for _ in rank],
     )
+
+
+def _seen(
+    teachers: Sequence[Network], first: Sequence[Network], eyes: Sequence[str], own: str
+) -> list[str]:
+    """What each of these sees: the first rank its own, assistants what the student sees."""
+    return [
+        next((seen for known, seen in zip(first, eyes) if known is teacher), own)
+        for teacher in teachers
+    ]
 
 
 def entry_of(given: Central, number: int) -> Component:

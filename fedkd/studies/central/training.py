@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from fedkd.data.datasets import load_dataset
 from fedkd.data.images import ImageSet
 from fedkd.data.label_noise import with_label_noise
 from fedkd.data.labels import class_places
+from fedkd.data.pairs import alike, check_classes, pair_rows, stacked
 from fedkd.distillation.batches import OnlineBatches, Statistics
 from fedkd.distillation.objective import Objective
 from fedkd.distillation.trainer import DTYPES, EpochRecord, Snapshot, distill
@@ -63,6 +64,8 @@ class Images:
         device: Where networks are trained.
         labelled: How many of `everything` teachers or students see with their labels.
         remarks: What people should know of files of weights that were read.
+        modality: What the student sees, where there are pairs.
+        sides: Modality -> the same samples as its teachers see them; all with all their images.
     """
 
     everything: ImageSet
@@ -75,6 +78,12 @@ class Images:
     labelled: int
     remarks: list[str] = field(default_factory=list)
     _said: list[str] = field(default_factory=list)
+    modality: str = ""
+    sides: Mapping[str, Images] = field(default_factory=dict)
+
+    def of(self, modality: str) -> Images:
+        """The same samples as one modality shows them."""
+        return self.sides.get(modality, self)
 
     @classmethod
     def load(cls, given: Central) -> Images:
@@ -85,20 +94,76 @@ class Images:
             FileNotFoundError: images are missing; the message says how to get them.
         """
         data, device = given.data, device_named(given.resources.device)
+        if data.pairs:
+            return cls._paired(given, device)
         everything, test = load_dataset(data.dataset.name, data.root, **data.dataset.options)
         if data.label_noise is not None:
             everything = _with_noise(everything, data.label_noise, data.root)
         everything, test = _shuffled(everything, "train"), _shuffled(test, "test")
         train = _first(everything, data.train, "experiment.data.train")
         test = _first(test, data.test, "experiment.data.test")
+        teachers = range(len(given.teachers.models))
+        labelled = max([len(train), *(given.teachers.train_of(each) or 0 for each in teachers)])
+        return cls._of(everything, train, test, files_root(data.root), device, labelled)
+
+    @classmethod
+    def _of(
+        cls,
+        everything: ImageSet,
+        train: ImageSet,
+        test: ImageSet,
+        root: Path,
+        device: torch.device,
+        labelled: int | None = None,
+    ) -> Images:
         mean, std = train.statistics()
         if test.labels is None or train.labels is None:
             raise ConfigError("experiment.data.dataset: a study needs labelled images")
         test = ImageSet(test.images.to(device), test.labels.to(device), test.classes)
-        teachers = range(len(given.teachers.models))
-        labelled = max([len(train), *(given.teachers.train_of(each) or 0 for each in teachers)])
-        root = files_root(data.root)
+        labelled = len(train) if labelled is None else labelled
         return cls(everything, train, test, mean, std, root, device, labelled)
+
+    @classmethod
+    def _paired(cls, given: Central, device: torch.device) -> Images:
+        """Those of pairs: the first ones of each side are the pairs in use."""
+        data, student = given.data, given.student.modality
+        loaded = {
+            name: load_dataset(side.name, data.root, **side.options)
+            for name, side in data.pairs.items()
+        }
+        trains = {name: train for name, (train, _) in loaded.items()}
+        first = student[0]
+        test = _first(_shuffled(loaded[first][1], "test"), data.test, "experiment.data.test")
+        count = data.train or min(map(len, trains.values()))
+        sides: dict[str, Images] = {}
+        root, remarks, said = files_root(data.root), list[str](), list[str]()
+        try:
+            check_classes(trains)
+            rows = pair_rows(trains, first, data.by, count, seed=0)
+            for name, train in trains.items():
+                rest = torch.ones(len(train), dtype=torch.bool)
+                rest[rows[name]] = False
+                unpaired = _shuffled(train.subset(rest.nonzero().flatten()), "train")
+                pairs = train.subset(rows[name])
+                everything = replace(
+                    pairs,
+                    images=torch.cat([pairs.images, unpaired.images]),
+                    labels=torch.cat([_labels(pairs), _labels(unpaired)]),
+                    groups=None,
+                )
+                tests = test if name == first else alike(test, loaded[name][1], f"{name}: test")
+                side = cls._of(everything, pairs, tests, root, device)
+                sides[name] = replace(side, modality=name, remarks=remarks, _said=said)
+        except ValueError as error:
+            raise ConfigError(f"experiment.data.pairs: {error}") from None
+        main = sides[first]
+        if len(student) > 1:
+            pairs = stacked([sides[name].train for name in student])
+            tests = stacked(
+                [replace(sides[n].test, images=sides[n].test.images.cpu()) for n in student]
+            )
+            main = cls._of(pairs, pairs, tests, root, device)
+        return replace(main, modality="+".join(student), sides=sides, remarks=remarks, _said=said)
 
     def first(self, count: int | None, where: str) -> ImageSet:
         """So many training images; None: those in use. Raises `ConfigError` if there are fewer."""
@@ -201,6 +266,11 @@ class Images:
         return int(right) / len(self.test)
 
 
+def _labels(images: ImageSet) -> torch.Tensor:
+    assert images.labels is not None
+    return images.labels
+
+
 def _with_noise(images: ImageSet, section: LabelNoise, root: str | None) -> ImageSet:
     """With wrong labels, the same ones for every seed. Raises `ConfigError`."""
     noise = build_label_noise(section, "experiment.data.label_noise", root)
@@ -250,6 +320,7 @@ class Task:
         knows: Which of the classes it knows; None: all.
         shaken: Whether it is a student, which the recipe's noise is for.
         unlabelled: How many images beside those, whose classes the teachers name.
+        seen: Modality of each teacher; empty where all see what the network sees.
     """
 
     label: str
@@ -278,6 +349,8 @@ class Task:
                 raise ConfigError(f"distillation.{error}") from None
         return network
 
+    seen: Sequence[str] = ()
+
     def pair(self, images: Images) -> Pair:
         """Its untrained networks, where labels are noisy. Raises `ConfigError`."""
         assert self.recipe.noisy is not None
@@ -285,8 +358,10 @@ class Task:
         return Pair.of(self.recipe.noisy, self.model, images.network, self.init, role)
 
     def batches(self, images: Images, objective: Objective, some: ImageSet) -> OnlineBatches:
-        """Batches of `some` images with the teachers' answers."""
+        """Batches of `some` images, the first in use, with the teachers' answers."""
         recipe = self.recipe
+        sides = {name: images.of(name).train.images[: len(some)] for name in set(self.seen)}
+        others = [sides[name] if name != images.modality else None for name in self.seen]
         return OnlineBatches(
             some,
             self.teachers,
@@ -303,6 +378,7 @@ class Task:
             known=None if self.unlabelled else self.answers,
             clean=isinstance(recipe, Distillation) and recipe.teachers_see == "clean",
             unlabelled=images.unlabelled(self.unlabelled),
+            others=others,
         )
 
 
@@ -381,6 +457,10 @@ def keep(network: Network, task: Task, images: Images) -> None:
         ),
         "image": list(images.train.shape),
     }
+    if images.modality:
+        about["modality"] = images.modality
+        names = images.modality.split("+")
+        about["together"] = {n: list(images.of(n).train.shape) for n in names if len(names) > 1}
     save_state(task.place.weights, {**about, "weights": weights})
 
 
@@ -424,6 +504,9 @@ def load_trained(path: Path, *, trust: bool = False) -> Trained:
         if study is None:
             raise ConfigError("the study's config.yaml is not there")
         found = Images.load(StudyFolder.open(study, DistillConfig).config.experiment)
+        modality = str(saved.get("modality", ""))
+        if modality != found.modality:
+            found = found.of(modality)
         if not set(classes) <= set(found.test.classes) or found.test.shape != shape:
             raise ConfigError("the data set has other classes, or images of another shape, today")
         return found
@@ -438,7 +521,14 @@ def load_trained(path: Path, *, trust: bool = False) -> Trained:
         return ImageSet(found.images.cpu()[rows], labels[rows], classes)
 
     return Trained(
-        network.eval(), classes, shape, about, path, test, lambda: images().train.images.cpu()
+        network.eval(),
+        classes,
+        shape,
+        about,
+        path,
+        test,
+        lambda: images().train.images.cpu(),
+        {str(n): (c, h, w) for n, (c, h, w) in saved.get("together", {}).items()},
     )
 
 
