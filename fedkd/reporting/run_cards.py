@@ -113,6 +113,34 @@ def calibration_card(found: Found) -> Card | None:
     )
 
 
+_PAIRS = 10  # as many fit side by side
+
+
+def pairs_card(found: Found) -> Card | None:
+    """Some pairs of the transfer set; None where clients and student see the same."""
+    if not found.run.experiment.data.transfer.pairs:
+        return None
+    title, data = "Pairs", found.data
+    if data is None:
+        return half(title, f"Not shown: {found.data_problem}")
+    rows = np.linspace(0, len(data.transfer) - 1, min(_PAIRS, len(data.transfer))).astype(int)
+    sides = {name: side.transfer.images.images[rows].numpy() for name, side in data.sides.items()}
+    student, hidden = found.run.experiment.student.modality, data.transfer.true_labels
+    sides = {name: sides[name] for name in sorted(sides, key=lambda name: name in student)}
+    true = [None if hidden is None else found.classes[int(hidden[row])] for row in rows]
+    try:
+        fused = np.asarray(found.run.knowledge(found.rounds[-1].round).fused("probabilities"))
+        said = [found.classes[int(np.argmax(fused[row]))] for row in rows]
+    except (*TROUBLE, IndexError):  # no round yet, or its knowledge is gone
+        said = [name or "?" for name in true]
+    caption = (
+        f"Each column is one sample of the transfer set as clients and student see it: the student "
+        f"sees {' and '.join(student)}. Below, what the teachers together call it in the last round"
+        + ("; where they are wrong, what it is." if hidden is not None else ".")
+    )
+    return Card(title, caption, [draw.pairs_figure(sides, said, true)])
+
+
 def partition_card(found: Found) -> Card | None:
     """Who holds how many images of which class."""
     title, counts = "Private images per client and class", found.class_counts

@@ -216,6 +216,37 @@ def class_figure(
 
 
 @draw.style()
+def pairs_figure(
+    sides: Mapping[str, NDArray[np.uint8]], fused: Sequence[str], true: Sequence[str | None]
+) -> Figure:
+    """Some pairs, a row for each modality, and below them what the teachers say.
+
+    Args:
+        sides: Modality -> images (n, channels, h, w) of the same samples.
+        fused: What the teachers together call each.
+        true: What each is; None where that is not known.
+    """
+    count = len(fused)
+    figure, axes = draw.panels(0.88 * count + 0.8, 0.92 * len(sides) + 0.5, len(sides), count)
+    for row, (name, images) in enumerate(sides.items()):
+        for column, image in enumerate(images):
+            place = axes[row * count + column]
+            grey = image.shape[0] == 1
+            shown = image[0] if grey else image[:3].transpose(1, 2, 0)
+            place.imshow(shown, cmap="gray" if grey else None)
+            place.set(xticks=[], yticks=[])
+            place.grid(visible=False)
+            place.spines[:].set_visible(False)
+        axes[row * count].set_ylabel(short(name, 12), rotation=0, ha="right", va="center")
+    for column, (said, truth) in enumerate(zip(fused, true, strict=True)):
+        place = axes[(len(sides) - 1) * count + column]
+        wrong = truth is not None and said != truth
+        text = f"{short(said, 12)}\nnot {short(str(truth), 10)}" if wrong else short(said, 12)
+        place.set_xlabel(text, color=draw.PSEUDO if wrong else draw.INK)
+    return figure
+
+
+@draw.style()
 def partition_figure(
     counts: ArrayLike,
     classes: Sequence[str],

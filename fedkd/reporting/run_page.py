@@ -21,6 +21,10 @@ from fedkd.runs.privacy_statement import statement
 
 _MANY = 16  # longer tables are folded up
 _REFUSED_SHOWN = 300
+_MODALITIES = (
+    "Teachers are judged on test samples as they see them; these are of the same classes as those "
+    "that the student is judged on. Weight: their part in the fused labels of the last round."
+)
 
 
 def write_report(run: RunDirectory, data: FederatedData | None = None) -> Path:
@@ -69,7 +73,16 @@ def make_page(found: Found) -> Page:
 def _sections(found: Found) -> list[Section]:
     agree, *graphs = cards.relation_cards(found)
     learning = [*cards.training_cards(found), cards.calibration_card(found)]
-    clients = [cards.presence_card(found), cards.partition_card(found), agree]
+    pairs = found.run.experiment.data.transfer.pairs
+    clients = [
+        Card("Accuracy per modality", _MODALITIES, table=tables.modalities_table(found))
+        if pairs
+        else None,
+        cards.pairs_card(found),
+        cards.presence_card(found),
+        cards.partition_card(found),
+        agree,
+    ]
     costs = [
         cards.traffic_card(found),
         cards.cost_card(found),

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from fedkd.data.cohorts import ranges
 from fedkd.reporting.costs import costs_table, run_lines
 from fedkd.reporting.format import count, duration, finite, human_bytes, number, percent
 from fedkd.reporting.run_record import Found
@@ -27,6 +28,7 @@ def console_tables(found: Found) -> list[Table]:
     spent = [] if costs is None else [costs_table(run_lines(costs), costs.get("energy"))]
     return [
         results_table(found),
+        *([modalities_table(found)] if found.run.experiment.data.transfer.pairs else []),
         teachers_table(found),
         *uneven,
         *promised,
@@ -158,6 +160,31 @@ def _server_teachers(found: Found) -> list[tuple[str, float]]:
     models = found.run.experiment.teachers.server
     known = found.last.server_teachers if found.last else []
     return [(model.name, value) for model, value in zip(models, known)]
+
+
+def modalities_table(found: Found) -> Table:
+    """One row for each modality: who sees it, and how good its teachers are."""
+    experiment, last, counts = found.run.experiment, found.last, found.class_counts
+    columns = [
+        *words("modality", "clients", "the student"), *numbers("images"),
+        *numbers("teachers, test", "worst", "best", "weight"), _BAR,
+    ]  # fmt: skip
+    rows = []
+    for name in experiment.data.transfer.pairs:
+        clients = [client for client, seen in enumerate(experiment.modalities) if seen == name]
+        known = finite(found.teachers.get(client) for client in clients)
+        held = None if counts is None or not clients else int(counts[clients].sum())
+        weights = last.weights if last else {}
+        share = sum(weights.get(client, 0.0) for client in clients) if weights else None
+        sees = name in experiment.student.modality
+        cells: list[str | Cell] = [
+            Cell(name, strong=True), ranges(clients) or "none", "sees it" if sees else "",
+            number(held), percent(statistics.fmean(known) if known else None),
+            percent(min(known, default=None)), percent(max(known, default=None)), percent(share),
+            Cell("", bar=math.nan if share is None else share),
+        ]  # fmt: skip
+        rows.append(Row(cells))
+    return Table(columns, rows, "modalities")
 
 
 def traffic_table(found: Found) -> Table:
