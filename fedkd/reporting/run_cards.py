@@ -134,9 +134,9 @@ def pairs_card(found: Found) -> Card | None:
     except (*TROUBLE, IndexError):  # no round yet, or its knowledge is gone
         said = [name or "?" for name in true]
     caption = (
-        f"Each column is one sample of the transfer set as clients and student see it: the student "
-        f"sees {' and '.join(student)}. Below, what the teachers together call it in the last round"
-        + ("; where they are wrong, what it is." if hidden is not None else ".")
+        f"Each column is one sample of the transfer set as clients and student see it; the student "
+        f"sees the side '{' and '.join(student)}'. Below, what the teachers together call it in "
+        "the last round" + ("; where they are wrong, what it is." if hidden is not None else ".")
     )
     return Card(title, caption, [draw.pairs_figure(sides, said, true)])
 

@@ -123,14 +123,19 @@ def _sentence(found: Found) -> str:
     fusion = " → ".join(rule.name for rule in experiment.fusion)
     models = dict.fromkeys(model.name for model in experiment.teachers.models)
     kind = "labelled" if transfer["labelled"] else "unlabelled"
+    common = f"{transfer['size']:,} common {kind} images"
+    if pairs := experiment.data.transfer.pairs:
+        sees = " and ".join(experiment.student.modality)
+        common = f"{transfer['size']:,} common {kind} pairs of {' and '.join(pairs)}"
+        common += f", of which the student sees {sees},"
     part = ""
     if found.asked:
         asked = statistics.mean(len(event.asked) for event in found.asked)
         part = f", {asked:.3g} of them in a round"
     return (
         f"One {experiment.student.model.name} student learns from {len(found.clients)} private "
-        f"teachers ({', '.join(models)}){part}, who answer about {transfer['size']:,} common "
-        f"{kind} images and never show their own. Fusion {fusion}; objective {losses}."
+        f"teachers ({', '.join(models)}){part}, who answer about {common} "
+        f"and never show their own. Fusion {fusion}; objective {losses}."
     )
 
 
