@@ -84,6 +84,16 @@ class Trained:
             pictures = about["pictures"]
             shape = (int(pictures["channels"]), int(pictures["height"]), int(pictures["width"]))
             classes = tuple(map(str, about["classes"]))
+            own = about.get("together") or {}
+            together = {
+                str(name): (
+                    int(own[name]["channels"]),
+                    int(own[name]["height"]),
+                    int(own[name]["width"]),
+                )
+                for name in about.get("modality", ())
+                if name in own
+            }
         except (ValueError, KeyError, TypeError) as error:
             problem = str(error) if str(error).startswith(f"{path}: ") else (
                 f"{path}: expected an .onnx file that fedkd export wrote, this one does not say "
@@ -94,7 +104,7 @@ class Trained:
         def nothing() -> Any:
             raise ConfigError(f"{path}: the images of an exported student are not known")
 
-        return cls(student, classes, shape, about, path.parent, nothing, nothing)
+        return cls(student, classes, shape, about, path.parent, nothing, nothing, together)
 
 
 @dataclass(frozen=True)
