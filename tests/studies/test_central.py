@@ -625,6 +625,25 @@ def test_a_file_that_a_network_begins_with_is_checked_first(resnet: Callable[...
         study(words).check()
 
 
+def test_adapters_learn_in_a_study_and_leave_it_merged(
+    run: Callable[..., Done], resnet: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = resnet("bare")
+    entry = f"{{name: resnet8, weights: {file}, peft: {{method: lora, r: 2}}}}"
+    words = (f"teachers.models=[{entry}]", f"student.model={entry}", "only=[kd]")
+    done = run(*words, *both("epochs=1"))
+    place = done.path / "methods" / "kd" / "seed0"
+    saved = load_state(place / "student.pt")["weights"]
+    assert {"base.sha256", "body.head.weight"} < set(saved)
+    assert not {"body.stem.0.0.weight", "body.stem.0.1.running_mean"} & set(saved)
+    learnt = sum(t.numel() for name, t in saved.items() if name.startswith("body"))
+    assert done.results["methods"]["kd"]["trainable"] == learnt
+    assert done.results["teachers"][0]["trainable"] == learnt < 80_000
+    assert export_student(load_trained(place), "torch", tmp_path / "s.pt2").difference < 1e-5
+    with pytest.raises(ConfigError, match=r"teachers\.models\.0\.weights; give the file there"):
+        study(words[0], f"teachers.checkpoints=[{file}]").check()
+
+
 # -- precision and layout --------------------------------------------------------------------------
 
 
