@@ -35,7 +35,7 @@ from fedkd.runs.export import load_student
 from fedkd.studies.central.config import BASELINE, DistillConfig
 from fedkd.studies.central.folder import Place
 from fedkd.studies.central.study import chain
-from fedkd.studies.central.training import Images, train
+from fedkd.studies.central.training import Images, load_trained, train
 from fedkd.studies.engine import StudyFolder
 from fedkd.training.evaluation import predict
 from fedkd.training.properties.readers import Kept, Reader, Single, Weighed
@@ -422,63 +422,52 @@ def of_study(path: Path, count: int, notify: Notify, *, trust: bool = False) -> 
         for seed in config.seeds
         if finished(BASELINE, seed) and any(finished(name, seed) for name in methods)
     ]
-    if not seeds:
+    methods = [name for name in methods if all(finished(name, seed) for seed in seeds)]
+    if not seeds or not methods:
         raise ConfigError(
             f"{path}: no method has finished beside the student alone; finish the study first: "
             f"fedkd distill --resume {path}"
         )
-    methods = [name for name in methods if all(finished(name, seed) for seed in seeds)]
 
-    def load(place: Place, model: Any) -> Network:
-        network = images.network(model, 0)
-        network.load_state_dict(load_state(place.weights)["weights"])
-        return network.eval()
+    def load(place: Place) -> Network:
+        return load_trained(place.path, trust=trust).network.to(images.device)
 
     more = [seed for seed in range(max(seeds) + 1, max(seeds) + ALONE) if seed not in seeds]
-    alone = {
-        seed: load(Place.of_student(path, BASELINE, seed), given.student.model) for seed in seeds
-    }
+    alone = {seed: load(Place.of_student(path, BASELINE, seed)) for seed in seeds}
     for seed in more[: max(0, ALONE - len(seeds))]:
         place = Place(path / FOLDER / f"alone-{seed}", "student")
         place.claim({"experiment": runs[BASELINE].model_dump(mode="json"), "seed": seed})
         with computing(given.resources, given.resources.server_threads):
-            (task,) = chain(runs[BASELINE], BASELINE, seed, place, [[]])
-            alone[seed] = train(task, images, notify).eval()
+            ranks: list[list[Network]] = [[]]
+            for task in chain(runs[BASELINE], BASELINE, seed, place, ranks):
+                ranks.append([train(task, images, notify)])
+            alone[seed] = ranks[-1][0].eval()
     students = {seed: Single(f"independent {seed}", each) for seed, each in alone.items()}
     order = list(students)
-    trials, shared = [], None
+    trials = []
     for seed in seeds:
-        if shared is None or given.teachers.per_seed:
-            shared = [
-                Single(
-                    f"teacher {number}" if len(given.teachers.models) > 1 else "teacher",
-                    load(
-                        Place.of_teacher(path, number, seed if given.teachers.per_seed else None),
-                        model,
-                    ),
-                )
-                for number, model in enumerate(given.teachers.models)
-            ]
-            together: Reader = (
-                shared[0] if len(shared) == 1 else Weighed(f"{len(shared)} teachers", shared)
+        if not trials or given.teachers.per_seed:
+            own = seed if given.teachers.per_seed else None
+            together, why, each = _of_study(
+                [
+                    load(Place.of_teacher(path, number, own))
+                    for number in range(len(given.teachers.models))
+                ],
+                images,
             )
         at = order.index(seed)
-        turned = (order[at:] + order[:at])[:ALONE]
         trials.append(
             Trial(
                 seed=seed,
                 teacher=together,
-                why="",
-                teachers={each.name: each for each in shared} if len(shared) > 1 else {},
+                why=why,
+                teachers=each,
                 gradients=None,
                 distilled={
-                    name: Single(
-                        f"{name}, seed {seed}",
-                        load(Place.of_student(path, name, seed), runs[name].student.model),
-                    )
+                    name: Single(f"{name}, seed {seed}", load(Place.of_student(path, name, seed)))
                     for name in methods
                 },
-                alone=[students[each] for each in turned],
+                alone=[students[one] for one in (order[at:] + order[:at])[:ALONE]],
             )
         )
     names = " and ".join(model.name for model in given.teachers.models)
@@ -497,6 +486,22 @@ def of_study(path: Path, count: int, notify: Notify, *, trust: bool = False) -> 
             "student alone."
         ),
     )
+
+
+def _of_study(
+    networks: Sequence[Network], images: Images
+) -> tuple[Reader | None, str, dict[str, Reader]]:
+    """All teachers as one, why they cannot be, and each by its name where there are several."""
+    if any(
+        predict(each, images.test.images[:2]).shape[1] != len(images.test.classes)
+        for each in networks
+    ):
+        return None, "a teacher knows a part of the classes alone", {}
+    if len(networks) == 1:
+        return Single("teacher", networks[0]), "", {}
+    singles = [Single(f"teacher {number}", each) for number, each in enumerate(networks)]
+    named: dict[str, Reader] = {each.name: each for each in singles}
+    return Weighed(f"{len(singles)} teachers", singles), "", named
 
 
 def _cpu(labels: Tensor | None) -> Tensor | None:
