@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fedkd.config import ConfigError
-from fedkd.rounds import Notify, silent
+from fedkd.rounds import Notify, computing, silent
 from fedkd.runs.directory import RunDirectory, versions, write_json
 from fedkd.studies.inspection.subjects import Subjects, Trial, of_run, of_study
 from fedkd.training.evaluation import accuracy
@@ -68,7 +68,7 @@ class Options:
 def inspect_run(run: RunDirectory, options: Options, notify: Notify = silent) -> Facts:
     """Measure a run's student. Raises `ConfigError`."""
     options.check()
-    return _inspected(of_run(run, options.images, notify), run.path, options, notify)
+    return _computed(of_run(run, options.images, notify), run.path, options, notify)
 
 
 def inspect_study(
@@ -77,7 +77,13 @@ def inspect_study(
     """Measure the students of a study of methods. Raises `ConfigError`."""
     options.check()
     path = path.expanduser().resolve()
-    return _inspected(of_study(path, options.images, notify, trust=trust), path, options, notify)
+    return _computed(of_study(path, options.images, notify, trust=trust), path, options, notify)
+
+
+def _computed(subjects: Subjects, folder: Path, options: Options, notify: Notify) -> Facts:
+    """With the threads of the config: sums depend on their number."""
+    with computing(subjects.resources, subjects.resources.server_threads):
+        return _inspected(subjects, folder, options, notify)
 
 
 def _inspected(subjects: Subjects, folder: Path, options: Options, notify: Notify) -> Facts:

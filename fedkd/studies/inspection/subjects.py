@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedkd.build import build_network, build_objective, build_optimizer, device_of
-from fedkd.config import ConfigError, Term
+from fedkd.config import ConfigError, Resources, Term
 from fedkd.data.images import ImageSet
 from fedkd.distillation.batches import TransferBatches
 from fedkd.distillation.trainer import EpochRecord, Snapshot, TrainerState, distill
@@ -33,6 +33,7 @@ from fedkd.runs.directory import RunDirectory, save_state, weights_hash
 from fedkd.runs.events import RoundFinished
 from fedkd.runs.export import load_student
 from fedkd.studies.central.config import BASELINE, DistillConfig
+from fedkd.studies.central.config import Resources as StudyResources
 from fedkd.studies.central.folder import Place
 from fedkd.studies.central.study import chain
 from fedkd.studies.central.training import Images, load_trained, train
@@ -83,6 +84,7 @@ class Subjects:
         total: Test images in all.
         trials: One for each seed.
         about: Sentence on teacher and independent students.
+        resources: Compute, of the config.
         notes: What people should know.
         clients: Client -> facts, of a run that tells.
     """
@@ -94,6 +96,7 @@ class Subjects:
     total: int
     trials: Sequence[Trial]
     about: str
+    resources: Resources | StudyResources
     notes: Sequence[str] = ()
     clients: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -151,6 +154,7 @@ def of_run(run: RunDirectory, count: int, notify: Notify) -> Subjects:
             f"{experiment.student.model.name}, trained as long and with the same options on the "
             f"same {len(targets):,} transfer images, by cross entropy with {source}."
         ),
+        resources=experiment.resources,
         notes=notes,
         clients=_clients(run, context, last[-1].weights),
     )
@@ -444,7 +448,7 @@ def of_study(path: Path, count: int, notify: Notify, *, trust: bool = False) -> 
             alone[seed] = ranks[-1][0].eval()
     students = {seed: Single(f"independent {seed}", each) for seed, each in alone.items()}
     order = list(students)
-    trials = []
+    trials: list[Trial] = []
     for seed in seeds:
         if not trials or given.teachers.per_seed:
             own = seed if given.teachers.per_seed else None
@@ -485,6 +489,7 @@ def of_study(path: Path, count: int, notify: Notify, *, trust: bool = False) -> 
             f"{given.student.model.name}, trained by cross entropy with the options of the study's "
             "student alone."
         ),
+        resources=given.resources,
     )
 
 
