@@ -22,6 +22,8 @@ import torch
 import fedkd
 from fedkd.data.domains import Shift, shifted
 from fedkd.data.images import ImageSet
+from fedkd.losses.ce import CELoss
+from fedkd.losses.kd import KDLoss
 from fedkd.models.network import Network
 
 OPTIMIZER = fedkd.Optimizer(name="adamw", lr=0.003, weight_decay=0.01)
@@ -44,7 +46,10 @@ def distilled(teacher: Network, images: ImageSet, *, seed: int, epochs: int) -> 
         network,
         [teacher],
         images,
-        losses=["ce", "kd"],
+        losses=[
+            fedkd.Term("ce", CELoss(), weight=0.1),
+            fedkd.Term("kd", KDLoss(temperature=8.0), weight=0.9),
+        ],
         fusion=[],
         epochs=epochs,
         batch_size=32,
@@ -62,8 +67,8 @@ def colour(seeds: Sequence[int], biased: float, epochs: int) -> dict[str, list[f
     unseen = shifted(test, Shift("colour"))
     own = shifted(train, Shift("colour", {"biased": biased}), "train")
     found: dict[str, list[float]] = {}
-    teacher = trained(painted, many, 32, seed=99, order=99, epochs=10)
-    biased_teacher = trained(painted, own, 32, seed=99, order=99, epochs=10)
+    teacher = trained(painted, many, 32, seed=99, order=99, epochs=6)
+    biased_teacher = trained(painted, own, 32, seed=99, order=99, epochs=6)
     for seed in seeds:
         networks = {
             "teacher": teacher,
@@ -82,7 +87,7 @@ def pairs(seeds: Sequence[int]) -> dict[str, list[float]]:
     """Scores of independent students against each other's, for each ordered pair."""
     train, test = fedkd.load_dataset("digits")
     few = train.subset(torch.arange(300))
-    teacher = trained(few, train, 32, seed=99, order=99, epochs=10)
+    teacher = trained(few, train, 32, seed=99, order=99, epochs=6)
     alone = [trained(few, few, 8, seed=seed, order=seed, epochs=30) for seed in seeds]
     found: dict[str, list[float]] = {}
     for first, second in permutations(alone, 2):

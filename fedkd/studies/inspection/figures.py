@@ -31,7 +31,7 @@ def color_of(who: str, methods: Sequence[str]) -> str:
 def bars_figure(properties: Facts, methods: Sequence[str], names: Mapping[str, str]) -> Figure:
     """Teacher, distilled and independent student side by side, a row for each property.
 
-    A line over the independent student's bar goes from the lowest to the highest seed.
+    A line over the independent student's bar reaches as far as another seed has moved it.
     """
     who = ["teacher", *methods, "alone"]
     thick = 0.8 / len(who)
@@ -52,9 +52,9 @@ def bars_figure(properties: Facts, methods: Sequence[str], names: Mapping[str, s
             low = min(low, value)
             end = max(value, 0.0)
             if each == "alone":
-                seeds = [v for v in [value, *any_row["control"]] if known(v)]
-                axes.plot([min(seeds), max(seeds)], [at, at], color=draw.INK, lw=1.4)
-                end, low = max(*seeds, 0.0), min(low, *seeds)
+                reach = any_row["spread"] if known(any_row["spread"]) else 0.0
+                axes.plot([value - reach, value + reach], [at, at], color=draw.INK, lw=1.4)
+                end, low = max(value + reach, 0.0), min(low, value - reach)
             draw.note(axes, number(value, ".2f"), (end, at), (4, 0))
     titles = [about["title"] for about in properties.values()]
     axes.set_yticks(range(len(titles)), titles, color=draw.INK)

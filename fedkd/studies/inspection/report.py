@@ -26,8 +26,8 @@ FEW = 3  # methods whose bars are drawn at first
 
 _LIKENESS = (
     "Each bar says how like the teacher a network is, so the teacher's own is 1. The line on the "
-    "independent student goes from its lowest to its highest seed: a difference counts only if it "
-    "is larger than what another seed makes."
+    "independent student reaches as far as another seed moves it: only a difference that is larger "
+    "counts."
 )
 _OWN = (
     "These each network has by itself. Taken over means that distillation moved the student "
@@ -139,7 +139,7 @@ def properties_table(facts: Mapping[str, Any]) -> Table:
         *numbers("teacher", "distilled", "independent", "difference"),
         *(numbers("± error") if seeds else []),
         *numbers("another seed", look="soft"),
-        *words("so"),
+        Column("so", look="name"),
     ]
     rows = []
     for about in sorted(facts["properties"].values(), key=lambda each: each["title"]):
