@@ -11,6 +11,7 @@ from fedkd.knowledge.kinds import ClassCosts, Classifier, ClassMaps, Kind, Logit
 from fedkd.knowledge.payload import Ensemble, Teacher
 from fedkd.losses import LOSSES
 from fedkd.losses.base import DistillationLoss, EnsembleLoss, TeacherWeights
+from fedkd.losses.fixmatch import FixMatchLoss
 from fedkd.models.build import build_model
 from fedkd.models.network import Network
 
@@ -46,7 +47,10 @@ def batch(loss: Loss, size: int = 6, classes: int = 5, seed: int = 0) -> Batch:
 
     def read(width: int, kinds: tuple[Kind, ...]) -> dict[Kind, Tensor]:
         network = small_network(width, classes)
-        return extract(network, images, kinds, views=lambda _number: images.flip(3))
+        found = extract(network, images, kinds, views=lambda _number: images.flip(3))
+        if isinstance(loss, FixMatchLoss) and found:  # untrained networks are sure of nothing
+            found[Logits()] = 1e4 * found[Logits()]
+        return found
 
     targets = torch.randint(classes, (size,), generator=generator)
     weights = torch.rand(size, generator=generator)

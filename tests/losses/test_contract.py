@@ -24,7 +24,7 @@ from tests.losses.contract import (
 )
 
 # Losses that are not least when the student repeats the teacher.
-NOT_ZERO_AT_IDENTITY = {"ce", "wkd_l"}
+NOT_ZERO_AT_IDENTITY = {"ce", "wkd_l", "im", "fixmatch"}
 
 
 SMOKE = ("dkd", "vrm", "fitnet")  # of logits, over pairs, with layers of its own
