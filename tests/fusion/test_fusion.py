@@ -342,6 +342,33 @@ def test_the_knowledge_vote_hears_the_sure_and_believes_the_majority() -> None:
     assert weights[:, 0].tolist() == [0.0, 0.5, 0.5, 0.0]
 
 
+def test_the_consensus_focus_counts_what_a_teacher_adds() -> None:
+    """Two images, three teachers with 10, 20 and 30 images; the third is alone, or not sure."""
+    p = torch.tensor(
+        [[[0.95, 0.05], [0.98, 0.02]], [[0.9, 0.1], [0.2, 0.8]], [[0.05, 0.95], [0.4, 0.6]]]
+    )
+    who = tuple(Teacher(number, 10 * (number + 1)) for number in range(3))
+    bank = Bank(who, {Logits(): list(p.log().numpy())})
+    rule = FUSIONS.create("knowledge_vote", confidence=0.85, focus=True)
+    assert rule.discloses == ("num_examples",)
+    assert FUSIONS.create("knowledge_vote").discloses == ()
+    fitted = fit_rules([rule], FitContext(bank))[0]
+    # Image 1: 0 and 1 outvote 2. Image 2: only 0 is sure. Without 0 the last two draw in image 1,
+    # 2 having more mass behind it, and nobody is sure of image 2.
+    everybody = 0.95 + 0.9 + 0.98
+    without = torch.tensor([0.95, 0.95 + 0.98, 0.95 + 0.9 + 0.98])
+    expected = torch.tensor([10.0, 20.0, 30.0]) * ((everybody - without) / 2).exp()
+    torch.testing.assert_close(fitted.weights, expected)
+    rows = bank.rows(torch.arange(2))
+    weights = fitted(rows).weights
+    torch.testing.assert_close(
+        weights[:, 0], torch.tensor([*(expected[:2] / expected[:2].sum()), 0])
+    )
+    assert weights[:, 1].tolist() == [1, 0, 0]
+    with pytest.raises(RuntimeError, match="KnowledgeVote has to see the whole transfer set"):
+        rule(rows)
+
+
 def test_coverage_needs_no_counts_to_find_who_never_saw_a_class() -> None:
     """Teacher 0 knows classes 0 and 1, teacher 1 the rest; each is sure of nonsense elsewhere."""
     truth = torch.arange(40) % 4
