@@ -12,12 +12,14 @@ from typing import Any, TypedDict, TypeVar
 import torch
 
 from fedkd.config import Component, ConfigError, Experiment, Noisy, Teachers, import_plugins
+from fedkd.config import Domains as DomainsSection
 from fedkd.config import LabelNoise as LabelNoiseSection
 from fedkd.config import Optimizer as OptimizerSection
 from fedkd.config import Term as LossTerm
-from fedkd.data import DATASETS, PARTITIONS, ImageSet, views
+from fedkd.data import DATASETS, PARTITIONS, SHIFTS, ImageSet, views
 from fedkd.data.cohorts import Sampler, how_many
 from fedkd.data.datasets import ONE_WAY_ROUND, load_dataset
+from fedkd.data.domains import Domains, Shift
 from fedkd.data.label_noise import LabelNoise
 from fedkd.data.local_shard import LocalShard, read_local_shard
 from fedkd.data.pairs import Side, federate_pairs, read_pairs
@@ -72,6 +74,8 @@ def check(experiment: Experiment) -> Parts:
     check_component(PARTITIONS, experiment.data.partition, "data.partition")
     if experiment.data.label_noise is not None:
         build_label_noise(experiment.data.label_noise, "data.label_noise")
+    if experiment.data.domains is not None:
+        build_domains(experiment.data.domains, "data.domains")
     for number, model in enumerate(experiment.teachers.models):
         check_model(model, f"teachers.models.{number}")
     check_noisy(experiment.teachers.noisy, "teachers.noisy")
@@ -195,6 +199,7 @@ def build_data(
             holdout=data.holdout,
             test_size=data.test,
             label_noise=noise,
+            domains=None if data.domains is None else build_domains(data.domains, "data.domains"),
             seed=experiment.seed,
         )
     except ValueError as error:
@@ -215,6 +220,18 @@ def build_label_noise(
         values["file"] = place / Path(section.file).expanduser()
     try:
         return LabelNoise(**values)
+    except ValueError as error:
+        raise ConfigError(f"{where}.{error}") from None
+
+
+def build_domains(section: DomainsSection, where: str) -> Domains:
+    """The domains. Raises `ConfigError`: there is none such, or one is listed twice."""
+    for number, source in enumerate(section.sources):
+        check_component(SHIFTS, source, f"{where}.sources.{number}")
+    check_component(SHIFTS, section.target, f"{where}.target")
+    shifts = [Shift(each.name, each.options) for each in (*section.sources, section.target)]
+    try:
+        return Domains(tuple(shifts[:-1]), shifts[-1])
     except ValueError as error:
         raise ConfigError(f"{where}.{error}") from None
 

@@ -202,6 +202,13 @@ class LabelNoise(Section):
     clients: float = Field(default=1.0, description="share of the clients that have it")
 
 
+class Domains(Section):
+    """Domains of the private images, and the target; see `fedkd.data.domains`."""
+
+    sources: NamedList = Field(min_length=1, description="shifts, dealt to clients in turn")
+    target: Component = Field(description="shift of the transfer set and the test set")
+
+
 class Data(Section):
     """Where the images come from and who holds them."""
 
@@ -221,6 +228,9 @@ class Data(Section):
     )
     label_noise: LabelNoise | None = Field(
         default=None, description="wrong labels among the private training images"
+    )
+    domains: Domains | None = Field(
+        default=None, description="domains of the clients' images and of all others"
     )
     validation: int = Field(default=0, ge=0, description="labelled images held by the server")
     test: Positive | None = Field(default=None, description="test images used; default: all")
@@ -889,11 +899,17 @@ class Experiment(Section):
             self._releasable(self.release.name)
         if self.teachers.noisy is not None:
             self._learnable(self.teachers.noisy)
-        if self.data.public is not None and self.data.label_noise is not None:
+        if self.data.domains is not None and self.data.transfer.pairs:
             raise ValueError(
-                "data.label_noise: the simulation puts it on the labels that it deals; with "
-                "data.public clients bring their own: leave it out"
+                "data.domains: shifts images of one modality; data.transfer.pairs has several: "
+                "leave one of them out"
             )
+        for key, what in (("label_noise", "labels"), ("domains", "images")):
+            if self.data.public is not None and getattr(self.data, key) is not None:
+                raise ValueError(
+                    f"data.{key}: changes the {what} that are dealt; with data.public clients "
+                    "bring their own: leave it out"
+                )
         if self.data.public is not None and "ceiling" in self.evaluation.baselines:
             raise ValueError(
                 "evaluation.baselines: 'ceiling' trains on all private images, which "

@@ -45,6 +45,39 @@ class Shift:
         return " ".join([self.name, *(f"{key}={value}" for key, value in self.options.items())])
 
 
+@dataclass(frozen=True)
+class Domains:
+    """What a federation, or a study's teachers, learn in and what their student is for.
+
+    Attributes:
+        sources: Domains of the labelled private images, dealt to clients in turn.
+        target: Domain of the transfer set, of the server's validation images and of the test set.
+
+    Raises:
+        ValueError: a domain that there is not, or a source that is listed twice.
+    """
+
+    sources: tuple[Shift, ...]
+    target: Shift
+
+    def __post_init__(self) -> None:
+        for number, shift in enumerate(self.sources):
+            SHIFTS.check(shift.name, shift.options)
+            if shift in self.sources[:number]:
+                raise ValueError(f"sources: {shift} is listed twice")
+        SHIFTS.check(self.target.name, self.target.options)
+
+    def number_of(self, client: int) -> int:
+        """The place of a client's domain among the sources."""
+        return client % len(self.sources)
+
+    def shown(self, images: ImageSet, shift: Shift, part: str) -> ImageSet:
+        """A set in one of these domains, with as many channels as the others."""
+        made = shifted(images, shift, part)
+        colour = any(one.name == "colour" for one in (*self.sources, self.target))
+        return coloured(made) if colour else made
+
+
 def shifted(images: ImageSet, shift: Shift | str, part: str = "test") -> ImageSet:
     """A set of images in another domain, uint8 like the first and with the same labels.
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedkd.data.domains import Domains, Shift
 from fedkd.data.images import ImageSet
 from fedkd.data.label_noise import LabelNoise, with_label_noise
 from fedkd.data.labels import listed
@@ -42,6 +43,8 @@ class FederatedData:
         modality: What the student sees here, where clients see something else; else empty.
         sides: Modality -> what its clients see of the same samples; empty where there is one.
         seen_by: Each client's modality; empty where there is one.
+        domains: Of clients and of everything else; None where all are of one.
+        source_tests: The test images in each source domain.
     """
 
     source: ImageSet
@@ -55,6 +58,8 @@ class FederatedData:
     modality: str = ""
     sides: Mapping[str, FederatedData] = field(default_factory=dict)
     seen_by: tuple[str, ...] = ()
+    domains: Domains | None = None
+    source_tests: tuple[ImageSet, ...] = ()
 
     def of(self, client: int) -> FederatedData:
         """The data as this client sees them.
@@ -173,6 +178,7 @@ def federate(
     holdout: float = 0.0,
     test_size: int | None = None,
     label_noise: LabelNoise | None = None,
+    domains: Domains | None = None,
     seed: int,
     holders: Sequence[int] | None = None,
     transfer_rows: Tensor | None = None,
@@ -199,6 +205,7 @@ def federate(
             unless it is 0 or the shard has only one.
         test_size: Test images used; None: all.
         label_noise: How labels that clients train on go wrong; those held out stay true.
+        domains: Those of the clients, and the target, of which everything else is.
         seed: The run's seed.
         holders: The clients that get private images; None: all.
         transfer_rows: The rows of `train` that are the transfer set, already drawn; None: they are
@@ -209,6 +216,11 @@ def federate(
     """
     _check_request(train, test, transfer_images, transfer_labelled, holdout)
     clients = whole_number(clients, "clients")
+    if domains is not None and clients < len(domains.sources):
+        raise ValueError(
+            f"domains.sources: {len(domains.sources)} domains for {clients} clients, so that one "
+            "would have nobody; take more clients or fewer sources"
+        )
     transfer_size = whole_number(transfer_size, "transfer_size", 1)
     validation_size = whole_number(validation_size, "validation_size", 0)
     test_size = None if test_size is None else whole_number(test_size, "test_size", 1)
@@ -231,10 +243,15 @@ def federate(
         wanted, len(train), seed, all_the_rest=private_size is None, transfer=transfer_rows
     )
     private = rows["private"].sort().values
+    common = train if domains is None else domains.shown(train, domains.target, "train")
     if transfer_images is None:
-        chosen = train.subset(rows["transfer"])
+        chosen = common.subset(rows["transfer"])
     else:
-        chosen = conform(_draw("transfer", transfer_images, transfer_size, seed), train.shape)
+        if domains is not None:
+            transfer_images = domains.shown(
+                conform(transfer_images, train.shape), domains.target, "transfer"
+            )
+        chosen = conform(_draw("transfer", transfer_images, transfer_size, seed), common.shape)
     transfer = _transfer_set(chosen, train.classes, labelled=transfer_labelled)
     mean, std = transfer.images.statistics()
     codes = train.groups if partition == "group" else train.labels
@@ -250,18 +267,42 @@ def federate(
         for client, part in zip(holders, dealt, strict=True):
             parts[client] = part
     shards, holdouts = _kept_and_held(parts, private.numpy(), holdout, seed)
+    if label_noise is not None:
+        train = with_label_noise(train, shards, label_noise, seed=seed)
+    tests = [test]
+    if domains is not None:
+        train = _in_domains(train, domains, shards, holdouts)
+        shifts = (domains.target, *domains.sources)
+        tests = [domains.shown(test, shift, "test") for shift in shifts]
+    if test_size is not None:
+        tests = [_draw("test", each, test_size, seed) for each in tests]
     return FederatedData(
-        source=train
-        if label_noise is None
-        else with_label_noise(train, shards, label_noise, seed=seed),
+        source=train,
         shard_rows=shards,
         holdout_rows=holdouts,
         transfer=transfer,
-        validation=train.subset(rows["validation"]),
-        test=test if test_size is None else _draw("test", test, test_size, seed),
+        validation=common.subset(rows["validation"]),
+        test=tests[0],
         mean=mean,
         std=std,
+        domains=domains,
+        source_tests=tuple(tests[1:]),
     )
+
+
+def _in_domains(train: ImageSet, domains: Domains, *held: Sequence[np.ndarray]) -> ImageSet:
+    """The training images, those that clients hold each in its client's domain."""
+    pixels = domains.shown(train, Shift("plain"), "train").images.clone()
+    for number, shift in enumerate(domains.sources):
+        rows = [
+            torch.from_numpy(mine)
+            for parts in held
+            for client, mine in enumerate(parts)
+            if domains.number_of(client) == number
+        ]
+        those = torch.cat(rows)
+        pixels[those] = domains.shown(train, shift, "train").images[those]
+    return replace(train, images=pixels)
 
 
 def _transfer_set(chosen: ImageSet, classes: tuple[str, ...], *, labelled: bool) -> TransferSet:

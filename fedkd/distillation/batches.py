@@ -233,13 +233,13 @@ class TransferBatches(_Images):
 
 
 class OnlineBatches(_Images):
-    """Labelled images, augmented anew in every epoch, with the teachers in the loop.
+    """Images, augmented anew in every epoch, with the teachers in the loop.
 
     Images lie on the device and are augmented there. Without teachers this is plain supervised
     training. A teacher sees the very pixels that the student sees.
 
     Args:
-        images: Labelled images.
+        images: With labels, or without any: then the teachers name their classes.
         teachers: On `device`, in evaluation mode; not changed.
         kinds: What is read from them.
         augment: Recipe of the real view, a name in `fedkd.data.views.AUGMENTATIONS`.
@@ -257,8 +257,7 @@ class OnlineBatches(_Images):
             modality shows them, uint8 (N, ...), augmented by draws of their own. None: the images.
 
     Raises:
-        ValueError: the images have no labels, a teacher has nothing of a kind, or there is none to
-            name what is unlabelled.
+        ValueError: a teacher has nothing of a kind, or there is none to name what is unlabelled.
     """
 
     def __init__(
@@ -280,9 +279,11 @@ class OnlineBatches(_Images):
         unlabelled: Tensor | None = None,
         others: Sequence[Tensor | None] = (),
     ) -> None:
-        if images.labels is None:
+        if images.labels is None and not teachers:
             raise ValueError("central training needs labelled images, these have no labels")
         pixels, labels = images.images, images.labels
+        if labels is None:
+            labels = torch.full((len(images),), -1)
         if unlabelled is not None:
             if not teachers:
                 raise ValueError("unlabelled: there is no teacher that names these images")
@@ -290,7 +291,7 @@ class OnlineBatches(_Images):
             labels = torch.cat([labels, labels.new_full((len(unlabelled),), -1)])
         super().__init__(pixels.to(device, memory_format=memory_format), batch_size, seed, device)
         self._labels = labels.to(self._device)
-        self._named = unlabelled is not None
+        self._named = unlabelled is not None or images.labels is None
         self._clean = clean
         self._teachers = teachers
         there: dict[int, Tensor] = {}  # teachers of one side share it
@@ -305,7 +306,8 @@ class OnlineBatches(_Images):
                     f"others[{number}]: {len(other)} images beside {len(images)}: pairs need as "
                     "many on each side"
                 )
-        self._kinds = [kind for kind in kinds if kind.per_sample]
+        asked = (*kinds, Logits()) if self._named else kinds
+        self._kinds = list(dict.fromkeys(kind for kind in asked if kind.per_sample))
         self._augment = augment
         self._virtual = virtual
         self._autocast = autocast

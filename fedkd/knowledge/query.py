@@ -27,6 +27,8 @@ class Images(StrEnum):
     VALIDATION = "validation"
     #: Teachers and their ensemble are measured on them.
     TEST = "test"
+    #: The test images in each of the clients' domains, one set after the other.
+    SOURCES = "sources"
 
 
 @dataclass(frozen=True)

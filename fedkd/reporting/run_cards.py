@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
 
+from fedkd.build import build_domains
 from fedkd.data.cohorts import from_ranges, ranges
 from fedkd.reporting import run_figures as draw
-from fedkd.reporting.format import as_float, count, percent, points, short
+from fedkd.reporting.domain_table import CAPTION, Judged, Spread, alone, domain_table
+from fedkd.reporting.format import as_float, count, finite, percent, points, short
 from fedkd.reporting.page import Card, half
 from fedkd.reporting.relation_report import Relations, likeness, relations
 from fedkd.reporting.run_record import TROUBLE, Found
@@ -159,6 +162,35 @@ def partition_card(found: Found) -> Card | None:
             return half(title, "No client has been asked yet.")
     figure = draw.partition_figure(counts[clients], found.classes, clients=clients)
     return Card(title, caption, [figure], wide=len(clients) > 16 or counts.shape[1] > 20)
+
+
+def domains_card(found: Found) -> Card | None:
+    """How good teachers and student are in which domain; None where all are of one."""
+    last, given = found.last, found.run.experiment.data.domains
+    if last is None or given is None or not last.sources:
+        return None
+    names = [scores.name for scores in last.sources]
+    shifts = build_domains(given, "data.domains")
+
+    def mean(values: Iterable[float | None]) -> Spread | None:
+        known = finite(values)
+        return alone(statistics.fmean(known)) if known else None
+
+    rows = []
+    for number, home in enumerate(names):
+        clients = [c for c in last.teachers if shifts.number_of(c) == number]
+        sources = {
+            scores.name: mean(scores.teachers.get(client) for client in clients)
+            for scores in last.sources
+        }
+        target = mean(last.teachers[client] for client in clients)
+        note = count(len(clients), "client")
+        rows.append(Judged(f"teachers of {home}", target, sources, home, note))
+    if last.ensemble is not None:
+        rows.append(Judged("ensemble", alone(last.ensemble.accuracy), home="", key="ensemble"))
+    student = {scores.name: alone(scores.student) for scores in last.sources}
+    rows.append(Judged("student", alone(last.student.accuracy), student, key="student"))
+    return Card("Domains", CAPTION, table=domain_table(str(shifts.target), names, rows))
 
 
 def presence_card(found: Found) -> Card | None:

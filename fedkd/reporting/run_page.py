@@ -97,6 +97,7 @@ def _sections(found: Found) -> list[Section]:
         Section("results", "Results", _results(found)),
         Section("accuracy", "Accuracy", [*accuracy, *_detection(found)]),
         Section("learning", "What the student learnt from", learning),
+        Section("domains", "Domains", [cards.domains_card(found)]),
         Section("clients", "Clients and their teachers", clients),
         Section("labels", "Labels that may be wrong", _labels(found)),
         Section("relations", "What relations the student has taken over", graphs),

@@ -6,7 +6,7 @@ import copy
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import compress
 from pathlib import Path
@@ -88,7 +88,8 @@ class ExperimentContext:
             else (Images.TRANSFER,)
         )
         #: Those that they are asked about once it has learnt.
-        self.scoring_images = (Images.TEST,) if experiment.evaluation.teachers else ()
+        scoring = (Images.TEST, Images.SOURCES) if self.data.source_tests else (Images.TEST,)
+        self.scoring_images = scoring if experiment.evaluation.teachers else ()
         views = any(isinstance(kind, VirtualLogits) for kind in self.kinds)
         if experiment.federation.subset < 1 and experiment.data.views.refresh and views:
             raise ConfigError(
@@ -273,7 +274,19 @@ class ExperimentContext:
         data = self.data if client is None else self.data.of(client)
         if images is Images.TRANSFER:
             return data.transfer.images
+        if images is Images.SOURCES:
+            return self._source_tests
         return data.validation if images is Images.VALIDATION else data.test
+
+    @cached_property
+    def _source_tests(self) -> ImageSet:
+        """The test images in each source domain, one set after the other."""
+        tests = self.data.source_tests
+        return replace(
+            self.data.test,
+            images=torch.cat([test.images for test in tests]),
+            labels=torch.cat([test.labels for test in tests if test.labels is not None]),
+        )
 
     def subset(self, round_number: int) -> np.ndarray | None:
         """Samples that clients already known are asked about in a round, sorted; None for all."""

@@ -29,7 +29,7 @@ from fedkd.rounds.release import release_answers
 from fedkd.rounds.server_teachers import server_teachers_of
 from fedkd.rounds.stale import Sources, aged, collect, sources
 from fedkd.runs.directory import RunDirectory, keep_weights, network_hash
-from fedkd.runs.events import ClientsAsked, OldAnswersCounted, RoundFinished
+from fedkd.runs.events import ClientsAsked, DomainScores, OldAnswersCounted, RoundFinished
 from fedkd.runs.quarantine import distrusted, strike
 from fedkd.runs.signature import Signature, keep_signature
 from fedkd.training.detection import Detection
@@ -319,12 +319,35 @@ class Server:
             server_weights=[] if fused is None else list(fused.server_shares.values()),
             pseudo_labels=None if fused is None else self._pseudo_labels(fused),
             detection=detection,
+            sources=self._on_sources(round_number) if data.source_tests else None,
         )
 
     def _detection(self, who: str, logits: Tensor, labels: Tensor) -> dict[str, Detection]:
         """How well each class is found, where that is measured."""
         found = Detection.of(logits, labels) if self.context.detects else None
         return {} if found is None else {who: found}
+
+    def _on_sources(self, round_number: int) -> list[DomainScores]:
+        """How good student and teachers are in the domains that clients have learnt in."""
+        data, store = self.context.data, self.run.knowledge(round_number, Images.SOURCES)
+        assert data.domains is not None
+        answers: dict[int, Tensor] = {}
+        if store.clients():
+            bank = store.bank((Logits(),))
+            answers = {
+                teacher.number: torch.from_numpy(teacher.widened(np.array(array, np.float32)))
+                for teacher, array in zip(bank.teachers, bank.arrays[Logits()], strict=True)
+            }
+        found = []
+        for number, (shift, test) in enumerate(
+            zip(data.domains.sources, data.source_tests, strict=True)
+        ):
+            assert test.labels is not None
+            here = slice(number * len(test), (number + 1) * len(test))
+            teachers = {who: accuracy(logits[here], test.labels) for who, logits in answers.items()}
+            student = accuracy(predict(self.student, test.images), test.labels)
+            found.append(DomainScores(str(shift), student, teachers))
+        return found
 
     def _pseudo_labels(self, fused: Fused) -> float | None:
         """Accuracy of the fused answers, where the true classes are known."""

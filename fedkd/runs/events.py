@@ -38,6 +38,21 @@ def _known(record: Event | MessageCounted) -> Mapping[str, Any]:
     return {name: value for name, value in asdict(record).items() if value is not None}
 
 
+@dataclass(frozen=True)
+class DomainScores:
+    """Accuracies on the test images in one of the clients' domains.
+
+    Attributes:
+        name: The domain.
+        student: The student's.
+        teachers: Client -> its teacher's.
+    """
+
+    name: str
+    student: float
+    teachers: dict[int, float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RoundFinished(Event):
     """A round is over and its student kept.
@@ -61,6 +76,7 @@ class RoundFinished(Event):
         pseudo_labels: Accuracy of the fused answers on the transfer set.
         detection: `student`, `ensemble`, a client's number -> how well each class is found on the
             test images; empty where it is not measured.
+        sources: On the test images in each source domain, in their order; None without domains.
     """
 
     event: ClassVar[str] = "round"
@@ -81,6 +97,7 @@ class RoundFinished(Event):
     server_weights: list[float] = field(default_factory=list)
     pseudo_labels: float | None = None
     detection: dict[str, Detection] = field(default_factory=dict)
+    sources: list[DomainScores] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

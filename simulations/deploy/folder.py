@@ -165,4 +165,5 @@ def deployable(experiment: Experiment, plan: Plan) -> list[str]:
     if plan.own_data:
         kept = [name for name in experiment.evaluation.baselines if name != "ceiling"]
         changes += [f"evaluation.baselines=[{', '.join(kept)}]", f"data.public={PUBLIC}"]
+        changes += ["data.domains=null"]  # the images that are written are in theirs
     return changes

@@ -128,7 +128,7 @@ def test_the_partition_shows_the_share_of_wrong_labels(tiny: Tiny) -> None:
         (["data.label_noise.kind=pair"], "data.label_noise.rate: kind 'pair' needs a share"),
         (["data.label_noise={kind: file}"], "data.label_noise.file: kind 'file' needs"),
         (["data.label_noise={kind: pair, rate: 0.5, clients: 0}"], "data.label_noise.clients: "),
-        ([NOISE, "data.public=public.npz"], "data.label_noise: the simulation puts it on"),
+        ([NOISE, "data.public=public.npz"], "data.label_noise: changes the labels that are dealt"),
     ],
 )
 def test_what_cannot_be_is_refused_before_images_are_read(

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from fedkd.config import ConfigError, load_config, make_config
+from fedkd.data.datasets import load_dataset
 from fedkd.data.images import ImageSet
 from fedkd.data.label_noise import with_label_noise
 from fedkd.distillation.batches import OnlineBatches
@@ -214,7 +215,7 @@ def test_everybody_learns_the_given_labels_and_the_page_counts_the_wrong_ones(
     assert found["methods"]["kd"]["seeds"]["0"]["wrong_labels"] == 0.5
     assert "Of the labels that it learns from 50.0 % are wrong (pair noise)." in noisy.page()
     images = Images.load(noisy.study.config.experiment)
-    assert images.first(10, "train").true_labels is not None
+    assert images.for_teacher(0, 10, "train").true_labels is not None
     assert images.test.true_labels is None
 
     def absurd(*args: Any, **options: Any) -> ImageSet:
@@ -230,6 +231,52 @@ def test_everybody_learns_the_given_labels_and_the_page_counts_the_wrong_ones(
         )
         assert all(torch.equal(weights[key], again[key]) for key in weights)
         assert any(not torch.equal(weights[key], other[key]) for key in weights)
+
+
+DOMAINS = "data.domains={sources: [invert, noise], target: {name: rotate, degrees: 90}}"
+
+
+def test_teachers_know_their_domains_and_students_the_target_without_labels(
+    tmp_path: Path,
+) -> None:
+    pair = {"models": ["mlp", "cnn_tiny"], **TRAINING}
+    adapt = ["kd", {"name": "im", "weight": 0.3}, "fixmatch"]
+    methods = {"kd": ["kd"], "adapt": adapt}
+    done = Done(
+        study(DOMAINS, f"experiment.teachers={json.dumps(pair)}", methods=methods), tmp_path
+    )
+    found = done.run()
+    assert list(found["teachers"][0]["sources"]) == ["invert", "noise"]
+    assert set(found["methods"]) == {"student", "kd", "adapt"}
+    assert all("sources" in row["seeds"]["0"] for row in found["methods"].values())
+    page = done.page()
+    assert "target: rotate degrees=90" in page
+    assert "student with the target&#39;s labels" in page
+    assert "of which each knows one domain (invert, noise)" in page
+
+    images = Images.load(done.study.config.experiment)
+    assert images.domains is not None
+    parts = [images.train, images.for_teacher(0, None, "x"), images.for_teacher(1, None, "x")]
+    assert [len(part) for part in parts] == [20, 20, 20]
+    # The same picture is in one domain only: turned back and made bright again, none is twice.
+    train, _ = load_dataset("synthetic", classes=3, size=8, per_class=20)
+    back = [parts[0].images.rot90(-1, (2, 3)), 255 - parts[1].images]
+    places = [
+        {int((train.images == one).flatten(1).all(1).nonzero()[0]) for one in part} for part in back
+    ]
+    assert len(places[0] | places[1]) == 40
+    assert images.for_student(images.train, baseline=False).labels is None
+    assert images.for_student(images.train, baseline=True).labels is not None
+
+
+def test_what_does_not_go_with_domains_is_refused() -> None:
+    two = {"models": ["mlp", "mlp"], **TRAINING}
+    words = (DOMAINS, f"experiment.teachers={json.dumps(two)}")
+    for key in ("unlabelled=3", "noisy={method: gmm}"):
+        with pytest.raises(ConfigError, match=rf"distillation\.{key.split('=')[0]}: .*domains"):
+            study(*words, f"distillation.{key}").check()
+    with pytest.raises(ConfigError, match=r"domains\.sources: 2 domains for 1 teachers"):
+        study(DOMAINS, methods={"kd": ["kd"]}).check()
 
 
 # -- a whole study ---------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def test_pairs_in_use_come_first_on_each_side() -> None:
     assert torch.equal(images.train.labels, audio.train.labels)
     assert torch.equal(audio.everything.images[:48], audio.train.images)
     assert torch.equal(images.test.labels, audio.test.labels)
-    assert len(audio.first(100, "here").labels.unique()) == 3
+    assert len(audio.for_teacher(0, 100, "here").labels.unique()) == 3
 
 
 def test_a_study_trains_resumes_and_shows_who_saw_what(tmp_path: Path) -> None:

@@ -253,6 +253,11 @@ def unseen(context: ExperimentContext) -> ImageSet:
             "teachers.noisy: shadow models are trained plainly, and teachers on noisy labels are "
             "not: what the audit finds would be about other teachers; audit a run without it"
         )
+    if context.experiment.data.domains is not None:
+        raise ConfigError(
+            "data.domains: this run's teachers have learnt in other domains than that of the test "
+            "images, which alone would tell them apart: audit a run without it"
+        )
     held = data.source.subset(np.concatenate(data.holdout_rows))
     return joined(held, data.test)
 

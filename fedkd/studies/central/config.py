@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fedkd.config import (
     Component,
+    Domains,
     Energy,
     Known,
     LabelNoise,
@@ -47,6 +48,9 @@ class Data(Section):
     label_noise: LabelNoise | None = Field(
         default=None, description="wrong labels among the training images, the same for every seed"
     )
+    domains: Domains | None = Field(
+        default=None, description="domains of the teachers' images, and of the students'"
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> Data:
@@ -54,6 +58,10 @@ class Data(Section):
             raise ValueError(
                 f"label_noise.clients: a study has none, got {self.label_noise.clients:g}; leave "
                 "it out"
+            )
+        if self.domains is not None and self.pairs:
+            raise ValueError(
+                "domains: shifts images of one modality, pairs have several; leave one out"
             )
         if self.label_noise is not None and self.pairs:
             raise ValueError(

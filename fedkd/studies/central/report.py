@@ -7,10 +7,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from fedkd.build import build_domains
 from fedkd.io.records import read_json
 from fedkd.reporting import costs, page
 from fedkd.reporting import format as fmt
 from fedkd.reporting.costs import Line
+from fedkd.reporting.domain_table import CAPTION, Judged, domain_table
 from fedkd.reporting.format import seeds
 from fedkd.reporting.noisy import noisy_cards
 from fedkd.reporting.page import Card, Page, Section, Tile
@@ -64,6 +66,7 @@ def make_page(study: DistillConfig, folder: Path, found: Record) -> Page:
     sections = [
         Section("results", "Results", [Card("", _TABLE, table=methods_table(found)),
                                        _overview(found)]),
+        Section("domains", "Domains", _domains(study, found)),
         Section("curves", "Learning curves", [
             Card("", _CURVES, [curves]) if curves else Card("", "No epoch has finished yet."),
         ]),
@@ -84,6 +87,44 @@ def make_page(study: DistillConfig, folder: Path, found: Record) -> Page:
         tiles=_tiles(found),
         **page.progress(found, f"{done} of {fmt.count(total, 'student')}"),
     )  # fmt: skip
+
+
+def _alone(found: Record) -> str:
+    """What the row without a teacher is called."""
+    rows = (*found["teachers"], *found["methods"].values())
+    domains = any("sources" in row for row in rows)
+    return "student with the target's labels" if domains else "student alone"
+
+
+def _domains(study: DistillConfig, found: Record) -> list[Card]:
+    """Who is how good in which domain."""
+    given = study.experiment.data.domains
+    if given is None:
+        return []
+    shifts = build_domains(given, "experiment.data.domains")
+    rows = [
+        Judged(
+            f"teacher {place}",
+            row["last"],
+            row.get("sources", {}),
+            str(shifts.sources[shifts.number_of(place)]),
+            row["model"],
+            "ensemble",
+        )
+        for place, row in enumerate(found["teachers"])
+    ]
+    rows += [
+        Judged(
+            _alone(found) if name == BASELINE else name,
+            row["last"],
+            row.get("sources", {}),
+            note=fmt.objective((term["name"], term["weight"]) for term in row["losses"]),
+            key="teacher" if name == BASELINE else "student",
+        )
+        for name, row in _ranked(found)
+    ]
+    table = domain_table(str(shifts.target), [str(shift) for shift in shifts.sources], rows)
+    return [Card("", CAPTION, table=table)]
 
 
 def methods_table(found: Record) -> Table:
@@ -115,7 +156,7 @@ def methods_table(found: Record) -> Table:
             )
             about += f"; by way of {', '.join(row['assistants'])}, {way}"
         losses += "".join(f" via {model}" for model in row["assistants"])
-        first = Cell("student alone" if alone else name, about, strong=not alone)
+        first = Cell(_alone(found) if alone else name, about, strong=not alone)
         if row["generations"]:
             each = " → ".join(fmt.spread(value) for value in row["generations"])
             about += f"; {len(row['generations'])} generations: {each} %"
@@ -175,13 +216,18 @@ def _finished_teachers(found: Record) -> list[float]:
 
 def _sentence(study: DistillConfig, found: Record) -> str:
     teachers = " and ".join(row["model"] for row in found["teachers"])
+    if (shifts := study.experiment.data.domains) is not None:
+        sources = ", ".join(shift.name for shift in shifts.sources)
+        teachers += f", of which each knows one domain ({sources}),"
     recipe, noise = study.experiment.distillation, study.experiment.data.label_noise
     students = [row for method in found["methods"].values() for row in method["seeds"].values()]
     wrong = next((row["wrong_labels"] for row in students if "wrong_labels" in row), None)
     about = ""
+    if shifts is not None:
+        about = f" The images that it learns on are of another domain ({shifts.target.name})."
     if noise is not None:
         share = fmt.DASH if wrong is None else fmt.percent(wrong)
-        about = f" Of the labels that it learns from {share} are wrong ({noise.kind} noise)."
+        about += f" Of the labels that it learns from {share} are wrong ({noise.kind} noise)."
     return (
         f"One {found['student']} learns from {teachers} on {found['dataset']} by "
         f"{fmt.count(len(found['methods']) - 1, 'method')}, and alone. "

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from fedkd.build import (
+    build_domains,
     build_label_noise,
     build_objective,
     check_across,
@@ -36,7 +37,14 @@ from fedkd.runs.directory import keep_weights, network_hash
 from fedkd.studies.central.config import BASELINE, Central, DistillConfig, Teachers
 from fedkd.studies.central.folder import Place, StudentRecord
 from fedkd.studies.central.report import write_report
-from fedkd.studies.central.training import Images, Task, ensemble_accuracy, keep, train
+from fedkd.studies.central.training import (
+    Images,
+    Task,
+    domain_record,
+    ensemble_accuracy,
+    keep,
+    train,
+)
 from fedkd.studies.engine import Cell, Found, Record, Study, spread
 
 
@@ -98,7 +106,11 @@ class DistillStudy(Study[DistillConfig, None]):
         place.claim(cell.settings())
         with computing(given.resources, given.resources.server_threads):
             for task in chain(given, cell.name, cell.seed, place, ranks):
-                ranks.append([train(replace(task, answers=self._answers), images, notify)])
+                task = replace(task, answers=self._answers)
+                if images.domains is not None:
+                    shown = images.for_student(images.train, baseline=cell.name == BASELINE)
+                    task = replace(task, images=shown)
+                ranks.append([train(task, images, notify)])
             record = dict(place.result() or {})
             if (count := given.distillation.generations) > 1:
                 students = [network for rank in ranks[-count:] for network in rank]
@@ -162,6 +174,11 @@ def _row(found: Sequence[Record | None]) -> Record:
     }
     for key in ("last", "best"):
         row[key] = spread([result[key] for result in done])
+    if done and all("sources" in result for result in done):
+        row["sources"] = {
+            domain: spread([result["sources"][domain] for result in done])
+            for domain in done[0]["sources"]
+        }
     for key in ("images_per_second", "seconds", "joules"):
         known = [result[key] for result in done if result.get(key) is not None]
         row[key] = statistics.fmean(known) if known else None
@@ -187,6 +204,14 @@ def check_names(config: DistillConfig) -> None:
         check_component(DATASETS, side, f"experiment.data.pairs.{name}")
     if given.data.label_noise is not None:
         build_label_noise(given.data.label_noise, "experiment.data.label_noise")
+    if (domains := given.data.domains) is not None:
+        build_domains(domains, "experiment.data.domains")
+        if len(given.teachers.models) < len(domains.sources):
+            raise ConfigError(
+                f"experiment.data.domains.sources: {len(domains.sources)} domains for "
+                f"{len(given.teachers.models)} teachers, so that one would have nobody; name more "
+                "teachers.models or fewer sources"
+            )
     for number in range(len(given.teachers.models)):
         check_model(entry_of(given, number), f"experiment.teachers.models.{number}")
         file = given.teachers.checkpoint_of(number)
@@ -202,6 +227,12 @@ def check_names(config: DistillConfig) -> None:
     check_model(given.student.model, "experiment.student.model")
     for name, experiment in config.runs().items():
         options, where = experiment.distillation, f"methods.{name}: distillation"
+        for key in ("unlabelled", "noisy") if domains is not None else ():
+            if getattr(options, key):
+                raise ConfigError(
+                    f"{where}.{key}: with experiment.data.domains no image that a student sees has "
+                    "a label; leave it out"
+                )
         for number, model in enumerate(options.assistants):
             check_model(model, f"{where}.assistants.{number}")
         check_noisy(options.noisy, f"{where}.noisy")
@@ -233,7 +264,7 @@ def _rehearse(config: DistillConfig, images: Images) -> None:
     for number, model in enumerate(given.models):
         seen = images.of(given.modality_of(number))
         teachers.append(_answering(given, number, network, seen))
-        seen.first(given.train_of(number), "experiment.teachers.train")
+        seen.for_teacher(number, given.train_of(number), "experiment.teachers.train")
         if (file := given.checkpoint_of(number)) is not None:
             where = f"experiment.teachers.checkpoints.{number}"
             _read(model, 0, file, seen, where, seen.known(given, number))
@@ -248,7 +279,8 @@ def _rehearse(config: DistillConfig, images: Images) -> None:
             task = replace(task, recipe=task.recipe.model_copy(update={"precision": "float32"}))
             objective = build_objective(task.terms).to(images.device)
             try:
-                example = task.batches(images, objective, few).example()
+                shown = images.for_student(few, baseline=name == BASELINE)
+                example = task.batches(images, objective, shown).example()
                 with seeded(0, "rehearsal"):
                     readings = example.read(student, objective.reads)
                     objective.adapt(readings, example.ensemble, 0)
@@ -291,7 +323,7 @@ def _teacher(
     if given.data.pairs:  # they are drawn from the student's side
         made["student"] = {"modality": list(given.student.modality)}
     place.claim(made)
-    own = images.first(teachers.train_of(number), "experiment.teachers.train")
+    own = images.for_teacher(number, teachers.train_of(number), "experiment.teachers.train")
     knows = images.known(teachers, number)
     if knows is not None and own.labels is not None:
         own = own.subset(torch.tensor(knows)[own.labels].nonzero()[:, 0]).among(knows)
@@ -329,6 +361,7 @@ def _loaded(task: Task, file: str, images: Images, notify: Notify) -> Network:
             "last": accuracy,
             "best": accuracy,
             "hash": network_hash(network),
+            **domain_record(network, images),
         }
         task.place.finish(result)
     notify("trained", label=task.label, **result)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedkd.build import (
+    build_domains,
     build_label_noise,
     build_objective,
     build_optimizer,
@@ -23,6 +24,7 @@ from fedkd.build import (
 from fedkd.config import Component, ConfigError, LabelNoise
 from fedkd.config import Term as LossTerm
 from fedkd.data.datasets import load_dataset
+from fedkd.data.domains import Domains
 from fedkd.data.images import ImageSet
 from fedkd.data.label_noise import with_label_noise
 from fedkd.data.labels import class_places
@@ -49,6 +51,8 @@ from fedkd.studies.engine import Record, StudyFolder, kind_of
 from fedkd.training.evaluation import accuracy, predict
 from fedkd.training.noisy.pair import both_of
 
+_TEST = "experiment.data.test"
+
 
 @dataclass(frozen=True)
 class Images:
@@ -66,6 +70,9 @@ class Images:
         remarks: What people should know of files of weights that were read.
         modality: What the student sees, where there are pairs.
         sides: Modality -> the same samples as its teachers see them; all with all their images.
+        domains: Of the teachers, and of all other images; None where all are of one.
+        sources: Training images of each source domain, on the CPU.
+        source_tests: The test images in each source domain, on the device.
     """
 
     everything: ImageSet
@@ -76,6 +83,9 @@ class Images:
     root: Path
     device: torch.device
     labelled: int
+    domains: Domains | None = None
+    sources: Sequence[ImageSet] = ()
+    source_tests: Sequence[ImageSet] = ()
     remarks: list[str] = field(default_factory=list)
     _said: list[str] = field(default_factory=list)
     modality: str = ""
@@ -99,9 +109,12 @@ class Images:
         everything, test = load_dataset(data.dataset.name, data.root, **data.dataset.options)
         if data.label_noise is not None:
             everything = _with_noise(everything, data.label_noise, data.root)
+        if data.domains is not None:
+            domains = build_domains(data.domains, "experiment.data.domains")
+            return cls._in_domains(everything, test, given, domains, device)
         everything, test = _shuffled(everything, "train"), _shuffled(test, "test")
         train = _first(everything, data.train, "experiment.data.train")
-        test = _first(test, data.test, "experiment.data.test")
+        test = _first(test, data.test, _TEST)
         teachers = range(len(given.teachers.models))
         labelled = max([len(train), *(given.teachers.train_of(each) or 0 for each in teachers)])
         return cls._of(everything, train, test, files_root(data.root), device, labelled)
@@ -124,6 +137,34 @@ class Images:
         return cls(everything, train, test, mean, std, root, device, labelled)
 
     @classmethod
+    def _in_domains(
+        cls,
+        everything: ImageSet,
+        test: ImageSet,
+        given: Central,
+        domains: Domains,
+        device: torch.device,
+    ) -> Images:
+        """Those of domains: a part of the pictures in each, the target's first."""
+        data, shifts = given.data, (domains.target, *domains.sources)
+        # No picture is in two domains: a student would know its teachers' images by their shapes.
+        everyone = [
+            _every(_shuffled(domains.shown(everything, shift, "train"), "train"), n, len(shifts))
+            for n, shift in enumerate(shifts)
+        ]
+        tests = [
+            _first(_shuffled(domains.shown(test, s, "test"), "test"), data.test, _TEST)
+            for s in shifts
+        ]
+        train = _first(everyone[0], data.train, "experiment.data.train")
+        target = cls._of(everyone[0], train, tests[0], files_root(data.root), device)
+        others = [
+            replace(images, images=images.images.to(device), labels=_labels(images).to(device))
+            for images in tests[1:]
+        ]
+        return replace(target, domains=domains, sources=everyone[1:], source_tests=others)
+
+    @classmethod
     def _paired(cls, given: Central, device: torch.device) -> Images:
         """Those of pairs: the first ones of each side are the pairs in use."""
         data, student = given.data, given.student.modality
@@ -133,7 +174,7 @@ class Images:
         }
         trains = {name: train for name, (train, _) in loaded.items()}
         first = student[0]
-        test = _first(_shuffled(loaded[first][1], "test"), data.test, "experiment.data.test")
+        test = _first(_shuffled(loaded[first][1], "test"), data.test, _TEST)
         count = data.train or min(map(len, trains.values()))
         sides: dict[str, Images] = {}
         root, remarks, said = files_root(data.root), list[str](), list[str]()
@@ -165,9 +206,32 @@ class Images:
             main = cls._of(pairs, pairs, tests, root, device)
         return replace(main, modality="+".join(student), sides=sides, remarks=remarks, _said=said)
 
-    def first(self, count: int | None, where: str) -> ImageSet:
-        """So many training images; None: those in use. Raises `ConfigError` if there are fewer."""
-        return self.train if count is None else _first(self.everything, count, where)
+    def for_teacher(self, number: int, count: int | None, where: str) -> ImageSet:
+        """What a teacher is trained on: so many images of its domain.
+
+        Args:
+            number: The teacher's.
+            count: How many; None: as many as are in use, or all of a source domain.
+            where: The key that has the count.
+
+        Raises:
+            ConfigError: there are fewer.
+        """
+        if self.domains is None:
+            return self.train if count is None else _first(self.everything, count, where)
+        return _first(self.sources[self.domains.number_of(number)], count, where)
+
+    def for_student(self, images: ImageSet, *, baseline: bool) -> ImageSet:
+        """Of these training images: without labels where they are of the target domain."""
+        return images if self.domains is None or baseline else images.unlabelled()
+
+    def on_sources(self, network: Network) -> dict[str, float]:
+        """Accuracy on the test images in each source domain; nothing without domains."""
+        shifts = () if self.domains is None else self.domains.sources
+        return {
+            str(shift): self.accuracy(network, test)
+            for shift, test in zip(shifts, self.source_tests, strict=True)
+        }
 
     def unlabelled(self, count: int) -> Tensor | None:
         """So many images that nobody saw with their labels; None of none.
@@ -249,21 +313,24 @@ class Images:
             self.remarks.append(remark)
 
     @torch.no_grad()
-    def accuracy(self, network: Network, batch_size: int = 500) -> float:
-        """Share of the test images that `network` names rightly; its mode is kept."""
-        assert self.test.labels is not None
-        numbers = torch.arange(len(self.test.classes), device=self.device)
+    def accuracy(
+        self, network: Network, test: ImageSet | None = None, batch_size: int = 500
+    ) -> float:
+        """Share of test images that `network` names rightly; its mode is kept."""
+        test = self.test if test is None else test
+        assert test.labels is not None
+        numbers = torch.arange(len(test.classes), device=self.device)
         if network.knows is not None:
             numbers = numbers[torch.tensor(network.knows, device=self.device)]
         mode = network.training
         network.eval()
         right = torch.zeros((), dtype=torch.int64, device=self.device)
         for images, labels in zip(
-            self.test.images.split(batch_size), self.test.labels.split(batch_size), strict=True
+            test.images.split(batch_size), test.labels.split(batch_size), strict=True
         ):
             right += (numbers[network.read(images).logits.argmax(dim=1)] == labels).sum()
         network.train(mode)
-        return int(right) / len(self.test)
+        return int(right) / len(test)
 
 
 def _labels(images: ImageSet) -> torch.Tensor:
@@ -290,6 +357,10 @@ def ensemble_accuracy(networks: Sequence[Network], images: Images) -> float:
 def _shuffled(images: ImageSet, name: str) -> ImageSet:
     """In an order that is the same for every seed."""
     return images.subset(torch.randperm(len(images), generator=stream(0, "study", name)))
+
+
+def _every(images: ImageSet, first: int, step: int) -> ImageSet:
+    return images.subset(torch.arange(first, len(images), step))
 
 
 def _first(images: ImageSet, count: int | None, where: str) -> ImageSet:
@@ -570,6 +641,11 @@ def _study_of(path: Path) -> Path | None:
     return next((above for above in path.parents[:4] if kind_of(above) == "distill"), None)
 
 
+def domain_record(network: Network, images: Images) -> Record:
+    """The accuracies in source domains for a record; nothing without domains."""
+    return {} if images.domains is None else {"sources": images.on_sources(network)}
+
+
 class _Diary:
     """Receives every epoch: tests, writes down, keeps checkpoints."""
 
@@ -635,6 +711,7 @@ class _Diary:
         return {
             **self._task.facts,
             **({} if wrong is None else {"wrong_labels": wrong}),
+            **domain_record(self._network, self._images),
             "model": self._task.model.name,
             **size.facts,
             "epochs": len(epochs),
