@@ -272,9 +272,10 @@ def test_teachers_know_their_domains_and_students_the_target_without_labels(
 def test_what_does_not_go_with_domains_is_refused() -> None:
     two = {"models": ["mlp", "mlp"], **TRAINING}
     words = (DOMAINS, f"experiment.teachers={json.dumps(two)}")
-    for key in ("unlabelled=3", "noisy={method: gmm}"):
-        with pytest.raises(ConfigError, match=rf"distillation\.{key.split('=')[0]}: .*domains"):
-            study(*words, f"distillation.{key}").check()
+    noisy = {"distillation.noisy": {"method": "gmm", "warmup": 1}, "distillation.losses": ["ce"]}
+    for name, changes in (("unlabelled", {"distillation.unlabelled": 3}), ("noisy", noisy)):
+        with pytest.raises(ConfigError, match=rf"methods\.x: distillation\.{name}: with .*domains"):
+            study(*words, methods={"x": changes}).check()
     with pytest.raises(ConfigError, match=r"domains\.sources: 2 domains for 1 teachers"):
         study(DOMAINS, methods={"kd": ["kd"]}).check()
 
