@@ -226,8 +226,8 @@ class Central:
 
 
 KD = [("ce", {}), ("kd", {"temperature": 4.0})]
-DKD = [("ce", {}), ("dkd", {})]
-DKD_VRM = [("ce", {}), ("dkd", {}), ("vrm", {})]
+DKD = [("ce", {}), ("dkd", {"beta": 8.0})]
+DKD_VRM = [("ce", {}), ("dkd", {"beta": 8.0}), ("vrm", {})]
 SETS = {"ce+dkd": DKD, "ce+dkd+vrm": DKD_VRM, "ce+kd": KD}
 
 
@@ -387,7 +387,7 @@ def _literal_values(bench: Bench) -> None:
     a, b, d, e = torch.randn(4, size, classes, generator=draw).to(bench.device).unbind()
     b, e = a + 0.5 * b, d + 0.5 * e
     targets = torch.arange(size, device=bench.device) % classes
-    vrm, dkd = LOSSES.create("vrm"), LOSSES.create("dkd")
+    vrm, dkd = LOSSES.create("vrm"), LOSSES.create("dkd", beta=8.0)
     from fedkd.losses.dkd import dkd_loss
     from fedkd.losses.vrm import vrm_loss
 

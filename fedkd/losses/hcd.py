@@ -30,7 +30,7 @@ def hcd_loss(
     temperature: Positive = 1.0,
     kd_weight: float = 1.0,
     ce_weight: float = 1.0,
-    sub_weight: float = 6.0,
+    sub_weight: float = 1.0,
     orthogonality: float = 1.0,
     threshold: float = 0.5,
     label_smoothing: Share = 0.1,
@@ -51,7 +51,8 @@ def hcd_loss(
         temperature: Softness of all distributions.
         kd_weight: Weight of KL(teacher || student); 0 leaves it out.
         ce_weight: Weight of the sub-logits' cross entropy, which trains the mapper.
-        sub_weight: Weight of KL(sub-logits || student).
+        sub_weight: Weight of KL(sub-logits || student). A description of the official code has 6,
+            which outweighs the labels where the mapper is still poor.
         orthogonality: Weight of the penalty on sub-logits that agree beside the target.
         threshold: Cosine from which they agree.
         label_smoothing: Of the sub-logits' cross entropy.
