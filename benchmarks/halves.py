@@ -22,7 +22,7 @@ from fedkd.data.images import ImageSet
 from fedkd.training.evaluation import evaluate
 
 MODEL = {"width": 32, "depth": 3, "heads": 4, "patch": 2}
-EPOCHS = 10
+EPOCHS = 20
 
 
 def half(images: ImageSet, classes: range) -> tuple[ImageSet, np.ndarray]:
