@@ -96,15 +96,15 @@ def _add(
 
 def _networks(context: ExperimentContext) -> list[NetworkRecord]:
     experiment, shape = context.experiment, context.data.test.shape
-    dealt = Counter(experiment.teachers.model_of(n) for n in range(experiment.clients))
-    found: list[tuple[str, Component, int]] = [
-        *(("teacher", model, count) for model, count in dealt.items()),
-        *(("assistant", model, 1) for model in experiment.distillation.assistants),
-        ("student", experiment.student.model, 1),
+    models = [experiment.teachers.model_of(client) for client in range(experiment.clients)]
+    found: list[tuple[tuple[object, ...], Component, int]] = [
+        *((("teacher", models.index(model)), model, n) for model, n in Counter(models).items()),
+        *((("assistant",), model, 1) for model in experiment.distillation.assistants),
+        (("student",), experiment.student.model, 1),
     ]
     records: list[NetworkRecord] = []
-    for role, model, count in found:
-        size = size_of(context.network(model, role), shape)
-        about = {"role": role, "model": model.name, "count": count, **size.facts}
+    for names, model, count in found:
+        size = size_of(context.network(model, *names), shape)
+        about = {"role": names[0], "model": model.name, "count": count, **size.facts}
         records.append(cast(NetworkRecord, about))
     return records

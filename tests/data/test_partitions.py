@@ -29,7 +29,8 @@ def test_the_seed_decides_and_nothing_else(name):
     again = partition(name, LABELS, 5, seed=3, **options)
     other = partition(name, LABELS, 5, seed=4, **options)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    drawn = name != "group"  # whose images are whose is no chance
+    assert all(np.array_equal(a, b) for a, b in zip(first, other, strict=True)) is not drawn
 
 
 @pytest.mark.parametrize("name", COMPLETE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,6 @@ ADAPTED = (
 )
 
 
-@MODELS.register("brought")
 def brought(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """Of a plugin, which knows where its weights are from."""
     stages: list[nn.Module] = [
@@ -37,6 +37,13 @@ def brought(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
         nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(16, 64, 3, padding=1), nn.ReLU()),
     ]
     return StagedClassifier(stages, 64, num_classes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _plugin() -> Iterator[None]:
+    MODELS.register("brought")(brought)
+    yield
+    del MODELS._members["brought"]
 
 
 def test_files_and_messages_hold_what_learns(shared: Shared) -> None:

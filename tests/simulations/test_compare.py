@@ -131,16 +131,16 @@ def test_csv_and_report_show_every_row_and_the_report_no_markup(comparison: Make
     lines = list(csv.reader((folder.path / "results.csv").read_text().splitlines()))
     assert lines[0] == [
         "name", "kind", "seed", "final", "best", "best_round", "worst_client", "ece", "up", "down",
-        "transfer", "seconds", "teachers", "spent", "error",
+        "transfer", "seconds", "joules", "multiply_adds", "teachers", "spent", "error",
     ]  # fmt: skip
     assert lines[1] == [
         "fake", "fake", "0", "0.4", "0.5", "1", "0.25", "0.125", "2000", "1000", "9216", "1.0",
-        "", "", "",
+        "", "64608", "", "", "",
     ]  # fmt: skip
     assert [line[:3] for line in lines[2:]] == [
         ["fake", "fake", "1"], ["odd", "fake", "0"], ["odd", "fake", "1"],
     ]  # fmt: skip
-    assert lines[4][3:] == [""] * 11 + ["RuntimeError: no such luck"]
+    assert lines[4][3:] == [""] * 13 + ["RuntimeError: no such luck"]
     rounds = list(csv.reader((folder.path / "rounds.csv").read_text().splitlines()))
     assert rounds[0][3:] == ["round", "accuracy", "ece", "up", "down", "seconds"]
     assert len(rounds) == 1 + 3 * 2

@@ -36,7 +36,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "privacy sweep": {"experiment": SMALL, "epsilons": ["inf", 5], "mechanisms": {"v": VOTES}},
 }
 # Messages of fedkd hold the path of the client's folder, so their size depends on it.
-CLOCK = ("seconds", "wall", "images_per_second", "up", "down")
+CLOCK = ("seconds", "wall", "images_per_second", "up", "down", "memory", "joules", "grams")
 
 
 def numbers(value: Any) -> Any:

@@ -434,7 +434,9 @@ def of_study(path: Path, count: int, notify: Notify, *, trust: bool = False) -> 
         )
 
     def load(place: Place) -> Network:
-        return load_trained(place.path, trust=trust).network.to(images.device)
+        network = load_trained(place.path, trust=trust).network
+        assert isinstance(network, Network), "a study keeps networks"
+        return network.to(images.device)
 
     more = [seed for seed in range(max(seeds) + 1, max(seeds) + ALONE) if seed not in seeds]
     alone = {seed: load(Place.of_student(path, BASELINE, seed)) for seed in seeds}
