@@ -95,15 +95,19 @@ def _add(
 
 
 def _networks(context: ExperimentContext) -> list[NetworkRecord]:
-    experiment, shape = context.experiment, context.data.test.shape
-    models = [experiment.teachers.model_of(client) for client in range(experiment.clients)]
-    found: list[tuple[tuple[object, ...], Component, int]] = [
-        *((("teacher", models.index(model)), model, n) for model, n in Counter(models).items()),
-        *((("assistant",), model, 1) for model in experiment.distillation.assistants),
-        (("student",), experiment.student.model, 1),
-    ]
+    experiment, data = context.experiment, context.data
+    seen_by = data.seen_by or (None,) * experiment.clients
+    teachers = [(experiment.teachers.model_of(n), seen) for n, seen in enumerate(seen_by)]
+    found: list[tuple[tuple[object, ...], Component, int, Sequence[int]]] = []
+    for (model, seen), count in Counter(teachers).items():
+        if seen is None or seen in data.sides:  # else the images are on other machines
+            client = teachers.index((model, seen))
+            found.append((("teacher", client), model, count, data.of(client).test.shape))
+    for model in experiment.distillation.assistants:
+        found.append((("assistant",), model, 1, data.test.shape))
+    found.append((("student",), experiment.student.model, 1, data.test.shape))
     records: list[NetworkRecord] = []
-    for names, model, count in found:
+    for names, model, count, shape in found:
         size = size_of(context.network(model, *names), shape)
         about = {"role": names[0], "model": model.name, "count": count, **size.facts}
         records.append(cast(NetworkRecord, about))
