@@ -188,22 +188,30 @@ def build_data(
         return federate(
             train,
             test,
-            clients=experiment.clients,
             partition=data.partition.name,
             partition_options=data.partition.options,
-            transfer_size=data.transfer.size,
-            transfer_labelled=data.transfer.labelled,
             transfer_images=transfer_images,
-            private_size=data.private,
-            validation_size=data.validation,
-            holdout=data.holdout,
-            test_size=data.test,
             label_noise=noise,
             domains=None if data.domains is None else build_domains(data.domains, "data.domains"),
-            seed=experiment.seed,
+            **_split(experiment),
         )
     except ValueError as error:
         raise ConfigError(f"data: {error}") from None
+
+
+def _split(experiment: Experiment) -> dict[str, Any]:
+    """How images are split, alike for one data set and for pairs of them."""
+    data = experiment.data
+    return {
+        "clients": experiment.clients,
+        "transfer_size": data.transfer.size,
+        "transfer_labelled": data.transfer.labelled,
+        "private_size": data.private,
+        "validation_size": data.validation,
+        "holdout": data.holdout,
+        "test_size": data.test,
+        "seed": experiment.seed,
+    }
 
 
 def build_label_noise(
@@ -256,16 +264,9 @@ def _paired(experiment: Experiment, place: Path | None, noise: LabelNoise | None
             sides,
             student=experiment.student.modality,
             by=data.transfer.by,
-            clients=experiment.clients,
-            transfer_size=data.transfer.size,
-            transfer_labelled=data.transfer.labelled,
             transfer_images=images,
-            private_size=data.private,
-            validation_size=data.validation,
-            holdout=data.holdout,
-            test_size=data.test,
             label_noise=noise,
-            seed=experiment.seed,
+            **_split(experiment),
         )
     except ValueError as error:
         key = "data.transfer.pairs" if file is None or images else "data.transfer.dataset"
@@ -378,10 +379,8 @@ def build_pair(
     Raises:
         ConfigError: they cannot be trained so.
     """
-    first, noisy = (
-        build_network(experiment, model, data, *names, **given),
-        experiment.teachers.noisy,
-    )
+    first = build_network(experiment, model, data, *names, **given)
+    noisy = experiment.teachers.noisy
     if noisy is None or noisy.method == "gmm":
         return first, None
     partner = noisy.partner.model or model

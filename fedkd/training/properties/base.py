@@ -119,6 +119,23 @@ class Scene:
         """Likewise of one image for each, all made at once by `make`."""
         return self.logits(who, view, lambda: iter(make().split(BATCH)), self.rows)
 
+    def unmoved(
+        self, who: Reader, what: str, views: Mapping[str, tuple[object, Callable[[], Tensor]]]
+    ) -> Value:
+        """Share of images whose class stays the same under views: the mean, and each.
+
+        Args:
+            who: The network.
+            what: What changes the images.
+            views: By their names, how much of it, and what makes one of each image.
+        """
+        clean = self.clean(who)
+        parts = {
+            name: same(clean, self.of_view(who, (what, much), make))
+            for name, (much, make) in views.items()
+        }
+        return Value(mean([*parts.values()]), len(self.pixels), parts)
+
     def maps(self, who: Reader) -> Tensor:
         """Grad-CAM of the true classes, (N, h, w)."""
         images = self.images.images.cpu()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedkd.training.properties import PROPERTIES
-from fedkd.training.properties.base import Case, Property, Scene, Value, mean, same
+from fedkd.training.properties.base import Case, Property, Scene, Value
 from fedkd.training.properties.readers import NotMeasured, Reader
 
 STRENGTHS = (0.2, 0.4, 0.6)
@@ -69,12 +69,8 @@ class Colour(Property):
         scene, pixels = case.scene, case.scene.pixels
         if pixels.shape[1] != 3:
             raise NotMeasured("the images are grey")
-        clean, parts = scene.clean(who), {}
-        for strength in STRENGTHS:
-            changed = scene.of_view(
-                who,
-                ("colour", strength),
-                partial(_changed, scene, strength),
-            )
-            parts[f"strength {strength}"] = same(clean, changed)
-        return Value(mean([*parts.values()]), len(pixels), parts)
+        return scene.unmoved(
+            who,
+            "colour",
+            {f"strength {each}": (each, partial(_changed, scene, each)) for each in STRENGTHS},
+        )

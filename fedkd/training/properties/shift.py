@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedkd.training.properties import PROPERTIES
-from fedkd.training.properties.base import Case, Property, Value, mean, same
+from fedkd.training.properties.base import Case, Property, Value
 from fedkd.training.properties.readers import Reader
 
 PIXELS = (1, 2, 3, 4)
@@ -45,13 +45,12 @@ class Shift(Property):
         """Mean over the distances, and each."""
         scene, pixels = case.scene, case.scene.pixels
         ways = torch.randint(4, (len(pixels),), generator=scene.stream("shift"))
-        clean, parts = scene.clean(who), {}
-        for distance in PIXELS:
-            if distance < min(pixels.shape[-2:]):
-                moved = scene.of_view(
-                    who,
-                    ("shift", distance),
-                    partial(shifted, pixels, ways, distance),
-                )
-                parts[f"{distance} px"] = same(clean, moved)
-        return Value(mean([*parts.values()]), len(pixels), parts)
+        return scene.unmoved(
+            who,
+            "shift",
+            {
+                f"{distance} px": (distance, partial(shifted, pixels, ways, distance))
+                for distance in PIXELS
+                if distance < min(pixels.shape[-2:])
+            },
+        )
