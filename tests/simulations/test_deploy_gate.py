@@ -95,7 +95,7 @@ def test_nothing_else_reaches_the_superlink(link: SuperLink, nodes: TestClient) 
     ]  # fmt: skip
     for path in [*others, *tricks]:
         # As bytes on the wire: the client must not tidy up the path.
-        url = httpx.URL("https://fedkd.example.org:8443").copy_with(raw_path=path.encode())
+        url = nodes.base_url.copy_with(raw_path=path.encode())
         assert nodes.send(nodes.build_request("POST", url)).status_code == 404, path
     for method in ("GET", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH"):
         assert nodes.request(method, "/v1/fleet/get-run").status_code == 404
@@ -151,7 +151,8 @@ class Federation:
     def metadata(self, source: int, target: int, reply_to: str, identity: str = "") -> Metadata:
         return Metadata(
             run_id=self.run, message_id=identity, src_node_id=source, dst_node_id=target,
-            reply_to_message_id=reply_to, group_id="1", created_at=time.time(), ttl=600,
+            reply_to_message_id=reply_to, group_id="1", created_at=time.time(),
+            ttl=60 if reply_to else 600,  # a reply may not outlive its question
             message_type="train",
         )  # fmt: skip
 
