@@ -26,12 +26,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parents[1]
 
 FLOOR = "import torch, flwr.clientapp, flwr.app"
-IMPORTS = "import simulations.client_app"
+IMPORTS = "import fedkd.simulations.client_app"
 DESCRIBE = """
 import json, sys
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
-from simulations.client_app import app
+from fedkd.simulations.client_app import app
 TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
 config, fingerprint, state = sys.argv[1:4]
 from fedkd.config import make_experiment
@@ -96,7 +96,7 @@ def print_bytes(config: str, overrides: list[str]) -> None:
     from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
     from fedkd.config import load_experiment
-    from simulations.local import LocalGrid, run_local
+    from fedkd.simulations.local import LocalGrid, run_local
 
     parts = ("Flower's", "job, header", "arrays", "coded")
     found: dict[tuple[str, str], list[tuple[int, ...]]] = {}
@@ -127,7 +127,7 @@ def print_bytes(config: str, overrides: list[str]) -> None:
         experiment = load_experiment(config, words)
         from unittest import mock
 
-        with mock.patch("simulations.local.LocalGrid", Watched):
+        with mock.patch("fedkd.simulations.local.LocalGrid", Watched):
             run_local(experiment)
     print(f"{'bytes of a message':24}{''.join(f'{part:>13}' for part in parts)}{'all':>10}")
     for (kind, way), rows in found.items():

@@ -110,8 +110,8 @@ def ours(clients: int, asked: int, rounds: int, runner: str) -> dict[str, float]
 
     from fedkd.config import make_experiment
     from fedkd.runs.events import RoundFinished
-    from simulations.local import run_local
-    from simulations.ray import run_ray
+    from fedkd.simulations.local import run_local
+    from fedkd.simulations.ray import run_ray
 
     torch.set_num_threads(1)
     begun: list[tuple[float, float]] = []
@@ -157,9 +157,9 @@ def flower(nodes: int, asked: int, rounds: int, runner: str) -> dict[str, float]
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid, ServerApp
 
-    from simulations.local import LocalGrid
-    from strategies.exchange import POLL_SECONDS
-    from strategies.messaging import exchanged
+    from fedkd.simulations.local import LocalGrid
+    from fedkd.strategies.exchange import POLL_SECONDS
+    from fedkd.strategies.messaging import exchanged
 
     client, server = ClientApp(), ServerApp()
     facts: dict[str, float] = {}
@@ -199,7 +199,7 @@ def flower(nodes: int, asked: int, rounds: int, runner: str) -> dict[str, float]
         else:
             from flwr.simulation import run_simulation
 
-            from simulations.ray import OFFLINE
+            from fedkd.simulations.ray import OFFLINE
 
             os.environ.update(OFFLINE)
             server.main()(lambda grid, _context: drive(grid))

@@ -26,9 +26,9 @@ sys.path.insert(0, str(ROOT))
 
 from fedkd.config import make_experiment  # noqa: E402
 from fedkd.runs.events import ReplyRefused, RoundFinished  # noqa: E402
-from simulations.client_app import make_client_app  # noqa: E402
-from simulations.local import run_local  # noqa: E402
-from simulations.ray import run_ray  # noqa: E402
+from fedkd.simulations.client_app import make_client_app  # noqa: E402
+from fedkd.simulations.local import run_local  # noqa: E402
+from fedkd.simulations.ray import run_ray  # noqa: E402
 from tests.strategies.mutations import REASONS, mutated  # noqa: E402
 
 EXPERIMENT: dict[str, Any] = {

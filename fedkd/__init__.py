@@ -1,10 +1,16 @@
 """fedkd: distil many private teachers into one small student.
 
-The library knows no Flower; `strategies` and `simulations` bring it to a federation.
+The library knows no Flower; `fedkd.strategies` and `fedkd.simulations` bring it to a federation.
 """
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+# `strategies/`, `simulations/` and `configs/` are links to the folders beside this one. Flower's
+# app bundle (FAB) leaves links out.
+if not Path(__file__).with_name("strategies").is_dir():
+    __path__.append(str(Path(__file__).parents[1]))
 
 __version__ = "0.1.0"
 

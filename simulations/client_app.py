@@ -38,11 +38,9 @@ from fedkd.rounds import (
     train_together,
 )
 from fedkd.rounds.context import received_experiment
-from fedkd.training.loop import time_limit
-from fedkd.training.supervised import Fit
-from simulations.deploy.identity import proof
-from strategies.groups import joined, members
-from strategies.records import (
+from fedkd.simulations.deploy.identity import proof
+from fedkd.strategies.groups import joined, members
+from fedkd.strategies.records import (
     CHALLENGE,
     JOB,
     MEMBERS,
@@ -57,6 +55,8 @@ from strategies.records import (
     other_weights,
     reply_records,
 )
+from fedkd.training.loop import time_limit
+from fedkd.training.supervised import Fit
 
 
 def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:

@@ -31,7 +31,7 @@ from fedkd.io.text import visible
 FAILED, USER_ERROR, INTERNAL, INTERRUPTED, OUTPUT_GONE = 1, 2, 70, 130, 141
 
 LONGEST = 1500  # characters of a line; a config may hold a value of any length
-OURS = ("fedkd", "strategies", "simulations", "configs")
+OURS = "fedkd"
 _REPORT = "please report it at the project's issue tracker with that file"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _USERS_PATH = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)

@@ -17,10 +17,10 @@ from fedkd.rounds.server_teachers import server_teachers_of
 from fedkd.rounds.summary import summarise
 from fedkd.runs.directory import RunDirectory, Session
 from fedkd.runs.results import Summary
-from simulations.machine import check_machine
-from strategies.messaging import WINDOW
-from strategies.nodes import Keys
-from strategies.strategy import FederatedDistillation
+from fedkd.simulations.machine import check_machine
+from fedkd.strategies.messaging import WINDOW
+from fedkd.strategies.nodes import Keys
+from fedkd.strategies.strategy import FederatedDistillation
 
 
 def begun(

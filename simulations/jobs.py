@@ -16,9 +16,9 @@ from typing import Any
 
 from fedkd.config import ConfigError, import_plugins
 from fedkd.rounds import Notify
+from fedkd.simulations.ray import OFFLINE, running_ray
 from fedkd.studies.config import StudyConfig
 from fedkd.studies.engine import Cell, Record, Study, run_one
-from simulations.ray import OFFLINE, running_ray
 
 # Events of a cell that are shown when it ends; the others are about what goes on now.
 _SHOWN = ("trained", "warning", "refused")

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from fedkd.io.extras import extra
 
-with extra("simulation", "simulations.local"):
+with extra("simulation", "fedkd.simulations.local"):
     from flwr.app import Context, Error, Message, RecordDict
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid
@@ -22,9 +22,9 @@ with extra("simulation", "simulations.local"):
 from fedkd.config import Experiment
 from fedkd.rounds import Notify, silent
 from fedkd.runs.directory import RunDirectory
-from simulations.client_app import make_client_app
-from simulations.job import begun, players_of, run_job
-from strategies.workers import CLIENT_APP_RAISED
+from fedkd.simulations.client_app import make_client_app
+from fedkd.simulations.job import begun, players_of, run_job
+from fedkd.strategies.workers import CLIENT_APP_RAISED
 
 RUN_ID, SERVER_NODE = 1, 1
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from fedkd.io.extras import extra
 
-with extra("simulation", "simulations.ray"):
+with extra("simulation", "fedkd.simulations.ray"):
     from flwr.app import Context
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid, ServerApp
@@ -32,8 +32,8 @@ from fedkd.config import ConfigError, Experiment
 from fedkd.io.text import PlainFormatter
 from fedkd.rounds import Interrupted, Notify, silent
 from fedkd.runs.directory import RunDirectory
-from simulations.client_app import make_client_app
-from simulations.job import begun, players_of, run_job
+from fedkd.simulations.client_app import make_client_app
+from fedkd.simulations.job import begun, players_of, run_job
 
 logger = logging.getLogger("fedkd")
 

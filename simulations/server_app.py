@@ -15,9 +15,9 @@ from fedkd.io.text import PlainFormatter
 from fedkd.rounds import context_of_run, experiment_context
 from fedkd.rounds.server_teachers import server_teachers_of
 from fedkd.runs.directory import RunDirectory
-from simulations.deploy.identity import NodeKeys
-from simulations.job import run_job
-from simulations.ray import workers
+from fedkd.simulations.deploy.identity import NodeKeys
+from fedkd.simulations.job import run_job
+from fedkd.simulations.ray import workers
 
 app = ServerApp()
 

@@ -23,9 +23,9 @@ from fedkd.knowledge.query import Images, Refused
 from fedkd.rounds import Server
 from fedkd.runs.events import MessageCounted, PhaseName, ReplyRefused
 from fedkd.runs.quarantine import strike
-from strategies.groups import balanced, taken_apart
-from strategies.messaging import Delivery, exchanged
-from strategies.records import (
+from fedkd.strategies.groups import balanced, taken_apart
+from fedkd.strategies.messaging import Delivery, exchanged
+from fedkd.strategies.records import (
     JOB,
     MEMBERS,
     NAMED,
@@ -39,7 +39,7 @@ from strategies.records import (
     read_replies,
     wire_bytes,
 )
-from strategies.workers import actor_died, restarting, worker_lost
+from fedkd.strategies.workers import actor_died, restarting, worker_lost
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from traceback import format_exception
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from strategies.messaging import Delivery
-from strategies.records import JOB, MEMBERS
-from strategies.workers import CLIENT_APP_RAISED
+from fedkd.strategies.messaging import Delivery
+from fedkd.strategies.records import JOB, MEMBERS
+from fedkd.strategies.workers import CLIENT_APP_RAISED
 
 _OUTCOME = "outcome"  # in a group's reply: how it went
 

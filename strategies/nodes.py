@@ -13,8 +13,8 @@ from fedkd.config import ConfigError
 from fedkd.data.splits import same_transfer
 from fedkd.rounds import Server
 from fedkd.runs.events import MessageCounted
-from strategies.exchange import DESCRIBE, Exchange
-from strategies.records import CHALLENGE, WEIGHTS, other_weights, wire_bytes
+from fedkd.strategies.exchange import DESCRIBE, Exchange
+from fedkd.strategies.records import CHALLENGE, WEIGHTS, other_weights, wire_bytes
 
 # The federation's size is believed once it has not changed for this long.
 SETTLE_SECONDS = 5.0

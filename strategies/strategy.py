@@ -17,9 +17,9 @@ from fedkd.rounds.client_files import TeacherCache
 from fedkd.runs.events import ClientEvaluated, ClientTrained
 from fedkd.runs.privacy_statement import write_statement
 from fedkd.runs.quarantine import quarantined
-from strategies.exchange import EVALUATE, KNOWLEDGE, TRAIN, Answered, Exchange
-from strategies.nodes import Keys, Nodes
-from strategies.records import STUDENT, Number
+from fedkd.strategies.exchange import EVALUATE, KNOWLEDGE, TRAIN, Answered, Exchange
+from fedkd.strategies.nodes import Keys, Nodes
+from fedkd.strategies.records import STUDENT, Number
 
 logger = logging.getLogger(__name__)
 

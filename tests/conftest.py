@@ -51,7 +51,7 @@ TINY: dict[str, Any] = {
 @pytest.fixture
 def lean(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs measure no baselines and draw no page, which takes longer than the run."""
-    monkeypatch.setattr("simulations.job.write_report", lambda *_: None)
+    monkeypatch.setattr("fedkd.simulations.job.write_report", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +60,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
 
     @cache
     def run(*overrides: str) -> RunDirectory:
-        from simulations.local import run_local
+        from fedkd.simulations.local import run_local
 
         output = f"output={tmp_path_factory.mktemp('shared')}"
-        with mock.patch("simulations.job.write_report"):
+        with mock.patch("fedkd.simulations.job.write_report"):
             return run_local(make_experiment(TINY, [output, "evaluation.baselines=[]", *overrides]))
 
     return run

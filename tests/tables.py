@@ -21,8 +21,8 @@ from fedkd.models import MODELS
 from fedkd.models.network import parameter_count
 from fedkd.privacy.release import RELEASES
 from fedkd.registry import Registry
+from fedkd.simulations.baselines import BASELINES
 from fedkd.training.properties import PROPERTIES
-from simulations.baselines import BASELINES
 
 DOCS = Path(__file__).parents[1] / "docs"
 REGISTRIES: dict[str, Registry[Any]] = {

@@ -21,8 +21,8 @@ from fedkd.fusion import FUSIONS
 from fedkd.knowledge import kinds as kinds_module
 from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.losses import LOSSES
+from fedkd.simulations.baselines import BASELINES
 from fedkd.training.evaluation import evaluate
-from simulations.baselines import BASELINES
 from tests.tables import PATTERNS, REGISTRIES, filled, rows
 
 ROOT = Path(__file__).parents[1]

@@ -303,7 +303,7 @@ def _on_base(values: Values, file: Path, shown: str, above: tuple[Path, ...]) ->
 
 def _find(path: Path) -> Path:
     """`path` itself, or the config of that name shipped in the `configs` package."""
-    import configs
+    from fedkd import configs
 
     shipped = Path(configs.__file__).parent
     for candidate in (path, shipped.parent / path, shipped / path):

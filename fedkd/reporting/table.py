@@ -1,4 +1,4 @@
-"""A table, shown alike on a page, on the console (`simulations.cli.tables`) and in a CSV file."""
+"""A table, shown alike on a page, on the console and in a CSV file."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What others do, on our split, seed and networks: one baseline, one module."""
 
 from fedkd.registry import Registry
-from simulations.baselines.base import Baseline
+from fedkd.simulations.baselines.base import Baseline
 
-BASELINES: Registry[Baseline] = Registry("baseline", "simulations.baselines")
+BASELINES: Registry[Baseline] = Registry("baseline", "fedkd.simulations.baselines")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from fedkd.build import local_training
 from fedkd.randomness import stream_seed
 from fedkd.rounds import ExperimentContext
+from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.baselines.base import Baseline, OnRound, Outcome
+from fedkd.simulations.baselines.loop import RoundLog, fresh_student, model
 from fedkd.training.supervised import fit
-from simulations.baselines import BASELINES
-from simulations.baselines.base import Baseline, OnRound, Outcome
-from simulations.baselines.loop import RoundLog, fresh_student, model
 
 
 @BASELINES.register("centralised")

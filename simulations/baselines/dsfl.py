@@ -10,11 +10,11 @@ from torch import Tensor
 from fedkd.knowledge.query import Images
 from fedkd.models.network import Network
 from fedkd.rounds import ExperimentContext
+from fedkd.simulations.baselines import BASELINES, loop
+from fedkd.simulations.baselines.base import Baseline, OnRound, Outcome
+from fedkd.simulations.baselines.fedavg import at_least_one
+from fedkd.simulations.baselines.traffic import Arrays, MessageMeter
 from fedkd.training.evaluation import predict
-from simulations.baselines import BASELINES, loop
-from simulations.baselines.base import Baseline, OnRound, Outcome
-from simulations.baselines.fedavg import at_least_one
-from simulations.baselines.traffic import Arrays, MessageMeter
 
 
 @BASELINES.register("dsfl")

@@ -13,12 +13,12 @@ from fedkd.losses.kd import kd_loss
 from fedkd.models.network import Network
 from fedkd.randomness import stream_seed
 from fedkd.rounds import ExperimentContext, computing
+from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.baselines.base import Baseline, OnRound, Outcome
+from fedkd.simulations.baselines.loop import RoundLog, asked, fresh_teachers, model, tensors
+from fedkd.simulations.baselines.traffic import MessageMeter, read
 from fedkd.training.evaluation import predict
 from fedkd.training.supervised import TEACHER, Pull, fit
-from simulations.baselines import BASELINES
-from simulations.baselines.base import Baseline, OnRound, Outcome
-from simulations.baselines.loop import RoundLog, asked, fresh_teachers, model, tensors
-from simulations.baselines.traffic import MessageMeter, read
 
 
 @BASELINES.register("fd")

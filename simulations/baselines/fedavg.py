@@ -13,10 +13,10 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from fedkd.config import ConfigError
 from fedkd.models.network import Network
 from fedkd.rounds import ExperimentContext
-from simulations.baselines import BASELINES
-from simulations.baselines.base import Baseline, OnRound, Outcome
-from simulations.baselines.loop import RoundLog, fresh_student, groups, model, train
-from simulations.baselines.traffic import Arrays, MessageMeter, load, read, weights
+from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.baselines.base import Baseline, OnRound, Outcome
+from fedkd.simulations.baselines.loop import RoundLog, fresh_student, groups, model, train
+from fedkd.simulations.baselines.traffic import Arrays, MessageMeter, load, read, weights
 
 Refine = Callable[[Network, Sequence[Message], int], None]
 """(averaged network, the clients' replies, round): improves the network in place."""

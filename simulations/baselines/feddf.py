@@ -10,12 +10,12 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from fedkd.models.network import Network
 from fedkd.rounds import ExperimentContext
+from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.baselines.base import Baseline, OnRound, Outcome
+from fedkd.simulations.baselines.fedavg import at_least_one, average, refuse_other_networks
+from fedkd.simulations.baselines.loop import distill_server, fresh_student, groups
+from fedkd.simulations.baselines.traffic import load, read
 from fedkd.training.evaluation import predict_many
-from simulations.baselines import BASELINES
-from simulations.baselines.base import Baseline, OnRound, Outcome
-from simulations.baselines.fedavg import at_least_one, average, refuse_other_networks
-from simulations.baselines.loop import distill_server, fresh_student, groups
-from simulations.baselines.traffic import load, read
 
 
 @BASELINES.register("feddf")

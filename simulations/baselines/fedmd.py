@@ -9,12 +9,18 @@ from fedkd.knowledge.kinds import Logits
 from fedkd.losses.base import DistillationLoss, TeacherWeights, Tensors
 from fedkd.models.network import Network
 from fedkd.rounds import ExperimentContext
+from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.baselines.base import Baseline, OnRound, Outcome
+from fedkd.simulations.baselines.fedavg import at_least_one
+from fedkd.simulations.baselines.loop import (
+    RoundLog,
+    distill_client,
+    fresh_teachers,
+    local_round,
+    model,
+)
+from fedkd.simulations.baselines.traffic import Arrays, MessageMeter
 from fedkd.training.evaluation import predict
-from simulations.baselines import BASELINES
-from simulations.baselines.base import Baseline, OnRound, Outcome
-from simulations.baselines.fedavg import at_least_one
-from simulations.baselines.loop import RoundLog, distill_client, fresh_teachers, local_round, model
-from simulations.baselines.traffic import Arrays, MessageMeter
 
 
 @BASELINES.register("fedmd")

@@ -6,9 +6,9 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import FedProx as FlowerFedProx
 
 from fedkd.rounds import ExperimentContext
-from simulations.baselines import BASELINES
-from simulations.baselines.base import Baseline, OnRound, Outcome
-from simulations.baselines.fedavg import at_least_one, average, refuse_other_networks
+from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.baselines.base import Baseline, OnRound, Outcome
+from fedkd.simulations.baselines.fedavg import at_least_one, average, refuse_other_networks
 
 
 @BASELINES.register("fedprox")

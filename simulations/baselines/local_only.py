@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fedkd.models.network import Network
 from fedkd.rounds import ExperimentContext
-from simulations.baselines import BASELINES
-from simulations.baselines.base import Baseline, OnRound, Outcome
-from simulations.baselines.loop import RoundLog, fresh_teachers, groups, model, train
+from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.baselines.base import Baseline, OnRound, Outcome
+from fedkd.simulations.baselines.loop import RoundLog, fresh_teachers, groups, model, train
 
 
 @BASELINES.register("local_only")

@@ -23,11 +23,11 @@ from fedkd.losses.kd import KDLoss
 from fedkd.models.network import Network
 from fedkd.randomness import stream_seed
 from fedkd.rounds import ExperimentContext, computing
+from fedkd.simulations.baselines.base import OnRound, Outcome, RoundResult
+from fedkd.simulations.baselines.traffic import Arrays, MessageMeter, read
 from fedkd.training.batched import fit_many
 from fedkd.training.evaluation import accuracy, calibration, per_class_accuracy, predict
 from fedkd.training.optimizers import Optimizer
-from simulations.baselines.base import OnRound, Outcome, RoundResult
-from simulations.baselines.traffic import Arrays, MessageMeter, read
 
 Model = Callable[[Tensor], Tensor]
 """Images, uint8 (N, channels, h, w), to logits (N, C)."""

@@ -15,17 +15,17 @@ from fedkd.config import ConfigError
 from fedkd.models.network import Network
 from fedkd.models.peft import Peft, adapt, low_rank
 from fedkd.rounds import ExperimentContext
-from simulations.baselines import BASELINES
-from simulations.baselines.base import Baseline, OnRound, Outcome
-from simulations.baselines.fedavg import (
+from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.baselines.base import Baseline, OnRound, Outcome
+from fedkd.simulations.baselines.fedavg import (
     Refine,
     Travel,
     at_least_one,
     average,
     refuse_other_networks,
 )
-from simulations.baselines.loop import fresh_student
-from simulations.baselines.traffic import Arrays, plain_arrays, read
+from fedkd.simulations.baselines.loop import fresh_student
+from fedkd.simulations.baselines.traffic import Arrays, plain_arrays, read
 
 
 class _LowRank(Baseline):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from fedkd.rounds import ExperimentContext
+from fedkd.simulations.baselines import BASELINES, loop
+from fedkd.simulations.baselines.base import Baseline, OnRound, Outcome
+from fedkd.simulations.baselines.local_only import trained_alone
+from fedkd.simulations.baselines.traffic import MessageMeter, read
 from fedkd.training.evaluation import predict
-from simulations.baselines import BASELINES, loop
-from simulations.baselines.base import Baseline, OnRound, Outcome
-from simulations.baselines.local_only import trained_alone
-from simulations.baselines.traffic import MessageMeter, read
 
 
 @BASELINES.register("one_shot")

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from fedkd.rounds import ExperimentContext
+from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.baselines.base import Baseline, OnRound, Outcome
+from fedkd.simulations.baselines.local_only import trained_alone
+from fedkd.simulations.baselines.loop import RoundLog
+from fedkd.simulations.baselines.traffic import MessageMeter, load, read, weights
 from fedkd.training.evaluation import predict
-from simulations.baselines import BASELINES
-from simulations.baselines.base import Baseline, OnRound, Outcome
-from simulations.baselines.local_only import trained_alone
-from simulations.baselines.loop import RoundLog
-from simulations.baselines.traffic import MessageMeter, load, read, weights
 
 
 @BASELINES.register("one_shot_ensemble")

@@ -18,8 +18,8 @@ from flwr.app import (
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedkd.models.network import Network
-from simulations.local import RUN_ID, SERVER_NODE
-from strategies.records import wire_bytes
+from fedkd.simulations.local import RUN_ID, SERVER_NODE
+from fedkd.strategies.records import wire_bytes
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from fedkd.config import ConfigError
-from simulations.cli.arguments import RunPath, Trust
-from simulations.cli.configs import open_run
-from simulations.cli.ending import interruptible, show
-from simulations.failures import FAILED
+from fedkd.simulations.cli.arguments import RunPath, Trust
+from fedkd.simulations.cli.configs import open_run
+from fedkd.simulations.cli.ending import interruptible, show
+from fedkd.simulations.failures import FAILED
 
 
 def audit(
@@ -47,12 +47,12 @@ def audit(
     """Attack a finished run: who was trained on, and how large must epsilon be at least?"""
     from fedkd.privacy.dp_sgd import Mechanism
     from fedkd.rounds import context_of_run
+    from fedkd.simulations.cli.progress import ProgressView
+    from fedkd.simulations.cli.screen import screen
+    from fedkd.simulations.cli.tables import console_table
     from fedkd.studies.audit.promise import Claim
     from fedkd.studies.audit.report import attacks_table, sentence, write
     from fedkd.studies.audit.study import Options, audit_run, chosen
-    from simulations.cli.progress import ProgressView
-    from simulations.cli.screen import screen
-    from simulations.cli.tables import console_table
 
     run = open_run(path, trust=trust)
     what_if = {

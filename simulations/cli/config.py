@@ -9,11 +9,11 @@ from pathlib import Path
 import typer
 from rich.text import Text
 
-import configs
+from fedkd import configs
 from fedkd.config import Experiment, read_config
-from simulations.cli.arguments import Config, Overrides
-from simulations.cli.configs import load
-from simulations.cli.screen import screen
+from fedkd.simulations.cli.arguments import Config, Overrides
+from fedkd.simulations.cli.configs import load
+from fedkd.simulations.cli.screen import screen
 
 app = typer.Typer(help="Look at configs.", no_args_is_help=True)
 

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli.arguments import RunPath, Trust
-from simulations.cli.configs import open_run
-from simulations.cli.ending import interruptible, show
+from fedkd.simulations.cli.arguments import RunPath, Trust
+from fedkd.simulations.cli.configs import open_run
+from fedkd.simulations.cli.ending import interruptible, show
 
 
 def contribution(
@@ -26,12 +26,12 @@ def contribution(
 ) -> None:
     """Show what each client gives to the ensemble: influence, fair share, classes."""
     from fedkd.rounds import context_of_run
+    from fedkd.simulations.cli.progress import ProgressView
+    from fedkd.simulations.cli.screen import screen
+    from fedkd.simulations.cli.tables import console_table
     from fedkd.studies import contribution as measured
     from fedkd.studies.contribution_report import clients_table, write_page
     from fedkd.studies.unlearning import check_removal
-    from simulations.cli.progress import ProgressView
-    from simulations.cli.screen import screen
-    from simulations.cli.tables import console_table
 
     run = open_run(path, trust=trust)
     if students:

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from fedkd.config import ConfigError, Experiment, load_experiment
-from simulations.cli.arguments import Overrides
-from simulations.cli.configs import load
+from fedkd.simulations.cli.arguments import Overrides
+from fedkd.simulations.cli.configs import load
 
 app = typer.Typer(help="Run on real machines: TLS, node keys, scripts.", no_args_is_help=True)
 
@@ -43,9 +43,9 @@ def init(
     """Write certificates, node keys, start scripts and a README, one folder per machine."""
     from fedkd.build import check
     from fedkd.rounds import experiment_context
-    from simulations.cli.screen import screen
-    from simulations.deploy.folder import deployable, write_folder
-    from simulations.deploy.plan import Plan
+    from fedkd.simulations.cli.screen import screen
+    from fedkd.simulations.deploy.folder import deployable, write_folder
+    from fedkd.simulations.deploy.plan import Plan
 
     plan = Plan(nodes, tuple(host), port, own_data, deal, data, days=days, listen=listen)
     given = load(Experiment, config, overrides or [], "deploy init")
@@ -73,7 +73,7 @@ def policy(
 ) -> None:
     """Print the strictest policy under which a node takes part in an experiment."""
     from fedkd.rounds import experiment_context
-    from simulations.deploy.folder import policy_text
+    from fedkd.simulations.deploy.folder import policy_text
 
     experiment = load_experiment(config, overrides or [])
     print(policy_text(experiment, experiment_context(experiment)), end="")
@@ -88,8 +88,8 @@ def accept_(
     ] = False,
 ) -> None:
     """Let a node run the code of a checkout: no other is unpacked. Then start it again."""
-    from simulations.deploy.apps import checkout_hash
-    from simulations.deploy.folder import accept
+    from fedkd.simulations.deploy.apps import checkout_hash
+    from fedkd.simulations.deploy.folder import accept
 
     app = checkout_hash(checkout.expanduser())
     apps = accept(node.expanduser(), app, keep=keep)
@@ -99,7 +99,7 @@ def accept_(
 @app.command("gate", hidden=True)
 def gate(folder: Annotated[Path, typer.Argument(help="the server's folder")]) -> None:
     """Pass on what nodes need to the SuperLink; started by superlink.sh."""
-    from simulations.deploy.gate import serve
+    from fedkd.simulations.deploy.gate import serve
 
     port, superlink_port = (_port(name) for name in ("PORT", "CONTROL_PORT"))
     serve(folder.resolve(), os.environ.get("LISTEN") or "127.0.0.1", port, superlink_port)
@@ -115,7 +115,7 @@ def _port(name: str) -> int:
 @app.command("supernode", hidden=True)
 def supernode(folder: Annotated[Path, typer.Argument(help="the node's folder")]) -> None:
     """Be Flower's SuperNode for accepted apps only; started by supernode.sh."""
-    from simulations.deploy.supernode import run
+    from fedkd.simulations.deploy.supernode import run
 
     run(os.environ, folder.resolve())
 
@@ -128,9 +128,9 @@ def check_(
     ] = False,
 ) -> None:
     """Look whether a node is ready; exit code 1 if something has to be mended."""
-    from simulations.cli.screen import screen
-    from simulations.deploy.check import check_node, node_workspace
-    from simulations.deploy.fingerprint import fingerprint_of
+    from fedkd.simulations.cli.screen import screen
+    from fedkd.simulations.deploy.check import check_node, node_workspace
+    from fedkd.simulations.deploy.fingerprint import fingerprint_of
 
     folder = node.expanduser().resolve()
     if show:

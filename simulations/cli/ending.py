@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from simulations.failures import INTERRUPTED
+from fedkd.simulations.failures import INTERRUPTED
 
 
 @contextmanager

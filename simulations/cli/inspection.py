@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from fedkd.config import ConfigError
-from simulations.cli.arguments import Trust
-from simulations.cli.ending import interruptible, show
+from fedkd.simulations.cli.arguments import Trust
+from fedkd.simulations.cli.ending import interruptible, show
 
 
 def inspect(
@@ -28,13 +28,13 @@ def inspect(
     trust: Trust = False,
 ) -> None:
     """Show what the student took over beside accuracy: where it looks, what fools it, …"""
+    from fedkd.simulations.cli.configs import open_run
+    from fedkd.simulations.cli.progress import ProgressView
+    from fedkd.simulations.cli.screen import screen
+    from fedkd.simulations.cli.tables import console_table
     from fedkd.studies.engine import kind_of
     from fedkd.studies.inspection.report import PAGE, properties_table
     from fedkd.studies.inspection.study import Options, inspect_run, inspect_study
-    from simulations.cli.configs import open_run
-    from simulations.cli.progress import ProgressView
-    from simulations.cli.screen import screen
-    from simulations.cli.tables import console_table
 
     options = Options(what, images, triplets, groups, marker)
     options.check()

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedkd.config import ConfigError
-from simulations.cli.screen import screen
+from fedkd.simulations.cli.screen import screen
 
 if TYPE_CHECKING:
     from fedkd.registry import Registry
@@ -76,8 +76,8 @@ def _family(what: str, plugins: list[str] | None, command: str) -> Registry[Any]
     from fedkd.losses import LOSSES
     from fedkd.models import MODELS
     from fedkd.privacy.release import RELEASES
+    from fedkd.simulations.baselines import BASELINES
     from fedkd.training.properties import PROPERTIES
-    from simulations.baselines import BASELINES
 
     families: dict[str, Registry[Any]] = {
         "models": MODELS,

@@ -15,23 +15,23 @@ from typing import Annotated, NoReturn
 import click
 import typer
 
-import configs
+import fedkd
 from fedkd import __version__
 from fedkd.io.text import PlainFormatter
-from simulations.cli import config, deploy, listing, privacy
-from simulations.cli.audit import audit
-from simulations.cli.contribution import contribution
-from simulations.cli.inspection import inspect
-from simulations.cli.partition import partition
-from simulations.cli.quarantine import quarantine
-from simulations.cli.report import report
-from simulations.cli.run import run
-from simulations.cli.status import status
-from simulations.cli.students import export, predict
-from simulations.cli.studies import ablate, attack, compare, distill
-from simulations.cli.unlearn import unlearn
-from simulations.cli.usage import explain, run_app
-from simulations.failures import INTERRUPTED, OUTPUT_GONE, USER_ERROR, failure_of, one_line
+from fedkd.simulations.cli import config, deploy, listing, privacy
+from fedkd.simulations.cli.audit import audit
+from fedkd.simulations.cli.contribution import contribution
+from fedkd.simulations.cli.inspection import inspect
+from fedkd.simulations.cli.partition import partition
+from fedkd.simulations.cli.quarantine import quarantine
+from fedkd.simulations.cli.report import report
+from fedkd.simulations.cli.run import run
+from fedkd.simulations.cli.status import status
+from fedkd.simulations.cli.students import export, predict
+from fedkd.simulations.cli.studies import ablate, attack, compare, distill
+from fedkd.simulations.cli.unlearn import unlearn
+from fedkd.simulations.cli.usage import explain, run_app
+from fedkd.simulations.failures import INTERRUPTED, OUTPUT_GONE, USER_ERROR, failure_of, one_line
 
 app = typer.Typer(
     help="Distil many private teachers into one small student.",
@@ -137,14 +137,15 @@ def _place_working_directory(words: Sequence[str]) -> None:
     Python puts it first for `python -m`. Commands that look at a folder, or go on with it, import
     nothing from there unless they are given `--trust`.
     """
-    here = str(Path.cwd())
-    if sys.path[0] in ("", here) and Path(configs.__file__).parents[1] != Path(here):
+    here, root = str(Path.cwd()), str(Path(fedkd.__file__).parents[1])
+    if sys.path[0] in ("", here) and root != here:
         del sys.path[0]
     resumes = any(word.split("=")[0] == "--resume" for word in words)
     if (resumes or not _LOOKS.isdisjoint(words[:1])) and "--trust" not in words:
         return
-    # An editable install is found after all folders of the path: ours must come before that one.
-    for folder in (str(Path(configs.__file__).parents[1]), here):
+    # Processes of Ray get this path. There an editable install is found after all its folders, so
+    # ours comes before a folder `fedkd` of the user's.
+    for folder in (root, here) if Path(here, "fedkd").exists() else (here,):
         if folder not in sys.path:
             sys.path.append(folder)
 

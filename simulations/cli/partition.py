@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from fedkd.config import ConfigError, Experiment
-from simulations.cli.arguments import Config, Overrides
-from simulations.cli.configs import load
-from simulations.cli.screen import screen
+from fedkd.simulations.cli.arguments import Config, Overrides
+from fedkd.simulations.cli.configs import load
+from fedkd.simulations.cli.screen import screen
 
 
 def partition(
@@ -24,7 +24,7 @@ def partition(
     """Show who holds which classes: a table, and a picture if asked."""
     from fedkd.build import build_data, check
     from fedkd.reporting.run_figures import partition_figure
-    from simulations.cli.tables import partition_table
+    from fedkd.simulations.cli.tables import partition_table
 
     if picture is not None:
         _check_picture(picture)

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from fedkd.config import ConfigError
-from simulations.cli.arguments import Config, Overrides, Trust, a_study, keys
-from simulations.cli.configs import load
-from simulations.cli.study import Jobs, Resume, run_command
+from fedkd.simulations.cli.arguments import Config, Overrides, Trust, a_study, keys
+from fedkd.simulations.cli.configs import load
+from fedkd.simulations.cli.study import Jobs, Resume, run_command
 
 app = typer.Typer(no_args_is_help=True, help="Budgets: plan one, sweep over several.")
 
@@ -41,7 +41,7 @@ def plan_(config: Config, overrides: Overrides = None) -> None:
     from fedkd.privacy.accounting import Steps
     from fedkd.privacy.accounting import epsilon as epsilon_of
     from fedkd.privacy.plan import plan
-    from simulations.cli.screen import screen
+    from fedkd.simulations.cli.screen import screen
 
     experiment = load(Experiment, config, overrides or [], "privacy plan")
     planned = plan(experiment)

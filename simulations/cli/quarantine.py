@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from fedkd.config import ConfigError
-from simulations.cli.arguments import RunPath
-from simulations.cli.configs import open_run
+from fedkd.simulations.cli.arguments import RunPath
+from fedkd.simulations.cli.configs import open_run
 
 
 def quarantine(
@@ -22,7 +22,7 @@ def quarantine(
     from rich.text import Text
 
     from fedkd.runs import quarantine as room
-    from simulations.cli.screen import screen
+    from fedkd.simulations.cli.screen import screen
 
     run = open_run(path)
     console = screen()

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from simulations.cli.arguments import RunPath, Trust
-from simulations.cli.ending import show
-from simulations.cli.screen import screen
+from fedkd.simulations.cli.arguments import RunPath, Trust
+from fedkd.simulations.cli.ending import show
+from fedkd.simulations.cli.screen import screen
 
 
 def report(path: RunPath, trust: Trust = False) -> None:
     """Write the HTML report of a run or a study again; print its table."""
     from fedkd.reporting.run_page import write_report
     from fedkd.runs.directory import RunDirectory
+    from fedkd.simulations.cli.study import report_again
+    from fedkd.simulations.cli.tables import run_tables
     from fedkd.studies.engine import kind_of
-    from simulations.cli.study import report_again
-    from simulations.cli.tables import run_tables
 
     if (command := kind_of(path)) is not None:
         report_again(path, command, trust=trust)

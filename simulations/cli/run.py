@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedkd.config import ConfigError, Experiment
-from simulations.cli.arguments import Overrides, Trust
-from simulations.cli.configs import load, open_run
-from simulations.cli.ending import interruptible, show
-from simulations.cli.screen import screen
-from simulations.failures import noted
+from fedkd.simulations.cli.arguments import Overrides, Trust
+from fedkd.simulations.cli.configs import load, open_run
+from fedkd.simulations.cli.ending import interruptible, show
+from fedkd.simulations.cli.screen import screen
+from fedkd.simulations.failures import noted
 
 if TYPE_CHECKING:
     from fedkd.runs.directory import RunDirectory
@@ -30,7 +30,7 @@ def run(
     trust: Trust = False,
 ) -> None:
     """Run an experiment: teachers, knowledge, fusion, student, report."""
-    from simulations.cli.tables import run_tables
+    from fedkd.simulations.cli.tables import run_tables
 
     if runner not in ("ray", "local"):
         raise ConfigError(f"--runner: expected ray or local, got {runner!r}")
@@ -71,7 +71,7 @@ def _begun(config: str | None, overrides: Sequence[str], runner: str) -> RunDire
     """A new run; what is missing or does not fit is found before its directory exists."""
     from fedkd.rounds import experiment_context
     from fedkd.runs.directory import RunDirectory
-    from simulations.machine import check_machine
+    from fedkd.simulations.machine import check_machine
 
     if config is None:
         raise ConfigError("give a config file, e.g. fedkd run configs/quickstart.yaml")
@@ -85,16 +85,16 @@ def _begun(config: str | None, overrides: Sequence[str], runner: str) -> RunDire
 
 
 def _run(directory: RunDirectory, runner: str) -> None:
-    from simulations.cli.progress import ProgressView
-    from simulations.cli.screen import quiet_descriptors
+    from fedkd.simulations.cli.progress import ProgressView
+    from fedkd.simulations.cli.screen import quiet_descriptors
 
     with quiet_descriptors(directory.log) as console, ProgressView(console) as view:
         if runner == "local":
-            from simulations.local import run_local
+            from fedkd.simulations.local import run_local
 
             run_local(directory.experiment, run=directory, notify=view)
         else:
-            from simulations.ray import run_ray
+            from fedkd.simulations.ray import run_ray
 
             run_ray(directory.experiment, run=directory, notify=view)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from simulations.cli.arguments import RunPath
-from simulations.cli.configs import open_run
+from fedkd.simulations.cli.arguments import RunPath
+from fedkd.simulations.cli.configs import open_run
 
 if TYPE_CHECKING:
     from fedkd.runs.events import EpochFinished, MessageCounted
@@ -141,7 +141,7 @@ def status(
 
     from rich.table import Table
 
-    from simulations.cli.screen import screen
+    from fedkd.simulations.cli.screen import screen
 
     found = status_of(path)
     if as_json:

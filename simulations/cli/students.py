@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from simulations.cli.arguments import StudentPath, Trust
-from simulations.cli.screen import screen
-from simulations.failures import USER_ERROR
+from fedkd.simulations.cli.arguments import StudentPath, Trust
+from fedkd.simulations.cli.screen import screen
+from fedkd.simulations.failures import USER_ERROR
 
 
 def _student(path: Path, trust: bool) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from simulations.cli.arguments import Overrides, Trust, a_study, keys
-from simulations.cli.study import Jobs, Resume, run_command
+from fedkd.simulations.cli.arguments import Overrides, Trust, a_study, keys
+from fedkd.simulations.cli.study import Jobs, Resume, run_command
 
 
 def compare(

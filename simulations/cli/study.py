@@ -1,7 +1,7 @@
 """What the commands of all studies share: resume, progress, table, paths and exit codes.
 
-How a command ends (`simulations.failures` has the codes): interrupted work says how to go on and
-is 130; a study of which a cell failed is shown as far as it came, and is 1.
+How a command ends (`fedkd.simulations.failures` has the codes): interrupted work says how to go on
+and is 130; a study of which a cell failed is shown as far as it came, and is 1.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedkd.config import ConfigError, Experiment
-from simulations.cli.configs import STUDIES, load
-from simulations.cli.ending import interruptible, show
-from simulations.failures import FAILED
+from fedkd.simulations.cli.configs import STUDIES, load
+from fedkd.simulations.cli.ending import interruptible, show
+from fedkd.simulations.failures import FAILED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,8 +61,8 @@ def kind_named(command: str) -> Kind:
 
         return Kind(AttackStudy, costs_table, "attack/quickstart.yaml")
     if command in ("compare", "ablate", "privacy sweep"):
-        from simulations.compare.report import result_table
-        from simulations.compare.study import AblationStudy, CompareStudy, SweepStudy
+        from fedkd.simulations.compare.report import result_table
+        from fedkd.simulations.compare.study import AblationStudy, CompareStudy, SweepStudy
 
         kinds: dict[str, tuple[type[Study[Any, Any]], str]] = {
             "compare": (CompareStudy, "compare/quickstart.yaml"),
@@ -89,10 +89,10 @@ def run_command(
     jobs: int,
 ) -> None:
     """Run a study, or what is left of it."""
+    from fedkd.simulations.cli.progress import ProgressView
+    from fedkd.simulations.cli.screen import screen
+    from fedkd.simulations.machine import check_machine
     from fedkd.studies.engine import StudyFolder, run_study
-    from simulations.cli.progress import ProgressView
-    from simulations.cli.screen import screen
-    from simulations.machine import check_machine
 
     kind = kind_named(command)
     config_class = kind.study.config_class
@@ -125,7 +125,7 @@ def run_command(
     ):
         tasks = None
         if jobs > 1:
-            from simulations.jobs import beside
+            from fedkd.simulations.jobs import beside
 
             tasks = stack.enter_context(beside(study, folder.path, jobs, notify))
         results = run_study(study, folder, notify, tasks)
@@ -138,8 +138,8 @@ def run_command(
 
 def report_again(path: Path, command: str, *, trust: bool) -> None:
     """Write results and page of a study's folder again; print its table."""
+    from fedkd.simulations.cli.screen import screen
     from fedkd.studies.engine import StudyFolder, present
-    from simulations.cli.screen import screen
 
     kind = kind_named(command)
     folder = StudyFolder.open(path, kind.study.config_class, trust=trust)
@@ -148,8 +148,8 @@ def report_again(path: Path, command: str, *, trust: bool) -> None:
 
 def show_results(console: Console, folder: Path, kind: Kind, results: Record) -> None:
     """The end of a study's command: its table, what failed, where it is and where its page is."""
+    from fedkd.simulations.cli.tables import console_table
     from fedkd.studies.engine import REPORT
-    from simulations.cli.tables import console_table
 
     console.print(console_table(kind.table(results)))
     for label, error in results["errors"].items():

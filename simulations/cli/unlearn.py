@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from fedkd.config import ConfigError
-from simulations.cli.arguments import RunPath, Trust
-from simulations.cli.configs import open_run
-from simulations.cli.ending import interruptible, show
+from fedkd.simulations.cli.arguments import RunPath, Trust
+from fedkd.simulations.cli.configs import open_run
+from fedkd.simulations.cli.ending import interruptible, show
 
 
 def unlearn(
@@ -36,9 +36,9 @@ def unlearn(
     from fedkd.rounds import context_of_run
     from fedkd.rounds.summary import summarise
     from fedkd.runs.directory import Session
+    from fedkd.simulations.cli.progress import ProgressView
+    from fedkd.simulations.cli.screen import screen
     from fedkd.studies import unlearning
-    from simulations.cli.progress import ProgressView
-    from simulations.cli.screen import screen
 
     if quick and erase:
         raise ConfigError("--erase needs the exact way: the quick one only writes over")

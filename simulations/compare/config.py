@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from fedkd.config import Component, ConfigError, Experiment, Section
+from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.compare.entries import Entry, label, measured
 from fedkd.studies.config import Name, Only, RowName, StudyConfig, changed, check_only, distinct
-from simulations.baselines import BASELINES
-from simulations.compare.entries import Entry, label, measured
 
 OURS = "fedkd"
 

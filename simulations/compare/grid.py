@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 
 from fedkd.config import ConfigError, Experiment
 from fedkd.io.text import nearest
+from fedkd.simulations.compare.config import SideBySideConfig
+from fedkd.simulations.compare.entries import Entry, label, measured, slug
 from fedkd.studies.config import Name, changed, distinct
-from simulations.compare.config import SideBySideConfig
-from simulations.compare.entries import Entry, label, measured, slug
 
 EXPERIMENT = "experiment"
 """The factor that tells data sets apart."""

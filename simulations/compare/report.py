@@ -14,12 +14,12 @@ from fedkd.reporting import page
 from fedkd.reporting.format import DASH, count, date, human_bytes, metric, number, seeds, spread
 from fedkd.reporting.page import Card, Page, Section
 from fedkd.reporting.table import Cell, Column, Row, Table
+from fedkd.simulations.compare import figures
+from fedkd.simulations.compare.config import Comparison, SideBySideConfig
+from fedkd.simulations.compare.effects import main_effects, two_way
+from fedkd.simulations.compare.grid import EXPERIMENT, Ablation
+from fedkd.simulations.compare.sweep import Sweep, budget
 from fedkd.studies.engine import REPORT, Record
-from simulations.compare import figures
-from simulations.compare.config import Comparison, SideBySideConfig
-from simulations.compare.effects import main_effects, two_way
-from simulations.compare.grid import EXPERIMENT, Ablation
-from simulations.compare.sweep import Sweep, budget
 
 # Key of a result, title, whether a high number is a good one (None: neither), console too.
 _COLUMNS: tuple[tuple[str, str, bool | None, bool], ...] = (

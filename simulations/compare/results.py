@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedkd.reporting.table import write_csv
+from fedkd.simulations.compare.entries import Entry
 from fedkd.studies.engine import Found, Record, spread
-from simulations.compare.entries import Entry
 
 NUMBERS = ("final", "best", "worst_client", "ece", "up", "down", "transfer", "seconds", "joules",
            "multiply_adds", "teachers", "spent")  # fmt: skip

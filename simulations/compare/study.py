@@ -28,20 +28,20 @@ from fedkd.models.costs import size_of
 from fedkd.rounds import Notify, computing, experiment_context, silent
 from fedkd.runs.directory import RunDirectory, versions, write_json
 from fedkd.runs.events import ClientEvaluated, MessageCounted, RoundFinished, holdout_accuracies
+from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.baselines.base import Outcome, RoundResult
+from fedkd.simulations.baselines.loop import check_plain
+from fedkd.simulations.client_app import make_client_app
+from fedkd.simulations.compare.config import Comparison, SideBySideConfig
+from fedkd.simulations.compare.entries import Entry
+from fedkd.simulations.compare.grid import Ablation
+from fedkd.simulations.compare.report import write_report
+from fedkd.simulations.compare.results import results, write_tables
+from fedkd.simulations.compare.sweep import Sweep
+from fedkd.simulations.compare.teachers import TeacherCache, teachers_key
+from fedkd.simulations.local import run_local
+from fedkd.simulations.machine import check_machine
 from fedkd.studies.engine import Cell, Found, Record, Study
-from simulations.baselines import BASELINES
-from simulations.baselines.base import Outcome, RoundResult
-from simulations.baselines.loop import check_plain
-from simulations.client_app import make_client_app
-from simulations.compare.config import Comparison, SideBySideConfig
-from simulations.compare.entries import Entry
-from simulations.compare.grid import Ablation
-from simulations.compare.report import write_report
-from simulations.compare.results import results, write_tables
-from simulations.compare.sweep import Sweep
-from simulations.compare.teachers import TeacherCache, teachers_key
-from simulations.local import run_local
-from simulations.machine import check_machine
 
 # Phases of a round that measure and are no part of a method; baselines do not count theirs either.
 _MEASURED = "evaluate"

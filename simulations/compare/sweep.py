@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from fedkd.config import Experiment
+from fedkd.simulations.compare.config import SideBySideConfig
+from fedkd.simulations.compare.entries import Entry, label, measured
 from fedkd.studies.config import Name, RowName, changed, distinct
-from simulations.compare.config import SideBySideConfig
-from simulations.compare.entries import Entry, label, measured
 
 # Where a mechanism lives in the config, and so where its epsilon goes.
 PLACES = ("teachers.privacy", "release")

@@ -15,8 +15,8 @@ from flwr.app import Context, Message
 from fedkd.config import Experiment, Participation
 from fedkd.io.records import read_json
 from fedkd.runs.directory import write_json
-from strategies.groups import members
-from strategies.records import JOB
+from fedkd.strategies.groups import members
+from fedkd.strategies.records import JOB
 
 Call = Callable[[Message, Context], Message]
 

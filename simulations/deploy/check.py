@@ -18,9 +18,9 @@ from fedkd.io.records import read_json
 from fedkd.privacy.policy import PolicyRefused, check_config, check_shared, explained, load_policy
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import versions
-from simulations.deploy.apps import read_apps
-from simulations.deploy.fingerprint import Fingerprint, fingerprint_of
-from simulations.deploy.folder import read_settings
+from fedkd.simulations.deploy.apps import read_apps
+from fedkd.simulations.deploy.fingerprint import Fingerprint, fingerprint_of
+from fedkd.simulations.deploy.folder import read_settings
 
 TIMEOUT = 10.0
 # Other versions of these refuse each other, or speak another language.

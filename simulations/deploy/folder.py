@@ -12,11 +12,11 @@ from fedkd.data.local_shard import write_private, write_public
 from fedkd.knowledge.store import write_atomically
 from fedkd.privacy.policy import Policy
 from fedkd.rounds import ExperimentContext
-from simulations.deploy import scripts
-from simulations.deploy.apps import checkout_hash
-from simulations.deploy.fingerprint import fingerprint_of
-from simulations.deploy.keys import certificates, node_pair
-from simulations.deploy.plan import Plan
+from fedkd.simulations.deploy import scripts
+from fedkd.simulations.deploy.apps import checkout_hash
+from fedkd.simulations.deploy.fingerprint import fingerprint_of
+from fedkd.simulations.deploy.keys import certificates, node_pair
+from fedkd.simulations.deploy.plan import Plan
 
 SECRET, SCRIPT, PLAIN = 0o600, 0o700, 0o644
 PUBLIC = "public.npz"

@@ -25,7 +25,7 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest
 
 from fedkd.io.extras import extra
 
-with extra("deploy", "simulations.deploy"):
+with extra("deploy", "fedkd.simulations.deploy"):
     import httpx
     import uvicorn
     from starlette.applications import Starlette

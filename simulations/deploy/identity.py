@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.config import ConfigError
-from simulations.deploy.keys import public_key, sign, verify
-from strategies.records import SIGNATURE
+from fedkd.simulations.deploy.keys import public_key, sign, verify
+from fedkd.strategies.records import SIGNATURE
 
 
 def proof(key: Path, challenge: bytes, run: str, node: int, client: int) -> bytes:

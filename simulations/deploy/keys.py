@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from fedkd.io.extras import extra
 
-with extra("deploy", "simulations.deploy"):
+with extra("deploy", "fedkd.simulations.deploy"):
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from cryptography.hazmat.primitives import hashes, serialization

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import shlex
 
-from simulations.deploy.plan import Plan
-from simulations.deploy.quoting import quoted
+from fedkd.simulations.deploy.plan import Plan
+from fedkd.simulations.deploy.quoting import quoted
 
 _START = """\
 #!/bin/sh

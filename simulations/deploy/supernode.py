@@ -16,8 +16,8 @@ from flwr.app import Error, Message
 from flwr.supernode import start_client_internal as flower
 
 from fedkd.config import ConfigError
-from simulations.deploy.apps import app_hash, read_apps
-from simulations.deploy.quoting import quoted
+from fedkd.simulations.deploy.apps import app_hash, read_apps
+from fedkd.simulations.deploy.quoting import quoted
 
 INVALID_FAB = 7  # flwr.common.constant.ErrorCode, which is not public
 PULL = "_pull_and_store_message"

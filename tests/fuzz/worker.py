@@ -82,7 +82,7 @@ def _be_fedkd(words: list[str], cwd: str, out: int, err: int) -> None:
         os.chdir(cwd)
         os.environ["HOME"] = tempfile.tempdir = cwd
         sys.argv = ["fedkd", *words]
-        from simulations.cli.main import main
+        from fedkd.simulations.cli.main import main
 
         main()
         code = 0
@@ -104,17 +104,16 @@ def _be_fedkd(words: list[str], cwd: str, out: int, err: int) -> None:
 
 def prepare() -> None:
     """Import what the commands import, and let no command start Ray."""
-    for room in ("fedkd", "strategies", "simulations"):
-        for module in pkgutil.walk_packages(importlib.import_module(room).__path__, f"{room}."):
-            importlib.import_module(module.name)
+    for module in pkgutil.walk_packages(importlib.import_module("fedkd").__path__, "fedkd."):
+        importlib.import_module(module.name)
     for name in ("matplotlib.backends.backend_svg", "opacus.validators"):
         importlib.import_module(name)
     Image.preinit()
     logging.root.handlers.clear()  # opacus adds one
-    import simulations.ray
-    from simulations.local import run_local
+    import fedkd.simulations.ray
+    from fedkd.simulations.local import run_local
 
-    simulations.ray.run_ray = run_local
+    fedkd.simulations.ray.run_ray = run_local
 
 
 if __name__ == "__main__":

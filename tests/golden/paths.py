@@ -25,6 +25,10 @@ from fedkd.privacy.release import RELEASES
 from fedkd.rounds import experiment_context
 from fedkd.runs.directory import RunDirectory, network_hash
 from fedkd.runs.events import RoundFinished
+from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.compare.config import Comparison
+from fedkd.simulations.compare.study import CompareStudy
+from fedkd.simulations.local import run_local
 from fedkd.studies import unlearning
 from fedkd.studies.attack.config import AttackConfig
 from fedkd.studies.attack.study import AttackStudy
@@ -33,10 +37,6 @@ from fedkd.studies.central.config import DistillConfig
 from fedkd.studies.central.study import DistillStudy
 from fedkd.studies.contribution import contribution
 from fedkd.studies.engine import Record, Study, StudyFolder, run_study
-from simulations.baselines import BASELINES
-from simulations.compare.config import Comparison
-from simulations.compare.study import CompareStudy
-from simulations.local import run_local
 from tests.conftest import TINY
 
 Values = dict[str, str]
@@ -92,7 +92,7 @@ def run(folder: Path, *overrides: str, page: bool = False, **more: Any) -> RunDi
     """The tiny federation; its page is drawn on request, since that takes longer than the run."""
     if page:
         return run_local(experiment(folder, *overrides), **more)
-    with mock.patch("simulations.job.write_report"):
+    with mock.patch("fedkd.simulations.job.write_report"):
         return run_local(experiment(folder, *overrides), **more)
 
 
@@ -339,7 +339,7 @@ def _compare(folder: Path) -> Values:
     # Baselines that average weights need the student's network at every client.
     own = ["experiment.teachers.models=[{name: cnn_tiny, norm: batch}]"]
     study = CompareStudy(make_config(Comparison, given, own))
-    with mock.patch("simulations.job.write_report"):
+    with mock.patch("fedkd.simulations.job.write_report"):
         rows = [(cell, study.run_cell(folder, cell)) for cell in study.cells]
     clock = ("seconds", "wall", "joules", "multiply_adds")
     # Messages of fedkd hold the path of the client's folder: their size depends on where it runs.

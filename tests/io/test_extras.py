@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fedkd.io.extras import MissingExtra, extra
-from simulations.failures import failure_of
+from fedkd.simulations.failures import failure_of
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = ("simulation", "report", "privacy", "deploy", "onnx")
@@ -99,10 +99,13 @@ def test_the_documented_python_needs_no_extra(page: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
-        ("from simulations.cli.start import main; main()", "fedkd command needs click.*ion"),
-        ("import simulations.local", "simulations.local needs flwr: .*fedkd.simulation"),
-        ("import simulations.ray", "simulations.ray needs flwr: .*fedkd.simulation"),
-        ("import simulations.deploy.keys", "needs cryptography: .*fedkd.deploy"),
+        ("from fedkd.simulations.cli.start import main; main()", "fedkd command needs click.*ion"),
+        (
+            "import fedkd.simulations.local",
+            "simulations.local needs flwr: .*fedkd.simulation",
+        ),
+        ("import fedkd.simulations.ray", "fedkd.simulations.ray needs flwr: .*fedkd.simulation"),
+        ("import fedkd.simulations.deploy.keys", "needs cryptography: .*fedkd.deploy"),
         ("import fedkd.reporting.page", "needs jinja2: pip install 'fedkd.report.'"),
         ("from fedkd.privacy.noise import *; SecureGenerator()", "cryptography: .*fedkd.privacy"),
     ],

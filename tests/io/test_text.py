@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from fedkd.data.pictures import shown
 from fedkd.io.text import REASON, PlainFormatter, cell, plain, visible
 from fedkd.reporting.table import write_csv
-from simulations.cli.main import app
-from simulations.cli.screen import screen
+from fedkd.simulations.cli.main import app
+from fedkd.simulations.cli.screen import screen
 
 HOSTILE = "\x1b]0;pwn\x07\x1b[2J\x1b]8;;http://evil\x07here\x9b31m\u202e"
 COMMANDS = ("\x1b]", "\x1b[2J", "\x07", "\x9b", "\u202e")

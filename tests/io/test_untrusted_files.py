@@ -16,9 +16,9 @@ from fedkd.io.lock import Busy, Lock
 from fedkd.knowledge.query import Images
 from fedkd.runs.directory import RunDirectory, Session
 from fedkd.runs.events import Warned
-from simulations.cli.main import _place_working_directory, app
-from simulations.failures import failure_of
-from simulations.local import run_local
+from fedkd.simulations.cli.main import _place_working_directory, app
+from fedkd.simulations.failures import failure_of
+from fedkd.simulations.local import run_local
 from tests.conftest import TINY, Tiny
 
 QUICK = ("evaluation.baselines=[]", "teachers.epochs=1", "distillation.epochs=1")

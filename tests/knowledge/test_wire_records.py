@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Array, ArrayRecord
 
 from fedkd.knowledge.query import HeaderValue, Images, Refused, Reply
-from strategies.records import arrays_name, read_replies, reply_records
+from fedkd.strategies.records import arrays_name, read_replies, reply_records
 
 TRANSFER = Images.TRANSFER
 ARRAYS = arrays_name(TRANSFER)

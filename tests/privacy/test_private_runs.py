@@ -23,7 +23,7 @@ from fedkd.rounds.client_files import ClientFiles
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ClientsAsked, ClientTrained, RoundFinished, Warned
 from fedkd.runs.privacy_statement import statement
-from simulations.local import run_local
+from fedkd.simulations.local import run_local
 from tests.conftest import Shared, Tiny
 
 pytestmark = pytest.mark.usefixtures("lean")

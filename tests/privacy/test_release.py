@@ -17,7 +17,7 @@ from fedkd.privacy.release.gnmax import ConfidentGNMax, GNMax
 from fedkd.privacy.release.prob_sum import ProbSum
 from fedkd.rounds import ExperimentContext, Server
 from fedkd.runs.events import AnswersReleased, RoundFinished
-from simulations.local import run_local
+from fedkd.simulations.local import run_local
 from tests.conftest import Tiny
 
 

@@ -15,7 +15,7 @@ from fedkd.models.staged import StagedClassifier
 from fedkd.runs.directory import RunDirectory, load_state
 from fedkd.runs.events import RoundFinished
 from fedkd.runs.export import Trained, export_student
-from simulations.local import run_local
+from fedkd.simulations.local import run_local
 from tests.conftest import Shared, Tiny
 
 pytestmark = pytest.mark.usefixtures("lean")

@@ -10,7 +10,7 @@ from fedkd.knowledge.payload import AGGREGATE, Bank, Fused, Teacher
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ReplyRefused, RoundFinished
 from fedkd.runs.quarantine import distrusted, lift, quarantined, strike, strikes
-from simulations.local import run_local
+from fedkd.simulations.local import run_local
 from tests.conftest import Tiny
 from tests.simulations.faults import BAD_PAYLOADS, tampering
 

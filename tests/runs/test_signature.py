@@ -19,10 +19,10 @@ from fedkd.runs.directory import RunDirectory, network_hash, write_json
 from fedkd.runs.events import MessageCounted, RoundFinished
 from fedkd.runs.export import export_student, load_student, predict_files
 from fedkd.runs.signature import SIGNATURE, read_signature
-from simulations.cli.contribution import contribution
-from simulations.cli.status import status_of
-from simulations.client_app import _given_root
-from simulations.local import run_local
+from fedkd.simulations.cli.contribution import contribution
+from fedkd.simulations.cli.status import status_of
+from fedkd.simulations.client_app import _given_root
+from fedkd.simulations.local import run_local
 
 NAMES = ("left", "top")
 

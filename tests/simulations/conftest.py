@@ -14,7 +14,7 @@ def fedkd(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Fedkd:
     """`fedkd("attack", ...)` from an empty folder: exit code, stdout and stderr."""
-    from simulations.cli.main import main
+    from fedkd.simulations.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "150")

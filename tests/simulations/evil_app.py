@@ -67,8 +67,8 @@ import os
 from pathlib import Path
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from simulations.client_app import make_client_app
-from simulations.deploy.identity import proof
+from fedkd.simulations.client_app import make_client_app
+from fedkd.simulations.deploy.identity import proof
 from flwr.serverapp import ServerApp
 
 server = ServerApp()
@@ -117,7 +117,7 @@ def main(app: Path) -> None:
     from flwr.supernode import start_client_internal as flower
     from flwr.supernode.cli import flower_supernode
 
-    from simulations.deploy.supernode import arguments_of
+    from fedkd.simulations.deploy.supernode import arguments_of
 
     content = build_fab_from_disk(app)
     ours = hashlib.sha256(content).hexdigest()

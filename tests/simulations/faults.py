@@ -13,8 +13,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedkd.knowledge.query import Images, Reply
-from simulations.client_app import make_client_app
-from strategies.records import JOB, read_replies, reply_records
+from fedkd.simulations.client_app import make_client_app
+from fedkd.strategies.records import JOB, read_replies, reply_records
 
 Tamper = Callable[[dict[str, np.ndarray], dict[str, Any]], None]
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from fedkd.config import ConfigError, load_config, make_config
+from fedkd.simulations.compare.effects import main_effects, two_way
+from fedkd.simulations.compare.grid import Ablation
+from fedkd.simulations.compare.study import AblationStudy
 from fedkd.studies.engine import StudyFolder, run_study
-from simulations.compare.effects import main_effects, two_way
-from simulations.compare.grid import Ablation
-from simulations.compare.study import AblationStudy
 from tests.conftest import TINY
 
 Make = Callable[..., Ablation]
@@ -103,7 +103,7 @@ def test_two_factors_make_a_table_with_gaps_where_nothing_is_finished() -> None:
 def test_an_ablation_ends_with_table_pictures_and_csv(
     ablation: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simulations.job.write_report", lambda *_: None)
+    monkeypatch.setattr("fedkd.simulations.job.write_report", lambda *_: None)
     grid = {"fusion": ["uniform", "entropy"], "student.model": ["cnn_tiny", "mlp"]}
     study = AblationStudy(ablation(grid, experiment={**TINY, "rounds": 1}))
     folder = StudyFolder.new(study.config)

@@ -9,11 +9,11 @@ from rich.console import Console
 from fedkd.config import load_config
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.quarantine import strike
+from fedkd.simulations.cli.tables import console_table
 from fedkd.studies.attack.config import AttackConfig
 from fedkd.studies.attack.report import costs_table
 from fedkd.studies.attack.study import AttackStudy
 from fedkd.studies.engine import Record, StudyFolder, run_study
-from simulations.cli.tables import console_table
 
 
 def results(config: AttackConfig, folder: Path) -> Record:

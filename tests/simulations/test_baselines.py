@@ -18,19 +18,25 @@ from fedkd.losses.base import TeacherWeights
 from fedkd.models.network import Network, parameter_count
 from fedkd.randomness import stream
 from fedkd.rounds import ExperimentContext
+from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.baselines.base import Outcome, RoundResult
+from fedkd.simulations.baselines.cfd import coded, decoded
+from fedkd.simulations.baselines.dsfl import sharpened
+from fedkd.simulations.baselines.fd import class_means, of_the_others, pull_towards
+from fedkd.simulations.baselines.fedavg import held
+from fedkd.simulations.baselines.fedmd import _Distance
+from fedkd.simulations.baselines.local_only import trained_alone
+from fedkd.simulations.baselines.loop import (
+    distill_client,
+    fresh_student,
+    fresh_teachers,
+    model,
+    train,
+)
+from fedkd.simulations.baselines.pate_vote import winners
+from fedkd.simulations.baselines.traffic import MessageMeter, load, read, weights
 from fedkd.training.evaluation import evaluate, predict
 from fedkd.training.supervised import fit
-from simulations.baselines import BASELINES
-from simulations.baselines.base import Outcome, RoundResult
-from simulations.baselines.cfd import coded, decoded
-from simulations.baselines.dsfl import sharpened
-from simulations.baselines.fd import class_means, of_the_others, pull_towards
-from simulations.baselines.fedavg import held
-from simulations.baselines.fedmd import _Distance
-from simulations.baselines.local_only import trained_alone
-from simulations.baselines.loop import distill_client, fresh_student, fresh_teachers, model, train
-from simulations.baselines.pate_vote import winners
-from simulations.baselines.traffic import MessageMeter, load, read, weights
 
 CLIENTS, TRANSFER, CLASSES = 3, 400, 10
 ONE_ROUND = ("one_shot", "one_shot_ensemble", "pate_vote")

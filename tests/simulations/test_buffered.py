@@ -16,13 +16,13 @@ from fedkd.config import ConfigError
 from fedkd.rounds import ExperimentContext, Interrupted
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ClientTrained, OldAnswersCounted, ReplyRefused, RoundFinished
+from fedkd.simulations import job
+from fedkd.simulations.client_app import make_client_app
+from fedkd.simulations.job import begun, run_job
+from fedkd.simulations.local import LocalGrid, run_local
+from fedkd.simulations.ray import run_ray
+from fedkd.strategies.records import JOB
 from fedkd.studies.unlearning import check_removal
-from simulations import job
-from simulations.client_app import make_client_app
-from simulations.job import begun, run_job
-from simulations.local import LocalGrid, run_local
-from simulations.ray import run_ray
-from strategies.records import JOB
 from tests.conftest import Tiny
 
 pytestmark = pytest.mark.usefixtures("lean")

@@ -15,16 +15,16 @@ import pytest
 import yaml
 from PIL import Image
 
-import configs
+from fedkd import configs
 from fedkd.runs.directory import RunDirectory
-from simulations.local import run_local
+from fedkd.simulations.local import run_local
 from tests.conftest import Tiny
 from tests.simulations.conftest import Fedkd
 
 ROOT = Path(__file__).parents[2]
 
 
-COMMAND = (sys.executable, "-m", "simulations.cli.main")
+COMMAND = (sys.executable, "-m", "fedkd.simulations.cli.main")
 
 
 def process(*words: object) -> tuple[int, str, str]:
@@ -129,7 +129,7 @@ class Interrupting:
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.meta_path.insert(0, Interrupting())
-from simulations.cli.start import main
+from fedkd.simulations.cli.start import main
 sys.argv = ["fedkd", "list", "losses"]
 main()
 """

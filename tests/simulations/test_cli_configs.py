@@ -8,9 +8,9 @@ import pytest
 from fedkd.config import ConfigError, Experiment, make_experiment
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import RoundFinished
+from fedkd.simulations.cli import run as run_command
+from fedkd.simulations.cli.configs import load
 from fedkd.training.evaluation import Scores
-from simulations.cli import run as run_command
-from simulations.cli.configs import load
 from tests.conftest import TINY
 from tests.simulations.conftest import Fedkd
 
@@ -75,7 +75,7 @@ def test_a_finished_run_is_not_run_again(
     monkeypatch.setattr(RunDirectory, "read_json", lambda *_: {})
     assert run_command._is_finished(run)
     monkeypatch.setattr(run_command, "_run", lambda *_: pytest.fail("it was run"))
-    monkeypatch.setattr("simulations.cli.tables.run_tables", lambda _: "the table")
+    monkeypatch.setattr("fedkd.simulations.cli.tables.run_tables", lambda _: "the table")
     code, out, err = fedkd("run", "--resume", run.path)
     assert (code, err) == (0, "")
     assert "nothing is left\nthe table\n" in out

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from fedkd.runs.directory import RunDirectory
-from simulations.local import run_local
+from fedkd.simulations.local import run_local
 
 
 def test_contribution_and_unlearning_of_a_run(fedkd, tiny) -> None:

@@ -12,9 +12,9 @@ from fedkd.knowledge.kinds import Logits
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ReplyRefused
-from simulations.client_app import make_client_app
-from simulations.local import run_local
-from strategies.records import JOB
+from fedkd.simulations.client_app import make_client_app
+from fedkd.simulations.local import run_local
+from fedkd.strategies.records import JOB
 from tests.conftest import Tiny
 from tests.simulations.faults import tampering
 

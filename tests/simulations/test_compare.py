@@ -12,14 +12,14 @@ import torch
 from fedkd.config import ConfigError, load_config, make_config
 from fedkd.rounds import ExperimentContext, Interrupted
 from fedkd.runs.directory import RunDirectory
+from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.baselines.base import Baseline, OnRound, Outcome, RoundResult
+from fedkd.simulations.compare.config import Comparison
+from fedkd.simulations.compare.results import spread
+from fedkd.simulations.compare.study import CompareStudy, read_run
+from fedkd.simulations.compare.teachers import teachers_key
+from fedkd.simulations.local import run_local
 from fedkd.studies.engine import Record, StudyFolder, run_study
-from simulations.baselines import BASELINES
-from simulations.baselines.base import Baseline, OnRound, Outcome, RoundResult
-from simulations.compare.config import Comparison
-from simulations.compare.results import spread
-from simulations.compare.study import CompareStudy, read_run
-from simulations.compare.teachers import teachers_key
-from simulations.local import run_local
 from tests.conftest import TINY
 
 CALLS: list[int] = []
@@ -60,7 +60,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     BASELINES.names()
     monkeypatch.setitem(BASELINES._members, "fake", Fake)
     # The pages of fedkd's single runs are not what is tested here, and take the most time.
-    monkeypatch.setattr("simulations.job.write_report", lambda *_: None)
+    monkeypatch.setattr("fedkd.simulations.job.write_report", lambda *_: None)
     CALLS.clear()
 
 

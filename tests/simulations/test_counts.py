@@ -13,7 +13,7 @@ from fedkd.config import Experiment
 from fedkd.distillation.objective import Objective
 from fedkd.models.network import Network
 from fedkd.registry import Registry
-from simulations.cli.main import app
+from fedkd.simulations.cli.main import app
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 

@@ -27,16 +27,16 @@ from fedkd.data.local_shard import LocalShard, write_private, write_public
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import MessageCounted, ReplyRefused, RoundFinished
-from simulations.cli.main import app
-from simulations.cli.status import status_of
-from simulations.client_app import make_client_app
-from simulations.deploy import plan, scripts
-from simulations.deploy.check import check_node
-from simulations.deploy.folder import policy_text
-from simulations.deploy.keys import certificates, node_pair
-from simulations.deploy.plan import Plan
-from simulations.job import run_job
-from simulations.local import LocalGrid, run_local
+from fedkd.simulations.cli.main import app
+from fedkd.simulations.cli.status import status_of
+from fedkd.simulations.client_app import make_client_app
+from fedkd.simulations.deploy import plan, scripts
+from fedkd.simulations.deploy.check import check_node
+from fedkd.simulations.deploy.folder import policy_text
+from fedkd.simulations.deploy.keys import certificates, node_pair
+from fedkd.simulations.deploy.plan import Plan
+from fedkd.simulations.job import run_job
+from fedkd.simulations.local import LocalGrid, run_local
 from tests.conftest import TINY, Tiny
 
 

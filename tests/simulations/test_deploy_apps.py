@@ -15,11 +15,11 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import start_client_internal as flower
 
 from fedkd.config import ConfigError
-from simulations.deploy import supernode
-from simulations.deploy.apps import app_hash, checkout_hash, read_apps
-from simulations.deploy.folder import accept, read_settings
-from simulations.deploy.quoting import quoted
-from simulations.deploy.supernode import arguments_of, check_app, guard
+from fedkd.simulations.deploy import supernode
+from fedkd.simulations.deploy.apps import app_hash, checkout_hash, read_apps
+from fedkd.simulations.deploy.folder import accept, read_settings
+from fedkd.simulations.deploy.quoting import quoted
+from fedkd.simulations.deploy.supernode import arguments_of, check_app, guard
 
 PROJECT = {"project": {"name": "app", "version": "1"}}
 FILES = {

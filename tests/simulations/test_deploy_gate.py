@@ -31,8 +31,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.testclient import TestClient
 
-from simulations.deploy import gate
-from simulations.deploy.gate import CALLS, SERVER, make_gate
+from fedkd.simulations.deploy import gate
+from fedkd.simulations.deploy.gate import CALLS, SERVER, make_gate
 
 
 class SuperLink:

@@ -12,13 +12,13 @@ from flwr.app import ConfigRecord
 from fedkd.config import ConfigError, Experiment
 from fedkd.rounds import ExperimentContext, experiment_context
 from fedkd.runs.directory import RunDirectory
-from simulations.client_app import make_client_app
-from simulations.deploy.folder import policy_text
-from simulations.deploy.identity import NodeKeys, proof
-from simulations.deploy.keys import node_pair
-from simulations.job import run_job
-from simulations.local import LocalGrid, run_local
-from strategies.records import SIGNATURE
+from fedkd.simulations.client_app import make_client_app
+from fedkd.simulations.deploy.folder import policy_text
+from fedkd.simulations.deploy.identity import NodeKeys, proof
+from fedkd.simulations.deploy.keys import node_pair
+from fedkd.simulations.job import run_job
+from fedkd.simulations.local import LocalGrid, run_local
+from fedkd.strategies.records import SIGNATURE
 from tests.conftest import Tiny
 
 

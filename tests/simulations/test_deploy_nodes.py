@@ -22,12 +22,12 @@ from fedkd.config import Experiment
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import RoundFinished
-from simulations.cli.status import status_of
-from simulations.client_app import make_client_app
-from simulations.deploy.folder import deployable, read_settings, write_folder
-from simulations.deploy.keys import node_pair
-from simulations.deploy.plan import Plan
-from simulations.local import run_local
+from fedkd.simulations.cli.status import status_of
+from fedkd.simulations.client_app import make_client_app
+from fedkd.simulations.deploy.folder import deployable, read_settings, write_folder
+from fedkd.simulations.deploy.keys import node_pair
+from fedkd.simulations.deploy.plan import Plan
+from fedkd.simulations.local import run_local
 from tests.conftest import Tiny
 from tests.simulations import evil_app
 from tests.simulations.evil_app import LIAR, THIEF, write_app

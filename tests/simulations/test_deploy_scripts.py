@@ -13,9 +13,9 @@ import pytest
 from flwr.common.config import parse_config_args
 
 from fedkd.config import ConfigError
-from simulations.deploy import scripts
-from simulations.deploy.folder import read_settings
-from simulations.deploy.plan import Plan
+from fedkd.simulations.deploy import scripts
+from fedkd.simulations.deploy.folder import read_settings
+from fedkd.simulations.deploy.plan import Plan
 
 HOSTILE = [
     "/d/$(touch X)", "/d/`touch X`", "/d/a b", "/d/o'brien", '/d/"q"', "/d/a\nb", "/d/\\", "/d/é",

@@ -16,10 +16,10 @@ from fedkd.reporting.run_record import Found
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import RoundFinished
+from fedkd.simulations.deploy.folder import deployable
+from fedkd.simulations.deploy.plan import Plan
+from fedkd.simulations.local import run_local
 from fedkd.studies.audit.study import unseen
-from simulations.deploy.folder import deployable
-from simulations.deploy.plan import Plan
-from simulations.local import run_local
 from tests.conftest import Tiny
 
 DOMAINS = "data.domains={sources: [invert, noise], target: {name: rotate, degrees: 90}}"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fedkd.config import ConfigError
-from simulations.cli import partition
-from simulations.failures import failure_of, noted
+from fedkd.simulations.cli import partition
+from fedkd.simulations.failures import failure_of, noted
 from tests.simulations.conftest import Fedkd
 
 
@@ -32,7 +32,7 @@ def raised(make: Callable[[], object]) -> BaseException:
 
 def ours(error: BaseException) -> Callable[[], object]:
     """A function of `simulations` that raises the error by a `raise` statement."""
-    names: dict[str, object] = {"__name__": "simulations.example", "error": error}
+    names: dict[str, object] = {"__name__": "fedkd.simulations.example", "error": error}
     exec("def fail():\n    raise error", names)
     return names["fail"]
 

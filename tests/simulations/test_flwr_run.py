@@ -15,8 +15,8 @@ import pytest
 
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ClientTrained, RoundFinished
-from simulations.local import run_local
-from simulations.ray import OFFLINE
+from fedkd.simulations.local import run_local
+from fedkd.simulations.ray import OFFLINE
 from tests.conftest import Tiny
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,9 @@ def flower(tmp_path: Path) -> Iterator[Callable[..., str]]:
     app = tmp_path / "app"
     app.mkdir()
     for name in ("fedkd", "strategies", "simulations", "configs"):
-        shutil.copytree(ROOT / name, app / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / name, app / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, app / name)
     home = tmp_path / "flwr"

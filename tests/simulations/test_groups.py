@@ -17,12 +17,12 @@ from fedkd.models.network import Network
 from fedkd.rounds.budget import Budget
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ClientTrained, ReplyRefused, RoundFinished
+from fedkd.simulations import local
+from fedkd.simulations.local import LocalGrid, run_local
+from fedkd.strategies.groups import balanced
+from fedkd.strategies.records import JOB, MEMBERS
 from fedkd.training.batched import fit_many
 from fedkd.training.supervised import Fit, fit
-from simulations import local
-from simulations.local import LocalGrid, run_local
-from strategies.groups import balanced
-from strategies.records import JOB, MEMBERS
 from tests.conftest import Shared, Tiny
 
 pytestmark = pytest.mark.usefixtures("lean")
@@ -198,7 +198,7 @@ def test_a_real_node_trains_for_itself_alone(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("FEDKD_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr("simulations.client_app._policy", lambda node: None)
+    monkeypatch.setattr("fedkd.simulations.client_app._policy", lambda node: None)
     run = run_local(tiny(*ON, "rounds=1", "federation.quorum=0"))
     reasons = {event.reason for event in run.events(ReplyRefused) if event.phase == "train"}
     assert len(reasons) == 1

@@ -14,10 +14,10 @@ import yaml
 
 from fedkd.config import ConfigError, make_config
 from fedkd.rounds import Interrupted, Notify, silent
+from fedkd.simulations import jobs
 from fedkd.studies.central.config import DistillConfig
 from fedkd.studies.central.study import DistillStudy
 from fedkd.studies.engine import Cell, Record, StudyFolder, run_study
-from simulations import jobs
 from tests.studies.test_central import TINY
 
 SHORT = (

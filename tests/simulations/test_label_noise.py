@@ -20,12 +20,12 @@ from fedkd.reporting.run_record import Found
 from fedkd.reporting.run_tables import teachers_table
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
+from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.cli.tables import partition_table
+from fedkd.simulations.deploy.folder import deployable
+from fedkd.simulations.deploy.plan import Plan
+from fedkd.simulations.local import run_local
 from fedkd.studies.audit.study import unseen
-from simulations.baselines import BASELINES
-from simulations.cli.tables import partition_table
-from simulations.deploy.folder import deployable
-from simulations.deploy.plan import Plan
-from simulations.local import run_local
 from tests.conftest import TINY, Tiny
 
 NOISE = "data.label_noise={kind: symmetric, rate: 0.6, clients: 0.67}"
@@ -69,7 +69,7 @@ def column(run: RunDirectory) -> list[str] | None:
 def test_teachers_and_student_know_the_given_labels_alone(
     tiny: Tiny, absurd: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simulations.job.write_report", lambda *_: None)
+    monkeypatch.setattr("fedkd.simulations.job.write_report", lambda *_: None)
     words = (*SMALL, "evaluation.baselines=[ceiling]")
     clean, noisy = run_local(tiny(*words)), run_local(tiny(*words, NOISE))
     assert "wrong_labels" not in clean.read_json("summary.json")

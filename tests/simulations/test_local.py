@@ -24,7 +24,7 @@ from fedkd.runs.events import (
     ReplyRefused,
     RoundFinished,
 )
-from simulations.local import run_local
+from fedkd.simulations.local import run_local
 from tests.conftest import Shared, Tiny
 from tests.simulations.faults import BAD_PAYLOADS, crashing, tampering
 
@@ -152,7 +152,7 @@ def test_below_quorum_the_student_is_kept_and_the_round_is_degraded(tiny: Tiny) 
 def test_a_federation_of_another_size_is_refused_by_name(
     tiny: Tiny, nodes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("strategies.nodes.SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr("fedkd.strategies.nodes.SETTLE_SECONDS", 0.2)
     with pytest.raises(
         ConfigError, match=f"the experiment has 3 clients, the federation has {nodes}"
     ):
@@ -162,7 +162,7 @@ def test_a_federation_of_another_size_is_refused_by_name(
 def test_a_client_with_another_transfer_set_is_refused_by_name(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import simulations.client_app as module
+    import fedkd.simulations.client_app as module
 
     real = module.experiment_context
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from fedkd.config import ConfigError
 from fedkd.models.network import Network
 from fedkd.models.peft import low_rank
-from simulations.baselines import BASELINES
-from simulations.baselines import low_rank as module
-from simulations.baselines.traffic import read
+from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.baselines import low_rank as module
+from fedkd.simulations.baselines.traffic import read
 from tests.simulations.test_baselines import CLIENTS, LOW_RANK, begun, context, run
 
 R, HIDDEN, INPUTS, CLASSES = 4, 64, 64, 10

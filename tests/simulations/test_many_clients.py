@@ -11,11 +11,11 @@ from fedkd.runs import results
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ClientTrained, ReplyRefused, RoundFinished, Warned
 from fedkd.runs.results import listed
-from simulations import job
-from simulations.cli.status import status_of
-from simulations.client_app import make_client_app
-from simulations.local import run_local
-from strategies.records import JOB
+from fedkd.simulations import job
+from fedkd.simulations.cli.status import status_of
+from fedkd.simulations.client_app import make_client_app
+from fedkd.simulations.local import run_local
+from fedkd.strategies.records import JOB
 from tests.conftest import Tiny
 
 pytestmark = pytest.mark.usefixtures("lean")
@@ -84,7 +84,7 @@ def test_the_page_of_many_clients_shows_those_that_were_asked_last(
 def test_another_number_of_nodes_is_still_refused(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("strategies.nodes.SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr("fedkd.strategies.nodes.SETTLE_SECONDS", 0.2)
     with pytest.raises(ValueError, match="the experiment has 70 clients, the federation has 64"):
         run_local(tiny(*MANY, "clients=70"), nodes=64)
 

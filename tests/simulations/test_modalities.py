@@ -16,13 +16,13 @@ from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import RoundFinished
 from fedkd.runs.export import export_student, predict_files
-from simulations.baselines import BASELINES
-from simulations.client_app import make_client_app
-from simulations.compare.config import Comparison
-from simulations.compare.study import CompareStudy
-from simulations.deploy.folder import policy_text
-from simulations.job import run_job
-from simulations.local import LocalGrid, run_local
+from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.client_app import make_client_app
+from fedkd.simulations.compare.config import Comparison
+from fedkd.simulations.compare.study import CompareStudy
+from fedkd.simulations.deploy.folder import policy_text
+from fedkd.simulations.job import run_job
+from fedkd.simulations.local import LocalGrid, run_local
 
 PAIRS: dict[str, Any] = {
     "name": "pairs",
@@ -306,6 +306,6 @@ def test_baselines_that_share_answers_teach_across_modalities(paired: Any, name:
 
 @pytest.mark.slow
 def test_ray_reaches_the_student_of_the_local_runner(paired: Any, finished: RunDirectory) -> None:
-    from simulations.ray import run_ray
+    from fedkd.simulations.ray import run_ray
 
     assert student(run_ray(paired("evaluation.baselines=[oracle, ceiling]"))) == student(finished)

@@ -19,8 +19,8 @@ from fedkd.reporting.run_page import make_page
 from fedkd.reporting.run_record import Found
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory, load_state
+from fedkd.simulations.local import run_local
 from fedkd.training.noisy.pair import Both
-from simulations.local import run_local
 from tests.conftest import TINY, Shared, Tiny
 
 pytestmark = pytest.mark.usefixtures("lean")
@@ -102,7 +102,7 @@ def test_a_kill_in_an_unlearning_round_changes_nothing(tmp_path: Path) -> None:
     config = tmp_path / "noisy.yaml"
     experiment = make_experiment(TINY, [f"output={tmp_path / 'runs'}", *PAIR])
     config.write_text(yaml.safe_dump(experiment.model_dump(mode="json")), encoding="utf-8")
-    code = "from simulations.cli.main import main; main()"
+    code = "from fedkd.simulations.cli.main import main; main()"
     words = [sys.executable, "-c", code, "run"]
     assert subprocess.run([*words, str(config), "--runner", "local"], check=False).returncode == 0
     [reference] = (tmp_path / "runs").iterdir()

@@ -11,14 +11,14 @@ from fedkd.config import ConfigError, Experiment
 from fedkd.rounds import ExperimentContext, Server
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ClientsAsked, ClientTrained, ReplyRefused, RoundFinished
+from fedkd.simulations.client_app import make_client_app
+from fedkd.simulations.job import begun, run_job
+from fedkd.simulations.local import LocalGrid, run_local
+from fedkd.strategies.exchange import DESCRIBE
+from fedkd.strategies.records import JOB
+from fedkd.strategies.strategy import FederatedDistillation
 from fedkd.studies.contribution import contribution
 from fedkd.studies.unlearning import distil_again, finished_rounds, prepare
-from simulations.client_app import make_client_app
-from simulations.job import begun, run_job
-from simulations.local import LocalGrid, run_local
-from strategies.exchange import DESCRIBE
-from strategies.records import JOB
-from strategies.strategy import FederatedDistillation
 from tests.conftest import Shared, Tiny
 from tests.simulations.faults import BAD_PAYLOADS, crashing, tampering
 
@@ -204,7 +204,7 @@ def test_who_is_in_quarantine_is_passed_over(tiny: Tiny) -> None:
 
 
 def test_a_range_of_nodes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("strategies.nodes.SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr("fedkd.strategies.nodes.SETTLE_SECONDS", 0.2)
     short = ("rounds=1", "clients=2 to 3")
     with pytest.raises(ConfigError, match="needs 2 clients to start, of 1 nodes in the federation"):
         run_local(tiny(*short), nodes=1)

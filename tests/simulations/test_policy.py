@@ -16,8 +16,8 @@ from fedkd.data.local_shard import write_private, write_public
 from fedkd.knowledge.kinds import Logits
 from fedkd.privacy.policy import Policy, PolicyRefused, check_config, explained, load_policy
 from fedkd.rounds import ExperimentContext
-from simulations.client_app import make_client_app
-from simulations.deploy.folder import policy_text
+from fedkd.simulations.client_app import make_client_app
+from fedkd.simulations.deploy.folder import policy_text
 from tests.conftest import Tiny
 
 pytestmark = pytest.mark.usefixtures("lean")

@@ -17,9 +17,9 @@ from flwr.clientapp import ClientApp
 from fedkd.config import ConfigError
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ReplyRefused, RoundFinished
-from simulations.client_app import make_client_app
-from simulations.local import run_local
-from simulations.ray import run_ray
+from fedkd.simulations.client_app import make_client_app
+from fedkd.simulations.local import run_local
+from fedkd.simulations.ray import run_ray
 from tests.conftest import Tiny
 from tests.simulations.faults import BAD_PAYLOADS, killed_once, slow, tampering
 
@@ -182,7 +182,7 @@ def test_modules_beside_the_run_hide_none_of_ours_and_a_long_tmpdir_does_no_harm
     (tmp_path / "tiny.yaml").write_text(text.replace("name: class_gated", "name: mine"))
     done = subprocess.run(
         [sys.executable, "-c",
-         "import sys; sys.path.pop(0); from simulations.cli.main import main; main()",
+         "import sys; sys.path.pop(0); from fedkd.simulations.cli.main import main; main()",
          "run", "tiny.yaml"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
         env={**os.environ, "TMPDIR": str(scratch), "RAY_ADDRESS": "10.1.2.3:6379"},
@@ -199,7 +199,7 @@ def test_a_killed_server_leaves_no_process_and_can_be_resumed(tiny: Tiny, tmp_pa
     config = tmp_path / "tiny.yaml"
     config.write_text(tiny("rounds=3").to_yaml())
     process = subprocess.Popen(
-        [sys.executable, "-m", "simulations.cli.main", "run", str(config)],
+        [sys.executable, "-m", "fedkd", "run", str(config)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     runs = tmp_path / "runs"
@@ -214,7 +214,7 @@ def test_a_killed_server_leaves_no_process_and_can_be_resumed(tiny: Tiny, tmp_pa
     process.wait()
     (path,) = [p for p in runs.glob("*") if p not in known]
     resumed = subprocess.run(
-        [sys.executable, "-m", "simulations.cli.main", "run", "--resume", str(path)],
+        [sys.executable, "-m", "fedkd", "run", "--resume", str(path)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert resumed.returncode == 0, resumed.stderr

@@ -13,10 +13,10 @@ import torch
 
 from fedkd.config import ConfigError
 from fedkd.rounds import Interrupted, silent
-from simulations import ray as room
-from simulations.local import run_local
-from simulations.machine import check_machine
-from simulations.ray import run_ray
+from fedkd.simulations import ray as room
+from fedkd.simulations.local import run_local
+from fedkd.simulations.machine import check_machine
+from fedkd.simulations.ray import run_ray
 from tests.conftest import Tiny
 
 pytestmark = pytest.mark.usefixtures("lean")

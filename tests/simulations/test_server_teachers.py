@@ -16,9 +16,9 @@ from fedkd.rounds import ExperimentContext, evidence_of
 from fedkd.rounds.server_teachers import server_teachers_of
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import RoundFinished
+from fedkd.simulations.local import run_local
 from fedkd.training.evaluation import accuracy, predict
 from fedkd.training.supervised import fit
-from simulations.local import run_local
 from tests.conftest import Tiny
 from tests.models.test_weights import CLIP, TINY_CLIP, tiny_clip
 

@@ -13,8 +13,8 @@ from fedkd.rounds import ExperimentContext, experiment_context
 from fedkd.rounds.client import Client, train_together
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import RoundFinished
-from simulations.local import run_local
-from simulations.ray import run_ray
+from fedkd.simulations.local import run_local
+from fedkd.simulations.ray import run_ray
 from tests.conftest import Tiny
 
 LISTS = [[0, 1], [2, 3], ["pattern 3", 0]]

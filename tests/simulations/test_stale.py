@@ -17,10 +17,10 @@ from fedkd.rounds.stale import aged, collect, sources
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import OldAnswersCounted, RoundFinished
 from fedkd.runs.quarantine import strike
+from fedkd.simulations.client_app import make_client_app
+from fedkd.simulations.local import run_local
+from fedkd.strategies.records import JOB
 from fedkd.studies.unlearning import check_removal, distil_again, erasable, prepare
-from simulations.client_app import make_client_app
-from simulations.local import run_local
-from strategies.records import JOB
 from tests.conftest import Tiny
 
 pytestmark = pytest.mark.usefixtures("lean")

@@ -13,9 +13,9 @@ from fedkd.build import check
 from fedkd.config import ConfigError, load_config, make_config
 from fedkd.rounds import Interrupted
 from fedkd.runs.signature import IMAGES
+from fedkd.simulations.cli.study import STUDIES, kind_named
 from fedkd.studies.central.study import check_names
 from fedkd.studies.engine import Cell, Record, Study, StudyFolder, kind_of, run_study
-from simulations.cli.study import STUDIES, kind_named
 from tests.conftest import TINY
 
 SMALL = {**TINY, "rounds": 1, "teachers": {"models": ["mlp"], "epochs": 1}, "fusion": ["uniform"]}
@@ -111,7 +111,7 @@ def command(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def finished(command: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a finished study of each kind."""
-    with mock.patch("simulations.job.write_report"):
+    with mock.patch("fedkd.simulations.job.write_report"):
         study = made(command)
         folder = StudyFolder.new(study.config, tmp_path_factory.mktemp("studies"))
         assert run_study(study, folder)["finished"]

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from fedkd.runs.directory import RunDirectory
-from simulations.local import run_local
+from fedkd.simulations.local import run_local
 from tests.conftest import TINY, Tiny
 
 #: A part of clients that come and go, and codecs whose answers are changes of earlier ones.
@@ -34,7 +34,7 @@ DRAWN: dict[str, Any] = {
 
 def start(*words: str, folder: Path) -> subprocess.Popen[bytes]:
     """The `fedkd` command in a process group of its own, all on one thread."""
-    code = "from simulations.cli.main import main; main()"
+    code = "from fedkd.simulations.cli.main import main; main()"
     log = (folder / "log.txt").open("ab")
     return subprocess.Popen(
         [sys.executable, "-c", code, *words],

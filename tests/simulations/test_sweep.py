@@ -10,12 +10,12 @@ import pytest
 
 from fedkd.config import ConfigError, make_config
 from fedkd.runs.directory import RunDirectory
+from fedkd.simulations.compare.report import result_table
+from fedkd.simulations.compare.study import SweepStudy
+from fedkd.simulations.compare.sweep import Sweep
+from fedkd.simulations.compare.teachers import teachers_key
+from fedkd.simulations.local import run_local
 from fedkd.studies.engine import StudyFolder, run_study
-from simulations.compare.report import result_table
-from simulations.compare.study import SweepStudy
-from simulations.compare.sweep import Sweep
-from simulations.compare.teachers import teachers_key
-from simulations.local import run_local
 from tests.conftest import TINY, Tiny
 
 Make = Callable[..., Sweep]
@@ -95,7 +95,7 @@ def test_teachers_under_a_budget_are_never_shared(sweep: Make) -> None:
 def test_a_sweep_ends_with_table_and_picture_and_inf_is_the_plain_path(
     sweep: Make, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simulations.job.write_report", lambda *_: None)
+    monkeypatch.setattr("fedkd.simulations.job.write_report", lambda *_: None)
     config = sweep()
     folder = StudyFolder.new(config)
     found = run_study(SweepStudy(config), folder)

@@ -4,8 +4,8 @@ import torch
 from rich.console import Console
 
 from fedkd.reporting.table import Cell, Row, Table, numbers, words
-from simulations.cli.tables import console_table, partition_table
-from simulations.compare.report import result_table
+from fedkd.simulations.cli.tables import console_table, partition_table
+from fedkd.simulations.compare.report import result_table
 
 
 def shown(table, width=80):

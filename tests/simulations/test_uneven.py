@@ -14,7 +14,7 @@ from fedkd.reporting.run_tables import detection_table
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import RoundFinished
-from simulations.local import run_local
+from fedkd.simulations.local import run_local
 from tests.conftest import TINY
 
 CLIENTS = 3
@@ -49,7 +49,7 @@ def uneven(scans: Path, *words: str) -> Any:
 @pytest.fixture(scope="module")
 def finished(scans: Path) -> RunDirectory:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("simulations.job.write_report", lambda *_: None)
+        patch.setattr("fedkd.simulations.job.write_report", lambda *_: None)
         return run_local(uneven(scans))
 
 

@@ -15,9 +15,9 @@ from fedkd.rounds.context import _CONTEXTS
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import Warned
 from fedkd.runs.export import load_student
-from simulations.local import run_local
-from simulations.ray import run_ray
-from strategies.records import WEIGHTS, other_weights
+from fedkd.simulations.local import run_local
+from fedkd.simulations.ray import run_ray
+from fedkd.strategies.records import WEIGHTS, other_weights
 from tests.conftest import Tiny
 from tests.simulations.test_policy import node, strictest
 

@@ -8,7 +8,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedkd.knowledge.query import Images
-from strategies.records import METRICS, arrays_name, header_name
+from fedkd.strategies.records import METRICS, arrays_name, header_name
 
 RECORDS = [name(images) for images in Images for name in (header_name, arrays_name)]
 

@@ -19,12 +19,12 @@ from fedkd.knowledge.query import Images
 from fedkd.rounds import Server, experiment_context
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ClientEvaluated, ClientTrained, ReplyRefused, RoundFinished
-from simulations.client_app import make_client_app
-from simulations.local import LocalGrid, run_local
-from strategies.messaging import Delivery
-from strategies.nodes import Nodes
-from strategies.records import ENVELOPE, METRICS, arrays_name, header_name
-from strategies.strategy import FederatedDistillation
+from fedkd.simulations.client_app import make_client_app
+from fedkd.simulations.local import LocalGrid, run_local
+from fedkd.strategies.messaging import Delivery
+from fedkd.strategies.nodes import Nodes
+from fedkd.strategies.records import ENVELOPE, METRICS, arrays_name, header_name
+from fedkd.strategies.strategy import FederatedDistillation
 from tests.conftest import Tiny
 from tests.strategies.mutations import CODES, REASONS, mutated
 

@@ -13,9 +13,9 @@ from fedkd.privacy.policy import Policy, PolicyRefused
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ReplyRefused, RoundFinished
-from simulations.client_app import make_client_app
-from simulations.local import LocalGrid, run_local
-from strategies.records import JOB, MESSAGES_OWN, NAMED, UNKNOWN, job_digest
+from fedkd.simulations.client_app import make_client_app
+from fedkd.simulations.local import LocalGrid, run_local
+from fedkd.strategies.records import JOB, MESSAGES_OWN, NAMED, UNKNOWN, job_digest
 from tests.conftest import Tiny
 
 pytestmark = pytest.mark.usefixtures("lean")

@@ -10,11 +10,11 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedkd.knowledge.query import Images, Refused, Reply
-from simulations.client_app import make_client_app
-from simulations.local import LocalGrid
-from strategies import messaging as module
-from strategies.messaging import Delivery, exchanged
-from strategies.records import (
+from fedkd.simulations.client_app import make_client_app
+from fedkd.simulations.local import LocalGrid
+from fedkd.strategies import messaging as module
+from fedkd.strategies.messaging import Delivery, exchanged
+from fedkd.strategies.records import (
     arrays_name,
     explain,
     header_name,

@@ -6,10 +6,10 @@ import pytest
 
 from fedkd.config import ConfigError, make_config
 from fedkd.runs.events import RoundFinished
+from fedkd.simulations.local import run_local
 from fedkd.studies.attack.config import CLEAN, AttackConfig, attackers_of, resolved
 from fedkd.studies.attack.study import AttackStudy
 from fedkd.studies.engine import Record, StudyFolder, run_study
-from simulations.local import run_local
 from tests.conftest import Tiny
 
 pytestmark = pytest.mark.usefixtures("lean")

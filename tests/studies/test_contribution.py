@@ -11,10 +11,10 @@ from fedkd.config import ConfigError
 from fedkd.rounds import experiment_context
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import RoundFinished
+from fedkd.simulations.local import run_local
 from fedkd.studies import contribution as measured
 from fedkd.studies.contribution import sampled_shapley, shapley
 from fedkd.studies.contribution_report import carried, write_page
-from simulations.local import run_local
 from tests.conftest import Shared, Tiny
 
 pytestmark = pytest.mark.usefixtures("lean")

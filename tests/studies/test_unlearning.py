@@ -6,9 +6,9 @@ from fedkd.config import ConfigError
 from fedkd.rounds import experiment_context
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import ClientsErased, RoundFinished
+from fedkd.simulations.local import run_local
 from fedkd.studies import unlearning
 from fedkd.training.evaluation import Scores
-from simulations.local import run_local
 from tests.conftest import Tiny
 from tests.simulations.faults import BAD_PAYLOADS, tampering
 

@@ -28,13 +28,13 @@ from fedkd.models.network import Network
 from fedkd.privacy.dp_sgd import Mechanism, fit_private
 from fedkd.rounds import ExperimentContext, experiment_context
 from fedkd.runs.directory import network_hash
+from fedkd.simulations.baselines.fd import pull_towards
+from fedkd.simulations.baselines.loop import distill_client, distill_server, train
 from fedkd.studies.audit.training import proxy
 from fedkd.training.batches import Order, batches, steps_per_epoch
 from fedkd.training.loop import CHECK_EVERY, Trainer
 from fedkd.training.optimizers import Optimizer
 from fedkd.training.supervised import Regulariser, align, fit
-from simulations.baselines.fd import pull_towards
-from simulations.baselines.loop import distill_client, distill_server, train
 
 CLASSES, SIDE = 3, 8
 

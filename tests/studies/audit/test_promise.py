@@ -11,13 +11,13 @@ from fedkd.config import ConfigError, make_experiment
 from fedkd.rounds import experiment_context
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import RoundFinished
+from fedkd.simulations.cli.main import app
+from fedkd.simulations.local import run_local
 from fedkd.studies.audit.promise import Claim, Training, promised
 from fedkd.studies.audit.report import sentence
 from fedkd.studies.audit.study import Options, audit_run
 from fedkd.studies.audit.training import train_again
 from fedkd.training.evaluation import Scores
-from simulations.cli.main import app
-from simulations.local import run_local
 from tests.conftest import TINY, Tiny
 
 QUICK = Options(shadows=2, canaries=50)

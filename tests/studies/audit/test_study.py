@@ -17,6 +17,8 @@ from fedkd.data.images import ImageSet
 from fedkd.privacy.dp_sgd import Mechanism
 from fedkd.rounds import ExperimentContext, experiment_context
 from fedkd.runs.directory import RunDirectory
+from fedkd.simulations.cli.main import app
+from fedkd.simulations.local import run_local
 from fedkd.studies.audit.membership import confidence, membership
 from fedkd.studies.audit.one_run import Bound
 from fedkd.studies.audit.promise import Claim, Training, verdict
@@ -24,8 +26,6 @@ from fedkd.studies.audit.report import write
 from fedkd.studies.audit.study import Options, audit_run, epsilon_of_training, unseen
 from fedkd.studies.audit.training import matched, mislabelled, tossed
 from fedkd.training.evaluation import predict
-from simulations.cli.main import app
-from simulations.local import run_local
 
 OVERFITTED: dict[str, Any] = {
     "name": "overfitted",
