@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -17,6 +18,7 @@ from fedkd.rounds.server_teachers import server_teachers_of
 from fedkd.rounds.summary import summarise
 from fedkd.runs.directory import RunDirectory, Session
 from fedkd.runs.results import Summary
+from fedkd.runs.tracking import tracked
 from fedkd.simulations.machine import check_machine
 from fedkd.strategies.messaging import WINDOW
 from fedkd.strategies.nodes import Keys
@@ -81,6 +83,7 @@ def run_job(
         run.clients.mkdir(exist_ok=True)
     with (
         Session(run) as session,
+        ExitStack() as stack,
         computing(run.experiment.resources, run.experiment.resources.server_threads),
     ):
         server = Server(context, run, hear)
@@ -91,14 +94,16 @@ def run_job(
             server.warn(f"identical images in two splits: {doubles}")
         for text in (*mirrored(run.experiment), *context.remarks):
             server.warn(text)
+        finish = stack.enter_context(tracked(run, server.warn, server.round))
         state = str(run.clients) if simulated else None
         FederatedDistillation(
             grid, server, state_dir=state, keys=keys, workers=workers, players=players
         ).run()
         here = simulated and run.experiment.resources.ray_address is None
         summary = summarise(server, seconds=session.total, clients_here=here)
-    run.write_json("summary.json", summary)
-    notify("phase", round=None, phase="report")
-    write_report(run, context.data)
+        run.write_json("summary.json", summary)
+        notify("phase", round=None, phase="report")
+        write_report(run, context.data)
+        finish(summary)
     notify("done", path=str(run.path))
     return summary

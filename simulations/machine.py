@@ -7,10 +7,11 @@ import os
 import torch
 
 from fedkd.config import ConfigError, Experiment
+from fedkd.runs.tracking import check_trackers
 
 
 def check_machine(experiment: Experiment, *, workers: bool = True) -> None:
-    """Refuse CPUs and GPUs for the clients that are not here.
+    """Refuse CPUs and GPUs for the clients that are not here, and trackers that are not.
 
     Args:
         experiment: What is to be run on this machine.
@@ -18,7 +19,9 @@ def check_machine(experiment: Experiment, *, workers: bool = True) -> None:
 
     Raises:
         ConfigError: named by its key, with the number there is.
+        MissingExtra: a tracker's library is not installed here.
     """
+    check_trackers(experiment.track)
     resources = experiment.resources
     if workers and resources.ray_address is not None:
         return  # other machines have them, and Ray knows which

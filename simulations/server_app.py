@@ -15,6 +15,7 @@ from fedkd.io.text import PlainFormatter
 from fedkd.rounds import context_of_run, experiment_context
 from fedkd.rounds.server_teachers import server_teachers_of
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.tracking import check_trackers
 from fedkd.simulations.deploy.identity import NodeKeys
 from fedkd.simulations.job import run_job
 from fedkd.simulations.ray import workers
@@ -41,6 +42,7 @@ def main(grid: Grid, context: Context) -> None:
     # Where clients may join later, so may their keys.
     expected = experiment.clients if experiment.federation.participation.start is None else 0
     keys = NodeKeys(Path(folder), expected) if folder else None
+    check_trackers(experiment.track)
     if settings.get("resume"):
         space = context_of_run(run)
     else:

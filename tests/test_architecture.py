@@ -71,6 +71,8 @@ DOORS: dict[str, tuple[str, ...]] = {
         "fedkd/studies/audit/",
     ),
     "peft": ("fedkd/models/peft.py",),
+    "wandb": ("fedkd/runs/trackers/wandb.py",),
+    "mlflow": ("fedkd/runs/trackers/mlflow.py",),
     "opacus": ("fedkd/privacy/clipping.py", "fedkd/privacy/accounting.py"),
     "onnx": ("fedkd/runs/onnx_files.py",),
     "onnxruntime": ("fedkd/runs/onnx_files.py",),

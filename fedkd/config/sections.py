@@ -745,6 +745,9 @@ class Experiment(Section):
         default=(), description="modules to import: they register themselves"
     )
     output: str = Field(default="runs", description="folder for run directories")
+    track: NamedList = Field(
+        default=(), description="trackers that hear of the run: tensorboard, wandb, mlflow"
+    )
     data: Data = Data()
     teachers: Teachers = Teachers()
     student: Student = Student()

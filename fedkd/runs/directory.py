@@ -78,6 +78,8 @@ class RunDirectory:
         self.trusted = trusted
         #: Held by whoever writes rounds into it.
         self.lock = Lock(path)
+        #: Hear of what is written to metrics.jsonl and ledger.jsonl.
+        self.listeners: list[Callable[[Event | MessageCounted], None]] = []
         self._stores: dict[tuple[int, Images], KnowledgeStore] = {}
 
     @classmethod
@@ -137,6 +139,8 @@ class RunDirectory:
     def record(self, event: Event) -> None:
         """Append one event to metrics.jsonl."""
         append_event(self.path / METRICS, event)
+        for listener in self.listeners:
+            listener(event)
 
     def warn(self, text: str) -> None:
         """Record something that people should know."""
@@ -149,6 +153,8 @@ class RunDirectory:
                 "a line of ledger.jsonl was cut short, by a crash or a full disk: the bytes of one "
                 "message are not counted"
             )
+        for listener in self.listeners:
+            listener(message)
 
     def events(self, kind: type[E]) -> list[E]:
         """All events of one class; of every class for `Event`."""

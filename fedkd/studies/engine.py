@@ -97,9 +97,9 @@ class Cell(Generic[What]):
 
 
 def _plain(experiment: Section) -> Record:
-    # Where it is run changes nothing, nor what is said of its energy.
+    # Where it is run and who hears of it changes nothing, nor what is said of its energy.
     resources = {"ray_address": True, "energy": True}
-    where: dict[str, Any] = {"name": True, "output": True, "resources": resources}
+    where: dict[str, Any] = {"name": True, "output": True, "track": True, "resources": resources}
     return experiment.model_dump(mode="json", exclude=where)
 
 

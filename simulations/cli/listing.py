@@ -76,6 +76,7 @@ def _family(what: str, plugins: list[str] | None, command: str) -> Registry[Any]
     from fedkd.losses import LOSSES
     from fedkd.models import MODELS
     from fedkd.privacy.release import RELEASES
+    from fedkd.runs.trackers import TRACKERS
     from fedkd.simulations.baselines import BASELINES
     from fedkd.training.properties import PROPERTIES
 
@@ -92,6 +93,7 @@ def _family(what: str, plugins: list[str] | None, command: str) -> Registry[Any]
         "samplers": SAMPLERS,
         "shifts": SHIFTS,
         "properties": PROPERTIES,
+        "trackers": TRACKERS,
     }
     singular = {
         "loss": "losses",
