@@ -60,13 +60,61 @@ from fedkd.training.supervised import Fit
 
 
 def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
-    """The app of the four questions; `mods` wrap every message (fault injection, extra privacy)."""
-    app = ClientApp(mods=[_with_its_job, *mods])
-    app.query("describe")(_describe)
-    app.train()(_train)
-    app.query("knowledge")(_answer)
-    app.evaluate()(_evaluate)
+    """The app of the four questions; `mods` wrap every message, as those of any Flower app do."""
+    return add_client(ClientApp(), mods)
+
+
+def add_client(app: ClientApp, mods: Sequence[Any] = ()) -> ClientApp:
+    """Let an app, which may have functions of its own, answer the four questions too.
+
+    They are `query.describe`, `train`, `query.knowledge` and `evaluate`.
+
+    Args:
+        app: A ClientApp of the message API.
+        mods: They wrap the four only, and see a message with its whole job. Mods of `app` itself
+            see it as it travels.
+
+    Returns:
+        `app`.
+
+    Raises:
+        ValueError: `app` has one of these functions already, or a mod is made for model updates.
+    """
+    for mod in mods:
+        _check_mod(mod)
+    wrapped = [_with_its_job, *mods]
+    try:
+        app.query("describe", mods=wrapped)(_describe)
+        app.train(mods=wrapped)(_train)
+        app.query("knowledge", mods=wrapped)(_answer)
+        app.evaluate(mods=wrapped)(_evaluate)
+    except ValueError as error:  # Flower's
+        raise ValueError(
+            f"this ClientApp cannot take in fedkd's client, which answers query.describe, train, "
+            f"query.knowledge and evaluate: {str(error).splitlines()[0]} Give functions of yours "
+            'names, as in @app.train("mine")'
+        ) from None
     return app
+
+
+# They change the weights that a reply has in common with its message. Here replies have none.
+_OF_UPDATES = {
+    "fixedclipping_mod": "DP-SGD is teachers.privacy",
+    "adaptiveclipping_mod": "DP-SGD is teachers.privacy",
+    "LocalDpMod": "private answers are release",
+    "secagg_mod": "secure aggregation is not there",
+    "secaggplus_mod": "secure aggregation is not there",
+}
+
+
+def _check_mod(mod: Any) -> None:
+    name = getattr(mod, "__name__", type(mod).__name__)
+    module = getattr(mod, "__module__", None) or ""
+    if name in _OF_UPDATES and module.startswith("flwr."):
+        raise ValueError(
+            f"mods: {name} is made for model updates, and a client of fedkd sends none "
+            f"({_OF_UPDATES[name]})"
+        )
 
 
 def _with_its_job(

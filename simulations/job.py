@@ -18,7 +18,7 @@ from fedkd.rounds.server_teachers import server_teachers_of
 from fedkd.rounds.summary import summarise
 from fedkd.runs.directory import RunDirectory, Session
 from fedkd.runs.results import Summary
-from fedkd.runs.tracking import tracked
+from fedkd.runs.tracking import check_trackers, tracked
 from fedkd.simulations.machine import check_machine
 from fedkd.strategies.messaging import WINDOW
 from fedkd.strategies.nodes import Keys
@@ -26,16 +26,30 @@ from fedkd.strategies.strategy import FederatedDistillation
 
 
 def begun(
-    experiment: Experiment, run: RunDirectory | None, *, workers: bool
+    experiment: Experiment,
+    run: RunDirectory | None,
+    *,
+    workers: bool | None,
+    output: str | None = None,
 ) -> tuple[RunDirectory, ExperimentContext]:
-    """The run to go on with or else a new one, and what its config means; all is checked first."""
+    """The run to go on with or else a new one, and what its config means; all is checked first.
+
+    Args:
+        experiment: What to run.
+        run: An earlier run.
+        workers: As `check_machine`; None where clients compute on machines of which nothing is
+            known here.
+        output: Where a new run is made; None: as the config says.
+    """
     if run is not None:
         run.import_plugins()
         run.check_config()
-    check_machine(experiment, workers=workers)
+    check_trackers(experiment.track)
+    if workers is not None:
+        check_machine(experiment, workers=workers)
     context = experiment_context(experiment) if run is None else context_of_run(run, experiment)
     server_teachers_of(context)  # what does not fit is found before there is a folder
-    return run or RunDirectory.new(experiment), context
+    return run or RunDirectory.new(experiment, output), context
 
 
 def players_of(experiment: Experiment) -> int | None:

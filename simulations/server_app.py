@@ -12,12 +12,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedkd.config import load_experiment
 from fedkd.io.text import PlainFormatter
-from fedkd.rounds import context_of_run, experiment_context
-from fedkd.rounds.server_teachers import server_teachers_of
 from fedkd.runs.directory import RunDirectory
-from fedkd.runs.tracking import check_trackers
 from fedkd.simulations.deploy.identity import NodeKeys
-from fedkd.simulations.job import run_job
+from fedkd.simulations.job import begun, run_job
 from fedkd.simulations.ray import workers
 
 app = ServerApp()
@@ -28,11 +25,10 @@ def main(grid: Grid, context: Context) -> None:
     """`flwr run`: the run config names the YAML, the overrides and the output folder."""
     log = _log_to_stderr()
     settings = context.run_config
+    run = None
     if settings.get("resume"):
         trust = settings.get("trust") is True
         run = RunDirectory.open(Path(str(settings["resume"])), trust=trust)
-        run.import_plugins()
-        run.check_config()
         experiment = run.experiment
     else:
         words = shlex.split(str(settings.get("overrides", "")))
@@ -42,13 +38,8 @@ def main(grid: Grid, context: Context) -> None:
     # Where clients may join later, so may their keys.
     expected = experiment.clients if experiment.federation.participation.start is None else 0
     keys = NodeKeys(Path(folder), expected) if folder else None
-    check_trackers(experiment.track)
-    if settings.get("resume"):
-        space = context_of_run(run)
-    else:
-        space = experiment_context(experiment)
-        server_teachers_of(space)
-        run = RunDirectory.new(experiment, str(settings.get("output") or "") or None)
+    output = str(settings.get("output") or "") or None
+    run, space = begun(experiment, run, workers=None, output=output)
     log.info("run directory: %s", run.path)
 
     def notify(event: str, **facts: object) -> None:
