@@ -16,10 +16,11 @@ from fedkd.config import Domains as DomainsSection
 from fedkd.config import LabelNoise as LabelNoiseSection
 from fedkd.config import Optimizer as OptimizerSection
 from fedkd.config import Term as LossTerm
-from fedkd.data import DATASETS, PARTITIONS, SHIFTS, ImageSet, views
+from fedkd.data import DATASETS, PARTITIONS, SHIFTS, views
 from fedkd.data.cohorts import Sampler, how_many
 from fedkd.data.datasets import ONE_WAY_ROUND, load_dataset
 from fedkd.data.domains import Domains, Shift
+from fedkd.data.images import ImageSet
 from fedkd.data.label_noise import LabelNoise
 from fedkd.data.local_shard import LocalShard, read_local_shard
 from fedkd.data.pairs import Side, federate_pairs, read_pairs

@@ -23,7 +23,7 @@ class Registry(Generic[T]):
 
     Args:
         family: What a member is called in messages (`"loss"`).
-        package: Package whose modules register the members; imported on first use.
+        package: Package whose modules register the members, or one module; imported on first use.
         gone: Names of earlier versions, and what to write today.
     """
 
@@ -119,7 +119,7 @@ class Registry(Generic[T]):
             return
         self._discovered = True
         package = importlib.import_module(self._package)
-        for module in pkgutil.iter_modules(package.__path__):
+        for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
             importlib.import_module(f"{self._package}.{module.name}")
 
 

@@ -28,7 +28,8 @@ def run_grid(
 
     Args:
         experiment: What to run; it has as many clients as the grid has nodes.
-        grid: Flower's way to the nodes; their ClientApp is `make_client_app()`, or has `add_client`.
+        grid: Flower's way to the nodes; their ClientApp is `make_client_app()`, or had
+            `add_client`.
         run: An earlier run to go on with; default: a new one.
         notify: Hears of progress.
         simulated: Clients share this machine's disk and keep their teachers in the run's folder;

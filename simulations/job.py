@@ -44,8 +44,9 @@ def begun(
     if run is not None:
         run.import_plugins()
         run.check_config()
-    check_trackers(experiment.track)
-    if workers is not None:
+    if workers is None:
+        check_trackers(experiment.track)
+    else:
         check_machine(experiment, workers=workers)
     context = experiment_context(experiment) if run is None else context_of_run(run, experiment)
     server_teachers_of(context)  # what does not fit is found before there is a folder

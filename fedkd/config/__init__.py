@@ -7,6 +7,7 @@ nearest valid name.
 """
 
 from fedkd.config.reading import (
+    config_text,
     import_plugins,
     import_trusted,
     load_config,
@@ -91,6 +92,7 @@ __all__ = [
     "Transfer",
     "Views",
     "check_modalities",
+    "config_text",
     "import_plugins",
     "import_trusted",
     "load_config",

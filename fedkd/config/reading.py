@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import json
 import re
 import sys
@@ -183,6 +184,19 @@ def read_config(path: str | Path) -> Values:
     if not isinstance(path, str | Path):
         raise ConfigError(f"path: expected a YAML file, got {path!r}")
     return _read(_find(Path(path)), str(path))
+
+
+def config_text(path: str | Path) -> str:
+    """A config file as a text that stands alone, to be copied.
+
+    One on a `base` is its first comment and its values with those of the base.
+    """
+    text = _find(Path(path)).read_text(encoding="utf-8")
+    values = read_config(path)
+    if values == parse_yaml(text, str(path)):
+        return text
+    comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True))
+    return "".join(comment) + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def make_config(

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from fedkd.config.messages import one_line
-from fedkd.data.cohorts import from_ranges
+from fedkd.io.text import from_ranges
 from fedkd.training.noisy import options as noisy
 
 
@@ -109,7 +109,7 @@ def _rate(place: int) -> Callable[[Mapping[str, Any]], float]:
 
 
 class Optimizer(Section):
-    """How a network is trained: the optimiser and its learning-rate schedule.
+    """How a network is trained: the optimiser and its learning-rate schedule; its name will do.
 
     Learning rate and weight decay follow the name where they are not given.
     """
@@ -129,6 +129,11 @@ class Optimizer(Section):
         default=0.0, description="share of the steps in which lr rises linearly"
     )
     max_grad_norm: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _possible(self) -> Optimizer:
@@ -450,12 +455,17 @@ class Teachers(Section):
 
 
 class Student(Section):
-    """The one network that comes out."""
+    """The one network that comes out; the name of its model will do."""
 
     model: Component = Component(name="cnn_small")
     modality: Modalities = Field(
         default=(), description="what it sees, of data.transfer.pairs: one, or several together"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
 
 
 class Term(Component):

@@ -216,20 +216,3 @@ def _spans(client: int, text: str) -> list[tuple[float, float]]:
 
 def _draw(turn: Turn) -> torch.Generator:
     return stream(turn.seed, "cohort", turn.round)
-
-
-def ranges(clients: Iterable[int]) -> str:
-    """Sorted numbers in short, like `0-3,7`."""
-    spans: list[list[int]] = []
-    for client in clients:
-        if spans and client == spans[-1][1] + 1:
-            spans[-1][1] = client
-        else:
-            spans.append([client, client])
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)
-
-
-def from_ranges(text: str) -> list[int]:
-    """The numbers that `ranges` wrote."""
-    spans = [part.partition("-") for part in text.split(",") if part]
-    return [n for low, _, high in spans for n in range(int(low), int(high or low) + 1)]

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedkd.data import SHIFTS, ImageSet
+from fedkd.data import SHIFTS
+from fedkd.data.images import ImageSet
 from fedkd.functional.options import Positive, Range, options_checked
 from fedkd.randomness import stream
 

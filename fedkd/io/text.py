@@ -9,7 +9,7 @@ import difflib
 import logging
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 # Escape sequences of a terminal: colours, and those that name windows, write links or clear it.
 ESCAPES = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b\[[0-?]*[ -/]*[@-~]|\x1b.?", re.S)
@@ -46,6 +46,23 @@ def cell(value: object) -> object:
         return value
     text = visible(value)
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\\t", "\\r")) else text
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Sorted numbers in short, like `0-3,7`."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)
+
+
+def from_ranges(text: str) -> list[int]:
+    """The numbers that `ranges` wrote."""
+    spans = [part.partition("-") for part in text.split(",") if part]
+    return [n for low, _, high in spans for n in range(int(low), int(high or low) + 1)]
 
 
 class PlainFormatter(logging.Formatter):

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import numpy as np
 
 from fedkd.build import build_domains
-from fedkd.data.cohorts import from_ranges, ranges
+from fedkd.io.text import from_ranges, ranges
 from fedkd.reporting import run_figures as draw
 from fedkd.reporting.domain_table import CAPTION, Judged, Spread, alone, domain_table
 from fedkd.reporting.format import as_float, count, finite, percent, points, short

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from fedkd.data.cohorts import ranges
+from fedkd.io.text import ranges
 from fedkd.reporting.costs import costs_table, run_lines
 from fedkd.reporting.format import count, duration, finite, human_bytes, number, percent
 from fedkd.reporting.run_record import Found

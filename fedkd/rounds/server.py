@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fedkd.config import Participation
-from fedkd.data.cohorts import ranges
 from fedkd.fusion.base import FitContext, Fusion, fit_rules
 from fedkd.io.records import Damaged
+from fedkd.io.text import ranges
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Fused, Knowledge, fuse
 from fedkd.knowledge.query import Images, Refused, Reply

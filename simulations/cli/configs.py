@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from fedkd.config import ConfigError, Section, load_config, read_config
+from fedkd.config import ConfigError, Section, config_text, load_config, read_config
 
 if TYPE_CHECKING:
     from fedkd.runs.directory import RunDirectory
@@ -48,6 +48,21 @@ def load(root: type[Root], path: str | Path, overrides: Sequence[str], command: 
             f"try: fedkd {other} {path}"
         )
     return load_config(root, path, overrides)
+
+
+def as_text(name: str) -> tuple[str, str, str]:
+    """A config to be copied: its text, the command that takes it, and a name for the file.
+
+    Args:
+        name: A file, or a ready config as `fedkd config list` shows it, also without `configs/`
+            and `.yaml`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
+    command = str(read_config(path).get("study", "run"))
+    return config_text(path), command, Path(path).name
 
 
 def open_run(path: Path, *, trust: bool = False) -> RunDirectory:

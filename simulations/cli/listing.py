@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from fedkd.config import ConfigError
+from fedkd.config import ConfigError, import_plugins
+from fedkd.io.text import nearest
 from fedkd.simulations.cli.screen import screen
 
 if TYPE_CHECKING:
@@ -19,10 +21,16 @@ Plugins = Annotated[list[str] | None, typer.Option(help="import this module firs
 
 
 def list_things(
-    what: Annotated[str, typer.Argument(help="models, losses, fusions, releases, codecs, …")],
+    what: Annotated[
+        str | None, typer.Argument(help="models, losses, fusions, releases, codecs, …")
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
-    """List what there is, one line each."""
+    """List what there is, one line each; without a word, what can be listed."""
+    if what is None:
+        for family in _FAMILIES:
+            print(f"fedkd list {family}")
+        return
     registry = _family(what, plugin, "list")
     table = Table(box=None, padding=(0, 2), show_header=False)
     for name in registry.names():
@@ -65,44 +73,35 @@ def _plain(value: Any) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
+# Where the registry of each family is: only the one that is asked for is imported.
+_FAMILIES = {
+    "models": ("fedkd.models", "MODELS"),
+    "losses": ("fedkd.losses", "LOSSES"),
+    "fusions": ("fedkd.fusion", "FUSIONS"),
+    "releases": ("fedkd.privacy.release", "RELEASES"),
+    "codecs": ("fedkd.knowledge.codecs", "CODECS"),
+    "baselines": ("fedkd.simulations.baselines", "BASELINES"),
+    "attacks": ("fedkd.attacks", "ATTACKS"),
+    "datasets": ("fedkd.data", "DATASETS"),
+    "partitions": ("fedkd.data", "PARTITIONS"),
+    "samplers": ("fedkd.data", "SAMPLERS"),
+    "shifts": ("fedkd.data", "SHIFTS"),
+    "properties": ("fedkd.training.properties", "PROPERTIES"),
+    "trackers": ("fedkd.runs.trackers", "TRACKERS"),
+}
+_SINGULAR = {
+    "loss": "losses",
+    "property": "properties",
+    **{family[:-1]: family for family in _FAMILIES},
+}
+
+
 def _family(what: str, plugins: list[str] | None, command: str) -> Registry[Any]:
     """The registry that is meant, in the plural or the singular. Raises `ConfigError`."""
-    from fedkd.attacks import ATTACKS
-    from fedkd.config import import_plugins
-    from fedkd.data import DATASETS, PARTITIONS, SAMPLERS, SHIFTS
-    from fedkd.fusion import FUSIONS
-    from fedkd.io.text import nearest
-    from fedkd.knowledge.codecs import CODECS
-    from fedkd.losses import LOSSES
-    from fedkd.models import MODELS
-    from fedkd.privacy.release import RELEASES
-    from fedkd.runs.trackers import TRACKERS
-    from fedkd.simulations.baselines import BASELINES
-    from fedkd.training.properties import PROPERTIES
-
-    families: dict[str, Registry[Any]] = {
-        "models": MODELS,
-        "losses": LOSSES,
-        "fusions": FUSIONS,
-        "releases": RELEASES,
-        "codecs": CODECS,
-        "baselines": BASELINES,
-        "attacks": ATTACKS,
-        "datasets": DATASETS,
-        "partitions": PARTITIONS,
-        "samplers": SAMPLERS,
-        "shifts": SHIFTS,
-        "properties": PROPERTIES,
-        "trackers": TRACKERS,
-    }
-    singular = {
-        "loss": "losses",
-        "property": "properties",
-        **{family[:-1]: family for family in families},
-    }
-    family = families.get(singular.get(what, what))
-    if family is None:
-        known = list(families)
+    name = _SINGULAR.get(what, what)
+    if name not in _FAMILIES:
+        known = list(_FAMILIES)
         raise ConfigError(f"{command}: expected one of {', '.join(known)}{nearest(what, known)}")
     import_plugins(plugins or [])
-    return family
+    module, registry = _FAMILIES[name]
+    return getattr(importlib.import_module(module), registry)

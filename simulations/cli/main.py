@@ -21,6 +21,7 @@ from fedkd.io.text import PlainFormatter
 from fedkd.simulations.cli import config, deploy, listing, privacy
 from fedkd.simulations.cli.audit import audit
 from fedkd.simulations.cli.contribution import contribution
+from fedkd.simulations.cli.init import init
 from fedkd.simulations.cli.inspection import inspect
 from fedkd.simulations.cli.partition import partition
 from fedkd.simulations.cli.quarantine import quarantine
@@ -41,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for panel, commands in {
-    "Run": (run, status, report, predict, export),
+    "Run": (init, run, status, report, predict, export),
     "Compare": (distill, compare, ablate, attack),
     "Examine a run": (inspect, audit, contribution, unlearn, quarantine),
     "Look up": (partition, listing.show),

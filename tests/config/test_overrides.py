@@ -11,9 +11,8 @@ from fedkd.config import ConfigError, load_experiment, make_experiment, parse_ya
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("student=resnet20", "got 'resnet20'; did you mean student.model=resnet20?"),
         ("data=digits", "did you mean data.dataset=digits?"),
-        ("teachers.optimizer=adam", "did you mean teachers.optimizer.name=adam?"),
+        ("teachers.optimizer=adma", "did you mean 'adam'?"),
         ("teachers=5", "teachers: expected a mapping (keys: models, epochs,"),
         ("student=null", "student: is empty; leave the key out, or give some of: model"),
         ("data.partition=[a]", "data.partition: expected a name, or a mapping with a name and"),
@@ -62,6 +61,20 @@ def test_words_go_where_the_yaml_has_its_keys() -> None:
     assert experiment.teachers.models[0].options == {"hidden": 7}
     again = make_experiment(two, ["fusion=class_gated", "fusion.power=2"])
     assert again.fusion[0].options == {"power": 2}
+
+
+def test_a_name_will_do_for_a_student_and_an_optimiser() -> None:
+    words = ["student=resnet20", "teachers.optimizer=sgd"]
+    named, whole = (
+        make_experiment({}, words),
+        make_experiment(
+            {"student": {"model": "resnet20"}, "teachers": {"optimizer": {"name": "sgd"}}}
+        ),
+    )
+    assert named == whole
+    assert named.teachers.optimizer.lr == 0.05
+    further = make_experiment({"student": "mlp"}, ["student.model.hidden=7"])
+    assert further.student.model.options == {"hidden": 7}
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,10 @@ from fedkd.data.cohorts import (
     Cohort,
     Sampler,
     draw_cohort,
-    from_ranges,
     how_many,
     most_rounds,
-    ranges,
 )
+from fedkd.io.text import from_ranges, ranges
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "schedule": {"cohorts": [[0, 1, 2], [3, 4, 5, 6], [7, 8, 9]]},

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedkd.data import SHIFTS, ImageSet
+from fedkd.data import SHIFTS
 from fedkd.data.datasets import load_dataset
 from fedkd.data.domains import Shift, coloured, shifted
+from fedkd.data.images import ImageSet
 
 TEST = load_dataset("digits")[1]
 SUMS = {

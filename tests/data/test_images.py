@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.data import ImageSet
-from fedkd.data.images import class_map
+from fedkd.data.images import ImageSet, class_map
 
 PIXELS = torch.arange(2 * 3 * 2 * 2, dtype=torch.uint8).reshape(2, 3, 2, 2)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.data import ImageSet
 from fedkd.data.datasets import load_dataset
+from fedkd.data.images import ImageSet
 from fedkd.data.splits import FederatedData, federate, overlaps
 from fedkd.data.transfer import conform
 

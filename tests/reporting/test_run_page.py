@@ -10,7 +10,7 @@ import torch
 
 from fedkd.build import build_data, build_network
 from fedkd.config import make_experiment
-from fedkd.data.cohorts import ranges
+from fedkd.io.text import ranges
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Knowledge, Teacher, fuse
 from fedkd.reporting.format import human_bytes, percent

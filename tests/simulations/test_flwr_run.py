@@ -79,9 +79,9 @@ def wait_for(flower: Callable[..., str], run_id: str) -> str:
     pytest.fail("the run did not finish")
 
 
-def submit(flower: Callable[..., str], nodes: int, run_config: str) -> str:
+def submit(flower: Callable[..., str], nodes: int, run_config: str, app: str = ".") -> str:
     out = flower(
-        "run", ".", "--format", "json",
+        "run", app, "--format", "json",
         "--federation-config", f"num-supernodes={nodes} client-resources-num-cpus=1",
         "--run-config", run_config,
     )  # fmt: skip
@@ -125,3 +125,21 @@ def test_clients_that_train_together_do_so_under_flwr_run(
     # Members of a group share its seconds; nobody else ends in the same millisecond.
     seconds = [event.seconds for event in run.events(ClientTrained)]
     assert len(set(seconds)) < len(seconds)
+
+
+@pytest.mark.slow
+def test_the_app_that_fedkd_init_makes_runs(
+    flower: Callable[..., str], tiny: Tiny, tmp_path: Path
+) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(tiny("rounds=1", "seed=3").to_yaml())
+    app = tmp_path / "my-app"
+    words = [sys.executable, "-m", "fedkd", "init", str(app), "--flower", "--config", str(config)]
+    subprocess.run(words, check=True, capture_output=True)
+    settings = f"overrides='output={tmp_path / 'there'}'"
+    run_id = submit(flower, 3, settings, str(app))
+    assert wait_for(flower, run_id) == "finished:completed", flower("log", run_id, "--show")
+    (path,) = (tmp_path / "there").iterdir()
+    ours = run_local(tiny("rounds=1", "seed=3"))
+    theirs = RunDirectory.open(path)
+    assert theirs.read_json("summary.json")["hash"] == ours.read_json("summary.json")["hash"]
