@@ -1,7 +1,8 @@
 """The pieces in a notebook: train teachers, share, fuse, distil, without Flower or YAML.
 
 Everything takes a registered name or an object of yours: a module as model, a `DistillationLoss`
-as loss, any `Ensemble -> Ensemble` callable as fusion.
+as loss, any `Ensemble -> Ensemble` callable as fusion, whatever `ImageSet.from_dataset` takes as
+images.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -58,7 +59,7 @@ T = TypeVar("T")
 _DEFAULT = Experiment()
 
 
-def network(model: str | nn.Module, like: ImageSet, *, seed: int = 0, **options: object) -> Network:
+def network(model: str | nn.Module, like: Any, *, seed: int = 0, **options: object) -> Network:
     """A network for images like these: right classes, channels, size and pixel statistics.
 
     Args:
@@ -73,7 +74,7 @@ def network(model: str | nn.Module, like: ImageSet, *, seed: int = 0, **options:
         ValueError: an unknown name or option, a model that does not fit such images, or a file
             that does not fit the model.
     """
-    image_set("like", like)
+    like = image_set("like", like)
     seed = whole("seed", seed, 0)
     if isinstance(model, Network):
         if options:
@@ -97,7 +98,7 @@ def network(model: str | nn.Module, like: ImageSet, *, seed: int = 0, **options:
 
 def train_teacher(
     teacher: Network,
-    shard: ImageSet,
+    shard: Any,
     *,
     epochs: int = _DEFAULT.teachers.epochs,
     batch_size: int = _DEFAULT.teachers.batch_size,
@@ -120,7 +121,7 @@ def train_teacher(
         label_smoothing=0.0,
     )
     seed = whole("seed", seed, 0)
-    image_set("shard", shard, labelled=True)
+    shard = image_set("shard", shard, labelled=True)
     fitting("teacher", a_network("teacher", teacher, "shard"), shard, "shard", trained=True)
     fit(teacher, shard, **options, seed=seed)
     return teacher
@@ -129,11 +130,11 @@ def train_teacher(
 def train_student(
     student: str | nn.Module,
     teachers: Sequence[nn.Module],
-    transfer: ImageSet,
+    transfer: Any,
     *,
     losses: Sequence[str | DistillationLoss | EnsembleLoss | Term] | None = None,
     fusion: Sequence[str | Rule] | None = None,
-    shards: Sequence[ImageSet] | None = None,
+    shards: Sequence[Any] | None = None,
     epochs: int = _DEFAULT.distillation.epochs,
     batch_size: int = _DEFAULT.distillation.batch_size,
     optimizer: Optimizer | None = None,
@@ -182,7 +183,7 @@ def train_student(
     function("on_epoch", on_epoch, "a record")
     recipe = build_objective(_DEFAULT.distillation.losses)
     objective = recipe if losses is None else Objective(_terms(losses))
-    image_set("transfer", transfer)
+    transfer = image_set("transfer", transfer)
     tapped = _teachers(teachers, transfer)
     rules = _rules(_default_fusion(len(tapped), shards) if fusion is None else fusion)
     shards = _shards(shards, len(tapped), transfer, rules)
@@ -231,7 +232,7 @@ def train_student(
 def inspect(
     student: Network,
     teacher: Network | Sequence[Network],
-    images: ImageSet,
+    images: Any,
     *,
     alone: Sequence[Network] = (),
     what: str | Sequence[str] = "all",
@@ -260,7 +261,7 @@ def inspect(
     Raises:
         ValueError: an argument is none, or a network does not fit the images.
     """
-    image_set("images", images)
+    images = image_set("images", images)
     given = [teacher] if isinstance(teacher, nn.Module) else several("teacher", teacher, "networks")
     named = {"student": [student], "teacher": given, "alone": list(alone)}
     readers: dict[str, list[Single]] = {name: [] for name in named}
@@ -357,7 +358,7 @@ def _shards(
         raise ValueError(f"shards: expected one per teacher, {teachers}, got {len(found)}")
     for number, shard in enumerate(found):
         name = f"shards[{number}]"
-        image_set(name, shard, labelled=True)
+        shard = found[number] = image_set(name, shard, labelled=True)
         if (shard.shape, shard.classes) != (transfer.shape, transfer.classes):
             what = "images" if shard.shape != transfer.shape else "classes"
             raise ValueError(

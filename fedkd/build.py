@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +19,8 @@ from fedkd.config import Optimizer as OptimizerSection
 from fedkd.config import Term as LossTerm
 from fedkd.data import DATASETS, PARTITIONS, SHIFTS, views
 from fedkd.data.cohorts import Sampler, how_many
-from fedkd.data.datasets import ONE_WAY_ROUND, load_dataset
+from fedkd.data.datasets import ONE_WAY_ROUND, Sets, load_splits
 from fedkd.data.domains import Domains, Shift
-from fedkd.data.images import ImageSet
 from fedkd.data.label_noise import LabelNoise
 from fedkd.data.local_shard import LocalShard, read_local_shard
 from fedkd.data.pairs import Side, federate_pairs, read_pairs
@@ -43,6 +43,8 @@ from fedkd.randomness import stream_seed
 from fedkd.registry import Registry
 from fedkd.training.noisy.pair import check_unlearning, paired, with_new_head
 from fedkd.training.optimizers import Optimizer
+
+logger = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
 
@@ -177,7 +179,12 @@ def build_data(
         noise = build_label_noise(data.label_noise, "data.label_noise", chosen)
     if data.transfer.pairs:
         return _paired(experiment, place, noise)
-    train, test = _load(data.dataset, place, "data.dataset")
+    train, test, *own_validation = _load(data.dataset, place, "data.dataset")
+    if own_validation and not data.validation:
+        logger.warning(
+            "data.validation is 0: the data set's %d validation images are not used",
+            len(own_validation[0]),
+        )
     other = data.transfer.dataset
     if other == data.dataset:
         raise ConfigError(
@@ -192,6 +199,7 @@ def build_data(
             partition=data.partition.name,
             partition_options=data.partition.options,
             transfer_images=transfer_images,
+            validation_images=own_validation[0] if own_validation and data.validation else None,
             label_noise=noise,
             domains=None if data.domains is None else build_domains(data.domains, "data.domains"),
             **_split(experiment),
@@ -250,7 +258,7 @@ def _paired(experiment: Experiment, place: Path | None, noise: LabelNoise | None
     data = experiment.data
     sides, seen_by = {}, experiment.modalities
     for name, side in data.transfer.pairs.items():
-        train, test = _load(side.dataset, place, f"data.transfer.pairs.{name}")
+        train, test = _load(side.dataset, place, f"data.transfer.pairs.{name}")[:2]
         dealt = side.partition or data.partition
         clients = tuple(client for client, seen in enumerate(seen_by) if seen == name)
         sides[name] = Side(train, test, clients, dealt.name, dealt.options)
@@ -284,9 +292,9 @@ def files_root(given: str | Path | None) -> Path:
     return (_folder(given or os.environ.get("FEDKD_DATA") or ".") or Path()).absolute()
 
 
-def _load(dataset: Component, place: Path | None, key: str) -> tuple[ImageSet, ImageSet]:
+def _load(dataset: Component, place: Path | None, key: str) -> Sets:
     try:
-        return load_dataset(dataset.name, place, **dataset.options)
+        return load_splits(dataset.name, place, **dataset.options)
     except ValueError as error:
         raise ConfigError(f"{key}: {error}") from None
 

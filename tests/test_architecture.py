@@ -56,6 +56,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "torchvision": ("fedkd/data/vision.py",),
     "timm": ("fedkd/models/foundation.py",),
     "open_clip": ("fedkd/models/foundation.py",),
+    "datasets": ("fedkd/data/hugging_face.py",),
+    "pyarrow": ("fedkd/data/hugging_face.py",),
     "safetensors": ("fedkd/io/tensors.py",),
     "flwr": ("strategies/", "simulations/"),
     "ray": ("simulations/ray.py", "simulations/jobs.py"),

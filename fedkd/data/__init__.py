@@ -7,7 +7,7 @@ from fedkd.registry import Registry
 if TYPE_CHECKING:  # configs know the registries, and reading one costs no torch
     from fedkd.data.images import ImageSet
 
-DATASETS: "Registry[tuple[ImageSet, ImageSet]]" = Registry("data set", "fedkd.data")
+DATASETS: "Registry[tuple[ImageSet, ...]]" = Registry("data set", "fedkd.data")
 #: Functions `(labels, clients, seed, *, options) -> rows`: from the class of every example, the
 #: number of parts and the seed of the draw, the positions in each part.
 PARTITIONS: Registry[Any] = Registry("partition", "fedkd.data.partitions")

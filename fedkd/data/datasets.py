@@ -15,6 +15,7 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from fedkd.randomness import stream
 logger = logging.getLogger(__name__)
 
 Pair = tuple[ImageSet, ImageSet]
+Sets = tuple[ImageSet, ...]
+"""Training and test images, and perhaps validation images."""
 
 DIGITS = tuple("0123456789")
 FASHION = (
@@ -63,7 +66,13 @@ ONE_WAY_ROUND = ("digits", "mnist", "kmnist", "svhn")
 
 
 def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> Pair:
-    """The (train, test) images of the data set `name`.
+    """The (train, test) images of the data set `name`; arguments and errors as in `load_splits`."""
+    train, test = load_splits(name, root, **options)[:2]
+    return train, test
+
+
+def load_splits(name: str, root: str | Path | None = None, **options: Any) -> Sets:
+    """The (train, test) or (train, test, validation) images of the data set `name`.
 
     Args:
         name: A registered data set.
@@ -87,16 +96,16 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> P
             f"{where}: expected a folder of local data, got {place!r} ({error})"
         ) from None
     paths = {key: os.fspath(v) if isinstance(v, os.PathLike) else v for key, v in options.items()}
-    pair = DATASETS.create(name, folder, **paths)
-    if not isinstance(pair, tuple | list) or [type(part) for part in pair] != [ImageSet, ImageSet]:
+    sets = DATASETS.create(name, folder, **paths)
+    known = isinstance(sets, tuple | list) and len(sets) in (2, 3)
+    if not known or {type(part) for part in sets} != {ImageSet}:
         raise ValueError(
-            f"data set {name!r}: expected two ImageSets, (train, test), got {type(pair).__name__}"
+            f"data set {name!r}: expected two ImageSets, (train, test), got {type(sets).__name__}"
         )
-    train, test = pair
-    for images, what in ((train, "training"), (test, "test")):
+    for images, what in zip(sets, ("training", "test", "validation")):
         if not len(images):
             raise ValueError(f"data set {name!r}: there are no {what} images")
-    return train, test
+    return tuple(sets)
 
 
 @DATASETS.register("digits")
@@ -106,7 +115,7 @@ def digits(root: Path | None) -> Pair:
 
     bunch = load_digits()
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    return _split(ImageSet(as_tensor(pixels), label_numbers(bunch.target), DIGITS))
+    return fifth_apart(ImageSet(as_tensor(pixels), label_numbers(bunch.target), DIGITS))
 
 
 @DATASETS.register("mnist")
@@ -124,14 +133,11 @@ def fashion_mnist(root: Path | None, *, classes: tuple[int, ...] | None = None) 
         classes: Numbers of those that are kept, then counted from 0; None: all of them.
     """
     train, test = _idx_pair(root, "fashion_mnist", "FashionMNIST", FASHION)
-    if classes is None:
-        return train, test
-    if len(set(classes)) < max(2, len(classes)) or not set(classes) <= set(range(len(FASHION))):
+    if classes is not None and len(classes) < 2:
         raise ValueError(
-            "data set 'fashion_mnist': classes: expected at least two different numbers from 0 to "
-            f"{len(FASHION) - 1}, got {list(classes)}"
+            f"data set 'fashion_mnist': classes: expected at least two, got {list(classes)}"
         )
-    return _only(train, classes), _only(test, classes)
+    return train.only(classes), test.only(classes)
 
 
 @DATASETS.register("kmnist")
@@ -177,14 +183,19 @@ def svhn(root: Path | None) -> Pair:
 
 @DATASETS.register("npz")
 def npz(
-    root: Path | None, *, path: str, side: str | None = None, groups: str | None = None
-) -> Pair:
+    root: Path | None,
+    *,
+    path: str,
+    side: str | None = None,
+    groups: str | None = None,
+    classes: dict[str | int, str] | tuple[str | int, ...] | None = None,
+) -> Sets:
     """Your own uint8 arrays in one .npz file.
 
     The file holds `x_train`, `y_train`, `x_test`, `y_test` (or `x` and `y` for those to train
     on), or `x` and `y` alone, of which a fixed fifth per class becomes the test set. MedMNIST's
-    files are read as they are: `train_images`, `train_labels`, `test_images`, `test_labels`;
-    `val_images` are not read, as `val/` beside `test/` in a folder. Images are
+    files are read as they are: `train_images`, `train_labels`, `test_images`, `test_labels`.
+    `x_val` and `y_val`, or `val_images` and `val_labels`, are the validation images. Images are
     (N, height, width), (N, height, width, channels) or (N, channels, height, width) with 1 or 3
     channels (if both readings are possible, channels are last). Labels are (N,) or (N, 1) and
     count from 0; others, such as 1 to C or record numbers, are numbered anew. An array `classes`
@@ -197,8 +208,9 @@ def npz(
             `x_SIDE`, `x_SIDE_train`, and so on; labels are those of all sides.
         groups: Array (N,) beside `y` that says where each image comes from, for partition `group`
             (of `y_train`: the array's name with `_train`).
+        classes: Which are kept, by name or number, or a mapping from them to new names; None: all.
     """
-    file = _below(root, path)
+    file = below(root, path)
     if file.is_dir():
         raise ValueError(
             f"data set 'npz': {shown(file)} is a folder; for folders of pictures take data set "
@@ -222,17 +234,22 @@ def npz(
                 f"{listed(sorted(arrays))}"
             )
         sets[0] = replace(sets[0], groups=_numbered(arrays[origin]))
+    try:
+        sets = [each.only(classes) for each in sets]
+    except ValueError as error:
+        raise ValueError(f"{shown(file)}: {error}") from None
     if len(sets[0].classes) < 2:
         raise ValueError(
             f"{shown(file)}: only one class, {sets[0].classes[0]}; expected two or more"
         )
     if len(sets) == 1:
-        return _split(sets[0], shown(file), "x_test and y_test")
-    if sets[0].shape != sets[1].shape:
-        raise ValueError(
-            f"{shown(file)}: training images are {sets[0].shape}, test images {sets[1].shape}"
-        )
-    return sets[0], sets[1]
+        return fifth_apart(sets[0], shown(file), "x_test and y_test")
+    for other, what in zip(sets[1:], ("test", "validation")):
+        if sets[0].shape != other.shape:
+            raise ValueError(
+                f"{shown(file)}: training images are {sets[0].shape}, {what} images {other.shape}"
+            )
+    return tuple(sets)
 
 
 _TRAIN_TEST = (("x_train", "y_train"), ("x_test", "y_test"))
@@ -243,7 +260,8 @@ _LAYOUTS = (
     (("train_images", "train_labels"), ("test_images", "test_labels")),
     (("x", "y"),),
 )
-_UNREAD = {"classes", "val_images", "val_labels"}  # `val/` beside `test/` is not read either
+# Validation images beside a layout of training and test images, likewise.
+_VALIDATION = (("x_val", "y_val"), ("val_images", "val_labels"))
 
 
 def _of_side(file: Path, arrays: Mapping[str, np.ndarray], side: str) -> Mapping[str, np.ndarray]:
@@ -273,35 +291,49 @@ def _beside(groups: str | None, labels: str) -> str:
 
 def _parts(file: Path, found: set[str], groups: str | None = None) -> Sequence[tuple[str, str]]:
     """How training and test images and their labels are called."""
-    parts = next((p for p in _LAYOUTS if {name for pair in p for name in pair} <= found), None)
+    layouts: Sequence[Sequence[tuple[str, str]]] = _LAYOUTS
+    parts = next((p for p in layouts if {name for pair in p for name in pair} <= found), None)
     if parts is None or (len(parts) == 1 and {"x_test", "y_test"} & found):
         raise ValueError(
             f"{shown(file)}: expected arrays x_train, y_train, x_test, y_test (or x and y; or "
             "train_images, train_labels, test_images, test_labels), "
             f"found {listed(sorted(found)) or 'none'}"
         )
+    if len(parts) > 1:
+        parts = (*parts, *[pair for pair in _VALIDATION if set(pair) <= found][:1])
     read = {name for pair in parts for name in pair} | {_beside(groups, y) for _, y in parts}
-    if unread := found - read - _UNREAD:
+    if unread := found - read - {"classes"}:
         logger.warning("%s: arrays that are not read: %s", shown(file), listed(sorted(unread)))
     return parts
 
 
 @DATASETS.register("image_folder")
-def image_folder(root: Path | None, *, path: str = ".", size: int = 32, grey: bool = False) -> Pair:
+def image_folder(
+    root: Path | None,
+    *,
+    path: str = ".",
+    size: int = 32,
+    grey: bool = False,
+    classes: dict[str | int, str] | tuple[str | int, ...] | None = None,
+    skip_unreadable: bool = False,
+) -> Sets:
     """A folder of pictures, one subfolder per class (torchvision's ImageFolder layout).
 
-    With subfolders `train/` and `test/` (or `val/`) each holds the class folders; without them a
-    fixed fifth per class becomes the test set. A folder of one of these names that holds pictures
-    is a class. Names that begin with a dot are passed over at every depth. Pictures are turned
-    upright (EXIF) and resized to a square without regard to their aspect ratio.
+    With subfolders `train/` and `test/` (or `val/`) each holds the class folders, and `val/` beside
+    both the validation images; without them a fixed fifth per class becomes the test set. A folder
+    of one of these names that holds pictures is a class. Names that begin with a dot are passed
+    over at every depth. Pictures are turned upright (EXIF) and resized to a square without regard
+    to their aspect ratio.
 
     Args:
         root: Folder that a relative `path` starts from; default: the working directory.
         path: The folder.
         size: Height and width in pixels.
         grey: Read as one grey channel instead of three colours.
+        classes: Which are kept, by name, or a mapping from them to new names; None: all.
+        skip_unreadable: Leave pictures out that cannot be read, and warn with their number.
     """
-    folder = _below(root, path)
+    folder = below(root, path)
     if size < 1:
         raise ValueError(f"data set 'image_folder': size must be at least 1, got {size}")
     if folder.is_file():
@@ -315,19 +347,21 @@ def image_folder(root: Path | None, *, path: str = ".", size: int = 32, grey: bo
             "pictures per class there, or train/ and test/ with such subfolders"
         )
     splits = split_folders(folder)
+    read = partial(read_folder, size=size, grey=grey, skip_unreadable=skip_unreadable)
     if splits is None:
-        images = read_folder(folder, size, grey)
+        images = read(folder)
         check_several(images, folder)
-        return _split(images, shown(folder), "train/ and test/")
-    train, test = (read_folder(part, size, grey) for part in splits)
-    if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes))
-        raise ValueError(
-            f"{shown(folder)}: {splits[0].name}/ and {splits[1].name}/ differ in their classes: "
-            f"{listed(odd)}"
-        )
-    check_several(train, splits[0])
-    return train, test
+        return fifth_apart(images.only(classes), shown(folder), "train/ and test/")
+    sets = [read(part) for part in splits]
+    for part, images in zip(splits[1:], sets[1:]):
+        if images.classes != sets[0].classes:
+            odd = sorted(set(images.classes) ^ set(sets[0].classes))
+            raise ValueError(
+                f"{shown(folder)}: {splits[0].name}/ and {part.name}/ differ in their classes: "
+                f"{listed(odd)}"
+            )
+    check_several(sets[0], splits[0])
+    return tuple(images.only(classes) for images in sets)
 
 
 @DATASETS.register("long_tail")
@@ -405,15 +439,6 @@ def synthetic(
         return ImageSet(images.clamp(0, 1).mul(255).round().to(torch.uint8), labels, names)
 
     return draw(per_class), draw(max(1, per_class // 2))
-
-
-def _only(images: ImageSet, classes: tuple[int, ...]) -> ImageSet:
-    """The images of some classes, which are counted anew."""
-    assert images.labels is not None
-    kept = images.subset(torch.isin(images.labels, torch.tensor(classes)).nonzero()[:, 0])
-    assert kept.labels is not None
-    labels = (kept.labels[:, None] == torch.tensor(classes)).long().argmax(1)
-    return replace(kept, labels=labels, classes=tuple(images.classes[c] for c in classes))
 
 
 # -- readers -------------------------------------------------------------------------------
@@ -531,10 +556,18 @@ def _cifar(
     return train, test
 
 
-def _split(images: ImageSet, what: str = "", give: str = "") -> Pair:
+def fifth_apart(images: ImageSet, what: str = "", give: str = "") -> Pair:
     """A fixed fifth of every class for testing, the rest for training, in the given order.
 
     A class of two images or more has at least one test image.
+
+    Args:
+        images: Labelled images.
+        what: Names them in errors.
+        give: What to give instead, likewise.
+
+    Raises:
+        ValueError: no class has two images.
     """
     assert images.labels is not None
     held_out = torch.zeros(len(images), dtype=torch.bool)
@@ -558,8 +591,12 @@ def _damaged(file: Path, kind: str, error: Exception) -> ValueError:
     return ValueError(f"{shown(file)}: not {kind} ({reason})")
 
 
-def _below(root: Path | None, path: str) -> Path:
-    """The absolute path of the option `path`. Raises `ValueError` if there can be none."""
+def below(root: Path | None, path: str) -> Path:
+    """The absolute path of the option `path`, which starts from `root` or the working directory.
+
+    Raises:
+        ValueError: there can be none.
+    """
     try:
         place = ((root or Path()) / Path(path).expanduser()).absolute()
         place.exists()  # raises for what the file system cannot hold, or may not show

@@ -35,8 +35,14 @@ _PARTS = {
 }  # fmt: skip
 
 
-def read_folder(folder: Path, size: int, grey: bool) -> ImageSet:
+def read_folder(folder: Path, size: int, grey: bool, *, skip_unreadable: bool = False) -> ImageSet:
     """One class per visible subfolder, in the order of their names.
+
+    Args:
+        folder: The folder.
+        size: Height and width in pixels.
+        grey: One channel instead of three.
+        skip_unreadable: Leave pictures out that cannot be read, and warn with their number.
 
     Raises:
         ValueError: no class folders, one without pictures, or a picture that cannot be read.
@@ -57,12 +63,20 @@ def read_folder(folder: Path, size: int, grey: bool) -> ImageSet:
         found = _pictures(folders[name])
         files += found
         labels += [label] * len(found)
-    pixels = read_pictures(files, channels=1 if grey else 3, height=size, width=size)
-    return ImageSet(as_tensor(pixels), label_numbers(np.asarray(labels)), names)
+    unreadable: list[int] | None = [] if skip_unreadable else None
+    try:
+        pixels = read_pictures(
+            files, channels=1 if grey else 3, height=size, width=size, unreadable=unreadable
+        )
+    except ValueError as error:
+        hint = "" if skip_unreadable else "; leave such pictures out with skip_unreadable: true"
+        raise ValueError(f"{error}{hint}") from None
+    kept = np.delete(np.asarray(labels), unreadable or [])
+    return ImageSet(as_tensor(pixels), label_numbers(kept), names)
 
 
-def split_folders(folder: Path) -> tuple[Path, Path] | None:
-    """The folders of training and test images, or None where the subfolders are classes.
+def split_folders(folder: Path) -> tuple[Path, ...] | None:
+    """The folders of training, test and perhaps validation images; None if they are classes.
 
     `train`, `test` and `val` (and their longer forms) are splits where they hold folders, and
     classes where they hold pictures. Without `test`, `val` is the test set.
@@ -90,15 +104,14 @@ def split_folders(folder: Path) -> tuple[Path, Path] | None:
     counterpart = "test" if "test" in splits else "val"
     if "train" in splits and counterpart in splits:
         left = [path.name for path in (*flat, *rest)]
-        if counterpart == "test" and "val" in splits:
-            left.append(splits["val"].name)
         if counterpart == "val":
             logger.warning(
                 "%s has no test/: %s/ is the test set", shown(folder), splits["val"].name
             )
         if left:
             logger.warning("%s: %s beside the splits are not read", shown(folder), listed(left))
-        return splits["train"], splits[counterpart]
+        wanted = dict.fromkeys(("train", counterpart, "val"))
+        return tuple(splits[name] for name in wanted if name in splits)
     if flat:
         raise ValueError(
             f"{shown(folder)}: {next(iter(splits.values())).name}/ holds folders, but "

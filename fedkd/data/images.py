@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedkd.data.convert import Reading, convert, declared_names
 from fedkd.data.labels import check_range, class_names, label_numbers, listed
+from fedkd.io.text import nearest
+
+Classes = Mapping[str | int, str] | Sequence[str | int] | None
+"""Some classes of a data set, by name or number, or a mapping from them to new names."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,122 @@ class ImageSet:
         if self.labels.shape != (len(self.images),):
             raise ValueError(f"{len(self.images)} images but labels {tuple(self.labels.shape)}")
         check_range(self.labels, self.classes)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        labels: Any = None,
+        *,
+        names: Sequence[str] | None = None,
+        classes: Classes = None,
+        image: str | int | None = None,
+        label: str | int | None = None,
+        size: int | None = None,
+        grey: bool | None = None,
+        layout: str | None = None,
+        range: tuple[float, float] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        skip_unreadable: bool = False,
+    ) -> ImageSet:
+        """Read a torch Dataset, a Hugging Face Dataset or arrays, whole, as 8-bit pictures.
+
+        Args:
+            dataset: A map-style torch or torchvision Dataset of (picture, label), a Hugging Face
+                Dataset, an array or tensor of pictures in any layout, or (pictures, labels). A
+                picture is a `PIL.Image`, a tensor, an array, or the content of a file.
+            labels: Of an array of pictures; a data set has its own.
+            names: Class names in label order; None: those that the data set declares, else its
+                labels.
+            classes: Which classes are kept, by name or number; or a mapping from them to new
+                names, where two may become one. None: all.
+            image: Column, key or place of the picture in an item; None: found by its type or name.
+            label: Likewise of the label.
+            size: Height and width to which pictures are resized, without regard to their aspect
+                ratio; None: they are square and of one size.
+            grey: One channel, or three; None: as the pictures have.
+            layout: `CHW` or `HWC`, where the shape of an array does not tell.
+            range: Black and white of pixels that are not uint8: (0, 1), (-1, 1), (0, 65535), ...
+                Floats that fill 0 to 1 need none.
+            mean: Per channel, what a normalisation has subtracted, to undo it.
+            std: Per channel, what it has divided by.
+            skip_unreadable: Leave pictures out that cannot be read, and warn with their number.
+
+        Raises:
+            ValueError: what cannot be understood; the message names the item or the argument, and
+                the remedy.
+        """
+        reading = Reading(layout, range, mean, std, size, grey)
+        if isinstance(dataset, ImageSet):
+            if labels is not None or reading != Reading():
+                raise ValueError(
+                    "dataset: an ImageSet is read already: only classes may be given with it"
+                )
+            return dataset.only(classes)
+        found = convert(
+            dataset,
+            labels,
+            reading,
+            names=names,
+            image=image,
+            label=label,
+            skip_unreadable=skip_unreadable,
+        )
+        if not found.classes:
+            raise ValueError(
+                "names: there are neither labels nor class names; give the labels, or names=(...)"
+            )
+        return cls(found.images, found.labels, found.classes).only(classes)
+
+    def only(self, classes: Classes) -> ImageSet:
+        """The images of some classes, which are counted anew.
+
+        Args:
+            classes: Names or numbers of those that stay, in their new order; or a mapping from
+                them to new names, where several may become one. None: all.
+
+        Raises:
+            ValueError: there is no such class, it is named twice, or there are no labels.
+        """
+        if classes is None:
+            return self
+        if self.labels is None:
+            raise ValueError("classes: the images have no labels to choose by")
+        chosen = dict(classes) if isinstance(classes, Mapping) else dict.fromkeys(classes)
+        if len(chosen) < len(classes) or not chosen:
+            raise ValueError(f"classes: expected different ones, got {list(classes)}")
+        place = torch.full((len(self.classes),), -1)
+        names: list[str] = []
+        for old, new in chosen.items():
+            row = self._place(old)
+            if place[row] >= 0:
+                raise ValueError(f"classes: {self.classes[row]!r} is named twice")
+            name = self.classes[row] if new is None else str(new)
+            if name not in names:
+                names.append(name)
+            place[row] = names.index(name)
+        kept = self.subset((place[self.labels] >= 0).nonzero().flatten())
+        assert kept.labels is not None
+        true = None if kept.true_labels is None else place[kept.true_labels]
+        return replace(kept, labels=place[kept.labels], classes=tuple(names), true_labels=true)
+
+    @property
+    def _numbers(self) -> range:
+        return range(len(self.classes))
+
+    def _place(self, name: str | int) -> int:
+        """The number of a class. Raises `ValueError`."""
+        if isinstance(name, str) and name in self.classes:
+            return self.classes.index(name)
+        number = int(name) if isinstance(name, str) and name.isdecimal() else name  # keys of YAML
+        if isinstance(number, int) and not isinstance(number, bool) and number in self._numbers:
+            return number
+        hint = nearest(name, list(self.classes)) if isinstance(name, str) else ""
+        raise ValueError(
+            f"classes: there is no class {name!r}{hint}; there are {listed(self.classes)} "
+            f"(0 to {len(self.classes) - 1})"
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -142,6 +264,38 @@ class ImageSet:
         return tuple(mean.tolist()), tuple(std.tolist())
 
 
+def as_image_set(name: str, given: object, like: ImageSet | None = None) -> ImageSet:
+    """An image set, or one made of another library's data set.
+
+    Args:
+        name: Name of the argument, for messages.
+        given: What was given.
+        like: Whose class names count, if the data set declares none.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    if isinstance(given, ImageSet):
+        return given
+    if isinstance(given, tuple | list) and any(isinstance(each, ImageSet) for each in given):
+        raise ValueError(
+            f"{name}: expected an ImageSet, got a {type(given).__name__} of them; "
+            "load_dataset gives a pair, (train, test)"
+        )
+    if given is None:
+        raise ValueError(f"{name}: expected an ImageSet or another data set, got NoneType")
+    try:
+        names = None if like is None or declared_names(given) else like.classes
+        return ImageSet.from_dataset(given, names=names)
+    except ValueError as error:
+        text = str(error).removeprefix("dataset: ")
+        raise ValueError(
+            f"{name}: {text} (these are arguments of fedkd.ImageSet.from_dataset)"
+            if "=" in text
+            else f"{name}: {text}"
+        ) from None
+
+
 def _pixels(images: object) -> Tensor:
     if isinstance(images, np.ndarray):
         if images.dtype.kind not in "biufc" or images.dtype.byteorder == ">":
@@ -178,12 +332,10 @@ def _mend(images: Tensor) -> str:
     low, high = float(images.min()), float(images.max())
     if low >= 0 and high <= 1:
         return "; from 0 to 1 they become so with (images * 255).round().to(torch.uint8)"
-    if low < 0:
-        return (
-            f" from {low:.3g} to {high:.3g}; if they are normalised, give them as they were "
-            "before: the networks normalise themselves"
-        )
-    return ""
+    return (
+        f" from {low:.3g} to {high:.3g}; fedkd.ImageSet.from_dataset reads them with range=... or, "
+        "if they are normalised, mean=..., std=..."
+    )
 
 
 def class_map(classes: tuple[str, ...]) -> str:

@@ -26,6 +26,7 @@ _DEEP = (
 )
 _TRANSPARENT = "are partly transparent and are laid on white"
 _FRAMES = "have more than one frame or page, of which only the first is read"
+_GREY = ("1", "L", "LA", "La")
 _ALL_FRAMES_ALIKE = {"MPO", "JPEG"}  # phones put previews and depth maps behind the photograph
 
 
@@ -54,21 +55,142 @@ def read_picture(
     return pixels
 
 
-def read_pictures(files: Sequence[Path], *, channels: int, height: int, width: int) -> np.ndarray:
-    """Many picture files as uint8 (N, height, width, channels), each as `read_picture` has it."""
+def read_pictures(
+    files: Sequence[Path],
+    *,
+    channels: int,
+    height: int,
+    width: int,
+    unreadable: list[int] | None = None,
+) -> np.ndarray:
+    """Many picture files as uint8 (N, height, width, channels), each as `read_picture` has it.
+
+    Args:
+        files: The files.
+        channels: As in `read_picture`.
+        height: Rows.
+        width: Columns.
+        unreadable: Takes the numbers of the files that cannot be read, which are then left out,
+            with a warning that counts them; None: the first one raises.
+    """
     pixels = np.empty((len(files), height, width, channels), np.uint8)
-    seen: Counter[str] = Counter()
-    first: dict[str, Path] = {}
+    notes = Notes(len(files))
+    kept = 0
     for row, file in enumerate(files):
-        pixels[row], notes = _read(file, channels, height, width)
-        seen.update(notes)
+        try:
+            pixels[kept], found = _read(file, channels, height, width)
+        except ValueError as error:
+            if unreadable is None:
+                raise
+            unreadable.append(row)
+            notes.left_out(str(error))
+            continue
+        notes.add(found, shown(file))
+        kept += 1
+    notes.log()
+    return pixels[:kept]
+
+
+class Notes:
+    """What is worth a warning about many pictures: each kind once, with a count.
+
+    Args:
+        total: How many pictures there are.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._seen: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+        self._bad: list[str] = []
+
+    def add(self, notes: Sequence[str], where: str) -> None:
+        """Count what was found about one picture."""
+        self._seen.update(notes)
         for note in notes:
-            first.setdefault(note, file)
-    for note, count in seen.items():
-        logger.warning(
-            "%d of %d pictures %s (the first is %s)", count, len(files), note, shown(first[note])
-        )
-    return pixels
+            self._first.setdefault(note, where)
+
+    def left_out(self, reason: str) -> None:
+        """Count a picture that cannot be read."""
+        self._bad.append(reason)
+
+    def log(self) -> None:
+        """Warn. Raises `ValueError` if not one picture was read."""
+        for note, count in self._seen.items():
+            logger.warning(
+                "%d of %d pictures %s (the first is %s)",
+                count, self._total, note, self._first[note],
+            )  # fmt: skip
+        if self._bad and len(self._bad) == self._total:
+            raise ValueError(
+                f"none of {self._total} pictures can be read; the first: {self._bad[0]}"
+            )
+        if self._bad:
+            logger.warning(
+                "%d of %d pictures cannot be read and are left out; the first: %s",
+                len(self._bad), self._total, self._bad[0],
+            )  # fmt: skip
+
+
+def pixels_of(
+    picture: Any, *, channels: int | None, height: int | None = None, width: int | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """An opened `PIL.Image` as uint8 (height, width, channels), as `read_picture` has a file.
+
+    Args:
+        picture: The picture.
+        channels: 1 or 3; None: as many as it has, black and white being grey.
+        height: Rows of the result; None: those of the upright picture.
+        width: Columns, likewise.
+
+    Returns:
+        The pixels, and what is worth a warning about them.
+
+    Raises:
+        ValueError: more than 8 bits per channel, or a damaged picture.
+    """
+    if channels is None:
+        channels = 1 if picture.mode in _GREY else 3
+    try:
+        return _upright(picture, channels, height, width)
+    except _Refused as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:  # damaged ones make decoders raise nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"not a readable 8-bit picture ({reason})") from None
+
+
+def is_picture(thing: object) -> bool:
+    """Whether it is a `PIL.Image`."""
+    from PIL import Image
+
+    return isinstance(thing, Image.Image)
+
+
+def as_picture(pixels: np.ndarray) -> Any:
+    """uint8 (height, width, channels) of 1 to 4 channels as a `PIL.Image`."""
+    from PIL import Image
+
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
+
+
+def opened(content: bytes) -> Any:
+    """The content of a picture file as a `PIL.Image`. Raises `ValueError`."""
+    import io
+
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = Image.open(io.BytesIO(content))
+            _check_size(picture.size, len(content))
+    except _Refused as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"not a readable 8-bit picture ({reason})") from None
+    return picture
 
 
 def shown(path: str | Path) -> str:
@@ -80,7 +202,7 @@ def _read(
     file: Path, channels: int, height: int | None, width: int | None
 ) -> tuple[np.ndarray, list[str]]:
     """The pixels, and what is worth a warning about them."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     if channels not in (1, 3):
         raise ValueError(f"channels: expected 1 (grey) or 3 (colour), got {channels}")
@@ -92,33 +214,13 @@ def _read(
             raise ValueError(f"{name}: expected a picture file, found something else")
     except OSError as error:
         raise ValueError(f"{name}: cannot be reached ({error.strerror})") from None
-    notes = []
     try:
         # Pillow warns of large pictures and odd palettes; both are the user's own and read well.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(file) as picture:
-                _check_size(picture.size, file)
-                deep = _deep(picture)
-                if picture.mode.startswith(("I", "F")):
-                    raise _Refused(_DEEP.format(picture.mode))
-                upright = ImageOps.exif_transpose(picture)
-                if upright.has_transparency_data:
-                    layered = upright.convert("RGBA")
-                    if np.asarray(layered.getchannel("A")).min() < 255:
-                        notes.append(_TRANSPARENT)
-                        white = Image.new("RGBA", layered.size, "white")
-                        upright = Image.alpha_composite(white, layered).convert("RGB")
-                upright = upright.convert("L" if channels == 1 else "RGB")
-                if deep and 0 < np.asarray(upright).max() < 16:
-                    raise _Refused(_DEEP.format(f"{deep} with values of 12 bits or less"))
-                columns, rows = upright.size
-                size = (width or columns, height or rows)
-                if upright.size != size:
-                    upright = upright.resize(size, Image.Resampling.BILINEAR)
-                pixels = np.array(upright, dtype=np.uint8)
-                if _has_more_frames(picture):
-                    notes.append(_FRAMES)
+                _check_size(picture.size, file.stat().st_size)
+                pixels, notes = _upright(picture, channels, height, width)
     except _Refused as error:
         raise ValueError(f"{name}: {error}") from None
     except Image.DecompressionBombError as error:
@@ -133,6 +235,36 @@ def _read(
     except Exception as error:  # damaged files make decoders raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name}: not a readable 8-bit picture ({reason})") from None
+    return pixels, notes
+
+
+def _upright(
+    picture: Any, channels: int, height: int | None, width: int | None
+) -> tuple[np.ndarray, list[str]]:
+    """The pixels of an opened picture. Raises `_Refused`, and whatever a decoder raises."""
+    from PIL import Image, ImageOps
+
+    notes = []
+    deep = _deep(picture)
+    if picture.mode.startswith(("I", "F")):
+        raise _Refused(_DEEP.format(picture.mode))
+    upright = ImageOps.exif_transpose(picture)
+    if upright.has_transparency_data:
+        layered = upright.convert("RGBA")
+        if np.asarray(layered.getchannel("A")).min() < 255:
+            notes.append(_TRANSPARENT)
+            white = Image.new("RGBA", layered.size, "white")
+            upright = Image.alpha_composite(white, layered).convert("RGB")
+    upright = upright.convert("L" if channels == 1 else "RGB")
+    if deep and 0 < np.asarray(upright).max() < 16:
+        raise _Refused(_DEEP.format(f"{deep} with values of 12 bits or less"))
+    columns, rows = upright.size
+    size = (width or columns, height or rows)
+    if upright.size != size:
+        upright = upright.resize(size, Image.Resampling.BILINEAR)
+    pixels = np.array(upright, dtype=np.uint8)
+    if _has_more_frames(picture):
+        notes.append(_FRAMES)
     return pixels.reshape(*pixels.shape[:2], channels), notes
 
 
@@ -149,9 +281,9 @@ def _has_more_frames(picture: Any) -> bool:
 _FEW, _PER_BYTE = 40_000_000, 1000
 
 
-def _check_size(size: tuple[int, int], file: Path) -> None:
+def _check_size(size: tuple[int, int], there: int) -> None:
     """Raise `_Refused` if so few bytes hold no picture of this size; nothing is unpacked."""
-    pixels, there = size[0] * size[1], file.stat().st_size
+    pixels = size[0] * size[1]
     if pixels > max(_FEW, _PER_BYTE * there):
         raise _Refused(
             f"{there:,} bytes announce {size[0]} x {size[1]} pixels, which no picture has so few "

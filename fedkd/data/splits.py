@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fedkd.data.domains import Domains, Shift
-from fedkd.data.images import ImageSet
+from fedkd.data.hugging_face import dealt_by
+from fedkd.data.images import ImageSet, as_image_set
 from fedkd.data.label_noise import LabelNoise, with_label_noise
 from fedkd.data.labels import listed
 from fedkd.data.partitions import partition as deal
@@ -164,17 +165,18 @@ class FederatedData:
 
 
 def federate(
-    train: ImageSet,
-    test: ImageSet,
+    train: Any,
+    test: Any = None,
     *,
-    clients: int,
-    partition: str,
+    clients: int | None = None,
+    partition: Any = None,
     partition_options: Mapping[str, Any] | None = None,
     transfer_size: int,
     transfer_labelled: bool = False,
     transfer_images: ImageSet | None = None,
     private_size: int | None = None,
     validation_size: int = 0,
+    validation_images: ImageSet | None = None,
     holdout: float = 0.0,
     test_size: int | None = None,
     label_noise: LabelNoise | None = None,
@@ -190,10 +192,13 @@ def federate(
     beginning of a larger one.
 
     Args:
-        train: Labelled images to draw from.
-        test: Labelled test images of the same shape and classes.
-        clients: Number of clients.
-        partition: Registered partition that deals the private images.
+        train: Labelled images to draw from: an `ImageSet`, or whatever `ImageSet.from_dataset`
+            takes; or a `FederatedDataset` of Flower Datasets, whose partitioner counts.
+        test: Labelled test images of the same shape and classes, likewise; None: the split `test`
+            of a `FederatedDataset`.
+        clients: Number of clients; None: as many as the partitioner makes parts.
+        partition: Registered partition that deals the private images, or a partitioner of Flower
+            Datasets, which deals as it does in Flower.
         partition_options: Its options.
         transfer_size: Images in the transfer set.
         transfer_labelled: Whether the student may use the labels of the transfer set.
@@ -201,6 +206,7 @@ def federate(
             brought to the shape of `train`.
         private_size: Private images over all clients; None: all that are left.
         validation_size: Labelled images the server holds.
+        validation_images: Draw those from these images instead of `train`.
         holdout: Share of every shard that its client keeps for validation, at least one image
             unless it is 0 or the shard has only one.
         test_size: Test images used; None: all.
@@ -214,7 +220,24 @@ def federate(
     Raises:
         ValueError: wrong types, too few images, or sets that do not fit together.
     """
-    _check_request(train, test, transfer_images, transfer_labelled, holdout)
+    if hasattr(train, "load_split") and hasattr(train, "partitioners"):
+        train, test, partition = _federated(train, test, partition)
+    partitioner = partition if hasattr(partition, "load_partition") else None
+    if partitioner is None and not isinstance(partition, str):
+        raise ValueError(
+            "partition: expected a name of `fedkd list partitions` or a partitioner of Flower "
+            f"Datasets, got {partition!r}"
+        )
+    given = train
+    train = as_image_set("train", train)
+    test = as_image_set("test", test, train)
+    if transfer_images is not None:
+        transfer_images = as_image_set("transfer_images", transfer_images, train)
+    if validation_images is not None:
+        validation_images = as_image_set("validation_images", validation_images, train)
+    _check_request(train, test, transfer_images, validation_images, transfer_labelled, holdout)
+    if clients is None and partitioner is not None and partitioner.is_dataset_assigned():
+        clients = partitioner.num_partitions
     clients = whole_number(clients, "clients")
     if domains is not None and clients < len(domains.sources):
         raise ValueError(
@@ -236,7 +259,7 @@ def federate(
     private_size = 0 if nobody else private_size
     wanted = {
         "transfer": transfer_size if transfer_images is None else 0,
-        "validation": validation_size,
+        "validation": validation_size if validation_images is None else 0,
         "private": len(holders) if private_size is None else private_size,
     }
     rows = _rows(
@@ -252,6 +275,10 @@ def federate(
                 conform(transfer_images, train.shape), domains.target, "transfer"
             )
         chosen = conform(_draw("transfer", transfer_images, transfer_size, seed), common.shape)
+    validation = common.subset(rows["validation"])
+    if validation_images is not None and validation_size:
+        drawn = _draw("validation", validation_images, validation_size, seed)
+        validation = domains.shown(drawn, domains.target, "validation") if domains else drawn
     transfer = _transfer_set(chosen, train.classes, labelled=transfer_labelled)
     mean, std = transfer.images.statistics()
     codes = train.groups if partition == "group" else train.labels
@@ -263,7 +290,12 @@ def federate(
     parts = [np.empty(0, np.int64)] * clients
     if not nobody:
         options = partition_options or {}
-        dealt = deal(partition, codes[private].numpy(), len(holders), seed=seed, **options)
+        if partitioner is not None:
+            if options:
+                raise ValueError("partition_options: a partitioner has its own already")
+            dealt = dealt_by(partitioner, given, train, private.numpy(), len(holders))
+        else:
+            dealt = deal(partition, codes[private].numpy(), len(holders), seed=seed, **options)
         for client, part in zip(holders, dealt, strict=True):
             parts[client] = part
     shards, holdouts = _kept_and_held(parts, private.numpy(), holdout, seed)
@@ -281,12 +313,30 @@ def federate(
         shard_rows=shards,
         holdout_rows=holdouts,
         transfer=transfer,
-        validation=common.subset(rows["validation"]),
+        validation=validation,
         test=tests[0],
         mean=mean,
         std=std,
         domains=domains,
         source_tests=tuple(tests[1:]),
+    )
+
+
+def _federated(source: Any, test: Any, partition: Any) -> tuple[Any, Any, Any]:
+    """Training images, test images and partitioner of a `FederatedDataset`."""
+    if partition is not None:
+        raise ValueError("partition: a FederatedDataset has its own partitioner; leave it out")
+    partitioners = source.partitioners
+    if len(partitioners) != 1:
+        raise ValueError(
+            f"train: expected a FederatedDataset with one partitioner, got {len(partitioners)}: "
+            f"{listed(list(partitioners))}"
+        )
+    ((split, partitioner),) = partitioners.items()
+    return (
+        source.load_split(split),
+        source.load_split("test") if test is None else test,
+        partitioner,
     )
 
 
@@ -418,18 +468,10 @@ def _check_request(
     train: ImageSet,
     test: ImageSet,
     transfer: ImageSet | None,
+    validation: ImageSet | None,
     transfer_labelled: bool,
     holdout: float,
 ) -> None:
-    given = {"train": train, "test": test}
-    if transfer is not None:
-        given["transfer_images"] = transfer
-    for name, images in given.items():
-        if not isinstance(images, ImageSet):
-            raise ValueError(
-                f"{name}: expected an ImageSet, got {type(images).__name__}; load_dataset gives "
-                "a pair of them, (train, test)"
-            )
     if train.labels is None or test.labels is None:
         raise ValueError("training and test images need labels")
     if not len(test):
@@ -440,6 +482,13 @@ def _check_request(
     if len(train.classes) < 2:
         raise ValueError(
             f"a student needs at least two classes to tell apart, found {listed(train.classes)}"
+        )
+    if validation is not None and (
+        (validation.shape, validation.classes) != (train.shape, train.classes)
+        or validation.labels is None
+    ):
+        raise ValueError(
+            "validation images need labels, and the shape and classes of the training images"
         )
     if train.shape != test.shape:
         raise ValueError(f"training images are {train.shape}, test images are {test.shape}")

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from fedkd.data.images import ImageSet
+from fedkd.data.images import ImageSet, as_image_set
 from fedkd.data.transfer import TransferSet
 from fedkd.io.text import nearest
 from fedkd.models.checks import check_network, check_training
@@ -88,16 +88,19 @@ def several(name: str, value: Iterable[Thing], what: str) -> list[Thing]:
 
 
 def image_set(name: str, value: object, *, labelled: bool = False) -> ImageSet:
-    """An image set with at least one image. Raises `ValueError`.
+    """An image set with at least one image; of another library's data set it is made.
 
     Args:
         name: Name of the argument.
         value: What was given.
         labelled: Whether it must have labels.
+
+    Raises:
+        ValueError: it is none.
     """
-    if not isinstance(value, ImageSet):
-        hint = f"; give {name}.images" if isinstance(value, TransferSet) else ""
-        raise ValueError(f"{name}: expected a fedkd.ImageSet, got {shown(value)}{hint}")
+    if isinstance(value, TransferSet):
+        raise ValueError(f"{name}: expected images, got TransferSet; give {name}.images")
+    value = as_image_set(name, value)
     if len(value) == 0:
         raise ValueError(f"{name}: has no images")
     if labelled and value.labels is None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedkd.data.images import ImageSet
 from fedkd.knowledge.extract import extract, extract_many
 from fedkd.knowledge.kinds import Logits
 from fedkd.models.arguments import a_network, fitting, image_set
@@ -48,15 +48,16 @@ def _winners(predictions: Tensor) -> Tensor:
     return predictions.argmax(dim=1)
 
 
-def evaluate(network: Network, images: ImageSet) -> float:
-    """Accuracy of a network on a labelled set.
+def evaluate(network: Network, images: Any) -> float:
+    """Accuracy of a network on a labelled set, or whatever `ImageSet.from_dataset` takes.
 
     Raises:
         ValueError: the set is empty or has no labels, or the network is made for other images or
             another number of classes.
     """
     a_network("network", network, "images")
-    labels = image_set("images", images, labelled=True).labels
+    images = image_set("images", images, labelled=True)
+    labels = images.labels
     assert labels is not None
     fitting("network", network, images, "images")
     return accuracy(predict(network, images.images), labels)

@@ -68,7 +68,7 @@ def test_what_is_left_out_beside_splits_is_mentioned(tmp_path, caplog):
     fill(tmp_path / "bird")
     with caplog.at_level(logging.WARNING, LOG):
         assert load(tmp_path) == (("cat", "dog"), 4, 4)
-    assert "bird, val beside the splits are not read" in caplog.text
+    assert "bird beside the splits are not read" in caplog.text
 
 
 def test_unlabelled_test_pictures_are_no_test_set(tmp_path, caplog):

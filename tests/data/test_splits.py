@@ -139,9 +139,9 @@ def test_duplicates_are_counted_and_logged(pair, split, caplog):
         ({"seed": None}, "seed: expected a whole number, got None"),
         ({"holdout": float("nan")}, "holdout must be at least 0 and less than 1, got nan"),
         ({"holdout": "0.1"}, "holdout: expected a number, got '0.1'"),
-        ({"partition": 3}, "unknown partition 3"),
+        ({"partition": 3}, "partition: expected a name of"),
         ({"partition_options": [1]}, r"partition_options: expected a dictionary .*got \[1\]"),
-        ({"transfer_images": 5}, "transfer_images: expected an ImageSet, got int"),
+        ({"transfer_images": 5}, "transfer_images: expected an ImageSet, a map-style .*, got int"),
         ({"test_size": 1000}, "1000 test images are asked for, but there are 200"),
         ({"holdout": 1.0}, "holdout must be at least 0 and less than 1"),
         ({"private_size": 3}, "cannot deal 3 images to 4 clients"),
@@ -174,9 +174,13 @@ def test_sets_that_cannot_teach_or_judge_are_refused(pair, caplog):
     options = {"clients": 2, "partition": "iid", "transfer_size": 5, "seed": 0}
     with pytest.raises(ValueError, match="no test images: the student cannot be judged; give"):
         federate(train, test.subset(torch.tensor([], dtype=torch.int64)), **options)
-    with pytest.raises(ValueError, match=r"train: expected an ImageSet, got tuple; load_dataset"):
+    with pytest.raises(
+        ValueError, match=r"train: expected an ImageSet, got a tuple of them; load_dataset"
+    ):
         federate(pair, test, **options)
-    with pytest.raises(ValueError, match="test: expected an ImageSet, got NoneType"):
+    with pytest.raises(
+        ValueError, match="test: expected an ImageSet or another data set, got NoneType"
+    ):
         federate(train, None, **options)
     one = replace(train, labels=torch.zeros(len(train)).long(), classes=("only",))
     with pytest.raises(ValueError, match="at least two classes to tell apart, found only"):
