@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fedkd.io.extras import extra
-from fedkd.reporting.format import short
+from fedkd.reporting import readings
+from fedkd.reporting.format import number, short
+from fedkd.reporting.readings import Reading
 
 with extra("report", "fedkd.reporting"):
-    from matplotlib import rc_context
+    from matplotlib import colormaps, rc_context
     from matplotlib.axes import Axes
-    from matplotlib.colors import LinearSegmentedColormap, Normalize
+    from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
     from matplotlib.ticker import PercentFormatter
@@ -35,9 +37,35 @@ COLORS = (STUDENT, PSEUDO, ORACLE, CEILING, ENSEMBLE, "#56B4E9", INK)
 MARKERS = "osD^vP*X<>hd"
 # Dark blue to pale yellow through grey-blue: order survives in grey and for every eye.
 SHADES = LinearSegmentedColormap.from_list("shades", ("#1a3a66", "#5f93b5", "#c9dccf", "#fcf3b8"))
+_CLEAR = (0.0, 0.45, 0.7, 0.0)
+
+
+def _from_nothing(*ends: tuple[float, float, float]) -> LinearSegmentedColormap:
+    """Colours that begin in the page's own, be it light or dark: a low end and a high one."""
+    low, high = ends
+    clear = [(0.5 - 1e-6, (*low, 0.0)), (0.5 + 1e-6, (*high, 0.0))]
+    return LinearSegmentedColormap.from_list(
+        "signed", [(0.0, (*low, 1.0)), *clear, (1.0, (*high, 1.0))]
+    )
+
+
+# Amounts from nothing to blue; signed values from blue (or orange) by nothing to red (or purple).
+AMOUNTS = LinearSegmentedColormap.from_list("amounts", [_CLEAR, (0.03, 0.38, 0.66, 1.0)])
+SIGNED = _from_nothing((0.13, 0.40, 0.67), (0.70, 0.09, 0.17))
+DIFFERENCES = _from_nothing((0.70, 0.35, 0.02), (0.33, 0.15, 0.53))
+
+# Colours that follow the page, light or dark: its style has a variable for each.
+_THEME = {
+    INK: "ink", GREY: "soft", LINE: "line", "#aab1b9": "edge", STUDENT: "student",
+    ENSEMBLE: "ensemble", ORACLE: "oracle", CEILING: "ceiling", PSEUDO: "pseudo",
+    TEACHER: "teacher", "#56B4E9": "worst", "#ffffff": "card", "#eceef1": "track",
+    "#cfd4da": "pale",
+}  # fmt: skip
+_PALE, _DARK = "#fefefe", "#23282e"  # on a cell's own colour, and so the same on every page
 
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: selectable, small, in the page's own font
+    "text.color": INK,
     "text.parse_math": False,  # class names come from outside; `$` must not start a formula
     "font.size": 8.5,
     "axes.titlesize": 9,
@@ -76,25 +104,38 @@ def style() -> Iterator[None]:
         yield
 
 
-def svg(figure: Figure, name: str) -> str:
-    """The figure as an `<svg>` element: same bytes for the same figure, no ids but its own.
+def svg(figure: Figure, name: str) -> tuple[str, Reading]:
+    """The figure as an `<svg>` element, and what it shows.
+
+    Same bytes for the same figure, no ids but its own. Its colours are those of the page.
 
     Args:
         figure: The figure.
         name: Unique on the page; keeps the references of two figures apart.
     """
-    buffer = io.StringIO()
     with style(), rc_context({"svg.hashsalt": name}):
+        figure.draw_without_rendering()
+        reading = readings.read(figure)
+        for artist, key, entry in reading.artists:
+            artist.set_gid(f"series-{key}{'-legend' if entry else ''}")
+        buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="series-(\d+)(-legend)?"', _marked, text)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # matplotlib numbers groups alike in every figure
     text = re.sub(r' id="image[^"]*"', "", text)  # equal images have equal ones; nothing uses them
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text, count=2)  # HTML needs none
+    for color, variable in _THEME.items():
+        text = re.sub(rf"(fill|stroke): {color}", rf"\1: var(--{variable})", text, flags=re.I)
     sized = f'<svg style="--inches: {figure.get_figwidth():g}"'  # the page's style scales it
-    return re.sub(r'<svg width="[^"]*" height="[^"]*"', sized, text, count=1)
+    return re.sub(r'<svg width="[^"]*" height="[^"]*"', sized, text, count=1), reading
+
+
+def _marked(match: re.Match[str]) -> str:
+    return f'<g data-k="{match[1]}"' + (" data-legend" if match[2] else "")
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
@@ -135,6 +176,8 @@ class Line:
         runs: Values of each run; the line is as long as the shortest.
         look: Its own.
         band: How opaque the band is; 0 draws none.
+        series: What the legend's switch takes it for; default: the label.
+        who: What it is called where its values are read; default: the same.
     """
 
     label: str
@@ -142,6 +185,8 @@ class Line:
     runs: Sequence[Sequence[float]]
     look: Look
     band: float = 0.12
+    series: str = ""
+    who: str = ""
 
     def draw(self, axes: Axes) -> None:
         """Draw it."""
@@ -153,9 +198,13 @@ class Line:
         if len(table) > 1 and self.band:
             color = self.look["color"]
             ends = np.nanmin(table, axis=0), np.nanmax(table, axis=0)
-            axes.fill_between(x, *ends, color=color, alpha=self.band, lw=0)
+            area = axes.fill_between(x, *ends, color=color, alpha=self.band, lw=0)
+            readings.name(area, short(self.series or self.label, 26))
         label = short(self.label, 26) if self.label else None
-        axes.plot(x, np.nanmean(table, axis=0), label=label, **{"ms": 4.5, "lw": 1.6, **self.look})
+        look = {"ms": 4.5, "lw": 1.6, **self.look}
+        (line,) = axes.plot(x, np.nanmean(table, axis=0), label=label, **look)
+        if self.series or self.who:
+            readings.name(line, short(self.series or self.label, 26), self.who)
 
 
 @style()
@@ -222,7 +271,9 @@ def dots(
         line: Look = {"color": row.color, "lw": 4, "alpha": 0.35}
         axes.plot(row.ends, [place] * len(row.ends), **line)
         axes.plot(row.points, [place] * len(row.points), ".", color=row.color, ms=4.5)
-        axes.plot([row.value], [place], "o", color=row.color, ms=6, label="" if place else label)
+        (dot,) = axes.plot([row.value], [place], "o", color=row.color, ms=6,
+                           label="" if place else label)  # fmt: skip
+        readings.name(dot, label)
         if row.ring is not None:
             axes.plot([row.ring], [place], label="" if place else ring, **rings)
     axes.set_yticks(range(len(rows)), [short(row.name, 40) for row in reversed(rows)])
@@ -262,21 +313,35 @@ def heat(
     """
     table = np.asarray(values, dtype=float)
     norm = norm or Normalize(*limits)
-    image = axes.imshow(table, aspect="auto", cmap=colors, norm=norm)
-    axes.set_facecolor("#eceef1")
+    shades: Colormap = colormaps[colors] if isinstance(colors, str) else colors
+    shades = shades.with_extremes(bad=f"{TEACHER}33")
+    image = axes.imshow(table, aspect="auto", cmap=shades, norm=norm)
+    axes.set_facecolor("none")
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     _names(axes.set_yticks, rows, 0, fontsize)
     if turn is None:
         turn = 90 if max(map(len, columns), default=0) > 3 and len(columns) > 6 else 0
     _names(axes.set_xticks, columns, turn, fontsize)
-    for (row, column), value in np.ndenumerate(table) if text is not None else ():
-        assert text is not None
-        red, green, blue, _ = image.cmap(image.norm(value))
-        dark = np.isfinite(value) and 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
-        color = "white" if dark else INK
-        written = text(row, column, value)
-        axes.text(column, row, written, ha="center", va="center", fontsize=7.5, color=color)
+    cells = [["" for _ in line] for line in table]
+    for (row, column), value in np.ndenumerate(table):
+        red, green, blue, alpha = image.cmap(image.norm(value)) if np.isfinite(value) else (0,) * 4
+        dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+        color = INK if alpha < 0.8 else _PALE if dark else _DARK
+        written = text(row, column, value) if text is not None else ""
+        if written:
+            axes.text(column, row, written, ha="center", va="center", fontsize=7.5, color=color)
+        cells[row][column] = written or (
+            number(value, ".3g") if np.isfinite(value) else "not known"
+        )
+    height, width = table.shape
+    readings.table(
+        image,
+        list(rows) if len(rows) == height else [f"row {n + 1}" for n in range(height)],
+        list(columns)[:width] if len(columns) >= width
+        else [*columns, *(f"column {n + 1}" for n in range(len(columns), width))],
+        cells,
+    )  # fmt: skip
     return image
 
 

@@ -59,6 +59,30 @@ def confidence(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), t * statistics.stdev(values) / math.sqrt(len(values))
 
 
+def gap(pairs: Sequence[float], mean: float) -> tuple[str, bool]:
+    """A paired difference of shares in points with its 95 % interval; whether chance does as much.
+
+    Args:
+        pairs: One difference for each seed; of a single one nothing is known about chance.
+        mean: The difference that is shown.
+    """
+    if len(pairs) < 2:
+        return points(mean, 2, ""), True
+    half = confidence(pairs)[1]
+    return f"{points(mean, 2, '')} ± {100 * half:.2f}", abs(statistics.fmean(pairs)) <= half
+
+
+def counted(share: float | None, total: float | None) -> str:
+    """`85.2–91.5, n 359`: Wilson's 95 % interval of a share that was counted; "" if not known."""
+    if share is None or not known(share) or not total:
+        return ""
+    spread = 1.96**2 / total
+    middle = (share + spread / 2) / (1 + spread)
+    half = 1.96 * math.sqrt(share * (1 - share) / total + spread / 4 / total) / (1 + spread)
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    return f"{100 * low:.1f}{DASH}{100 * high:.1f}, n {total:,.0f}"
+
+
 def human_bytes(size: float | None) -> str:
     """`1.2 MB` (powers of 1,000, as network traffic is counted)."""
     if not size:

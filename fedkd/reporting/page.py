@@ -1,4 +1,4 @@
-"""A page that needs nothing else: no network, no scripts, no other files.
+"""A page that needs nothing else: no network, no other files, and no script but its own.
 
 A page is sections of cards, and a card figures, a table or text, each with what to see in it.
 """
@@ -15,13 +15,13 @@ from fedkd.io.extras import extra
 
 with extra("report", "fedkd.reporting"):
     import jinja2
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
     from matplotlib.figure import Figure
 
 from fedkd.knowledge.store import write_atomically
 from fedkd.reporting import drawing
 from fedkd.reporting.format import bar
-from fedkd.reporting.table import Table, plain, words
+from fedkd.reporting.table import Cell, Row, Table, plain, words
 from fedkd.reporting.template import PAGE
 
 
@@ -121,12 +121,35 @@ class Page:
     notes: Sequence[str] = field(default_factory=tuple)
 
 
-def config_section(folder: Path, versions: Mapping[str, str] | None) -> Section:
-    """The resolved config of a run or study, and what ran it."""
+_FILES = ("config.yaml", "summary.json", "results.json", "results.csv", "rounds.csv",
+          "metrics.jsonl", "ledger.jsonl")  # fmt: skip
+
+
+def config_section(folder: Path, versions: Mapping[str, str] | None, command: str) -> Section:
+    """The resolved config of a run or study, what ran it, and how that is done again.
+
+    Args:
+        folder: Of the run or study.
+        versions: Library -> version.
+        command: That takes the config ("run", "privacy sweep").
+    """
     code = (folder / "config.yaml").read_text(encoding="utf-8")
     table = plain(words("", ""), (versions or {}).items())
-    cards = [Card(fold="Resolved config", code=code), Card(fold="Versions", table=table)]
+    beside = [Row([Cell(name, link=name)]) for name in _FILES if (folder / name).is_file()]
+    cards = [
+        again(f"fedkd {command} {folder.name}/config.yaml", f"fedkd report {folder.name}"),
+        Card(fold="Resolved config", code=code),
+        Card(fold="Versions", table=table),
+        Card(fold="Files beside this page", table=Table(words(""), beside)),
+    ]
     return Section("config", "Config and versions", cards)
+
+
+def again(command: str, page: str = "") -> Card:
+    """The commands that do all of it again, or only write its page again."""
+    code = f"{command}\n{page}" if page else command
+    what = "The first makes all of it anew, the second only this page." if page else ""
+    return Card("Again", what, code=code)
 
 
 def progress(results: Mapping[str, Any], so_far: str = "") -> dict[str, Any]:
@@ -149,10 +172,13 @@ def render(page: Page) -> str:
     )
     places = count(1)
 
-    def svg(figure: Figure) -> Markup:
-        return Markup(drawing.svg(figure, f"figure{next(places)}"))
+    def drawn(figure: Figure) -> tuple[Markup, Markup, str]:
+        text, reading = drawing.svg(figure, f"figure{next(places)}")
+        # In an attribute with single quotes: JSON is full of double ones.
+        values = str(escape(reading.values())).replace("&#34;", '"')
+        return Markup(text), Markup(values), reading.finding()
 
-    environment.filters |= {"bar": bar, "svg": svg}
+    environment.filters |= {"bar": bar, "drawn": drawn}
     sections = [laid for section in page.sections if (laid := section.laid_out()).cards]
     return environment.from_string(PAGE).render(page=page, sections=sections).lstrip()
 

@@ -55,8 +55,16 @@ def accuracy_figure(
     thin: draw.Look = {"color": draw.TEACHER, "lw": 0.8, "marker": ".", "ms": 3, "alpha": 0.8}
     each = len(teachers) <= 12
     drawn = [
-        draw.Line("" if place else "each teacher", rounds, [values], thin)
-        for place, values in enumerate(teachers.values() if each else ())
+        draw.Line(
+            "" if place else "each teacher",
+            rounds,
+            [values],
+            thin,
+            0,
+            "each teacher",
+            f"teacher {client}",
+        )
+        for place, (client, values) in enumerate(teachers.items() if each else ())
     ]
     if not each:
         drawn.append(draw.Line("teachers, mean", rounds, list(teachers.values()), thin, 0.22))
@@ -73,6 +81,8 @@ def accuracy_figure(
     figure = draw.curves(drawn, "round", levels=bounds, size=_SIZE)
     (axes,) = figure.axes
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(rounds) == 1:
+        axes.set_xticks(rounds)
     axes.set_xlim(rounds[0] - 0.3, rounds[-1] + 0.3)
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -0.02), min(high, 1.02))
@@ -275,7 +285,7 @@ def partition_figure(
     image = draw.heat(
         axes,
         table.T,
-        "Blues",
+        draw.AMOUNTS,
         (0, 1),
         rows=[short(name, 18) for name in classes],
         columns=names,
@@ -293,8 +303,8 @@ def partition_figure(
 
 #: State of a client in a round -> its colour.
 PRESENCE = {
-    "away": "#ffffff",
-    "there": "#dfe3e8",
+    "away": "#8a929a00",
+    "there": "#8a929a55",
     "asked, no answer": draw.PSEUDO,
     "asked and answered": draw.STUDENT,
     "an old answer counted": "#9ccbea",
@@ -367,7 +377,7 @@ def agreement_figure(names: Sequence[str], table: ArrayLike, apart: int = 0) -> 
     size = float(np.clip(0.34 * count + 1.5, 3.9, 7.0))
     figure, axes = draw.canvas(size + 0.8, size)
     written = (lambda _row, _column, value: f"{100 * value:.0f}") if count <= 14 else None
-    image = draw.heat(axes, table, draw.SHADES, (0, 1), text=written)
+    image = draw.heat(axes, table, draw.SHADES, (0, 1), text=written, rows=names, columns=names)
     axes.set_aspect("equal")
     figure.set_layout_engine("compressed")  # else names beside square cells are cut off
     step = max(1, -(-count // 30))
@@ -406,9 +416,9 @@ def graph_figure(
     for axes, (title, edges, colors, limit) in zip(
         grid,
         (
-            ("student", student, "RdBu_r", 1.0),
-            ("teachers, fused", teachers, "RdBu_r", 1.0),
-            ("student \N{MINUS SIGN} teachers", difference, "PuOr", widest),
+            ("student", student, draw.SIGNED, 1.0),
+            ("teachers, fused", teachers, draw.SIGNED, 1.0),
+            ("student \N{MINUS SIGN} teachers", difference, draw.DIFFERENCES, widest),
         ),
     ):
         turn = 90 if max(map(len, shown), default=0) > 2 else 0

@@ -62,7 +62,7 @@ def make_page(found: Found) -> Page:
         partial=not state.startswith("complete"),
         warning=f"no quorum in round {', '.join(degraded)}" if degraded else "",
         remarks=[f"seed {run.experiment.seed}", fmt.date(run.path)],
-        headline=None if student is None else (fmt.percent(student), "student, test accuracy"),
+        headline=None if student is None else (fmt.percent(student), _headline(found, student)),
         tiles=_tiles(found),
         notes=[f"The images could not be loaded, so figures that need them are missing: {problem}"]
         if problem
@@ -104,7 +104,7 @@ def _sections(found: Found) -> list[Section]:
         Section("costs", "Bytes, time and energy", costs),
         Section("privacy", "Privacy", _privacy(found) if promise else []),
         Section("left-out", "Left out", [_left_out(found)]),
-        page.config_section(found.run.path, versions),
+        page.config_section(found.run.path, versions, "run"),
     ]
 
 
@@ -138,6 +138,11 @@ def _sentence(found: Found) -> str:
         f"teachers ({', '.join(models)}){part}, who answer about {common} "
         f"and never show their own. Fusion {fusion}; objective {losses}."
     )
+
+
+def _headline(found: Found, student: float) -> str:
+    between = fmt.counted(student, found.tested)
+    return "student, test accuracy" + (f" · 95 %: {between}" if between else "")
 
 
 def _tiles(found: Found) -> list[Tile]:

@@ -105,6 +105,19 @@ class Found:
         return holdout_accuracies(self.run.events(ClientEvaluated))
 
     @cached_property
+    def tested(self) -> int | None:
+        """How many test images accuracies are counted on, as far as known."""
+        if self.given is not None:
+            return len(self.given.test)
+        size: int | None = self.summary.get("test", {}).get("size")
+        return size
+
+    @cached_property
+    def held_out(self) -> dict[int, float]:
+        """Client -> its held-out images."""
+        return {e.client: e.holdout_total for e in self.run.events(ClientEvaluated)}
+
+    @cached_property
     def messages(self) -> list[MessageCounted]:
         """All messages."""
         return self.run.messages()

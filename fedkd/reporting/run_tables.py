@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from fedkd.io.text import ranges
 from fedkd.reporting.costs import costs_table, run_lines
-from fedkd.reporting.format import count, duration, finite, human_bytes, number, percent
+from fedkd.reporting.format import count, counted, duration, finite, human_bytes, number, percent
 from fedkd.reporting.run_record import Found
 from fedkd.reporting.table import Cell, Column, Row, Table, numbers, plain, words
 from fedkd.runs.events import ClientEvaluated, ReplyRefused
@@ -46,10 +46,11 @@ def results_table(found: Found) -> Table:
     best = summary.get("student", {})
     rows: list[Row] = []
 
-    def add(key: str, name: str, source: str, value: float | None, *, note: str = "") -> None:
+    def add(key: str, name: str, source: str, value: float | None, *, note: str = "",
+            of: float | None = found.tested) -> None:  # fmt: skip
         strong = key == "student"
         cells: list[str | Cell] = [Cell(name, note, strong), note, source]
-        cells += [Cell(percent(value), strong=strong), Cell("", bar=value or math.nan)]
+        cells += [Cell(percent(value), counted(value, of), strong), Cell("", bar=value or math.nan)]
         rows.append(Row(cells, key, begins=key in ("ensemble", "oracle")))
 
     parameters = count(best["parameters"], "parameter") if "parameters" in best else ""
@@ -69,7 +70,7 @@ def results_table(found: Found) -> Table:
         add("teacher", "teacher of the server", f"a file, as {model}", value)
     if last and last.pseudo_labels is not None:
         source = "ensemble on the transfer set, against its hidden labels"
-        add("pseudo", "pseudo-labels", source, last.pseudo_labels)
+        add("pseudo", "pseudo-labels", source, last.pseudo_labels, of=size)
     if summary.get("oracle") is not None:
         source = f"{count(size, 'transfer image')} with true labels"
         add("oracle", "oracle", source, summary["oracle"], note=model)
@@ -80,7 +81,7 @@ def results_table(found: Found) -> Table:
     if found.holdouts:
         client = min(found.holdouts, key=lambda c: (found.holdouts[c], c))
         source = f"student on the held-out images of client {client}"
-        add("worst", "worst client", source, found.holdouts[client])
+        add("worst", "worst client", source, found.holdouts[client], of=found.held_out[client])
     tests = summary.get("test", {}).get("size")
     tested = f" · {count(tests, 'test image')}" if tests else ""
     columns = [
@@ -141,9 +142,14 @@ def teachers_table(found: Found) -> Table:
             number(None if held is None else (held > 0).sum()),
         ]
         cells += [] if wrong is None else [percent(wrong[client])]
-        for scores in (found.teachers, last and last.weights, found.holdouts):
+        for scores, of in (
+            (found.teachers, found.tested),
+            (last and last.weights, None),
+            (found.holdouts, found.held_out.get(client)),
+        ):
             value = scores.get(client) if scores else None
-            cells += [percent(value), Cell("", bar=math.nan if value is None else value)]
+            cells += [Cell(percent(value), counted(value, of))]
+            cells += [Cell("", bar=math.nan if value is None else value)]
         rows.append(Row(cells))
     blank = ["", ""] + ([] if wrong is None else [""])
     weights = last.server_weights if last else []

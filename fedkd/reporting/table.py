@@ -39,12 +39,16 @@ class Cell:
         note: A remark in small print; not on the console.
         strong: Stands out.
         bar: A share, drawn as a bar in place of the text; NaN is an empty one.
+        link: Where the text leads to, on a page.
+        look: `soft` (pale: not different by more than chance) or "".
     """
 
     text: str
     note: str = ""
     strong: bool = False
     bar: float | None = None
+    link: str = ""
+    look: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,22 @@ A Python string because a Flower app bundle carries no `.html` files (`flwr` all
 .toml, .yaml and .json), and a server deployed with `flwr run` writes reports too.
 """
 
+from fedkd.reporting.script import DIGEST, SCRIPT
+
 STYLE = """\
 :root {
   --page: #f5f6f8; --card: #fff; --ink: #1f2328; --soft: #59636e; --line: #e2e5ea; --track: #edeff2;
   --student: #0072b2; --ensemble: #e69f00; --teacher: #8a929a; --oracle: #009e73;
   --ceiling: #cc79a7; --pseudo: #d55e00; --worst: #56b4e9; --good: #dcf3ea; --good-ink: #00563f;
   --warn: #fdf0d5; --warn-ink: #7a4d00; --shadow: 0 1px 2px rgb(20 30 40 / 7%);
+  --edge: #aab1b9; --pale: #cfd4da; --deep: rgb(20 30 40 / 22%);
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #14171b; --card: #1e2227; --ink: #e6e9ec; --soft: #9aa4af; --line: #333a42;
     --track: #2b3138; --student: #3d9fd9; --good: #12382c; --good-ink: #8fdcc0; --warn: #40300c;
-    --warn-ink: #f3cf8a; --shadow: none;
+    --warn-ink: #f3cf8a; --shadow: none; --edge: #5b6570; --pale: #59636e;
+    --deep: rgb(0 0 0 / 70%); --oracle: #2bbf95; --pseudo: #ee7d35;
   }
 }
 * { box-sizing: border-box; }
@@ -60,13 +64,37 @@ nav a:hover { color: var(--student); }
   grid-template-columns: repeat(2, minmax(0, 1fr)); }
 .lone h3 { grid-column: 1 / -1; }
 .lone .caption:nth-child(2) { grid-column: 1 / -1; margin: 0; }
-.figure { background: #fff; border-radius: 8px; overflow-x: auto; }
+.figure, .scroll { overflow-x: auto; }
+.scroll, .figure { background:
+  linear-gradient(90deg, var(--card) 40%, transparent) 0 0 / 36px 100% no-repeat local,
+  linear-gradient(-90deg, var(--card) 40%, transparent) 100% 0 / 36px 100% no-repeat local,
+  radial-gradient(farthest-side at 0 50%, var(--deep), transparent) 0 0 / 12px 100% no-repeat,
+  radial-gradient(farthest-side at 100% 50%, var(--deep), transparent) 100% 0 / 12px 100% no-repeat;
+}
+.cut::before { content: "scroll sideways \2192"; display: block; position: sticky; left: 0;
+  width: max-content; font-size: 12px; color: var(--soft); padding-bottom: 4px; }
+.figure text { fill: var(--ink); }
+.figure .switch { cursor: pointer; }
+.ring { fill: none; stroke: var(--ink); stroke-width: 1.5; pointer-events: none; }
+.tip { position: absolute; z-index: 9; max-width: 320px; padding: 3px 9px; border-radius: 6px;
+  background: var(--ink); color: var(--page); font-size: 13px; pointer-events: none; }
+:focus-visible { outline: 2px solid var(--student); outline-offset: 2px; }
+.tools { display: flex; gap: 10px; justify-content: flex-end; align-items: center;
+  margin-bottom: 4px; }
+button, input[type=search] { font: inherit; font-size: 12.5px; color: var(--soft);
+  background: none; border: 1px solid var(--line); border-radius: 6px; padding: 1px 9px; }
+button { cursor: pointer; }
+button:hover { color: var(--student); }
+input[type=search] { flex: 0 1 240px; margin-right: auto; padding: 4px 9px; color: var(--ink); }
+button.sort { border: 0; padding: 0; font-weight: 600; text-align: inherit; }
+th[aria-sort=ascending] .sort::after { content: " \2191"; }
+th[aria-sort=descending] .sort::after { content: " \2193"; }
+td a { color: var(--student); }
 .figure svg { display: block; width: 100%; height: auto; max-width: calc(var(--inches) * 130px); }
 .figure text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif !important; }
 .figure image { image-rendering: pixelated; }
 .caption { font-size: 13.5px; margin-top: 10px; }
 .caption:first-child { margin-top: 0; }
-.scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums;
   font-size: 14px; }
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: 12.5px; }
@@ -99,6 +127,9 @@ pre { background: var(--track); border-radius: 8px; padding: 14px 16px; overflow
 .note { background: var(--warn); color: var(--warn-ink); border-radius: 10px; padding: 10px 16px;
   margin-top: 18px; font-size: 14px; overflow-wrap: anywhere; }
 footer { margin-top: 40px; font-size: 13px; color: var(--soft); overflow-wrap: anywhere; }
+@media (prefers-color-scheme: dark) {
+  .figure image { opacity: .9; }
+}
 @media (max-width: 820px) {
   .grid, .lone { grid-template-columns: minmax(0, 1fr); }
   .figure svg { min-width: calc(var(--inches) * 80px); }
@@ -113,7 +144,7 @@ footer { margin-top: 40px; font-size: 13px; color: var(--soft); overflow-wrap: a
 }
 @media print {
   body { background: #fff; }
-  nav { display: none; }
+  nav, .tools, .cut::before { display: none; }
   .card { break-inside: avoid; box-shadow: none; }
 }
 """
@@ -122,20 +153,23 @@ PAGE = (
     """\
 {% macro cells(table, row) %}
 {% for column, cell in table.cells_on("page", row) %}
-<td class="{{ 'n' if column.number }} {{ column.look }} {{ 'strong' if cell.strong }}
+<td class="{{ 'n' if column.number }} {{ column.look }} {{ cell.look }}
+  {{- ' strong' if cell.strong }}
   {{- ' bar' if cell.bar is not none }}">
 {%- if loop.first and row.key %}<span class="key"></span>{% endif %}
-{%- if cell.bar is not none %}<i style="--w: {{ cell.bar|bar }}"></i>{% else %}{{ cell.text }}
+{%- if cell.bar is not none %}<i style="--w: {{ cell.bar|bar }}"></i>
+{%- elif cell.link %}<a href="{{ cell.link }}">{{ cell.text }}</a>{% else %}{{ cell.text }}
 {%- endif %}
 {%- if cell.note %}<small>{{ cell.note }}</small>{% endif %}</td>
 {% endfor %}
 {% endmacro %}
 
-{% macro table(content) %}
-<div class="scroll"><table>
+{% macro table(content, title) %}
+<div class="scroll" role="region" tabindex="0" aria-label="{{ title }}"><table>
 {% if content.headed %}
 <thead><tr>{% for column in content.columns_on("page") %}
-<th class="{{ 'n' if column.number }} {{ column.look }}">{{ column.title }}</th>{% endfor %}
+<th scope="col" class="{{ 'n' if column.number }} {{ column.look }}">
+{{- column.title }}</th>{% endfor %}
 </tr></thead>
 {% endif %}
 <tbody>
@@ -149,9 +183,12 @@ PAGE = (
 
 {% macro inside(card, title) %}
 {% for figure in card.figures %}
-<div class="figure" role="img" aria-label="{{ title }}">{{ figure|svg }}</div>
+{% set drawn, values, finding = figure|drawn %}
+<div class="figure" role="figure" tabindex="0" aria-label="{{ title }}
+{%- if finding %}. {{ finding }}{% endif %}"
+{%- if values %} data-values='{{ values }}'{% endif %}>{{ drawn }}</div>
 {% endfor %}
-{% if card.table %}{{ table(card.table) }}{% endif %}
+{% if card.table %}{{ table(card.table, title) }}{% endif %}
 {% if card.code %}<pre>{{ card.code }}</pre>{% endif %}
 {% if card.caption %}<p class="caption">{{ card.caption }}</p>{% endif %}
 {% for text in card.notes %}<p class="note">{{ text }}</p>{% endfor %}
@@ -163,7 +200,10 @@ PAGE = (
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+ content="default-src 'none'; style-src 'unsafe-inline'; img-src data:; """
+    + f"script-src 'sha256-{DIGEST}'"
+    + """\
+">
 <meta name="color-scheme" content="light dark">
 <title>{{ page.title }} · fedkd</title>
 <style>
@@ -229,6 +269,9 @@ PAGE = (
 {% endfor %}
 <footer>{{ page.footer }}</footer>
 </main>
+<script>"""
+    + SCRIPT
+    + """</script>
 </body>
 </html>
 """

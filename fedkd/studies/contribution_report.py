@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedkd.reporting import page
-from fedkd.reporting.drawing import PSEUDO, STUDENT, Dot, canvas, dots, heat, scale, style
+from fedkd.reporting.drawing import PSEUDO, SIGNED, STUDENT, Dot, canvas, dots, heat, scale, style
 from fedkd.reporting.format import DASH, number, percent, points, short
 from fedkd.reporting.page import Card, Page, Section
 from fedkd.reporting.table import Row, Table, numbers, words
@@ -120,7 +120,7 @@ def _classes(clients: Mapping[Any, Mapping[str, Any]], classes: Sequence[str]) -
     image = heat(
         axes,
         values,
-        "RdBu",
+        SIGNED.reversed(),
         (-limit, limit),
         rows=[f"client {client}" for client in clients],
         columns=[short(name, 10) for name in classes],

@@ -11,7 +11,17 @@ import numpy as np
 
 from fedkd.io.records import read_json
 from fedkd.reporting import page
-from fedkd.reporting.format import DASH, count, date, human_bytes, metric, number, seeds, spread
+from fedkd.reporting.format import (
+    DASH,
+    count,
+    date,
+    gap,
+    human_bytes,
+    metric,
+    number,
+    seeds,
+    spread,
+)
 from fedkd.reporting.page import Card, Page, Section
 from fedkd.reporting.table import Cell, Column, Row, Table
 from fedkd.simulations.compare import figures
@@ -44,7 +54,8 @@ _SWEPT: tuple[tuple[str, str, bool | None, bool], ...] = (
     ("seconds", "seconds", None, True),
 )
 _CAPTION = (
-    "Test accuracy in percent, mean ± sample standard deviation over seeds. The last round "
+    "Test accuracy in percent, mean ± sample standard deviation over seeds. To the first: paired "
+    "by seed, with its 95 % interval (Student's t); pale where chance does as much. The last round "
     "involves no choice; the best round is chosen on the test set and flatters. Worst client: the "
     "final model on the client's held-out private images where it does worst. ECE: expected "
     "calibration error in percent, lower is better. Bytes: messages as Flower serialises them, "
@@ -83,14 +94,33 @@ def make_page(config: SideBySideConfig, folder: Path, found: Record) -> Page:
     return Page(
         title=found["name"],
         sentence=_sentence(config, found),
-        sections=[*sections, page.config_section(folder, versions)],
+        sections=[*sections, page.config_section(folder, versions, found["study"])],
         footer=folder.name,
         remarks=[seeds(found["seeds"]), date(folder)],
-        headline=(f"{shown('final', found['rows'][best[0]]['final'])} %", f"{best[0]}, last round")
-        if best and not found["factors"]
-        else None,
+        headline=_headline(found, best[0]) if best and not found["factors"] else None,
         **page.progress(found, f"{done} of {count(total, 'result')}"),
     )
+
+
+def _headline(found: Record, best: str) -> tuple[str, str]:
+    """The best method's accuracy, and how far the next one is behind it."""
+    rows = found["rows"]
+    own = rows[best]
+    text = f"{best}, last round, {seeds([*map(int, own['seeds'])])}"
+    for name in ranked(found):
+        if name != best and rows[name]["up"]["mean"] > 0:
+            gap, chance = _gap(own, rows[name])
+            return f"{shown('final', own['final'])} %", f"{text} · {gap} to {name}" + (
+                ", within noise" if chance else ""
+            )
+    return f"{shown('final', own['final'])} %", text
+
+
+def _gap(row: Record, other: Record) -> tuple[str, bool]:
+    """A row's final accuracy less another's, paired by seed; whether chance does as much."""
+    both = [seed for seed in row["seeds"] if seed in other["seeds"]]
+    pairs = [row["seeds"][seed]["final"] - other["seeds"][seed]["final"] for seed in both]
+    return gap(pairs, row["final"]["mean"] - other["final"]["mean"])
 
 
 def ranked(found: Record) -> list[str]:
@@ -149,9 +179,21 @@ def result_table(
     missing = [name for name in found["rows"] if name not in ranking]
     rows = {name: found["rows"][name] for name in names or [*ranking, *missing]}
     columns = [c for c in (_SWEPT if swept else _COLUMNS) if _tells(c[0], rows.values())]
+    first = next((name for name in rows if not swept and rows[name]["final"] is not None), None)
+    gaps: dict[str, tuple[str, bool]] = {}
+    if first is not None:
+        gaps = {
+            name: _gap(row, rows[first])
+            for name, row in rows.items()
+            if name != first and row["final"] is not None
+        }
     tops = {}
-    for key, _, high, _ in columns:
-        known = [row[key]["mean"] for row in rows.values() if row[key] is not None]
+    for key, _, high, _ in columns:  # what is best of a model that is none tells nothing
+        known = [
+            row[key]["mean"]
+            for name, row in rows.items()
+            if row[key] is not None and (swept or name == first or gaps.get(name, ("", False))[1])
+        ]
         if high is not None and known:
             tops[key] = max(known) if high else min(known)
     body = []
@@ -163,12 +205,15 @@ def result_table(
             "" if row["has_student"] else "the clients' own models, on average",
         ]
         ours = row["kind"] == "fedkd" and not factors
-        first, *others = [row["choices"][factor] for factor in factors] or [name]
-        cells: list[str | Cell] = [Cell(first, " · ".join(filter(None, about)), ours), *others]
+        title, *others = [row["choices"][factor] for factor in factors] or [name]
+        cells: list[str | Cell] = [Cell(title, " · ".join(filter(None, about)), ours), *others]
         for key, *_ in columns:
             value = row[key]
             top = key == "final" or (value is not None and value["mean"] == tops.get(key))
             cells.append(Cell(shown(key, value), strong=top))
+            if key == "final" and gaps:
+                text, chance = gaps.get(name, ("", False))
+                cells.append(Cell(text, look="soft" if chance else ""))
         key = "" if factors else "student" if ours else "teacher"
         body.append(Row([*cells, str(len(row["seeds"]))], key))
     # A terminal has room for the choices of many factors or for all numbers, not for both.
@@ -176,7 +221,9 @@ def result_table(
     header = [Column(title, look="first") for title in factors or ["method"]]
     for key, title, _, both in columns:
         on = "" if both and key not in left_out else "page"
-        header.append(Column(title, number=True, on=on, look="soft"))
+        header.append(Column(title, number=True, on=on, look="" if key == "final" else "soft"))
+        if key == "final" and gaps:
+            header.append(Column("to the first", number=True, on="page"))
     header.append(Column("seeds", number=True, on="page", look="soft"))
     return Table(header, body, f"{found['name']} · {seeds(found['seeds'])}")
 

@@ -11,8 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedkd.attacks import ATTACKS
+from fedkd.io.records import read_json
 from fedkd.reporting import page
-from fedkd.reporting.drawing import INK, canvas, heat, scale, style
+from fedkd.reporting.drawing import INK, SIGNED, canvas, heat, scale, style
 from fedkd.reporting.format import as_float, count, number, percent, seeds, short
 from fedkd.reporting.page import Card, Page, Section
 from fedkd.reporting.table import Row, Table, numbers, plain, words
@@ -152,7 +153,12 @@ def make_page(study: AttackConfig, facts: Record, folder: Path) -> Page:
             f"{count(len(rows) - 2, 'attack')} on {count(len(rules), 'fusion rule')}. Differences "
             "of a point or two on few test images are within what another seed would change."
         ),
-        sections=[Section("results", "Results", cards)],
+        sections=[
+            Section("results", "Results", cards),
+            page.config_section(
+                folder, read_json(folder / "versions.json", dict[str, str]), "attack"
+            ),
+        ],
         footer=folder.name,
         remarks=[seeds(study.seeds)],
         **page.progress(facts),
@@ -203,7 +209,7 @@ def heat_map(facts: Record) -> Figure:
     # A chain takes a line for each rule, so that nothing of it has to be cut off.
     chains = [" →\n".join(short(part, 26) for part in rule.split(" → ")) for rule in rules]
     # Beyond 30 points a student is lost, and small costs should stay visible.
-    image = heat(axes, costs, "RdBu_r", (-30, 30), rows=threats, text=text)
+    image = heat(axes, costs, SIGNED, (-30, 30), rows=threats, text=text)
     axes.xaxis.tick_top()
     axes.set_xticks(range(len(rules)), chains, rotation=35, ha="left", fontsize=8)
     axes.axhline(0.5, color=INK, lw=1)

@@ -73,7 +73,7 @@ def make_page(study: DistillConfig, folder: Path, found: Record) -> Page:
         Section("terms", "Losses", details),
         Section("labels", "Labels that may be wrong", _labels(study, folder)),
         Section("costs", "Costs", [_costs(found)]),
-        page.config_section(folder, read_json(folder / "versions.json", dict[str, str])),
+        page.config_section(folder, read_json(folder / "versions.json", dict[str, str]), "distill"),
     ]  # fmt: skip
     return Page(
         title=study.name,
@@ -81,7 +81,8 @@ def make_page(study: DistillConfig, folder: Path, found: Record) -> Page:
         sections=sections,
         footer=folder.name,
         remarks=[seeds(study.seeds), fmt.date(folder)],
-        headline=(fmt.spread(tried[0][1]["last"], unit=" %"), f"{tried[0][0]}, last epoch")
+        headline=(fmt.spread(tried[0][1]["last"], unit=" %"),
+                  f"{tried[0][0]}, last epoch, {seeds([*map(int, tried[0][1]['seeds'])])}")
         if tried
         else None,
         tiles=_tiles(found),
@@ -182,21 +183,22 @@ def _ranked(found: Record) -> list[tuple[str, Record]]:
     return sorted(found["methods"].items(), key=last, reverse=True)
 
 
-def _numbers(row: Record, gain: str = "", share: str = "", seeds: str = "") -> list[str | Cell]:
+def _numbers(
+    row: Record, gain: str | Cell = "", share: str = "", seeds: str = ""
+) -> list[str | Cell]:
     speed, spent = fmt.number(row["images_per_second"]), fmt.duration(row["seconds"])
     last, best = fmt.spread(row["last"]), fmt.spread(row["best"])
     return [Cell(last, strong=True), gain, share, best, seeds, speed, spent]
 
 
-def _gain(name: str, row: Record, found: Record) -> tuple[str, str]:
-    """Points over the student alone, and their share of the teachers' lead over it."""
+def _gain(name: str, row: Record, found: Record) -> tuple[str | Cell, str]:
+    """Points over the student alone, pale if chance does as much; share of the teachers' lead."""
     alone = found["methods"][BASELINE]
     if name == BASELINE or not alone["last"] or not row["last"]:
         return "", ""
     difference = row["last"]["mean"] - alone["last"]["mean"]
-    gain = fmt.points(difference, 2, "")
-    if len(gains := _gains(row, alone)) > 1:
-        gain += f" ± {100 * fmt.confidence(gains)[1]:.2f}"
+    gap, chance = fmt.gap(_gains(row, alone), difference)
+    gain = Cell(gap, look="soft" if chance else "")
     lead = max(_finished_teachers(found), default=0.0) - alone["last"]["mean"]
     share = fmt.percent(difference / lead, 0).replace("-", fmt.MINUS) if lead > 0.002 else fmt.DASH
     return gain, share

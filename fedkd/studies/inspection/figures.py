@@ -115,7 +115,7 @@ def _heat(
     image = draw.heat(
         axes,
         values,
-        "RdBu",
+        draw.SIGNED.reversed(),
         (-limit, limit),
         rows=[short(name, 24) for name in rows],
         columns=[short(name, 30) for name in columns],
