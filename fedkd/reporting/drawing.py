@@ -221,7 +221,8 @@ def curves(
         line.draw(axes)
     for value, look in levels:
         axes.axhline(value, **{"alpha": 0.7, **look})
-    percents(axes)
+    low, high = axes.get_ylim()
+    percents(axes, decimals=0 if high - low > 0.05 else None)
     axes.set_xlabel(xlabel)
     axes.set_ylabel("test accuracy")
     if axes.get_legend_handles_labels()[0]:

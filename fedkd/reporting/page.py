@@ -5,6 +5,7 @@ A page is sections of cards, and a card figures, a table or text, each with what
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -39,6 +40,8 @@ class Card:
         wide: Takes the whole width.
         fold: Folded up under this line; "" shows it all.
         open: Whether a fold is open at first.
+        first: Of the figures' series those that are shown at first; 0 shows all.
+        configs: Name -> dotted key -> value: two of them can be compared.
     """
 
     title: str = ""
@@ -50,6 +53,8 @@ class Card:
     wide: bool = True
     fold: str = ""
     open: bool = False
+    first: int = 0
+    configs: Mapping[str, Mapping[str, Any]] | None = None
     lone: bool = False  # of half the width, without a neighbour: the caption is beside the figure
 
 
@@ -174,13 +179,19 @@ def render(page: Page) -> str:
 
     def drawn(figure: Figure) -> tuple[Markup, Markup, str]:
         text, reading = drawing.svg(figure, f"figure{next(places)}")
-        # In an attribute with single quotes: JSON is full of double ones.
-        values = str(escape(reading.values())).replace("&#34;", '"')
-        return Markup(text), Markup(values), reading.finding()
+        return Markup(text), quoted(reading.values()), reading.finding()
 
-    environment.filters |= {"bar": bar, "drawn": drawn}
+    def as_json(value: Any) -> Markup:
+        return quoted(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+    environment.filters |= {"bar": bar, "drawn": drawn, "json": as_json}
     sections = [laid for section in page.sections if (laid := section.laid_out()).cards]
     return environment.from_string(PAGE).render(page=page, sections=sections).lstrip()
+
+
+def quoted(text: str) -> Markup:
+    """For an attribute with single quotes: JSON is full of double ones."""
+    return Markup(str(escape(text)).replace("&#34;", '"'))
 
 
 def write(path: Path, page: Page) -> Path:

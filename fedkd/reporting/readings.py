@@ -104,7 +104,8 @@ class Reading:
 
 def read(figure: Figure) -> Reading:
     """Read a figure that has been drawn, so that all is in its place."""
-    found, keys, count = Reading(), {}, 0
+    found, count = Reading(), 0
+    keys: dict[str, int] = {}
     for axes in figure.axes:
         for artist, label, who in _labelled(axes):
             key = keys.setdefault(label, len(keys)) if label else -1
@@ -125,9 +126,9 @@ def read(figure: Figure) -> Reading:
     legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
     for legend in filter(None, legends):
         for handle, entry in zip(legend.legend_handles, legend.get_texts()):
-            if (key := keys.get(entry.get_text())) is not None:
-                found.artists += [(entry, key, True)]
-                found.artists += [(handle, key, True)] if handle is not None else []
+            if (own := keys.get(entry.get_text())) is not None:
+                found.artists += [(entry, own, True)]
+                found.artists += [(handle, own, True)] if handle is not None else []
     return found
 
 

@@ -23,6 +23,7 @@ const show = (text, x, y) => {
   tip.style.top = Math.max(4, y - tip.offsetHeight - 12) + scrollY + "px";
 };
 
+const switches = new Map(); // a series' name -> what shows it or not, in all figures
 for (const box of document.querySelectorAll(".figure[data-values]")) {
   const svg = box.querySelector("svg"), values = JSON.parse(box.dataset.values);
   const ring = document.createElementNS(svg.namespaceURI, "circle");
@@ -91,18 +92,64 @@ for (const box of document.querySelectorAll(".figure[data-values]")) {
       });
       leave();
     };
+    const name = values.series.find((series) => series.k === key)?.n;
+    const turn = (on) => { if (on === off.has(key)) flip(); };
+    switches.set(name, [...(switches.get(name) || []), turn]);
+    if (box.dataset.first && [...parts.keys()].indexOf(key) >= +box.dataset.first) flip();
     for (const part of entries) {
       part.classList.add("switch");
       part.addEventListener("click", flip);
       if (!part.querySelector("text")) continue;
       part.setAttribute("role", "button");
       part.setAttribute("tabindex", 0);
-      part.setAttribute("aria-pressed", true);
+      part.setAttribute("aria-pressed", !off.has(key));
       part.addEventListener("keydown", (event) => {
         if (event.key === "Enter" || event.key === " ") { event.preventDefault(); flip(); }
       });
     }
   }
+}
+
+for (const row of document.querySelectorAll("tr[data-series]")) {
+  const turns = switches.get(row.dataset.series), first = document.querySelector("[data-first]");
+  if (!turns) continue;
+  const tick = make("input");
+  tick.type = "checkbox";
+  tick.checked = [...switches.keys()].indexOf(row.dataset.series) < +first.dataset.first;
+  tick.setAttribute("aria-label", "show the curves of " + row.dataset.series);
+  tick.addEventListener("change", () => turns.forEach((turn) => turn(tick.checked)));
+  row.cells[0].prepend(tick);
+}
+
+for (const box of document.querySelectorAll("[data-configs]")) {
+  const configs = JSON.parse(box.dataset.configs), names = Object.keys(configs);
+  const bar = make("div", "choose"), table = make("table"), scroll = make("div", "scroll");
+  const line = (tag, texts) => {
+    const row = make("tr");
+    texts.forEach((text) => row.append(make(tag, "", text)));
+    return row;
+  };
+  const plain = (value) => value === undefined ? "\u2013" : String(value);
+  const fill = () => {
+    const [a, b] = chosen.map((list) => configs[list.value]);
+    const keys = [...new Set([...Object.keys(a), ...Object.keys(b)])].sort()
+      .filter((key) => String(a[key]) !== String(b[key]));
+    table.replaceChildren(line("th", ["key", ...chosen.map((list) => list.value)]),
+      ...keys.map((key) => line("td", [key, plain(a[key]), plain(b[key])])));
+    if (!keys.length) table.append(line("td", ["no difference"]));
+  };
+  const chosen = [0, 1].map((place) => {
+    const list = make("select");
+    list.setAttribute("aria-label", place ? "second config" : "first config");
+    names.forEach((name) => list.append(make("option", "", name)));
+    list.selectedIndex = Math.min(place, names.length - 1);
+    list.addEventListener("change", fill);
+    bar.append(list);
+    return list;
+  });
+  scroll.append(table);
+  box.append(bar, scroll);
+  if (names.length) fill();
 }
 
 const units = { kB: 1e3, MB: 1e6, GB: 1e9, k: 1e3, M: 1e6, G: 1e9, T: 1e12, min: 60, h: 3600 };
@@ -118,7 +165,7 @@ const quoted = (value) => {
   if (/^[=+@\t\r-]/.test(plain) && isNaN(number(plain))) plain = "'" + plain;
   return /[",\n]/.test(plain) ? `"${plain.replaceAll('"', '""')}"` : plain;
 };
-for (const table of document.querySelectorAll("main table")) {
+for (const table of document.querySelectorAll("main table:has(tbody)")) {
   const body = table.tBodies[0], box = table.closest(".scroll"), rows = [...body.rows];
   const heads = table.tHead ? [...table.tHead.rows[0].cells] : [];
   const bar = make("div", "tools");

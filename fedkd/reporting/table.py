@@ -59,6 +59,7 @@ class Row:
         cells: One for each column; a text is a plain cell.
         key: Whose it is, for the colour in front: `student`, `ensemble`, …; "" draws none.
         look: `strong`, `soft`, `total` or "".
+        series: What figures on the page call it: a tick shows it or not.
         begins: A line sets it off from the rows before it on the console.
     """
 
@@ -66,6 +67,7 @@ class Row:
     key: str = ""
     look: str = ""
     begins: bool = False
+    series: str = ""
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ nav a:hover { color: var(--student); }
   radial-gradient(farthest-side at 0 50%, var(--deep), transparent) 0 0 / 12px 100% no-repeat,
   radial-gradient(farthest-side at 100% 50%, var(--deep), transparent) 100% 0 / 12px 100% no-repeat;
 }
-.cut::before { content: "scroll sideways \2192"; display: block; position: sticky; left: 0;
+.cut::before { content: "scroll sideways \\2192"; display: block; position: sticky; left: 0;
   width: max-content; font-size: 12px; color: var(--soft); padding-bottom: 4px; }
 .figure text { fill: var(--ink); }
 .figure .switch { cursor: pointer; }
@@ -87,8 +87,12 @@ button { cursor: pointer; }
 button:hover { color: var(--student); }
 input[type=search] { flex: 0 1 240px; margin-right: auto; padding: 4px 9px; color: var(--ink); }
 button.sort { border: 0; padding: 0; font-weight: 600; text-align: inherit; }
-th[aria-sort=ascending] .sort::after { content: " \2191"; }
-th[aria-sort=descending] .sort::after { content: " \2193"; }
+th[aria-sort=ascending] .sort::after { content: " \\2191"; }
+th[aria-sort=descending] .sort::after { content: " \\2193"; }
+.choose { display: flex; flex-wrap: wrap; gap: 8px 16px; margin-bottom: 12px; font-size: 13px; }
+select { font: inherit; max-width: 100%; color: var(--ink); background: var(--card);
+  border: 1px solid var(--line); border-radius: 6px; padding: 3px 6px; }
+td input { margin: 0 6px 0 0; vertical-align: middle; }
 td a { color: var(--student); }
 .figure svg { display: block; width: 100%; height: auto; max-width: calc(var(--inches) * 130px); }
 .figure text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif !important; }
@@ -174,7 +178,8 @@ PAGE = (
 {% endif %}
 <tbody>
 {% for row in content.rows %}
-<tr class="{{ row.key }} {{ row.look }}">
+<tr class="{{ row.key }} {{ row.look }}"
+{%- if row.series %} data-series="{{ row.series }}"{% endif %}>
 {{ cells(content, row) }}
 </tr>
 {% endfor %}
@@ -186,9 +191,11 @@ PAGE = (
 {% set drawn, values, finding = figure|drawn %}
 <div class="figure" role="figure" tabindex="0" aria-label="{{ title }}
 {%- if finding %}. {{ finding }}{% endif %}"
+{%- if card.first %} data-first="{{ card.first }}"{% endif %}
 {%- if values %} data-values='{{ values }}'{% endif %}>{{ drawn }}</div>
 {% endfor %}
 {% if card.table %}{{ table(card.table, title) }}{% endif %}
+{% if card.configs %}<div data-configs='{{ card.configs|json }}'></div>{% endif %}
 {% if card.code %}<pre>{{ card.code }}</pre>{% endif %}
 {% if card.caption %}<p class="caption">{{ card.caption }}</p>{% endif %}
 {% for text in card.notes %}<p class="note">{{ text }}</p>{% endfor %}

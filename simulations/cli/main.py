@@ -32,6 +32,7 @@ from fedkd.simulations.cli.students import export, predict
 from fedkd.simulations.cli.studies import ablate, attack, compare, distill
 from fedkd.simulations.cli.unlearn import unlearn
 from fedkd.simulations.cli.usage import explain, run_app
+from fedkd.simulations.cli.view import view
 from fedkd.simulations.failures import INTERRUPTED, OUTPUT_GONE, USER_ERROR, failure_of, one_line
 
 app = typer.Typer(
@@ -42,7 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for panel, commands in {
-    "Run": (init, run, status, report, predict, export),
+    "Run": (init, run, status, report, view, predict, export),
     "Compare": (distill, compare, ablate, attack),
     "Examine a run": (inspect, audit, contribution, unlearn, quarantine),
     "Look up": (partition, listing.show),
@@ -128,6 +129,7 @@ _LOOKS = frozenset(
         "report",
         "status",
         "unlearn",
+        "view",
     ]
 )
 
