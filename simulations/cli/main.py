@@ -23,6 +23,7 @@ from fedkd.simulations.cli.audit import audit
 from fedkd.simulations.cli.contribution import contribution
 from fedkd.simulations.cli.init import init
 from fedkd.simulations.cli.inspection import inspect
+from fedkd.simulations.cli.merge import merge
 from fedkd.simulations.cli.partition import partition
 from fedkd.simulations.cli.quarantine import quarantine
 from fedkd.simulations.cli.report import report
@@ -44,7 +45,7 @@ app = typer.Typer(
 )
 for panel, commands in {
     "Run": (init, run, status, report, view, predict, export),
-    "Compare": (distill, compare, ablate, attack),
+    "Compare": (distill, compare, ablate, attack, merge),
     "Examine a run": (inspect, audit, contribution, unlearn, quarantine),
     "Look up": (partition, listing.show),
 }.items():
@@ -124,6 +125,7 @@ _LOOKS = frozenset(
         "contribution",
         "export",
         "inspect",
+        "merge",
         "predict",
         "quarantine",
         "report",
