@@ -6,6 +6,7 @@ Code | Meaning
 1 | the run failed, or its finding is bad (`audit`, `deploy check`, a cell of a study)
 2 | what the user wrote cannot be run: command line, config, data, folder
 70 | an error inside fedkd; the traceback is in a file that the line names
+75 | stopped by SIGTERM in good order: to be gone on with
 130 | interrupted
 141 | whoever read the output went away (`fedkd list losses | head -1`)
 """
@@ -28,7 +29,7 @@ from fedkd.config import ConfigError
 from fedkd.io.extras import MissingExtra
 from fedkd.io.text import visible
 
-FAILED, USER_ERROR, INTERNAL, INTERRUPTED, OUTPUT_GONE = 1, 2, 70, 130, 141
+FAILED, USER_ERROR, INTERNAL, STOPPED, INTERRUPTED, OUTPUT_GONE = 1, 2, 70, 75, 130, 141
 
 LONGEST = 1500  # characters of a line; a config may hold a value of any length
 OURS = "fedkd"

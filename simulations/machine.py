@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
 from fedkd.config import ConfigError, Experiment
 from fedkd.runs.tracking import check_trackers
+
+# Microseconds of CPU that a container may use, in how many.
+CONTAINER = "/sys/fs/cgroup/cpu.max"
+
+
+def cpus_here() -> int:
+    """CPUs that this process may use: its affinity, a container's limit, its share in SLURM."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    bounds = [len(affinity(0)) if affinity else os.cpu_count() or 1]
+    try:
+        quota, period = Path(CONTAINER).read_text(encoding="ascii").split()
+        bounds.append(max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such limit, or `max`
+        pass
+    if (share := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdecimal():
+        bounds.append(max(1, int(share)))
+    return min(bounds)
 
 
 def check_machine(experiment: Experiment, *, workers: bool = True) -> None:
@@ -25,11 +43,16 @@ def check_machine(experiment: Experiment, *, workers: bool = True) -> None:
     resources = experiment.resources
     if workers and resources.ray_address is not None:
         return  # other machines have them, and Ray knows which
-    cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    cpus, gpus = cpus_here(), torch.cuda.device_count()
+    if workers and (resources.total_cpus or 0) > cpus:
+        raise ConfigError(
+            f"resources.total_cpus: {resources.total_cpus} asked for, but this process may use "
+            f"{cpus}; set resources.total_cpus={cpus} or leave it out"
+        )
     if workers and resources.client_cpus > cpus:
         raise ConfigError(
             f"resources.client_cpus: {resources.client_cpus} asked for each client, but this "
-            f"machine has {cpus}; set resources.client_cpus={cpus} or less"
+            f"process may use {cpus}; set resources.client_cpus={cpus} or less"
         )
     if resources.client_gpus > gpus:
         there = f"has {gpus}" if gpus else "has no GPU that PyTorch can use"

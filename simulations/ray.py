@@ -34,6 +34,7 @@ from fedkd.rounds import Interrupted, Notify, silent
 from fedkd.runs.directory import RunDirectory
 from fedkd.simulations.client_app import make_client_app
 from fedkd.simulations.job import begun, players_of, run_job
+from fedkd.simulations.machine import cpus_here
 
 logger = logging.getLogger("fedkd")
 
@@ -226,13 +227,14 @@ def _ray(experiment: Experiment, notify: Notify) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with running_ray(experiment.resources.ray_address, notify):
+    resources = experiment.resources
+    with running_ray(resources.ray_address, notify, resources.total_cpus):
         _check_room(experiment, ray.nodes())
         yield
 
 
 @contextmanager
-def running_ray(address: str | None, notify: Notify) -> Iterator[None]:
+def running_ray(address: str | None, notify: Notify, cpus: int | None = None) -> Iterator[None]:
     """Ray on this machine alone, or the cluster at `address`; nothing of ours stays behind.
 
     A runtime that was started before, in a notebook, is used and left alone.
@@ -254,6 +256,7 @@ def running_ray(address: str | None, notify: Notify) -> Iterator[None]:
     with _short_folder() as folder, _python_path(), ExitStack() as stack:
         if address is None:
             options |= {"include_dashboard": False, "_temp_dir": folder}
+            options["num_cpus"] = cpus or cpus_here()
         else:  # its processes have the environment of whoever started them
             known = ("PYTHONPATH", "FEDKD_DATA", *OFFLINE)
             ours = {name: os.environ[name] for name in known if name in os.environ}

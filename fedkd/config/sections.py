@@ -644,6 +644,10 @@ class Resources(Section):
     ray_address: str | None = Field(
         default=None, description="Ray cluster to join: auto, HOST:PORT; default: this machine"
     )
+    total_cpus: Positive | None = Field(
+        default=None,
+        description="CPUs for all clients at once; default: those that this process may use",
+    )
     teachers_gb: float = Field(
         default=20.0,
         gt=0,
@@ -658,6 +662,20 @@ class Resources(Section):
         default=False, description="the same seed gives the same student on a GPU too; slower"
     )
     energy: Energy = Energy()
+
+    @model_validator(mode="after")
+    def _here(self) -> Resources:
+        if self.total_cpus is not None and self.ray_address is not None:
+            raise ValueError(
+                "total_cpus: bounds this machine, and ray_address names a cluster that has its own "
+                "CPUs; bound those where it is started: ray start --num-cpus"
+            )
+        if self.total_cpus is not None and self.total_cpus < self.client_cpus:
+            raise ValueError(
+                f"total_cpus: {self.total_cpus} are fewer than one client's client_cpus, "
+                f"{self.client_cpus}"
+            )
+        return self
 
     @property
     def clients_together(self) -> bool:

@@ -98,7 +98,7 @@ class Cell(Generic[What]):
 
 def _plain(experiment: Section) -> Record:
     # Where it is run and who hears of it changes nothing, nor what is said of its energy.
-    resources = {"ray_address": True, "energy": True}
+    resources = {"ray_address": True, "total_cpus": True, "energy": True}
     where: dict[str, Any] = {"name": True, "output": True, "track": True, "resources": resources}
     return experiment.model_dump(mode="json", exclude=where)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,19 +10,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedkd.simulations.failures import INTERRUPTED
+from fedkd.simulations.failures import INTERRUPTED, STOPPED
 
 
 @contextmanager
 def interruptible(go_on: str) -> Iterator[None]:
-    """End the command in good order once the user wants it to: what to do next, and 130."""
+    """End the command in good order once it is asked to: what to do next, and 130 or 75."""
     from fedkd.rounds import Interrupted
 
     try:
         yield
-    except Interrupted:
-        print(f"interrupted; {go_on}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except Interrupted as end:
+        stopped = signal.SIGTERM in end.args
+        print(f"{'stopped' if stopped else 'interrupted'}; {go_on}", file=sys.stderr)
+        sys.exit(STOPPED if stopped else INTERRUPTED)
 
 
 def show(console: Console, name: str, path: Path) -> None:

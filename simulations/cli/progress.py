@@ -37,45 +37,51 @@ _STEP = "step"
 
 
 class StopOnRequest:
-    """While it is entered, Ctrl-C is remembered, and `check` raises `Interrupted`.
+    """While it is entered, Ctrl-C and SIGTERM are remembered, and `check` raises `Interrupted`.
 
     So a run ends in good order, where it can be gone on with. A second Ctrl-C ends the process at
-    once.
+    once. Batch systems send SIGTERM some time before they end a job, and may send it again.
     """
 
     def __init__(self, on_request: Callable[[], None] = lambda: None) -> None:
         self._asked = threading.Event()
+        self._signal = signal.SIGINT
         self._on_request = on_request
 
     def __enter__(self) -> StopOnRequest:
-        self._before = signal.signal(signal.SIGINT, self._interrupt)
+        both = (signal.SIGINT, signal.SIGTERM)
+        self._before = {each: signal.signal(each, self._interrupt) for each in both}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for each, before in self._before.items():
+            signal.signal(each, before)
 
-    def _interrupt(self, *_: object) -> None:
+    def _interrupt(self, number: int, _: object) -> None:
         if self._asked.is_set():
-            os._exit(130)
+            if number == signal.SIGINT:
+                os._exit(130)
+            return
+        self._signal = signal.Signals(number)
         self._asked.set()
         self._on_request()
 
     @property
     def asked(self) -> bool:
-        """Whether Ctrl-C was pressed."""
+        """Whether the work is to stop."""
         return self._asked.is_set()
 
     def check(self) -> None:
-        """Raise `Interrupted` if Ctrl-C was pressed."""
+        """Raise `Interrupted`, with the signal, if the work is to stop."""
         if self.asked:
-            raise Interrupted
+            raise Interrupted(self._signal)
 
 
 class ProgressView:
     """A `Notify` that shows progress on a console: bars on a terminal, and a line per result.
 
-    While it is shown, Ctrl-C ends the work in good order: the next event raises `Interrupted`
-    where it came from, so that Flower and Ray shut down as after an error.
+    While it is shown, Ctrl-C or SIGTERM ends the work in good order: the next event raises
+    `Interrupted` where it came from, so that Flower and Ray shut down as after an error.
     """
 
     def __init__(self, console: Console, title: str = "") -> None:
@@ -106,7 +112,7 @@ class ProgressView:
         self._stop.__exit__()
 
     def __call__(self, event: str, **facts: Any) -> None:
-        """One event. Raises `Interrupted` after Ctrl-C."""
+        """One event. Raises `Interrupted` after Ctrl-C or SIGTERM."""
         self._stop.check()
         if event in _COUNTS:
             name, done, total = _COUNTS[event]

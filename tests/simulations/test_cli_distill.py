@@ -50,24 +50,33 @@ def test_what_the_user_got_wrong_is_one_line_and_no_folder(
     assert not (config.parent / "runs").exists()
 
 
-def test_ctrl_c_keeps_the_epoch_and_says_how_to_go_on(
-    fedkd, config: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "ending", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 75, "stopped")],
+)
+def test_ctrl_c_and_a_batch_system_keep_the_epoch_and_are_told_how_to_go_on(
+    fedkd,
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    ending: int,
+    word: str,
 ) -> None:
     original, calls = Images.accuracy, []
 
     def pressed(images: Images, network: object) -> float:
         calls.append(1)
         if len(calls) == 4:  # two epochs of the teacher, then the second of the student alone
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return original(images, network)
 
     monkeypatch.setattr(Images, "accuracy", pressed)
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     code, _, err = fedkd("distill", config, "only=student")
     (path,) = (config.parent / "runs").iterdir()
-    assert code == 130
-    assert err == f"interrupted; go on with: fedkd distill --resume {path}\n"
-    assert signal.getsignal(signal.SIGINT) == before
+    assert code == ending
+    assert err == f"{word}; go on with: fedkd distill --resume {path}\n"
+    assert signal.getsignal(number) == before
     place = Place.of_student(path, "student", 0)
     assert place.checkpoint.is_file()
     code, out, err = fedkd("distill", "--resume", path)
