@@ -364,6 +364,13 @@ class Noisy(Section):
     neighbours: int = Field(
         default=15, ge=0, description="of an image, that vote for its reference label; 0: none"
     )
+    trust: float = Field(
+        default=0.6,
+        ge=0,
+        le=1,
+        description="share of labels that neighbours confirm above which all count as clean; "
+        "1: never",
+    )
     guess_in: Literal["eval", "train"] = "eval"
     answer: Literal["sum", "a", "weighted"] = Field(
         default="sum", description="logits of both, of the first alone, or weighted by agreement"

@@ -38,7 +38,10 @@ def noisy_cards(noisy: Noisy, curves: Curves, whose: str) -> list[Card]:
     curves = {name: records for name, records in curves.items() if records}
     if not curves:
         return []
-    name, records = next(iter(curves.items()))
+    # Of a shard that was learnt plainly no losses were followed.
+    followed = [name for name in curves if any("histogram" in r for r in curves[name])]
+    name = followed[0] if followed else next(iter(curves))
+    records = curves[name]
     cards = [
         Card("What became of the labels", _told(noisy, len(curves), whose), [curves_figure(curves)])
     ]
@@ -62,10 +65,16 @@ def origin(noisy: Noisy) -> str:
     """Where the partner comes from, in a sentence."""
     name = "" if noisy.partner.model is None else noisy.partner.model.name
     model = noisy.partner.model
+    by = "features" if noisy.knows else "pixels"
+    votes = (
+        f"reference labels are the majority of up to {noisy.neighbours} neighbours by {by}"
+        if noisy.neighbours
+        else "there are no reference labels, by which the paper loses most"
+    )
     if noisy.method == "gmm":
-        return "One network drops the labels that it calls wrong itself."
+        return f"One network drops the labels that it calls wrong itself; {votes}."
     if noisy.method != "acdu":
-        return "Two networks from scratch filter labels for each other."
+        return f"Two networks from scratch filter labels for each other; {votes}."
     if model is not None and model.options.get("weights") is not None:
         known = f"The partner ({name}) begins from the weights of a file"
     elif noisy.partner.pretraining != "none":
@@ -76,12 +85,6 @@ def origin(noisy: Noisy) -> str:
             f"The partner ({name}) is from scratch, which is nearer to co-teaching than to the "
             "published ACD-U, whose partner knows images"
         )
-    by = "features" if noisy.knows else "pixels"
-    votes = (
-        f"reference labels are the majority of {noisy.neighbours} neighbours by {by}"
-        if noisy.neighbours
-        else "there are no reference labels, by which the paper loses most"
-    )
     return f"{known}; {votes}."
 
 
@@ -192,6 +195,8 @@ def labels_table(curves: Curves, whose: str) -> Table:
         chosen = _selections(records)
         lost = last.get("lost_a", [])
         note = f"no label of {', '.join(map(fmt.short, lost))} looks clean" if lost else ""
+        if last["phase"] == "plain":
+            note = f"learnt plainly: neighbours confirm {fmt.percent(last['assent'])} of the labels"
         lowered = [record for record in records if "threshold_a" in record]
         if lowered:
             note += "; " * bool(note) + f"threshold lowered in {fmt.count(len(lowered), 'epoch')}"

@@ -101,16 +101,18 @@ class SideBySide(Study[Config, Entry]):
         """Check all rows, and split the images once for each."""
         seen = set()
         for cell in self.cells:
-            experiment = _experiment(cell)
-            if cell.seed != self.config.seeds[0] or experiment.hash in seen:
+            if cell.seed != self.config.seeds[0]:
                 continue
-            seen.add(experiment.hash)
+            experiment = _experiment(cell)
             _check_modalities(cell)
             try:
-                check_machine(experiment, workers=False)
-                experiment_context(experiment)
                 if cell.what.baseline is not None:
                     check_plain(experiment)
+                if experiment.hash in seen:
+                    continue
+                seen.add(experiment.hash)
+                check_machine(experiment, workers=False)
+                experiment_context(experiment)
             except ConfigError as error:
                 raise ConfigError(f"{cell.name}: {error}") from None
 

@@ -13,13 +13,18 @@ import pytest
 import torch
 import yaml
 
-from fedkd.config import ConfigError, make_experiment
+from fedkd.config import ConfigError, make_config, make_experiment
+from fedkd.privacy.label_dp import keep_probability
 from fedkd.reporting.page import render
 from fedkd.reporting.run_page import make_page
 from fedkd.reporting.run_record import Found
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory, load_state
+from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.compare.config import Comparison
+from fedkd.simulations.compare.study import CompareStudy
 from fedkd.simulations.local import run_local
+from fedkd.studies.audit.study import Options, audit_run
 from fedkd.training.noisy.pair import Both
 from tests.conftest import TINY, Shared, Tiny
 
@@ -27,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("lean")
 
 # Ten epochs over five rounds: the first selection is in the seventh, the first of round 4, and
 # what is selected is still being unlearnt in round 5.
-NOISY = "{partner: mlp, warmup: 2, unlearn: {start: 3, period: 3, length: 3}}"
+NOISY = "{partner: mlp, warmup: 2, trust: 1, unlearn: {start: 3, period: 3, length: 3}}"
 PAIR = (
     "teachers.models=[{name: cnn_tiny, norm: batch}]",
     f"teachers.noisy={NOISY}",
@@ -64,7 +69,7 @@ def test_a_pair_answers_and_its_phases_go_on_from_round_to_round(shared: Shared)
     assert len(saved["followed"]["history"]["a"]) == 4  # what the next selection compares
     assert set(load_state(folder / "teacher-0004.pt")["followed"]["copies"]) == {"a", "v"}
     page = render(make_page(Found(run)))
-    for text in ("Labels that may be wrong", "is from scratch", "15 neighbours by pixels"):
+    for text in ("Labels that may be wrong", "is from scratch", "up to 15 neighbours by pixels"):
         assert text in page
     context = ExperimentContext(run.experiment)
     model = run.experiment.teachers.model_of(0)
@@ -176,3 +181,48 @@ def test_what_cannot_work_is_refused_before_a_client_is_asked(
 ) -> None:
     with pytest.raises(ConfigError, match=complaint):
         ExperimentContext(tiny(*PAIR, *changes))
+
+
+def test_of_labels_drawn_anew_for_privacy_the_share_of_right_ones_is_known(tiny: Tiny) -> None:
+    words = (
+        *PAIR,
+        "teachers.noisy={method: gmm, warmup: 1}",
+        "rounds=1",
+        "evaluation.clients=false",
+    )
+    run = run_local(tiny(*words, "teachers.privacy={mechanism: label_dp, epsilon: 2.0}"))
+    keep = keep_probability(2.0, 4)
+    assert curves(run.path)[-1]["mixture"][4:] == pytest.approx([keep, 1 - keep])
+    assert run.read_json("privacy.json")["worst"] == 2.0
+    page = render(make_page(Found(run)))
+    assert "Not shown: what a promise of privacy is about stays with the client." in page
+
+
+def test_an_audit_refuses_teachers_that_its_shadows_would_not_be_like(shared: Shared) -> None:
+    run = shared(*PAIR)
+    with pytest.raises(ConfigError, match=r"teachers.noisy: shadow models are trained plainly"):
+        audit_run(run, ExperimentContext(run.experiment), Options(shadows=2, canaries=50))
+
+
+def test_baselines_are_given_no_noisy_teachers() -> None:
+    words = {
+        "teachers": {**TINY["teachers"], "models": ["mlp"], "noisy": {"method": "gmm", "warmup": 1}}
+    }
+    given = {"experiment": {**TINY, **words}, "methods": ["fedkd", "fedavg"]}
+    with pytest.raises(ConfigError, match=r"fedavg: teachers.noisy: a baseline's clients train"):
+        CompareStudy(make_config(Comparison, given)).check()
+    context = ExperimentContext(make_experiment(given["experiment"]))
+    with pytest.raises(ConfigError, match=r"teachers.noisy: a baseline's clients train plainly"):
+        BASELINES.create("local_only").run(context, lambda _: None)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ray_reaches_the_student_of_the_local_runner(tiny: Tiny, shared: Shared) -> None:
+    from fedkd.simulations.ray import run_ray
+
+    run = run_ray(tiny(*PAIR))
+    assert student(run) == student(shared(*PAIR))
+    assert [curves(run.path, client) for client in (0, 1)] == [
+        curves(shared(*PAIR).path, client) for client in (0, 1)
+    ]

@@ -23,7 +23,12 @@ from fedkd.training.noisy.pair import (
     with_new_head,
 )
 from fedkd.training.noisy.pretraining import contrast_loss, pretrain
-from fedkd.training.noisy.references import embedded, neighbour_labels
+from fedkd.training.noisy.references import (
+    References,
+    embedded,
+    few_neighbours,
+    neighbour_labels,
+)
 from fedkd.training.optimizers import Optimizer
 
 OPTIONS = Noisy(
@@ -134,7 +139,7 @@ def test_few_images_are_learnt_from(method: str, count: int) -> None:
 def test_where_no_label_is_clean_the_threshold_falls_and_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    options = replace(OPTIONS, method="coteach", threshold=0.999999, prior=1e-7)
+    options = replace(OPTIONS, method="coteach", threshold=0.999999, prior=1e-7, neighbours=0)
     result, _ = trained(images(), options)
     lines = [record for record in result.state["curves"] if "threshold_a" in record]
     assert lines
@@ -161,6 +166,48 @@ def test_a_class_without_a_clean_label_keeps_its_likeliest_ones() -> None:
     assert clean[kept].min() >= clean[rows[~labelled[rows]]].max()
     assert (trusted[kept] == 1).all()
     assert labelled[shard.labels != 2].all()
+
+
+def test_what_neighbours_are_sure_of_moves_the_chance_of_a_label_to_be_right() -> None:
+    given = torch.tensor([0, 0, 1, 1])
+    found = References.of(torch.tensor([0, 1, 1, 0]), torch.tensor([0.8, 0.8, 0.5, 0.5]), given)
+    assert found.confirmed.tolist() == [True, False, False, False]
+    assert found.contradicted.tolist() == [False, True, False, False]
+    assert found.assent == 0.25
+    clean = torch.full((4,), 0.6, dtype=torch.float64)
+    assert found.corrected(clean).tolist() == pytest.approx([0.8, 0.2, 0.6, 0.6])
+    assert found.corrected(1.5 * clean)[0] == pytest.approx(0.9)
+    assert [few_neighbours(15, count) for count in (40, 240, 1438)] == [3, 6, 15]
+
+
+@pytest.mark.parametrize("method", ["acdu", "gmm"])
+def test_a_shard_that_its_neighbours_confirm_is_learnt_plainly(method: Any) -> None:
+    """With few images the losses tell rare classes from frequent ones, not wrong labels."""
+    shard = images(150, wrong=0)
+    rare = (shard.labels != 2) | (torch.arange(150) < 20)
+    shard = shard.subset(rare.nonzero()[:, 0])
+    options = replace(OPTIONS, method=method, warmup=1)
+    for trust, phase in ((0.6, "plain"), (1.0, "learning")):
+        more = {"noted": Noted(shard.labels), "epochs": 3}
+        result, _ = trained(shard, replace(options, trust=trust), **more)
+        last = result.state["curves"][-1]
+        assert (last["phase"], last["assent"] > 0.6) == (phase, True)
+        assert trust == 1 or last["labelled_a"] == len(shard)
+
+
+def test_of_a_class_that_has_no_image_no_label_is_kept() -> None:
+    """Its labels are all wrong, and the neighbours say so."""
+    shard = images()
+    loop = _Loop(
+        network("cnn_tiny", 0, norm="batch"), None, shard, replace(OPTIONS, method="gmm"), 3, None,
+        False, 16, SGD, "none", 0, Noted(), Phase("the teacher"),
+    )  # fmt: skip
+    other = torch.where(shard.labels == 2, 0, shard.labels)
+    loop.references = References.of(other, torch.ones(len(shard)), shard.labels)
+    clean = torch.where(shard.labels == 2, 0.1, 0.9)
+    labelled, _, _, lost = loop._labelled(clean, torch.ones(len(shard), dtype=torch.bool))
+    assert lost == [2]
+    assert not labelled[shard.labels == 2].any()
 
 
 def test_networks_that_equal_their_copy_are_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,12 @@ from fedkd.training.evaluation import accuracy, predict
 from fedkd.training.loop import Means, Measured, Phase, Trainer
 from fedkd.training.noisy.options import Noisy
 from fedkd.training.noisy.pair import agreement_shares, in_mode, snapshot_of
-from fedkd.training.noisy.references import embedded, neighbour_labels
+from fedkd.training.noisy.references import (
+    References,
+    embedded,
+    few_neighbours,
+    neighbour_labels,
+)
 from fedkd.training.noisy.steps import (
     Forward,
     Labelled,
@@ -224,7 +230,8 @@ class _Loop:
         self.number = 0
         self.origin = 0
         self.since: int | None = None
-        self.reference: tuple[Tensor, Tensor] | None = None
+        self.references: References | None = None
+        self.trusted = False
         self.curves: list[Record] = []
         self.loss = float("nan")
         self._lowered = False
@@ -240,6 +247,8 @@ class _Loop:
                 half.history, half.unlearnt = torch.zeros(0, self.total), nobody
         else:
             self._take_up(state)
+        if self.references is not None and self.options.prior is None:
+            self.trusted = self.references.assent > self.options.trust
         self.origin = self.number - done
         for half in self.halves:
             half.freeze(half.half_frozen and self.number < self.options.encoder_from)
@@ -252,7 +261,8 @@ class _Loop:
             )
         self.number, self.since = state["epoch"], state["since"]
         self.curves = list(state["curves"])
-        self.reference = state["reference"]
+        if state["reference"] is not None:
+            self.references = References.of(*state["reference"], self.given)
         self.loss = state["loss"]
         for half in self.halves:
             half.network.load_state_dict(state["networks"][half.name])
@@ -270,7 +280,7 @@ class _Loop:
             "since": self.since,
             "loss": self.loss,
             "curves": list(self.curves),
-            "reference": self.reference,
+            "reference": None if (it := self.references) is None else (it.labels, it.certainty),
             "networks": {half.name: _on_cpu(half.network) for half in self.halves},
             "history": {half.name: half.history for half in self.halves},
             "unlearnt": {half.name: half.unlearnt for half in self.halves},
@@ -283,16 +293,15 @@ class _Loop:
 
     def _look_for_references(self) -> None:
         options = self.options
-        if not options.unlearns or not options.neighbours:
+        if not options.neighbours:
             return
         features = embedded(self.halves[1].network, self.pixels) if self.knows else None
         if features is None:
             features = self.pixels.flatten(1).float()
         classes = len(self.shard.classes)
-        labels, certainty = neighbour_labels(
-            features, self.labels, classes, neighbours=options.neighbours
-        )
-        self.reference = labels.cpu(), certainty.cpu()
+        count = few_neighbours(options.neighbours, self.total)
+        labels, certainty = neighbour_labels(features, self.labels, classes, neighbours=count)
+        self.references = References.of(labels.cpu(), certainty.cpu(), self.given)
 
     def _make_trainer(self, half: _Half) -> None:
         half.trainer = Trainer(
@@ -308,6 +317,8 @@ class _Loop:
         """Train both networks for an epoch."""
         number, options = self.number, self.options
         record: Record = {"epoch": number + 1}
+        if self.references is not None:
+            record["assent"] = self.references.assent
         self.draws = Draws(self.seed, self.device)
         self.draws.begin(number)
         with seeded(self.seed, "noisy", number):
@@ -315,6 +326,9 @@ class _Loop:
             if number < options.warmup:
                 record["phase"] = "warm-up"
                 self._warm_up(record)
+            elif self.trusted:
+                record["phase"] = "plain"
+                self._learn_all(record)
             else:
                 record["phase"] = "learning"
                 self._follow(record)
@@ -349,8 +363,9 @@ class _Loop:
 
     def _warm_up(self, record: Record) -> None:
         for half in self.halves:
-            if half.name == SECOND and self.reference is not None:
-                classes, certainty = (tensor.to(self.device) for tensor in self.reference)
+            if self.options.unlearns and half.name == SECOND and self.references is not None:
+                classes = self.references.labels.to(self.device)
+                certainty = self.references.certainty.to(self.device)
 
                 def measure(
                     step: int,
@@ -371,6 +386,18 @@ class _Loop:
             means = self._trained(half, torch.arange(self.total), measure)
             self._note_loss(record, half, means)
 
+    def _learn_all(self, record: Record) -> None:
+        """An epoch on a shard of which the neighbours confirm most labels: none is looked for.
+
+        Where classes are rare their right labels have large losses too, and would be dropped.
+        """
+        for half in self.halves:
+            half.clean = torch.ones(self.total)
+            rows = torch.arange(self.total)
+            means = self._trained(half, rows, partial(self._plain, half))
+            self._note_loss(record, half, means)
+            self._note_labelled(record, half, torch.ones(self.total, dtype=torch.bool), None, [])
+
     def _plain(self, half: _Half, step: int, index: Tensor, *, penalty: bool = False) -> Measured:
         shown = self._view(index, self.weak, step, half.name)
         return warmup_step(half.network.body(shown), self.labels[index], penalty=penalty)
@@ -387,12 +414,14 @@ class _Loop:
                 half.history, average=self.options.average, prior=self.options.prior
             )
             half.clean = torch.ones(self.total) if half.mixture is None else half.mixture.clean
+            if self.references is not None:
+                half.clean = self.references.corrected(half.clean)
         self._note_judgement(record)
 
     def _unlearn(self, record: Record) -> None:
         options, number = self.options.unlearn, self.number
         if number % options.period == 0 and options.start < number < self.whole - 1:
-            labels = None if self.reference is None else self.reference[0]
+            labels = None if self.references is None else self.references.labels
             for half in self.halves:
                 half.unlearnt = select_for_unlearning(
                     half.history,
@@ -452,7 +481,8 @@ class _Loop:
         Returns:
             The labels, the chance of each to be clean, the threshold above which they are, and
             the classes of which none was: their likeliest labels are taken for clean, or the class
-            would never come back.
+            would never come back; but for those that the neighbours contradict, for such a class
+            may have no image in the shard.
         """
         threshold = self.options.threshold
         labelled = (clean > threshold) & pool
@@ -471,9 +501,11 @@ class _Loop:
                     self.options.threshold, threshold, int(labelled.sum()), self.total,
                 )  # fmt: skip
         lost = sorted(set(self.given.tolist()) - set(self.given[labelled].tolist()))
-        kept = torch.zeros_like(labelled)
+        kept, possible = torch.zeros_like(labelled), pool
+        if self.references is not None:
+            possible = pool & ~self.references.contradicted
         for name in lost:
-            rows = (pool & (self.given == name)).nonzero()[:, 0]
+            rows = (possible & (self.given == name)).nonzero()[:, 0]
             count = max(1, round(KEPT * len(rows)))
             kept[rows[clean[rows].argsort(descending=True, stable=True)[:count]]] = True
         return labelled | kept, torch.where(kept, 1.0, clean), threshold, lost
@@ -613,10 +645,15 @@ class _Loop:
             record[f"auc_{each.name}"] = auc(each.clean, self.given == truth)
 
     def _note_labelled(
-        self, record: Record, half: _Half, labelled: Tensor, threshold: float, lost: list[int]
+        self,
+        record: Record,
+        half: _Half,
+        labelled: Tensor,
+        threshold: float | None,
+        lost: list[int],
     ) -> None:
         record[f"labelled_{half.name}"] = int(labelled.sum())
-        if threshold != self.options.threshold:
+        if threshold not in (None, self.options.threshold):
             record[f"threshold_{half.name}"] = threshold
         if self.noted.truth is not None:
             right = (self.given == self.noted.truth)[labelled]

@@ -49,7 +49,10 @@ class Noisy:
         average: Epochs whose losses are averaged before labels are judged.
         prior: Share of clean labels where it is known.
         penalty: Whether the warm-up holds predictions back, for labels confused class by class.
-        neighbours: Of each image, to vote for its reference label; 0: no reference labels.
+        neighbours: Of each image, to vote for its reference label, and three at least; 0: no
+            reference labels. A small shard has fewer (`few_neighbours`).
+        trust: Share of confirmed labels above which the shard is learnt plainly, unless `prior`
+            is known; 1: never.
         guess_in: Mode of the networks while they name the targets.
         answer: The pair's logits: the `sum`, those of the first network (`a`), or a sum `weighted`
             by how far each agrees with the labels called clean.
@@ -65,6 +68,7 @@ class Noisy:
     prior: float | None = None
     penalty: bool = False
     neighbours: int = 15
+    trust: float = 0.6
     guess_in: Literal["eval", "train"] = "eval"
     answer: Literal["sum", "a", "weighted"] = "sum"
     unlearn: Unlearn = field(default_factory=Unlearn)

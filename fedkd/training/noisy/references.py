@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -10,6 +12,50 @@ from fedkd.models.network import Network
 from fedkd.models.taps import evaluating
 
 CHUNK = 1024
+SURE = 0.5
+"""Share of the neighbours from which on their majority is relied on."""
+
+SHARE = 40
+"""Images for each neighbour that votes: few images have few that are alike."""
+
+
+def few_neighbours(wanted: int, images: int) -> int:
+    """How many neighbours vote in a shard of so many images: three at least."""
+    return min(wanted, max(3, images // SHARE))
+
+
+@dataclass(frozen=True)
+class References:
+    """What the neighbours of each image are called, beside what it is called.
+
+    Attributes:
+        labels: Their majority, (N,).
+        certainty: Share of the neighbours that agree on it, (N,).
+        confirmed: Images whose label is that of a sure majority, (N,).
+        contradicted: Images whose label is another than that of a sure majority, (N,).
+    """
+
+    labels: Tensor
+    certainty: Tensor
+    confirmed: Tensor
+    contradicted: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor, certainty: Tensor, given: Tensor) -> References:
+        """Reference labels and what they say of the given ones."""
+        sure = certainty > SURE
+        return cls(labels, certainty, sure & (labels == given), sure & (labels != given))
+
+    @property
+    def assent(self) -> float:
+        """Share of the given labels that are confirmed."""
+        return float(self.confirmed.double().mean())
+
+    def corrected(self, clean: Tensor) -> Tensor:
+        """The chance of each label to be clean, where the neighbours are sure as they see it."""
+        certainty = self.certainty.to(clean)
+        clean = torch.where(self.confirmed, torch.maximum(clean, certainty), clean)
+        return torch.where(self.contradicted, torch.minimum(clean, 1 - certainty), clean)
 
 
 @torch.no_grad()
