@@ -262,7 +262,8 @@ class _Loop:
         self.number, self.since = state["epoch"], state["since"]
         self.curves = list(state["curves"])
         if state["reference"] is not None:
-            self.references = References.of(*state["reference"], self.given)
+            labels, certainty = state["reference"]
+            self.references = References.of(labels, certainty, self.given)
         self.loss = state["loss"]
         for half in self.halves:
             half.network.load_state_dict(state["networks"][half.name])
