@@ -12,7 +12,15 @@ from typing import Any, TypedDict, TypeVar
 
 import torch
 
-from fedkd.config import Component, ConfigError, Experiment, Noisy, Teachers, import_plugins
+from fedkd.config import (
+    Component,
+    ConfigError,
+    Experiment,
+    Noisy,
+    Student,
+    Teachers,
+    import_plugins,
+)
 from fedkd.config import Domains as DomainsSection
 from fedkd.config import LabelNoise as LabelNoiseSection
 from fedkd.config import Optimizer as OptimizerSection
@@ -21,6 +29,7 @@ from fedkd.data import DATASETS, PARTITIONS, SHIFTS, views
 from fedkd.data.cohorts import Sampler, how_many
 from fedkd.data.datasets import ONE_WAY_ROUND, Sets, load_splits
 from fedkd.data.domains import Domains, Shift
+from fedkd.data.heads import Heads
 from fedkd.data.label_noise import LabelNoise
 from fedkd.data.local_shard import LocalShard, read_local_shard
 from fedkd.data.pairs import Side, federate_pairs, read_pairs
@@ -100,6 +109,14 @@ def check(experiment: Experiment) -> Parts:
         check_across(objective, "distillation.losses")
     if experiment.teachers.classes is not None:
         with_parts(fusion, objective)
+    if experiment.student.heads:
+        with_heads(objective, "distillation.losses")
+        with_parts(fusion, objective, "student.heads")
+        if min(distillation.batch_size, experiment.data.transfer.size) == 1:
+            raise ConfigError(
+                "distillation.batch_size: a student with student.heads learns from batches of two "
+                "images or more, got 1"
+            )
     check_augmentation(experiment.teachers.augment, "teachers.augment")
     check_augmentation(distillation.augment, "distillation.augment")
     device_of(experiment)
@@ -124,6 +141,14 @@ def check_across(objective: Objective, where: str) -> None:
                 "student see different ones: take a loss over logits, pooled vectors or their "
                 "relations"
             )
+
+
+def with_heads(objective: Objective, where: str) -> None:
+    """Raise `ConfigError` for losses that need one softmax over all classes, or no head's."""
+    for number, term in enumerate(objective.terms):
+        problem = term.headless()
+        if problem is not None:
+            raise ConfigError(f"{where}.{number}: loss {term.name!r} {problem}")
 
 
 def with_parts(
@@ -193,7 +218,7 @@ def build_data(
         )
     transfer_images = None if other is None else _load(other, place, "data.transfer.dataset")[0]
     try:
-        return federate(
+        split = federate(
             train,
             test,
             partition=data.partition.name,
@@ -206,6 +231,24 @@ def build_data(
         )
     except ValueError as error:
         raise ConfigError(f"data: {error}") from None
+    heads = build_heads(experiment.student, train.classes)
+    return split if heads is None else split.with_heads(heads, experiment.heads)
+
+
+def build_heads(
+    student: Student, classes: Sequence[str], where: str = "student.heads"
+) -> Heads | None:
+    """The student's heads over a data set's classes; None of one that has a single one.
+
+    Raises:
+        ConfigError: a head leaves a class out, names it twice or does not know it.
+    """
+    if not student.heads:
+        return None
+    try:
+        return Heads.of(student.heads, classes, where)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _split(experiment: Experiment) -> dict[str, Any]:
@@ -459,11 +502,10 @@ def build_objective(
         ConfigError: unknown name or option, or no loss counts in some epoch.
     """
     extra = tuple(set(LossTerm.model_fields) - {"name"})
-    repeated = {t.name for t in terms if [u.name for u in terms].count(t.name) > 1}
     objective = Objective(
         [
             Term(
-                f"{term.name}.{number}" if term.name in repeated else term.name,
+                _term_name(term, number, terms),
                 create(LOSSES, term, f"{where}.{number}", extra),
                 **{key: getattr(term, key) for key in extra},
             )
@@ -476,6 +518,13 @@ def build_objective(
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from None
     return objective
+
+
+def _term_name(term: LossTerm, number: int, terms: Sequence[LossTerm]) -> str:
+    """What a term is called in logs: its loss and head, and its place where that is not enough."""
+    same = sum((other.name, other.head) == (term.name, term.head) for other in terms)
+    name = term.name if same == 1 else f"{term.name}.{number}"
+    return name if term.head is None else f"{name} ({term.head})"
 
 
 def _release(experiment: Experiment, objective: Objective) -> Release | None:

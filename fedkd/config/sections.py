@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from fedkd.config.messages import one_line
-from fedkd.io.text import from_ranges
+from fedkd.io.text import from_ranges, nearest
 from fedkd.training.noisy import options as noisy
 
 
@@ -421,6 +421,10 @@ class Noisy(Section):
             )
 
 
+HeadName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+HeadNames = Annotated[
+    tuple[HeadName, ...], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
+]
 Known = tuple[tuple[int | str, ...], ...] | None
 """Of each teacher, the classes that it knows; None: all know all."""
 
@@ -450,6 +454,9 @@ class Teachers(Section):
     server: NamedList = Field(
         default=(), description="networks that the server has from files, and nobody trains"
     )
+    heads: HeadNames = Field(
+        default=(), description="the one of student.heads that each knows, dealt in turn; all"
+    )
 
     @field_validator("modality", mode="before")
     @classmethod
@@ -461,12 +468,33 @@ class Teachers(Section):
         return self.models[client % len(self.models)]
 
 
+def _named(value: Any) -> Any:
+    """Names of classes may be numbers. Raises `ValueError` for what YAML takes for truth values."""
+    if not isinstance(value, Mapping):
+        return value
+    if any(isinstance(name, bool) for name in value):
+        raise ValueError(
+            "YAML reads yes, no, on and off as true and false: put these names of classes in quotes"
+        )
+    return {str(name): members for name, members in value.items()}
+
+
+_Task = Annotated[
+    Literal["classes", "column"] | dict[str, tuple[int | str, ...]], BeforeValidator(_named)
+]
+
+
 class Student(Section):
     """The one network that comes out; the name of its model will do."""
 
     model: Component = Component(name="cnn_small")
     modality: Modalities = Field(
         default=(), description="what it sees, of data.transfer.pairs: one, or several together"
+    )
+    heads: dict[HeadName, _Task] = Field(
+        default={},
+        description="task -> `classes` of the data set, `column` of labels of this name, or "
+        "names of its own -> classes of the data set",
     )
 
     @model_validator(mode="before")
@@ -487,6 +515,7 @@ class Term(Component):
     decay_from: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="epoch after which the weight falls to zero along a cosine"
     )
+    head: HeadName | None = Field(default=None, description="the one of student.heads it is about")
 
 
 Terms = Annotated[tuple[Term, ...], Field(min_length=1), _Listed]
@@ -765,6 +794,52 @@ def check_modalities(
                 raise ValueError(f"{who}.modality: {name!r} is none of {key} ({known})")
 
 
+def dealt_heads(student: Student, given: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """The head of each of `count` teachers, dealt in turn; empty where the student has none.
+
+    Raises:
+        ValueError: one that does not exist, or that nobody teaches.
+    """
+    heads = tuple(student.heads)
+    if given and not heads:
+        raise ValueError("teachers.heads: needs student.heads, which say what the heads are")
+    for name in given:
+        if name not in heads:
+            raise ValueError(
+                f"teachers.heads: there is no head {name!r} (student.heads: {', '.join(heads)})"
+                f"{nearest(name, heads)}"
+            )
+    dealt = given or heads
+    found = tuple(dealt[number % len(dealt)] for number in range(count)) if heads else ()
+    for name in heads:
+        if name not in found:
+            raise ValueError(
+                f"student.heads.{name}: none of {count} teachers knows its classes; name it in "
+                "teachers.heads, take more teachers, or leave the head out"
+            )
+    return found
+
+
+def one_head(student: Student, who: str, where: str = "student.heads") -> None:
+    """Refuse what takes an image to have one class. Raises `ConfigError`."""
+    if student.heads:
+        raise ConfigError(
+            f"{where}: {who} takes an image to have one class, this student gives "
+            f"{len(student.heads)} answers ({', '.join(student.heads)}): leave the heads out"
+        )
+
+
+def check_heads(terms: tuple[Term, ...], student: Student, where: str) -> None:
+    """Refuse terms about heads that there are not. Raises `ValueError`."""
+    for number, term in enumerate(terms):
+        if term.head is not None and term.head not in student.heads:
+            names = ", ".join(student.heads) or "none"
+            raise ValueError(
+                f"{where}.{number}.head: there is no head {term.head!r} (student.heads: {names})"
+                f"{nearest(term.head, list(student.heads))}"
+            )
+
+
 class Experiment(Section):
     """Everything one run needs.
 
@@ -913,6 +988,7 @@ class Experiment(Section):
                 f"{', '.join(m.name for m in self.teachers.models)})"
             )
         self._specialised()
+        self._headed()
         if self.federation.buffer is not None and self.federation.mode != "buffered":
             raise ValueError("federation.buffer: needs federation.mode=buffered")
         if self.federation.mode == "buffered" and self.federation.stale.keep == 0:
@@ -958,9 +1034,10 @@ class Experiment(Section):
     def _specialised(self) -> None:
         """Refuse what takes every teacher to know every class, where they know a part each."""
         known, privacy = self.teachers.classes, self.teachers.privacy
-        if known is None:
+        if known is None and not self.heads:
             return
-        if len(known) != self.clients:
+        part = "student.heads" if known is None else "teachers.classes"
+        if known is not None and len(known) != self.clients:
             raise ValueError(
                 f"teachers.classes: expected those of {self.clients} clients, got {len(known)}"
             )
@@ -975,9 +1052,44 @@ class Experiment(Section):
         for key, broken, wanted in wrong:
             if broken:
                 raise ValueError(
-                    f"{key}: must be {wanted} with teachers.classes: it takes every teacher to "
+                    f"{key}: must be {wanted} with {part}: it takes every teacher to "
                     "know every class"
                 )
+
+    def _headed(self) -> None:
+        """Refuse what takes an image to have one class, where the student has several heads."""
+        losses = self.distillation.losses
+        check_heads(losses, self.student, "distillation.losses")
+        if not self.heads:
+            return
+        for name in self.student.heads:
+            if name not in {term.head for term in losses}:
+                raise ValueError(
+                    f"student.heads.{name}: no loss teaches it; name it in one, for example "
+                    f"distillation.losses=[{{name: ce, head: {name}}}, ...], or leave it out"
+                )
+        evaluation, data = self.evaluation, self.data
+        wrong: list[tuple[str, bool, str]] = [
+            ("teachers.classes", self.teachers.classes is not None, "null"),
+            ("teachers.server", bool(self.teachers.server), "[]"),
+            ("data.transfer.pairs", bool(data.transfer.pairs), "{}"),
+            ("data.domains", data.domains is not None, "null"),
+            ("data.public", data.public is not None, "null"),
+            ("data.validation", data.validation > 0, "0"),
+            ("evaluation.baselines", bool(evaluation.baselines), "[]"),
+            ("evaluation.detection", evaluation.detection == "on", "auto"),
+        ]
+        for key, broken, wanted in wrong:
+            if broken:
+                raise ValueError(
+                    f"{key}: must be {wanted} with student.heads: it takes an image to have one "
+                    "class, and here it has one for each head"
+                )
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The head that each client's teacher knows; empty where the student has one alone."""
+        return dealt_heads(self.student, self.teachers.heads, self.clients)
 
     def left_open(self) -> tuple[str, ...]:
         """Dotted keys that nobody has set and whose default follows from other keys."""
@@ -1013,6 +1125,8 @@ class Experiment(Section):
             values["evaluation.teachers"] = False
         if self.promises or self.data.public is not None:
             values["evaluation.baselines"] = ("oracle",)
+        if self.student.heads:
+            values["evaluation.baselines"] = ()
         return values
 
     @property

@@ -189,6 +189,7 @@ def npz(
     side: str | None = None,
     groups: str | None = None,
     classes: dict[str | int, str] | tuple[str | int, ...] | None = None,
+    columns: Sequence[str] = (),
 ) -> Sets:
     """Your own uint8 arrays in one .npz file.
 
@@ -209,6 +210,8 @@ def npz(
         groups: Array (N,) beside `y` that says where each image comes from, for partition `group`
             (of `y_train`: the array's name with `_train`).
         classes: Which are kept, by name or number, or a mapping from them to new names; None: all.
+        columns: Of a file that labels each image in several ways, which: arrays `y_COLUMN`, or
+            `y_COLUMN_train` and so on. Classes are the combinations that occur, `COLUMN=VALUE, …`.
     """
     file = below(root, path)
     if file.is_dir():
@@ -224,6 +227,8 @@ def npz(
     arrays = read_npz(file)
     if side is not None:
         arrays = _of_side(file, arrays, side)
+    if columns:
+        arrays = _combined(file, arrays, columns)
     parts = _parts(file, set(arrays), groups)
     sets = labelled_sets(file, arrays, parts)
     if groups is not None:
@@ -277,6 +282,38 @@ def _of_side(file: Path, arrays: Mapping[str, np.ndarray], side: str) -> Mapping
             f"{shown(file)}: there is no array x_{side}, found {listed(sorted(arrays)) or 'none'}"
         )
     return own | {key: array for key, array in arrays.items() if not key.startswith("x")}
+
+
+def _combined(
+    file: Path, arrays: Mapping[str, np.ndarray], columns: Sequence[str]
+) -> Mapping[str, np.ndarray]:
+    """Several columns of labels as one, `y`, of the combinations that occur."""
+    ends = [end for end in ("", "_train", "_test", "_val") if f"y_{columns[0]}{end}" in arrays]
+    codes, names = [], []
+    for column in columns:
+        keys = [f"y_{column}{end}" for end in ends]
+        for key in keys or [f"y_{column}"]:
+            if key not in arrays or arrays[key].reshape(-1).shape != arrays[key].shape[:1]:
+                raise ValueError(
+                    f"{shown(file)}: columns: expected an array {key} of one label for each image, "
+                    f"found {listed(sorted(arrays)) or 'none'}"
+                )
+        values, code = np.unique(np.concatenate([arrays[k] for k in keys]), return_inverse=True)
+        if values.dtype.kind not in "iuU" or any(", " in str(value) for value in values):
+            raise ValueError(
+                f"{shown(file)}: {keys[0]}: expected whole numbers, or words without ', ', got "
+                f"{values.dtype} ({listed([str(value) for value in values])})"
+            )
+        codes.append(code.reshape(-1))
+        names.append([f"{column}={value}" for value in values])
+    rows, joint = np.unique(np.stack(codes, axis=1), axis=0, return_inverse=True)
+    kept = {key: array for key, array in arrays.items() if not key.startswith("y")}
+    kept["classes"] = np.array(
+        [", ".join(own[at] for own, at in zip(names, row, strict=True)) for row in rows]
+    )
+    counts = [len(arrays[f"y_{columns[0]}{end}"]) for end in ends]
+    parts = np.split(joint.reshape(-1).astype(np.int64), np.cumsum(counts)[:-1])
+    return kept | {f"y{end}": part for end, part in zip(ends, parts, strict=True)}
 
 
 def _numbered(origins: np.ndarray) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedkd.data.domains import Domains, Shift
+from fedkd.data.heads import Heads
 from fedkd.data.hugging_face import dealt_by
 from fedkd.data.images import ImageSet, as_image_set
 from fedkd.data.label_noise import LabelNoise, with_label_noise
@@ -46,6 +47,8 @@ class FederatedData:
         seen_by: Each client's modality; empty where there is one.
         domains: Of clients and of everything else; None where all are of one.
         source_tests: The test images in each source domain.
+        heads: Of a student with several: `classes` are then those of all of them, and what clients
+            hold is labelled so, each by its own head; public images keep the data set's classes.
     """
 
     source: ImageSet
@@ -61,6 +64,29 @@ class FederatedData:
     seen_by: tuple[str, ...] = ()
     domains: Domains | None = None
     source_tests: tuple[ImageSet, ...] = ()
+    heads: Heads | None = None
+
+    def with_heads(self, heads: Heads, dealt: Sequence[str]) -> FederatedData:
+        """The same, where each client knows one head.
+
+        Args:
+            heads: Over the classes at hand.
+            dealt: Name of each client's.
+        """
+        first = heads.labelled(self.source, heads.names[0])
+        assert first.labels is not None
+        labels = first.labels.clone()
+        true = None if first.true_labels is None else first.true_labels.clone()
+        for head in heads.names[1:]:
+            here = heads.labelled(self.source, head)
+            for client in (c for c, name in enumerate(dealt) if name == head):
+                for rows in (self.shard_rows[client], self.holdout_rows[client]):
+                    assert here.labels is not None
+                    labels[rows] = here.labels[rows]
+                    if true is not None and here.true_labels is not None:
+                        true[rows] = here.true_labels[rows]
+        source = replace(first, labels=labels, true_labels=true)
+        return replace(self, source=source, heads=heads)
 
     def of(self, client: int) -> FederatedData:
         """The data as this client sees them.

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from fedkd.data.heads import Heads
 from fedkd.data.images import ImageSet
 from fedkd.data.views import Draws, augmented
 from fedkd.knowledge.kinds import Kind, Logits, Reading, TeacherStatistic
@@ -42,7 +43,7 @@ class Batch:
         images: uint8 (B, channels, h, w).
         virtual: View number -> the same images under that virtual view; None if there is none.
         ensemble: The teachers' answers about them.
-        targets: Classes (B,), or None.
+        targets: Classes (B,), of a student with several heads (B, heads); or None.
     """
 
     images: Tensor
@@ -255,6 +256,7 @@ class OnlineBatches(_Images):
         unlabelled: More images, uint8 (N, channels, h, w), whose classes the teachers name.
         others: For each teacher what it sees instead of `images`: the same samples as another
             modality shows them, uint8 (N, ...), augmented by draws of their own. None: the images.
+        heads: Of a student with several: a batch's targets are then (B, heads).
 
     Raises:
         ValueError: a teacher has nothing of a kind, or there is none to name what is unlabelled.
@@ -278,6 +280,7 @@ class OnlineBatches(_Images):
         clean: bool = False,
         unlabelled: Tensor | None = None,
         others: Sequence[Tensor | None] = (),
+        heads: Heads | None = None,
     ) -> None:
         if images.labels is None and not teachers:
             raise ValueError("central training needs labelled images, these have no labels")
@@ -290,6 +293,7 @@ class OnlineBatches(_Images):
             pixels = torch.cat([pixels, unlabelled])
             labels = torch.cat([labels, labels.new_full((len(unlabelled),), -1)])
         super().__init__(pixels.to(device, memory_format=memory_format), batch_size, seed, device)
+        labels = labels if heads is None else heads.targets(labels)
         self._labels = labels.to(self._device)
         self._named = unlabelled is not None or images.labels is None
         self._clean = clean

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fedkd.data.heads import Heads
 from fedkd.knowledge.kinds import Kind, Logits
 from fedkd.knowledge.payload import Ensemble
 from fedkd.losses.base import DistillationLoss, EnsembleLoss, TeacherWeights
@@ -29,6 +30,7 @@ class Term:
         start: First epoch in which it counts.
         stop: Last epoch in which it counts; None means to the end.
         decay_from: Epoch after which the weight falls to zero at the end along a cosine.
+        head: The head that it is about, where the student has several.
 
     Raises:
         ValueError: one of these is none; the message begins with its name.
@@ -41,6 +43,28 @@ class Term:
     start: int = 1
     stop: int | None = None
     decay_from: int | None = None
+    head: str | None = None
+
+    def headless(self) -> str | None:
+        """Why it cannot be a term of a student with several heads; None if it can."""
+        loss, kinds = self.loss, (*self.loss.needs, *self.loss.reads)
+        for kind in kinds:
+            if kind.by_class and not kind.logits:
+                return (
+                    f"compares {kind}, which belongs to one classifier of all classes, and "
+                    "student.heads has several: take a loss over logits, or over features"
+                )
+        if isinstance(loss, EnsembleLoss) and loss.meta_every:
+            return (
+                "learns what teachers are worth by one answer to each image, and student.heads "
+                "gives several: take a loss that learns nothing by itself"
+            )
+        if self.head is None and (loss.needs_targets or any(kind.by_class for kind in kinds)):
+            return (
+                "compares classes, and one softmax over those of several heads means nothing: "
+                f"say which head, {{name: {self.name.split('.')[0]}, head: ...}}"
+            )
+        return None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -119,6 +143,8 @@ class Objective(nn.Module):
                 )
         self.losses = nn.ModuleList(term.loss for term in terms)
         self.adapted = nn.ModuleDict()
+        #: Of the student, where it has several.
+        self.heads: Heads | None = None
 
     @property
     def needs(self) -> tuple[Kind, ...]:
@@ -192,6 +218,8 @@ class Objective(nn.Module):
             ValueError: there is one; the message names it.
         """
         for term in self.terms:
+            if term.head is not None:  # among those that know it, and on its classes alone
+                continue
             if not term.loss.partial and any(kind.by_class for kind in term.loss.needs):
                 raise ValueError(
                     f"loss {term.name!r} takes every teacher to know every class, and these know a "
@@ -212,9 +240,11 @@ class Objective(nn.Module):
             self.check_partial()
         self.adapted.clear()
         device = ensemble.weights.device
-        teachers = [ensemble.teacher(m) for m in range(len(ensemble))]
+        whole = student, ensemble
         for number, term in enumerate(self.terms):
             loss = term.loss
+            student, ensemble, _ = self._seen(term, *whole, None)
+            teachers = [ensemble.teacher(m) for m in range(len(ensemble))]
             if isinstance(loss, EnsembleLoss):
                 # Named after its teachers: what it knows of these is wrong for others.
                 everyone = "_".join(who.key for who in ensemble.teachers)
@@ -268,6 +298,7 @@ class Objective(nn.Module):
         targets: Tensor | None,
     ) -> Tensor:
         loss = self.terms[number].loss
+        student, ensemble, targets = self._seen(self.terms[number], student, ensemble, targets)
         if isinstance(loss, EnsembleLoss):
             value: Tensor = self._together(number, loss)(student, ensemble, targets)
             return value.mean()
@@ -289,6 +320,32 @@ class Objective(nn.Module):
                 _mean(loss_here(student, ensemble.teacher(m), targets, teacher_weights), weights)
             )
         return _sum(parts)
+
+    def _seen(
+        self,
+        term: Term,
+        student: Mapping[Kind, Tensor],
+        ensemble: Ensemble,
+        targets: Tensor | None,
+    ) -> tuple[Mapping[Kind, Tensor], Ensemble, Tensor | None]:
+        """What a term is shown: of a head its own classes, the teachers that know it, its labels.
+
+        Raises:
+            ValueError: no teacher knows the head that the term compares with one.
+        """
+        if self.heads is None or term.head is None:
+            return student, ensemble, targets
+        span = self.heads.spans[term.head]
+        own = {k: values[..., span] if k.logits else values for k, values in student.items()}
+        if targets is not None:
+            targets = targets[:, self.heads.names.index(term.head)]
+        if term.loss.needs:
+            ensemble = ensemble.among(span)
+            if not len(ensemble):
+                raise ValueError(
+                    f"loss {term.name!r}: no teacher knows the classes of head {term.head!r}"
+                )
+        return own, ensemble, targets
 
     def _keep(self, key: str, loss: nn.Module, copy: nn.Module) -> None:
         if copy is not loss:

@@ -155,6 +155,24 @@ class Ensemble:
             return union(probabilities, self.weights, known)
         return torch.einsum("mb,mbc->bc", self.weights, probabilities)
 
+    def among(self, span: slice) -> Ensemble:
+        """The teachers that know all of some classes, as if there were no others; maybe nobody."""
+        chosen = [
+            m for m, who in enumerate(self.teachers) if who.knows is None or all(who.knows[span])
+        ]
+        tensors: dict[Kind, Tensor | Sequence[Tensor]] = {}
+        for kind, parts in self.tensors.items():
+            own = parts[chosen] if isinstance(parts, Tensor) else [parts[m] for m in chosen]
+            if kind.logits:
+                own = own[..., span] if isinstance(own, Tensor) else [o[..., span] for o in own]
+            tensors[kind] = own
+        weights = self.weights[chosen]
+        total = weights.sum(dim=0)
+        weights = torch.where(total > 0, weights / total.clamp(min=1e-30), 1 / max(1, len(chosen)))
+        classes = None if self.class_weights is None else self.class_weights[chosen][:, span]
+        teachers = tuple(replace(self.teachers[m], knows=None) for m in chosen)
+        return Ensemble(teachers, tensors, weights, classes)
+
     def rows(self, index: Tensor) -> Ensemble:
         """The same teachers on some of the samples."""
         tensors: dict[Kind, Tensor | Sequence[Tensor]] = {

@@ -12,6 +12,7 @@ from fedkd.reporting import page
 from fedkd.reporting import run_cards as cards
 from fedkd.reporting import run_tables as tables
 from fedkd.reporting.costs import caption, costs_table, run_lines
+from fedkd.reporting.heads import CAPTION
 from fedkd.reporting.noisy import noisy_cards
 from fedkd.reporting.page import Card, Page, Section, Tile
 from fedkd.reporting.run_record import Found
@@ -92,9 +93,11 @@ def _sections(found: Found) -> list[Section]:
     ]
     accuracy = [cards.accuracy_card(found), cards.classes_card(found)]
     promise = statement(found.run) is not None
+    heads = tables.heads_of(found)
     versions = found.run.read_json("versions.json")
     return [
         Section("results", "Results", _results(found)),
+        Section("heads", "Heads", [Card("", CAPTION, table=heads)] if heads else []),
         Section("accuracy", "Accuracy", [*accuracy, *_detection(found)]),
         Section("learning", "What the student learnt from", learning),
         Section("domains", "Domains", [cards.domains_card(found)]),

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 from fedkd.io.text import ranges
 from fedkd.reporting.costs import costs_table, run_lines
+from fedkd.reporting.domain_table import alone
 from fedkd.reporting.format import count, counted, duration, finite, human_bytes, number, percent
+from fedkd.reporting.heads import Answering, heads_table
 from fedkd.reporting.run_record import Found
 from fedkd.reporting.table import Cell, Column, Row, Table, numbers, plain, words
 from fedkd.runs.events import ClientEvaluated, ReplyRefused
@@ -28,6 +30,7 @@ def console_tables(found: Found) -> list[Table]:
     spent = [] if costs is None else [costs_table(run_lines(costs), costs.get("energy"))]
     return [
         results_table(found),
+        *([table] if (table := heads_of(found)) is not None else []),
         *([modalities_table(found)] if found.run.experiment.data.transfer.pairs else []),
         teachers_table(found),
         *uneven,
@@ -89,6 +92,21 @@ def results_table(found: Found) -> Table:
         Column("learnt from", look="soft narrow"), *numbers("accuracy"), _BAR,
     ]  # fmt: skip
     return Table(columns, rows, f"{experiment.name} · seed {experiment.seed}{tested}")
+
+
+def heads_of(found: Found) -> Table | None:
+    """How good each head of student, ensemble and teachers is; None where there is a single one."""
+    if found.last is None or not found.last.heads:
+        return None
+    seen = found.last.heads
+    who = [("student", "student", "student"), ("ensemble", "ensemble", "ensemble")]
+    who += [(str(client), f"teacher {client}", "teacher") for client in found.listed]
+    rows = [
+        Answering(name, "", {head: alone(value) for head, value in seen[which].items()}, key)
+        for which, name, key in who
+        if which in seen
+    ]
+    return heads_table(list(found.run.experiment.student.heads), rows)
 
 
 def detection_table(found: Found, *, clients: bool) -> Table | None:

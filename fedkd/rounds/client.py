@@ -366,6 +366,9 @@ class Client:
                 raise PolicyRefused("disclose.holdout: a student of this run was judged already")
             write_atomically(place, json.dumps(which).encode(), private=True)
         predictions = predict(network, holdout.images)
+        if self.context.data.heads is not None:  # the client has labels of its own head alone
+            others = ~torch.tensor(self.context.knows(self.number))
+            predictions = predictions.masked_fill(others, -math.inf)
         right = int((predictions.argmax(1) == holdout.labels).sum())
         counts: dict[str, int | float] = {"holdout_right": right, "holdout_total": len(holdout)}
         found = Detection.of(predictions, holdout.labels) if self.context.detects else None

@@ -70,6 +70,7 @@ class ExperimentContext:
         #: Where relative data paths start.
         self.root = data_root(experiment, root)
         self.data: FederatedData = build_data(experiment, root, own)
+        self.objective.heads = self.data.heads
         self._fresh: dict[tuple[object, ...], Network] = {}
         #: Files of weights that were read here, as the config names them -> SHA-256.
         self.weights: dict[str, str] = {}
@@ -183,6 +184,8 @@ class ExperimentContext:
 
     def _known_classes(self) -> list[tuple[bool, ...]] | None:
         """Which classes each client knows. Raises `ConfigError`."""
+        if (heads := self.data.heads) is not None:
+            return [heads.knows(head) for head in self.experiment.heads]
         if (known := self.experiment.teachers.classes) is None:
             return None
         names, where = self.data.classes, "teachers.classes"
@@ -206,6 +209,8 @@ class ExperimentContext:
     def detects(self) -> bool:
         """Whether it is measured how well each class is found (`evaluation.detection`)."""
         choice, labels = self.experiment.evaluation.detection, self.data.test.labels
+        if self.data.heads is not None:
+            return False
         if choice == "auto":
             return labels is not None and uneven(labels)
         return choice == "on"

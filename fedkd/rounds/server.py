@@ -250,9 +250,18 @@ class Server:
     def has_quorum(self, round_number: int) -> bool:
         """Whether enough of the clients asked have answered for the round to teach the student."""
         federation = self.experiment.federation
+        heads = self.experiment.student.heads
+        if heads and not self._all_heads(sources(self.run, round_number, federation)):
+            return False
         answered = len(self.answered(round_number)) + self.late
         least = max(federation.participation.minimum, federation.quorum * self.wanted(round_number))
         return answered >= least
+
+    def _all_heads(self, clients: Collection[int]) -> bool:
+        """Whether these clients together know every head of the student."""
+        dealt = self.experiment.heads
+        known = {dealt[client] for client in clients} if dealt else set()
+        return known >= set(self.experiment.student.heads)
 
     def fuse(self, round_number: int) -> Fused:
         """The round's teachers together, and those whose earlier answers still count."""
@@ -269,13 +278,18 @@ class Server:
                 release, self.experiment, self.run, round_number, evidence.bank, evidence.labels
             )
         device = self.student.mean.device
-        return fuse(
+        fused = fuse(
             evidence.bank,
             self._rules,
             labels=evidence.labels,
             store=store.allocate,
             device=device,
         )
+        heads, labels = self.context.data.heads, evidence.labels
+        if heads is None:
+            return fused
+        named = heads.named(fused.probabilities) if labels is None else heads.targets(labels)
+        return replace(fused, targets=named)
 
     def _evidence(self, round_number: int, rounds: Sources) -> FitContext:
         """What the rules look at: each client's answers of its round."""
@@ -290,6 +304,7 @@ class Server:
         assert labels is not None
         teachers: dict[int, float | None] = {}
         answers = predict(self.student, data.test.images)
+        by_head = self._by_head("student", answers)
         detection = self._detection("student", answers, labels)
         ensemble = None
         store = self.run.knowledge(round_number, Images.TEST)
@@ -297,8 +312,10 @@ class Server:
             bank = store.bank(self.context.prediction_kinds)
             for teacher, array in zip(bank.teachers, bank.arrays[Logits()], strict=True):
                 logits = torch.from_numpy(teacher.widened(np.array(array, np.float32)))
-                teachers[teacher.number] = accuracy(logits, labels)
-                detection |= self._detection(str(teacher.number), logits, labels)
+                who = teacher.number
+                by_head |= self._by_head(str(who), logits, who)
+                teachers[who] = accuracy(*self._questions(logits, labels, who))
+                detection |= self._detection(str(who), logits, labels)
             if fused is not None and (rules := self._rules_for(round_number, bank)) is not None:
                 both = bank.only(self.answered(round_number))
                 both = self._own.beside(both, Images.TEST, round_number)
@@ -306,11 +323,13 @@ class Server:
                 fused_tests = fuse(both, rules, store=store.allocate, device=device)
                 together = fused_tests.probabilities
                 fused_logits = together.clamp(min=1e-12).log()
-                ensemble = Scores.of(fused_logits, labels)
+                ensemble = Scores.of(*self._questions(fused_logits, labels))
+                by_head |= self._by_head("ensemble", fused_logits)
                 detection |= self._detection("ensemble", fused_logits, labels)
         return RoundFinished(
             round=round_number,
-            student=Scores.of(answers, labels),
+            student=Scores.of(*self._questions(answers, labels)),
+            heads=by_head,
             validation=evaluate(self.student, data.validation) if len(data.validation) else None,
             teachers=teachers,
             ensemble=ensemble,
@@ -321,6 +340,27 @@ class Server:
             detection=detection,
             sources=self._on_sources(round_number) if data.source_tests else None,
         )
+
+    def _questions(
+        self, logits: Tensor, labels: Tensor, client: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What is judged: with several heads an image asks each, or the one of a client."""
+        heads = self.context.data.heads
+        if heads is None:
+            return logits, labels
+        own = None if client is None else [self.experiment.heads[client]]
+        return heads.questions(logits, labels, own)
+
+    def _by_head(
+        self, who: str, logits: Tensor, client: int | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Accuracy of each head on the test images, or of a client's own."""
+        heads, labels = self.context.data.heads, self.context.data.test.labels
+        if heads is None or labels is None:
+            return {}
+        names = heads.names if client is None else (self.experiment.heads[client],)
+        asked = {name: heads.questions(logits, labels, [name]) for name in names}
+        return {who: {name: accuracy(*each) for name, each in asked.items()}}
 
     def _detection(self, who: str, logits: Tensor, labels: Tensor) -> dict[str, Detection]:
         """How well each class is found, where that is measured."""
@@ -354,7 +394,8 @@ class Server:
         hidden = self.context.data.transfer.true_labels
         if hidden is None:
             return None
-        return accuracy(fused.probabilities, hidden if fused.index is None else hidden[fused.index])
+        right = hidden if fused.index is None else hidden[fused.index]
+        return accuracy(*self._questions(fused.probabilities, right))
 
     def _rules_for(self, round_number: int, tests: Bank) -> Sequence[Fusion] | None:
         """The round's rules for the teachers that answered the test images as well.
@@ -364,7 +405,7 @@ class Server:
         those who answered both in this round.
         """
         clients = set(self.answered(round_number)) & {teacher.number for teacher in tests.teachers}
-        if not clients:
+        if not clients or not self._all_heads(clients):
             return None
         if clients == self._fitted:
             return self._rules

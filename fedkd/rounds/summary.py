@@ -107,6 +107,8 @@ def summarise(server: Server, *, seconds: float, clients_here: bool = True) -> S
             for event in run.events(ClientEvaluated)
             if event.balanced_accuracy is not None
         }
+    if last.heads:
+        summary["heads"] = last.heads
     if not experiment.promises and experiment.clients <= LISTED:
         summary["class_counts"] = counts.tolist()
         if (wrong := data.wrong_labels()) is not None:

@@ -77,6 +77,8 @@ class RoundFinished(Event):
         detection: `student`, `ensemble`, a client's number -> how well each class is found on the
             test images; empty where it is not measured.
         sources: On the test images in each source domain, in their order; None without domains.
+        heads: Whose, as in `detection` -> head -> accuracy on the test images; empty where the
+            student has a single one. Other accuracies are then means over the heads.
     """
 
     event: ClassVar[str] = "round"
@@ -98,6 +100,7 @@ class RoundFinished(Event):
     pseudo_labels: float | None = None
     detection: dict[str, Detection] = field(default_factory=dict)
     sources: list[DomainScores] | None = None
+    heads: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedkd.build import data_root
 from fedkd.config import ConfigError
+from fedkd.data.heads import spans
 from fedkd.data.images import ImageSet
 from fedkd.data.pairs import read_pairs, stacked
 from fedkd.data.pictures import SUFFIXES, read_picture, shown
@@ -47,6 +48,7 @@ class Trained:
         test: Gives its test images; raises where they are not at hand.
         seen: Gives images that it learnt from, likewise.
         together: Of a student that sees several modalities at once, the shape of each.
+        heads: Of a student with several heads, how many of the classes each has.
     """
 
     network: Network | OnnxStudent
@@ -57,6 +59,7 @@ class Trained:
     test: Callable[[], ImageSet]
     seen: Callable[[], Tensor]
     together: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    heads: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: RunDirectory) -> Trained:
@@ -73,6 +76,7 @@ class Trained:
             lambda: run_data(run).test,
             lambda: run_data(run).transfer.images.images,
             {n: together[n].shape for n in signature.modality if n in together},
+            signature.heads or {},
         )
 
     @classmethod
@@ -84,6 +88,7 @@ class Trained:
             pictures = about["pictures"]
             shape = (int(pictures["channels"]), int(pictures["height"]), int(pictures["width"]))
             classes = tuple(map(str, about["classes"]))
+            heads = {str(name): int(n) for name, n in (about.get("heads") or {}).items()}
             own = about.get("together") or {}
             together = {
                 str(name): (
@@ -104,7 +109,7 @@ class Trained:
         def nothing() -> Any:
             raise ConfigError(f"{path}: the images of an exported student are not known")
 
-        return cls(student, classes, shape, about, path.parent, nothing, nothing, together)
+        return cls(student, classes, shape, about, path.parent, nothing, nothing, together, heads)
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,7 @@ def predict_files(
     Args:
         run: The run, or another student.
         files: Picture files; a folder stands for all pictures in it and below, hidden ones less.
-        top: Classes per picture; all of them if there are fewer.
+        top: Classes per picture, of each head where there are several; all if there are fewer.
         on_error: Called for each file that cannot be read, which is then passed over; None: the
             first one raises.
 
@@ -220,9 +225,17 @@ def _predictions(
                 raise RuntimeError(
                     f"the student's logits for {file} are not finite: its weights are not usable"
                 )
-            best = torch.softmax(logits, dim=0).topk(min(top, len(student.classes)))
-            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            yield file, [(student.classes[index], value) for index, value in pairs]
+            parts = spans(student.heads or {"": len(student.classes)})
+            each = [_best(student, logits, part, top) for part in parts.values()]
+            yield file, [pair for best in each for pair in best]
+
+
+def _best(student: Trained, logits: Tensor, part: slice, top: int) -> list[tuple[str, float]]:
+    """The most probable of some of the classes, best first."""
+    names = student.classes[part]
+    best = torch.softmax(logits[part], dim=0).topk(min(top, len(names)))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [(names[index], value) for index, value in pairs]
 
 
 def _read(file: Path, shape: tuple[int, int, int]) -> Tensor:
@@ -309,6 +322,11 @@ def export_student(
         raise ConfigError(f"--output: expected a file to write, {path}: {problem}")
     if isinstance(student.network, OnnxStudent):
         raise ConfigError("RUN: expected a run or a student of a study; this file is exported")
+    if quantise is not None and student.heads:
+        raise ConfigError(
+            "--quantise int8: what it costs is measured by one answer to an image, and this "
+            f"student has several ({', '.join(student.heads)}); leave it out"
+        )
     if quantise is not None:
         return _quantised(student, path, 1.0 if max_loss is None else max_loss)
     return _exported(student, format, path)

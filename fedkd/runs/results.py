@@ -169,6 +169,7 @@ class Summary(TypedDict):
     costs: NotRequired[CostsRecord]
     detection: NotRequired[dict[str, DetectionRecord]]
     detection_on_holdout: NotRequired[dict[str, DetectionRecord]]
+    heads: NotRequired[dict[str, dict[str, float]]]
 
 
 class Lineage(TypedDict):

@@ -73,6 +73,7 @@ class Signature(Section):
         modality: What the student sees, where clients see different things.
         together: Of a student that sees several, the pictures of each, which are channels on top of
             each other in this order.
+        heads: Of a student with several, how many of the classes each has, in their order.
         root: Folder that relative data paths started from, on the machine of the run.
         plugins: The config's plugins, and the file that each came from.
     """
@@ -88,6 +89,7 @@ class Signature(Section):
     test: str
     modality: tuple[str, ...] = ()
     together: dict[str, Pictures] | None = None
+    heads: dict[str, int] | None = None
     root: str
     plugins: dict[str, str]
 
@@ -108,6 +110,7 @@ class Signature(Section):
             test=data.test_fingerprint,
             modality=names,
             together={n: Pictures.of(data.sides[n].test.shape) for n in several} or None,
+            heads=None if data.heads is None else data.heads.sizes,
             root=str(root),
             plugins={n: str(getattr(m, "__file__", None) or "") for n, m in modules.items()},
         )

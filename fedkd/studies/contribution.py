@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.config import ConfigError
+from fedkd.config import ConfigError, one_head
 from fedkd.fusion.base import fit_rules
 from fedkd.knowledge.payload import fuse
 from fedkd.knowledge.query import Images
@@ -135,6 +135,7 @@ def ensemble_game(
     Raises:
         ConfigError: the teachers were not asked about the test images.
     """
+    one_head(run.experiment.student, "a contribution", f"{run.path}: student.heads")
     answers, asked = run.knowledge(round_number), run.knowledge(round_number, Images.TEST)
     clients = [client for client in asked.clients() if client in answers.clients()]
     if not clients:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedkd.config import ConfigError
+from fedkd.config import ConfigError, one_head
 from fedkd.io.records import read_json
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.query import Images
@@ -56,6 +56,7 @@ def check_removal(run: RunDirectory, without: Collection[int], *, influenced: bo
         without: Clients to take out.
         influenced: Accept that the other teachers learnt from a student that knew them.
     """
+    one_head(run.experiment.student, "a removal", f"{run.path}: student.heads")
     rounds = finished_rounds(run)
     clients = range(run.experiment.clients)
     if unknown := sorted(set(without) - set(clients)):

@@ -19,7 +19,7 @@ from typing import Any, NotRequired, TypeVar
 
 from typing_extensions import TypedDict
 
-from fedkd.config import ConfigError, Experiment
+from fedkd.config import ConfigError, Experiment, one_head
 from fedkd.data.images import ImageSet
 from fedkd.data.splits import FederatedData
 from fedkd.io.records import read_json
@@ -210,6 +210,9 @@ class SideBySide(Study[Config, Entry]):
 def _check_modalities(cell: Cell[Entry]) -> None:
     """Refuse a baseline that needs one set of images for all. Raises `ConfigError`."""
     chosen = cell.what.baseline
+    if chosen is not None:
+        who, where = f"baseline {chosen.name!r}", f"methods.{cell.name}: student.heads"
+        one_head(_experiment(cell).student, who, where)
     if chosen is None or not _experiment(cell).crosses_modalities:
         return
     able = [name for name in BASELINES.names() if _crosses(name)]

@@ -8,7 +8,15 @@ import torch
 
 from fedkd.attacks import ATTACKS
 from fedkd.build import check, check_component
-from fedkd.config import Component, ConfigError, Experiment, Fraction, NamedList, Participation
+from fedkd.config import (
+    Component,
+    ConfigError,
+    Experiment,
+    Fraction,
+    NamedList,
+    Participation,
+    one_head,
+)
 from fedkd.fusion import FUSIONS
 from fedkd.randomness import stream
 from fedkd.studies.config import Name, StudyConfig
@@ -105,6 +113,7 @@ def check_config(config: AttackConfig) -> None:
             "experiment.data.transfer.pairs: expected none, since attackers exchange labels of one "
             "data set"
         )
+    one_head(config.experiment.student, "an attack", "experiment.student.heads")
     if config.experiment.teachers.classes is not None:
         raise ConfigError(
             "experiment.teachers.classes: expected none, since attacks change answers about all "

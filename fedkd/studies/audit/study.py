@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.config import ConfigError
+from fedkd.config import ConfigError, one_head
 from fedkd.data.images import ImageSet
 from fedkd.io.tensors import load_state
 from fedkd.knowledge.kinds import Logits
@@ -132,6 +132,7 @@ def audit_run(
             f"{run.path}: an audit attacks with images that all networks can be shown; the clients "
             "of this run see different modalities (data.transfer.pairs): audit a run of one"
         )
+    one_head(run.experiment.student, "an audit", f"{run.path}: student.heads")
     if run.experiment.teachers.classes is not None:
         raise ConfigError(
             f"{run.path}: its clients know a part of the classes each (teachers.classes); an audit "

@@ -11,6 +11,7 @@ from fedkd.config import (
     Component,
     Domains,
     Energy,
+    HeadNames,
     Known,
     LabelNoise,
     Modalities,
@@ -24,7 +25,9 @@ from fedkd.config import (
     Switch,
     Term,
     Terms,
+    check_heads,
     check_modalities,
+    dealt_heads,
 )
 from fedkd.studies.config import Name, Only, RowName, StudyConfig, changed, check_only
 
@@ -134,6 +137,9 @@ class Teachers(Training):
     )
     modality: Modalities = Field(
         default=(), description="what they see, of data.pairs: all the same, or each its own"
+    )
+    heads: HeadNames = Field(
+        default=(), description="the one of student.heads that each knows, dealt in turn; all"
     )
 
     @model_validator(mode="after")
@@ -263,6 +269,35 @@ class Central(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _headed(self) -> Central:
+        """Refuse heads that nobody teaches, and what takes an image to have one class."""
+        dealt, losses = self.heads, self.distillation.losses
+        check_heads(losses, self.student, "distillation.losses")
+        if not dealt:
+            return self
+        data, teachers, options = self.data, self.teachers, self.distillation
+        wrong: list[tuple[str, bool, str]] = [
+            ("teachers.classes", teachers.classes is not None, "null"),
+            ("teachers.noisy", teachers.noisy is not None, "null"),
+            ("data.pairs", bool(data.pairs), "{}"),
+            ("data.domains", data.domains is not None, "null"),
+            ("distillation.noisy", options.noisy is not None, "null"),
+            ("distillation.unlabelled", options.unlabelled > 0, "0"),
+        ]
+        for key, broken, wanted in wrong:
+            if broken:
+                raise ValueError(
+                    f"{key}: must be {wanted} with student.heads: it takes an image to have one "
+                    "class, and here it has one for each head"
+                )
+        return self
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The head that each teacher knows; empty where the student has one alone."""
+        return dealt_heads(self.student, self.teachers.heads, len(self.teachers.models))
+
     @property
     def crosses_modalities(self) -> bool:
         """Whether a teacher sees something else than the student."""
@@ -329,8 +364,9 @@ class DistillConfig(StudyConfig):
 
         Raises `ConfigError` for what does not exist.
         """
+        heads = self.experiment.student.heads
         alone = {
-            _LOSSES: ["ce"],
+            _LOSSES: [{"name": "ce", "head": head} for head in heads] or [{"name": "ce"}],
             "distillation.assistants": [],
             "distillation.generations": 1,
             "distillation.unlabelled": 0,

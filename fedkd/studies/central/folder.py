@@ -41,6 +41,7 @@ class TrainingRecord(TypedDict):
     joules: NotRequired[float | None]
     memory: NotRequired[int | None]
     gpu_memory: NotRequired[int | None]
+    heads: NotRequired[dict[str, float]]
 
 
 class StudentRecord(TrainingRecord):

@@ -14,6 +14,8 @@ from fedkd.reporting import format as fmt
 from fedkd.reporting.costs import Line
 from fedkd.reporting.domain_table import CAPTION, Judged, domain_table
 from fedkd.reporting.format import seeds
+from fedkd.reporting.heads import CAPTION as HEADS
+from fedkd.reporting.heads import Answering, heads_table
 from fedkd.reporting.noisy import noisy_cards
 from fedkd.reporting.page import Card, Page, Section, Tile
 from fedkd.reporting.run_figures import training_figures
@@ -66,6 +68,7 @@ def make_page(study: DistillConfig, folder: Path, found: Record) -> Page:
     sections = [
         Section("results", "Results", [Card("", _TABLE, table=methods_table(found)),
                                        _overview(found)]),
+        Section("heads", "Heads", _heads(found)),
         Section("domains", "Domains", _domains(study, found)),
         Section("curves", "Learning curves", [
             Card("", _CURVES, [curves]) if curves else Card("", "No epoch has finished yet."),
@@ -126,6 +129,21 @@ def _domains(study: DistillConfig, found: Record) -> list[Card]:
     ]
     table = domain_table(str(shifts.target), [str(shift) for shift in shifts.sources], rows)
     return [Card("", CAPTION, table=table)]
+
+
+def _heads(found: Record) -> list[Card]:
+    """How good each head is."""
+    if not (heads := found.get("heads")):
+        return []
+    rows = [
+        Answering(f"teacher {place}", row["model"], row.get("heads", {}), "ensemble")
+        for place, row in enumerate(found["teachers"])
+    ]
+    for name, row in _ranked(found):
+        about = fmt.objective((term["name"], term["weight"]) for term in row["losses"])
+        who, key = (_alone(found), "teacher") if name == BASELINE else (name, "student")
+        rows.append(Answering(who, about, row.get("heads", {}), key))
+    return [Card("", HEADS, table=heads_table(heads, rows))]
 
 
 def methods_table(found: Record) -> Table:

@@ -20,6 +20,7 @@ from fedkd.build import (
     check_model,
     check_noisy,
     device_named,
+    with_heads,
     with_parts,
 )
 from fedkd.config import Component, ConfigError, Energy, Term
@@ -114,8 +115,9 @@ class DistillStudy(Study[DistillConfig, None]):
             record = dict(place.result() or {})
             if (count := given.distillation.generations) > 1:
                 students = [network for rank in ranks[-count:] for network in rank]
-                record["generations"] = [images.accuracy(student) for student in students]
-                record["ensemble"] = ensemble_accuracy(students, images)
+                own = task.heads or None
+                record["generations"] = [images.accuracy(s, only=own) for s in students]
+                record["ensemble"] = ensemble_accuracy(students, images, own)
         return record
 
     def results(self, folder: Path, found: Found) -> Record:
@@ -135,7 +137,7 @@ class DistillStudy(Study[DistillConfig, None]):
             options = experiment.distillation
             own = {seed: record for (row, seed), record in found.items() if row == name}
             methods[name] = {
-                "losses": [{"name": t.name, "weight": t.weight} for t in options.losses],
+                "losses": [{"name": _term_name(t), "weight": t.weight} for t in options.losses],
                 "assistants": [model.name for model in options.assistants],
                 "assistant_mode": options.assistant_mode if options.assistants else None,
                 "generations": [
@@ -148,6 +150,7 @@ class DistillStudy(Study[DistillConfig, None]):
             }
         return {
             "energy": _add_energy(given.resources.energy, [*teachers, *methods.values()]),
+            "heads": list(given.student.heads),
             "dataset": given.data.dataset.name
             if not given.data.pairs
             else f"pairs of {' and '.join(given.data.pairs)}",
@@ -166,6 +169,10 @@ class DistillStudy(Study[DistillConfig, None]):
         return self._images
 
 
+def _term_name(term: Term) -> str:
+    return term.name if term.head is None else f"{term.name} ({term.head})"
+
+
 def _row(found: Sequence[Record | None]) -> Record:
     done = [result for result in found if result is not None]
     row: Record = {
@@ -174,11 +181,11 @@ def _row(found: Sequence[Record | None]) -> Record:
     }
     for key in ("last", "best"):
         row[key] = spread([result[key] for result in done])
-    if done and all("sources" in result for result in done):
-        row["sources"] = {
-            domain: spread([result["sources"][domain] for result in done])
-            for domain in done[0]["sources"]
-        }
+    for key in ("sources", "heads"):
+        if done and all(key in result for result in done):
+            row[key] = {
+                name: spread([result[key][name] for result in done]) for name in done[0][key]
+            }
     for key in ("images_per_second", "seconds", "joules"):
         known = [result[key] for result in done if result.get(key) is not None]
         row[key] = statistics.fmean(known) if known else None
@@ -237,6 +244,8 @@ def check_names(config: DistillConfig) -> None:
             check_model(model, f"{where}.assistants.{number}")
         check_noisy(options.noisy, f"{where}.noisy")
         objective = build_objective(options.losses, f"{where}.losses", epochs=options.epochs)
+        if given.student.heads:
+            with_heads(objective, f"{where}.losses")
         if given.teachers.classes is not None and name != BASELINE:
             with_parts([], objective, f"methods.{name}: teachers.classes")
         if given.crosses_modalities and name != BASELINE:
@@ -277,7 +286,7 @@ def _rehearse(config: DistillConfig, images: Images) -> None:
             student = network(task.model)
             # Half precision is no matter of fit, and some CPUs are very slow at it.
             task = replace(task, recipe=task.recipe.model_copy(update={"precision": "float32"}))
-            objective = build_objective(task.terms).to(images.device)
+            objective = task.objective(images).to(images.device)
             try:
                 shown = images.for_student(few, baseline=name == BASELINE)
                 example = task.batches(images, objective, shown).example()
@@ -320,12 +329,16 @@ def _teacher(
     keys = {"data", "teachers", "resources"}
     elsewhere = {"resources": {"ray_address", "energy"}}
     made = given.model_dump(mode="json", include=keys, exclude=elsewhere)
+    if given.student.heads:
+        made["heads"] = given.student.model_dump(mode="json", include={"heads"})
     if given.data.pairs:  # they are drawn from the student's side
         made["student"] = {"modality": list(given.student.modality)}
     place.claim(made)
     own = images.for_teacher(number, teachers.train_of(number), "experiment.teachers.train")
     knows = images.known(teachers, number)
-    if knows is not None and own.labels is not None:
+    if images.heads is not None:
+        own = images.heads.labelled(own, images.dealt[number]).among(knows)
+    elif knows is not None and own.labels is not None:
         own = own.subset(torch.tensor(knows)[own.labels].nonzero()[:, 0]).among(knows)
     task = Task(
         label="teacher" if len(teachers.models) == 1 else f"teacher {number}",
@@ -362,6 +375,7 @@ def _loaded(task: Task, file: str, images: Images, notify: Notify) -> Network:
             "best": accuracy,
             "hash": network_hash(network),
             **domain_record(network, images),
+            **({"heads": images.by_head(network)} if images.heads is not None else {}),
         }
         task.place.finish(result)
     notify("trained", label=task.label, **result)

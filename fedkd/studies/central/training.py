@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import compress
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedkd.build import (
     build_domains,
+    build_heads,
     build_label_noise,
     build_objective,
     build_optimizer,
@@ -25,6 +26,7 @@ from fedkd.config import Component, ConfigError, LabelNoise
 from fedkd.config import Term as LossTerm
 from fedkd.data.datasets import load_dataset
 from fedkd.data.domains import Domains
+from fedkd.data.heads import Heads
 from fedkd.data.images import ImageSet
 from fedkd.data.label_noise import with_label_noise
 from fedkd.data.labels import class_places
@@ -71,6 +73,8 @@ class Images:
         modality: What the student sees, where there are pairs.
         sides: Modality -> the same samples as its teachers see them; all with all their images.
         domains: Of the teachers, and of all other images; None where all are of one.
+        heads: Of a student with several; images keep the data set's classes.
+        dealt: The one that each teacher knows.
         sources: Training images of each source domain, on the CPU.
         source_tests: The test images in each source domain, on the device.
     """
@@ -90,6 +94,13 @@ class Images:
     _said: list[str] = field(default_factory=list)
     modality: str = ""
     sides: Mapping[str, Images] = field(default_factory=dict)
+    heads: Heads | None = None
+    dealt: Sequence[str] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What a student tells apart: of several heads the classes of all."""
+        return self.train.classes if self.heads is None else self.heads.classes
 
     def of(self, modality: str) -> Images:
         """The same samples as one modality shows them."""
@@ -117,7 +128,9 @@ class Images:
         test = _first(test, data.test, _TEST)
         teachers = range(len(given.teachers.models))
         labelled = max([len(train), *(given.teachers.train_of(each) or 0 for each in teachers)])
-        return cls._of(everything, train, test, files_root(data.root), device, labelled)
+        heads = build_heads(given.student, train.classes, "experiment.student.heads")
+        found = cls._of(everything, train, test, files_root(data.root), device, labelled)
+        return replace(found, heads=heads, dealt=given.heads)
 
     @classmethod
     def _of(
@@ -249,6 +262,8 @@ class Images:
 
     def known(self, teachers: Teachers, number: int) -> tuple[bool, ...] | None:
         """Which of the classes a teacher knows; None: all. Raises `ConfigError`."""
+        if self.heads is not None:
+            return self.heads.knows(self.dealt[number])
         if (known := teachers.classes) is None:
             return None
         try:
@@ -278,7 +293,7 @@ class Images:
         Raises:
             ConfigError: it cannot take the images, or the file does not fit.
         """
-        classes = self.train.classes
+        classes = self.classes
         if knows is not None:
             classes = tuple(compress(classes, knows))
         try:
@@ -314,11 +329,20 @@ class Images:
 
     @torch.no_grad()
     def accuracy(
-        self, network: Network, test: ImageSet | None = None, batch_size: int = 500
+        self,
+        network: Network,
+        test: ImageSet | None = None,
+        batch_size: int = 500,
+        only: Collection[str] | None = None,
     ) -> float:
-        """Share of test images that `network` names rightly; its mode is kept."""
+        """Share of test images that `network` names rightly; its mode is kept.
+
+        Of several heads, the mean over those that it knows, or over `only` some.
+        """
         test = self.test if test is None else test
         assert test.labels is not None
+        if self.heads is not None:
+            return statistics.fmean(self.by_head(network, only).values())
         numbers = torch.arange(len(test.classes), device=self.device)
         if network.knows is not None:
             numbers = numbers[torch.tensor(network.knows, device=self.device)]
@@ -331,6 +355,24 @@ class Images:
             right += (numbers[network.read(images).logits.argmax(dim=1)] == labels).sum()
         network.train(mode)
         return int(right) / len(test)
+
+    def by_head(self, network: Network, only: Collection[str] | None = None) -> dict[str, float]:
+        """Accuracy of the heads that a network knows, or of some of them; its mode is kept."""
+        if self.heads is None:
+            return {}
+        mode, knows, test = network.training, network.knows, self.test
+        logits = predict(network.eval(), test.images)
+        network.train(mode)
+        if knows is not None:
+            whole = torch.full((len(logits), len(knows)), -torch.inf)
+            whole[:, torch.tensor(knows)] = logits
+            logits = whole
+        assert test.labels is not None
+        return {
+            head: accuracy(*self.heads.questions(logits, test.labels.cpu(), [head]))
+            for head, span in self.heads.spans.items()
+            if (knows is None or knows[span.start]) and (only is None or head in only)
+        }
 
 
 def _labels(images: ImageSet) -> torch.Tensor:
@@ -347,10 +389,18 @@ def _with_noise(images: ImageSet, section: LabelNoise, root: str | None) -> Imag
         raise ConfigError(f"experiment.data: {error}") from None
 
 
-def ensemble_accuracy(networks: Sequence[Network], images: Images) -> float:
-    """Share of the test images that the mean of the networks' probabilities names rightly."""
+def ensemble_accuracy(
+    networks: Sequence[Network], images: Images, only: Collection[str] | None = None
+) -> float:
+    """Share of the test images that the mean of the networks' probabilities names rightly.
+
+    Of several heads, the mean over all, or over `only` some.
+    """
     assert images.test.labels is not None
     answers = torch.stack([predict(network, images.test.images) for network in networks])
+    if images.heads is not None:
+        each = [images.heads.questions(own, images.test.labels.cpu(), only) for own in answers]
+        return accuracy(torch.stack([own for own, _ in each]).softmax(dim=-1).mean(0), each[0][1])
     return accuracy(answers.softmax(dim=-1).mean(dim=0), images.test.labels.cpu())
 
 
@@ -422,6 +472,17 @@ class Task:
 
     seen: Sequence[str] = ()
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The heads that its losses teach."""
+        return tuple(dict.fromkeys(term.head for term in self.terms if term.head is not None))
+
+    def objective(self, images: Images) -> Objective:
+        """What it minimises."""
+        objective = build_objective(self.terms)
+        objective.heads = images.heads
+        return objective
+
     def pair(self, images: Images) -> Pair:
         """Its untrained networks, where labels are noisy. Raises `ConfigError`."""
         assert self.recipe.noisy is not None
@@ -450,6 +511,7 @@ class Task:
             clean=isinstance(recipe, Distillation) and recipe.teachers_see == "clean",
             unlabelled=images.unlabelled(self.unlabelled),
             others=others,
+            heads=images.heads if self.heads else None,
         )
 
 
@@ -473,7 +535,7 @@ def train(task: Task, images: Images, notify: Notify) -> Network:
         return network.eval()
     for each in (network, *task.teachers):
         each.to(memory_format=_layout(recipe))  # type: ignore[call-overload]
-    objective = build_objective(task.terms)
+    objective = task.objective(images)
     if recipe.compile:
         torch.compiler.reset()  # all networks share one cache, of which eight entries are kept
         for each in (network, *task.teachers):
@@ -522,12 +584,12 @@ def keep(network: Network, task: Task, images: Images) -> None:
         "options": task.model.options,
         "noisy": noisy and noisy.model_dump(mode="json"),
         "classes": list(
-            images.train.classes
-            if task.knows is None
-            else compress(images.train.classes, task.knows)
+            images.classes if task.knows is None else compress(images.classes, task.knows)
         ),
         "image": list(images.train.shape),
     }
+    if images.heads is not None and task.knows is None:
+        about["heads"] = images.heads.sizes
     if images.modality:
         about["modality"] = images.modality
         names = images.modality.split("+")
@@ -568,6 +630,7 @@ def load_trained(path: Path, *, trust: bool = False) -> Trained:
         "pictures": Pictures(channels=channels, height=height, width=width).model_dump(),
         "mean": network.mean.flatten().tolist(),
         "std": network.std.flatten().tolist(),
+        "heads": saved.get("heads", {}),
     }
 
     def images() -> Images:
@@ -578,13 +641,19 @@ def load_trained(path: Path, *, trust: bool = False) -> Trained:
         modality = str(saved.get("modality", ""))
         if modality != found.modality:
             found = found.of(modality)
-        if not set(classes) <= set(found.test.classes) or found.test.shape != shape:
+        if not set(classes) <= set(found.classes) or found.test.shape != shape:
             raise ConfigError("the data set has other classes, or images of another shape, today")
         return found
 
     def test() -> ImageSet:
-        found = images().test
+        data = images()
+        found = data.test
         assert found.labels is not None
+        if data.heads is not None:
+            if saved.get("heads"):
+                return found  # of all heads: what is judged by one class of it is refused
+            name = classes[0].split(":")[0]
+            return data.heads.labelled(found, name).among(data.heads.knows(name))
         # Of the classes that it knows: a specialist's are some of the study's.
         own = torch.tensor([classes.index(c) if c in classes else -1 for c in found.classes])
         labels = own[found.labels.cpu()]
@@ -600,6 +669,7 @@ def load_trained(path: Path, *, trust: bool = False) -> Trained:
         test,
         lambda: images().train.images.cpu(),
         {str(n): (c, h, w) for n, (c, h, w) in saved.get("together", {}).items()},
+        {str(head): int(count) for head, count in saved.get("heads", {}).items()},
     )
 
 
@@ -671,7 +741,7 @@ class _Diary:
         recipe = self._task.recipe
         tested = record.epoch % recipe.test_every == 0 or record.epoch == recipe.epochs
         if tested and noisy is None:
-            accuracy = self._images.accuracy(self._network)
+            accuracy = self._images.accuracy(self._network, only=self._task.heads or None)
         facts = {
             **asdict(record),
             "accuracy": accuracy,
@@ -705,6 +775,7 @@ class _Diary:
         epochs = self._task.place.epochs()
         best = max((e for e in epochs if e["accuracy"] is not None), key=lambda e: e["accuracy"])
         wrong = self._learnt.wrong_labels
+        heads = self._images.by_head(self._network, self._task.heads or None)
         size = size_of(self._network, self._images.train.shape)
         joules = [e.get("joules") for e in epochs]
         peaks = {key: [e[key] for e in epochs if e.get(key)] for key in ("memory", "gpu_memory")}
@@ -712,6 +783,7 @@ class _Diary:
             **self._task.facts,
             **({} if wrong is None else {"wrong_labels": wrong}),
             **domain_record(self._network, self._images),
+            **({"heads": heads} if heads else {}),
             "model": self._task.model.name,
             **size.facts,
             "epochs": len(epochs),

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedkd.build import build_network, build_objective, build_optimizer, device_of
-from fedkd.config import ConfigError, Resources, Term
+from fedkd.config import ConfigError, Resources, Term, one_head
 from fedkd.data.images import ImageSet
 from fedkd.distillation.batches import TransferBatches
 from fedkd.distillation.trainer import EpochRecord, Snapshot, TrainerState, distill
@@ -116,6 +116,7 @@ def of_run(run: RunDirectory, count: int, notify: Notify) -> Subjects:
     Raises:
         ConfigError: it has no student yet.
     """
+    one_head(run.experiment.student, "an inspection", f"{run.path}: student.heads")
     run.import_plugins()
     student = load_student(run)
     context = context_of_run(run)
@@ -415,6 +416,7 @@ def of_study(path: Path, count: int, notify: Notify, *, trust: bool = False) -> 
     folder.import_plugins()
     config, path = folder.config, folder.path
     given, runs = config.experiment, config.runs()
+    one_head(given.student, "an inspection", f"{path}: experiment.student.heads")
     images = Images.load(given)
     methods = [name for name in runs if name != BASELINE]
 
