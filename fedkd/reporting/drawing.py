@@ -328,7 +328,7 @@ def heat(
     for (row, column), value in np.ndenumerate(table):
         red, green, blue, alpha = image.cmap(image.norm(value)) if np.isfinite(value) else (0,) * 4
         dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
-        color = INK if alpha < 0.8 else _PALE if dark else _DARK
+        color = INK if alpha < 0.7 else _PALE if dark else _DARK
         written = text(row, column, value) if text is not None else ""
         if written:
             axes.text(column, row, written, ha="center", va="center", fontsize=7.5, color=color)

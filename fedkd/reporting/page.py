@@ -150,11 +150,13 @@ def config_section(folder: Path, versions: Mapping[str, str] | None, command: st
     return Section("config", "Config and versions", cards)
 
 
-def again(command: str, page: str = "") -> Card:
-    """The commands that do all of it again, or only write its page again."""
+def again(command: str, page: str = "") -> Card | None:
+    """The commands that do all of it again, or only write its page again; None if not known."""
+    if not command:
+        return None
     code = f"{command}\n{page}" if page else command
     what = "The first makes all of it anew, the second only this page." if page else ""
-    return Card("Again", what, code=code)
+    return Card("", what, code=code)
 
 
 def progress(results: Mapping[str, Any], so_far: str = "") -> dict[str, Any]:

@@ -94,7 +94,8 @@ select { font: inherit; max-width: 100%; color: var(--ink); background: var(--ca
   border: 1px solid var(--line); border-radius: 6px; padding: 3px 6px; }
 td input { margin: 0 6px 0 0; vertical-align: middle; }
 td a { color: var(--student); }
-.figure svg { display: block; width: 100%; height: auto; max-width: calc(var(--inches) * 130px); }
+.figure svg { display: block; width: 100%; height: auto; max-width: calc(var(--inches) * 130px);
+  min-width: calc(var(--inches) * 70px); }
 .figure text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif !important; }
 .figure image { image-rendering: pixelated; }
 .caption { font-size: 13.5px; margin-top: 10px; }

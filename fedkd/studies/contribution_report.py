@@ -52,7 +52,10 @@ def write_page(run: RunDirectory, facts: Mapping[str, Any]) -> Path:
                 "Measured on the ensemble, without distilling again; a student also generalises, "
                 "so its gain or loss may differ."
             ),
-            sections=[Section("results", "Results", cards)],
+            sections=[
+                Section("results", "Results", cards),
+                Section("again", "Again", [page.again(facts.get("command", ""))]),
+            ],
             footer=run.identity,
         ),
     )

@@ -186,7 +186,13 @@ def make_page(folder: Path, found: Sequence[Listed], place: Path) -> Page:
         at = each.path / REPORT
         link = os.path.relpath(at, place).replace(os.sep, "/") if at.is_file() else ""
         state = Cell(each.state, look="soft" if each.state == "complete" else "")
-        cells = [str(number), Cell(name, about, link=link), each.accuracy, state, each.kind]
+        cells: list[str | Cell] = [
+            str(number),
+            Cell(name, about, link=link),
+            each.accuracy,
+            state,
+            each.kind,
+        ]
         rows.append(
             Row([*cells, each.about, *each.cells, each.date],
                 look="soft" if each.problem else "", series=label if label in shown else "")

@@ -10,7 +10,7 @@ import typer
 from fedkd.config import ConfigError
 from fedkd.simulations.cli.arguments import RunPath, Trust
 from fedkd.simulations.cli.configs import open_run
-from fedkd.simulations.cli.ending import interruptible, show
+from fedkd.simulations.cli.ending import interruptible, show, typed
 from fedkd.simulations.failures import FAILED
 
 
@@ -95,7 +95,7 @@ def audit(
     console = screen()
     with interruptible("nothing was written"), ProgressView(console, f"audit   {run.path}") as view:
         facts = audit_run(run, space, options, mechanism=mechanism, claim=claim, notify=view)
-    page = write(facts, run.path)
+    page = write({**facts, "command": typed(path)}, run.path)
     console.print(console_table(attacks_table(facts)))
     console.print(sentence(facts), highlight=False)
     show(console, "report", page)

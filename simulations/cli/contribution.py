@@ -8,7 +8,7 @@ import typer
 
 from fedkd.simulations.cli.arguments import RunPath, Trust
 from fedkd.simulations.cli.configs import open_run
-from fedkd.simulations.cli.ending import interruptible, show
+from fedkd.simulations.cli.ending import interruptible, show, typed
 
 
 def contribution(
@@ -45,6 +45,6 @@ def contribution(
         )
         if students:
             facts = measured.leave_one_out_students(run, space, view)
-    page = write_page(run, facts)
+    page = write_page(run, {**facts, "command": typed(path)})
     console.print(console_table(clients_table(facts)))
     show(console, "page", page)

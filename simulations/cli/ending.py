@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,12 @@ def interruptible(go_on: str) -> Iterator[None]:
         stopped = signal.SIGTERM in end.args
         print(f"{'stopped' if stopped else 'interrupted'}; {go_on}", file=sys.stderr)
         sys.exit(STOPPED if stopped else INTERRUPTED)
+
+
+def typed(path: Path) -> str:
+    """The command line that is at work, to be shown on a page: the folder by its name alone."""
+    words = [path.resolve().name if Path(w) == path else w for w in sys.argv[1:]]
+    return shlex.join(["fedkd", *words])
 
 
 def show(console: Console, name: str, path: Path) -> None:

@@ -78,7 +78,10 @@ def write(facts: Mapping[str, Any], folder: Path) -> Path:
         Page(
             title=f"{facts['run']}: audit",
             sentence=sentence(facts),
-            sections=[Section("results", "Results", cards)],
+            sections=[
+                Section("results", "Results", cards),
+                Section("again", "Again", [page.again(facts.get("command", ""))]),
+            ],
             footer=f"{facts['run']} · these numbers were computed from private images: keep them "
             "there",
         ),
