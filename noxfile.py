@@ -55,3 +55,10 @@ def lowest_dependencies(session: nox.Session) -> None:
     """The default tests with the oldest versions that pyproject.toml allows."""
     session.install("--resolution", "lowest-direct", "-e", ".[test]")
     session.run(*SUITE, *session.posargs)
+
+
+@nox.session(python="3.11")
+def docs(session: nox.Session) -> None:
+    """The site, without warnings, into `site/`."""
+    session.install("-e", ".[docs]")
+    session.run("mkdocs", "build", "--strict", *session.posargs)
