@@ -270,15 +270,13 @@ def _quiet() -> Iterator[None]:
 
 def _timm() -> Any:
     with extra("foundation", "a model `timm/...`"):
+        import fedkd.data.vision  # noqa: F401  first, since timm imports torchvision # isort: skip
         import timm
-
-        import fedkd.data.vision  # noqa: F401  (timm imports torchvision)
     return timm
 
 
 def _open_clip() -> Any:
     with extra("foundation", "a model `open_clip/...`"):
+        import fedkd.data.vision  # noqa: F401  first, since open_clip imports torchvision # isort: skip
         import open_clip
-
-        import fedkd.data.vision  # noqa: F401  (open_clip imports torchvision)
     return open_clip

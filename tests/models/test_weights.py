@@ -1,6 +1,8 @@
 """Weights from local files: what fits, what is said, what is refused; and nothing is downloaded."""
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -311,3 +313,9 @@ def test_entries_that_cannot_be_are_refused_by_name(
     with pytest.raises(ValueError, match=message) as error:
         check_entry(name, options)
     assert "\n" not in str(error.value)
+
+
+def test_timm_finds_torchvision_behind_our_door_also_when_it_is_the_first_to_ask() -> None:
+    code = "from fedkd.models.foundation import check_name; check_name('timm/resnet10t')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
