@@ -68,7 +68,8 @@ def network(model: str | nn.Module, like: Any, *, seed: int = 0, **options: obje
         like: Public images (use the transfer set: pixel statistics are taken from it). A `Network`
             comes back as it is if it fits them.
         seed: Seed of a named model's weights.
-        **options: Options of a named model; `weights` is a file that it begins with.
+        **options: Options of a named model; `weights` is a file that it begins with. Of any model,
+            `mean` and `std` per channel, if it is used to others than those of `like`.
 
     Raises:
         ValueError: an unknown name or option, a model that does not fit such images, or a file

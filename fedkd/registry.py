@@ -123,5 +123,22 @@ class Registry(Generic[T]):
             importlib.import_module(f"{self._package}.{module.name}")
 
 
+def target_name(target: object) -> str:
+    """The name `package:function` of any importable function, given so or with a dot.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parts = target.replace(":", ".").split(".") if isinstance(target, str) else []
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise ValueError(f"target: expected package.function, got {target!r}")
+    return f"{'.'.join(parts[:-1])}:{parts[-1]}"
+
+
+def is_target(name: str) -> bool:
+    """Whether a name is that of any importable function."""
+    return ":" in name
+
+
 def _callable_of(member: Any) -> Any:
     return member.__init__ if inspect.isclass(member) else member

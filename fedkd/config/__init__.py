@@ -61,6 +61,7 @@ from fedkd.config.sections import (
     check_modalities,
     dealt_heads,
     one_head,
+    with_targets,
 )
 
 __all__ = [
@@ -116,4 +117,5 @@ __all__ = [
     "read_experiment",
     "read_yaml",
     "validate",
+    "with_targets",
 ]

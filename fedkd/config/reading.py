@@ -19,6 +19,8 @@ from pydantic import ValidationError
 from fedkd.config.messages import component_at, model_at, one_line
 from fedkd.config.sections import Component, ConfigError, Experiment, Optimizer, Section
 from fedkd.io.text import nearest
+from fedkd.models.targets import NotAFunction, admit, admitted
+from fedkd.registry import is_target
 
 
 class _Loader(yaml.SafeLoader):
@@ -398,14 +400,20 @@ def _decimal(key: str) -> bool:
 
 
 def import_plugins(names: Sequence[str]) -> None:
-    """Import users' modules, which register themselves.
+    """Import users' modules, which register themselves, and admit functions that make models.
 
     Raises:
-        ConfigError: it does not exist, fails, or is hidden by an installed module of its name.
+        ConfigError: it does not exist, fails, or is hidden by an installed module of its name; or
+            a module has no such function.
     """
     for name in names:
         try:
-            importlib.import_module(name)
+            if is_target(name):
+                admit(name)
+            else:
+                importlib.import_module(name)
+        except NotAFunction as error:
+            raise ConfigError(f"plugins: {error}") from None
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"plugins: cannot import {name!r} ({error}); it must be importable from the "
@@ -416,7 +424,7 @@ def import_plugins(names: Sequence[str]) -> None:
             raise ConfigError(
                 f"plugins: importing {name!r} fails: {type(error).__name__}: {error}{where}"
             ) from error
-        first = name.split(".")[0]
+        first = name.partition(":")[0].split(".")[0]
         here = [Path.cwd() / f"{first}.py", Path.cwd() / first / "__init__.py"]
         file = getattr(sys.modules[first], "__file__", None)
         beside = [path for path in here if path.is_file()]
@@ -438,7 +446,7 @@ def import_trusted(names: Sequence[str], where: Path, *, trust: bool) -> None:
     Raises:
         ConfigError: one is needed and may not be imported; or as `import_plugins`.
     """
-    unknown = [name for name in names if name not in sys.modules]
+    unknown = [name for name in names if name not in sys.modules and not admitted(name)]
     if unknown and not trust:
         raise ConfigError(
             f"{where}: its plugin {unknown[0]!r} is not imported: it is code that whoever made the "

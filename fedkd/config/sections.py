@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
@@ -22,6 +22,7 @@ from pydantic import (
 
 from fedkd.config.messages import one_line
 from fedkd.io.text import from_ranges, nearest
+from fedkd.registry import is_target, target_name
 from fedkd.training.noisy import options as noisy
 
 
@@ -77,7 +78,10 @@ class Section(BaseModel, metaclass=_OneLine):
 
 
 class Component(BaseModel):
-    """A registered thing and its options; its name alone will do."""
+    """A registered thing and its options; its name alone will do.
+
+    `target: package.function`, of a model, is `name: package:function`.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
@@ -85,12 +89,31 @@ class Component(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "target" in value and "name" not in value:
+            rest = {key: given for key, given in value.items() if key != "target"}
+            return {"name": target_name(value["target"]), **rest}
         return {"name": value} if isinstance(value, str) else value
 
     @property
     def options(self) -> Mapping[str, Any]:
         """Everything but the name."""
         return dict(self.model_extra or {})
+
+
+def with_targets(config: Section, plugins: tuple[str, ...]) -> tuple[str, ...]:
+    """Plugins, and the functions that make models: code that a config has chosen, as they are."""
+    return tuple(dict.fromkeys([*plugins, *filter(is_target, _names(config))]))
+
+
+def _names(value: object) -> Iterator[str]:
+    if isinstance(value, Component):
+        yield value.name
+    elif isinstance(value, Section):
+        for _, part in value:
+            yield from _names(part)
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _names(part)
 
 
 # One component may stand where several may.
@@ -886,6 +909,11 @@ class Experiment(Section):
         asked = dict(asked) if isinstance(asked, Mapping | Section) else {"ask": asked}
         federation = {**dict(federation), "participation": {**asked, "start": least}}
         return {**values, "clients": most, "federation": federation}
+
+    @model_validator(mode="after")
+    def _targets(self) -> Experiment:
+        self.__dict__["plugins"] = with_targets(self, self.plugins)
+        return self
 
     @model_validator(mode="after")
     def _settle(self) -> Experiment:

@@ -19,8 +19,10 @@ from fedkd.models.network import Network, declared, declared_stages, shown
 from fedkd.models.peft import Peft, adapt
 from fedkd.models.preparation import Preparation
 from fedkd.models.taps import evaluating, find_stages
+from fedkd.models.targets import check_target, target_model
 from fedkd.models.torchvision_models import PREFIX, torchvision_model, torchvision_names
 from fedkd.randomness import seeded
+from fedkd.registry import is_target
 
 
 def model_names() -> list[str]:
@@ -47,6 +49,8 @@ def check_entry(name: str, options: Mapping[str, Any]) -> None:
             raise ValueError(f"unknown model {name!r}{nearest(name, model_names())}")
     elif name.startswith((TIMM, OPEN_CLIP)):
         check_name(name)
+    elif is_target(name):
+        check_target(name, rest)
     else:
         MODELS.check(name, rest)
 
@@ -74,9 +78,10 @@ def build_model(
     """A network with its preprocessing and taps, tried on two black images.
 
     Args:
-        model: A registered name (`resnet20`), a torchvision one (`torchvision/resnet18`), or a
-            ready module that maps normalised images to logits. A module that declares no
-            `stages` gets them from `find_stages`; the head is found by `find_classifier`.
+        model: A registered name (`resnet20`), a torchvision one (`torchvision/resnet18`), an
+            admitted function (`package:function`), or a ready module that maps normalised images
+            to logits. A module that declares no `stages` gets them from `find_stages`; the head
+            is found by `find_classifier`.
         num_classes: Width of the logits.
         in_channels: Channels of the images.
         image_size: Side of the images.
@@ -85,8 +90,9 @@ def build_model(
         seed: Run seed; the weights come from its stream `init/<name>` and the global
             generators stay untouched. A ready module keeps its weights. What `peft` freezes is
             the same for every seed.
-        options: Keyword options of the named model; `weights`, `resize` and `prompts` as in
-            `Published`; and `peft`: what of it learns (a `fedkd.models.peft.Peft`, or its options).
+        options: Keyword options of the named model; `weights`, `resize`, `prompts`, `mean` and
+            `std` as in `Published`; and `peft`: what of it learns (a `fedkd.models.peft.Peft`, or
+            its options).
         file: What it begins with; None: drawn. (The path among the options only says that images
             are prepared as for a published model.)
         classes: Names of the classes, where a file is to be compared with them or texts are made.
@@ -122,9 +128,10 @@ def build_model(
                     f"{in_channels}"
                 )
             mean, std = preparation.mean, preparation.std
-            if published.own_size:
+            if published.own_size and not is_target(name):
                 side = preparation.side
                 resize = side if side != image_size else None
+        mean, std = published.statistics(mean, std)
         parameter = next(body.parameters(), torch.empty(0))
         images = torch.zeros(2, channels, side, side, device=parameter.device)
         size = f"{in_channels}x{image_size}x{image_size}"
@@ -142,8 +149,12 @@ def build_model(
             ) from error
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != (2, num_classes):
+        hint = ""
+        if is_target(name):
+            hint = "; say in `arguments` what it calls the number of classes, channels or the size"
         raise ValueError(
-            f"model {name!r}: expected logits {(2, num_classes)} for two {size} images, got {shape}"
+            f"model {name!r}: expected logits {(2, num_classes)} for two {size} images, got "
+            f"{shape}{hint}"
         )
     if found.fault is not None:
         head = declared(body, "head_name")
@@ -192,15 +203,17 @@ def _body(
     if isinstance(model, Network):
         raise ValueError("model: expected a module that takes normalised images, got a Network")
     if isinstance(model, nn.Module):
-        if options or published != Published():
-            raise ValueError(f"model: a ready module takes no options, got {dict(options)}")
+        if options or published != Published(mean=published.mean, std=published.std):
+            raise ValueError(
+                f"model: a ready module takes no options but mean and std, got {dict(options)}"
+            )
         twice = normaliser(model)
-        if twice is not None:
+        if twice is not None and published.mean is None:
             zeros, ones = [0.0] * in_channels, [1.0] * in_channels
             raise ValueError(
                 f"model: {type(model).__name__} normalises images itself ({twice}), they would be "
                 "normalised twice; take that out, or keep it with "
-                f"fedkd.Network(model, mean={zeros}, std={ones})"
+                f"fedkd.network(model, ..., mean={zeros}, std={ones})"
             )
         return model, None
     sizes, own = (num_classes, in_channels, image_size), published.own_size
@@ -208,6 +221,8 @@ def _body(
         return torchvision_model(model, *sizes, options, own=own)
     if model.startswith(TIMM):
         return timm_model(model, *sizes, options, own=own)
+    if is_target(model):
+        return target_model(model, *sizes, options)
     if model.startswith(OPEN_CLIP):
         unit = published.prompts is not None
         return open_clip_model(model, num_classes, image_size, options, own=own, unit=unit)

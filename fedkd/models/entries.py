@@ -26,11 +26,16 @@ class Published:
             `none`: it is built for the images; None: `bicubic` if a file or prompts are given.
         prompts: Texts of the classes, a zero-shot classifier: templates with `{}` for the name of
             the class, or class -> text or texts.
+        mean: Per-channel mean of the pixels in [0, 1] that the model is used to; None: that which
+            it was published with if a file or prompts are given, else that of the images.
+        std: Likewise, the standard deviation.
     """
 
     weights: str | None = None
     resize: str | None = None
     prompts: Any = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, name: str, options: Mapping[str, Any]) -> tuple[Published, dict[str, Any]]:
@@ -40,7 +45,10 @@ class Published:
             ValueError: a value that none can be, or a key that this model cannot have.
         """
         rest = dict(options)
-        found = cls(*(rest.pop(key, None) for key in ("weights", "resize", "prompts")))
+        statistics = (_numbers(key, rest.pop(key, None)) for key in ("mean", "std"))
+        found = cls(*(rest.pop(key, None) for key in ("weights", "resize", "prompts")), *statistics)
+        if (found.mean is None) != (found.std is None):
+            raise ValueError("mean and std: expected both or none")
         if found.weights is not None and not (isinstance(found.weights, str) and found.weights):
             raise ValueError(f"weights: expected the path of a file, got {found.weights!r}")
         if found.resize not in (None, "bicubic", "none"):
@@ -64,6 +72,17 @@ class Published:
         """Whether images are brought to the model's own size."""
         return self.as_published and self.resize != "none"
 
+    def statistics(
+        self, mean: Sequence[float], std: Sequence[float]
+    ) -> tuple[Sequence[float], Sequence[float]]:
+        """These, or what stands in their place. Raises `ValueError` for other channels."""
+        if self.mean is None or self.std is None:
+            return mean, std
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != len(mean):
+                raise ValueError(f"{key}: expected {len(mean)} values, got {len(values)}")
+        return self.mean, self.std
+
     def texts(self, classes: Sequence[str]) -> list[list[str]]:
         """The texts of each class. Raises `ValueError` if one has none."""
         given = self.prompts
@@ -73,6 +92,17 @@ class Published:
                 raise ValueError(f"prompts: no text for class {missing[0]!r}")
             return [_listed(texts[name]) for name in classes]
         return [[template.replace("{}", name) for template in _listed(given)] for name in classes]
+
+
+def _numbers(key: str, given: Any) -> tuple[float, ...] | None:
+    if given is None:
+        return None
+    values = given if isinstance(given, Sequence) and not isinstance(given, str) else None
+    if not values or not all(
+        isinstance(v, int | float) and not isinstance(v, bool) for v in values
+    ):
+        raise ValueError(f"{key}: expected a number for each channel, got {given!r}")
+    return tuple(map(float, values))
 
 
 def _listed(given: str | Sequence[str]) -> list[str]:

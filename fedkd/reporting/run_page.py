@@ -136,10 +136,15 @@ def _sentence(found: Found) -> str:
     if found.asked:
         asked = statistics.mean(len(event.asked) for event in found.asked)
         part = f", {asked:.3g} of them in a round"
+    end = " and never show their own."
+    if server := experiment.teachers.server:
+        names = ", ".join(dict.fromkeys(model.name for model in server))
+        part += f" and {len(server)} of the server's own ({names})"
+        end = ". Private images are never shown."
     return (
         f"One {experiment.student.model.name} student learns from {len(found.clients)} private "
-        f"teachers ({', '.join(models)}){part}, who answer about {common} "
-        f"and never show their own. Fusion {fusion}; objective {losses}."
+        f"teachers ({', '.join(models)}){part}, who answer about {common}{end} "
+        f"Fusion {fusion}; objective {losses}."
     )
 
 

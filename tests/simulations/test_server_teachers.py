@@ -12,6 +12,8 @@ from fedkd.config import Component, ConfigError, Experiment, make_experiment
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Role
 from fedkd.knowledge.query import Images
+from fedkd.reporting.run_page import make_page
+from fedkd.reporting.run_record import Found
 from fedkd.rounds import ExperimentContext, evidence_of
 from fedkd.rounds.server_teachers import server_teachers_of
 from fedkd.runs.directory import RunDirectory
@@ -64,6 +66,8 @@ def test_it_is_one_more_teacher_of_the_ensemble(good: Tiny) -> None:
     tests = context.images(Images.TEST, None)
     assert its == accuracy(predict(network, tests.images), tests.labels)
     assert "weights good.pt" in run.read_json("versions.json")
+    sentence = make_page(Found(run)).sentence
+    assert "(mlp, cnn_tiny) and 1 of the server's own (cnn_tiny), who answer" in sentence
 
 
 def test_a_run_that_was_stopped_comes_to_the_same_student(good: Tiny) -> None:

@@ -28,6 +28,7 @@ from fedkd.config import (
     check_heads,
     check_modalities,
     dealt_heads,
+    with_targets,
 )
 from fedkd.studies.config import Name, Only, RowName, StudyConfig, changed, check_only
 
@@ -245,6 +246,11 @@ class Central(Section):
     student: Student = Student()
     distillation: Distillation = Distillation()
     resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _targets(self) -> Central:
+        self.__dict__["plugins"] = with_targets(self, self.plugins)
+        return self
 
     @model_validator(mode="after")
     def _pairs(self) -> Central:
