@@ -41,7 +41,7 @@ from fedkd.models.arguments import (
     whole,
 )
 from fedkd.models.build import build_model
-from fedkd.models.entries import file_of
+from fedkd.models.entries import place_of
 from fedkd.models.network import Network, parameter_count, shown
 from fedkd.randomness import stream_seed
 from fedkd.registry import Registry
@@ -63,8 +63,8 @@ def network(model: str | nn.Module, like: Any, *, seed: int = 0, **options: obje
     """A network for images like these: right classes, channels, size and pixel statistics.
 
     Args:
-        model: A registered name, `torchvision/<name>`, `timm/<name>`, `open_clip/<name>`, or a
-            module of yours that maps normalised images to logits.
+        model: A registered name, `torchvision/<name>`, `timm/<name>`, `open_clip/<name>`,
+            `hf/<folder>`, or a module of yours that maps normalised images to logits.
         like: Public images (use the transfer set: pixel statistics are taken from it). A `Network`
             comes back as it is if it fits them.
         seed: Seed of a named model's weights.
@@ -91,7 +91,7 @@ def network(model: str | nn.Module, like: Any, *, seed: int = 0, **options: obje
         std=std,
         seed=seed,
         options=options,
-        file=file_of(options, None),
+        file=place_of(model, options, None) if isinstance(model, str) else None,
         classes=like.classes,
         notify=logger.warning,
     )

@@ -44,12 +44,13 @@ from fedkd.knowledge.kinds import Logits, VirtualLogits
 from fedkd.losses import LOSSES
 from fedkd.models import MODELS
 from fedkd.models.build import build_model, check_entry
-from fedkd.models.entries import file_of
+from fedkd.models.entries import place_of
+from fedkd.models.hub import HF
 from fedkd.models.network import Network
 from fedkd.privacy.release import RELEASES
 from fedkd.privacy.release.base import Release
 from fedkd.randomness import stream_seed
-from fedkd.registry import Registry
+from fedkd.registry import Registry, is_target
 from fedkd.training.noisy.pair import check_unlearning, paired, with_new_head
 from fedkd.training.optimizers import Optimizer
 
@@ -383,6 +384,7 @@ def build_network(
     Raises:
         ConfigError: no such model, it cannot take the images, or the file does not fit.
     """
+    root = root or data_root(experiment)
     try:
         return build_model(
             model.name,
@@ -393,7 +395,8 @@ def build_network(
             std=data.std,
             seed=stream_seed(experiment.seed, *names),
             options=model.options,
-            file=file_of(model.options, root or data_root(experiment)) if load else None,
+            file=place_of(model.name, model.options, root) if load else None,
+            root=root,
             classes=classes or data.classes,
             whole=whole,
             notify=notify,
@@ -659,10 +662,11 @@ def check_model(model: Component, where: str) -> None:
 
 
 def _check_frozen(model: Component, where: str) -> None:
-    """Refuse to freeze what is known to be drawn at random; plugins may bring weights."""
-    ours = model.name not in MODELS.names() or (
-        MODELS.get(model.name).__module__.startswith("fedkd.models")
-    )
+    """Refuse to freeze what is known to be drawn at random; others' code may bring weights."""
+    if model.name in MODELS.names():
+        ours = MODELS.get(model.name).__module__.startswith("fedkd.models")
+    else:
+        ours = not is_target(model.name) and not model.name.startswith(HF)
     if ours and "weights" not in model.options:
         raise ConfigError(
             f"{where}.peft: what is frozen would stay at its random weights; set {where}.weights "

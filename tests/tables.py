@@ -39,7 +39,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "Properties": PROPERTIES,
 }
 # Rows that stand for more than one name.
-PATTERNS = ("torchvision/<name>", "timm/<name>", "open_clip/<name>")
+PATTERNS = ("torchvision/<name>", "timm/<name>", "open_clip/<name>", "hf/<folder>")
 
 
 def options(registry: Registry[Any], name: str) -> str:

@@ -58,6 +58,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "open_clip": ("fedkd/models/foundation.py",),
     "datasets": ("fedkd/data/hugging_face.py",),
     "pyarrow": ("fedkd/data/hugging_face.py",),
+    "transformers": ("fedkd/models/hub.py",),
     "safetensors": ("fedkd/io/tensors.py",),
     "flwr": ("strategies/", "simulations/"),
     "ray": ("simulations/ray.py", "simulations/jobs.py"),

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from fedkd.io.text import nearest
 from fedkd.models import MODELS
 from fedkd.models.checks import normaliser, one_line
-from fedkd.models.entries import FOREIGN, Published, load_entry
+from fedkd.models.entries import FOREIGN, Published, load_entry, place_of
 from fedkd.models.foundation import OPEN_CLIP, TIMM, check_name, open_clip_model, timm_model
 from fedkd.models.head import find_classifier
+from fedkd.models.hub import HF, check_folder, hub_channels, hub_model
 from fedkd.models.network import Network, declared, declared_stages, shown
 from fedkd.models.peft import Peft, adapt
 from fedkd.models.preparation import Preparation
@@ -49,6 +50,8 @@ def check_entry(name: str, options: Mapping[str, Any]) -> None:
             raise ValueError(f"unknown model {name!r}{nearest(name, model_names())}")
     elif name.startswith((TIMM, OPEN_CLIP)):
         check_name(name)
+    elif name.startswith(HF):
+        check_folder(name)
     elif is_target(name):
         check_target(name, rest)
     else:
@@ -57,7 +60,7 @@ def check_entry(name: str, options: Mapping[str, Any]) -> None:
 
 def is_known(name: str) -> bool:
     """Whether some library here has such a model, plugins apart."""
-    return name.startswith((TIMM, OPEN_CLIP)) or name in model_names()
+    return name.startswith((TIMM, OPEN_CLIP, HF)) or name in model_names()
 
 
 def build_model(
@@ -71,6 +74,7 @@ def build_model(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
     file: Path | None = None,
+    root: Path | None = None,
     classes: Sequence[str] = (),
     whole: bool = False,
     notify: Callable[[str], None] = lambda _text: None,
@@ -95,6 +99,7 @@ def build_model(
             its options).
         file: What it begins with; None: drawn. (The path among the options only says that images
             are prepared as for a published model.)
+        root: Folder that a path in the model's name starts from; None: this one.
         classes: Names of the classes, where a file is to be compared with them or texts are made.
         whole: Whether the head must be in the file too.
         notify: Called with what the user should know of the file.
@@ -115,12 +120,15 @@ def build_model(
             raise ValueError(f"{key}: expected {in_channels} values, got {len(values)}")
     published, rest = Published.of(name, options)
     channels, side, resize = in_channels, image_size, None
+    folder = place_of(name, {}, root) if name.startswith(HF) else None
     with seeded(seed if peft is None else 0, "init", name):
         if in_channels == 1 and (
-            name.startswith(OPEN_CLIP) or (published.as_published and name.startswith(FOREIGN))
+            hub_channels(folder) == 3
+            if folder is not None
+            else name.startswith(OPEN_CLIP) or (published.as_published and name.startswith(FOREIGN))
         ):
             channels, mean, std = 3, [*mean] * 3, [*std] * 3
-        body, preparation = _body(model, num_classes, channels, image_size, rest, published)
+        body, preparation = _body(model, num_classes, channels, image_size, rest, published, folder)
         if preparation is not None and published.as_published:
             if len(preparation.mean) != channels:
                 raise ValueError(
@@ -199,6 +207,7 @@ def _body(
     image_size: int,
     options: Mapping[str, Any],
     published: Published,
+    folder: Path | None,
 ) -> tuple[nn.Module, Preparation | None]:
     if isinstance(model, Network):
         raise ValueError("model: expected a module that takes normalised images, got a Network")
@@ -221,6 +230,14 @@ def _body(
         return torchvision_model(model, *sizes, options, own=own)
     if model.startswith(TIMM):
         return timm_model(model, *sizes, options, own=own)
+    if folder is not None:
+        body, preparation = hub_model(model, folder, *sizes, options, own=own)
+        if preparation is None and published.mean is None:
+            raise ValueError(
+                f"model {model!r}: its folder does not say how images are normalised (no "
+                "preprocessor_config.json with image_mean and image_std); set mean and std"
+            )
+        return body, preparation
     if is_target(model):
         return target_model(model, *sizes, options)
     if model.startswith(OPEN_CLIP):

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.models.foundation import OPEN_CLIP, TIMM, check_name, reads_texts, zero_shot
+from fedkd.models.hub import HF, hub_files, hub_weights
 from fedkd.models.network import Network
 from fedkd.models.torchvision_models import PREFIX
 from fedkd.models.weights import load_weights, read_weights
 
-FOREIGN = (PREFIX, TIMM, OPEN_CLIP)
+FOREIGN = (PREFIX, TIMM, OPEN_CLIP, HF)
 """Prefixes of models that other libraries build."""
 
 
@@ -51,6 +52,10 @@ class Published:
             raise ValueError("mean and std: expected both or none")
         if found.weights is not None and not (isinstance(found.weights, str) and found.weights):
             raise ValueError(f"weights: expected the path of a file, got {found.weights!r}")
+        if name.startswith(HF):
+            if found.weights is not None:
+                raise ValueError("weights: the folder has its own; take weights out")
+            found = replace(found, weights=name.removeprefix(HF))
         if found.resize not in (None, "bicubic", "none"):
             raise ValueError(f"resize: expected bicubic or none, got {found.resize!r}")
         if found.resize is not None and not name.startswith(FOREIGN):
@@ -127,15 +132,29 @@ def _check_prompts(name: str, prompts: Any, options: Mapping[str, Any]) -> None:
         raise ValueError(f"prompts: model {name!r}: {reason}; take one with CLIP's own tokenizer")
 
 
-def file_of(options: Mapping[str, Any], root: Path | None) -> Path | None:
-    """The file of weights that an entry names, from a folder that relative paths start from."""
-    given = options.get("weights")
+def place_of(name: str, options: Mapping[str, Any], root: Path | None) -> Path | None:
+    """The file of weights that an entry names, or its folder; relative paths start from `root`."""
+    given = name.removeprefix(HF) if name.startswith(HF) else options.get("weights")
     return None if given is None else (root or Path()) / Path(str(given)).expanduser()
 
 
-def frozen_of(options: Mapping[str, Any], root: Path) -> Path | None:
-    """The file without which a saved network of an entry is not whole: where a part is frozen."""
-    return file_of(options, root) if "peft" in options else None
+def files_of(name: str, options: Mapping[str, Any], root: Path | None) -> dict[str, Path]:
+    """All files that an entry's network is read from, as the config names them.
+
+    Raises:
+        ValueError: one is missing in a folder; one line.
+    """
+    place = place_of(name, options, root)
+    if place is None:
+        return {}
+    if name.startswith(HF):
+        return {f"{name.removeprefix(HF)}/{key}": path for key, path in hub_files(place).items()}
+    return {str(options["weights"]): place}
+
+
+def frozen_of(name: str, options: Mapping[str, Any], root: Path) -> Path | None:
+    """What a saved network of an entry is not whole without: where a part is frozen."""
+    return place_of(name, options, root) if "peft" in options else None
 
 
 def load_entry(
@@ -153,7 +172,7 @@ def load_entry(
         network: Of `build_model` with these options.
         name: Of the model.
         options: Of the entry, but for what of it learns.
-        path: The file that it is to begin with; `file_of`.
+        path: The file or folder that it is to begin with; `place_of`.
         classes: Names of the classes.
         whole: Whether the head must be in the file too.
 
@@ -163,7 +182,7 @@ def load_entry(
     Raises:
         ValueError: the file is not there or does not fit; one line.
     """
-    file = read_weights(path)
+    file = hub_weights(name, path) if name.startswith(HF) else read_weights(path)
     published, rest = Published.of(name, options)
     count = network.head.out_features if network.head is not None else len(classes)
     what = f"{name} for {count} classes"

@@ -98,7 +98,7 @@ def timm_model(
         module: nn.Module = make(short, pretrained=False, **{**more, **given})
         return module
 
-    with _told(name):
+    with named_errors(name):
         if own or "img_size" in options:
             body = built()
         else:
@@ -181,7 +181,7 @@ def zero_shot(
         raise ValueError(f"{'; '.join(wrong[:3])}{more}")
     clip.load_state_dict(dict(weights))
     clip.eval()
-    with _told(name):
+    with named_errors(name):
         length = getattr(clip, "context_length", None)
         tokenizer = _open_clip().get_tokenizer(name.removeprefix(OPEN_CLIP), context_length=length)
     with torch.no_grad():
@@ -206,7 +206,7 @@ def reads_texts(name: str, options: Mapping[str, Any]) -> str | None:
 
 def _clip(name: str, options: Mapping[str, Any], image_size: int | None) -> Any:
     check_name(name)
-    with _told(name), _quiet():
+    with named_errors(name), _quiet():
         return _open_clip().create_model(
             name.removeprefix(OPEN_CLIP),
             pretrained=None,
@@ -238,7 +238,7 @@ def _changed(name: str, options: Mapping[str, Any], image_size: int | None) -> d
 
 
 def _output_width(name: str, visual: nn.Module, side: int) -> int:
-    with torch.no_grad(), _told(name):
+    with torch.no_grad(), named_errors(name):
         was = visual.training
         found = visual.eval()(torch.zeros(1, 3, side, side))
         visual.train(was)
@@ -247,7 +247,7 @@ def _output_width(name: str, visual: nn.Module, side: int) -> int:
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
+def named_errors(name: str) -> Iterator[None]:
     """Name the model in whatever its library raises."""
     try:
         yield

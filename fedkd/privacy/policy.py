@@ -18,6 +18,7 @@ from pydantic import Field
 from fedkd.config import Component, Experiment, Fraction, NamedList, Positive, Section, load_config
 from fedkd.fusion.base import Fusion
 from fedkd.knowledge.kinds import Kind
+from fedkd.models.hub import HF
 
 Mechanism = Literal["none", "label_dp", "dp_sgd"]
 _STRENGTH: dict[str, int] = {"none": 0, "label_dp": 1, "dp_sgd": 2}
@@ -225,7 +226,8 @@ def _datasets(experiment: Experiment) -> Iterator[Component]:
 
 def _below_root(model: Component) -> None:
     """A file that the server names is one of those that this node keeps for such runs."""
-    given = model.options.get("weights")
+    folder = model.name.startswith(HF)
+    given = model.name.removeprefix(HF) if folder else model.options.get("weights")
     path = PurePath(str(given))
     if given is not None and (path.is_absolute() or ".." in path.parts or path.parts[:1] == ("~",)):
         raise PolicyRefused(

@@ -31,7 +31,7 @@ from fedkd.knowledge.kinds import Kind, Logits, VirtualLogits
 from fedkd.knowledge.payload import Bank, Knowledge, Teacher, fuse
 from fedkd.knowledge.query import Images, Query
 from fedkd.models.checks import check_training
-from fedkd.models.entries import file_of
+from fedkd.models.entries import files_of
 from fedkd.models.network import Network, parameter_count
 from fedkd.privacy.leaks import check_leaks
 from fedkd.privacy.model_check import check_private
@@ -456,9 +456,8 @@ class ExperimentContext:
         noisy = self.experiment.teachers.noisy if names[0] == "teacher" else None
         partner = None if noisy is None else noisy.partner.model
         for each in (model,) if partner is None else (model, partner):
-            path = file_of(each.options, self.root)
-            if load and path is not None:
-                self.weights[str(each.options["weights"])] = file_hash(path)
+            for name, path in files_of(each.name, each.options, self.root).items() if load else ():
+                self.weights[name] = file_hash(path)
         return network
 
     def _rehearse(self) -> None:

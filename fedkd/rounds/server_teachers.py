@@ -18,7 +18,8 @@ from fedkd.knowledge.extract import Unreadable, extract, shapes
 from fedkd.knowledge.kinds import DataStatistic, Kind, Logits, VirtualLogits
 from fedkd.knowledge.payload import Bank, Knowledge, Role, Teacher
 from fedkd.knowledge.query import Images
-from fedkd.models.entries import file_of
+from fedkd.models.entries import files_of
+from fedkd.models.hub import HF
 from fedkd.models.network import Network, parameter_count
 from fedkd.rounds.context import ExperimentContext
 from fedkd.training.evaluation import accuracy
@@ -91,8 +92,7 @@ class ServerTeachers:
         context, where = self._context, f"teachers.server.{number}"
         if "peft" in model.options:
             raise ConfigError(f"{where}.peft: nothing of it is trained; take peft out")
-        path = file_of(model.options, context.root)
-        if path is None:
+        if "weights" not in model.options and not model.name.startswith(HF):
             raise ConfigError(
                 f"{where}: {model.name!r} is trained by nobody: set {where}.weights to a file, or "
                 "leave it out"
@@ -115,7 +115,8 @@ class ServerTeachers:
             raise ConfigError(f"{where}: {model.name!r}: {error}{wanting}") from None
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from None
-        context.weights[str(model.options["weights"])] = file_hash(path)
+        for name, path in files_of(model.name, model.options, context.root).items():
+            context.weights[name] = file_hash(path)
         return network.to(device_of(context.experiment)).eval()
 
 

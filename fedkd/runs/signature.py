@@ -141,7 +141,8 @@ class Signature(Section):
                 mean=self.mean,
                 std=self.std,
                 options=model.options,
-                file=frozen_of(model.options, Path(self.root)),
+                file=frozen_of(model.name, model.options, Path(self.root)),
+                root=Path(self.root),
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None

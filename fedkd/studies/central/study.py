@@ -29,7 +29,7 @@ from fedkd.data.images import ImageSet
 from fedkd.distillation.batches import EXAMPLE, Statistics
 from fedkd.io.tensors import file_hash, load_state
 from fedkd.models.costs import size_of
-from fedkd.models.entries import file_of
+from fedkd.models.entries import files_of
 from fedkd.models.network import Network
 from fedkd.randomness import seeded, stream_seed
 from fedkd.rounds import Notify, computing, silent
@@ -460,8 +460,11 @@ def _files(config: DistillConfig, images: Images) -> dict[str, str]:
     models = [*teachers.models, config.experiment.student.model]
     models += [m for run in config.runs().values() for m in run.distillation.assistants]
     for model in models:
-        if (path := file_of(model.options, images.root)) is not None:
-            found[str(model.options["weights"])] = file_hash(path)
+        try:
+            files = files_of(model.name, model.options, images.root)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        found |= {name: file_hash(path) for name, path in files.items()}
     return found
 
 

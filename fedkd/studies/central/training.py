@@ -38,7 +38,7 @@ from fedkd.io.meters import Meter
 from fedkd.io.tensors import load_state
 from fedkd.models.build import build_model, is_known
 from fedkd.models.costs import size_of
-from fedkd.models.entries import file_of, frozen_of
+from fedkd.models.entries import frozen_of, place_of
 from fedkd.models.network import Network
 from fedkd.models.noise import add_noise
 from fedkd.randomness import stream, stream_seed
@@ -306,7 +306,10 @@ class Images:
                 std=self.std,
                 seed=seed,
                 options=model.options,
-                file=file_of(model.options, self.root) if load and file is None else file,
+                file=place_of(model.name, model.options, self.root)
+                if load and file is None
+                else file,
+                root=self.root,
                 classes=classes,
                 whole=file is not None,
                 notify=self._note,
@@ -694,7 +697,8 @@ def _built(path: Path, trust: bool) -> tuple[Network, dict[str, Any]]:
                 std=[1.0] * channels,
                 seed=seed,
                 options=model.options,
-                file=frozen_of(model.options, files_root(None)),
+                file=frozen_of(model.name, model.options, files_root(None)),
+                root=files_root(None),
             ),
         )
         network.load_state_dict(saved["weights"])
