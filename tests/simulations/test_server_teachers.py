@@ -19,6 +19,7 @@ from fedkd.rounds.server_teachers import server_teachers_of
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import RoundFinished
 from fedkd.simulations.local import run_local
+from fedkd.simulations.ray import run_ray
 from fedkd.training.evaluation import accuracy, predict
 from fedkd.training.supervised import fit
 from tests.conftest import Tiny
@@ -163,3 +164,8 @@ def test_a_zero_shot_classifier_teaches_by_its_cosines(
     assert float(logits.abs().max()) <= float(scale[0]) * (1 + 1e-4)
     run = run_local(experiment)
     assert len(run.events(RoundFinished)[-1].server_teachers) == 1
+
+
+@pytest.mark.slow
+def test_ray_comes_to_the_same_student(good: Tiny) -> None:
+    assert student(run_ray(good())) == student(run_local(good()))

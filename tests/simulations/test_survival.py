@@ -16,6 +16,7 @@ import yaml
 from fedkd.runs.directory import RunDirectory
 from fedkd.simulations.local import run_local
 from tests.conftest import TINY, Tiny
+from tests.simulations.test_weights_in_runs import saved
 
 #: A part of clients that come and go, and codecs whose answers are changes of earlier ones.
 DRAWN: dict[str, Any] = {
@@ -29,6 +30,13 @@ DRAWN: dict[str, Any] = {
             "sampler": {"name": "trace", "there": {1: "1-2", 2: "1, 4-", 3: "2-", 4: "3, 5"}},
         },
     },
+}
+
+#: Adapters beside the weights of a file, sent back to the clients.
+ADAPTER = {"name": "cnn_tiny", "weights": "net.pt", "peft": {"method": "lora", "r": 2}}
+ADAPTED: dict[str, Any] = {
+    "teachers": {**TINY["teachers"], "models": [ADAPTER], "feedback": {"use": "init"}},
+    "student": {"model": ADAPTER},
 }
 
 
@@ -56,13 +64,20 @@ def runs_in(folder: Path) -> list[Path]:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("runner", "more", "wanted"),
-    [("local", {}, 20), ("ray", {}, 20), ("local", DRAWN, 10)],
-    ids=["local", "ray", "drawn"],
+    [("local", {}, 20), ("ray", {}, 20), ("local", DRAWN, 10), ("local", ADAPTED, 4)],
+    ids=["local", "ray", "drawn", "adapted"],
 )
 def test_kills_at_random_moments_change_nothing(
-    tmp_path: Path, runner: str, more: dict[str, Any], wanted: int
+    tmp_path: Path,
+    tiny: Tiny,
+    monkeypatch: pytest.MonkeyPatch,
+    runner: str,
+    more: dict[str, Any],
+    wanted: int,
 ) -> None:
     """With Ray the whole tree is killed: server, raylet and the clients' actors."""
+    monkeypatch.setenv("FEDKD_DATA", str(tmp_path))
+    saved(tiny(), "cnn_tiny", tmp_path / "net.pt")
     config = tmp_path / "tiny.yaml"
     values = {**TINY, "rounds": 4, "output": str(tmp_path / "runs"), **more}
     config.write_text(yaml.safe_dump(values), encoding="utf-8")

@@ -146,5 +146,10 @@ def test_a_node_opens_no_file_of_the_servers_choice(
 
 
 @pytest.mark.slow
-def test_ray_comes_to_the_same_student(begins: Experiment) -> None:
+@pytest.mark.parametrize("peft", [False, True])
+def test_ray_comes_to_the_same_student(begins: Experiment, tiny: Tiny, peft: bool) -> None:
+    if peft:
+        entry = "{name: cnn_tiny, weights: net.pt, peft: lora}"
+        models = (f"teachers.models=[{entry}]", f"student.model={entry}")
+        begins = tiny(*models, "teachers.feedback.use=init")
     assert student(run_ray(begins)) == student(run_local(begins))
