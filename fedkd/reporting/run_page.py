@@ -179,9 +179,11 @@ def _tiles(found: Found) -> list[Tile]:
 
 def _results(found: Found) -> list[Card]:
     clients, shown = found.run.experiment.clients, len(found.listed)
-    who = f"The {fmt.count(clients, 'teacher')}"
+    server = len(found.run.experiment.teachers.server)
+    who = f"The {fmt.count(clients + server, 'teacher')}"
     if shown < clients:
         who = f"{shown:,} of {fmt.count(clients, 'teacher')}: those that were asked last"
+        who += ", and the server's" if server else ""
     when = "in the last round that asked it, " if found.asked else ""
     part = ""
     if found.run.experiment.teachers.classes is not None:

@@ -57,7 +57,8 @@ def results_table(found: Found) -> Table:
         rows.append(Row(cells, key, begins=key in ("ensemble", "oracle")))
 
     parameters = count(best["parameters"], "parameter") if "parameters" in best else ""
-    source = f"{count(len(found.clients), 'teacher')} on {count(size, 'transfer image')}"
+    teachers = len(found.clients) + len(experiment.teachers.server)
+    source = f"{count(teachers, 'teacher')} on {count(size, 'transfer image')}"
     note = ", ".join(filter(None, (model, parameters)))
     add("student", "student", source, found.accuracy("student"), note=note)
     if best.get("best_accuracy", 0) > best.get("accuracy", math.inf):

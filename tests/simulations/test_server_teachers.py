@@ -67,8 +67,9 @@ def test_it_is_one_more_teacher_of_the_ensemble(good: Tiny) -> None:
     tests = context.images(Images.TEST, None)
     assert its == accuracy(predict(network, tests.images), tests.labels)
     assert "weights good.pt" in run.read_json("versions.json")
-    sentence = make_page(Found(run)).sentence
-    assert "(mlp, cnn_tiny) and 1 of the server's own (cnn_tiny), who answer" in sentence
+    page = make_page(Found(run))
+    assert "(mlp, cnn_tiny) and 1 of the server's own (cnn_tiny), who answer" in page.sentence
+    assert page.sections[0].cards[1].fold == "The 4 teachers"
 
 
 def test_a_run_that_was_stopped_comes_to_the_same_student(good: Tiny) -> None:
