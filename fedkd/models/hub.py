@@ -204,8 +204,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _transformers() -> Any:
+    import fedkd.data.vision  # noqa: F401  (transformers imports torchvision)
+
     with extra("foundation", "a model `hf/...`"):
         import transformers
-
-        import fedkd.data.vision  # noqa: F401  (transformers imports torchvision)
     return transformers
