@@ -269,8 +269,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _timm() -> Any:
-    import fedkd.data.vision  # noqa: F401  (timm imports torchvision)
-
     with extra("foundation", "a model `timm/...`"):
         import fedkd.data.vision  # noqa: F401  first, since timm imports torchvision # isort: skip
         import timm
@@ -278,8 +276,6 @@ def _timm() -> Any:
 
 
 def _open_clip() -> Any:
-    import fedkd.data.vision  # noqa: F401  (open_clip imports torchvision)
-
     with extra("foundation", "a model `open_clip/...`"):
         import fedkd.data.vision  # noqa: F401  first, since open_clip imports torchvision # isort: skip
         import open_clip

@@ -204,8 +204,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _transformers() -> Any:
-    import fedkd.data.vision  # noqa: F401  (transformers imports torchvision)
-
     with extra("foundation", "a model `hf/...`"):
+        import fedkd.data.vision  # noqa: F401  first, since it imports torchvision # isort: skip
         import transformers
     return transformers
