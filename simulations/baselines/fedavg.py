@@ -99,7 +99,7 @@ def average(
             for (client, network), request in zip(networks.items(), requests, strict=True):
                 examples = len(context.data.shard(client))
                 replies.append(meter.answer(request, travel.up(network), examples))
-        with _quiet():
+        with quiet():
             arrays, _ = strategy.aggregate_train(number, replies)
         assert arrays is not None
         travel.load(student, arrays)
@@ -152,7 +152,7 @@ def at_least_one(name: str, key: str, value: int | None) -> int | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the lines that Flower logs for every aggregation."""
     logger = logging.getLogger("flwr")
     level = logger.level

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -34,15 +35,18 @@ def sweep(
 
 @app.command("plan")
 def plan_(config: Config, overrides: Overrides = None) -> None:
-    """What a private config costs round by round, before anything is trained."""
+    """What a private config costs round by round, or each row of a sweep, before any training."""
     from rich.table import Table
 
-    from fedkd.config import Experiment
+    from fedkd.config import Experiment, read_config
     from fedkd.privacy.accounting import Steps
     from fedkd.privacy.accounting import epsilon as epsilon_of
     from fedkd.privacy.plan import plan
     from fedkd.simulations.cli.screen import screen
 
+    if read_config(config).get("study") == "privacy sweep":
+        _plan_sweep(config, overrides or [])
+        return
     experiment = load(Experiment, config, overrides or [], "privacy plan")
     planned = plan(experiment)
     if planned is None:
@@ -71,3 +75,35 @@ def plan_(config: Config, overrides: Overrides = None) -> None:
         f"{mechanism.expected_batch_size:g} expected, rate {steps.sample_rate:.4g}",
         highlight=False,
     )
+
+
+def _plan_sweep(config: str, overrides: Sequence[str]) -> None:
+    """What each row of a sweep spends by DP-SGD."""
+    from rich.table import Table
+
+    from fedkd.privacy.plan import plan
+    from fedkd.simulations.cli.screen import screen
+    from fedkd.simulations.cli.study import kind_named
+
+    kind = kind_named("privacy sweep").study
+    study = kind(load(kind.config_class, config, overrides, "privacy sweep"))
+    table = Table(title=f"{study.config.name}: what one client spends", title_justify="left")
+    table.add_column("row")
+    for title in ("epsilon", "delta", "noise multiplier", "steps a round", "rounds"):
+        table.add_column(title, justify="right")
+    for cell in study.cells:
+        if cell.seed != study.config.seeds[0]:
+            continue
+        planned = plan(cell.experiment)
+        if planned is None:
+            continue
+        table.add_row(
+            cell.name,
+            f"{planned.epsilon:g}",
+            f"{planned.delta:.0e}",
+            f"{planned.steps.noise_multiplier:.4g}",
+            str(planned.steps.count),
+            str(planned.rounds),
+        )
+    screen().print(table)
+    screen().print("Rows without DP-SGD promise nothing, or by a release.", highlight=False)

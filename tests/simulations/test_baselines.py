@@ -25,6 +25,8 @@ from fedkd.simulations.baselines.dsfl import sharpened
 from fedkd.simulations.baselines.fd import class_means, of_the_others, pull_towards
 from fedkd.simulations.baselines.fedavg import held
 from fedkd.simulations.baselines.fedmd import _Distance
+from fedkd.simulations.baselines.fedproto import mean_prototypes, prototype_distance
+from fedkd.simulations.baselines.fml import mutual_loss
 from fedkd.simulations.baselines.local_only import trained_alone
 from fedkd.simulations.baselines.loop import (
     distill_client,
@@ -40,6 +42,7 @@ from fedkd.training.supervised import fit
 
 CLIENTS, TRANSFER, CLASSES = 3, 400, 10
 ONE_ROUND = ("one_shot", "one_shot_ensemble", "pate_vote")
+OF_ONE_WIDTH = ("fedproto",)
 LOW_RANK = ("fedavg_lora", "ffa_lora", "fedex_lora")
 BY_WEIGHTS = ("fedavg", "fedprox", "feddf")
 SILENT = ("local_only", "centralised")
@@ -167,7 +170,9 @@ def test_another_seed_gives_another_result(outcomes: dict[str, Outcome]) -> None
     assert facts(run("fedavg", "seed=1")) != facts(outcomes["fedavg"])
 
 
-@pytest.mark.parametrize("name", sorted({*BASELINES.names()} - {*BY_WEIGHTS, *LOW_RANK}))
+@pytest.mark.parametrize(
+    "name", sorted({*BASELINES.names()} - {*BY_WEIGHTS, *LOW_RANK, *OF_ONE_WIDTH})
+)
 def test_clients_may_have_networks_of_their_own(name: str) -> None:
     mixed = ("teachers.models=[mlp,cnn_tiny]", "rounds=1", "teachers.epochs=1")
     assert len(run(name, *mixed, "distillation.epochs=1").rounds) == 1
@@ -186,6 +191,8 @@ def test_averaging_refuses_other_networks_than_the_students(name: str) -> None:
         ("fedprox", {"mu": -1.0}),
         ("fedmd", {"digest_epochs": 0}),
         ("fd", {"gamma": -0.1}),
+        ("fedproto", {"weight": -0.1}),
+        ("fml", {"weight": -0.1}),
         ("dsfl", {"temperature": 0.0}),
         ("pate_vote", {"sigma": -1.0}),
     ],
@@ -497,3 +504,41 @@ def test_fd_sends_a_matrix_and_never_predictions(outcomes: dict[str, Outcome]) -
     size = CLIENTS * CLASSES * (CLASSES * 4 + 1)
     for result in outcomes["fd"].rounds:
         assert size < result.up < size + CLIENTS * 1500
+
+
+# -- FedProto and FML ----------------------------------------------------------------------
+
+
+def test_prototypes_are_means_of_those_who_have_a_class_and_pull_no_one_else() -> None:
+    first = {"means": torch.tensor([[1.0, 3.0], [0.0, 0.0]]), "known": torch.tensor([True, False])}
+    second = {"means": torch.tensor([[3.0, 5.0], [0.0, 0.0]]), "known": torch.tensor([True, False])}
+    shared = mean_prototypes([first, second])
+    assert shared["means"][0].tolist() == [2.0, 4.0]
+    assert shared["known"].tolist() == [True, False]
+    features = torch.tensor([[2.0, 2.0], [9.0, 9.0]], requires_grad=True)
+    distance = prototype_distance(features, **shared, labels=torch.tensor([0, 1]))
+    assert float(distance) == 1.0  # (0 + 4 + 0 + 0) / 4
+    (gradient,) = torch.autograd.grad(distance, features)
+    assert gradient.tolist() == [[0.0, -1.0], [0.0, 0.0]]
+
+
+def test_prototypes_want_features_of_one_width() -> None:
+    with pytest.raises(ConfigError, match=r"those of client 0 are \d+ wide and those of client 1"):
+        run("fedproto", "teachers.models=[mlp,cnn_tiny]")
+
+
+def test_without_its_term_fedproto_is_everybody_alone() -> None:
+    alone, proto = run("local_only"), run("fedproto", weight=0.0)
+    assert [r.accuracy for r in proto.rounds] == [r.accuracy for r in alone.rounds]
+
+
+def test_mutual_learning_holds_each_to_the_other_and_neither_through_the_other() -> None:
+    one = torch.tensor([[2.0, 0.0]], requires_grad=True)
+    other = torch.tensor([[0.0, 1.0]], requires_grad=True)
+    labels = torch.tensor([0])
+    loss = mutual_loss(one, other, labels, weight=0.5)
+    p, q = one.softmax(1), other.softmax(1)
+    expected = -p[0, 0].log() + 0.5 * (q * (q.log() - p.log())).sum()
+    assert float(loss) == pytest.approx(float(expected))
+    loss.backward()
+    assert other.grad is None

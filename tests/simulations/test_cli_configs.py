@@ -1,5 +1,6 @@
 """Each command takes its kind of config and of folder, and names the command of another kind."""
 
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -132,3 +133,24 @@ def test_the_help_of_a_command_shows_what_its_arguments_are(
 ) -> None:
     """Lost by typer below 0.21 beside click from 8.5 on: see the bounds in pyproject.toml."""
     assert text in fedkd(command, "--help")[1]
+
+
+def test_a_sweep_is_planned_row_by_row(fedkd: Fedkd, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(
+        """
+study: privacy sweep
+epsilons: [inf, 10]
+experiment:
+  rounds: 1
+  clients: 2
+  data: {dataset: synthetic, transfer: {size: 40}, partition: iid}
+  teachers: {models: [mlp], epochs: 1}
+mechanisms:
+  dp: {fusion: [uniform], teachers.privacy: {nominal_size: 100, delta: 1.0e-3}}
+"""
+    )
+    code, out, err = fedkd("privacy", "plan", sweep)
+    assert (code, err) == (0, "")
+    assert re.search(r"dp-10 .*10 .*1e-03 .*\d\.\d+ .*7 .*1 ", out)
+    assert "dp-inf" not in out

@@ -1,0 +1,125 @@
+"""A private and a shared network at each client, which learn from each other; one is averaged."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedkd.build import local_training
+from fedkd.data.images import ImageSet
+from fedkd.data.views import Draws, augmented
+from fedkd.losses.kd import kd_loss
+from fedkd.models.network import Network
+from fedkd.randomness import seeded, stream, stream_seed
+from fedkd.rounds import ExperimentContext, computing
+from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.baselines.base import Baseline, OnRound, Outcome
+from fedkd.simulations.baselines.fedavg import quiet
+from fedkd.simulations.baselines.loop import RoundLog, asked, fresh_student, fresh_teachers, model
+from fedkd.simulations.baselines.traffic import MessageMeter, load, read, weights
+from fedkd.training.loop import Measured, Phase, train_epochs
+from fedkd.training.numerics import numerics
+from fedkd.training.optimizers import Optimizer
+
+PAIR = Phase("a client's two networks", "lower teachers.optimizer.lr", "teachers.batch_size")
+
+
+@BASELINES.register("fml")
+class FML(Baseline):
+    """Averages a copy of the student at each client, which learns with the client's own network.
+
+    Args:
+        weight: Of what each of the two learns from the other, beside its cross entropy: the paper's
+            (1 - alpha) / alpha, with its alpha = beta = 1/2.
+
+    References:
+        Shen et al., "Federated Mutual Learning", 2020, https://arxiv.org/abs/2006.16765
+    """
+
+    def __init__(self, *, weight: float = 1.0) -> None:
+        if weight < 0:
+            raise ValueError(f"baseline 'fml': weight must not be negative, got {weight}")
+        self.weight = weight
+
+    def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
+        """All rounds."""
+        log = RoundLog(context, on_round)
+        experiment, data = context.experiment, context.data
+        student, networks = fresh_student(context), fresh_teachers(context)
+        copy = fresh_student(context).to(networks[0].mean.device)
+        strategy = FlowerFedAvg()
+        for number in range(1, experiment.rounds + 1):
+            meter, replies = MessageMeter(number), []
+            for client in asked(context, number):
+                request = meter.ask(client, weights(student))
+                load(copy, read(request))
+                shard = data.shard(client)
+                with computing(experiment.resources, experiment.resources.client_cpus):
+                    learn_together(
+                        networks[client],
+                        copy,
+                        shard,
+                        weight=self.weight,
+                        seed=stream_seed(experiment.seed, "teach", client, number),
+                        **local_training(experiment.teachers),
+                    )
+                replies.append(meter.answer(request, weights(copy), len(shard)))
+            with quiet():
+                arrays, _ = strategy.aggregate_train(number, replies)
+            assert arrays is not None
+            load(student, arrays)
+            log.end_round([model(student)], meter)
+        return log.outcome([model(student)], uses_transfer=False)
+
+
+def mutual_loss(
+    logits: Tensor, others: Tensor, labels: Tensor, *, weight: float, label_smoothing: float = 0.0
+) -> Tensor:
+    """Cross entropy, and `weight` times KL(other || own) to the other's answers, a scalar."""
+    own = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    return own + weight * kd_loss(logits, others.detach(), temperature=1.0).mean()
+
+
+def learn_together(
+    private: Network,
+    shared: Network,
+    shard: ImageSet,
+    *,
+    weight: float,
+    seed: int,
+    epochs: int,
+    batch_size: int,
+    augment: str,
+    label_smoothing: float,
+    optimizer: Optimizer,
+) -> None:
+    """Train both networks (in place) on the same batches, each by `mutual_loss`."""
+    assert shard.labels is not None
+    device = private.mean.device
+    pixels, labels_of = shard.images.to(device), shard.labels.to(device)
+    learn = partial(mutual_loss, weight=weight, label_smoothing=label_smoothing)
+    draws, both = Draws(seed, device), nn.ModuleList([private, shared])
+
+    def measure(epoch: int, step: int, index: Tensor) -> Measured:
+        images, labels = pixels[index], labels_of[index]
+        if augment != "none":
+            images = augmented(images, augment, draws.of(epoch, step, "augment"))
+        one, other = private(images), shared(images)
+        loss = learn(one, other, labels) + learn(other, one, labels)
+        return Measured(loss, len(index))
+
+    with numerics(device, "float32"), seeded(seed, "teacher"):
+        train_epochs(
+            both,
+            len(shard),
+            measure,
+            optimizer,
+            PAIR,
+            epochs=epochs,
+            batch_size=batch_size,
+            order=stream(seed, "order"),
+            draws=draws,
+        )
