@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -46,39 +47,52 @@ class FedProto(Baseline):
 
     def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds. Raises `ConfigError` if networks have features of different widths."""
-        log = RoundLog(context, on_round)
-        experiment, data = context.experiment, context.data
-        networks = fresh_teachers(context)
-        models = [model(network) for network in networks]
-        _check_widths(networks, data.transfer.images.images[:2])
-        shared: dict[str, Tensor] = {}
-        for number in range(1, experiment.rounds + 1):
-            meter, answers = MessageMeter(number), {}
-            for client in asked(context, number):
-                network, shard = networks[client], data.shard(client)
-                news = {name: value.numpy() for name, value in shared.items()} or None
-                request = meter.ask(client, news)
-                received = tensors(read(request))
-                pull = Prototypes(network, received, self.weight) if received else None
-                with computing(experiment.resources, experiment.resources.client_cpus):
-                    try:
-                        fit(
-                            network,
-                            shard,
-                            **local_training(experiment.teachers),
-                            seed=stream_seed(experiment.seed, "teach", client, number),
-                            pull=pull,
-                            phase=replace(TEACHER, remedy="lower teachers.optimizer.lr or weight"),
-                        )
-                    finally:
-                        if pull is not None:
-                            pull.remove()
-                    means, known = class_features(network, shard)
-                reply = meter.answer(request, {"means": means.numpy(), "known": known.numpy()})
-                answers[client] = tensors(read(reply))
-            shared = mean_prototypes(list(answers.values()))
-            log.end_round(models, meter)
-        return log.outcome(models, uses_transfer=False)
+        return prototype_rounds(
+            "fedproto", context, on_round, self.weight, lambda _, answers: mean_prototypes(answers)
+        )
+
+
+Merge = Callable[[int, list[dict[str, Tensor]]], dict[str, Tensor]]
+"""(round, the clients' `means` (C, D) and `known` (C,)) -> what is sent to all of them."""
+
+
+def prototype_rounds(
+    name: str, context: ExperimentContext, on_round: OnRound, weight: float, merge: Merge
+) -> Outcome:
+    """Rounds in which clients send the mean features of their classes, and are held to others."""
+    log = RoundLog(context, on_round)
+    experiment, data = context.experiment, context.data
+    networks = fresh_teachers(context)
+    models = [model(network) for network in networks]
+    _check_widths(name, networks)
+    shared: dict[str, Tensor] = {}
+    for number in range(1, experiment.rounds + 1):
+        meter, answers = MessageMeter(number), {}
+        for client in asked(context, number):
+            network, shard = networks[client], data.shard(client)
+            news = {key: value.numpy() for key, value in shared.items()} or None
+            request = meter.ask(client, news)
+            received = tensors(read(request))
+            pull = Prototypes(network, received, weight) if received and weight else None
+            with computing(experiment.resources, experiment.resources.client_cpus):
+                try:
+                    fit(
+                        network,
+                        shard,
+                        **local_training(experiment.teachers),
+                        seed=stream_seed(experiment.seed, "teach", client, number),
+                        pull=pull,
+                        phase=replace(TEACHER, remedy="lower teachers.optimizer.lr or weight"),
+                    )
+                finally:
+                    if pull is not None:
+                        pull.remove()
+                means, known = class_features(network, shard)
+            reply = meter.answer(request, {"means": means.numpy(), "known": known.numpy()})
+            answers[client] = tensors(read(reply))
+        shared = merge(number, list(answers.values()))
+        log.end_round(models, meter)
+    return log.outcome(models, uses_transfer=False)
 
 
 class Prototypes:
@@ -146,19 +160,19 @@ def mean_prototypes(answers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {"means": total / counts.clamp(min=1)[:, None], "known": counts > 0}
 
 
-def _check_widths(networks: list[Network], images: Tensor) -> None:
+def _check_widths(name: str, networks: list[Network]) -> None:
     widths: dict[int, int] = {}
     for client, network in enumerate(networks):
         if network.head is None:
             raise ConfigError(
-                f"methods: 'fedproto' reads what enters the last linear layer, and the network of "
+                f"methods: {name!r} reads what enters the last linear layer, and the network of "
                 f"client {client} ends in something else; leave the method out"
             )
         widths.setdefault(network.head.in_features, client)
     if len(widths) > 1:
         (one, first), (other, second), *_ = widths.items()
         raise ConfigError(
-            f"methods: 'fedproto' averages features, but those of client {first} are {one} wide "
+            f"methods: {name!r} averages features, but those of client {first} are {one} wide "
             f"and those of client {second} {other}; set teachers.models to networks of one width, "
             "or leave the method out"
         )

@@ -1,5 +1,6 @@
 """The baselines: they learn, repeat themselves, count their bytes and follow their papers."""
 
+import json
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +27,7 @@ from fedkd.simulations.baselines.fd import class_means, of_the_others, pull_towa
 from fedkd.simulations.baselines.fedavg import held
 from fedkd.simulations.baselines.fedmd import _Distance
 from fedkd.simulations.baselines.fedproto import mean_prototypes, prototype_distance
+from fedkd.simulations.baselines.fedtgp import adaptive_margin, tgp_loss
 from fedkd.simulations.baselines.fml import mutual_loss
 from fedkd.simulations.baselines.local_only import trained_alone
 from fedkd.simulations.baselines.loop import (
@@ -42,7 +44,7 @@ from fedkd.training.supervised import fit
 
 CLIENTS, TRANSFER, CLASSES = 3, 400, 10
 ONE_ROUND = ("one_shot", "one_shot_ensemble", "pate_vote")
-OF_ONE_WIDTH = ("fedproto",)
+OF_ONE_WIDTH = ("fedproto", "fedtgp")
 LOW_RANK = ("fedavg_lora", "ffa_lora", "fedex_lora")
 BY_WEIGHTS = ("fedavg", "fedprox", "feddf")
 SILENT = ("local_only", "centralised")
@@ -193,6 +195,8 @@ def test_averaging_refuses_other_networks_than_the_students(name: str) -> None:
         ("fd", {"gamma": -0.1}),
         ("fedproto", {"weight": -0.1}),
         ("fml", {"weight": -0.1}),
+        ("fedtgp", {"threshold": -0.1}),
+        ("fedtgp", {"server_epochs": 0}),
         ("dsfl", {"temperature": 0.0}),
         ("pate_vote", {"sigma": -1.0}),
     ],
@@ -517,7 +521,7 @@ def test_prototypes_are_means_of_those_who_have_a_class_and_pull_no_one_else() -
     assert shared["known"].tolist() == [True, False]
     features = torch.tensor([[2.0, 2.0], [9.0, 9.0]], requires_grad=True)
     distance = prototype_distance(features, **shared, labels=torch.tensor([0, 1]))
-    assert float(distance) == 1.0  # (0 + 4 + 0 + 0) / 4
+    assert float(distance.detach()) == 1.0  # (0 + 4 + 0 + 0) / 4
     (gradient,) = torch.autograd.grad(distance, features)
     assert gradient.tolist() == [[0.0, -1.0], [0.0, 0.0]]
 
@@ -532,6 +536,19 @@ def test_without_its_term_fedproto_is_everybody_alone() -> None:
     assert [r.accuracy for r in proto.rounds] == [r.accuracy for r in alone.rounds]
 
 
+def test_trained_prototypes_are_those_of_the_published_code() -> None:
+    case = json.loads((Path(__file__).parents[1] / "golden" / "prototypes.json").read_text())
+    given = {name: torch.tensor(value).double() for name, value in case["inputs"].items()}
+    centres = given["tgp_centres"].requires_grad_()
+    loss = tgp_loss(given["tgp_proto"], centres, given["tgp_y"].long(), case["margin"])
+    assert float(loss.detach()) == pytest.approx(case["value"], rel=1e-7)
+    (gradient,) = torch.autograd.grad(loss, centres)
+    assert torch.allclose(gradient, torch.tensor(case["grad"]).double(), atol=1e-8)
+    means = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 5.0]])
+    assert adaptive_margin(means, 100.0) == pytest.approx(5.0)
+    assert adaptive_margin(means, 2.0) == 2.0
+
+
 def test_mutual_learning_holds_each_to_the_other_and_neither_through_the_other() -> None:
     one = torch.tensor([[2.0, 0.0]], requires_grad=True)
     other = torch.tensor([[0.0, 1.0]], requires_grad=True)
@@ -539,6 +556,6 @@ def test_mutual_learning_holds_each_to_the_other_and_neither_through_the_other()
     loss = mutual_loss(one, other, labels, weight=0.5)
     p, q = one.softmax(1), other.softmax(1)
     expected = -p[0, 0].log() + 0.5 * (q * (q.log() - p.log())).sum()
-    assert float(loss) == pytest.approx(float(expected))
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()))
     loss.backward()
     assert other.grad is None
