@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # `X as X`: re-exported, for type checkers
     from fedkd.losses.base import DistillationLoss as DistillationLoss
     from fedkd.models import MODELS as MODELS
     from fedkd.models.network import Network as Network
+    from fedkd.runs.students import load_student as load_student
     from fedkd.training.evaluation import evaluate as evaluate
     from fedkd.training.optimizers import Optimizer as Optimizer
 
@@ -50,6 +51,7 @@ _PUBLIC = {
     "load_experiment": "config",
     "make_experiment": "config",
     "load_dataset": "data.datasets",
+    "load_student": "runs.students",
     "ImageSet": "data.images",
     "federate": "data.splits",
     "distill": "distillation.trainer",

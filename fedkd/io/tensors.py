@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedkd.io.extras import extra
 
@@ -40,6 +42,14 @@ def load_state(path: Path) -> State:
         reason = " ".join(str(error).split()).split(". ")[0][:300]  # the rest is advice to trust it
         raise RuntimeError(f"cannot read {path}: {type(error).__name__}: {reason}") from error
     return state
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """Write tensors as safetensors, with plain text about them."""
+    from safetensors.torch import save_file
+
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(whole, path, dict(about))
 
 
 def file_hash(path: Path) -> str:

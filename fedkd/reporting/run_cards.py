@@ -107,11 +107,23 @@ def calibration_card(found: Found) -> Card | None:
     sets = {who: asdict(s.calibration) for who, s in found.scores.items() if s.calibration}
     if not sets:
         return None
+    scaled = found.summary.get("temperature")
+    note = ""
+    if scaled is not None:
+        last = [(name, sets.pop(name)) for name in list(sets) if name != "student"]
+        sets = {**sets, "student, scaled": scaled["calibration"], **dict(last)}
+        about = "validation images" if scaled["source"] == "validation" else (
+            "transfer images, against the targets it learnt from"
+        )  # fmt: skip
+        note = (
+            f" Scaled: logits divided by {scaled['value']:.3g}, which was found on "
+            f"{count(scaled['images'], about)}; `predict` and exports use it."
+        )
     return half(
         "Calibration",
         "On the dashed line a prediction of 80 % is right four times in five; points below it "
-        "are over-confident. The small bars show where the samples lie. ECE is the mean distance "
-        "from the line: 0 % is best.",
+        "are over-confident, points above it under-confident. The small bars show where the "
+        f"samples lie. ECE is the mean distance from the line: 0 % is best.{note}",
         draw.calibration_figure(sets),
     )
 

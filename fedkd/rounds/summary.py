@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import cast
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from fedkd.build import build_optimizer, local_training
 from fedkd.data.images import ImageSet
 from fedkd.models.network import parameter_count
@@ -28,10 +32,11 @@ from fedkd.runs.results import (
     ScoresRecord,
     StudentRecord,
     Summary,
+    TemperatureRecord,
     Traffic,
     listed,
 )
-from fedkd.training.evaluation import evaluate
+from fedkd.training.evaluation import best_temperature, calibration, evaluate, predict
 from fedkd.training.supervised import fit
 
 
@@ -94,6 +99,8 @@ def summarise(server: Server, *, seconds: float, clients_here: bool = True) -> S
         "seconds": seconds_by_phase(rounds) | {"total": seconds},
         "costs": costs_of(server.context, rounds, clients_here=clients_here),
     }
+    if (scaled := _temperature(server)) is not None:
+        summary["temperature"] = scaled
     if last.detection:
         summary["detection"] = {
             who: cast(DetectionRecord, asdict(found)) for who, found in last.detection.items()
@@ -121,6 +128,48 @@ def summarise(server: Server, *, seconds: float, clients_here: bool = True) -> S
         server.notify("phase", round=None, phase=name)
         summary[name] = _baseline(server, name)
     return summary
+
+
+def _temperature(server: Server) -> TemperatureRecord | None:
+    """What makes the student's confidence right; no weight moves by it.
+
+    On the validation images where there are some. Else on the transfer images, against the labels
+    or the fused answers that it learnt from; under a release these are not what left the teachers,
+    so that nothing is done.
+    """
+    data, experiment = server.context.data, server.experiment
+    if data.heads is not None:  # each would want its own
+        return None
+    if len(data.validation):
+        source, images, labels = "validation", data.validation.images, data.validation.labels
+    elif experiment.release is not None:
+        return None
+    else:
+        source, images, labels = (
+            "transfer",
+            data.transfer.images.images,
+            data.transfer.images.labels,
+        )
+        if labels is None:
+            labels = _answers(server)
+    if labels is None or len(labels) != len(images):
+        return None
+    value = best_temperature(predict(server.student, images), labels)
+    tests = predict(server.student, data.test.images) / value
+    assert data.test.labels is not None
+    after = asdict(calibration(tests, data.test.labels))
+    return {"value": value, "source": source, "images": len(images), "calibration": after}
+
+
+def _answers(server: Server) -> Tensor | None:
+    """The class that the fused teachers of the last round with answers give each transfer image."""
+    for event in reversed(server.run.events(RoundFinished)):
+        try:
+            fused = server.run.knowledge(event.round).fused("probabilities")
+        except (OSError, ValueError):
+            continue
+        return torch.from_numpy(np.array(fused, np.float32)).argmax(dim=1)
+    return None
 
 
 def bytes_by_phase(messages: list[MessageCounted]) -> dict[str, Traffic]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,13 +24,14 @@ from fedkd.data.transfer import conform
 from fedkd.io.tensors import State
 from fedkd.models.network import Network
 from fedkd.models.peft import merged
-from fedkd.runs.directory import RunDirectory, write_json
+from fedkd.runs.directory import RunDirectory, network_hash, write_json
+from fedkd.runs.hub import read_folder, write_folder
 from fedkd.runs.images import run_data
 from fedkd.runs.onnx_files import OnnxStudent, milliseconds, write_int8, write_onnx
 from fedkd.runs.signature import SIGNATURE, Signature, read_signature
 from fedkd.training.evaluation import accuracy
 
-FORMATS = {"torch": "student.pt2", "onnx": "student.onnx"}
+FORMATS = {"torch": "student.pt2", "onnx": "student.onnx", "safetensors": "student"}
 CHECKED = 256  # images on which an exported file is compared with the student
 TESTED = 2000  # test images on which a quantised one is
 RANGES = 200  # images that its ranges come from
@@ -49,9 +51,12 @@ class Trained:
         seen: Gives images that it learnt from, likewise.
         together: Of a student that sees several modalities at once, the shape of each.
         heads: Of a student with several heads, how many of the classes each has.
+        temperature: What its logits are divided by before they are probabilities.
+        summary: What its run came to; empty where that is not known.
+        recipe: What it was trained with, in words.
     """
 
-    network: Network | OnnxStudent
+    network: Network | OnnxStudent | nn.Module
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     about: Mapping[str, Any]
@@ -60,56 +65,105 @@ class Trained:
     seen: Callable[[], Tensor]
     together: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     heads: Mapping[str, int] = field(default_factory=dict)
+    temperature: float = 1.0
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Probabilities (B, C) of uint8 images (B, channels, height, width), of each head."""
+        with torch.no_grad():
+            logits: Tensor = self.network(images)
+        parts = spans(self.heads or {"": len(self.classes)}).values()
+        each = [torch.softmax(logits[:, part] / self.temperature, dim=1) for part in parts]
+        return torch.cat(each, dim=1)
+
+    def predict(self, file: str | Path, top: int = 3) -> list[tuple[str, float]]:
+        """The most probable classes of a picture file, best first. Raises as `predict_files`."""
+        ((_, answers),) = predict_files(self, [Path(file)], top=top)
+        return answers
 
     @classmethod
     def of(cls, run: RunDirectory) -> Trained:
         """A run's. Raises `ConfigError` if it has none yet, or one of its files is damaged."""
         signature = signature_of(run)
         together = signature.together or {}
+        network = _load(run, signature)
+        summary = run.read_json("summary.json") or {}
+        if summary.get("hash") != network_hash(network):  # of another round
+            summary = {}
+        temperature = float((summary.get("temperature") or {}).get("value", 1.0))
+        # Nothing of the machine that it was made on.
+        about = signature.model_dump(mode="json", exclude={"root", "plugins"})
         return cls(
-            _load(run, signature),
+            network,
             signature.classes,
             signature.shape,
-            # Nothing of the machine that it was made on.
-            signature.model_dump(mode="json", exclude={"root", "plugins"}),
+            {**about, "temperature": temperature},
             run.path,
             lambda: run_data(run).test,
             lambda: run_data(run).transfer.images.images,
             {n: together[n].shape for n in signature.modality if n in together},
             signature.heads or {},
+            temperature,
+            summary,
+            _recipe(run),
         )
 
     @classmethod
     def of_file(cls, path: Path) -> Trained:
-        """An exported student. Raises `ConfigError` if the file is none."""
+        """A student exported to `.onnx` or `.pt2`. Raises `ConfigError` if the file is none."""
         try:
+            if path.suffix == ".pt2":
+                if not zipfile.is_zipfile(path):
+                    raise ValueError("not an archive")  # torch would write much about it
+                extra_files = {SIGNATURE: ""}
+                student: OnnxStudent | nn.Module = torch.export.load(
+                    path, extra_files=extra_files
+                ).module()
+                return cls._of_about(student, json.loads(extra_files[SIGNATURE]), path)
             student = OnnxStudent(path)
-            about = json.loads(student.about or "")
-            pictures = about["pictures"]
-            shape = (int(pictures["channels"]), int(pictures["height"]), int(pictures["width"]))
-            classes = tuple(map(str, about["classes"]))
-            heads = {str(name): int(n) for name, n in (about.get("heads") or {}).items()}
-            own = about.get("together") or {}
-            together = {
-                str(name): (
-                    int(own[name]["channels"]),
-                    int(own[name]["height"]),
-                    int(own[name]["width"]),
-                )
-                for name in about.get("modality", ())
-                if name in own
-            }
-        except (ValueError, KeyError, TypeError) as error:
+            return cls._of_about(student, json.loads(student.about or ""), path)
+        except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
             problem = str(error) if str(error).startswith(f"{path}: ") else (
-                f"{path}: expected an .onnx file that fedkd export wrote, this one does not say "
-                "which classes and pictures it is for"
+                f"{path}: expected an {path.suffix} file that fedkd export wrote, this one does "
+                "not say which classes and pictures it is for"
             )  # fmt: skip
             raise ConfigError(problem) from None
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Trained:
+        """A student exported with `--format safetensors`. Raises `ConfigError` if it is none."""
+        network, about = read_folder(folder)
+        return cls._of_about(network, about, folder / "config.json")
+
+    @classmethod
+    def _of_about(
+        cls, student: OnnxStudent | nn.Module, about: Mapping[str, Any], path: Path
+    ) -> Trained:
+        """What an export holds, with what it says about itself. Raises if that is not enough."""
+        pictures = about["pictures"]
+        shape = (int(pictures["channels"]), int(pictures["height"]), int(pictures["width"]))
+        classes = tuple(map(str, about["classes"]))
+        own = about.get("together") or {}
+        together = {
+            str(name): (
+                int(own[name]["channels"]),
+                int(own[name]["height"]),
+                int(own[name]["width"]),
+            )
+            for name in about.get("modality", ())
+            if name in own
+        }
 
         def nothing() -> Any:
             raise ConfigError(f"{path}: the images of an exported student are not known")
 
-        return cls(student, classes, shape, about, path.parent, nothing, nothing, together, heads)
+        temperature = float(about.get("temperature", 1.0))
+        heads = {str(name): int(n) for name, n in (about.get("heads") or {}).items()}
+        return cls(
+            student, classes, shape, about, path.parent, nothing, nothing, together, heads,
+            temperature,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -219,21 +273,22 @@ def _predictions(
                 _say(error, on_error)
                 continue
             file = file[0] if isinstance(file, tuple) else file
-            with torch.no_grad():
-                logits = student.network(pixels[None])[0]
-            if not logits.isfinite().all():
+            probabilities = student(pixels[None])[0]
+            if not probabilities.isfinite().all():
                 raise RuntimeError(
                     f"the student's logits for {file} are not finite: its weights are not usable"
                 )
             parts = spans(student.heads or {"": len(student.classes)})
-            each = [_best(student, logits, part, top) for part in parts.values()]
+            each = [_best(student, probabilities, part, top) for part in parts.values()]
             yield file, [pair for best in each for pair in best]
 
 
-def _best(student: Trained, logits: Tensor, part: slice, top: int) -> list[tuple[str, float]]:
+def _best(
+    student: Trained, probabilities: Tensor, part: slice, top: int
+) -> list[tuple[str, float]]:
     """The most probable of some of the classes, best first."""
     names = student.classes[part]
-    best = torch.softmax(logits[part], dim=0).topk(min(top, len(names)))
+    best = probabilities[part].topk(min(top, len(names)))
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [(names[index], value) for index, value in pairs]
 
@@ -299,9 +354,10 @@ def export_student(
 
     Args:
         run: A run with at least one finished round, or another student.
-        format: `torch` (a `torch.export` program, `.pt2`) or `onnx`.
-        output: File to write; default: `student.pt2` or `student.onnx` (`student.int8.onnx`) in
-            the run directory.
+        format: `torch` (a `torch.export` program, `.pt2`), `onnx`, or `safetensors` (a folder
+            with weights, what they need, and a model card, as hubs take it).
+        output: File to write, or of `safetensors` a folder; default: `student.pt2`,
+            `student.onnx` (`student.int8.onnx`) or `student` in the run directory.
         quantise: `int8`: 8-bit weights and activations, whose ranges come from images that the
             student learnt from. What it comes to is written beside the file, as `.json`.
         max_loss: Points of test accuracy (0 to 100) that this may cost; None: one.
@@ -317,10 +373,13 @@ def export_student(
     student = run if isinstance(run, Trained) else Trained.of(run)
     name = FORMATS[format] if quantise is None else f"student.{quantise}.onnx"
     path = output or student.folder / name
-    if not path.parent.is_dir() or path.is_dir():
+    folder = format == "safetensors"
+    if not path.parent.is_dir() or (path.is_file() if folder else path.is_dir()):
+        if folder and path.is_file():
+            raise ConfigError(f"--output: expected a folder to write, {path}: is a file")
         problem = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise ConfigError(f"--output: expected a file to write, {path}: {problem}")
-    if isinstance(student.network, OnnxStudent):
+    if not isinstance(student.network, Network):
         raise ConfigError("RUN: expected a run or a student of a study; this file is exported")
     if quantise is not None and student.heads:
         raise ConfigError(
@@ -346,11 +405,18 @@ def _check_quantised(format: str, quantise: str | None, max_loss: float | None) 
 def _exported(student: Trained, format: str, path: Path) -> Exported:
     images, missing = _images(student)
     assert isinstance(student.network, Network)
-    whole = merged(student.network).eval()
-    write = _write_torch if format == "torch" else write_onnx
-    again = write(whole, images, path, json.dumps(student.about))
     with torch.no_grad():
         expected = student.network(images)
+    if format == "safetensors":
+        written = write_folder(
+            student.network, path, student.about, student.summary, student.recipe
+        )
+        with torch.no_grad():
+            again = written(images)
+    else:
+        whole = merged(student.network).eval()
+        write = _write_torch if format == "torch" else write_onnx
+        again = write(whole, images, path, json.dumps(student.about))
     difference, agreement = _compared(again, expected)
     if not difference <= 1e-3 * max(1.0, float(expected.abs().max())):
         raise RuntimeError(
@@ -358,7 +424,8 @@ def _exported(student: Trained, format: str, path: Path) -> Exported:
             f"(same class on {agreement:.1%} of {len(images)} images); do not use it"
         )
     spent = milliseconds(path, images) if format == "onnx" else {}
-    size = path.stat().st_size
+    files = path.iterdir() if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files)
     return Exported(path, size, len(images), difference, agreement, missing, spent)
 
 
@@ -421,6 +488,23 @@ def _images(student: Trained) -> tuple[Tensor, str | None]:
         size = (CHECKED, *student.shape)
         pixels = torch.randint(256, size, generator=noise, dtype=torch.uint8)
         return pixels, " ".join(str(error).split())
+
+
+def _recipe(run: RunDirectory) -> dict[str, str]:
+    """What a run trained its student with, in words for a model card."""
+    experiment = run.experiment
+    data, recipe = experiment.data, experiment.distillation
+    return {
+        "teachers": ", ".join(dict.fromkeys(each.name for each in experiment.teachers.models)),
+        "clients and rounds": f"{experiment.clients}, {experiment.rounds}",
+        "data set": f"{data.dataset.name}, dealt by {data.partition.name}",
+        "transfer set": f"{data.transfer.size:,} images, "
+        f"{'labelled' if data.transfer.labelled else 'without labels'}",
+        "fusion": ", ".join(rule.name for rule in experiment.fusion),
+        "losses": ", ".join(term.name for term in recipe.losses),
+        "epochs": f"{recipe.epochs} in each round",
+        "seed": str(experiment.seed),
+    }
 
 
 def _load(run: RunDirectory, signature: Signature) -> Network:

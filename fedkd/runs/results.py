@@ -142,6 +142,19 @@ class CostsRecord(TypedDict):
     energy: NotRequired[str | None]
 
 
+class TemperatureRecord(TypedDict):
+    """What the student's logits are divided by before they are probabilities.
+
+    `source` are the images that it was found on: `validation`, with true labels, or `transfer`,
+    with the student's own targets.
+    """
+
+    value: float
+    source: str
+    images: int
+    calibration: dict[str, Any]
+
+
 class Summary(TypedDict):
     """summary.json."""
 
@@ -155,6 +168,7 @@ class Summary(TypedDict):
     transfer: TransferRecord
     test: NotRequired[dict[str, int]]
     student: StudentRecord
+    temperature: NotRequired[TemperatureRecord]
     teachers: list[TeacherRecord]
     ensemble: NotRequired[ScoresRecord | None]
     pseudo_labels: NotRequired[float | None]

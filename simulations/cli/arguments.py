@@ -29,5 +29,5 @@ Trust = Annotated[
 ]
 RunPath = Annotated[Path, typer.Argument(help="a run directory")]
 StudentPath = Annotated[
-    Path, typer.Argument(help="a run directory, or the folder of a study's student")
+    Path, typer.Argument(help="a run directory, an export, or the folder of a study's student")
 ]

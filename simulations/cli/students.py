@@ -17,17 +17,14 @@ from fedkd.simulations.failures import USER_ERROR
 
 def _student(path: Path, trust: bool) -> Any:
     """The run at `path`, a student of a study, or an exported one."""
-    from fedkd.runs.directory import RunDirectory
-    from fedkd.runs.export import Trained
+    from fedkd.runs.students import load_student
     from fedkd.studies.central.folder import ROLES
     from fedkd.studies.central.training import load_trained
     from fedkd.studies.engine import kind_of
 
-    if path.suffix == ".onnx" and path.is_file():
-        return Trained.of_file(path)
     if kind_of(path) == "distill" or any((path / f"{role}.pt").is_file() for role in ROLES):
         return load_trained(path, trust=trust)
-    return RunDirectory.open(path, trust=trust)
+    return load_student(path, trust=trust)
 
 
 def predict(
@@ -66,7 +63,9 @@ def predict(
 
 def export(
     path: StudentPath,
-    format: Annotated[str, typer.Option(help="torch (torch.export program) or onnx")] = "torch",
+    format: Annotated[
+        str, typer.Option(help="torch (torch.export program), onnx or safetensors")
+    ] = "torch",
     output: Annotated[Path | None, typer.Option(help="file to write")] = None,
     quantise: Annotated[
         str | None, typer.Option(help="int8: 8-bit weights and activations (with --format onnx)")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import fedkd
 from fedkd.config import ConfigError, make_experiment
 from fedkd.models import MODELS
 from fedkd.reporting.run_record import Found
@@ -309,7 +310,7 @@ def test_a_run_does_not_go_on_with_another_student(halfway: RunDirectory, tmp_pa
         Server(context_of_run(halfway, other), halfway)
 
 
-def test_total_seconds_are_those_of_all_sessions(halfway: RunDirectory) -> None:
+def test_total_seconds_are_those_of_all_sessions(halfway: RunDirectory, lean: None) -> None:
     (first,) = halfway.read_json("sessions.json")
     halfway.write_json("sessions.json", [first | {"seconds": 1000.0}])
     run_local(halfway.experiment, run=halfway)
@@ -386,3 +387,58 @@ def test_a_students_plugin_is_found_or_named(
         patch.syspath_prepend(tmp_path)
         assert network_hash(load_student(run)) == hash
     forget()
+
+
+@pytest.mark.parametrize("format", ["torch", "safetensors"])
+def test_an_export_is_used_without_its_run(
+    copied: RunDirectory, tmp_path: Path, format: str
+) -> None:
+    at_work = fedkd.load_student(copied.path)
+    done = export_student(copied, format, tmp_path / "exported" if format != "torch" else None)
+    assert (done.difference, done.agreement) == (0, 1)
+    moved = tmp_path / f"elsewhere{done.path.suffix}"
+    shutil.move(done.path, moved)
+    shutil.rmtree(copied.path)
+    student = fedkd.load_student(str(moved))
+    assert (student.classes, student.shape) == (NAMES, (3, 12, 12))
+    assert student.temperature == at_work.temperature != 1
+    picture(np.random.default_rng(9), "top").save(tmp_path / "new.png")
+    assert student.predict(tmp_path / "new.png") == at_work.predict(tmp_path / "new.png")
+    pixels = torch.randint(256, (2, 3, 12, 12), dtype=torch.uint8)
+    assert torch.equal(student(pixels), at_work(pixels))
+    assert torch.allclose(student(pixels).sum(1), torch.ones(2))
+
+
+def test_the_model_card_has_the_runs_numbers_and_leaves_the_licence_open(
+    copied: RunDirectory, tmp_path: Path
+) -> None:
+    folder = export_student(copied, "safetensors", tmp_path / "hub").path
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "README.md", "config.json", "model.safetensors",
+    ]  # fmt: skip
+    card, summary = (folder / "README.md").read_text("utf-8"), copied.read_json("summary.json")
+    assert card.startswith("---\nlibrary_name: fedkd\n")
+    assert "# license: which one is yours to say" in card
+    assert f"| accuracy | {100 * summary['student']['accuracy']:.1f} % |" in card
+    assert f"| hash | {summary['hash']} |" in card
+    assert "| losses | kd |" in card
+    assert "| fusion | sample_count |" in card
+    assert str(tmp_path) not in card + (folder / "config.json").read_text("utf-8")
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="not a folder that fedkd export --format safetensors"):
+        fedkd.load_student(folder)
+    with pytest.raises(ConfigError, match=r"expected a run's folder, an \.onnx or \.pt2 file"):
+        fedkd.load_student(folder / "README.md")
+    (tmp_path / "a.pt2").write_bytes(b"none")
+    with pytest.raises(ConfigError, match=r"expected an \.pt2 file that fedkd export wrote"):
+        fedkd.load_student(tmp_path / "a.pt2")
+
+
+def test_the_temperature_makes_confidence_right_and_moves_no_weight(trained: RunDirectory) -> None:
+    summary = trained.read_json("summary.json")
+    found = summary["temperature"]
+    assert (found["source"], found["images"]) == ("transfer", 20)
+    assert 0.05 <= found["value"] <= 20
+    assert found["calibration"]["ece"] <= summary["student"]["calibration"]["ece"]
+    assert network_hash(load_student(trained)) == summary["hash"]
+    assert "Scaled: logits divided by" in (trained.path / "report.html").read_text("utf-8")
