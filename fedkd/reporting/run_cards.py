@@ -112,12 +112,11 @@ def calibration_card(found: Found) -> Card | None:
     if scaled is not None:
         last = [(name, sets.pop(name)) for name in list(sets) if name != "student"]
         sets = {**sets, "student, scaled": scaled["calibration"], **dict(last)}
-        about = "validation images" if scaled["source"] == "validation" else (
-            "transfer images, against the targets it learnt from"
-        )  # fmt: skip
+        images = count(scaled["images"], f"{scaled['source']} image")
+        by = "" if scaled["source"] == "validation" else ", against the targets it learnt from"
         note = (
-            f" Scaled: logits divided by {scaled['value']:.3g}, which was found on "
-            f"{count(scaled['images'], about)}; `predict` and exports use it."
+            f" Scaled: logits divided by {scaled['value']:.3g}, which was found on {images}{by}; "
+            "predictions and exports use it."
         )
     return half(
         "Calibration",

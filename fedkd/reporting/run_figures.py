@@ -468,13 +468,13 @@ def calibration_figure(sets: Mapping[str, Mapping[str, Any]]) -> Figure:
         drawn: draw.Look = {
             "width": width * 0.92,
             "align": "edge",
-            "color": WHO.get(name, draw.TEACHER),
+            "color": WHO.get(name.split(",")[0], draw.TEACHER),
         }
         top.bar(left, np.nan_to_num(right), alpha=0.3, **drawn)
         top.plot([0, 1], [0, 1], color=draw.GREY, ls="--", lw=1)
         known = counts > 0
         top.plot(sure[known], right[known], color=drawn["color"], marker="o", ms=3.5, lw=1.4)
-        top.set_title(f"{name} · ECE {100 * float(bins['ece']):.1f} %")
+        top.set_title(f"{name}\nECE {100 * float(bins['ece']):.1f} %")
         top.set_ylim(0, 1)
         top.set_xticks([0, 0.5, 1], [])
         below.bar(left, counts / max(counts.sum(), 1), **drawn)
