@@ -46,7 +46,8 @@ def load_state(path: Path) -> State:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
     """Write tensors as safetensors, with plain text about them."""
-    from safetensors.torch import save_file
+    with extra("hf", f"writing {path.name}"):
+        from safetensors.torch import save_file
 
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(whole, path, dict(about))

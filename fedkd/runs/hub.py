@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.config import ConfigError
-from fedkd.io.extras import extra
 from fedkd.io.tensors import load_state, save_tensors
 from fedkd.models.build import build_model, is_known
 from fedkd.models.network import Network
@@ -52,8 +51,6 @@ def write_folder(
             "--format safetensors: the student is adapters on a frozen network; take --format "
             "torch or onnx, which hold both"
         )
-    with extra("hf", "--format safetensors"):
-        import safetensors  # noqa: F401
     folder.mkdir(exist_ok=True)
     save_tensors(folder / WEIGHTS, network.state_dict(), {"format": "pt"})
     text = json.dumps({"library_name": "fedkd", **about}, indent=2)
