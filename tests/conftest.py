@@ -1,7 +1,8 @@
 """A federation small enough to run in a second."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,20 @@ TINY: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_pages(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs draw no page, which takes longer than the run, but in a module with `PAGES = True`."""
+    job = sys.modules.get("fedkd.simulations.job")
+    if job is None or getattr(request.module, "PAGES", False):
+        yield
+    else:
+        with mock.patch.object(job, "write_report"):
+            yield
+
+
 @pytest.fixture
-def lean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs measure no baselines and draw no page, which takes longer than the run."""
-    monkeypatch.setattr("fedkd.simulations.job.write_report", lambda *_: None)
+def lean() -> None:
+    """Runs of `tiny` measure no baselines."""
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +74,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
         from fedkd.simulations.local import run_local
 
         output = f"output={tmp_path_factory.mktemp('shared')}"
-        with mock.patch("fedkd.simulations.job.write_report"):
-            return run_local(make_experiment(TINY, [output, "evaluation.baselines=[]", *overrides]))
+        return run_local(make_experiment(TINY, [output, "evaluation.baselines=[]", *overrides]))
 
     return run
 

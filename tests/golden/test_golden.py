@@ -10,6 +10,7 @@ from tests.golden.file import differences, expected
 from tests.golden.machine import machine
 from tests.golden.paths import PATHS, values_of
 
+PAGES = True  # where a path asks for one
 SMOKE = ("resume", "privacy", "unlearn", "contribution", "audit", "distill", "attack", "api")
 
 

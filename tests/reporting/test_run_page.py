@@ -31,6 +31,7 @@ from fedkd.runs.events import (
 )
 from fedkd.training.evaluation import Calibration, Scores
 
+PAGES = True
 NAN = float("nan")
 
 

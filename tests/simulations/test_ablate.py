@@ -100,10 +100,7 @@ def test_two_factors_make_a_table_with_gaps_where_nothing_is_finished() -> None:
     assert two_way(CELLS[:3], ORDER) == [[0.1, 0.2], [0.3, None]]
 
 
-def test_an_ablation_ends_with_table_pictures_and_csv(
-    ablation: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fedkd.simulations.job.write_report", lambda *_: None)
+def test_an_ablation_ends_with_table_pictures_and_csv(ablation: Make) -> None:
     grid = {"fusion": ["uniform", "entropy"], "student.model": ["cnn_tiny", "mlp"]}
     study = AblationStudy(ablation(grid, experiment={**TINY, "rounds": 1}))
     folder = StudyFolder.new(study.config)

@@ -21,6 +21,7 @@ from fedkd.simulations.local import run_local
 from tests.conftest import Tiny
 from tests.simulations.conftest import Fedkd
 
+PAGES = True
 ROOT = Path(__file__).parents[2]
 
 

@@ -59,8 +59,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     """`fake` is a baseline, and nobody has run it yet."""
     BASELINES.names()
     monkeypatch.setitem(BASELINES._members, "fake", Fake)
-    # The pages of fedkd's single runs are not what is tested here, and take the most time.
-    monkeypatch.setattr("fedkd.simulations.job.write_report", lambda *_: None)
     CALLS.clear()
 
 

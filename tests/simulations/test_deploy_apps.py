@@ -85,7 +85,8 @@ def test_the_checkout_is_hashed_as_flower_bundles_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no checkout"):
         checkout_hash(tmp_path)
     root = Path(__file__).parents[2]
-    assert read_apps(checkout_hash(root)) == {checkout_hash(root)}
+    found = checkout_hash(root)
+    assert read_apps(found) == {found}
 
 
 @pytest.mark.parametrize("words", ["", "any", "*", "0" * 63, "A" * 64, f"{'0' * 64} x"])

@@ -92,18 +92,17 @@ def test_flwr_run_gives_the_same_student_and_refuses_another_federation(
     flower: Callable[..., str], tiny: Tiny, tmp_path: Path
 ) -> None:
     config = tmp_path / "tiny.yaml"
-    config.write_text(tiny().to_yaml())
+    config.write_text(tiny("evaluation.baselines=[]").to_yaml())
     output = tmp_path / "flower-runs"
     settings = f"config='{config}' overrides='rounds=1 seed=3' output='{output}'"
 
-    right = submit(flower, 3, settings)
+    right, wrong = (submit(flower, nodes, settings) for nodes in (3, 2))
     assert wait_for(flower, right) == "finished:completed", flower("log", right, "--show")
     (path,) = output.iterdir()
-    ours = run_local(tiny("rounds=1", "seed=3"))
+    ours = run_local(tiny("rounds=1", "seed=3", "evaluation.baselines=[]"))
     theirs = RunDirectory.open(path)
     assert theirs.read_json("summary.json")["hash"] == ours.read_json("summary.json")["hash"]
 
-    wrong = submit(flower, 2, settings)
     assert wait_for(flower, wrong) == "finished:failed"
     assert "the experiment has 3 clients, the federation has 2 nodes" in flower(
         "log", wrong, "--show"

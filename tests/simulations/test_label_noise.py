@@ -67,9 +67,8 @@ def column(run: RunDirectory) -> list[str] | None:
 
 
 def test_teachers_and_student_know_the_given_labels_alone(
-    tiny: Tiny, absurd: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, absurd: Callable[[], None]
 ) -> None:
-    monkeypatch.setattr("fedkd.simulations.job.write_report", lambda *_: None)
     words = (*SMALL, "evaluation.baselines=[ceiling]")
     clean, noisy = run_local(tiny(*words)), run_local(tiny(*words, NOISE))
     assert "wrong_labels" not in clean.read_json("summary.json")

@@ -1,7 +1,6 @@
 """What all kinds of studies have in common: resume, failures, folder, page, exit codes."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -109,13 +108,12 @@ def command(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def finished(command: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def finished(command: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished study of each kind."""
-    with mock.patch("fedkd.simulations.job.write_report"):
-        study = made(command)
-        folder = StudyFolder.new(study.config, tmp_path_factory.mktemp("studies"))
-        assert run_study(study, folder)["finished"]
-        yield folder.path
+    study = made(command)
+    folder = StudyFolder.new(study.config, tmp_path_factory.mktemp("studies"))
+    assert run_study(study, folder)["finished"]
+    return folder.path
 
 
 def made(command: str, *overrides: str) -> Study[Any, Any]:

@@ -93,9 +93,8 @@ def test_teachers_under_a_budget_are_never_shared(sweep: Make) -> None:
 
 
 def test_a_sweep_ends_with_table_and_picture_and_inf_is_the_plain_path(
-    sweep: Make, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+    sweep: Make, tiny: Tiny
 ) -> None:
-    monkeypatch.setattr("fedkd.simulations.job.write_report", lambda *_: None)
     config = sweep()
     folder = StudyFolder.new(config)
     found = run_study(SweepStudy(config), folder)

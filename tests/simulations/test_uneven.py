@@ -48,9 +48,7 @@ def uneven(scans: Path, *words: str) -> Any:
 
 @pytest.fixture(scope="module")
 def finished(scans: Path) -> RunDirectory:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedkd.simulations.job.write_report", lambda *_: None)
-        return run_local(uneven(scans))
+    return run_local(uneven(scans))
 
 
 def test_uneven_classes_are_measured_without_being_asked_for(finished: RunDirectory) -> None:
