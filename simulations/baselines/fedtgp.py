@@ -50,7 +50,8 @@ class FedTGP(Baseline):
 
     def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds. Raises `ConfigError` if networks have features of different widths."""
-        seed, made = context.experiment.seed, []
+        seed = context.experiment.seed
+        made: list[Centres] = []
 
         def merge(number: int, answers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
             if not made:
