@@ -81,6 +81,7 @@ def _plan_sweep(config: str, overrides: Sequence[str]) -> None:
     """What each row of a sweep spends by DP-SGD."""
     from rich.table import Table
 
+    from fedkd.config import Experiment
     from fedkd.privacy.plan import plan
     from fedkd.simulations.cli.screen import screen
     from fedkd.simulations.cli.study import kind_named
@@ -94,6 +95,7 @@ def _plan_sweep(config: str, overrides: Sequence[str]) -> None:
     for cell in study.cells:
         if cell.seed != study.config.seeds[0]:
             continue
+        assert isinstance(cell.experiment, Experiment)
         planned = plan(cell.experiment)
         if planned is None:
             continue
