@@ -94,6 +94,7 @@ def network(model: str | nn.Module, like: Any, *, seed: int = 0, **options: obje
         file=place_of(model, options, None) if isinstance(model, str) else None,
         classes=like.classes,
         notify=logger.warning,
+        public=like.images,
     )
 
 

@@ -400,6 +400,7 @@ def build_network(
             classes=classes or data.classes,
             whole=whole,
             notify=notify,
+            public=data.transfer.images.images,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None

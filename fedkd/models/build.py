@@ -19,6 +19,7 @@ from fedkd.models.hub import HF, check_folder, hub_channels, hub_model
 from fedkd.models.network import Network, declared, declared_stages, shown
 from fedkd.models.peft import Peft, adapt
 from fedkd.models.preparation import Preparation
+from fedkd.models.small import PrincipalClassifier
 from fedkd.models.taps import evaluating, find_stages
 from fedkd.models.targets import check_target, target_model
 from fedkd.models.torchvision_models import PREFIX, torchvision_model, torchvision_names
@@ -78,6 +79,7 @@ def build_model(
     classes: Sequence[str] = (),
     whole: bool = False,
     notify: Callable[[str], None] = lambda _text: None,
+    public: Tensor | None = None,
 ) -> Network:
     """A network with its preprocessing and taps, tried on two black images.
 
@@ -103,6 +105,8 @@ def build_model(
         classes: Names of the classes, where a file is to be compared with them or texts are made.
         whole: Whether the head must be in the file too.
         notify: Called with what the user should know of the file.
+        public: Public images, uint8 (N, in_channels, image_size, image_size), for models that are
+            made from such (`linear`). Empty: the state that is loaded next has what they showed.
 
     Raises:
         ValueError: unknown name or option, a model that cannot take such images, logits of
@@ -140,6 +144,8 @@ def build_model(
                 side = preparation.side
                 resize = side if side != image_size else None
         mean, std = published.statistics(mean, std)
+        if isinstance(body, PrincipalClassifier):
+            _show(body, name, public, mean, std)
         parameter = next(body.parameters(), torch.empty(0))
         images = torch.zeros(2, channels, side, side, device=parameter.device)
         size = f"{in_channels}x{image_size}x{image_size}"
@@ -189,6 +195,26 @@ def build_model(
         except ValueError as error:
             raise ValueError(f"model {name!r}: peft: {error}") from None
     return network
+
+
+def _show(
+    body: PrincipalClassifier,
+    name: str,
+    public: Tensor | None,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> None:
+    """Let a model see the public images that it is made from. Raises `ValueError`."""
+    if public is None:
+        raise ValueError(
+            f"model {name!r} is made from public images, and there are none here: give build_model "
+            "public="
+        )
+    if len(public):
+        try:
+            body.see(public, torch.tensor(mean), torch.tensor(std))
+        except ValueError as error:
+            raise ValueError(f"model {name!r}: {error}") from None
 
 
 def peft_of(name: str, options: dict[str, Any]) -> Peft | None:

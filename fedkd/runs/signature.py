@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedkd.config import Component, ConfigError, Experiment, Positive, Section, import_trusted
 from fedkd.config import validate as validated
 from fedkd.data.images import ImageSet
@@ -143,6 +145,7 @@ class Signature(Section):
                 options=model.options,
                 file=frozen_of(model.name, model.options, Path(self.root)),
                 root=Path(self.root),
+                public=torch.empty(0, *self.shape, dtype=torch.uint8),
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from fedkd.data.features import basis_of
 from fedkd.models import MODELS
 from fedkd.models.build import build_model
 from fedkd.models.network import Network, parameter_count
 from fedkd.models.noise import add_noise
 from fedkd.models.tokens import TransformerBlock, patch_size
+from tests.models.built import built
 
 NAMES = (
     "cnn_tiny", "cnn_small", "mlp", "mixer", "vit_tiny", "resnet8", "resnet50", "wrn_16_1", "vgg8",
@@ -146,3 +148,41 @@ def test_what_is_kept_is_kept_as_often_as_asked_and_scaled() -> None:
     kept = out.flatten(1).abs().sum(1) > 0
     assert abs(float(kept.double().mean()) - 0.5) < 0.03
     assert torch.allclose(out[kept][0], 2 * last.eval()(torch.ones(1, 1, 32))[0])
+
+
+def _public(count: int = 40) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (count, 3, 6, 6), generator=generator).to(torch.uint8)
+
+
+def test_a_linear_classifier_sees_principal_directions_of_the_public_images() -> None:
+    images = _public()
+    network = built(
+        "linear", classes=4, channels=3, size=6, mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.1],
+        public=images, options={"directions": 5},
+    )  # fmt: skip
+    assert parameter_count(network) == 5 * 4
+    pooled = network.read(images).pooled
+    assert pooled is not None
+    # Network normalises with a mean and std of its own; the directions are those of the pixels.
+    assert torch.allclose(pooled, basis_of(images, 5)(images), atol=1e-4)
+    assert not network(images).any()  # its weights begin at zero
+
+
+def test_a_linear_classifier_carries_its_directions_along() -> None:
+    images = _public()
+    first = built("linear", classes=4, channels=3, size=6, public=images)
+    torch.nn.init.normal_(first.body.head.weight)
+    empty = torch.empty(0, 3, 6, 6, dtype=torch.uint8)
+    again = built("linear", classes=4, channels=3, size=6, public=empty)
+    again.load_state_dict(first.state_dict())
+    assert torch.equal(again(images), first(images))
+
+
+def test_a_linear_classifier_without_public_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="'linear' is made from public images, and there are none"):
+        built("linear")
+    with pytest.raises(
+        ValueError, match=r"'linear': directions: 10 public images .* most 9, got 24"
+    ):
+        built("linear", channels=3, size=6, public=_public(10))

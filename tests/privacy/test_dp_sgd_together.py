@@ -80,7 +80,15 @@ def stacked(caplog: pytest.LogCaptureFixture) -> Any:
     assert "client after client" not in caplog.text
 
 
-@pytest.mark.parametrize("make", [named("mlp"), named("cnn_tiny", norm="group"), Dropping])
+def principal() -> nn.Module:
+    body = named("linear", directions=6)()
+    body.see(images(20).images, torch.tensor([0.5]), torch.tensor([0.25]))
+    return body
+
+
+@pytest.mark.parametrize(
+    "make", [named("mlp"), named("cnn_tiny", norm="group"), principal, Dropping]
+)
 def test_networks(make: Callable[[], nn.Module]) -> None:
     compared(make)
 

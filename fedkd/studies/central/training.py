@@ -313,6 +313,7 @@ class Images:
                 classes=classes,
                 whole=file is not None,
                 notify=self._note,
+                public=self.train.images,
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
@@ -699,6 +700,7 @@ def _built(path: Path, trust: bool) -> tuple[Network, dict[str, Any]]:
                 options=model.options,
                 file=frozen_of(model.name, model.options, files_root(None)),
                 root=files_root(None),
+                public=torch.empty(0, *saved["image"], dtype=torch.uint8),
             ),
         )
         network.load_state_dict(saved["weights"])
