@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedkd.build import build_data, build_network, build_pair, build_teacher, check, data_root
 from fedkd.config import Component, ConfigError, Experiment, read_experiment
-from fedkd.data.cohorts import Cohort, draw_cohort
+from fedkd.data.cohorts import Cohort, draw_cohort, how_many
 from fedkd.data.images import ImageSet, class_map
 from fedkd.data.labels import class_places
 from fedkd.data.local_shard import LocalShard
@@ -109,6 +109,8 @@ class ExperimentContext:
         self._views: dict[tuple[int, int], Tensor] = {}
         check_leaks(experiment, self.fusion, self.kinds)
         self.plan = plan(experiment)
+        #: How many cells of the transfer images a release asks about; None: about single images.
+        self.cells = self._count_cells()
         self._models = self._try_models()
         #: Parameters of the largest network.
         self.largest_network = max(model.parameters for model in self._models.values())
@@ -204,6 +206,21 @@ class ExperimentContext:
             if not any(row):
                 raise ConfigError(f"{where}: nobody knows class {name!r}; list it for a client")
         return found
+
+    def _count_cells(self) -> int | None:
+        """Raises `ConfigError`: there are not so many images."""
+        if self.release is None or self.release.cells is None:
+            return None
+        experiment, images = self.experiment, len(self.data.transfer.images)
+        asked = how_many(experiment.federation.participation.ask, experiment.clients)
+        classes = len(self.data.classes)
+        count = self.release.how_many_cells(asked, experiment.rounds, classes, images)
+        if count > images:
+            raise ConfigError(
+                f"release.cells: {count} cells of {images} transfer images: take fewer, or raise "
+                "data.transfer.size"
+            )
+        return count
 
     @cached_property
     def detects(self) -> bool:

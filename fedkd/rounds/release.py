@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from fedkd.config import Experiment
+from fedkd.data.images import ImageSet
 from fedkd.io.tensors import load_state
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Fused, Role, Teacher
 from fedkd.privacy.noise import SecureGenerator
 from fedkd.privacy.release.base import Release, Released
+from fedkd.privacy.release.cells import Cells
 from fedkd.privacy.release.gaussian import epsilon_of
 from fedkd.randomness import stream
 from fedkd.runs.directory import RunDirectory, save_state
@@ -23,19 +25,34 @@ def release_answers(
     run: RunDirectory,
     round_number: int,
     bank: Bank,
-    labels: Tensor | None,
+    images: ImageSet,
+    cells: int | None,
 ) -> Fused:
     """The mechanism's answers; drawn once, however often the round is taken up again.
+
+    Args:
+        release: The mechanism.
+        experiment: The experiment.
+        run: Keeps what was drawn.
+        round_number: From 1.
+        bank: What the teachers answered.
+        images: The transfer images.
+        cells: How many cells of them are asked about; None: single images.
 
     Raises:
         RuntimeError: hardly an image was answered.
     """
     place = run.knowledge(round_number).folder / "released.pt"
     if not place.is_file():
-        generator = stream(experiment.seed, "queries", round_number)
-        index = release.asked(bank.num_samples, generator)
-        probabilities = torch.softmax(bank.rows(index, kinds=(Logits(),)).logits, dim=-1)
-        out = release(probabilities, index, experiment.rounds, SecureGenerator())
+        if cells is None:
+            generator = stream(experiment.seed, "queries", round_number)
+            index = release.asked(bank.num_samples, generator)
+            out = release(_answers(bank, index), index, experiment.rounds, SecureGenerator())
+        else:
+            among = Cells.among(images.images, cells, experiment.seed)
+            ballots = among.ballots(_answers(bank, torch.arange(bank.num_samples)))
+            asked = torch.arange(len(among))
+            out = among.spread(release(ballots, asked, experiment.rounds, SecureGenerator()))
         save_state(place, {"scores": out.scores, "index": out.index, "mu": out.mu})
     out = Released(**load_state(place))
     run.record(
@@ -47,6 +64,7 @@ def release_answers(
             epsilon=epsilon_of(out.mu, release.delta),
             delta=release.delta,
             unit=release.unit,
+            cells=cells or 0,
         )
     )
     if len(out.index) < 2:
@@ -58,6 +76,11 @@ def release_answers(
         Teacher(0, role=Role.RELEASE),
         out.scores.clamp(min=1e-4).log(),
         probabilities=out.scores,
-        targets=None if labels is None else labels[out.index],
+        targets=None if images.labels is None else images.labels[out.index],
         index=out.index,
     )
+
+
+def _answers(bank: Bank, index: Tensor) -> Tensor:
+    """What the teachers answer about some images: probabilities, (M, K, C)."""
+    return torch.softmax(bank.rows(index, kinds=(Logits(),)).logits, dim=-1)

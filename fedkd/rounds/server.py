@@ -275,7 +275,13 @@ class Server:
         self._fitted = set(rounds)
         if (release := self.context.release) is not None:
             return release_answers(
-                release, self.experiment, self.run, round_number, evidence.bank, evidence.labels
+                release,
+                self.experiment,
+                self.run,
+                round_number,
+                evidence.bank,
+                self.context.data.transfer.images,
+                self.context.cells,
             )
         device = self.student.mean.device
         fused = fuse(

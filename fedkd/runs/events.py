@@ -240,7 +240,11 @@ class ClientsErased(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class AnswersReleased(Event):
-    """A mechanism answered about some transfer images; `mu` is its cost (Gaussian DP)."""
+    """A mechanism answered about some transfer images; `mu` is its cost (Gaussian DP).
+
+    Attributes:
+        cells: How many cells of them were asked about; 0: single images.
+    """
 
     event: ClassVar[str] = "release"
     round: int
@@ -250,6 +254,7 @@ class AnswersReleased(Event):
     mechanism: str = ""
     delta: float | None = None
     unit: str = ""
+    cells: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,6 +99,8 @@ def _release(run: RunDirectory, experiment: Experiment) -> PrivacyRecord:
     unit = options.get("unit", "example")
     what = "one image of one client" if unit == "example" else "all images of one client"
     answered = sum(event.answered for event in events.values())
+    asked = sum(event.cells for event in events.values())
+    questions = f"{asked} cells of alike images asked about, " if asked else ""
     checked = experiment.release.name == "confident_gnmax"
     return {
         "mechanism": experiment.release.name,
@@ -108,7 +110,8 @@ def _release(run: RunDirectory, experiment: Experiment) -> PrivacyRecord:
         "budget": options["epsilon"],
         "delta": delta,
         "how": (
-            f"{answered} answers in {len(events)} rounds, Gaussian noise, exact accounting"
+            f"{questions}{answered} answers in {len(events)} rounds, Gaussian noise, "
+            "exact accounting"
             + ("; the epsilon follows from noisy checks, promised is the budget" * checked)
         ),
         "clients": {

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from dp_accounting import dp_event
+from dp_accounting.pld import PLDAccountant
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -11,12 +13,14 @@ from fedkd.build import check
 from fedkd.config import ConfigError
 from fedkd.privacy.noise import SecureGenerator
 from fedkd.privacy.release import RELEASES
-from fedkd.privacy.release.base import Release
+from fedkd.privacy.release.base import Release, Released
+from fedkd.privacy.release.cells import Cells
 from fedkd.privacy.release.gaussian import delta_of, epsilon_of, mu_of
 from fedkd.privacy.release.gnmax import ConfidentGNMax, GNMax
 from fedkd.privacy.release.prob_sum import ProbSum
 from fedkd.rounds import ExperimentContext, Server
 from fedkd.runs.events import AnswersReleased, RoundFinished
+from fedkd.runs.privacy_statement import statement
 from fedkd.simulations.local import run_local
 from tests.conftest import Tiny
 
@@ -119,6 +123,8 @@ def test_too_few_teachers_are_refused(name: str) -> None:
         ({"epsilon": 1.0, "delta": 1.0}, "delta"),
         ({"epsilon": 1.0, "queries": 0}, "queries"),
         ({"epsilon": 1.0, "unit": "pixel"}, "unit"),
+        ({"epsilon": 1.0, "cells": 1}, "cells must be at least 2"),
+        ({"epsilon": 1.0, "cells": 9, "queries": 9}, "queries and cells both say"),
     ],
 )
 def test_impossible_budgets_are_named(options: dict[str, object], words: str) -> None:
@@ -174,3 +180,90 @@ def test_taking_a_round_up_again_does_not_draw_again(tiny: Tiny) -> None:
     assert torch.equal(first.probabilities, second.probabilities)
     assert torch.equal(first.index, second.index)
     assert len(first.probabilities) == 24
+
+
+def _blobs(each: int = 12) -> Tensor:
+    """Images of four kinds, one after the other, uint8 (4 * each, 1, 4, 4)."""
+    pixels = torch.zeros(4, each, 1, 4, 4)
+    for kind in range(4):
+        pixels[kind, :, 0, kind] = 200
+    noise = torch.rand(pixels.shape, generator=torch.Generator().manual_seed(0))
+    return (pixels + 40 * noise).to(torch.uint8).flatten(0, 1)
+
+
+def test_cells_hold_alike_images_and_are_the_same_everywhere() -> None:
+    images = _blobs()
+    cells = Cells.among(images, 4, seed=7)
+    assert torch.equal(cells.of, Cells.among(images.clone(), 4, seed=7).of)
+    kinds = cells.of.view(4, -1)
+    assert (kinds == kinds[:, :1]).all()
+    assert len(set(kinds[:, 0].tolist())) == len(cells) == 4
+    # Nothing to tell apart: no more cells than different images.
+    assert len(Cells.among(images[:1].expand(6, -1, -1, -1), 4, seed=7)) == 1
+
+
+def test_a_ballot_is_a_mean_answer_and_what_comes_out_spreads_over_its_cell() -> None:
+    cells = Cells(torch.tensor([1, 0, 1, 2]))
+    answers = torch.tensor([[[1.0, 0], [0.2, 0.8], [0.4, 0.6], [0, 1.0]]])
+    expected = torch.tensor([[[0.2, 0.8], [0.7, 0.3], [0, 1.0]]])
+    assert torch.allclose(cells.ballots(answers), expected)
+    out = cells.spread(Released(torch.eye(2), torch.tensor([0, 1]), 0.5))
+    assert (out.index.tolist(), out.mu) == ([0, 1, 2], 0.5)
+    assert torch.equal(out.scores, torch.tensor([[0.0, 1], [1, 0], [0, 1]]))
+
+
+@pytest.mark.parametrize("name", RELEASES.names())
+def test_one_client_moves_a_cell_no_more_than_an_image(name: str) -> None:
+    """A ballot is a probability vector: replaced, it moves the sum by sqrt 2 at most."""
+    generator = torch.Generator().manual_seed(0)
+    cells = Cells(torch.arange(40) % 5)
+    answers = torch.softmax(50 * torch.randn(2, 40, 10, generator=generator), dim=-1)
+    answers[:, :20] = one_hot(torch.tensor([0, 1]), 10).float()[:, None]  # all for one class
+    ballots = cells.ballots(answers).double()
+    assert float((ballots[0] - ballots[1]).norm(dim=1).max()) <= Release.sensitivity + 1e-9
+    many = ballots.float().repeat(30, 1, 1)
+    out = RELEASES.create(name, epsilon=3.0, cells=5)(many, torch.arange(5), 1, _noise())
+    assert epsilon_of(out.mu, 1e-5) <= 3.0 + 1e-9
+
+
+@pytest.mark.parametrize("cells", [2, 10, 60, 400])
+@pytest.mark.parametrize(("epsilon", "delta"), [(1.0, 1e-4), (2.0, 1e-5), (10.0, 1e-6)])
+def test_cells_cost_what_so_many_gaussian_queries_cost(
+    cells: int, epsilon: float, delta: float
+) -> None:
+    """Twelve settings, against code that shares nothing with ours."""
+    rounds = 2 if cells == 10 else 1
+    release = GNMax(epsilon=epsilon, delta=delta, cells=cells)
+    noise = release.deviation(cells, rounds) / release.sensitivity
+    accountant = PLDAccountant(value_discretization_interval=1e-3)
+    accountant.compose(dp_event.GaussianDpEvent(noise), cells * rounds)
+    assert accountant.get_epsilon(delta) == pytest.approx(epsilon, rel=2e-3)
+
+
+def test_how_many_cells_follows_from_public_facts_alone() -> None:
+    auto = GNMax(epsilon=10.0, delta=1e-4, cells="auto")
+    counts = [
+        auto.how_many_cells(clients=60, rounds=1, classes=10, images=400),
+        auto.how_many_cells(clients=120, rounds=4, classes=10, images=400),
+        auto.how_many_cells(clients=60, rounds=100, classes=10, images=400),
+        auto.how_many_cells(clients=10**6, rounds=1, classes=10, images=400),
+    ]
+    assert counts == [44, 44, 10, 400]
+    assert GNMax(epsilon=10.0, cells=20).how_many_cells(60, 1, 10, 400) == 20
+
+
+CELLS = "release={name: gnmax, epsilon: 50.0, min_votes: 3, cells: 6}"
+
+
+def test_a_run_asks_about_cells_and_labels_every_image(tiny: Tiny) -> None:
+    run = run_local(tiny(CELLS, *LOSSES, *QUIET))
+    events = run.events(AnswersReleased)
+    assert [(e.answered, e.cells) for e in events] == [(48, 6), (48, 6)]
+    together = math.sqrt(sum(e.mu**2 for e in events))
+    assert epsilon_of(together, 1e-5) == pytest.approx(50.0, rel=1e-6)
+    assert "12 cells of alike images asked about, 96 answers" in statement(run)["how"]
+
+
+def test_more_cells_than_images_are_refused(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"release\.cells: 49 cells of 48 transfer images"):
+        ExperimentContext(tiny(CELLS.replace("cells: 6", "cells: 49"), *LOSSES, *QUIET))

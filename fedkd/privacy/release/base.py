@@ -50,6 +50,8 @@ class Release(ABC):
         delta: Of the whole run.
         queries: Transfer images asked about in each round, drawn from the run's seed; None asks
             about all of them. Fewer need less noise.
+        cells: Instead of images, ask about so many cells of alike transfer images, and let out each
+            cell's answer for all of its images; `auto` takes as many as clients and budget bear.
         unit: What is protected; named in the statement.
     """
 
@@ -60,6 +62,7 @@ class Release(ABC):
     epsilon: float
     delta: float = 1e-5
     queries: int | None = None
+    cells: int | Literal["auto"] | None = None
     unit: Unit = "example"
 
     def __post_init__(self) -> None:
@@ -69,6 +72,12 @@ class Release(ABC):
             raise ValueError(f"release: delta must lie between 0 and 1, got {self.delta}")
         if self.queries is not None and self.queries < 1:
             raise ValueError(f"release: queries must be at least 1, got {self.queries}")
+        if self.cells is not None and self.queries is not None:
+            raise ValueError(
+                "release: queries and cells both say how much is asked about; leave one out"
+            )
+        if isinstance(self.cells, int) and self.cells < 2:
+            raise ValueError(f"release: cells must be at least 2, got {self.cells}")
         if self.unit not in ("example", "client"):
             raise ValueError(f"release: unit is 'example' or 'client', got {self.unit!r}")
 
@@ -84,6 +93,18 @@ class Release(ABC):
         """Which of `total` transfer images are asked about, ascending. Public."""
         count = total if self.queries is None else min(self.queries, total)
         return torch.randperm(total, generator=generator)[:count].sort().values
+
+    def how_many_cells(self, clients: int, rounds: int, classes: int, images: int) -> int:
+        """K, from public facts.
+
+        With many cells the noise drowns the votes, with few a cell holds several classes. The rule
+        for `auto` is the one that the best K followed on digits and Fashion-MNIST
+        (docs/privacy.md).
+        """
+        if isinstance(self.cells, int):
+            return self.cells
+        bear = round(self.budget() * clients / (3 * math.sqrt(rounds)))
+        return min(max(bear, classes, 2), images)
 
     @abstractmethod
     def __call__(

@@ -29,7 +29,7 @@ class GNMax(Release):
     winner alone would cost.
 
     Args:
-        epsilon: See `Release`; so are `delta`, `queries` and `unit`.
+        epsilon: See `Release`; so are `delta`, `queries`, `cells` and `unit`.
         min_votes: Fewer teachers are refused: with 10 of them epsilon 8 buys five useful labels,
             with 50 some 140.
 
@@ -67,7 +67,7 @@ class ConfidentGNMax(GNMax):
     whatever the votes are (a privacy filter; exact for Gaussian noise).
 
     Args:
-        epsilon: See `Release`; so are `delta`, `queries` and `unit`.
+        epsilon: See `Release`; so are `delta`, `queries`, `cells` and `unit`.
         threshold: Share of the teachers that must agree.
         check: Noise of the check in multiples of the noise of an answer.
         noise: Noise of an answer as a share of the number of teachers.

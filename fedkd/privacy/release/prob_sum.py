@@ -23,7 +23,7 @@ class ProbSum(Release):
     mean does not (post-processing, free).
 
     Args:
-        epsilon: See `Release`; so are `delta`, `queries` and `unit`.
+        epsilon: See `Release`; so are `delta`, `queries`, `cells` and `unit`.
         sharpness: Inverse temperature of that softmax.
         min_clients: Fewer teachers are refused: the noise does not shrink with them.
 
