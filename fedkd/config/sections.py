@@ -300,7 +300,7 @@ class Privacy(Section):
     )
     max_grad_norm: float = Field(default=1.0, gt=0)
     clipping: Literal["hooks", "ghost"] = "hooks"
-    accountant: Literal["rdp", "prv"] = "rdp"
+    accountant: Literal["rdp", "prv"] = "prv"
 
     @model_validator(mode="after")
     def _complete(self) -> Privacy:

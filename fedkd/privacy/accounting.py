@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -47,7 +47,7 @@ def epsilon(releases: Iterable[Steps], delta: float, accountant: Accountant = "r
         releases: May differ in rate and noise.
         delta: Of the whole.
         accountant: `rdp` (Renyi; milliseconds, an upper bound some percents too high) or `prv`
-            (numerical; seconds, tight; beyond an epsilon of 100 it is `rdp` all the same).
+            (numerical; up to a second, tight; beyond an epsilon of 100 it is `rdp` all the same).
 
     Raises:
         ValueError: another accountant: the Gaussian-limit one (`gdp`) underestimates.
@@ -91,7 +91,7 @@ def _epsilon(
 def noise_for(
     target: float, delta: float, sample_rate: float, count: int, accountant: Accountant = "rdp"
 ) -> float:
-    """Smallest noise multiplier (to a thousandth) with which `count` steps stay within `target`.
+    """Smallest noise multiplier (to thousandths) with which `count` steps stay within `target`.
 
     Raises:
         ValueError: no noise below 10,000 does.
@@ -103,6 +103,8 @@ def noise_for(
         return epsilon([Steps(sample_rate, noise, count)], delta, accountant)
 
     low, high = 0.05, 1.0
+    if accountant == "prv":  # each cost takes a while, so it begins near the end
+        low, high = _bracket(cost, target, _limit_noise(target, delta, sample_rate, count))
     while cost(high) > target:
         low, high = high, high * 2
         if high > 1e4:
@@ -114,6 +116,34 @@ def noise_for(
         middle = (low + high) / 2
         low, high = (low, middle) if cost(middle) <= target else (middle, high)
     return high  # of the two the one whose cost was seen to be within the target
+
+
+def _limit_noise(target: float, delta: float, sample_rate: float, count: int) -> float:
+    """About the noise that is looked for, by the limit of many small steps; no bound."""
+    from fedkd.privacy.release.gaussian import mu_of
+
+    mu = mu_of(target, delta)
+    return 1 / math.sqrt(math.log1p((mu / sample_rate) ** 2 / count))
+
+
+def _bracket(cost: Callable[[float], float], target: float, noise: float) -> tuple[float, float]:
+    """Too little noise and enough of it, close together; epsilon falls about as one over noise."""
+    low, high, slope = 0.05, math.inf, -1.0
+    last: tuple[float, float] | None = None
+    for _ in range(8):
+        noise = min(max(noise, low), 1e4)
+        spent = cost(noise)
+        low, high = (noise, high) if spent > target else (low, min(noise, high))
+        if target * 0.998 <= spent <= target or not math.isfinite(spent):
+            break
+        here = math.log(noise), math.log(spent)
+        if last is not None and here[0] != last[0]:
+            slope = min(max((here[1] - last[1]) / (here[0] - last[0]), -4.0), -0.3)
+        last = here
+        noise = math.exp(here[0] + (math.log(target * 0.999) - here[1]) / slope)
+    if high < math.inf and spent <= target and spent >= target * 0.998:
+        low = max(low, high * (1 - 1e-3))
+    return low, min(high, max(2 * low, 1.0))
 
 
 def together(history: Sequence[Steps]) -> str:

@@ -26,7 +26,7 @@ FEDERATION: dict[str, Any] = {
     "distillation": {"losses": ["kd"], "epochs": 1},
     "output": "runs",
 }
-_PRIVACY = {"nominal_size": 16, "delta": 1e-3, "epsilon": 50}
+_PRIVACY = {"nominal_size": 16, "delta": 1e-3, "epsilon": 50, "accountant": "rdp"}
 STUDY: dict[str, Any] = {
     "study": "distill",
     "name": "study",
@@ -58,7 +58,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "experiment": FEDERATION,
             "epsilons": ["inf"],
-            "mechanisms": {"dp_sgd": {"teachers.privacy": {"nominal_size": 16, "delta": 1e-3}}},
+            "mechanisms": {
+                "dp_sgd": {
+                    "teachers.privacy": {"nominal_size": 16, "delta": 1e-3, "accountant": "rdp"}
+                }
+            },
         },
     ),
     "attack": (

@@ -218,7 +218,7 @@ def _releases(folder: Path) -> Values:
 
 @path("privacy")
 def _privacy(folder: Path) -> Values:
-    budget = "epsilon: 4.0, delta: 0.001, nominal_size: 40"
+    budget = "epsilon: 4.0, delta: 0.001, nominal_size: 40, accountant: rdp"
     chosen = {
         "hooks, rdp": budget,
         "ghost, rdp": f"{budget}, clipping: ghost",

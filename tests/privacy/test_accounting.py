@@ -1,5 +1,7 @@
 """Epsilon against Google's dp-accounting, which shares no code with Opacus."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from dp_accounting import dp_event
@@ -7,6 +9,7 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
 from fedkd.privacy.accounting import Steps, epsilon, noise_for
+from fedkd.privacy.ledger import Account, BudgetSpent, Ledger
 
 DELTA = 1e-5
 ORDERS = [1 + x / 10.0 for x in range(1, 100)] + list(range(12, 64))
@@ -97,6 +100,25 @@ def test_calibrated_noise_stays_within_the_budget_and_wastes_little(target: floa
     noise = noise_for(target, DELTA, 0.1, 200)
     assert epsilon([Steps(0.1, noise, 200)], DELTA) <= target
     assert epsilon([Steps(0.1, noise * 0.99, 200)], DELTA) > target
+
+
+@pytest.mark.parametrize(
+    ("target", "rate", "count", "rounds"), [(2.0, 1.0, 5, 3), (0.5, 1.0, 1, 1), (8.0, 0.4, 12, 2)]
+)
+def test_noise_by_numerical_accounting_pays_for_all_rounds_and_no_more(
+    target: float, rate: float, count: int, rounds: int, tmp_path: Path
+) -> None:
+    """The ledger composes round by round what the plan has calibrated for all of them at once."""
+    noise = noise_for(target, DELTA, rate, count * rounds, "prv")
+    spent = epsilon([Steps(rate, noise, count * rounds)], DELTA, "prv")
+    assert 0.995 * target < spent <= target
+    assert noise <= noise_for(target, DELTA, rate, count * rounds, "rdp")
+    ledger = Ledger(tmp_path / "privacy.jsonl", Account(0, "", target, DELTA, "prv"))
+    for number in range(1, rounds + 1):
+        ledger.reserve(number, Steps(rate, noise, count))
+    assert ledger.spent == spent
+    with pytest.raises(BudgetSpent):
+        ledger.reserve(rounds + 1, Steps(rate, noise, count))
 
 
 def test_impossible_questions_are_named() -> None:

@@ -102,7 +102,7 @@ def test_clients_of_one_base_train_together(tiny: Tiny, shared: Shared) -> None:
 
 
 def test_budgets_are_spent_on_adapters_alone(tiny: Tiny) -> None:
-    promise = "teachers.privacy={epsilon: 8, nominal_size: 40}"
+    promise = "teachers.privacy={epsilon: 8, nominal_size: 40, accountant: rdp}"
     words = (*ADAPTED[:2], ADAPTED[3], promise, "fusion=[uniform]", "evaluation.clients=false")
     run = run_local(tiny(*words, "rounds=1", "teachers.batch_size=20"))
     record = run.read_json("privacy.json")

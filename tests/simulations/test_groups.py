@@ -184,7 +184,7 @@ def test_members_that_have_trained_before_a_restart_are_not_trained_again(
 
 def test_private_training_in_groups_books_every_client(tiny: Tiny) -> None:
     private = (
-        "teachers.privacy={epsilon: 8, nominal_size: 40}",
+        "teachers.privacy={epsilon: 8, nominal_size: 40, accountant: rdp}",
         "teachers.models=[mlp]",
         "distillation.losses=[ce]",
     )

@@ -143,7 +143,7 @@ def test_a_teacher_that_was_removed_is_trained_anew_and_a_resumed_run_does_the_s
 
 def test_teachers_that_privacy_was_paid_for_stay(tiny: Tiny) -> None:
     private = (
-        "teachers.privacy={epsilon: 8.0, nominal_size: 40}", "fusion=[uniform]",
+        "teachers.privacy={epsilon: 8.0, nominal_size: 40, accountant: rdp}", "fusion=[uniform]",
         "evaluation.clients=false", "federation.codec=float16", "resources.teachers_gb=1e-9",
         "clients=2", "rounds=2",
         "federation.participation={sampler: {name: schedule, cohorts: [[0], [1]]}}",

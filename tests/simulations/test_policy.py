@@ -29,7 +29,7 @@ SMALL = (
     "fusion=[uniform]", "data.holdout=0.2",
 )  # fmt: skip
 PRIVATE = (
-    *SMALL, "teachers.privacy={epsilon: 2.0, nominal_size: 40, delta: 0.001}",
+    *SMALL, "teachers.privacy={epsilon: 2.0, nominal_size: 40, delta: 0.001, accountant: rdp}",
     "evaluation.clients=false",
 )  # fmt: skip
 

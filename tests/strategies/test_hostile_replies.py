@@ -36,7 +36,7 @@ SMALL = (
     "distillation.epochs=1", "distillation.losses=[kd]", "fusion=[class_gated]",
 )  # fmt: skip
 PRIVATE = (
-    "teachers.privacy={epsilon: 8.0, nominal_size: 40}", "fusion=[uniform]",
+    "teachers.privacy={epsilon: 8.0, nominal_size: 40, accountant: rdp}", "fusion=[uniform]",
     "evaluation.clients=false", "evaluation.teachers=true",
 )  # fmt: skip
 
