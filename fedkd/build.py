@@ -551,6 +551,10 @@ def _release(experiment: Experiment, objective: Objective) -> Release | None:
                 f"{where}: {asked} are too few for release "
                 f"{experiment.release.name!r}, which needs {needed} (release.{key})"
             )
+    try:
+        release.noise_on_votes(release.queries or 1, experiment.rounds, asked)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     return release
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,11 @@ from fedkd.config import ConfigError
 from fedkd.simulations.cli.arguments import Config, Overrides, Trust, a_study, keys
 from fedkd.simulations.cli.configs import load
 from fedkd.simulations.cli.study import Jobs, Resume, run_command
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedkd.rounds.outlook import Outlook
 
 app = typer.Typer(no_args_is_help=True, help="Budgets: plan one, sweep over several.")
 
@@ -35,77 +40,59 @@ def sweep(
 
 @app.command("plan")
 def plan_(config: Config, overrides: Overrides = None) -> None:
-    """What a private config costs round by round, or each row of a sweep, before any training."""
+    """What a private config, or a sweep, costs and how much noise it adds, before it is run."""
     from rich.table import Table
 
     from fedkd.config import Experiment, read_config
-    from fedkd.privacy.accounting import Steps
-    from fedkd.privacy.accounting import epsilon as epsilon_of
-    from fedkd.privacy.plan import plan
+    from fedkd.rounds.outlook import outlook
     from fedkd.simulations.cli.screen import screen
+    from fedkd.simulations.compare.study import SweepStudy
+    from fedkd.simulations.compare.sweep import Sweep
 
+    console, words = screen(), overrides or []
     if read_config(config).get("study") == "privacy sweep":
-        _plan_sweep(config, overrides or [])
+        swept = load(Sweep, config, words, "privacy plan")
+        found = swept.outlooks()
+        _show(console, swept.name, found)
+        if promises := SweepStudy(swept).promises:
+            console.print(promises, highlight=False)
         return
-    experiment = load(Experiment, config, overrides or [], "privacy plan")
-    planned = plan(experiment)
-    if planned is None:
+    experiment = load(Experiment, config, words, "privacy plan")
+    ahead = outlook(experiment)
+    if ahead is None:
         raise ConfigError(
-            "teachers.privacy: this config trains its teachers without DP-SGD; there is nothing to "
-            "plan (try teachers.privacy='{epsilon: 5, nominal_size: 500}')"
+            "teachers.privacy: this config trains its teachers without DP-SGD, and releases "
+            "nothing under noise; there is nothing to plan (try teachers.privacy='{epsilon: 5, "
+            "nominal_size: 500}', or release='{name: gnmax, epsilon: 5, cells: auto}')"
         )
-    steps, mechanism = planned.steps, planned.mechanism
-    privacy = experiment.teachers.privacy
-    assert privacy is not None
     table = Table(title=f"{experiment.name}: what one client spends", title_justify="left")
     for title in ("round", "epsilon", "of the budget"):
         table.add_column(title, justify="right")
-    for number in range(1, planned.rounds + 1):
-        spent = epsilon_of(
-            [Steps(steps.sample_rate, steps.noise_multiplier, number * steps.count)],
-            planned.delta,
-            privacy.accountant,
-        )
-        table.add_row(str(number), f"{spent:.3f}", f"{spent / planned.epsilon:.0%}")
-    console = screen()
+    whole = ahead.spent(ahead.rounds)
+    for number in range(1, ahead.rounds + 1):
+        spent = ahead.spent(number)
+        table.add_row(str(number), f"{spent:.3f}", f"{spent / whole:.0%}")
     console.print(table)
-    console.print(
-        f"delta {planned.delta:.0e} · noise multiplier {steps.noise_multiplier:.4g} · clipping "
-        f"norm {mechanism.max_grad_norm:g} · {steps.count} steps a round, batches of "
-        f"{mechanism.expected_batch_size:g} expected, rate {steps.sample_rate:.4g}",
-        highlight=False,
-    )
+    _show(console, "a round", {experiment.name: ahead})
 
 
-def _plan_sweep(config: str, overrides: Sequence[str]) -> None:
-    """What each row of a sweep spends by DP-SGD."""
+def _show(console: Console, title: str, rows: Mapping[str, Outlook]) -> None:
+    """Noise beside what it is to leave readable."""
     from rich.table import Table
 
-    from fedkd.config import Experiment
-    from fedkd.privacy.plan import plan
-    from fedkd.simulations.cli.screen import screen
-    from fedkd.simulations.cli.study import kind_named
-
-    kind = kind_named("privacy sweep").study
-    study = kind(load(kind.config_class, config, overrides, "privacy sweep"))
-    table = Table(title=f"{study.config.name}: what one client spends", title_justify="left")
-    table.add_column("row")
-    for title in ("epsilon", "delta", "noise multiplier", "steps a round", "rounds"):
-        table.add_column(title, justify="right")
-    for cell in study.cells:
-        if cell.seed != study.config.seeds[0]:
-            continue
-        assert isinstance(cell.experiment, Experiment)
-        planned = plan(cell.experiment)
-        if planned is None:
-            continue
+    table = Table(title=f"{title}: noise and signal", title_justify="left")
+    table.add_column("run")
+    table.add_column("a round asks")
+    for column in ("epsilon", "delta", "noise", "of", "noise / signal"):
+        table.add_column(column, justify="right")
+    for name, one in rows.items():
         table.add_row(
-            cell.name,
-            f"{planned.epsilon:g}",
-            f"{planned.delta:.0e}",
-            f"{planned.steps.noise_multiplier:.4g}",
-            str(planned.steps.count),
-            str(planned.rounds),
+            name,
+            one.asked,
+            f"{one.spent(one.rounds):.3g}",
+            f"{one.delta:.0e}",
+            f"{one.noise:.3g}",
+            f"{one.signal:g}",
+            f"{one.ratio:.1%}",
         )
-    screen().print(table)
-    screen().print("Rows without DP-SGD promise nothing, or by a release.", highlight=False)
+    console.print(table)

@@ -152,6 +152,8 @@ def show_results(console: Console, folder: Path, kind: Kind, results: Record) ->
     from fedkd.studies.engine import REPORT
 
     console.print(console_table(kind.table(results)))
+    if results.get("promises"):
+        console.print(results["promises"], highlight=False)
     for label, error in results["errors"].items():
         console.print(f"failed  {label}: {error}", soft_wrap=True, highlight=False, markup=False)
     show(console, "folder", folder)

@@ -69,7 +69,7 @@ _CAPTION_SWEPT = (
     "Test accuracy in percent, mean ± sample standard deviation over seeds, after the last "
     "round. Teachers: mean over clients, where their answers about test images are covered by "
     "the promise. Epsilon spent: of the worst client, by the run's ledger; nothing is promised "
-    "at inf. Seconds: one process, all clients one after the other."
+    "at inf. Seconds: one process, all clients one after the other. Noise is fresh in every run."
 )
 
 
@@ -334,7 +334,8 @@ def _setting(
 
 
 def _sweep(config: Sweep, found: Record) -> Section:
-    cards = [Card("", _CAPTION_SWEPT, table=result_table(found))]
+    notes = [found["promises"]] if found.get("promises") else []
+    cards = [Card("", _CAPTION_SWEPT, table=result_table(found), notes=notes)]
     if ranked(found):
         students: dict[str, dict[str, list[float]]] = {}
         teachers: dict[str, dict[str, list[float]]] = {}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fedkd.reporting.table import write_csv
 from fedkd.simulations.compare.entries import Entry
-from fedkd.studies.engine import Found, Record, spread
+from fedkd.studies.engine import Record, spread
 
 NUMBERS = ("final", "best", "worst_client", "ece", "up", "down", "transfer", "seconds", "joules",
            "multiply_adds", "teachers", "spent")  # fmt: skip
@@ -16,7 +17,11 @@ _COLUMNS = ("final", "best", "best_round", "worst_client", "ece", "up", "down", 
 _ROUND = ("accuracy", "ece", "up", "down", "seconds")
 
 
-def results(entries: Sequence[Entry], found: Found) -> Record:
+Results = Mapping[tuple[str, Any], Record]
+"""(Row's name, seed or a word for it) -> what came out."""
+
+
+def results(entries: Sequence[Entry], found: Results) -> Record:
     """Everything the table, the pictures and the report show, from what is there."""
     done = list(found.values())
     return {
@@ -26,7 +31,7 @@ def results(entries: Sequence[Entry], found: Found) -> Record:
     }
 
 
-def _row(entry: Entry, found: Found) -> Record:
+def _row(entry: Entry, found: Results) -> Record:
     done = {seed: record for (name, seed), record in found.items() if name == entry.name}
     tables = [record["per_class"] for record in done.values()]
     return {
@@ -56,8 +61,8 @@ def write_tables(folder: Path, found: Record) -> None:
     rounds: list[list[object]] = [[*head, "round", *_ROUND]]
     for name, row in found["rows"].items():
         start = [name, row["kind"], *(row["choices"][factor] for factor in factors)]
-        for seed in found["seeds"]:
-            record = row["seeds"].get(str(seed))
+        for seed in dict.fromkeys([*map(str, found["seeds"]), *row["seeds"]]):
+            record = row["seeds"].get(seed)
             error = found["errors"].get(f"{name}, seed {seed}")
             if record is None and error is None:
                 continue

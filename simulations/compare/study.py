@@ -13,7 +13,8 @@ import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NotRequired, TypeVar
 
@@ -26,6 +27,7 @@ from fedkd.io.records import read_json
 from fedkd.knowledge.store import write_atomically
 from fedkd.models.costs import size_of
 from fedkd.rounds import Notify, computing, experiment_context, silent
+from fedkd.rounds.outlook import several
 from fedkd.runs.directory import RunDirectory, versions, write_json
 from fedkd.runs.events import ClientEvaluated, MessageCounted, RoundFinished, holdout_accuracies
 from fedkd.simulations.baselines import BASELINES
@@ -42,6 +44,9 @@ from fedkd.simulations.compare.teachers import TeacherCache, teachers_key
 from fedkd.simulations.local import run_local
 from fedkd.simulations.machine import check_machine
 from fedkd.studies.engine import Cell, Found, Record, Study
+
+# Between the name of a row and the number of its draw.
+_DRAW = " draw "
 
 # Phases of a round that measure and are no part of a method; baselines do not count theirs either.
 _MEASURED = "evaluate"
@@ -244,6 +249,32 @@ class SweepStudy(SideBySide[Sweep]):
     """`fedkd privacy sweep`."""
 
     config_class = Sweep
+
+    def make_cells(self) -> list[Cell[Entry]]:
+        """Each row for each seed; of a release, with fresh noise as often as asked."""
+        cells = super().make_cells()
+        again = [
+            replace(cell, name=f"{cell.name}{_DRAW}{draw}", path=f"{cell.path}-draw{draw}")
+            for draw in range(2, self.config.draws + 1)
+            for cell in cells
+            if _experiment(cell).release is not None
+        ]
+        return cells + again
+
+    def results(self, folder: Path, found: Found) -> Record:
+        """Rows with means and deviations over seeds and draws, and what they promise together."""
+        merged: dict[tuple[str, Any], Record] = {}
+        for (name, seed), record in found.items():
+            row, _, draw = name.partition(_DRAW)
+            merged[row, f"{seed}, draw {draw}" if draw else seed] = record
+        return results(self.config.entries(), merged) | {"promises": self.promises}
+
+    @cached_property
+    def promises(self) -> str:
+        """What all private runs promise together."""
+        ahead = self.config.outlooks()
+        runs = [cell.name.partition(_DRAW)[0] for cell in self.cells]
+        return several([ahead[name] for name in runs if name in ahead])
 
 
 def _experiment(cell: Cell[Entry]) -> Experiment:

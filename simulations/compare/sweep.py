@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fedkd.config import Experiment
+from fedkd.config import Experiment, Positive
+from fedkd.rounds.outlook import Outlook, outlook
 from fedkd.simulations.compare.config import SideBySideConfig
 from fedkd.simulations.compare.entries import Entry, label, measured
 from fedkd.studies.config import Name, RowName, changed, distinct
@@ -35,6 +36,9 @@ class Sweep(SideBySideConfig):
     epsilons: Annotated[
         tuple[Annotated[float, Field(gt=0, allow_inf_nan=True)], ...], BeforeValidator(_epsilons)
     ] = Field(default=(math.inf, 10.0, 5.0, 2.0, 1.0), min_length=1)
+    draws: Positive = Field(
+        default=1, description="runs of a release row for each seed: same teachers, fresh noise"
+    )
     mechanisms: dict[RowName, dict[str, Any]] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -60,6 +64,11 @@ class Sweep(SideBySideConfig):
             for name, changes in self.mechanisms.items()
             for epsilon in self.epsilons
         ]
+
+    def outlooks(self) -> dict[str, Outlook]:
+        """What each private row promises and how much noise that takes. Raises `ConfigError`."""
+        ahead = {entry.name: outlook(entry.experiment) for entry in self.entries()}
+        return {name: one for name, one in ahead.items() if one is not None}
 
 
 def _entry(base: Experiment, name: str, changes: Mapping[str, Any], epsilon: float) -> Entry:

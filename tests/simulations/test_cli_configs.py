@@ -24,7 +24,7 @@ from tests.simulations.conftest import Fedkd
         ("run", "attack/quickstart", "attack"),
         ("partition", "ablate/fusion", "ablate"),
         ("config show", "privacy/digits", "privacy sweep"),
-        ("privacy plan", "privacy/digits", "privacy sweep"),
+        ("privacy plan", "compare/quickstart", "compare"),
         ("privacy sweep", "quickstart", "run"),
         ("distill", "quickstart", "run"),
         ("compare", "quickstart", "run"),
@@ -152,5 +152,5 @@ mechanisms:
     )
     code, out, err = fedkd("privacy", "plan", sweep)
     assert (code, err) == (0, "")
-    assert re.search(r"dp-10 .*10 .*1e-03 .*\d\.\d+ .*7 .*1 ", out)
+    assert re.search(r"dp-10 .*7 steps at .*1e-03 .*\d\.\d+ .*%", out)
     assert "dp-inf" not in out

@@ -21,7 +21,7 @@ from tests.conftest import TINY, Tiny
 Make = Callable[..., Sweep]
 
 DP: dict[str, Any] = {
-    "teachers.privacy": {"nominal_size": 40, "delta": 1e-3},
+    "teachers.privacy": {"nominal_size": 40, "delta": 1e-3, "accountant": "rdp"},
     "teachers.models": ["mlp"],
     "fusion": ["entropy"],
 }
@@ -95,7 +95,7 @@ def test_teachers_under_a_budget_are_never_shared(sweep: Make) -> None:
 def test_a_sweep_ends_with_table_and_picture_and_inf_is_the_plain_path(
     sweep: Make, tiny: Tiny
 ) -> None:
-    config = sweep()
+    config = sweep(draws=2)
     folder = StudyFolder.new(config)
     found = run_study(SweepStudy(config), folder)
     assert found["finished"]
@@ -104,11 +104,14 @@ def test_a_sweep_ends_with_table_and_picture_and_inf_is_the_plain_path(
     assert 4.9 < rows["dp_sgd-5"]["spent"]["mean"] <= 5.0
     assert rows["votes-5"]["spent"]["mean"] == pytest.approx(5.0, rel=1e-6)
     assert rows["dp_sgd-5"]["teachers"]["mean"] > 0
+    assert list(rows["votes-5"]["seeds"]) == ["0", "0, draw 2"]
+    assert found["promises"].startswith("3 private runs on the same images are 3 promises")
     assert rows["votes-5"]["teachers"] is None  # not covered, so not shown
     page = (folder.path / "report.html").read_text(encoding="utf-8")
     assert "Accuracy for epsilon" in page
+    assert "3 private runs on the same images" in page
     with (folder.path / "results.csv").open(encoding="utf-8") as file:
-        assert [line["epsilon"] for line in csv.DictReader(file)] == ["inf", "5", "inf", "5"]
+        assert [line["epsilon"] for line in csv.DictReader(file)] == ["inf", "5", "inf", "5", "5"]
     assert len(result_table(found).rows) == 4
 
     plain = run_local(tiny("rounds=1", "teachers.models=[mlp]", "fusion=[entropy]"))

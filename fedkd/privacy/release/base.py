@@ -89,6 +89,12 @@ class Release(ABC):
         """Standard deviation of the noise on a number of the sum."""
         return self.sensitivity * math.sqrt(queries * rounds) / self.budget()
 
+    def noise_on_votes(self, queries: int, rounds: int, clients: int) -> float:
+        """Standard deviation of the noise on an answer, for people. Raises `ValueError` if not one
+        round fits the budget.
+        """
+        return self.deviation(queries, rounds)
+
     def asked(self, total: int, generator: torch.Generator) -> Tensor:
         """Which of `total` transfer images are asked about, ascending. Public."""
         count = total if self.queries is None else min(self.queries, total)

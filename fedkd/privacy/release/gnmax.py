@@ -89,6 +89,19 @@ class ConfidentGNMax(GNMax):
                 "release 'confident_gnmax': threshold lies in (0, 1], check and noise are positive"
             )
 
+    def noise_on_votes(self, queries: int, rounds: int, clients: int) -> float:
+        """Raises `ValueError` if a round's share of the budget does not pay for two answers."""
+        sigma = self.noise * clients
+        each = 1 / (self.check * sigma) ** 2 + self.sensitivity**2 / sigma**2
+        paid = int(self.budget() ** 2 / rounds / each)
+        if paid < 2:
+            raise ValueError(
+                f"release 'confident_gnmax': epsilon {self.epsilon:g} in {rounds} rounds pays for "
+                f"{paid} answers a round, at least 2 are needed: raise epsilon, noise "
+                f"({self.noise:g}) or clients ({clients}), or take fewer rounds"
+            )
+        return sigma
+
     def __call__(
         self, probabilities: Tensor, index: Tensor, rounds: int, noise: SecureGenerator
     ) -> Released:

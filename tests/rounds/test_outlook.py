@@ -1,0 +1,66 @@
+"""What is known of a promise before a run begins."""
+
+import math
+
+import pytest
+
+from fedkd.build import check
+from fedkd.config import ConfigError
+from fedkd.privacy.accounting import Steps, epsilon
+from fedkd.privacy.release.gaussian import epsilon_of, mu_of
+from fedkd.rounds.outlook import Outlook, outlook, several, together
+from tests.conftest import Tiny
+
+QUIET = ("fusion=[uniform]", "distillation.losses=[ce]", "evaluation.clients=false",
+         "evaluation.teachers=false", "evaluation.baselines=[]")  # fmt: skip
+
+
+def test_dp_sgd_has_the_noise_of_its_plan_beside_an_expected_batch(tiny: Tiny) -> None:
+    privacy = "teachers.privacy={epsilon: 4.0, delta: 0.001, nominal_size: 40, accountant: rdp}"
+    ahead = outlook(tiny(privacy, "teachers.models=[mlp]", "teachers.batch_size=20", *QUIET))
+    assert (ahead.mechanism, ahead.signal, ahead.rounds) == ("dp_sgd", 20.0, 2)
+    assert ahead.asked == "4 steps at rate 0.5"
+    assert 3.9 < ahead.spent(2) <= 4.0
+    assert ahead.spent(1) < ahead.spent(2)
+    assert ahead.ratio == ahead.noise / 20
+
+
+@pytest.mark.parametrize(
+    ("asked", "words", "count"),
+    [
+        ("queries: 24", "24 images", 24),
+        ("cells: 6", "6 cells", 6),
+        ("unit: client", "48 images", 48),
+    ],
+)
+def test_a_release_has_the_noise_on_a_vote_beside_all_votes(
+    tiny: Tiny, asked: str, words: str, count: int
+) -> None:
+    release = f"release={{name: gnmax, epsilon: 5.0, min_votes: 3, {asked}}}"
+    ahead = outlook(tiny(release, *QUIET))
+    assert (ahead.asked, ahead.signal) == (words, 3)
+    assert ahead.noise == pytest.approx(math.sqrt(2 * count * 2) / mu_of(5.0, 1e-5))
+    assert ahead.spent(2) == pytest.approx(5.0, rel=1e-6)
+
+
+def test_where_nothing_is_promised_there_is_nothing_to_plan(tiny: Tiny) -> None:
+    assert outlook(tiny()) is None
+    assert several([]) == ""
+
+
+def test_a_budget_that_pays_for_no_answer_is_refused_before_the_first_round(tiny: Tiny) -> None:
+    poor = "release={name: confident_gnmax, epsilon: 0.5, min_votes: 3}"
+    with pytest.raises(ConfigError, match=r"epsilon 0\.5 in 2 rounds pays for 0 answers a round"):
+        check(tiny(poor, *QUIET))
+
+
+def test_several_runs_are_composed_and_not_the_worst_of_them() -> None:
+    votes = Outlook("gnmax", "", 1.0, 60, 1, 1e-4, mu=mu_of(2.0, 1e-4))
+    steps = Steps(0.5, 4.0, 10)
+    teachers = Outlook("dp_sgd", "", 4.0, 160, 3, 1e-5, steps=steps)
+    spent, delta = together([votes] * 9 + [teachers] * 2)
+    of_votes = epsilon_of(3 * mu_of(2.0, 1e-4), 1e-4)
+    of_teachers = epsilon([Steps(0.5, 4.0, 60)], 1e-5)
+    assert spent == pytest.approx(of_votes + of_teachers)
+    assert delta == pytest.approx(1.1e-4)
+    assert several([votes] * 9).startswith("9 private runs on the same images are 9 promises")
