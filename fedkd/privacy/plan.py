@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from fedkd.config import ConfigError, Experiment, Privacy
 from fedkd.data.cohorts import Sampler, most_rounds
@@ -111,3 +112,64 @@ def delta_of(privacy: Privacy) -> float:
             f"({1 / size:.3g}): it would allow to publish an image now and then"
         )
     return privacy.delta
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """DP-SGD for small shards: a linear classifier on public features, a few whole-shard steps.
+
+    Attributes:
+        epsilon: Promise for the whole run.
+        delta: Likewise.
+        nominal_size: Public size of a shard; a batch is all of it.
+        directions: Of the model `linear`.
+        steps: In each round.
+    """
+
+    epsilon: float
+    delta: float
+    nominal_size: int
+    directions: int
+    steps: int
+
+    @classmethod
+    def of(cls, nominal_size: int, epsilon: float, delta: float | None = None) -> Proposal:
+        """From public facts alone, by what was best on digits and Fashion-MNIST (docs/privacy.md).
+
+        What can be read goes with the images times the budget, as mu of the Gaussian mechanism:
+        directions with its root, steps (and their length) with itself.
+
+        Raises:
+            ConfigError: a delta with which a whole image might be published.
+        """
+        from fedkd.privacy.release.gaussian import mu_of
+
+        privacy = Privacy(epsilon=epsilon, delta=delta, nominal_size=nominal_size)
+        delta = delta_of(privacy)
+        readable = nominal_size * mu_of(epsilon, delta)
+        steps = min(max(round(readable / 50), 5), 20)
+        return cls(epsilon, delta, nominal_size, max(4, round(1.2 * math.sqrt(readable))), steps)
+
+    @property
+    def teachers(self) -> dict[str, Any]:
+        """The section `teachers` of a config."""
+        return {
+            "models": [{"name": "linear", "directions": self.directions}],
+            "privacy": {
+                "epsilon": self.epsilon,
+                "delta": self.delta,
+                "nominal_size": self.nominal_size,
+                "max_grad_norm": 1.0,
+            },
+            "epochs": self.steps,
+            "batch_size": self.nominal_size,
+            "label_smoothing": 0.0,
+            "augment": "none",
+            "optimizer": {
+                "name": "sgd",
+                "lr": 2.0 * self.steps,
+                "momentum": 0.0,
+                "weight_decay": 0.0,
+                "schedule": "constant",
+            },
+        }

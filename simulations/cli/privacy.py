@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,6 +75,22 @@ def plan_(config: Config, overrides: Overrides = None) -> None:
         table.add_row(str(number), f"{spent:.3f}", f"{spent / whole:.0%}")
     console.print(table)
     _show(console, "a round", {experiment.name: ahead})
+
+
+@app.command()
+def propose(
+    size: Annotated[int, typer.Argument(help="public size of a client's shard", min=1)],
+    epsilon: Annotated[float, typer.Argument(help="promise for the whole run")],
+    delta: Annotated[float | None, typer.Option(help="default: at most 0.1 / SIZE")] = None,
+) -> None:
+    """Teachers for small private shards: model, batch, steps and clipping, as lines of a config."""
+    from fedkd.privacy.plan import Proposal
+
+    if not epsilon > 0:
+        raise ConfigError(f"EPSILON: expected more than 0, got {epsilon:g}")
+    print("teachers:")
+    for key, value in Proposal.of(size, epsilon, delta).teachers.items():
+        print(f"  {key}: {json.dumps(value)}")
 
 
 def _show(console: Console, title: str, rows: Mapping[str, Outlook]) -> None:

@@ -5,8 +5,9 @@ import math
 import pytest
 
 from fedkd.build import check
-from fedkd.config import ConfigError
+from fedkd.config import ConfigError, make_experiment
 from fedkd.privacy.accounting import Steps, epsilon
+from fedkd.privacy.plan import Proposal, plan
 from fedkd.privacy.release.gaussian import epsilon_of, mu_of
 from fedkd.rounds.outlook import Outlook, outlook, several, together
 from tests.conftest import Tiny
@@ -64,3 +65,17 @@ def test_several_runs_are_composed_and_not_the_worst_of_them() -> None:
     assert spent == pytest.approx(of_votes + of_teachers)
     assert delta == pytest.approx(1.1e-4)
     assert several([votes] * 9).startswith("9 private runs on the same images are 9 promises")
+
+
+def test_a_proposal_is_a_section_that_can_be_planned() -> None:
+    few = Proposal.of(320, 1.0, 1e-4)
+    assert (few.directions, few.steps) == (12, 5)
+    assert Proposal.of(320, 2.0, 1e-4).directions == 17
+    assert Proposal.of(320, 10.0, 1e-4).steps == 14
+    assert Proposal.of(2000, 2.0).teachers["optimizer"]["lr"] == 40.0
+    values = {"teachers": Proposal.of(320, 2.0).teachers, "rounds": 2}
+    planned = plan(make_experiment(values, []))
+    assert (planned.mechanism.sample_rate, planned.mechanism.steps) == (1.0, 5)
+    assert (planned.epsilon, planned.delta) == (2.0, 1e-4)
+    with pytest.raises(ConfigError, match=r"teachers\.privacy\.delta"):
+        Proposal.of(100, 1.0, 0.05)
