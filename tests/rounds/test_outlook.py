@@ -70,7 +70,7 @@ def test_several_runs_are_composed_and_not_the_worst_of_them() -> None:
 def test_a_proposal_is_a_section_that_can_be_planned() -> None:
     few = Proposal.of(320, 1.0, 1e-4)
     assert (few.directions, few.steps) == (12, 5)
-    assert Proposal.of(320, 2.0, 1e-4).directions == 17
+    assert Proposal.of(320, 2.0, 1e-4).directions == 16
     assert Proposal.of(320, 10.0, 1e-4).steps == 14
     assert Proposal.of(2000, 2.0).teachers["optimizer"]["lr"] == 40.0
     values = {"teachers": Proposal.of(320, 2.0).teachers, "rounds": 2}
