@@ -28,7 +28,7 @@ def test_arrays_given_are_not_shared():
     ("images", "message"),
     [
         (PIXELS.float() / 255, r"images must be uint8 .*\(images \* 255\)\.round"),
-        (PIXELS.float() - 3, "normalised, give them as they were before"),
+        (PIXELS.float() - 3, r"from_dataset reads them with range=\.\.\. or, if they are no"),
         (PIXELS.to(torch.int64), "images must be uint8"),
         (PIXELS[:, 0], r"images\[:, None\]"),
         (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), r"channels last; .*permute\(0, 3, 1, 2\)"),

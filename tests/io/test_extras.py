@@ -130,5 +130,5 @@ def test_a_command_that_needs_another_extra_ends_with_that_line() -> None:
 
 def test_all_is_all_extras_and_the_tests_need_them() -> None:
     extras = PROJECT["optional-dependencies"]
-    assert extras["all"] == ["fedkd[simulation,privacy,report,deploy,onnx,peft,foundation]"]
+    assert extras["all"] == ["fedkd[simulation,privacy,report,deploy,onnx,peft,foundation,hf]"]
     assert "fedkd[all]" in extras["test"]

@@ -60,7 +60,7 @@ def test_a_private_run_spends_its_budget_over_all_rounds_and_says_so(run: RunDir
             Steps(**line["reserve"]) for line in ledger_lines(run, client) if "reserve" in line
         ]
         assert reserved == [planned.steps] * 3
-        assert epsilon(reserved, 0.001) == mine["epsilon"]
+        assert epsilon(reserved, 0.001, "prv") == mine["epsilon"]
     assert run.read_json("summary.json")["privacy"] == facts
 
 
@@ -112,7 +112,8 @@ def test_killed_in_training_the_client_pays_twice_and_stops_earlier(tiny: Tiny) 
     assert [client().budget.paid(n) for n in (1, 2, 3)] == [True, True, False]
     spent = client().budget.spent
     assert spent <= 4.0
-    assert spent == epsilon([replace(space.plan.steps, count=3 * space.plan.steps.count)], 0.001)
+    thrice = replace(space.plan.steps, count=3 * space.plan.steps.count)
+    assert spent == epsilon([thrice], 0.001, "prv")
 
 
 def test_a_round_that_is_asked_for_again_costs_nothing_more(tiny: Tiny) -> None:
@@ -256,7 +257,7 @@ def test_a_client_pays_for_the_rounds_that_ask_it(tiny: Tiny) -> None:
     assert planned == plan(tiny(DP, *QUIET, "rounds=3"))  # the draw is no secret
     facts = run.read_json("privacy.json")
     assert facts["clients"] == {
-        str(client): {"epsilon": epsilon([planned.steps] * asked.count(client), 0.001),
+        str(client): {"epsilon": epsilon([planned.steps] * asked.count(client), 0.001, "prv"),
                       "frozen_in": []}
         for client in sorted(set(asked))
     }  # fmt: skip

@@ -14,6 +14,7 @@ from PIL import Image
 import fedkd
 from fedkd.config import ConfigError, make_experiment
 from fedkd.models import MODELS
+from fedkd.reporting.run_page import write_report
 from fedkd.reporting.run_record import Found
 from fedkd.rounds import Server, context_of_run
 from fedkd.runs.directory import RunDirectory, network_hash, write_json
@@ -441,4 +442,4 @@ def test_the_temperature_makes_confidence_right_and_moves_no_weight(trained: Run
     assert 0.05 <= found["value"] <= 20
     assert found["calibration"]["ece"] <= summary["student"]["calibration"]["ece"]
     assert network_hash(load_student(trained)) == summary["hash"]
-    assert "Scaled: logits divided by" in (trained.path / "report.html").read_text("utf-8")
+    assert "Scaled: logits divided by" in write_report(trained).read_text("utf-8")

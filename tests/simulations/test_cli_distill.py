@@ -64,11 +64,11 @@ def test_ctrl_c_and_a_batch_system_keep_the_epoch_and_are_told_how_to_go_on(
 ) -> None:
     original, calls = Images.accuracy, []
 
-    def pressed(images: Images, network: object) -> float:
+    def pressed(images: Images, network: object, **more: object) -> float:
         calls.append(1)
         if len(calls) == 4:  # two epochs of the teacher, then the second of the student alone
             signal.raise_signal(number)
-        return original(images, network)
+        return original(images, network, **more)
 
     monkeypatch.setattr(Images, "accuracy", pressed)
     before = signal.getsignal(number)

@@ -96,7 +96,8 @@ def test_flwr_run_gives_the_same_student_and_refuses_another_federation(
     output = tmp_path / "flower-runs"
     settings = f"config='{config}' overrides='rounds=1 seed=3' output='{output}'"
 
-    right, wrong = (submit(flower, nodes, settings) for nodes in (3, 2))
+    right = submit(flower, 3, settings)
+    wrong = submit(flower, 2, settings.replace("flower-runs", "other-runs"))
     assert wait_for(flower, right) == "finished:completed", flower("log", right, "--show")
     (path,) = output.iterdir()
     ours = run_local(tiny("rounds=1", "seed=3", "evaluation.baselines=[]"))

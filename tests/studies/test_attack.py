@@ -24,6 +24,7 @@ def make(tiny: Tiny, *overrides: str, **values: object) -> AttackConfig:
 def run(config: AttackConfig, folder: Path, events: list[str]) -> tuple[Record, dict[str, Record]]:
     """The results, and what came out by cell."""
     study = AttackStudy(config)
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     place = StudyFolder(folder, study.config)
     results = run_study(study, place, lambda event, **_: events.append(event))
     return results, {cell.name: place.result(cell) or {} for cell in study.cells}
