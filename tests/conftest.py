@@ -18,6 +18,20 @@ Tiny = Callable[..., Experiment]
 Shared = Callable[..., RunDirectory]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The longest files. They begin first, so that no worker is left alone with one at the end.
+LONGEST = ("test_ray.py", "test_flwr_run.py", "test_ray_command.py", "test_cli.py", "test_deploy.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep pytest-xdist from sorting files by their number of tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the others in their order."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 # Networks this small only wait for each other on more threads.
 torch.set_num_threads(1)
 
