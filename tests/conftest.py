@@ -19,7 +19,13 @@ Shared = Callable[..., RunDirectory]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The longest files. They begin first, so that no worker is left alone with one at the end.
-LONGEST = ("test_ray.py", "test_flwr_run.py", "test_ray_command.py", "test_cli.py", "test_deploy.py")
+LONGEST = (
+    "test_ray.py",
+    "test_flwr_run.py",
+    "test_ray_command.py",
+    "test_cli.py",
+    "test_deploy.py",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
