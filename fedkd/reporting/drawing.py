@@ -222,6 +222,8 @@ def curves(
     for value, look in levels:
         axes.axhline(value, **{"alpha": 0.7, **look})
     low, high = axes.get_ylim()
+    if high - low < 0.02:  # a fraction of a point is not to look like a rise
+        low, high = axes.set_ylim((low + high) / 2 - 0.01, (low + high) / 2 + 0.01)
     percents(axes, decimals=0 if high - low > 0.05 else None)
     axes.set_xlabel(xlabel)
     axes.set_ylabel("test accuracy")
