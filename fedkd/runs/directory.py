@@ -351,11 +351,20 @@ def new_folder(parent: str | Path, name: str, config: Section) -> Path:
         ConfigError: it cannot be created.
     """
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    path = Path(parent).expanduser().resolve() / f"{name}-{stamp}"
+    return begin_folder(Path(parent) / f"{name}-{stamp}", config, "output")
+
+
+def begin_folder(path: Path, config: Section, key: str) -> Path:
+    """A folder of that name with config.yaml and versions.json; its full path.
+
+    Raises:
+        ConfigError: it cannot be created; the message names `key`, which asked for it.
+    """
+    path = path.expanduser().resolve()
     try:
         path.mkdir(parents=True)
     except OSError as error:
-        raise ConfigError(f"output: cannot create {path}: {error.strerror}") from None
+        raise ConfigError(f"{key}: cannot create {path}: {error.strerror}") from None
     write_atomically(path / "config.yaml", config.to_yaml().encode())
     write_json(path / "versions.json", versions())
     return path

@@ -11,8 +11,7 @@ from typing import Any
 
 from fedkd.config import ConfigError
 from fedkd.io.records import read_json
-from fedkd.knowledge.store import write_atomically
-from fedkd.runs.directory import versions, write_json
+from fedkd.runs.directory import begin_folder, write_json
 from fedkd.runs.signature import IMAGES
 from fedkd.studies.config import StudyConfig
 from fedkd.studies.engine import REPORT, RESULTS, Cell, Study, StudyFolder
@@ -69,22 +68,11 @@ def merge(
         owners = _owners(study, folders)
         images = _images(folders)
         notes = _notes(folders)
-        whole = _begun(into, study.config)
+        whole: AnyFolder = StudyFolder(begin_folder(into, study.config, "--into"), study.config)
         write_json(whole.path / IMAGES, images)
         for folder in folders:
             _copy(folder, whole, owners)
     return Merged(study, whole, notes)
-
-
-def _begun(into: Path, config: StudyConfig) -> AnyFolder:
-    path = into.expanduser().resolve()
-    try:
-        path.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"--into: cannot create {path}: {error.strerror}") from None
-    write_atomically(path / "config.yaml", config.to_yaml().encode())
-    write_json(path / "versions.json", versions())
-    return StudyFolder(path, config)
 
 
 def _common(folders: Sequence[AnyFolder]) -> StudyConfig:

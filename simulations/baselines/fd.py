@@ -82,12 +82,23 @@ class FD(Baseline):
 def class_means(network: Network, shard: ImageSet) -> tuple[Tensor, Tensor]:
     """Mean logits per label, (C, C), zeros where there is no image; which labels occur, (C,)."""
     classes = len(shard.classes)
-    sums, counts = torch.zeros(classes, classes), torch.zeros(classes)
-    if len(shard) > 0:
-        assert shard.labels is not None
-        sums.index_add_(0, shard.labels, predict(network, shard.images))
-        counts = shard.class_counts().float()
+    if len(shard) == 0:
+        return torch.zeros(classes, classes), torch.zeros(classes, dtype=torch.bool)
+    return per_class(predict(network, shard.images), shard)
+
+
+def per_class(values: Tensor, shard: ImageSet) -> tuple[Tensor, Tensor]:
+    """Mean of rows (N, D) per label, (C, D), zeros where there is none; which occur, (C,)."""
+    assert shard.labels is not None
+    counts = shard.class_counts()
+    sums = torch.zeros(len(counts), values.shape[1]).index_add_(0, shard.labels, values)
     return sums / counts.clamp(min=1)[:, None], counts > 0
+
+
+def over_clients(means: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (C, D) of the means (M, C, D) of those that have a class, (M, C); if any has, (C,)."""
+    counts = known.sum(dim=0)
+    return (means * known[:, :, None]).sum(dim=0) / counts.clamp(min=1)[:, None], counts > 0
 
 
 def of_the_others(all_means: Tensor, known: Tensor, client: int) -> tuple[Tensor, Tensor]:
@@ -103,9 +114,7 @@ def of_the_others(all_means: Tensor, known: Tensor, client: int) -> tuple[Tensor
     """
     others = known.clone()
     others[client] = False
-    counts = others.sum(dim=0)
-    sums = (all_means * others[:, :, None]).sum(dim=0)
-    return sums / counts.clamp(min=1)[:, None], counts > 0
+    return over_clients(all_means, others)
 
 
 def pull_towards(means: Tensor, known: Tensor, gamma: float) -> Pull | None:

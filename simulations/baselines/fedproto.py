@@ -17,6 +17,7 @@ from fedkd.randomness import stream_seed
 from fedkd.rounds import ExperimentContext, computing
 from fedkd.simulations.baselines import BASELINES
 from fedkd.simulations.baselines.base import Baseline, OnRound, Outcome
+from fedkd.simulations.baselines.fd import over_clients, per_class
 from fedkd.simulations.baselines.loop import RoundLog, asked, fresh_teachers, model, tensors
 from fedkd.simulations.baselines.traffic import MessageMeter, read
 from fedkd.training.supervised import TEACHER, fit
@@ -139,25 +140,19 @@ def prototype_distance(features: Tensor, means: Tensor, known: Tensor, labels: T
 @torch.no_grad()
 def class_features(network: Network, shard: ImageSet) -> tuple[Tensor, Tensor]:
     """Mean features per label, (C, D), zeros where there is no image; which labels occur, (C,)."""
-    assert shard.labels is not None
     device, training = network.mean.device, network.training
     network.eval()
     parts = [network.read(part.to(device)).pooled for part in shard.images.split(_CHUNK)]
     network.train(training)
-    features = torch.cat([part.cpu() for part in parts if part is not None])
-    sums = torch.zeros(len(shard.classes), features.shape[1])
-    sums.index_add_(0, shard.labels, features)
-    counts = shard.class_counts()
-    return sums / counts.clamp(min=1)[:, None], counts > 0
+    return per_class(torch.cat([part.cpu() for part in parts if part is not None]), shard)
 
 
 def mean_prototypes(answers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Mean over the clients that have a class: `means` (C, D) and `known` (C,)."""
     means = torch.stack([answer["means"] for answer in answers])
     known = torch.stack([answer["known"] for answer in answers])
-    counts = known.sum(dim=0)
-    total = (means * known[:, :, None]).sum(dim=0)
-    return {"means": total / counts.clamp(min=1)[:, None], "known": counts > 0}
+    mean, there = over_clients(means, known)
+    return {"means": mean, "known": there}
 
 
 def _check_widths(name: str, networks: list[Network]) -> None:
