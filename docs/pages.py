@@ -163,20 +163,8 @@ def _section(text: str, name: str) -> str:
 def _example(section: str, name: str) -> str:
     """The key that names it, with its options at their defaults."""
     head = KEYS[section].format(name=name)
-    indent = " " * (head.splitlines()[-1].index("name:"))
-    options = [
-        f"{indent}{key}: {_yaml(parameter.default)}"
-        for key, parameter in REGISTRIES[section].options(name).items()
-    ]
-    return "\n".join([head, *options])
-
-
-def _yaml(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "…  # has no default" if isinstance(value, type) else str(value)
+    indent = "\n" + " " * (head.splitlines()[-1].index("name:"))
+    return indent.join([head, *REGISTRIES[section].example(name)[1:]])
 
 
 def _measured(name: str) -> Iterator[str]:

@@ -73,6 +73,13 @@ class Registry(Generic[T]):
         parameters = inspect.signature(self.get(name)).parameters
         return {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
 
+    def example(self, name: str) -> list[str]:
+        """YAML lines that name the member in a config, with its options at their defaults."""
+        return [f"name: {name}"] + [
+            f"{key}: {'…  # has no default' if p.default is p.empty else yaml_value(p.default)}"
+            for key, p in self.options(name).items()
+        ]
+
     def check(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options of `name`, converted to the types its signature declares.
 
@@ -121,6 +128,13 @@ class Registry(Generic[T]):
         package = importlib.import_module(self._package)
         for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
             importlib.import_module(f"{self._package}.{module.name}")
+
+
+def yaml_value(value: object) -> str:
+    """A default of an option as a config writes it."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def target_name(target: object) -> str:

@@ -57,20 +57,9 @@ def show(
         raise ConfigError(f"show: {error}") from None
     screen().print(Text(f"{name} ({member.__module__})", style="bold"))
     screen().print(Text(inspect.getdoc(member) or ""))
-    options = registry.options(name)
-    if options:
+    if registry.options(name):
         screen().print(Text("\nIn a config:", style="bold"))
-        lines = [
-            f"  {key}: {'(needed)' if p.default is p.empty else _plain(p.default)}"
-            for key, p in options.items()
-        ]
-        screen().print(Text("\n".join([f"- name: {name}", *lines])))
-
-
-def _plain(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(list(value)) if isinstance(value, tuple) else str(value)
+        screen().print(Text("- " + "\n  ".join(registry.example(name))))
 
 
 # Where the registry of each family is: only the one that is asked for is imported.
