@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -53,6 +53,7 @@ from fedkd.randomness import stream_seed
 from fedkd.registry import Registry, is_target
 from fedkd.training.noisy.pair import check_unlearning, paired, with_new_head
 from fedkd.training.optimizers import Optimizer
+from fedkd.training.supervised import Passes
 
 logger = logging.getLogger(__name__)
 
@@ -471,13 +472,9 @@ def build_optimizer(section: OptimizerSection) -> Optimizer:
     return Optimizer(**section.model_dump())
 
 
-class LocalTraining(TypedDict):
+class LocalTraining(Passes):
     """Arguments of `fedkd.training.supervised.fit` that a config gives."""
 
-    epochs: int
-    batch_size: int
-    optimizer: Optimizer
-    augment: str
     label_smoothing: float
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from fedkd.models.network import Network
 from fedkd.randomness import seeded, stream
 from fedkd.training.evaluation import predict
 from fedkd.training.graph import Graphs
-from fedkd.training.loop import Measured, Phase, check_finite, train_epochs
+from fedkd.training.loop import Means, Measured, Phase, check_finite, train_epochs
 from fedkd.training.numerics import numerics
 from fedkd.training.optimizers import DEFAULT_OPTIMIZER, Optimizer
 
@@ -24,6 +25,15 @@ TEACHER = Phase("the teacher", "lower teachers.optimizer.lr", "teachers.batch_si
 
 Pull = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(images, labels, the network's logits) of a batch -> what is added to its loss, a scalar."""
+
+
+class Passes(TypedDict):
+    """Arguments of `fit_by` that a config gives."""
+
+    epochs: int
+    batch_size: int
+    optimizer: Optimizer
+    augment: str
 
 
 @dataclass(frozen=True)
@@ -161,32 +171,89 @@ def fit(
         RuntimeError: weights, the loss or its gradient are not finite.
         ValueError: the shard has no images or no labels, or the teacher cannot be trained so.
     """
-    labels_of = shard.labels
-    if labels_of is None:
-        raise ValueError("a teacher learns from labelled images, this shard has no labels")
-    check_augmentation(augment)
-    device = teacher.mean.device
-    draws = Draws(seed, device)
-    pixels, labels_of = shard.images.to(device), labels_of.to(device)
 
-    def measure(epoch: int, step: int, index: Tensor) -> Measured:
-        labels = labels_of[index]
-        images = pixels[index]
-        if augment != "none":
-            images = augmented(images, augment, draws.of(epoch, step, "augment"))
+    def measure(images: Tensor, labels: Tensor) -> Measured:
         logits = teacher(images)
         loss = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         right = {"right": (logits.argmax(1) == labels).sum()}
         if pull is None:
-            return Measured(loss, len(index), sums=right)
+            return Measured(loss, len(labels), sums=right)
         more = pull(images, labels, logits)
-        return Measured(loss + more, len(index), {"cross entropy": loss, "pull": more}, right)
+        return Measured(loss + more, len(labels), {"cross entropy": loss, "pull": more}, right)
+
+    last = fit_by(
+        teacher,
+        shard,
+        measure,
+        device=teacher.mean.device,
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        augment=augment,
+        seed=seed,
+        phase=phase,
+        graphs=graphs,
+        modules=[pull] if isinstance(pull, nn.Module) else [],
+    )
+    return Fit(last.loss, last.sums["right"] / last.count)
+
+
+def fit_by(
+    networks: nn.Module,
+    shard: ImageSet,
+    measure: Callable[[Tensor, Tensor], Measured],
+    *,
+    device: torch.device,
+    epochs: int,
+    batch_size: int,
+    optimizer: Optimizer,
+    augment: str,
+    seed: int,
+    phase: Phase = TEACHER,
+    graphs: Graphs = "off",
+    modules: Iterable[nn.Module] = (),
+) -> Means:
+    """Train one network or several (in place) on the same batches of a private shard.
+
+    Args:
+        networks: What learns, on one device.
+        shard: Labelled private images.
+        measure: (augmented images, labels) of a batch -> its loss.
+        device: That of the networks.
+        epochs: As in `fit`, like the others.
+        batch_size: Likewise.
+        optimizer: Likewise.
+        augment: Likewise.
+        seed: Likewise.
+        phase: Likewise.
+        graphs: Likewise.
+        modules: Further modules that `measure` uses.
+
+    Returns:
+        What the last epoch gave.
+
+    Raises:
+        RuntimeError: as in `fit`.
+        ValueError: likewise.
+    """
+    labels_of = shard.labels
+    if labels_of is None:
+        raise ValueError("a teacher learns from labelled images, this shard has no labels")
+    check_augmentation(augment)
+    draws = Draws(seed, device)
+    pixels, labels_of = shard.images.to(device), labels_of.to(device)
+
+    def measure_batch(epoch: int, step: int, index: Tensor) -> Measured:
+        images = pixels[index]
+        if augment != "none":
+            images = augmented(images, augment, draws.of(epoch, step, "augment"))
+        return measure(images, labels_of[index])
 
     with numerics(device, "float32"), seeded(seed, "teacher"):
-        last = train_epochs(
-            teacher,
+        return train_epochs(
+            networks,
             len(shard),
-            measure,
+            measure_batch,
             optimizer,
             phase,
             epochs=epochs,
@@ -194,6 +261,5 @@ def fit(
             order=stream(seed, "order"),
             graphs=graphs,
             draws=draws,
-            modules=[pull] if isinstance(pull, nn.Module) else [],
+            modules=modules,
         )[-1]
-    return Fit(last.loss, last.sums["right"] / last.count)

@@ -49,18 +49,25 @@ class FedProto(Baseline):
     def run(self, context: ExperimentContext, on_round: OnRound) -> Outcome:
         """All rounds. Raises `ConfigError` if networks have features of different widths."""
         return prototype_rounds(
-            "fedproto", context, on_round, self.weight, lambda _, answers: mean_prototypes(answers)
+            "fedproto",
+            context,
+            on_round,
+            held_to(self.weight),
+            lambda _, answers: mean_prototypes(answers),
         )
 
+
+Receive = Callable[[Network, dict[str, Tensor]], "Prototypes | None"]
+"""(a client's network, what it was sent) -> what is added to its local loss."""
 
 Merge = Callable[[int, list[dict[str, Tensor]]], dict[str, Tensor]]
 """(round, the clients' `means` (C, D) and `known` (C,)) -> what is sent to all of them."""
 
 
 def prototype_rounds(
-    name: str, context: ExperimentContext, on_round: OnRound, weight: float, merge: Merge
+    name: str, context: ExperimentContext, on_round: OnRound, receive: Receive, merge: Merge
 ) -> Outcome:
-    """Rounds in which clients send the mean features of their classes, and are held to others."""
+    """Rounds in which clients send the mean features of their classes, and learn from others'."""
     log = RoundLog(context, on_round)
     experiment, data = context.experiment, context.data
     networks = fresh_teachers(context)
@@ -74,7 +81,7 @@ def prototype_rounds(
             news = {key: value.numpy() for key, value in shared.items()} or None
             request = meter.ask(client, news)
             received = tensors(read(request))
-            pull = Prototypes(network, received, weight) if received and weight else None
+            pull = receive(network, received) if received else None
             with computing(experiment.resources, experiment.resources.client_cpus):
                 try:
                     fit(
@@ -94,6 +101,11 @@ def prototype_rounds(
         shared = merge(number, list(answers.values()))
         log.end_round(models, meter)
     return log.outcome(models, uses_transfer=False)
+
+
+def held_to(weight: float) -> Receive:
+    """Clients are held to the prototypes that they receive."""
+    return lambda network, received: Prototypes(network, received, weight) if weight else None
 
 
 class Prototypes:
@@ -155,19 +167,30 @@ def mean_prototypes(answers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {"means": mean, "known": there}
 
 
+def labelled_prototypes(answers: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Those of all clients, (N, D), and their classes, (N,)."""
+    features = torch.cat([answer["means"][answer["known"]] for answer in answers])
+    return features, torch.cat([answer["known"].nonzero().flatten() for answer in answers])
+
+
+def width(name: str, network: Network, whose: str) -> int:
+    """Of a network's features. Raises `ConfigError` if it does not end in a linear layer."""
+    if network.head is None:
+        raise ConfigError(
+            f"methods: {name!r} reads what enters the last linear layer, and {whose} ends in "
+            "something else; leave the method out"
+        )
+    return network.head.in_features
+
+
 def _check_widths(name: str, networks: list[Network]) -> None:
     widths: dict[int, int] = {}
     for client, network in enumerate(networks):
-        if network.head is None:
-            raise ConfigError(
-                f"methods: {name!r} reads what enters the last linear layer, and the network of "
-                f"client {client} ends in something else; leave the method out"
-            )
-        widths.setdefault(network.head.in_features, client)
+        widths.setdefault(width(name, network, f"the network of client {client}"), client)
     if len(widths) > 1:
         (one, first), (other, second), *_ = widths.items()
         raise ConfigError(
-            f"methods: {name!r} averages features, but those of client {first} are {one} wide "
+            f"methods: {name!r} shares features, but those of client {first} are {one} wide "
             f"and those of client {second} {other}; set teachers.models to networks of one width, "
             "or leave the method out"
         )

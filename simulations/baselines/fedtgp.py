@@ -11,7 +11,12 @@ from fedkd.rounds import ExperimentContext
 from fedkd.simulations.baselines import BASELINES
 from fedkd.simulations.baselines.base import Baseline, OnRound, Outcome
 from fedkd.simulations.baselines.fedavg import at_least_one
-from fedkd.simulations.baselines.fedproto import mean_prototypes, prototype_rounds
+from fedkd.simulations.baselines.fedproto import (
+    held_to,
+    labelled_prototypes,
+    mean_prototypes,
+    prototype_rounds,
+)
 from fedkd.training.loop import Measured, Phase, train_epochs
 from fedkd.training.optimizers import Optimizer
 
@@ -57,9 +62,7 @@ class FedTGP(Baseline):
             if not made:
                 with seeded(seed, "prototypes"):
                     made.append(Centres(*answers[0]["means"].shape))
-            here = [answer["known"] for answer in answers]
-            features = torch.cat([a["means"][k] for a, k in zip(answers, here, strict=True)])
-            labels = torch.cat([known.nonzero().flatten() for known in here])
+            features, labels = labelled_prototypes(answers)
             middle = mean_prototypes(answers)
             margin = adaptive_margin(middle["means"][middle["known"]], self.threshold)
 
@@ -79,7 +82,7 @@ class FedTGP(Baseline):
             )
             return {"means": made[0]().detach(), "known": middle["known"]}
 
-        return prototype_rounds("fedtgp", context, on_round, self.weight, merge)
+        return prototype_rounds("fedtgp", context, on_round, held_to(self.weight), merge)
 
 
 class Centres(nn.Module):

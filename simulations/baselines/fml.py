@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Unpack
 
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import Tensor, nn
@@ -10,19 +11,17 @@ from torch.nn import functional
 
 from fedkd.build import local_training
 from fedkd.data.images import ImageSet
-from fedkd.data.views import Draws, augmented
 from fedkd.losses.kd import kd_loss
 from fedkd.models.network import Network
-from fedkd.randomness import seeded, stream, stream_seed
+from fedkd.randomness import stream_seed
 from fedkd.rounds import ExperimentContext, computing
 from fedkd.simulations.baselines import BASELINES
 from fedkd.simulations.baselines.base import Baseline, OnRound, Outcome
 from fedkd.simulations.baselines.fedavg import quiet
 from fedkd.simulations.baselines.loop import RoundLog, asked, fresh_student, fresh_teachers, model
 from fedkd.simulations.baselines.traffic import MessageMeter, load, read, weights
-from fedkd.training.loop import Measured, Phase, train_epochs
-from fedkd.training.numerics import numerics
-from fedkd.training.optimizers import Optimizer
+from fedkd.training.loop import Measured, Phase
+from fedkd.training.supervised import Passes, fit_by
 
 PAIR = Phase("a client's two networks", "lower teachers.optimizer.lr", "teachers.batch_size")
 
@@ -90,36 +89,15 @@ def learn_together(
     *,
     weight: float,
     seed: int,
-    epochs: int,
-    batch_size: int,
-    augment: str,
     label_smoothing: float,
-    optimizer: Optimizer,
+    **options: Unpack[Passes],
 ) -> None:
     """Train both networks (in place) on the same batches, each by `mutual_loss`."""
-    assert shard.labels is not None
-    device = private.mean.device
-    pixels, labels_of = shard.images.to(device), shard.labels.to(device)
     learn = partial(mutual_loss, weight=weight, label_smoothing=label_smoothing)
-    draws, both = Draws(seed, device), nn.ModuleList([private, shared])
 
-    def measure(epoch: int, step: int, index: Tensor) -> Measured:
-        images, labels = pixels[index], labels_of[index]
-        if augment != "none":
-            images = augmented(images, augment, draws.of(epoch, step, "augment"))
+    def measure(images: Tensor, labels: Tensor) -> Measured:
         one, other = private(images), shared(images)
-        loss = learn(one, other, labels) + learn(other, one, labels)
-        return Measured(loss, len(index))
+        return Measured(learn(one, other, labels) + learn(other, one, labels), len(labels))
 
-    with numerics(device, "float32"), seeded(seed, "teacher"):
-        train_epochs(
-            both,
-            len(shard),
-            measure,
-            optimizer,
-            PAIR,
-            epochs=epochs,
-            batch_size=batch_size,
-            order=stream(seed, "order"),
-            draws=draws,
-        )
+    both, device = nn.ModuleList([private, shared]), private.mean.device
+    fit_by(both, shard, measure, device=device, seed=seed, phase=PAIR, **options)

@@ -19,12 +19,20 @@ from fedkd.losses.base import TeacherWeights
 from fedkd.models.network import Network, parameter_count
 from fedkd.randomness import stream
 from fedkd.rounds import ExperimentContext
-from fedkd.simulations.baselines import BASELINES
+from fedkd.simulations.baselines import BASELINES, fedkd_wu
 from fedkd.simulations.baselines.base import Outcome, RoundResult
 from fedkd.simulations.baselines.cfd import coded, decoded
 from fedkd.simulations.baselines.dsfl import sharpened
 from fedkd.simulations.baselines.fd import class_means, of_the_others, pull_towards
 from fedkd.simulations.baselines.fedavg import held
+from fedkd.simulations.baselines.fedgh import put_header
+from fedkd.simulations.baselines.fedkd_wu import (
+    adaptive_loss,
+    learn_mutually,
+    least_rank,
+    packed,
+    unpacked,
+)
 from fedkd.simulations.baselines.fedmd import _Distance
 from fedkd.simulations.baselines.fedproto import mean_prototypes, prototype_distance
 from fedkd.simulations.baselines.fedtgp import adaptive_margin, tgp_loss
@@ -44,7 +52,7 @@ from fedkd.training.supervised import fit
 
 CLIENTS, TRANSFER, CLASSES = 3, 400, 10
 ONE_ROUND = ("one_shot", "one_shot_ensemble", "pate_vote")
-OF_ONE_WIDTH = ("fedproto", "fedtgp")
+OF_ONE_WIDTH = ("fedproto", "fedtgp", "fedgh")
 LOW_RANK = ("fedavg_lora", "ffa_lora", "fedex_lora")
 BY_WEIGHTS = ("fedavg", "fedprox", "feddf")
 SILENT = ("local_only", "centralised")
@@ -197,6 +205,8 @@ def test_averaging_refuses_other_networks_than_the_students(name: str) -> None:
         ("fml", {"weight": -0.1}),
         ("fedtgp", {"threshold": -0.1}),
         ("fedtgp", {"server_epochs": 0}),
+        ("fedgh", {"lr": 0.0}),
+        ("fedkd_wu", {"energy_start": 0.99}),
         ("dsfl", {"temperature": 0.0}),
         ("pate_vote", {"sigma": -1.0}),
     ],
@@ -510,7 +520,7 @@ def test_fd_sends_a_matrix_and_never_predictions(outcomes: dict[str, Outcome]) -
         assert size < result.up < size + CLIENTS * 1500
 
 
-# -- FedProto and FML ----------------------------------------------------------------------
+# -- features, and pairs of networks -------------------------------------------------------
 
 
 def test_prototypes_are_means_of_those_who_have_a_class_and_pull_no_one_else() -> None:
@@ -559,3 +569,80 @@ def test_mutual_learning_holds_each_to_the_other_and_neither_through_the_other()
     assert float(loss.detach()) == pytest.approx(float(expected.detach()))
     loss.backward()
     assert other.grad is None
+
+
+def test_the_header_of_fedgh_replaces_the_clients() -> None:
+    network = fresh_teachers(context())[0]
+    wide = network.head.in_features
+    header = {"weight": torch.arange(CLASSES * wide).float().view(CLASSES, wide)}
+    put_header(network, {**header, "bias": torch.ones(CLASSES)})
+    assert torch.equal(network.head.weight, header["weight"])
+    assert network.head.bias.tolist() == [1.0] * CLASSES
+
+
+def test_fedgh_sends_features_up_and_one_layer_down(outcomes: dict[str, Outcome]) -> None:
+    wide = fresh_teachers(context())[0].head.in_features
+    second = outcomes["fedgh"].rounds[1]
+    assert 0 < second.up - CLIENTS * CLASSES * (4 * wide + 1) < CLIENTS * 1500
+    assert 0 < second.down - CLIENTS * CLASSES * 4 * (wide + 1) < CLIENTS * 1500
+
+
+def test_the_published_fedkd_teaches_more_the_surer_both_are() -> None:
+    mentor = torch.tensor([[2.0, 0.0]], requires_grad=True)
+    mentee = torch.tensor([[0.0, 1.0]], requires_grad=True)
+    labels, distance = torch.tensor([0]), torch.tensor(0.3)
+    p, q = mentor.softmax(1), mentee.softmax(1)
+    task = -p[0, 0].log() - q[0, 0].log()
+    both = (q * (q.log() - p.log())).sum() + (p * (p.log() - q.log())).sum()
+    loss = adaptive_loss(mentor, mentee, labels, distance)
+    assert float(loss.detach()) == pytest.approx(float((task + (both + 0.3) / task).detach()))
+    # The mentor's own: its cross entropy, and KL(mentee || mentor) over the two tasks' sum.
+    (gradient,) = torch.autograd.grad(loss, mentor)
+    own = p - torch.tensor([[1.0, 0.0]]) + (p - q) / task
+    assert torch.allclose(gradient, own.detach(), atol=1e-6)
+
+
+def test_updates_travel_in_the_least_rank_that_has_their_energy() -> None:
+    sigma = torch.tensor([3.0, 2.0, 1.0, 0.0])  # squares: 9, 4, 1
+    assert [least_rank(sigma, share) for share in (0.5, 0.65, 0.93, 1.0)] == [1, 2, 3, 3]
+    assert least_rank(torch.zeros(3), 0.9) == 0
+    thin = np.outer(np.arange(8), np.arange(12)).astype(np.float32)
+    kernel = thin.reshape(8, 3, 2, 2)
+    state = {"kernel": kernel, "still": np.zeros((5, 5), np.float32), "bias": np.ones(3, "f4")}
+    sent = packed(state, 0.95)
+    assert {name: array.size for name, array in sent.items()} == {
+        "kernel/u": 8,
+        "kernel/v": 12,
+        "still/u": 0,
+        "still/v": 0,
+        "bias": 3,
+    }
+    whole = unpacked(sent, state)
+    for name, array in state.items():
+        assert np.allclose(whole[name], array, atol=1e-4)
+    full = np.eye(4, dtype=np.float32)
+    assert packed({"full": full}, 0.95)["full"] is full
+
+
+def test_the_published_fedkd_sends_less_than_its_weights(outcomes: dict[str, Outcome]) -> None:
+    first, second = outcomes["fedkd_wu"].rounds
+    whole = outcomes["fml"].rounds[0]
+    assert first.down == whole.down  # the mentee as it begins
+    assert max(first.up, second.up, second.down) < whole.up
+    all_of_it = run("fedkd_wu", energy_start=1.0, energy_end=1.0).rounds
+    assert all_of_it[1].up > second.up
+
+
+def test_every_mentee_begins_where_the_server_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the update of the last round, or by all weights after rounds away."""
+    begun: list[bytes] = []
+
+    def watched(_mentor: Network, mentee: Network, *args: Any, **more: Any) -> None:
+        begun.append(b"".join(value.tobytes() for value in weights(mentee).values()))
+        learn_mutually(_mentor, mentee, *args, **more)
+
+    monkeypatch.setattr(fedkd_wu, "learn_mutually", watched)
+    run("fedkd_wu", "rounds=3", "teachers.epochs=1", "federation.participation=0.67")
+    assert len(begun) == 6
+    assert [len(set(begun[n : n + 2])) for n in (0, 2, 4)] == [1, 1, 1]
+    assert len(set(begun)) == 3
