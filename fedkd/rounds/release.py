@@ -49,7 +49,7 @@ def release_answers(
             index = release.asked(bank.num_samples, generator)
             out = release(_answers(bank, index), index, experiment.rounds, SecureGenerator())
         else:
-            among = Cells.among(images.images, cells, experiment.seed)
+            among = Cells.among(images.images, cells, len(images.classes), experiment.seed)
             ballots = among.ballots(_answers(bank, torch.arange(bank.num_samples)))
             asked = torch.arange(len(among))
             out = among.spread(release(ballots, asked, experiment.rounds, SecureGenerator()))

@@ -193,13 +193,32 @@ def _blobs(each: int = 12) -> Tensor:
 
 def test_cells_hold_alike_images_and_are_the_same_everywhere() -> None:
     images = _blobs()
-    cells = Cells.among(images, 4, seed=7)
-    assert torch.equal(cells.of, Cells.among(images.clone(), 4, seed=7).of)
+    cells = Cells.among(images, 4, 4, seed=7)
+    assert torch.equal(cells.of, Cells.among(images.clone(), 4, 4, seed=7).of)
     kinds = cells.of.view(4, -1)
     assert (kinds == kinds[:, :1]).all()
     assert len(set(kinds[:, 0].tolist())) == len(cells) == 4
     # Nothing to tell apart: no more cells than different images.
-    assert len(Cells.among(images[:1].expand(6, -1, -1, -1), 4, seed=7)) == 1
+    assert len(Cells.among(images[:1].expand(6, -1, -1, -1), 4, 4, seed=7)) == 1
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 8])
+@pytest.mark.parametrize("images", [2, 3, 5])
+def test_a_handful_of_images_is_divided_too(images: int, count: int) -> None:
+    cells = Cells.among(_blobs()[:: 48 // images][:images], count, 10, seed=7)
+    assert len(cells.of) == images
+    assert 1 <= len(cells) <= min(count, images)
+
+
+def test_cells_follow_the_shape_of_a_class() -> None:
+    """Two long classes side by side: k-means on the features would cut them across."""
+    steps = torch.linspace(0, 200, 80)
+    pixels = torch.zeros(2, 80, 1, 2, 2)
+    pixels[:, :, 0, 0, 0] = steps
+    pixels[1, :, 0, 1, 1] = 30
+    cells = Cells.among(pixels.to(torch.uint8).flatten(0, 1), 2, 2, seed=7).of.view(2, -1)
+    assert (cells == cells[:, :1]).all()
+    assert cells[0, 0] != cells[1, 0]
 
 
 def test_a_ballot_is_a_mean_answer_and_what_comes_out_spreads_over_its_cell() -> None:
