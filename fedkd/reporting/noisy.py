@@ -124,7 +124,7 @@ def curves_figure(curves: Curves) -> Figure:
         _phases(axes, next(iter(curves.values())))
         if share:
             draw.percents(axes)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
         axes.margins(x=0.02)
     for axes in grid[len(shown) :]:
         axes.set_axis_off()

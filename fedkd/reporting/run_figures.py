@@ -80,7 +80,7 @@ def accuracy_figure(
     ]
     figure = draw.curves(drawn, "round", levels=bounds, size=_SIZE)
     (axes,) = figure.axes
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(rounds) == 1:
         axes.set_xticks(rounds)
     axes.set_xlim(rounds[0] - 0.3, rounds[-1] + 0.3)
@@ -150,7 +150,7 @@ def loss_figure(
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # its own is a formula
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_title(f"{name}  {TIMES} {weights[name]:g}" if name in weights else name)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     for axes in grid[len(names) :]:
         axes.set_axis_off()
     figure.supxlabel(label, fontsize=8.5, color=draw.GREY)
@@ -178,7 +178,7 @@ def pull_figure(pulls: Mapping[str, Sequence[float]], rounds: Sequence[int]) -> 
     axes.set_xlim(1, max(len(rounds), 2))
     axes.set_ylabel("share of the pull, %")
     axes.set_xlabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure
 
@@ -523,7 +523,7 @@ def stacked_figure(
                     base = base + height
         axes.axhline(0, color=draw.INK, lw=0.9)
         axes.set_title(f"{title}, {unit}" if bytes else title)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
         axes.set_xlabel("round")
         axes.set_xlim(min(rounds) - 0.6, max(rounds) + 0.6)
