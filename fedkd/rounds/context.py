@@ -35,6 +35,7 @@ from fedkd.models.entries import files_of
 from fedkd.models.network import Network, parameter_count
 from fedkd.privacy.leaks import check_leaks
 from fedkd.privacy.model_check import check_private
+from fedkd.privacy.noise_check import check_noise
 from fedkd.privacy.plan import plan
 from fedkd.randomness import stream, stream_seed
 from fedkd.runs.directory import RunDirectory
@@ -112,6 +113,8 @@ class ExperimentContext:
         #: How many cells of the transfer images a release asks about; None: about single images.
         self.cells = self._count_cells()
         self._models = self._try_models()
+        if self.plan is not None:
+            check_noise(self.plan.mechanism)
         #: Parameters of the largest network.
         self.largest_network = max(model.parameters for model in self._models.values())
         if min(experiment.distillation.batch_size, len(self.data.transfer.images)) == 1:
