@@ -42,6 +42,13 @@ def audit(
     draw: Annotated[
         int, typer.Option(min=0, help="which draw of canaries and coins; another tests anew")
     ] = 0,
+    mechanism: Annotated[
+        bool, typer.Option("--mechanism", help="test the private training itself, not the run")
+    ] = False,
+    trainings: Annotated[
+        int | None,
+        typer.Option(help="with --mechanism: tiny trainings of each kind  [default: 1000]"),
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Attack a finished run: who was trained on, and how large must epsilon be at least?"""
@@ -50,10 +57,16 @@ def audit(
     from fedkd.simulations.cli.progress import ProgressView
     from fedkd.simulations.cli.screen import screen
     from fedkd.simulations.cli.tables import console_table
+    from fedkd.studies.audit.mechanism import audit_mechanism
+    from fedkd.studies.audit.noisy_steps import TRAININGS
     from fedkd.studies.audit.promise import Claim
-    from fedkd.studies.audit.report import attacks_table, sentence, write
-    from fedkd.studies.audit.study import Options, audit_run, chosen
+    from fedkd.studies.audit.report import attacks_table, mechanism_table, sentence, write
+    from fedkd.studies.audit.study import Options, audit_run, chosen, keep
 
+    if trainings is not None and not mechanism:
+        raise ConfigError("--trainings: is of the audit of the mechanism, and needs --mechanism")
+    if mechanism and epsilon is not None:
+        raise ConfigError("--epsilon: what a mechanism claims follows from its noise; leave it out")
     run = open_run(path, trust=trust)
     what_if = {
         "--epsilon": epsilon,
@@ -77,12 +90,13 @@ def audit(
         raise ConfigError(f"--delta: expected more than 0 and less than 1, got {delta}")
     options = Options(client=client, shadows=shadows, canaries=canaries, delta=delta, draw=draw)
     space = context_of_run(run)
-    mechanism = None
+    client = chosen(space, options)
+    as_if = None
     if noise_multiplier is not None:
         teachers = run.experiment.teachers
-        size = nominal_size or len(space.data.shard_rows[chosen(space, options)])
+        size = nominal_size or len(space.data.shard_rows[client])
         try:
-            mechanism = Mechanism.of(
+            as_if = Mechanism.of(
                 size,
                 teachers.batch_size,
                 teachers.epochs,
@@ -94,10 +108,24 @@ def audit(
     claim = None if epsilon is None else Claim(epsilon, delta)
     console = screen()
     with interruptible("nothing was written"), ProgressView(console, f"audit   {run.path}") as view:
-        facts = audit_run(run, space, options, mechanism=mechanism, claim=claim, notify=view)
+        if mechanism:
+            found = audit_mechanism(
+                run,
+                space,
+                client,
+                mechanism=as_if,
+                delta=delta,
+                trainings=TRAININGS if trainings is None else trainings,
+                notify=view,
+            )
+            facts = keep(run, {"mechanism": found})
+            shown, refuted = mechanism_table(found), found["verdict"] == "refuted"
+        else:
+            facts = audit_run(run, space, options, mechanism=as_if, claim=claim, notify=view)
+            shown, refuted = attacks_table(facts), facts["verdict"] == "refuted"
     page = write({**facts, "command": typed(path)}, run.path)
-    console.print(console_table(attacks_table(facts)))
+    console.print(console_table(shown))
     console.print(sentence(facts), highlight=False)
     show(console, "report", page)
-    if facts["verdict"] == "refuted":
+    if refuted:
         sys.exit(FAILED)

@@ -117,7 +117,8 @@ def _untested(experiment: Experiment) -> str:
         return (
             f"The run promises label privacy, epsilon {privacy.epsilon:g}: nobody learns an "
             "image's label, but that the image was used is no secret. The audit does not test "
-            "that: its attacks and its bound are about images, for which nothing is promised."
+            "that: its attacks and its bound are about images, for which nothing is promised. "
+            "How labels are randomised is tested with --mechanism."
         )
     if release is not None:
         return (

@@ -21,6 +21,7 @@ from fedkd.rounds import ExperimentContext, Notify, silent
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import RoundFinished
 from fedkd.runs.export import load_student
+from fedkd.studies.audit.mechanism import MechanismRecord
 from fedkd.studies.audit.membership import (
     calibrated,
     confidence,
@@ -86,8 +87,11 @@ class AttackRecord(TypedDict):
     leaks: bool
 
 
-class AuditRecord(TypedDict):
-    """What `audit.json` holds: `Training`, `Options`, `Claim` and `Bound` as plain values."""
+class AuditRecord(TypedDict, total=False):
+    """What `audit.json` holds: `Training`, `Options`, `Claim` and `Bound` as plain values.
+
+    What was not audited is not there: only `run`, or `run` and `mechanism`, may be.
+    """
 
     run: str
     client: int
@@ -99,6 +103,7 @@ class AuditRecord(TypedDict):
     claim: dict[str, Any] | None
     bound: dict[str, Any] | None
     verdict: str
+    mechanism: MechanismRecord
 
 
 def audit_run(
@@ -168,7 +173,6 @@ def audit_run(
         )
     attacks.sort(key=lambda attack: _NEAREST.index(attack["target"]))
     facts: AuditRecord = {
-        "run": run.identity,
         "client": client,
         "model": run.experiment.teachers.model_of(client).name,
         "promise": promise.text,
@@ -179,6 +183,12 @@ def audit_run(
         "bound": None if bound is None else asdict(bound),
         "verdict": verdict(claim, bound),
     }
+    return keep(run, facts)
+
+
+def keep(run: RunDirectory, part: AuditRecord) -> AuditRecord:
+    """Write what was found to `audit.json`, beside what is there of the other kind of audit."""
+    facts: AuditRecord = {**(run.read_json(AUDIT) or {}), "run": run.identity, **part}  # type: ignore[typeddict-item]
     run.write_json(AUDIT, facts)
     return facts
 

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from fedkd.studies.audit.study import Options, audit_run
 from fedkd.studies.audit.training import train_again
 from fedkd.training.evaluation import Scores
 from tests.conftest import TINY, Tiny
+from tests.studies.audit.breaks import broken
 
 QUICK = Options(shadows=2, canaries=50)
 BASE = (
@@ -59,6 +61,36 @@ def test_mechanism_and_claim_come_from_the_plan_and_the_ledger(private: RunDirec
     for option in ("--epsilon", "--delta", "--noise-multiplier", "--nominal-size"):
         refused = CliRunner().invoke(app, ["audit", str(run.path), option, "1"])
         assert str(refused.exception).startswith(f"{option}: this run promises privacy itself")
+
+
+def test_a_private_run_is_audited_and_its_page_keeps_both_audits(
+    private: RunDirectory, tmp_path: Path
+) -> None:
+    shutil.copytree(private.path, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "audit.json").unlink(missing_ok=True)  # of the test before
+    run = RunDirectory(tmp_path, private.experiment, private.identity)
+    words = ["audit", str(run.path)]
+    passed = CliRunner().invoke(app, [*words, "--mechanism", "--trainings", "50"])
+    assert passed.exit_code == 0, passed.output
+    assert "passes all 10 tests" in " ".join(passed.stdout.split())
+    facts = run.read_json("audit.json")
+    assert set(facts) == {"run", "mechanism"}  # of an audit that did not attack
+    found = facts["mechanism"]
+    assert found["training"]["rounds"] == 2
+    assert found["claim"]["delta"] == 0.001
+    # All four steps of the run are taken, so the claim is the run's.
+    assert found["claim"]["epsilon"] == pytest.approx(3, rel=0.02)
+    attacked = CliRunner().invoke(app, [*words, "--shadows", "0", "--canaries", "0"])
+    assert attacked.exit_code == 0, attacked.output
+    assert run.read_json("audit.json")["mechanism"] == found
+    page = (run.path / "audit.html").read_text(encoding="utf-8")
+    assert "Attacks on the run" in page
+    assert "Does the code do what the promise rests on?" in page
+    with broken("noise / 4"), mock.patch("fedkd.rounds.context.check_noise"):
+        refuted = CliRunner().invoke(app, [*words, "--mechanism", "--trainings", "50"])
+    assert refuted.exit_code == 1
+    assert "not the promised one" in " ".join(refuted.stdout.split())
+    assert run.read_json("audit.json")["mechanism"]["verdict"] == "refuted"
 
 
 def test_a_ledger_that_was_changed_or_is_missing_makes_no_claim(
