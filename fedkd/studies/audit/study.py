@@ -188,7 +188,7 @@ def audit_run(
 
 def keep(run: RunDirectory, part: AuditRecord) -> AuditRecord:
     """Write what was found to `audit.json`, beside what is there of the other kind of audit."""
-    facts: AuditRecord = {**(run.read_json(AUDIT) or {}), "run": run.identity, **part}  # type: ignore[typeddict-item]
+    facts: AuditRecord = {**(run.read_json(AUDIT) or {}), "run": run.identity, **part}
     run.write_json(AUDIT, facts)
     return facts
 
