@@ -114,6 +114,7 @@ def run_job(
         FederatedDistillation(
             grid, server, state_dir=state, keys=keys, workers=workers, players=players
         ).run()
+        server.keep()
         here = simulated and run.experiment.resources.ray_address is None
         summary = summarise(server, seconds=session.total, clients_here=here)
         run.write_json("summary.json", summary)

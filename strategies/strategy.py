@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from fedkd.rounds import Server
 from fedkd.rounds.client_files import TeacherCache
@@ -90,7 +91,8 @@ class FederatedDistillation:
         self._server.recover()
         self._make_room(self._server.round)
         self.nodes.wait(self._server.round + 1)
-        for number in range(self._server.round + 1, experiment.rounds + 1):
+        while not self._server.is_over:
+            number = self._server.round + 1
             self.nodes.register(number)
             self._server.run_round(number, self)
             self._make_room(number)
@@ -119,7 +121,7 @@ class FederatedDistillation:
         """
         content = RecordDict()
         if self._experiment.teachers.feedback.use != "none" and round_number > 1:
-            content[STUDENT] = self._student()
+            content[STUDENT] = _record(self._server.student.state_dict())
         out = quarantined(self._server.run, self._experiment.federation.quarantine)
         for client, reason in out.items():
             self.exchange.refuse(round_number, TRAIN, client, reason)
@@ -207,10 +209,10 @@ class FederatedDistillation:
     def evaluate(self, round_number: int) -> None:
         """Ask for the teachers' test answers; at the end also for a verdict on the student."""
         images = self._server.context.scoring_images
-        judged = self._experiment.evaluation.clients and round_number == self._experiment.rounds
+        judged = self._experiment.evaluation.clients and self._server.is_over
         if not images and not judged:
             return
-        content = RecordDict({STUDENT: self._student()}) if judged else RecordDict()
+        content = RecordDict({STUDENT: _record(self._server.kept)}) if judged else RecordDict()
         required = JUDGED if judged else {}
         allowed = required | DETECTED if judged and self._server.context.detects else required
         for reply in self.exchange.ask(round_number, EVALUATE, self._trainers(), content):
@@ -244,6 +246,6 @@ class FederatedDistillation:
             return TRAINED_PRIVATELY, TRAINED_PRIVATELY
         return ({}, ()) if self._experiment.release is not None else (TRAINED, ())
 
-    def _student(self) -> ArrayRecord:
-        weights = self._server.student.state_dict()
-        return ArrayRecord({name: tensor.cpu() for name, tensor in weights.items()})
+
+def _record(weights: Mapping[str, Tensor]) -> ArrayRecord:
+    return ArrayRecord({name: tensor.cpu() for name, tensor in weights.items()})

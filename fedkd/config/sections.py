@@ -678,6 +678,13 @@ class Evaluation(Section):
         description="balanced accuracy, AUC and sensitivity: auto (where the test set has twice as "
         "many images of one class as of another), on, off",
     )
+    best: bool = Field(
+        default=False,
+        description="keep the student of the round that is best on `data.validation`, not the last",
+    )
+    patience: Positive | None = Field(
+        default=None, description="end after so many rounds without a better one; needs best=true"
+    )
 
 
 class Energy(Section):
@@ -1037,6 +1044,16 @@ class Experiment(Section):
                     f"federation.participation.{key}: {getattr(participation, key)} are more than "
                     f"clients={self.clients}"
                 )
+        if self.evaluation.patience is not None and not self.evaluation.best:
+            raise ValueError(
+                "evaluation.patience: a run that ends early keeps its best student: set "
+                "evaluation.best=true"
+            )
+        if self.evaluation.best and self.data.validation == 0:
+            raise ValueError(
+                "evaluation.best: the round is chosen on labelled images that the server holds and "
+                "nobody learns from: set data.validation to their number, for example 200"
+            )
         if self.release is not None:
             self._releasable(self.release.name)
         if self.teachers.noisy is not None:

@@ -45,15 +45,16 @@ def make_page(found: Found) -> Page:
     """Everything on the page."""
     run, student = found.run, found.accuracy("student")
     done, wanted = len(found.rounds), run.experiment.rounds
-    if found.summary and done >= wanted:
-        state = f"complete · {fmt.count(done, 'round')}"
+    if found.summary and run.is_over:
+        early = f", {wanted} at most" if done < wanted else ""
+        state = f"complete · {fmt.count(done, 'round')}{early}"
     elif done:
         state = f"not complete · {done} of {fmt.count(wanted, 'round')} so far"
     else:
         state = f"no round of {wanted} has finished yet"
     degraded = [str(event.round) for event in found.rounds if event.status != "ok"]
     problem = found.data_problem
-    digest = found.last.hash if found.last else None
+    digest = found.kept.hash if found.kept else None
     return Page(
         title=run.experiment.name,
         sentence=_sentence(found),
@@ -166,6 +167,10 @@ def _tiles(found: Found) -> list[Tile]:
     if size and student is not None:
         half = 1.96 * math.sqrt(student * (1 - student) / size)
         tiles.append(Tile("test images", f"{size:,}", f"student ± {100 * half:.1f} points (95 %)"))
+    if kept := found.summary.get("kept"):
+        images = fmt.count(kept["images"], "validation image")
+        remark = f"best on {images}: {fmt.percent(kept['validation'])}"
+        tiles.append(Tile("round kept", f"{kept['round']} of {len(found.rounds)}", remark))
     answers = [message for message in found.messages if message.phase == "knowledge"]
     if sent := sum(message.up for message in answers):
         per = sent / len({(message.round, message.client) for message in answers})

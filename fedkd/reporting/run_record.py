@@ -11,6 +11,7 @@ import numpy as np
 
 from fedkd.data.splits import FederatedData
 from fedkd.io.records import read_json
+from fedkd.runs.choice import kept_round, validated
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import (
     ClientEvaluated,
@@ -160,11 +161,17 @@ class Found:
         return self.rounds[-1] if self.rounds else None
 
     @property
+    def kept(self) -> RoundFinished | None:
+        """The round whose student leaves the run, as far as known; mostly the last."""
+        number = kept_round(self.run.experiment, validated(self.rounds))
+        return next((event for event in self.rounds if event.round == number), None)
+
+    @property
     def scores(self) -> dict[str, Scores]:
         """`student`, `ensemble` -> their scores in the last evaluation, as far as known."""
-        if self.last is None:
+        if self.last is None or self.kept is None:
             return {}
-        found = {"student": self.last.student, "ensemble": self.last.ensemble}
+        found = {"student": self.kept.student, "ensemble": self.last.ensemble}
         return {who: scores for who, scores in found.items() if scores is not None}
 
     def accuracy(self, who: str) -> float | None:

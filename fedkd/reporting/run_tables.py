@@ -60,6 +60,9 @@ def results_table(found: Found) -> Table:
     teachers = len(found.clients) + len(experiment.teachers.server)
     source = f"{count(teachers, 'teacher')} on {count(size, 'transfer image')}"
     note = ", ".join(filter(None, (model, parameters)))
+    if kept := summary.get("kept"):
+        images = count(kept["images"], "validation image")
+        source += f"; after round {kept['round']}, the best on {images}"
     add("student", "student", source, found.accuracy("student"), note=note)
     if best.get("best_accuracy", 0) > best.get("accuracy", math.inf):
         source = f"the same, after round {best['best_round']}"

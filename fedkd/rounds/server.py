@@ -28,6 +28,7 @@ from fedkd.rounds.progress import Notify, Stopwatch, silent
 from fedkd.rounds.release import release_answers
 from fedkd.rounds.server_teachers import server_teachers_of
 from fedkd.rounds.stale import Sources, aged, collect, sources
+from fedkd.runs.choice import is_over, kept_round, validated
 from fedkd.runs.directory import RunDirectory, keep_weights, network_hash
 from fedkd.runs.events import ClientsAsked, DomainScores, OldAnswersCounted, RoundFinished
 from fedkd.runs.quarantine import distrusted, strike
@@ -91,11 +92,36 @@ class Server:
             self.round = int(checkpoint["round"])
             self._learners.load(checkpoint)
             self._states = checkpoint["rules"]
+        #: Round -> how good its student is on the validation images, as far as there are any.
+        events = run.events(RoundFinished)
+        self._validated = validated(event for event in events if event.round <= self.round)
 
     @property
     def student(self) -> Network:
         """The one network that comes out."""
         return self._learners.student
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no further round comes, once the student has learnt in this one."""
+        return is_over(self.experiment, self._validated)
+
+    @property
+    def kept(self) -> Mapping[str, Tensor]:
+        """The weights that leave the run: of this round, or of the best by validation."""
+        number = kept_round(self.experiment, self._validated)
+        if number is None or number == max(self._validated):
+            state: Mapping[str, Tensor] = self.student.state_dict()
+            return state
+        checkpoint = self.run.load_kept()
+        assert checkpoint is not None
+        student: Mapping[str, Tensor] = checkpoint["student"]
+        return student
+
+    def keep(self) -> None:
+        """Make the student the one that leaves the run, after the last round."""
+        if self.experiment.evaluation.best:
+            self.student.load_state_dict(self.kept)
 
     def run_round(self, number: int, clients: Clients | None = None) -> RoundFinished:
         """The round: accept, fuse, learn, evaluate, record, checkpoint.
@@ -129,6 +155,8 @@ class Server:
             with watch.measure("distil"):
                 self._learners.learn(number, fused)
         with watch.measure("evaluate"):
+            images = self.context.data.validation
+            self._validated[number] = evaluate(self.student, images) if len(images) else None
             if clients is not None:
                 clients.evaluate(number)
             scores = self._evaluate(number, fused)
@@ -336,7 +364,7 @@ class Server:
             round=round_number,
             student=Scores.of(*self._questions(answers, labels)),
             heads=by_head,
-            validation=evaluate(self.student, data.validation) if len(data.validation) else None,
+            validation=self._validated[round_number],
             teachers=teachers,
             ensemble=ensemble,
             weights={} if fused is None else fused.shares,

@@ -15,6 +15,7 @@ from fedkd.models.network import parameter_count
 from fedkd.randomness import stream_seed
 from fedkd.rounds import Server
 from fedkd.rounds.costs import costs_of
+from fedkd.runs.choice import kept_round, validated
 from fedkd.runs.directory import network_hash
 from fedkd.runs.events import (
     ClientEvaluated,
@@ -54,6 +55,7 @@ def summarise(server: Server, *, seconds: float, clients_here: bool = True) -> S
     run, experiment, data = server.run, server.experiment, server.context.data
     rounds = run.events(RoundFinished)
     last = rounds[-1]
+    kept = next(e for e in rounds if e.round == kept_round(experiment, validated(rounds)))
     best = max(rounds, key=lambda event: event.student.accuracy)
     holdouts = holdout_accuracies(run.events(ClientEvaluated))
     counts, messages = data.class_counts(), run.messages()
@@ -77,7 +79,7 @@ def summarise(server: Server, *, seconds: float, clients_here: bool = True) -> S
                 "parameters": parameter_count(server.student),
                 "best_accuracy": best.student.accuracy,
                 "best_round": best.round,
-                **asdict(last.student),
+                **asdict(kept.student),
             },
         ),
         "teachers": [
@@ -101,9 +103,17 @@ def summarise(server: Server, *, seconds: float, clients_here: bool = True) -> S
     }
     if (scaled := _temperature(server)) is not None:
         summary["temperature"] = scaled
+    if experiment.evaluation.best and kept.validation is not None:
+        summary["kept"] = {
+            "round": kept.round,
+            "validation": kept.validation,
+            "images": len(data.validation),
+        }
     if last.detection:
+        own = {who: found for who, found in kept.detection.items() if who == "student"}
         summary["detection"] = {
-            who: cast(DetectionRecord, asdict(found)) for who, found in last.detection.items()
+            who: cast(DetectionRecord, asdict(found))
+            for who, found in {**last.detection, **own}.items()
         }
         summary["detection_on_holdout"] = {
             str(event.client): {

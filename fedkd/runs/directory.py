@@ -43,6 +43,7 @@ from fedkd.io.records import Damaged, check_tree, lines, read_json, refuse_link
 from fedkd.io.tensors import State, load_state
 from fedkd.knowledge.query import Images
 from fedkd.knowledge.store import KnowledgeStore, write_atomically
+from fedkd.runs.choice import is_over, kept_round, validated
 from fedkd.runs.events import (
     ClientsAsked,
     Event,
@@ -246,6 +247,36 @@ class RunDirectory:
                 else:
                     passed_over(text)
         return None
+
+    def load_kept(self) -> State | None:
+        """The checkpoint whose student leaves the run, or None; see `fedkd.runs.choice`.
+
+        Raises:
+            ConfigError: it cannot be read, and is not simply the newest.
+        """
+        if not self.experiment.evaluation.best:
+            return self.load_checkpoint()
+        rounds = self.events(RoundFinished)
+        number = kept_round(self.experiment, validated(rounds))
+        if number is None:
+            return None
+        path = self._checkpoint(number)
+        try:
+            with _refused():
+                refuse_link(path)
+            state = load_state(path)
+            _check_checkpoint(path, state, {event.round: event.hash for event in rounds})
+        except (RuntimeError, OSError, EOFError, ValueError) as error:
+            raise ConfigError(
+                f"{path}: the student of the round that is best on the validation images cannot be "
+                f"read ({error})"
+            ) from None
+        return state
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no further round comes."""
+        return is_over(self.experiment, validated(self.events(RoundFinished)))
 
     def _checkpoint(self, round_number: int) -> Path:
         return self.path / "checkpoints" / f"round-{round_number:04d}.pt"

@@ -523,7 +523,7 @@ def _load(run: RunDirectory, signature: Signature) -> Network:
 
 
 def _checkpoint(run: RunDirectory) -> State:
-    checkpoint = run.load_checkpoint()
+    checkpoint = run.load_kept()
     if checkpoint is not None and "student" in checkpoint:
         return checkpoint
     if any((run.path / "checkpoints").glob("round-*.pt")):

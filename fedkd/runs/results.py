@@ -36,7 +36,7 @@ class ScoresRecord(TypedDict):
 
 
 class StudentRecord(ScoresRecord):
-    """The student: after the last round, and at its best."""
+    """The student as it leaves the run, and at its best on the test images."""
 
     model: str
     parameters: int
@@ -155,6 +155,14 @@ class TemperatureRecord(TypedDict):
     calibration: dict[str, Any]
 
 
+class KeptRecord(TypedDict):
+    """The round whose student leaves the run, where it is the best on the validation images."""
+
+    round: int
+    validation: float
+    images: int
+
+
 class Summary(TypedDict):
     """summary.json."""
 
@@ -168,6 +176,7 @@ class Summary(TypedDict):
     transfer: TransferRecord
     test: NotRequired[dict[str, int]]
     student: StudentRecord
+    kept: NotRequired[KeptRecord]
     temperature: NotRequired[TemperatureRecord]
     teachers: list[TeacherRecord]
     ensemble: NotRequired[ScoresRecord | None]

@@ -108,7 +108,7 @@ def _run(path: Path, date: str) -> Listed:
     found = Found(RunDirectory.open(path))
     experiment, rounds = found.run.experiment, found.rounds
     done, wanted = len(rounds), experiment.rounds
-    complete = bool(found.summary) and done >= wanted
+    complete = bool(found.summary) and found.run.is_over
     sizes = {event.round: 0 for event in rounds}
     for message in found.messages:
         if message.round in sizes and message.phase != "evaluate":

@@ -128,6 +128,7 @@ def distil_again(run: RunDirectory, context: ExperimentContext, notify: Notify =
         for number in [r for r in _rounds_held(run) if r > server.round]:
             server.run_round(number)
             session.note()
+        server.keep()
     return server
 
 

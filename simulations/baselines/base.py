@@ -51,6 +51,7 @@ class Outcome:
         uses_transfer: Whether clients need the transfer set.
         teachers: Mean test accuracy of the clients' networks in the last round, if it was measured.
         epsilon: What the run spent at most per client, if it promised anything.
+        kept: The round whose model counts; None: the last.
     """
 
     rounds: tuple[RoundResult, ...]
@@ -59,6 +60,7 @@ class Outcome:
     uses_transfer: bool = True
     teachers: float | None = None
     epsilon: float | None = None
+    kept: int | None = None
 
 
 class Baseline(ABC):

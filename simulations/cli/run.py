@@ -43,7 +43,8 @@ def run(
     trusted = " --trust" if directory.experiment.plugins else ""
     go_on = f"fedkd run --resume {directory.path}{trusted}"
     if resume is not None and _is_finished(directory):
-        print(f"finished already, after {directory.experiment.rounds} rounds: nothing is left")
+        done = directory.read_json("summary.json").get("rounds", directory.experiment.rounds)
+        print(f"finished already, after {done} rounds: nothing is left")
     else:
         with interruptible(f"go on with: {go_on}"), directory.lock, noted(directory.log, go_on):
             _run(directory, runner)
@@ -100,8 +101,4 @@ def _run(directory: RunDirectory, runner: str) -> None:
 
 
 def _is_finished(directory: RunDirectory) -> bool:
-    from fedkd.runs.events import RoundFinished
-
-    rounds = directory.events(RoundFinished)
-    done = rounds and rounds[-1].round >= directory.experiment.rounds
-    return bool(done) and directory.read_json("summary.json") is not None
+    return directory.is_over and directory.read_json("summary.json") is not None

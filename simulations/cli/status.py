@@ -85,7 +85,7 @@ def status_of(path: Path) -> Status:
         (p.stat().st_mtime for p in run.path.iterdir() if p.is_file()),
         default=run.path.stat().st_mtime,
     )
-    done = (run.path / "summary.json").is_file() and finished >= run.experiment.rounds
+    done = (run.path / "summary.json").is_file() and run.is_over
     current = finished if done else finished + 1
     return Status(
         state="finished" if done else "unfinished",

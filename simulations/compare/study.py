@@ -28,6 +28,7 @@ from fedkd.knowledge.store import write_atomically
 from fedkd.models.costs import size_of
 from fedkd.rounds import Notify, computing, experiment_context, silent
 from fedkd.rounds.outlook import several
+from fedkd.runs.choice import kept_round, validated
 from fedkd.runs.directory import RunDirectory, versions, write_json
 from fedkd.runs.events import ClientEvaluated, MessageCounted, RoundFinished, holdout_accuracies
 from fedkd.simulations.baselines import BASELINES
@@ -286,7 +287,8 @@ def _facts(outcome: Outcome, data: FederatedData, clients: int, has_student: boo
     """What the table needs, as plain values; NaN is null."""
     if not outcome.rounds:
         raise RuntimeError("the method finished without a round")
-    last, best = outcome.rounds[-1], max(outcome.rounds, key=lambda result: result.accuracy)
+    best = max(outcome.rounds, key=lambda result: result.accuracy)
+    last = next((each for each in outcome.rounds if each.round == outcome.kept), outcome.rounds[-1])
     known = [value for value in outcome.holdouts if value is not None]
     shipped = data.transfer.images.images.numel() * clients if outcome.uses_transfer else 0
     facts = {
@@ -375,6 +377,7 @@ def read_run(run: RunDirectory) -> Outcome:
         holdouts,
         teachers=statistics.fmean(known) if known else None,
         epsilon=(run.read_json("privacy.json") or {}).get("worst"),
+        kept=kept_round(run.experiment, validated(finished)),
     )
 
 

@@ -93,6 +93,7 @@ def test_the_clean_cell_is_the_student_of_a_run(tiny: Tiny, tmp_path: Path) -> N
         ({"share": 1.0}, (), "share: 3 of 3 clients would attack"),
         ({}, ("federation.codec=int",), "expected float16 or float32, got 'int'"),
         ({}, ("teachers.feedback.use=regulariser",), "teachers are trained once"),
+        ({}, ("data.validation=9", "evaluation.best=true"), "student of the last round"),
     ],
 )
 def test_impossible_studies_are_refused(

@@ -108,6 +108,11 @@ def check_config(config: AttackConfig) -> None:
         )
     if config.experiment.release is not None:
         raise ConfigError("experiment.release: expected none, since attacks are on fusion rules")
+    if config.experiment.evaluation.best:
+        raise ConfigError(
+            "experiment.evaluation.best: expected false, since what an attack does is seen in the "
+            "student of the last round"
+        )
     if config.experiment.data.transfer.pairs:
         raise ConfigError(
             "experiment.data.transfer.pairs: expected none, since attackers exchange labels of one "
