@@ -281,10 +281,21 @@ def promise_table(found: Found) -> Table:
         "assumed": facts["assumes"],
         "promised": promised,
         "spent": f"epsilon {facts['worst']:.4g} by the worst client",
+        "in words": in_words(facts["worst"], facts["delta"]),
         "how": f"{facts['mechanism']}: {facts['how']}",
     }
     header = [Column("", look="soft name"), Column("")]
     return Table(header, [Row(row) for row in rows.items()], "privacy")
+
+
+def in_words(epsilon: float, delta: float) -> str:
+    """What an epsilon means for who guesses: the success of the best test (Kairouz et al. 2015)."""
+    # (e^epsilon + delta) / (e^epsilon + 1), where e^epsilon may be too large for a float.
+    right = (1 + delta * math.exp(-epsilon)) / (1 + math.exp(-epsilon))
+    return (
+        "of two equally likely possibilities, somebody who knows everything else and sees all that "
+        f"left guesses the right one in at most {100 * min(right, 1):.4g} of 100 cases"
+    )
 
 
 def spent_table(found: Found) -> Table:

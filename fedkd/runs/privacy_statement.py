@@ -70,7 +70,7 @@ def _teachers(run: RunDirectory, experiment: Experiment) -> PrivacyRecord:
             "assumes": "clients run this code",
             "budget": privacy.epsilon,
             "delta": 0.0,
-            "how": f"randomised response, {len(run.events(RoundFinished))} rounds on one draw",
+            "how": f"randomised response, {_rounds(len(run.events(RoundFinished)))} on one draw",
         }
     steps = planned.steps
     adapted = any("peft" in model.options for model in experiment.teachers.models)
@@ -82,7 +82,7 @@ def _teachers(run: RunDirectory, experiment: Experiment) -> PrivacyRecord:
         "budget": planned.epsilon,
         "delta": planned.delta,
         "how": (
-            f"DP-SGD, {steps.count} steps a round for {planned.rounds} rounds, sampling rate "
+            f"DP-SGD, {steps.count} steps a round for {_rounds(planned.rounds)}, sampling rate "
             f"{steps.sample_rate:.4g}, noise {steps.noise_multiplier:.4g} times the clipping norm "
             f"{planned.mechanism.max_grad_norm:g}; {privacy.accountant.upper()} accountant"
         ),
@@ -110,7 +110,7 @@ def _release(run: RunDirectory, experiment: Experiment) -> PrivacyRecord:
         "budget": options["epsilon"],
         "delta": delta,
         "how": (
-            f"{questions}{answered} answers in {len(events)} rounds, Gaussian noise, "
+            f"{questions}{answered} answers in {_rounds(len(events))}, Gaussian noise, "
             "exact accounting"
             + ("; the epsilon follows from noisy checks, promised is the budget" * checked)
         ),
@@ -119,6 +119,10 @@ def _release(run: RunDirectory, experiment: Experiment) -> PrivacyRecord:
         },
         "worst": spent,
     }
+
+
+def _rounds(number: int) -> str:
+    return "1 round" if number == 1 else f"{number} rounds"
 
 
 def write_statement(run: RunDirectory) -> None:

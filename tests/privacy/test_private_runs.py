@@ -18,6 +18,7 @@ from fedkd.privacy.plan import delta_of, plan
 from fedkd.reporting.page import render
 from fedkd.reporting.run_page import make_page
 from fedkd.reporting.run_record import Found
+from fedkd.reporting.run_tables import in_words
 from fedkd.rounds import Client, ExperimentContext
 from fedkd.rounds.client_files import ClientFiles
 from fedkd.runs.directory import RunDirectory
@@ -62,6 +63,15 @@ def test_a_private_run_spends_its_budget_over_all_rounds_and_says_so(run: RunDir
         assert reserved == [planned.steps] * 3
         assert epsilon(reserved, 0.001, "prv") == mine["epsilon"]
     assert run.read_json("summary.json")["privacy"] == facts
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta", "right"),
+    [(0.0, 0.0, 50), (2.0, 0.0, 88.08), (1.0, 0.01, 73.37), (999, 0.5, 100)],
+)
+def test_an_epsilon_is_put_into_words(epsilon: float, delta: float, right: float) -> None:
+    # 2: e^2 / (1 + e^2); 1 and 0.01: (e + 0.01) / (1 + e).
+    assert in_words(epsilon, delta).endswith(f"in at most {right:g} of 100 cases")
 
 
 def test_when_the_budget_ends_the_teacher_freezes_and_the_run_goes_on(tiny: Tiny) -> None:
