@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,15 +18,17 @@ _RIDGE = 0.1
 # More images show the directions no better, and cost memory.
 _ENOUGH = 5000
 
-_known: OrderedDict[tuple[str, int], Basis] = OrderedDict()
+T = TypeVar("T")
+
+_known: OrderedDict[Hashable, Any] = OrderedDict()
 
 
 @dataclass(frozen=True)
 class Basis:
-    """Principal directions of public images, whitened.
+    """Principal directions of what public images give, whitened.
 
     Attributes:
-        centre: Mean of the public images, (D,).
+        centre: Mean of the public images' numbers, (D,).
         axes: (D, K): directions of largest variance, divided by their deviation.
     """
 
@@ -33,22 +36,22 @@ class Basis:
     axes: Tensor
 
     @classmethod
-    def of(cls, images: Tensor, directions: int) -> Self:
-        """Of public images, uint8 (N, channels, height, width), their pixels taken as 0 to 1.
+    def of(cls, numbers: Tensor, directions: int, ridge: float = _RIDGE) -> Self:
+        """Of public images' numbers, (N, D): their pixels, or what was read of them.
 
         Raises:
             ValueError: there are not so many directions.
         """
-        pixels = images[:_ENOUGH].flatten(1).cpu().double() / 255
-        most = min(len(pixels) - 1, pixels.shape[1])
+        numbers = numbers.cpu().double()
+        most = min(len(numbers) - 1, numbers.shape[1])
         if not 1 <= directions <= most:
             raise ValueError(
-                f"directions: {len(pixels)} public images of {pixels.shape[1]} numbers have at "
+                f"directions: {len(numbers)} public images of {numbers.shape[1]} numbers have at "
                 f"most {most}, got {directions}"
             )
-        centre = pixels.mean(dim=0)
-        variances, axes = _principal(pixels - centre, directions)
-        scale = (variances + _RIDGE * variances[0]).clamp(min=1e-12).rsqrt()
+        centre = numbers.mean(dim=0)
+        variances, axes = _principal(numbers - centre, directions)
+        scale = (variances + ridge * variances[0]).clamp(min=1e-12).rsqrt()
         return cls(centre.float(), (axes * scale).float())
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -56,22 +59,38 @@ class Basis:
         return unit_features(images.flatten(1).float() / 255, self.centre, self.axes)
 
 
-def unit_features(pixels: Tensor, centre: Tensor, axes: Tensor) -> Tensor:
+def unit_features(numbers: Tensor, centre: Tensor, axes: Tensor) -> Tensor:
     """(B, D) along the axes (D, K), then brought to length one: (B, K)."""
-    features = (pixels - centre) @ axes
+    features = (numbers - centre) @ axes
     return features / features.norm(dim=1, keepdim=True).clamp(min=1e-6)
 
 
 def basis_of(images: Tensor, directions: int) -> Basis:
-    """As `Basis.of`; the last few are kept, since the network of every client asks for its own."""
+    """Of the pixels of public images, uint8 (N, channels, height, width), taken as 0 to 1."""
+
+    def make() -> Basis:
+        return Basis.of(images[:_ENOUGH].flatten(1).cpu().double() / 255, directions)
+
+    return shown_by(images, ("pixels", directions), make)
+
+
+def shown_by(images: Tensor, what: Hashable, make: Callable[[], T]) -> T:
+    """What public images show; the last few are kept, since every client's network asks again.
+
+    Args:
+        images: The images.
+        what: Names it.
+        make: Finds it out.
+    """
     digest = hashlib.sha256(repr(tuple(images.shape)).encode())
     digest.update(images.contiguous().cpu().numpy().tobytes())
-    key = (digest.hexdigest(), directions)
+    key = (digest.hexdigest(), what)
     if key not in _known:
-        _known[key] = Basis.of(images, directions)
-        if len(_known) > 4:
+        _known[key] = make()
+        if len(_known) > 8:
             _known.popitem(last=False)
-    return _known[key]
+    found: T = _known[key]
+    return found
 
 
 def _principal(centred: Tensor, count: int) -> tuple[Tensor, Tensor]:

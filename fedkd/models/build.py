@@ -16,10 +16,10 @@ from fedkd.models.entries import FOREIGN, Published, load_entry, place_of
 from fedkd.models.foundation import OPEN_CLIP, TIMM, check_name, open_clip_model, timm_model
 from fedkd.models.head import find_classifier
 from fedkd.models.hub import HF, check_folder, hub_channels, hub_model
+from fedkd.models.linear import LINEAR, Frozen, PrincipalClassifier, body_of
 from fedkd.models.network import Network, declared, declared_stages, shown
 from fedkd.models.peft import Peft, adapt
 from fedkd.models.preparation import Preparation
-from fedkd.models.small import PrincipalClassifier
 from fedkd.models.taps import evaluating, find_stages
 from fedkd.models.targets import check_target, target_model
 from fedkd.models.torchvision_models import PREFIX, torchvision_model, torchvision_names
@@ -57,6 +57,29 @@ def check_entry(name: str, options: Mapping[str, Any]) -> None:
         check_target(name, rest)
     else:
         MODELS.check(name, rest)
+        if (body := body_of(name, rest)) is not None:
+            _check_body(*body, published)
+
+
+def _check_body(name: str, options: Mapping[str, Any], published: Published) -> None:
+    """Check the network that `linear` takes its features from. Raises `ValueError`."""
+    if published != Published():
+        raise ValueError(
+            "features: the network has its own weights, mean and std: name them in features"
+        )
+    if is_target(name) or name == LINEAR or "peft" in options or "prompts" in options:
+        raise ValueError(
+            "features: expected pixels, patches, or a network of ours or of a library, without "
+            f"peft and prompts, got {name!r}"
+        )
+    try:
+        check_entry(name, options)
+    except ValueError as error:
+        raise ValueError(f"features: {error}") from None
+    if "weights" not in options and not name.startswith(HF):
+        raise ValueError(
+            f"features: {name!r} would stay at its random weights; give it weights, a file"
+        )
 
 
 def is_known(name: str) -> bool:
@@ -124,6 +147,24 @@ def build_model(
             raise ValueError(f"{key}: expected {in_channels} values, got {len(values)}")
     published, rest = Published.of(name, options)
     channels, side, resize = in_channels, image_size, None
+    if isinstance(model, str) and (inner := body_of(name, rest)) is not None:
+        try:
+            network = build_model(
+                inner[0],
+                num_classes=num_classes,
+                in_channels=in_channels,
+                image_size=image_size,
+                mean=mean,
+                std=std,
+                seed=seed,
+                options=inner[1],
+                file=file,
+                root=root,
+            )
+            rest["features"] = Frozen(network)
+        except ValueError as error:
+            raise ValueError(f"model {name!r}: features: {error}") from None
+        file = None
     folder = place_of(name, {}, root) if name.startswith(HF) else None
     with seeded(seed if peft is None else 0, "init", name):
         if in_channels == 1 and (
@@ -145,6 +186,8 @@ def build_model(
                 resize = side if side != image_size else None
         mean, std = published.statistics(mean, std)
         if isinstance(body, PrincipalClassifier):
+            if body.reader is not None:  # which takes pixels from 0 to 1
+                mean, std = [0.0] * channels, [1.0] * channels
             _show(body, name, public, mean, std)
         parameter = next(body.parameters(), torch.empty(0))
         images = torch.zeros(2, channels, side, side, device=parameter.device)

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedkd.models.foundation import OPEN_CLIP, TIMM, check_name, reads_texts, zero_shot
 from fedkd.models.hub import HF, hub_files, hub_weights
+from fedkd.models.linear import body_of
 from fedkd.models.network import Network
 from fedkd.models.torchvision_models import PREFIX
 from fedkd.models.weights import load_weights, read_weights
@@ -134,6 +135,7 @@ def _check_prompts(name: str, prompts: Any, options: Mapping[str, Any]) -> None:
 
 def place_of(name: str, options: Mapping[str, Any], root: Path | None) -> Path | None:
     """The file of weights that an entry names, or its folder; relative paths start from `root`."""
+    name, options = body_of(name, options) or (name, options)
     given = name.removeprefix(HF) if name.startswith(HF) else options.get("weights")
     return None if given is None else (root or Path()) / Path(str(given)).expanduser()
 
@@ -144,6 +146,7 @@ def files_of(name: str, options: Mapping[str, Any], root: Path | None) -> dict[s
     Raises:
         ValueError: one is missing in a folder; one line.
     """
+    name, options = body_of(name, options) or (name, options)
     place = place_of(name, options, root)
     if place is None:
         return {}

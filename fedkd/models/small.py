@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from fedkd.data.features import basis_of, unit_features
 from fedkd.models import MODELS
 from fedkd.models.staged import StagedClassifier, group_norm
 
@@ -92,57 +90,3 @@ def mlp(
         layers: Number of hidden layers; 0 makes it a linear classifier.
     """
     return Perceptron(in_channels * image_size**2, hidden, layers, num_classes)
-
-
-class PrincipalClassifier(nn.Module):
-    """A linear layer on principal directions of public images, which stay as they are."""
-
-    stages: tuple[str, ...] = ()
-    head_name = "head"
-    centre: Tensor
-    axes: Tensor
-
-    def __init__(self, inputs: int, directions: int, num_classes: int) -> None:
-        super().__init__()
-        self.register_buffer("centre", torch.zeros(inputs))
-        self.register_buffer("axes", torch.zeros(inputs, directions))
-        # From zero, so that the first noisy gradient is all that there is.
-        self.head = nn.Linear(directions, num_classes, bias=False)
-        nn.init.zeros_(self.head.weight)
-
-    def see(self, images: Tensor, mean: Tensor, std: Tensor) -> None:
-        """Take the directions from public images, uint8 (N, channels, height, width).
-
-        Args:
-            images: The images.
-            mean: With which networks normalise them, (channels,).
-            std: Likewise.
-
-        Raises:
-            ValueError: these images have not so many directions.
-        """
-        basis = basis_of(images, self.axes.shape[1])
-        shift, scale = (
-            value.view(-1, 1, 1).expand(images.shape[1:]).flatten().float() for value in (mean, std)
-        )
-        self.centre.copy_((basis.centre - shift) / scale)
-        self.axes.copy_(basis.axes * scale[:, None])
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, C) of normalised images (B, channels, h, w)."""
-        logits: Tensor = self.head(unit_features(images.flatten(1), self.centre, self.axes))
-        return logits
-
-
-@MODELS.register("linear")
-def linear(
-    num_classes: int, in_channels: int, image_size: int, *, directions: int = 24
-) -> nn.Module:
-    """Linear classifier on principal directions of the public images; for DP-SGD on small shards.
-
-    Args:
-        directions: How many: fewer bear more noise, more tell more apart.
-    """
-    if directions < 1:
-        raise ValueError(f"directions: expected at least 1, got {directions}")
-    return PrincipalClassifier(in_channels * image_size**2, directions, num_classes)

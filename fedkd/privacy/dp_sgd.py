@@ -21,14 +21,17 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.rnn import pad_sequence
 
 from fedkd.data.images import ImageSet
 from fedkd.data.views import augment_batch
+from fedkd.models.linear import PrincipalClassifier
 from fedkd.models.network import Network
 from fedkd.models.stacked import Stack, write_state
+from fedkd.models.taps import evaluating
 from fedkd.privacy.clipping import ClippedSteps, Clipping, Criterion, Part
 from fedkd.privacy.model_check import static_problems
 from fedkd.privacy.noise import SecureGenerator
@@ -43,6 +46,12 @@ from fedkd.training.optimizers import (
     make_optimizer,
 )
 from fedkd.training.supervised import Regulariser
+
+# Images that are read at once where nothing is trained.
+_READ = 256
+
+_Inputs = tuple[Tensor, Tensor]
+"""What is drawn from: images (N, ...), or what is read of them once, and their labels (N,)."""
 
 
 @dataclass(frozen=True)
@@ -140,13 +149,17 @@ def fit_private(
     seed = secrets.randbits(128) if seed is None else seed
     device = teacher.mean.device
     draws = SecureGenerator(seed)
+    learns: nn.Module = teacher
+    inputs = _inputs(shard)
+    if augment == "none" and regulariser is None and (head := _only_head(teacher)) is not None:
+        learns, inputs = head, (_features(teacher, shard.images), inputs[1])
     steps_of, schedule = make_optimizer(
         [p for p in teacher.parameters() if p.requires_grad], optimizer, mechanism.steps
     )
     with (
         seeded(seed, "teacher"),
         ClippedSteps(
-            teacher,
+            learns,
             private_criterion(label_smoothing, regulariser),
             steps_of,
             noise_multiplier=mechanism.noise_multiplier,
@@ -157,7 +170,7 @@ def fit_private(
         ) as steps,
     ):
         for step in range(mechanism.steps):
-            batch = _batch(shard, mechanism, augment, seed, draws, step)
+            batch = _batch(inputs, mechanism, augment, seed, draws, step)
             pieces = _split(batch, mechanism.physical_batch)
             steps.step([_part(piece, regulariser, device) for piece in pieces])
             schedule.step()
@@ -224,6 +237,8 @@ def fit_private_many(
             _check(client.teacher, client.shard, mechanism, optimizer)
         except (ValueError, RuntimeError):
             return None  # `fit_private` raises it again
+        if _only_head(client.teacher) is not None:
+            return None  # whose features are read once, where it is alone
         return client.shard.shape, id(client.regulariser)
 
     def alone(number: int) -> None:
@@ -279,7 +294,7 @@ def _fit_together(
     for step in range(mechanism.steps):
         check_time()
         batches = [
-            _batch(client.shard, mechanism, augment, seed, own, step)
+            _batch(_inputs(client.shard), mechanism, augment, seed, own, step)
             for client, seed, own in zip(clients, seeds, draws, strict=True)
         ]
         gradients = torch.zeros_like(stack.weights)
@@ -369,21 +384,48 @@ def private_criterion(label_smoothing: float, regulariser: Regulariser | None) -
     return criterion
 
 
+def _inputs(shard: ImageSet) -> _Inputs:
+    assert shard.labels is not None
+    return shard.images, shard.labels
+
+
+def _only_head(teacher: Network) -> nn.Linear | None:
+    """The head, if a body that is never trained enters it, always the same for an image."""
+    body, head = teacher.body, teacher.head
+    linear = isinstance(body, PrincipalClassifier) and body.reader is not None
+    if head is None or not (linear or teacher.base is not None):
+        return None
+    learning = {id(p) for p in teacher.parameters() if p.requires_grad}
+    drops = any(isinstance(module, _DropoutNd) and module.p > 0 for module in teacher.modules())
+    return None if drops or learning != {id(p) for p in head.parameters()} else head
+
+
+def _features(teacher: Network, images: Tensor) -> Tensor:
+    """What enters the head, (N, D), read once for all steps."""
+    found = []
+    with evaluating(teacher):
+        for part in images.split(_READ) if len(images) else [images]:
+            pooled = teacher.read(part.to(teacher.mean.device)).pooled
+            assert pooled is not None
+            found.append(pooled.cpu())
+    return torch.cat(found)
+
+
 def _batch(
-    shard: ImageSet,
+    shard: _Inputs,
     mechanism: Mechanism,
     augment: str,
     seed: int,
     draws: SecureGenerator,
     step: int,
 ) -> tuple[Tensor, Tensor]:
-    """Images and labels of a step. It may have none: then it is a step of noise alone."""
-    assert shard.labels is not None
-    drawn = poisson(len(shard), mechanism.sample_rate, draws)
-    images = shard.images[drawn]
-    if len(images):
-        images = augment_batch(images, augment, seed, "augment", step)
-    return images, shard.labels[drawn]
+    """Inputs and labels of a step. It may have none: then it is a step of noise alone."""
+    inputs, labels = shard
+    drawn = poisson(len(labels), mechanism.sample_rate, draws)
+    taken = inputs[drawn]
+    if len(taken) and augment != "none":
+        taken = augment_batch(taken, augment, seed, "augment", step)
+    return taken, labels[drawn]
 
 
 def _split(batch: tuple[Tensor, Tensor], size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -23,6 +23,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedkd.models import MODELS
+from fedkd.models.linear import Frozen
 from fedkd.models.network import Network
 from fedkd.models.peft import AttentionLoRA
 from fedkd.privacy.clipping import ClippedSteps, Clipping, Criterion
@@ -78,7 +79,15 @@ def check_private(
 def static_problems(network: nn.Module, clipping: Clipping) -> Iterator[str]:
     """Reasons that can be read off the network's parts."""
     adapted = isinstance(network, Network) and network.base is not None
+    still = {
+        part
+        for module in network.modules()
+        if isinstance(module, Frozen) and not any(p.requires_grad for p in module.parameters())
+        for part in module.modules()
+    }
     for path, module in network.named_modules():
+        if module in still:  # in evaluation mode, and without a gradient
+            continue
         part = f"{path} ({type(module).__name__})"
         if isinstance(module, _BatchNorm) and not (adapted and module.track_running_stats):
             yield f"{part} mixes the images of a batch, also when frozen or without parameters"

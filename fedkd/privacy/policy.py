@@ -19,6 +19,7 @@ from fedkd.config import Component, Experiment, Fraction, NamedList, Positive, S
 from fedkd.fusion.base import Fusion
 from fedkd.knowledge.kinds import Kind
 from fedkd.models.hub import HF
+from fedkd.models.linear import body_of
 
 Mechanism = Literal["none", "label_dp", "dp_sgd"]
 _STRENGTH: dict[str, int] = {"none": 0, "label_dp": 1, "dp_sgd": 2}
@@ -226,12 +227,12 @@ def _datasets(experiment: Experiment) -> Iterator[Component]:
 
 def _below_root(model: Component) -> None:
     """A file that the server names is one of those that this node keeps for such runs."""
-    folder = model.name.startswith(HF)
-    given = model.name.removeprefix(HF) if folder else model.options.get("weights")
+    name, options = body_of(model.name, model.options) or (model.name, model.options)
+    given = name.removeprefix(HF) if name.startswith(HF) else options.get("weights")
     path = PurePath(str(given))
     if given is not None and (path.is_absolute() or ".." in path.parts or path.parts[:1] == ("~",)):
         raise PolicyRefused(
-            f"models: {model.name} with weights {given!r}: this node reads files below its own "
+            f"models: {name} with weights {given!r}: this node reads files below its own "
             "data-root only; name the file relative to it"
         )
 

@@ -7,6 +7,7 @@ import math
 from typing_extensions import TypedDict
 
 from fedkd.config import Experiment
+from fedkd.models.linear import body_of, seen_by
 from fedkd.privacy.plan import plan
 from fedkd.privacy.release.gaussian import epsilon_of
 from fedkd.runs.directory import RunDirectory
@@ -73,7 +74,9 @@ def _teachers(run: RunDirectory, experiment: Experiment) -> PrivacyRecord:
             "how": f"randomised response, {_rounds(len(run.events(RoundFinished)))} on one draw",
         }
     steps = planned.steps
-    adapted = any("peft" in model.options for model in experiment.teachers.models)
+    models = experiment.teachers.models
+    adapted = any("peft" in m.options or body_of(m.name, m.options) for m in models)
+    features = dict.fromkeys(seen_by(model.name, model.options) for model in models)
     return {
         **facts,
         "protects": "whether one image, with its label, is among one client's private images",
@@ -85,6 +88,7 @@ def _teachers(run: RunDirectory, experiment: Experiment) -> PrivacyRecord:
             f"DP-SGD, {steps.count} steps a round for {_rounds(planned.rounds)}, sampling rate "
             f"{steps.sample_rate:.4g}, noise {steps.noise_multiplier:.4g} times the clipping norm "
             f"{planned.mechanism.max_grad_norm:g}; {privacy.accountant.upper()} accountant"
+            + "".join(f"; a linear layer on {what}" for what in features if what)
         ),
     }
 
