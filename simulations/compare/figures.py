@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -120,9 +122,9 @@ def _over(
     look: draw.Look,
     band: float,
 ) -> draw.Line:
-    """A line over those of the budgets that are known, as far as all seeds are."""
+    """A line over the budgets that are known; not all have equally many runs."""
     places = [place for place, budget in enumerate(order) if budget in cells]
-    runs = zip(*(cells[order[place]] for place in places))
+    runs = zip_longest(*(cells[order[place]] for place in places), fillvalue=math.nan)
     return draw.Line(label, places, [list(run) for run in runs], look, band)
 
 

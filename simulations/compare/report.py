@@ -66,10 +66,11 @@ _CAPTION = (
     "for one image; shown where students differ."
 )
 _CAPTION_SWEPT = (
-    "Test accuracy in percent, mean ± sample standard deviation over seeds, after the last "
-    "round. Teachers: mean over clients, where their answers about test images are covered by "
-    "the promise. Epsilon spent: of the worst client, by the run's ledger; nothing is promised "
-    "at inf. Seconds: one process, all clients one after the other. Noise is fresh in every run."
+    "Test accuracy in percent, mean ± sample standard deviation over seeds (of a release: over "
+    "draws of its noise, too), after the last round. Teachers: mean over clients, where their "
+    "answers about test images are covered by the promise. Epsilon spent: of the worst client, by "
+    "the run's ledger; nothing is promised at inf. Seconds: one process, all clients one after the "
+    "other. Noise is fresh in every run."
 )
 
 
@@ -89,6 +90,9 @@ def make_page(config: SideBySideConfig, folder: Path, found: Record) -> Page:
     # What sends nothing is a bound, not a federated method.
     best = [name for name in ranked(found) if found["rows"][name]["up"]["mean"] > 0][:1]
     total = len(found["seeds"]) * len(found["rows"])
+    if isinstance(config, Sweep):  # the noise of a release is drawn several times
+        drawn = sum(entry.experiment.release is not None for entry in config.entries())
+        total += len(found["seeds"]) * drawn * (config.draws - 1)
     done = sum(len(row["seeds"]) for row in found["rows"].values())
     versions = read_json(folder / "versions.json", dict[str, str])
     return Page(
@@ -224,7 +228,7 @@ def result_table(
         header.append(Column(title, number=True, on=on, look="" if key == "final" else "soft"))
         if key == "final" and gaps:
             header.append(Column("to the first", number=True, on="page"))
-    header.append(Column("seeds", number=True, on="page", look="soft"))
+    header.append(Column("runs" if swept else "seeds", number=True, on="page", look="soft"))
     return Table(header, body, f"{found['name']} · {seeds(found['seeds'])}")
 
 
@@ -350,7 +354,7 @@ def _sweep(config: Sweep, found: Record) -> Section:
         cards.append(
             Card(
                 "Accuracy for epsilon",
-                "Solid: the student; dashed: its teachers, on average. Mean over seeds, and from "
+                "Solid: the student; dashed: its teachers, on average. Mean over runs, and from "
                 "the lowest to the highest. Stronger privacy is to the left; at inf nothing is "
                 "promised.",
                 [figures.budget_figure(order, students, teachers)],

@@ -10,6 +10,7 @@ import pytest
 
 from fedkd.config import ConfigError, make_config
 from fedkd.runs.directory import RunDirectory
+from fedkd.simulations.compare.figures import budget_figure
 from fedkd.simulations.compare.report import result_table
 from fedkd.simulations.compare.study import SweepStudy
 from fedkd.simulations.compare.sweep import Sweep
@@ -90,6 +91,13 @@ def test_teachers_under_a_budget_are_never_shared(sweep: Make) -> None:
     keys = {entry.name: teachers_key(entry.experiment) for entry in sweep().entries()}
     assert keys["dp_sgd-5"] is None
     assert keys["dp_sgd-inf"] is not None
+
+
+def test_the_picture_shows_all_draws_of_a_release() -> None:
+    students = {"votes": {"1": [0.2, 0.4, 0.9], "inf": [0.7]}}
+    figure = budget_figure(["1", "inf"], students, {})
+    (line,) = (line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 2)
+    assert list(line.get_ydata()) == pytest.approx([0.5, 0.7])
 
 
 def test_a_sweep_ends_with_table_and_picture_and_inf_is_the_plain_path(
