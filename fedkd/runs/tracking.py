@@ -1,4 +1,4 @@
-"""The events of a run, as numbers for trackers (`fedkd.runs.trackers`).
+"""The events of a run or of one training, as numbers for trackers (`fedkd.runs.trackers`).
 
 A listener of the very events that are written to metrics.jsonl and ledger.jsonl. A finished round
 is logged once, so a run that goes on continues the curves where its last checkpoint is.
@@ -10,11 +10,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
 
 from fedkd.config import Component, ConfigError
 from fedkd.io.extras import MissingExtra
-from fedkd.runs.directory import RunDirectory
+from fedkd.io.records import read_json
+from fedkd.runs.directory import RunDirectory, write_json
 from fedkd.runs.events import (
     ClientEvaluated,
     ClientTrained,
@@ -32,8 +35,12 @@ HANDLES = "trackers.json"
 _FILES = ("report.html", "summary.json", "config.yaml")
 
 
-def check_trackers(chosen: Sequence[Component]) -> None:
+def check_trackers(chosen: Sequence[Component], key: str = "track") -> None:
     """Refuse trackers that do not exist or are not installed, and options that they do not have.
+
+    Args:
+        chosen: The trackers.
+        key: Where they stand in the config.
 
     Raises:
         ConfigError: named by its key.
@@ -41,7 +48,7 @@ def check_trackers(chosen: Sequence[Component]) -> None:
     """
     names = [component.name for component in chosen]
     for place, component in enumerate(chosen):
-        where = f"track.{place}"
+        where = f"{key}.{place}"
         if component.name in names[:place]:
             raise ConfigError(f"{where}: {component.name!r} is named twice")
         try:
@@ -72,19 +79,77 @@ def tracked(
         return
     tracking = _Tracking(run, warn, done)
     run.listeners.append(tracking.hear)
-    complete = False
 
     def finish(summary: Summary) -> None:
-        nonlocal complete
-        complete = True
-        files = [path for name in _FILES if (path := run.path / name).is_file()]
-        tracking.each(lambda tracker: tracker.finish(final_numbers(summary), files))
+        tracking.trackers.finish(final_numbers(summary), [run.path / name for name in _FILES])
 
     try:
-        yield finish
+        with tracking.trackers:
+            yield finish
     finally:
         run.listeners.remove(tracking.hear)
-        tracking.each(lambda tracker: tracker.close(complete=complete))
+
+
+class Trackers:
+    """The trackers of a run or a training; one that fails is given up.
+
+    A context: when it ends without an error, all is complete.
+
+    Args:
+        chosen: As in the config.
+        about: What they are shown, without a handle.
+        warn: Hears, once, of each that fails.
+    """
+
+    def __init__(
+        self, chosen: Sequence[Component], about: Tracked, warn: Callable[[str], None]
+    ) -> None:
+        self._warn = warn
+        self._trackers: dict[str, Tracker] = {}
+        file = about.folder / HANDLES
+        handles = read_json(file, dict[str, str]) or {}
+        for component in chosen:
+            seen = replace(about, handle=handles.get(component.name))
+            try:
+                made = TRACKERS.create(component.name, seen, **component.options)
+            except Exception as error:
+                self._failed(component.name, error)
+                continue
+            self._trackers[component.name] = made
+            if made.handle is not None:
+                handles[component.name] = made.handle
+        if handles:
+            write_json(file, handles)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._each(lambda tracker: tracker.close(complete=kind is None))
+
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        for name, tracker in [*self._trackers.items()]:
+            try:
+                call(tracker)
+            except Exception as error:
+                del self._trackers[name]
+                self._failed(name, error)
+                with suppress(Exception):
+                    tracker.close(complete=False)
+
+    def log(self, axis: Axis, step: int, numbers: Mapping[str, float | None]) -> None:
+        """Numbers of a round or an epoch, but for those that are not known."""
+        scalars = _known(numbers)
+        self._each(lambda tracker: tracker.log(axis, step, scalars))
+
+    def finish(self, final: Mapping[str, float | None], files: Sequence[Path]) -> None:
+        """All is done: what it came to, and its files as far as they are there."""
+        there, scalars = [path for path in files if path.is_file()], _known(final)
+        self._each(lambda tracker: tracker.finish(scalars, there))
+
+    def _failed(self, name: str, error: Exception) -> None:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        self._warn(f"tracker {name!r} failed, so the run goes on without it: {first}")
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, str | float | bool]:
@@ -99,10 +164,10 @@ def flat(values: Any, prefix: str = "") -> dict[str, str | float | bool]:
     return {prefix: values if plain else "null" if values is None else str(values)}
 
 
-def final_numbers(summary: Mapping[str, Any]) -> dict[str, float]:
+def final_numbers(summary: Mapping[str, Any]) -> dict[str, float | None]:
     """What a run came to, of its summary."""
     traffic = summary["bytes"].values()
-    numbers = {
+    return {
         "final/student": summary["student"]["accuracy"],
         "final/student_best": summary["student"]["best_accuracy"],
         "final/ensemble": (summary.get("ensemble") or {}).get("accuracy"),
@@ -112,7 +177,6 @@ def final_numbers(summary: Mapping[str, Any]) -> dict[str, float]:
         "final/seconds": summary["seconds"]["total"],
         "final/epsilon": (summary.get("privacy") or {}).get("worst"),
     }
-    return _known(numbers)
 
 
 _FINAL = ("oracle", "ceiling", "pseudo_labels", "worst_client")
@@ -128,50 +192,20 @@ def _known(numbers: Mapping[str, float | None]) -> dict[str, float]:
 
 class _Tracking:
     def __init__(self, run: RunDirectory, warn: Callable[[str], None], done: int) -> None:
-        self._warn = warn
-        self._epochs = run.experiment.distillation.epochs
-        self._each_client = run.experiment.clients <= LISTED
+        about = run.experiment
+        self._epochs = about.distillation.epochs
+        self._each_client = about.clients <= LISTED
         self._total = sum(message.up + message.down for message in run.messages())
-        self._trackers: dict[str, Tracker] = {}
         self._waiting: dict[str, float | None] = {}
         self._bytes: Counter[str] = Counter()
-        handles = run.read_json(HANDLES) or {}
-        about = run.experiment
-        for component in about.track:
-            known = handles.get(component.name)
-            seen = Tracked(
-                identity=run.identity,
-                folder=run.path,
-                name=about.name,
-                parameters=flat(about.model_dump(mode="json", exclude={"track", "output"})),
-                steps={"round": done, "epoch": done * self._epochs},
-                handle=known,
-            )
-            try:
-                made = TRACKERS.create(component.name, seen, **component.options)
-            except Exception as error:
-                self._failed(component.name, error)
-                continue
-            self._trackers[component.name] = made
-            if made.handle is not None:
-                handles[component.name] = made.handle
-        if handles:
-            run.write_json(HANDLES, handles)
-
-    def each(self, call: Callable[[Tracker], None]) -> None:
-        """Let every tracker do something; one that fails is given up."""
-        for name, tracker in [*self._trackers.items()]:
-            try:
-                call(tracker)
-            except Exception as error:
-                del self._trackers[name]
-                self._failed(name, error)
-                with suppress(Exception):
-                    tracker.close(complete=False)
-
-    def _failed(self, name: str, error: Exception) -> None:
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        self._warn(f"tracker {name!r} failed, so the run goes on without it: {first}")
+        seen = Tracked(
+            identity=run.identity,
+            folder=run.path,
+            name=about.name,
+            parameters=flat(about.model_dump(mode="json", exclude={"track", "output"})),
+            steps={"round": done, "epoch": done * self._epochs},
+        )
+        self.trackers = Trackers(about.track, seen, warn)
 
     def hear(self, event: Event | MessageCounted) -> None:
         """An event, as it is written down."""
@@ -196,10 +230,12 @@ class _Tracking:
         elif isinstance(event, EpochFinished):
             terms = {f"epoch/{name}": value for name, value in event.terms.items()}
             step = (event.round - 1) * self._epochs + event.epoch
-            self._log("epoch", step, {"epoch/loss": event.loss, "epoch/lr": event.lr, **terms})
+            self.trackers.log(
+                "epoch", step, {"epoch/loss": event.loss, "epoch/lr": event.lr, **terms}
+            )
             self._waiting["student/loss"] = event.loss
         elif isinstance(event, RoundFinished):
-            self._log("round", event.round, {**self._waiting, **self._of_round(event)})
+            self.trackers.log("round", event.round, {**self._waiting, **self._of_round(event)})
             self._waiting = {}
 
     def _of_round(self, event: RoundFinished) -> dict[str, float | None]:
@@ -227,7 +263,3 @@ class _Tracking:
                 numbers |= {f"client/{client}/{what}": v for client, v in shares.items()}
             numbers |= {f"{key}/bytes": v for key, v in sent.items() if key.startswith("client/")}
         return numbers
-
-    def _log(self, axis: Axis, step: int, numbers: Mapping[str, float | None]) -> None:
-        scalars = _known(numbers)
-        self.each(lambda tracker: tracker.log(axis, step, scalars))

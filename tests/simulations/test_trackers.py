@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from fedkd.config import ConfigError
+from fedkd.config import ConfigError, make_config
 from fedkd.io.extras import MissingExtra
 from fedkd.rounds import Interrupted
 from fedkd.runs.directory import RunDirectory
@@ -17,10 +17,25 @@ from fedkd.runs.trackers import TRACKERS
 from fedkd.runs.trackers.base import Axis, Tracked, Tracker
 from fedkd.runs.tracking import HANDLES, check_trackers, flat
 from fedkd.simulations.local import run_local
+from fedkd.studies.central.config import DistillConfig
+from fedkd.studies.central.folder import Place
+from fedkd.studies.central.study import DistillStudy
+from fedkd.studies.engine import StudyFolder, run_study
 from tests.conftest import Tiny
 
 pytestmark = pytest.mark.usefixtures("lean")
 
+CENTRAL = {
+    "experiment": {
+        "data": {"dataset": {"name": "synthetic", "classes": 3, "size": 8, "per_class": 20}},
+        "teachers": {"models": ["cnn_tiny"], "epochs": 2},
+        "student": {"model": {"name": "cnn_tiny", "width": 4}},
+        "distillation": {"epochs": 2},
+        "resources": {"device": "cpu"},
+        "track": ["memory"],
+    },
+    "methods": {"kd": ["ce", "kd"]},
+}
 SMALL = ("teachers.epochs=1", "teachers.models=[mlp]", "distillation.losses=[kd]")
 
 
@@ -125,6 +140,50 @@ def test_a_tracker_that_fails_costs_one_warning(tiny: Tiny, memory: list[Memory]
 
 def trackers_warnings(run: RunDirectory) -> list[str]:
     return [event.text for event in run.events(Warned) if event.text.startswith("tracker")]
+
+
+def test_every_training_of_a_central_study_is_tracked(tmp_path: Path, memory: list[Memory]) -> None:
+    study = DistillStudy(make_config(DistillConfig, CENTRAL))
+    folder = StudyFolder.new(study.config, tmp_path)
+
+    def stop(event: str, **facts: Any) -> None:
+        if event == "epoch" and facts["label"] == "kd, seed 0" and facts["epoch"] == 1:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run_study(study, folder, stop)
+    run_study(study, folder)
+    assert [each.run.parameters["label"] for each in memory] == [
+        "teacher",
+        "student, seed 0",
+        "kd, seed 0",
+        "kd, seed 0",
+    ]
+    first, second = memory[2:]
+    assert (first.closed, second.closed) == (False, True)
+    assert first.handle == second.handle
+    assert first.run.identity == second.run.identity == f"{folder.path.name}-methods-kd-seed0"
+    assert second.run.steps["epoch"] == 1
+    assert second.run.parameters["distillation.losses.1.name"] == "kd"
+    place = Place.of_student(folder.path, "kd", 0)
+    records, rows = place.epochs(), [*first.rows, *second.rows]
+    assert [(axis, step) for axis, step, _ in rows] == [("epoch", 1), ("epoch", 2)]
+    for (_, _, row), record in zip(rows, records, strict=True):
+        assert row["epoch/loss"] == record["loss"]
+        assert row["epoch/accuracy"] == record["accuracy"]
+        assert row["epoch/kd"] == record["terms"]["kd"]
+    result = place.result()
+    assert result is not None
+    assert second.final["final/last"] == result["last"]
+    assert second.files == ["results.json", "settings.json"]
+    cell = study.cells[0]
+    assert "track" not in cell.settings()["experiment"]
+
+
+def test_trackers_of_a_central_study_are_checked_before_there_is_a_folder() -> None:
+    study = DistillStudy(make_config(DistillConfig, CENTRAL, ["experiment.track=wandbb"]))
+    with pytest.raises(ConfigError, match=r"experiment\.track\.0: unknown tracker 'wandbb'"):
+        study.check()
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,9 @@ class Central(Section):
     plugins: tuple[str, ...] = Field(
         default=(), description="modules to import: they register themselves"
     )
+    track: NamedList = Field(
+        default=(), description="trackers that hear of every training: tensorboard, wandb, mlflow"
+    )
     data: Data = Data()
     teachers: Teachers
     student: Student = Student()

@@ -35,6 +35,7 @@ from fedkd.randomness import seeded, stream_seed
 from fedkd.rounds import Notify, computing, silent
 from fedkd.rounds.costs import energy_source, with_energy
 from fedkd.runs.directory import keep_weights, network_hash
+from fedkd.runs.tracking import check_trackers
 from fedkd.studies.central.config import BASELINE, Central, DistillConfig, Teachers
 from fedkd.studies.central.folder import Place, StudentRecord
 from fedkd.studies.central.report import write_report
@@ -68,6 +69,7 @@ class DistillStudy(Study[DistillConfig, None]):
         What would not fit after hours of training is found here.
         """
         check_names(self.config)
+        check_trackers(self.config.experiment.track, "experiment.track")
         _rehearse(self.config, self._loaded_images())
 
     def make_cells(self) -> list[Cell[None]]:
@@ -95,7 +97,7 @@ class DistillStudy(Study[DistillConfig, None]):
             return
         with computing(given.resources, given.resources.server_threads):
             self._teachers = [
-                _teacher(given, number, folder, seed, images, notify)
+                _teacher(self.config, number, folder, seed, images, notify)
                 for number in range(len(given.teachers.models))
             ]
 
@@ -107,7 +109,7 @@ class DistillStudy(Study[DistillConfig, None]):
         place.claim(cell.settings())
         with computing(given.resources, given.resources.server_threads):
             for task in chain(given, cell.name, cell.seed, place, ranks):
-                task = replace(task, answers=self._answers)
+                task = replace(task, answers=self._answers, study=self.config.name)
                 if images.domains is not None:
                     shown = images.for_student(images.train, baseline=cell.name == BASELINE)
                     task = replace(task, images=shown)
@@ -320,8 +322,9 @@ def _tried(task: Task, images: Images, where: str) -> Network:
 
 
 def _teacher(
-    given: Central, number: int, folder: Path, seed: int, images: Images, notify: Notify
+    config: DistillConfig, number: int, folder: Path, seed: int, images: Images, notify: Notify
 ) -> Network:
+    given = config.experiment
     teachers, file = given.teachers, given.teachers.checkpoint_of(number)
     images = images.of(teachers.modality_of(number))
     root = stream_seed(seed if teachers.per_seed else 0, "teacher", number)
@@ -352,6 +355,8 @@ def _teacher(
         facts={"role": "teacher", "source": file}
         | ({"modality": images.modality} if images.modality else {}),
         knows=knows,
+        study=config.name,
+        given=given,
     )
     return train(task, images, notify) if file is None else _loaded(task, file, images, notify)
 
@@ -420,6 +425,7 @@ def chain(
             facts={"role": role, "method": method, "seed": seed},
             shaken=generation > 0,
             unlabelled=options.unlabelled if teachers else 0,
+            given=given,
         )
 
 

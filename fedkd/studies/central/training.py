@@ -46,6 +46,8 @@ from fedkd.rounds import Notify
 from fedkd.runs.directory import network_hash, save_state
 from fedkd.runs.export import Trained
 from fedkd.runs.signature import Pictures
+from fedkd.runs.trackers.base import Tracked
+from fedkd.runs.tracking import Trackers, flat
 from fedkd.studies.central.config import Central, Distillation, DistillConfig, Teachers, Training
 from fedkd.studies.central.folder import ROLES, Place
 from fedkd.studies.central.noisy import Pair, saved_network
@@ -445,6 +447,8 @@ class Task:
         knows: Which of the classes it knows; None: all.
         shaken: Whether it is a student, which the recipe's noise is for.
         unlabelled: How many images beside those, whose classes the teachers name.
+        study: What the study calls itself.
+        given: Its config for this network.
         seen: Modality of each teacher; empty where all see what the network sees.
     """
 
@@ -463,6 +467,8 @@ class Task:
     knows: tuple[bool, ...] | None = None
     shaken: bool = False
     unlabelled: int = 0
+    study: str = ""
+    given: Central | None = None
 
     def network(self, images: Images, *, load: bool = True) -> Network:
         """It, untrained. Raises `ConfigError` if it cannot take the images or the noise."""
@@ -545,38 +551,57 @@ def train(task: Task, images: Images, notify: Notify) -> Network:
         for each in (network, *task.teachers):
             each.compile_reading()
     state = place.begin()
-    diary = _Diary(task, images, network, notify)
     shard = task.images or images.train
-    try:
-        if pair is not None:
-            pair.fit(
-                shard,
-                images.test,
-                recipe,
-                role=place.role,
-                seed=task.seed,
-                state=state,
-                on_epoch=diary,
-            )
-        else:
-            distill(
-                network,
-                task.batches(images, objective, shard),
-                objective,
-                epochs=recipe.epochs,
-                optimizer=build_optimizer(recipe.optimizer),
-                resume=state,
-                precision=recipe.precision,
-                seed=task.seed,
-                on_epoch=diary,
-            )
-    except ValueError as error:
-        raise ConfigError(f"{task.label}: {error}") from None
-    keep(network, task, images)
-    result = diary.result()
-    place.finish(result)
+    with _trackers(task, state, notify) as trackers:
+        diary = _Diary(task, images, network, notify, trackers)
+        try:
+            if pair is not None:
+                pair.fit(
+                    shard,
+                    images.test,
+                    recipe,
+                    role=place.role,
+                    seed=task.seed,
+                    state=state,
+                    on_epoch=diary,
+                )
+            else:
+                distill(
+                    network,
+                    task.batches(images, objective, shard),
+                    objective,
+                    epochs=recipe.epochs,
+                    optimizer=build_optimizer(recipe.optimizer),
+                    resume=state,
+                    precision=recipe.precision,
+                    seed=task.seed,
+                    on_epoch=diary,
+                )
+        except ValueError as error:
+            raise ConfigError(f"{task.label}: {error}") from None
+        keep(network, task, images)
+        result = diary.result()
+        place.finish(result)
+        final = {f"final/{key}": result[key] for key in ("last", "best", "seconds", "joules")}
+        trackers.finish(final, [place.path / name for name in ("results.json", "settings.json")])
     notify("trained", label=task.label, **result)
     return network
+
+
+def _trackers(task: Task, state: Record | None, notify: Notify) -> Trackers:
+    """Those that hear of this training: each is a run of its own for them."""
+    given, path = task.given, task.place.path
+    home = _study_of(path) or path.parent
+    about = Tracked(
+        identity="-".join((home.name, *path.relative_to(home).parts)),
+        folder=path,
+        name=task.study or home.name,
+        parameters={"label": task.label}
+        | ({} if given is None else flat(given.model_dump(mode="json", exclude={"track"}))),
+        steps={"round": 0, "epoch": 0 if state is None else state["epoch"]},
+    )
+    chosen = () if given is None else given.track
+    return Trackers(chosen, about, lambda text: notify("warning", text=text))
 
 
 def keep(network: Network, task: Task, images: Images) -> None:
@@ -722,11 +747,17 @@ def domain_record(network: Network, images: Images) -> Record:
     return {} if images.domains is None else {"sources": images.on_sources(network)}
 
 
+_MEASURED = ("seconds", "joules", "images_per_second")
+
+
 class _Diary:
     """Receives every epoch: tests, writes down, keeps checkpoints."""
 
-    def __init__(self, task: Task, images: Images, network: Network, notify: Notify) -> None:
+    def __init__(
+        self, task: Task, images: Images, network: Network, notify: Notify, trackers: Trackers
+    ) -> None:
         self._task = task
+        self._trackers = trackers
         self._images = images
         self._network = network
         self._notify = notify
@@ -758,6 +789,9 @@ class _Diary:
             "images_per_second": self._count / meter.seconds,
         }
         self._task.place.add_epoch(facts if noisy is None else {**facts, "noisy": noisy})
+        heard = {key: facts.get(key) for key in ("loss", "lr", "accuracy", *_MEASURED)}
+        numbers = {f"epoch/{key}": value for key, value in {**heard, **record.terms}.items()}
+        self._trackers.log("epoch", record.epoch, numbers)
         due = record.epoch % recipe.checkpoint_every == 0 and record.epoch < recipe.epochs
         if due:
             self._keep(snapshot)
