@@ -137,6 +137,10 @@ def yaml_value(value: object) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
+class NotAFunction(ValueError):
+    """A module has no such function."""
+
+
 def target_name(target: object) -> str:
     """The name `package:function` of any importable function, given so or with a dot.
 

@@ -19,8 +19,7 @@ from pydantic import ValidationError
 from fedkd.config.messages import component_at, model_at, one_line
 from fedkd.config.sections import Component, ConfigError, Experiment, Optimizer, Section
 from fedkd.io.text import nearest
-from fedkd.models.targets import NotAFunction, admit, admitted
-from fedkd.registry import is_target
+from fedkd.registry import NotAFunction, is_target
 
 
 class _Loader(yaml.SafeLoader):
@@ -409,6 +408,8 @@ def import_plugins(names: Sequence[str]) -> None:
     for name in names:
         try:
             if is_target(name):
+                from fedkd.models.targets import admit  # which loads torch
+
                 admit(name)
             else:
                 importlib.import_module(name)
@@ -435,6 +436,14 @@ def import_plugins(names: Sequence[str]) -> None:
             )
 
 
+def _imported(name: str) -> bool:
+    if not is_target(name):
+        return name in sys.modules
+    from fedkd.models.targets import admitted
+
+    return admitted(name)
+
+
 def import_trusted(names: Sequence[str], where: Path, *, trust: bool) -> None:
     """Import the plugins that a folder names, which may be somebody else's.
 
@@ -446,7 +455,7 @@ def import_trusted(names: Sequence[str], where: Path, *, trust: bool) -> None:
     Raises:
         ConfigError: one is needed and may not be imported; or as `import_plugins`.
     """
-    unknown = [name for name in names if name not in sys.modules and not admitted(name)]
+    unknown = [name for name in names if not _imported(name)]
     if unknown and not trust:
         raise ConfigError(
             f"{where}: its plugin {unknown[0]!r} is not imported: it is code that whoever made the "

@@ -18,17 +18,13 @@ from fedkd.io.text import nearest
 from fedkd.models.checks import one_line
 from fedkd.models.network import shown
 from fedkd.models.preparation import Preparation
-from fedkd.registry import target_name
+from fedkd.registry import NotAFunction, target_name
 
 # What a function may be told of the images, and what the argument is called by convention.
 _FACTS = {"classes": "num_classes", "channels": None, "size": None}
 
 # Libraries that import torchvision, which has a door of its own here.
 _BESIDE_TORCHVISION = ("torchvision", "timm", "open_clip", "transformers")
-
-
-class NotAFunction(ValueError):
-    """A module has no such function."""
 
 
 _ADMITTED: dict[str, Callable[..., Any]] = {}

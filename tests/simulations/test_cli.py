@@ -117,6 +117,17 @@ def test_ctrl_c_ends_in_good_order_and_the_run_goes_on(
     assert ours["hash"] == theirs["hash"]
 
 
+def test_help_and_reading_a_config_wait_for_no_torch() -> None:
+    program = """
+import sys
+import fedkd.simulations.cli.main
+from fedkd.config import make_experiment
+make_experiment({"student": "mlp"})
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize("module", ["typer", "torch"])
 def test_ctrl_c_while_still_importing_is_one_line(module: str) -> None:
