@@ -59,6 +59,8 @@ def lowest_dependencies(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def docs(session: nox.Session) -> None:
-    """The site, without warnings, into `site/`."""
+    """The site, without warnings; after `-- gallery` with today's reports."""
     session.install("-e", ".[docs]")
-    session.run("mkdocs", "build", "--strict", *session.posargs)
+    if "gallery" in session.posargs:
+        session.run("python", "docs/gallery.py")
+    session.run("mkdocs", "build", "--strict")

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+from gallery import MADE, REPORTS  # noqa: E402
 
 import fedkd  # noqa: E402
 from tests.tables import REGISTRIES, cells, rows  # noqa: E402
@@ -56,6 +58,7 @@ def pages() -> dict[str, str]:
         made |= {f"methods/{folder}/{name}.md": method(section, name, written) for name in names}
         made[f"methods/{folder}/index.md"] = index(section, folder, written)
     made["reference.md"] = reference()
+    made["gallery.md"] = gallery()
     return made
 
 
@@ -167,6 +170,20 @@ def _example(section: str, name: str) -> str:
     return indent.join([head, *REGISTRIES[section].example(name)[1:]])
 
 
+def gallery() -> str:
+    """The page that lists reports, and leads to those that are there."""
+    lines = [
+        "# Gallery",
+        "Reports as the commands write them: one file each, with its pictures and data inside.",
+        "| report | what there is to see | command |\n|---|---|---|",
+    ]
+    for name, report in REPORTS.items():
+        there = (MADE / f"{name}.html").is_file()
+        title = f"[{report.title}](gallery/{name}.html)" if there else report.title
+        lines[-1] += f"\n| {title} | {report.about} | `fedkd {report.command}` |"
+    return "\n\n".join(lines) + "\n"
+
+
 def _measured(name: str) -> Iterator[str]:
     """The rows of the measured tables that are about a method, below their headings."""
     for page in MEASURED:
@@ -192,6 +209,9 @@ def write() -> None:
     for path, text in {**pages(), "methods/SUMMARY.md": navigation()}.items():
         with mkdocs_gen_files.open(path, "w") as file:
             file.write(text)
+    for report in MADE.glob("*.html"):
+        with mkdocs_gen_files.open(f"gallery/{report.name}", "w") as file:
+            file.write(report.read_text(encoding="utf-8"))
 
 
 if __name__ == "<run_path>":  # by mkdocs
