@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -540,12 +541,30 @@ def _release(experiment: Experiment, objective: Objective) -> Release | None:
             f"{', '.join(needs)}; use ce, kd or dkd"
         )
     asked = how_many(experiment.federation.participation.ask, experiment.clients)
+    fewest = asked
+    if (secure := release.secure) is not None:
+        federation, fewest = experiment.federation, secure.least(asked)
+        try:
+            secure.check(asked)
+        except ValueError as error:
+            raise ConfigError(f"release.{error}") from None
+        for where, wanted in (
+            ("federation.quorum", math.ceil(federation.quorum * asked)),
+            ("federation.participation.minimum", federation.participation.minimum),
+        ):
+            if wanted > fewest:
+                raise ConfigError(
+                    f"{where}: a round needs {wanted} clients, a secure sum {fewest}: its votes "
+                    "would be spent for nothing; lower it, or lower release.secure.missing"
+                )
     for key in ("min_votes", "min_clients"):
         needed = getattr(release, key, 0)
-        if asked < needed:
+        if fewest < needed:
             where = "clients" if asked == experiment.clients else "federation.participation.ask"
+            if fewest < asked:
+                where = "release.secure.missing"
             raise ConfigError(
-                f"{where}: {asked} are too few for release "
+                f"{where}: {fewest} are too few for release "
                 f"{experiment.release.name!r}, which needs {needed} (release.{key})"
             )
     try:

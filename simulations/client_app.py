@@ -22,6 +22,7 @@ from fedkd.data.local_shard import LocalShard, write_private, write_public
 from fedkd.data.splits import same_transfer
 from fedkd.knowledge.query import Images
 from fedkd.knowledge.store import write_atomically
+from fedkd.privacy.masking import key_pair
 from fedkd.privacy.policy import (
     Policy,
     PolicyRefused,
@@ -38,7 +39,8 @@ from fedkd.rounds import (
     train_together,
 )
 from fedkd.rounds.context import received_experiment
-from fedkd.simulations.deploy.identity import proof
+from fedkd.rounds.secure_sum import Signed, SumRefused, key_statement, masked_votes
+from fedkd.simulations.deploy.identity import NodeKeys, proof, signature_of
 from fedkd.strategies.groups import joined, members
 from fedkd.strategies.records import (
     CHALLENGE,
@@ -55,23 +57,25 @@ from fedkd.strategies.records import (
     other_weights,
     reply_records,
 )
+from fedkd.strategies.secure_sum import RECORD, read_roster
 from fedkd.training.loop import time_limit
 from fedkd.training.supervised import Fit
 
 
 def make_client_app(mods: Sequence[Any] = ()) -> ClientApp:
-    """The app of the four questions; `mods` wrap every message, as those of any Flower app do."""
+    """The app of the six questions; `mods` wrap every message, as those of any Flower app do."""
     return add_client(ClientApp(), mods)
 
 
 def add_client(app: ClientApp, mods: Sequence[Any] = ()) -> ClientApp:
-    """Let an app, which may have functions of its own, answer the four questions too.
+    """Let an app, which may have functions of its own, answer the six questions too.
 
-    They are `query.describe`, `train`, `query.knowledge` and `evaluate`.
+    They are `query.describe`, `train`, `query.knowledge`, `query.keys`, `query.masked` and
+    `evaluate`.
 
     Args:
         app: A ClientApp of the message API.
-        mods: They wrap the four only, and see a message with its whole job. Mods of `app` itself
+        mods: They wrap the six only, and see a message with its whole job. Mods of `app` itself
             see it as it travels.
 
     Returns:
@@ -87,12 +91,14 @@ def add_client(app: ClientApp, mods: Sequence[Any] = ()) -> ClientApp:
         app.query("describe", mods=wrapped)(_describe)
         app.train(mods=wrapped)(_train)
         app.query("knowledge", mods=wrapped)(_answer)
+        app.query("keys", mods=wrapped)(_offer_key)
+        app.query("masked", mods=wrapped)(_vote)
         app.evaluate(mods=wrapped)(_evaluate)
     except ValueError as error:  # Flower's
         raise ValueError(
             f"this ClientApp cannot take in fedkd's client, which answers query.describe, train, "
-            f"query.knowledge and evaluate: {str(error).splitlines()[0]} Give functions of yours "
-            'names, as in @app.train("mine")'
+            f"query.knowledge, query.keys, query.masked and evaluate: {str(error).splitlines()[0]} "
+            'Give functions of yours names, as in @app.train("mine")'
         ) from None
     return app
 
@@ -102,8 +108,8 @@ _OF_UPDATES = {
     "fixedclipping_mod": "DP-SGD is teachers.privacy",
     "adaptiveclipping_mod": "DP-SGD is teachers.privacy",
     "LocalDpMod": "private answers are release",
-    "secagg_mod": "secure aggregation is not there",
-    "secaggplus_mod": "secure aggregation is not there",
+    "secagg_mod": "secure aggregation of votes is release.secure",
+    "secaggplus_mod": "secure aggregation of votes is release.secure",
 }
 
 
@@ -242,6 +248,69 @@ def _evaluate(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
+def _offer_key(message: Message, context: Context) -> Message:
+    """A fresh public key for one secure sum, signed with the node's key if it has one."""
+    client, round_number = _client(message, context)
+    if not client.context.sums_securely:
+        raise PolicyRefused("asked for a key, and the run's release does not sum securely")
+    attempt = message.content.config_records.get(RECORD, ConfigRecord()).get("attempt")
+    if not isinstance(attempt, int):
+        raise RuntimeError("asked for a key without the number of the sum")
+    private, public = key_pair()
+    answer = ConfigRecord({"key": public})
+    if client.peers is not None:
+        place = Path(str(context.node_config["key"])).expanduser()
+        statement = key_statement(client.run, round_number, attempt, client.number, public)
+        answer["signature"] = signature_of(place, statement)
+    # In the node's memory until it is used: never on disk.
+    context.state[_secret(client)] = ConfigRecord(
+        {"private": private, "round": round_number, "attempt": attempt}
+    )
+    return Message(RecordDict({RECORD: answer}), reply_to=message)
+
+
+def _vote(message: Message, context: Context) -> Message:
+    """The teacher's votes under noise and masks, once under each key."""
+    client, round_number = _client(message, context)
+    if not client.context.sums_securely:
+        raise PolicyRefused("asked for masked votes, and the run's release does not sum securely")
+    roster = read_roster(message.content)
+    secret = context.state.config_records.get(_secret(client), ConfigRecord())
+    if (secret.get("round"), secret.get("attempt")) != (round_number, roster.attempt):
+        raise SumRefused(
+            f"client {client.number} has no key for sum {roster.attempt} of round {round_number}: "
+            "it was used, or the node was started anew"
+        )
+    del context.state[_secret(client)]
+    with computing(client.experiment.resources, client.experiment.resources.client_cpus):
+        private = bytes(secret["private"])  # type: ignore[arg-type]
+        values = masked_votes(client, round_number, roster, private, client.peers)
+    answer = ConfigRecord({"values": values.astype("<u4").tobytes()})
+    return Message(RecordDict({RECORD: answer}), reply_to=message)
+
+
+def _secret(client: Client) -> str:
+    """Name of the record with a client's key, in the state of a node that may play several."""
+    return f"sum.{client.number}"
+
+
+def _peers(node: Mapping[str, Any], experiment: Experiment) -> Signed | None:
+    """Checks the other clients' signatures; None in a simulation, where nobody has a key.
+
+    The public keys lie with this node, and came with it: the server could deal keys of its own.
+    """
+    release = experiment.release
+    if not _own_state(node) or release is None or release.options.get("secure") is None:
+        return None
+    folder = node.get("peers")
+    if not folder or not node.get("key"):
+        raise PolicyRefused(
+            "release.secure: this node does not know the other clients' keys: put node-K.pub of "
+            "each into a folder and name it by PEERS in settings.env"
+        )
+    return NodeKeys(Path(str(folder)).expanduser(), 0).signed
+
+
 def _signature(message: Message, context: Context, client: int) -> bytes | None:
     """The node's signature under who it is, if the server asks for one and the node has a key."""
     asked = message.content.config_records.get(CHALLENGE)
@@ -272,7 +341,7 @@ def _client(message: Message, context: Context, number: int | None = None) -> tu
     experiment = _experiment(job, policy, state)
     space = _space(job, experiment, str(root) if root else None, number, node, folder)
     if policy is not None:
-        check_shared(policy, space.kinds, space.fusion, space.largest_network)
+        check_shared(policy, space.shared_kinds, space.fusion, space.largest_network)
     ours, theirs = space.data.fingerprint, str(job["fingerprint"])
     # Asked who it is, a node answers all the same: the server then names it and its reason.
     if message.metadata.message_type != "query.describe":
@@ -283,7 +352,15 @@ def _client(message: Message, context: Context, number: int | None = None) -> tu
                 f"client {number} begins with other weights than the server in {other}"
             )
     budgets = None if policy is None else state.parent / "budgets"
-    client = Client(space, number, run, folder, policy=policy, budgets=budgets)
+    client = Client(
+        space,
+        number,
+        run,
+        folder,
+        policy=policy,
+        budgets=budgets,
+        peers=_peers(node, space.experiment),
+    )
     return client, int(job["round"])  # type: ignore[arg-type]
 
 
@@ -345,6 +422,11 @@ def _replies(
     client: Client, round_number: int, asked: Sequence[Images], base: int = 0
 ) -> RecordDict:
     """The client's replies about the images that it is asked about."""
+    if client.context.sums_securely:
+        raise PolicyRefused(
+            "asked for answers, and the run promises that they leave this client in a secure sum "
+            "alone (release.secure)"
+        )
     content, size = RecordDict(), 0
     for images in asked:
         held = base if images is Images.TRANSFER else 0

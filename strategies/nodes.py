@@ -32,6 +32,9 @@ class Keys(Protocol):
     ) -> str | None:
         """Why `node`, which describes itself by `facts`, is not the client it claims to be."""
 
+    def signed(self, client: int, data: bytes, signature: bytes) -> bool:
+        """Whether `signature` of `data` is by the client's key."""
+
 
 class Nodes:
     """The nodes that take part.

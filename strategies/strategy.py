@@ -21,6 +21,7 @@ from fedkd.runs.quarantine import quarantined
 from fedkd.strategies.exchange import EVALUATE, KNOWLEDGE, TRAIN, Answered, Exchange
 from fedkd.strategies.nodes import Keys, Nodes
 from fedkd.strategies.records import STUDENT, Number
+from fedkd.strategies.secure_sum import secure_sum
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class FederatedDistillation:
             grid, server, state_dir=state_dir, workers=workers, named=players is not None
         )
         self.nodes = Nodes(self.exchange, server, keys, players=players)
+        self._signed = None if keys is None else keys.signed
         self._asked: list[int] = []  # clients that were asked to train in this round
         self._trained: list[int] = []  # those that did
         self._late: list[tuple[int, int]] = []  # round, client: who trained for an earlier one
@@ -193,7 +195,12 @@ class FederatedDistillation:
         """Ask the clients that trained, less those whose answers are held already.
 
         Late ones are asked about the round they trained for; their answers count by their age.
+        Where a release sums securely, nobody answers: they vote under masks.
         """
+        if self._server.context.sums_securely:
+            secure_sum(self.exchange, self._server, round_number, self._trainers(), self._signed)
+            write_statement(self._server.run)
+            return
         images = self._server.context.learning_images
         self._server.late = 0
         for number in sorted({number for number, _ in self._late}):

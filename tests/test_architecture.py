@@ -85,7 +85,11 @@ DOORS: dict[str, tuple[str, ...]] = {
     "jinja2": ("fedkd/reporting/page.py",),
     "markupsafe": ("fedkd/reporting/page.py",),
     "PIL": ("fedkd/data/pictures.py", "fedkd/data/transfer.py"),
-    "cryptography": ("fedkd/privacy/noise.py", "simulations/deploy/keys.py"),
+    "cryptography": (
+        "fedkd/privacy/masking.py",
+        "fedkd/privacy/noise.py",
+        "simulations/deploy/keys.py",
+    ),
     "httpx": ("simulations/deploy/gate.py",),
     "starlette": ("simulations/deploy/gate.py",),
     "uvicorn": ("simulations/deploy/gate.py",),

@@ -1223,3 +1223,29 @@ class Experiment(Section):
                     f"{key}: must be {wanted} with release {name!r}: everything else that is "
                     "computed from the teachers' answers would leave the server without noise"
                 )
+        if self.sums_securely:
+            self._summable(name)
+
+    @property
+    def sums_securely(self) -> bool:
+        """Whether the clients' votes leave them in a secure sum alone."""
+        return self.release is not None and self.release.options.get("secure") is not None
+
+    def _summable(self, name: str) -> None:
+        """Refuse what looks at a single client's answers, or changes who is in a sum."""
+        federation = self.federation
+        wrong: list[tuple[str, bool, str, str]] = [
+            ("mode", federation.mode == "buffered", "synchronous", "a sum is of one round"),
+            ("participation.start", federation.participation.start is not None, "null", "the noise "
+             "of each client follows from how many there are"),
+            ("subset", federation.subset < 1, "1", "no answers of earlier rounds are held"),
+            ("codec", federation.codec.name != "float16", "float16", "votes travel as whole "
+             "numbers under masks"),
+            ("quarantine.after", federation.quarantine.after is not None, "null", "nobody sees "
+             "what a single client answers"),
+        ]  # fmt: skip
+        for key, broken, wanted, why in wrong:
+            if broken:
+                raise ValueError(
+                    f"federation.{key}: must be {wanted} with release {name!r} and secure: {why}"
+                )

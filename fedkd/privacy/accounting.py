@@ -11,7 +11,7 @@ from typing import Literal
 
 from fedkd.io.extras import extra
 
-Accountant = Literal["rdp", "prv"]
+Accountant = Literal["rdp", "prv", "gaussian"]
 
 # Beyond this epsilon the PRV accountant's grid fills the memory, and nobody needs its precision.
 _PRV_UP_TO = 100.0
@@ -46,8 +46,9 @@ def epsilon(releases: Iterable[Steps], delta: float, accountant: Accountant = "r
     Args:
         releases: May differ in rate and noise.
         delta: Of the whole.
-        accountant: `rdp` (Renyi; milliseconds, an upper bound some percents too high) or `prv`
-            (numerical; up to a second, tight; beyond an epsilon of 100 it is `rdp` all the same).
+        accountant: `rdp` (Renyi; milliseconds, an upper bound some percents too high), `prv`
+            (numerical; up to a second, tight; beyond an epsilon of 100 it is `rdp` all the same) or
+            `gaussian` (exact where all steps are at rate 1; `prv` where some are not).
 
     Raises:
         ValueError: another accountant: the Gaussian-limit one (`gdp`) underestimates.
@@ -57,8 +58,8 @@ def epsilon(releases: Iterable[Steps], delta: float, accountant: Accountant = "r
         Gopi et al., "Numerical Composition of Differential Privacy", NeurIPS 2021,
             https://arxiv.org/abs/2106.02848
     """
-    if accountant not in ("rdp", "prv"):
-        raise ValueError(f"accountant: expected rdp or prv, got {accountant!r}")
+    if accountant not in ("rdp", "prv", "gaussian"):
+        raise ValueError(f"accountant: expected rdp, prv or gaussian, got {accountant!r}")
     if not 0 < delta < 1:
         raise ValueError(f"delta: expected between 0 and 1, got {delta}")
     grouped: dict[tuple[float, float], int] = {}
@@ -66,6 +67,12 @@ def epsilon(releases: Iterable[Steps], delta: float, accountant: Accountant = "r
         key = (steps.sample_rate, steps.noise_multiplier)
         grouped[key] = grouped.get(key, 0) + steps.count
     history = tuple(sorted((*key, count) for key, count in grouped.items() if count > 0))
+    if accountant == "gaussian":
+        if all(rate == 1 for rate, _, _ in history):
+            from fedkd.privacy.release.gaussian import epsilon_of
+
+            return epsilon_of(math.sqrt(sum(n / noise**2 for _, noise, n in history)), delta)
+        accountant = "prv"
     return _epsilon(history, delta, accountant) if history else 0.0
 
 

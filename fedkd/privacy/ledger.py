@@ -103,17 +103,28 @@ class Ledger:
         """Whether `reserve` would take these steps as things stand."""
         return self._after(steps) <= self.account.epsilon * (1 + 1e-9)
 
-    def reserve(self, round_number: int, steps: Steps) -> None:
-        """Take budget for a round's training; on disk when this returns.
+    def reserve(self, round_number: int, steps: Steps, name: str | None = None) -> None:
+        """Take budget for a round's training or sum; on disk when this returns.
 
         A round that is trained again after a crash draws new noise and is paid for again.
 
+        Args:
+            round_number: From 1.
+            steps: What it costs.
+            name: Of what is let out, where that may happen once only.
+
         Raises:
-            BudgetSpent: nothing was reserved and no private image may be read.
+            BudgetSpent: nothing was reserved and no private image may be read; or something was
+                reserved under this name already.
         """
         with self._alone():
+            if name is not None and any(line.get("name") == name for line in self._lines):
+                raise BudgetSpent(
+                    f"round {round_number}: was answered already, under this very key"
+                )
             self._afford(self._after(steps), f"round {round_number}")
-            self._append({"round": round_number, "reserve": asdict(steps)})
+            named = {} if name is None else {"name": name}
+            self._append({"round": round_number, "reserve": asdict(steps), **named})
 
     def reserve_labels(self, cost: float) -> None:
         """Take budget for randomised labels of all images; as `reserve`."""

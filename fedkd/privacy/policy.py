@@ -16,13 +16,23 @@ from typing import Any, Literal
 from pydantic import Field
 
 from fedkd.config import Component, Experiment, Fraction, NamedList, Positive, Section, load_config
+from fedkd.data.cohorts import how_many
 from fedkd.fusion.base import Fusion
 from fedkd.knowledge.kinds import Kind
 from fedkd.models.hub import HF
 from fedkd.models.linear import body_of
+from fedkd.privacy.release import RELEASES
+from fedkd.privacy.release.base import Release, Secure
 
-Mechanism = Literal["none", "label_dp", "dp_sgd"]
-_STRENGTH: dict[str, int] = {"none": 0, "label_dp": 1, "dp_sgd": 2}
+Mechanism = Literal["none", "label_dp", "secure_sum", "dp_sgd"]
+# What a node that asks for one of them accepts. A secure sum protects images as DP-SGD does, but
+# only while few enough collude, so it stands in for neither of the others.
+_ACCEPTED: dict[str, tuple[str, ...]] = {
+    "none": ("none", "label_dp", "secure_sum", "dp_sgd"),
+    "label_dp": ("label_dp", "dp_sgd"),
+    "secure_sum": ("secure_sum", "dp_sgd"),
+    "dp_sgd": ("dp_sgd",),
+}
 
 
 class PolicyRefused(RuntimeError):
@@ -45,7 +55,8 @@ class Disclose(Section):
 class Promise(Section):
     """The weakest promise under which private images are trained on.
 
-    Stronger mechanisms are accepted: dp_sgd where label_dp is asked for, and both where none is.
+    Stronger mechanisms are accepted: dp_sgd where label_dp or secure_sum is asked for, and all
+    where none is.
     """
 
     mechanism: Mechanism = "none"
@@ -54,6 +65,12 @@ class Promise(Section):
     )
     delta: float | None = Field(
         default=None, gt=0, lt=1, description="largest; must also be below 1 / images held"
+    )
+    clients: Positive | None = Field(
+        default=None, description="`secure_sum`: fewest clients in a sum; null: any number"
+    )
+    colluding: int = Field(
+        default=0, ge=0, description="`secure_sum`: fewest that may collude with the server"
     )
 
 
@@ -99,6 +116,14 @@ class Policy(Section):
             promise = Promise(mechanism=privacy.mechanism, epsilon=_epsilon(experiment))
             if privacy.mechanism == "dp_sgd":
                 promise = promise.model_copy(update={"delta": _delta(experiment)})
+        elif (secure := _secure(experiment)) is not None:
+            promise = Promise(
+                mechanism="secure_sum",
+                epsilon=_epsilon(experiment),
+                delta=_delta(experiment),
+                clients=secure.least(_asked(experiment)),
+                colluding=secure.colluding,
+            )
         return cls(
             disclose=Disclose(
                 kinds=tuple(sorted(str(kind) for kind in kinds)),
@@ -143,6 +168,11 @@ def explained(policy: Policy) -> Iterator[str]:
         total = "any epsilon" if promise.epsilon is None else f"epsilon {promise.epsilon:g}"
         delta = "" if promise.delta is None else f", delta {promise.delta:g}"
         yield f"trains under {promise.mechanism} or stronger: {total}{delta} over all runs"
+    if promise.mechanism == "secure_sum":
+        yield (
+            f"answers only in secure sums over {promise.clients or 'any number of'} clients or "
+            f"more, of whom {promise.colluding} or more may collude with the server"
+        )
     yield (
         f"loads {', '.join(_shown(c) for c in policy.datasets) or 'no data set'}; builds "
         f"{', '.join(_shown(c) for c in policy.models) or 'no network'}; imports "
@@ -180,15 +210,21 @@ def check_config(policy: Policy, experiment: Experiment) -> None:
             "place is for simulations"
         )
     privacy = teachers.privacy
-    offered = "none" if privacy is None else privacy.mechanism
-    if _STRENGTH[offered] < _STRENGTH[policy.promise.mechanism]:
+    secure = _secure(experiment)
+    offered: Mechanism = "none" if privacy is None else privacy.mechanism
+    if secure is not None:
+        offered = "secure_sum"
+    if offered not in _ACCEPTED[policy.promise.mechanism]:
         raise PolicyRefused(
             f"promise.mechanism: this node trains under {policy.promise.mechanism}, the run "
             f"promises {offered}"
         )
-    if privacy is not None:
+    if secure is not None:
+        _at_least("promise.clients", policy.promise.clients or 0, secure.least(_asked(experiment)))
+        _at_least("promise.colluding", policy.promise.colluding, secure.colluding)
+    if offered != "none":
         _at_most("promise.epsilon", policy.promise.epsilon, _epsilon(experiment))
-        if privacy.mechanism == "dp_sgd":
+        if offered != "label_dp":
             _at_most("promise.delta", policy.promise.delta, _delta(experiment))
     if judges(experiment):
         _at_most("disclose.holdout", policy.disclose.holdout, experiment.data.holdout)
@@ -246,11 +282,29 @@ def _models(experiment: Experiment) -> Iterator[Component]:
     yield from experiment.distillation.assistants
 
 
+def _secure(experiment: Experiment) -> Secure | None:
+    """Options of a secure sum; None without one."""
+    return _release(experiment).secure if experiment.sums_securely else None
+
+
+def _release(experiment: Experiment) -> Release:
+    assert experiment.release is not None
+    try:
+        return RELEASES.create(experiment.release.name, **experiment.release.options)
+    except ValueError as error:
+        raise PolicyRefused(f"release: {error}") from None
+
+
+def _asked(experiment: Experiment) -> int:
+    return how_many(experiment.federation.participation.ask, experiment.clients)
+
+
 def _epsilon(experiment: Experiment) -> float | None:
     from fedkd.privacy.plan import plan
 
+    if experiment.teachers.privacy is None:
+        return _release(experiment).epsilon
     privacy = experiment.teachers.privacy
-    assert privacy is not None
     planned = plan(experiment)
     return privacy.epsilon if planned is None else planned.epsilon
 
@@ -258,7 +312,8 @@ def _epsilon(experiment: Experiment) -> float | None:
 def _delta(experiment: Experiment) -> float:
     from fedkd.privacy.plan import delta_of
 
-    assert experiment.teachers.privacy is not None
+    if experiment.teachers.privacy is None:
+        return _release(experiment).delta
     return delta_of(experiment.teachers.privacy)
 
 
@@ -273,6 +328,11 @@ def _within(line: str, allowed: Collection[Any], asked: Iterable[Any]) -> None:
 
 def _shown(item: Any) -> str:
     return item if isinstance(item, str) else json.dumps(item.model_dump(mode="json"))
+
+
+def _at_least(line: str, limit: int, asked: int) -> None:
+    if asked < limit:
+        raise PolicyRefused(f"{line}: the run has {asked}, this node needs at least {limit}")
 
 
 def _at_most(line: str, limit: float | None, asked: Any) -> None:

@@ -20,6 +20,8 @@ from fedkd.reporting.format import TIMES, as_float, byte_unit, percent, short
 PHASES = {
     "describe": "#6a737d",
     "train": "#E69F00",
+    "keys": "#CC79A7",
+    "masked": "#0072B2",
     "knowledge": "#0072B2",
     "evaluate": "#cfd4da",
     "fuse": "#56B4E9",

@@ -17,6 +17,7 @@ from fedkd.runs.events import ClientEvaluated, ReplyRefused
 from fedkd.runs.privacy_statement import statement
 from fedkd.training.detection import Detection
 
+_OF_CLIENTS = ("train", "keys", "masked", "knowledge", "evaluate")
 _BAR = Column("", look="narrow", on="page")
 
 
@@ -245,7 +246,7 @@ def clients_table(found: Found) -> Table:
                 for name in (f"{message.phase} {key}", f"all {key}"):
                     row[name] = row.get(name, 0) + size
     seen, shown = {message.phase for message in found.messages}, set(found.listed)
-    phases = [phase for phase in ("train", "knowledge", "evaluate") if phase in seen]
+    phases = [phase for phase in _OF_CLIENTS if phase in seen]
     ways = [f"{phase} {way}" for phase in (*phases, "all") for way in ("↓", "↑")]
     rows = [
         [str(client), *(human_bytes(row.get(way, 0)) for way in ways)]

@@ -14,6 +14,8 @@ from fedkd.privacy.label_dp import keep_probability, randomised
 from fedkd.privacy.ledger import Account, BudgetSpent, Ledger, LedgerBroken
 from fedkd.privacy.plan import Plan
 from fedkd.privacy.policy import Policy, PolicyRefused
+from fedkd.privacy.release.base import Release
+from fedkd.privacy.release.secure import SecureSum
 from fedkd.rounds.client_files import SavedTeacher
 from fedkd.rounds.context import ExperimentContext
 from fedkd.runs.directory import save_state
@@ -85,12 +87,7 @@ class Budget:
         plan = self._plan
         if plan is None:
             return True
-        images = self._data.shard(self._number)
-        if self._policy is not None and plan.delta * len(images) >= 1:
-            text = "delta %g is not below 1 / %d images held: training refused"
-            logger.error(text, plan.delta, len(images))
-            # How many there are is this node's secret, so the reason stays in its own log.
-            raise PolicyRefused("promise.delta: refused; this node's log says why")
+        self._check_delta(plan.delta)
         ledger = self._of_run(plan)
         if last is not None and not ledger.holds(last.seal):
             raise LedgerBroken(
@@ -104,6 +101,44 @@ class Budget:
         except BudgetSpent:
             return False
         return True
+
+    def reserve_sum(self, round_number: int, release: Release, each: SecureSum, key: str) -> None:
+        """Book what votes in a secure sum cost, before they leave.
+
+        Args:
+            round_number: From 1.
+            release: The mechanism that takes the sum.
+            each: What one sum costs.
+            key: This client's key for the sum; a key is answered under once.
+
+        Raises:
+            BudgetSpent: the run's sums and repetitions, or this node's budget, are used up.
+            PolicyRefused: the promise means nothing for this many images.
+        """
+        self._check_delta(release.delta)
+        account = Account(
+            self._number, self._fingerprint, release.epsilon, release.delta, "gaussian"
+        )
+        ledger = Ledger(self._folder / "privacy.jsonl", account)
+        ledger.reserve(round_number, each.steps, key)
+        if self._policy is not None and self._budgets is not None:
+            promise = self._policy.promise
+            allowed = replace(
+                account,
+                epsilon=promise.epsilon or _UNLIMITED,
+                delta=promise.delta or release.delta,
+            )
+            place = self._budgets / f"{self._fingerprint[:32]}.jsonl"
+            Ledger(place, allowed, of_run=False).reserve(round_number, each.steps)
+
+    def _check_delta(self, delta: float) -> None:
+        """Refuse a delta with which an image that this node holds might be published."""
+        images = self._data.shard(self._number)
+        if self._policy is not None and delta * len(images) >= 1:
+            text = "delta %g is not below 1 / %d images held: training refused"
+            logger.error(text, delta, len(images))
+            # How many there are is this node's secret, so the reason stays in its own log.
+            raise PolicyRefused("promise.delta: refused; this node's log says why")
 
     def settle(self, round_number: int) -> None:
         """Book what was reserved: the round's teacher is kept."""

@@ -17,6 +17,7 @@ from fedkd.build import build_optimizer, local_training
 from fedkd.data.images import ImageSet
 from fedkd.io.records import read_json
 from fedkd.knowledge.extract import extract
+from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Knowledge, Teacher
 from fedkd.knowledge.query import Images, Reply
 from fedkd.knowledge.store import write_atomically
@@ -129,6 +130,8 @@ class Client:
         folder: Where this client keeps its teacher; survives restarts.
         policy: What the node allows; None in a simulation.
         budgets: Where the node keeps what all runs together have spent.
+        peers: Whether (client, data, signature) fit, by the other clients' keys that this node
+            has; None in a simulation.
     """
 
     def __init__(
@@ -140,12 +143,14 @@ class Client:
         *,
         policy: Policy | None = None,
         budgets: Path | None = None,
+        peers: Callable[[int, bytes, bytes], bool] | None = None,
     ) -> None:
         self.context = context
         self.experiment = context.experiment
         self.number = number
         self.run = run
         self.folder = folder
+        self.peers = peers
         self.budget = Budget(context, number, folder, policy, budgets)
         self._files = ClientFiles(folder)
         self._policy = policy
@@ -349,6 +354,12 @@ class Client:
             # Kept as the server will decode them, so that both mean the same by a change.
             self._files.keep_answers(round_number, unpack(reply, query, self.number, before))
         return reply
+
+    def probabilities(self, round_number: int) -> Tensor:
+        """The teacher's answers about the transfer images as a server would read them, (N, C)."""
+        query = self.context.query(Images.TRANSFER, self.run, round_number, self.number)
+        read = unpack(self.answer(Images.TRANSFER, round_number), query, self.number)
+        return torch.softmax(read.tensors[Logits()].float(), dim=-1)
 
     def judge(self, student: Mapping[str, Tensor]) -> dict[str, int | float]:
         """What the student is worth on this client's held-out private images.

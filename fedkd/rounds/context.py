@@ -37,6 +37,8 @@ from fedkd.privacy.leaks import check_leaks
 from fedkd.privacy.model_check import check_private
 from fedkd.privacy.noise_check import check_noise
 from fedkd.privacy.plan import plan
+from fedkd.privacy.release.cells import Cells
+from fedkd.privacy.release.secure import SecureSum
 from fedkd.randomness import stream, stream_seed
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.images import found_again
@@ -112,6 +114,7 @@ class ExperimentContext:
         self.plan = plan(experiment)
         #: How many cells of the transfer images a release asks about; None: about single images.
         self.cells = self._count_cells()
+        self._try_sum()
         self._models = self._try_models()
         if self.plan is not None:
             check_noise(self.plan.mechanism)
@@ -224,6 +227,52 @@ class ExperimentContext:
                 "data.transfer.size"
             )
         return count
+
+    @cached_property
+    def transfer_cells(self) -> Cells | None:
+        """The cells that a release asks about; None: it asks about images, or there is none."""
+        if self.cells is None:
+            return None
+        images, classes = self.data.transfer.images.images, len(self.data.classes)
+        return Cells.among(images, self.cells, classes, self.experiment.seed)
+
+    @property
+    def sums_securely(self) -> bool:
+        """Whether clients answer by masked votes alone."""
+        return self.experiment.sums_securely
+
+    @property
+    def shared_kinds(self) -> tuple[Kind, ...]:
+        """What leaves a client, as it is."""
+        return () if self.sums_securely else self.kinds
+
+    def questions(self, round_number: int) -> Tensor:
+        """The transfer images that a release without cells asks about in a round, ascending."""
+        assert self.release is not None
+        total = len(self.data.transfer.images)
+        return self.release.asked(total, stream(self.experiment.seed, "queries", round_number))
+
+    @cached_property
+    def question_count(self) -> int:
+        """Images or cells that a release asks about in each round."""
+        cells = self.transfer_cells
+        return len(self.questions(1)) if cells is None else len(cells)
+
+    def secure_sum(self, questions: int) -> SecureSum:
+        """What a secure sum about so many images or cells takes."""
+        assert self.release is not None
+        experiment = self.experiment
+        asked = how_many(experiment.federation.participation.ask, experiment.clients)
+        classes = len(self.data.classes)
+        return SecureSum.of(self.release, asked, experiment.rounds, questions, classes)
+
+    def _try_sum(self) -> None:
+        """Raises `ConfigError`: a secure sum cannot be made."""
+        if self.sums_securely:
+            try:
+                self.secure_sum(self.cells or len(self.questions(1)))
+            except ValueError as error:
+                raise ConfigError(f"release.{error}") from None
 
     @cached_property
     def detects(self) -> bool:

@@ -25,11 +25,12 @@ class Outlook:
         noise: Standard deviation of the noise on one number of a sum.
         signal: The most that all those who add to the sum can come to: an expected batch of clipped
             gradients, the votes of all clients.
-        rounds: In how many rounds a client can be asked.
+        rounds: In how many rounds a client can be asked; how many secure sums are paid for.
         delta: Of the promise.
         mu: Of a release: of the whole run, as Gaussian differential privacy.
         steps: Of DP-SGD: those of one round.
         accountant: Which counts them.
+        each: What `rounds` counts: "round" or "sum".
     """
 
     mechanism: str
@@ -41,6 +42,7 @@ class Outlook:
     mu: float = 0.0
     steps: Steps | None = None
     accountant: Accountant = "rdp"
+    each: str = "round"
 
     @property
     def ratio(self) -> float:
@@ -90,14 +92,16 @@ def _of_release(experiment: Experiment) -> Outlook:
     count = images if release.queries is None else min(release.queries, images)
     if context.cells is not None:
         count, what = context.cells, "cells"
+    sums = release.times(experiment.rounds)
     return Outlook(
         mechanism=experiment.release.name,
-        asked=f"{count} {what}",
+        asked=f"{count} {what}" + (f", {sums} sums in all" if sums > experiment.rounds else ""),
         noise=release.noise_on_votes(count, experiment.rounds, asked_clients(experiment)),
         signal=asked_clients(experiment),
-        rounds=experiment.rounds,
+        rounds=sums,
         delta=release.delta,
         mu=release.budget(),
+        each="round" if release.secure is None else "sum",
     )
 
 

@@ -2,59 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.config import Experiment
-from fedkd.data.images import ImageSet
 from fedkd.io.tensors import load_state
 from fedkd.knowledge.kinds import Logits
 from fedkd.knowledge.payload import Bank, Fused, Role, Teacher
 from fedkd.privacy.noise import SecureGenerator
-from fedkd.privacy.release.base import Release, Released
-from fedkd.privacy.release.cells import Cells
+from fedkd.privacy.release.base import Released
 from fedkd.privacy.release.gaussian import epsilon_of
-from fedkd.randomness import stream
+from fedkd.rounds.context import ExperimentContext
 from fedkd.runs.directory import RunDirectory, save_state
 from fedkd.runs.events import AnswersReleased
 
 
 def release_answers(
-    release: Release,
-    experiment: Experiment,
-    run: RunDirectory,
-    round_number: int,
-    bank: Bank,
-    images: ImageSet,
-    cells: int | None,
+    context: ExperimentContext, run: RunDirectory, round_number: int, bank: Bank
 ) -> Fused:
     """The mechanism's answers; drawn once, however often the round is taken up again.
 
     Args:
-        release: The mechanism.
-        experiment: The experiment.
+        context: Of the run, with its mechanism.
         run: Keeps what was drawn.
         round_number: From 1.
         bank: What the teachers answered.
-        images: The transfer images.
-        cells: How many cells of them are asked about; None: single images.
 
     Raises:
         RuntimeError: hardly an image was answered.
     """
-    place = run.knowledge(round_number).folder / "released.pt"
-    if not place.is_file():
+    release, rounds, cells = context.release, context.experiment.rounds, context.transfer_cells
+    assert release is not None
+    if not _place(run, round_number).is_file():
         if cells is None:
-            generator = stream(experiment.seed, "queries", round_number)
-            index = release.asked(bank.num_samples, generator)
-            out = release(_answers(bank, index), index, experiment.rounds, SecureGenerator())
+            index = context.questions(round_number)
+            out = release(_answers(bank, index), index, rounds, SecureGenerator())
         else:
-            among = Cells.among(images.images, cells, len(images.classes), experiment.seed)
-            ballots = among.ballots(_answers(bank, torch.arange(bank.num_samples)))
-            asked = torch.arange(len(among))
-            out = among.spread(release(ballots, asked, experiment.rounds, SecureGenerator()))
-        save_state(place, {"scores": out.scores, "index": out.index, "mu": out.mu})
-    out = Released(**load_state(place))
+            ballots = cells.ballots(_answers(bank, torch.arange(bank.num_samples)))
+            asked = torch.arange(len(cells))
+            out = cells.spread(release(ballots, asked, rounds, SecureGenerator()))
+        _keep(run, round_number, out)
+    return let_out(context, run, round_number)
+
+
+def keep_sum(
+    context: ExperimentContext,
+    run: RunDirectory,
+    round_number: int,
+    values: Mapping[int, np.ndarray],
+) -> None:
+    """Keep what comes out of a secure sum; its noise is in it already.
+
+    Args:
+        context: Of the run, with its mechanism.
+        run: Where it is kept.
+        round_number: From 1.
+        values: Client -> masked votes, of all in the sum.
+    """
+    release, cells = context.release, context.transfer_cells
+    assert release is not None
+    index = context.questions(round_number) if cells is None else torch.arange(len(cells))
+    each = context.secure_sum(len(index))
+    total = np.zeros(each.size, np.uint32)
+    for _, part in sorted(values.items()):
+        total = total + part
+    out = Released(release.scores(each.decoded(total), len(values)), index, each.mu)
+    _keep(run, round_number, out if cells is None else cells.spread(out), sorted(values))
+
+
+def summed(run: RunDirectory, round_number: int) -> list[int]:
+    """Whose votes are in the secure sum of a round; none without a sum."""
+    place = _place(run, round_number)
+    return [int(n) for n in load_state(place)["clients"]] if place.is_file() else []
+
+
+def let_out(context: ExperimentContext, run: RunDirectory, round_number: int) -> Fused:
+    """What the student learns from: as it is kept.
+
+    Raises:
+        RuntimeError: hardly an image was answered.
+    """
+    release, experiment = context.release, context.experiment
+    images = context.data.transfer.images
+    assert release is not None
+    state = load_state(_place(run, round_number))
+    out = Released(state["scores"], state["index"], state["mu"])
     run.record(
         AnswersReleased(
             round=round_number,
@@ -64,7 +99,7 @@ def release_answers(
             epsilon=epsilon_of(out.mu, release.delta),
             delta=release.delta,
             unit=release.unit,
-            cells=cells or 0,
+            cells=context.cells or 0,
         )
     )
     if len(out.index) < 2:
@@ -79,6 +114,17 @@ def release_answers(
         targets=None if images.labels is None else images.labels[out.index],
         index=out.index,
     )
+
+
+def _place(run: RunDirectory, round_number: int) -> Path:
+    return run.knowledge(round_number).folder / "released.pt"
+
+
+def _keep(run: RunDirectory, round_number: int, out: Released, clients: Sequence[int] = ()) -> None:
+    state = {"scores": out.scores, "index": out.index, "mu": out.mu}
+    if clients:
+        state["clients"] = torch.tensor(clients)
+    save_state(_place(run, round_number), state)
 
 
 def _answers(bank: Bank, index: Tensor) -> Tensor:

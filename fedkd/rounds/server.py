@@ -25,12 +25,18 @@ from fedkd.rounds.context import ExperimentContext
 from fedkd.rounds.evidence import evidence_of
 from fedkd.rounds.learners import Learners
 from fedkd.rounds.progress import Notify, Stopwatch, silent
-from fedkd.rounds.release import release_answers
+from fedkd.rounds.release import keep_sum, let_out, release_answers, summed
 from fedkd.rounds.server_teachers import server_teachers_of
 from fedkd.rounds.stale import Sources, aged, collect, sources
 from fedkd.runs.choice import is_over, kept_round, validated
 from fedkd.runs.directory import RunDirectory, keep_weights, network_hash
-from fedkd.runs.events import ClientsAsked, DomainScores, OldAnswersCounted, RoundFinished
+from fedkd.runs.events import (
+    ClientsAsked,
+    DomainScores,
+    OldAnswersCounted,
+    RoundFinished,
+    SumAsked,
+)
 from fedkd.runs.quarantine import distrusted, strike
 from fedkd.runs.signature import Signature, keep_signature
 from fedkd.training.detection import Detection
@@ -189,6 +195,33 @@ class Server:
         if round_number <= self._looked_through:  # it came late
             insort(self._rounds_of.setdefault(client, []), round_number)
 
+    def attempt(self, round_number: int, clients: Collection[int]) -> None:
+        """Record that these clients are asked for their votes in one secure sum."""
+        each = self.context.secure_sum(self.context.question_count)
+        self.run.record(
+            SumAsked(
+                round=round_number,
+                attempt=self.attempts(round_number) + 1,
+                clients=sorted(clients),
+                mu=each.mu,
+            )
+        )
+
+    def attempts(self, round_number: int) -> int:
+        """How many sums the round has asked for."""
+        return sum(event.round == round_number for event in self.run.events(SumAsked))
+
+    def repeats_left(self, round_number: int) -> int:
+        """How often clients will still be asked for votes in this round: each later has its own."""
+        release = self.context.release
+        assert release is not None
+        later = self.experiment.rounds - round_number
+        return release.times(self.experiment.rounds) - later - len(self.run.events(SumAsked))
+
+    def accept_sum(self, round_number: int, values: Mapping[int, np.ndarray]) -> None:
+        """Add up masked votes of all clients of a sum and keep what is let out of it."""
+        keep_sum(self.context, self.run, round_number, values)
+
     def _checked(self, client: int, round_number: int, images: Images, reply: Reply) -> Knowledge:
         base = self.base(client, round_number) if images is Images.TRANSFER else 0
         query = self.context.query(images, self.run.identity, round_number, client, base)
@@ -241,7 +274,9 @@ class Server:
                     )
 
     def answered(self, round_number: int) -> list[int]:
-        """Clients whose answers about the round's transfer images are held already."""
+        """Clients whose answers about the round's transfer images are held, or summed, already."""
+        if self.context.sums_securely:
+            return summed(self.run, round_number)
         return self.run.knowledge(round_number).clients()
 
     def draw(self, round_number: int, there: Collection[int]) -> Sequence[int]:
@@ -293,6 +328,8 @@ class Server:
 
     def fuse(self, round_number: int) -> Fused:
         """The round's teachers together, and those whose earlier answers still count."""
+        if self.context.sums_securely:
+            return let_out(self.context, self.run, round_number)
         store = self.run.knowledge(round_number)
         rounds = sources(self.run, round_number, self.experiment.federation)
         old = {client: number for client, number in rounds.items() if number < round_number}
@@ -301,16 +338,8 @@ class Server:
         evidence = self._evidence(round_number, rounds)
         self._rules = fit_rules(self.context.fusion, evidence, self._states)
         self._fitted = set(rounds)
-        if (release := self.context.release) is not None:
-            return release_answers(
-                release,
-                self.experiment,
-                self.run,
-                round_number,
-                evidence.bank,
-                self.context.data.transfer.images,
-                self.context.cells,
-            )
+        if self.context.release is not None:
+            return release_answers(self.context, self.run, round_number, evidence.bank)
         device = self.student.mean.device
         fused = fuse(
             evidence.bank,

@@ -49,6 +49,7 @@ from fedkd.runs.events import (
     Event,
     MessageCounted,
     RoundFinished,
+    SumAsked,
     Warned,
     append_event,
     append_message,
@@ -170,8 +171,8 @@ class RunDirectory:
     def rewind(self, last_round: int) -> None:
         """Forget events after `last_round`: a resumed run does those rounds again.
 
-        Of the same clients: who was asked is not forgotten. The ledger keeps its lines: what was
-        sent before the crash was sent.
+        Of the same clients: who was asked, and what that cost, is not forgotten. The ledger keeps
+        its lines: what was sent before the crash was sent.
         """
         known = max(
             (e.round for e in self.events(RoundFinished) if e.round <= last_round), default=0
@@ -185,7 +186,8 @@ class RunDirectory:
         kept = [
             line
             for line, event in zip(found, map(json.loads, found), strict=True)
-            if (event.get("round") or 0) <= last_round or event.get("event") == ClientsAsked.event
+            if (event.get("round") or 0) <= last_round
+            or event.get("event") in (ClientsAsked.event, SumAsked.event)
         ]
         write_atomically(self.path / METRICS, b"".join(line + b"\n" for line in kept))
 

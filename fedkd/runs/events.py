@@ -20,7 +20,7 @@ from fedkd.training.detection import Detection
 from fedkd.training.evaluation import Scores
 
 #: Phases of a round whose messages are counted.
-PhaseName = Literal["describe", "train", "knowledge", "distil", "evaluate"]
+PhaseName = Literal["describe", "train", "keys", "masked", "knowledge", "distil", "evaluate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +255,25 @@ class AnswersReleased(Event):
     delta: float | None = None
     unit: str = ""
     cells: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumAsked(Event):
+    """Clients were given each other's keys and asked for their masked votes.
+
+    Recorded before they are: whatever becomes of it, each of them may have answered.
+
+    Attributes:
+        attempt: From 1, in this round.
+        clients: Who is in the sum.
+        mu: What an answer costs each (Gaussian DP).
+    """
+
+    event: ClassVar[str] = "sum"
+    round: int
+    attempt: int
+    clients: list[int]
+    mu: float
 
 
 @dataclass(frozen=True, kw_only=True)

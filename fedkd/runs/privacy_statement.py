@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from typing_extensions import TypedDict
 
@@ -11,7 +12,13 @@ from fedkd.models.linear import body_of, seen_by
 from fedkd.privacy.plan import plan
 from fedkd.privacy.release.gaussian import epsilon_of
 from fedkd.runs.directory import RunDirectory
-from fedkd.runs.events import AnswersReleased, ClientsAsked, ClientTrained, RoundFinished
+from fedkd.runs.events import (
+    AnswersReleased,
+    ClientsAsked,
+    ClientTrained,
+    RoundFinished,
+    SumAsked,
+)
 from fedkd.runs.results import ClientPrivacy, PrivacyRecord
 
 FILE = "privacy.json"
@@ -106,27 +113,51 @@ def _release(run: RunDirectory, experiment: Experiment) -> PrivacyRecord:
     asked = sum(event.cells for event in events.values())
     questions = f"{asked} cells of alike images asked about, " if asked else ""
     checked = experiment.release.name == "confident_gnmax"
+    secure = options.get("secure")
+    sums = run.events(SumAsked)
+    each = {
+        client: epsilon_of(math.hypot(*(s.mu for s in sums if client in s.clients)), delta)
+        if secure is not None
+        else spent
+        for client in range(experiment.clients)
+    }
+    how = f"{questions}{answered} answers in {_rounds(len(events))}, Gaussian noise, exact accounting"
+    if secure is not None:
+        how = (
+            f"{questions}{answered} answers in {_rounds(len(events))} from {len(sums)} secure sums; "
+            "discrete Gaussian noise by the clients, each sum paid for, used or not; exact "
+            "accounting"
+        )
     return {
         "mechanism": experiment.release.name,
         "protects": what,
-        "against": _READERS,
-        "assumes": "the server is trusted with every client's answers, and clients run this code",
+        "against": _READERS if secure is None else _summed(secure),
+        "assumes": (
+            "the server is trusted with every client's answers, and clients run this code"
+            if secure is None
+            else "clients run this code, each on a machine of its own and with the keys of the "
+            "others (in a simulation all are one process, and see each other)"
+        ),
         "budget": options["epsilon"],
         "delta": delta,
-        "how": (
-            f"{questions}{answered} answers in {_rounds(len(events))}, Gaussian noise, "
-            "exact accounting"
-            + ("; the epsilon follows from noisy checks, promised is the budget" * checked)
-        ),
+        "how": how + "; the epsilon follows from noisy checks, promised is the budget" * checked,
         "clients": {
-            str(client): {"epsilon": spent, "frozen_in": []} for client in range(experiment.clients)
+            str(client): {"epsilon": mine, "frozen_in": []} for client, mine in each.items()
         },
-        "worst": spent,
+        "worst": max(each.values()),
     }
 
 
 def _rounds(number: int) -> str:
     return "1 round" if number == 1 else f"{number} rounds"
+
+
+def _summed(secure: Mapping[str, int]) -> str:
+    """Against whom a secure sum protects."""
+    most, few = secure.get("colluding", 0), secure.get("missing", 0)
+    who = f"at most {most} of the clients collude" if most else "no client colludes"
+    away = f"; up to {few} may be missing" if few else ""
+    return f"{_EVERYBODY}, if {who} with the server{away}"
 
 
 def write_statement(run: RunDirectory) -> None:

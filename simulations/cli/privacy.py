@@ -67,7 +67,7 @@ def plan_(config: Config, overrides: Overrides = None) -> None:
             "nominal_size: 500}', or release='{name: gnmax, epsilon: 5, cells: auto}')"
         )
     table = Table(title=f"{experiment.name}: what one client spends", title_justify="left")
-    for title in ("round", "epsilon", "of the budget"):
+    for title in (ahead.each, "epsilon", "of the budget"):
         table.add_column(title, justify="right")
     whole = ahead.spent(ahead.rounds)
     for number in range(1, ahead.rounds + 1):

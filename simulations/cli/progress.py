@@ -18,6 +18,8 @@ from fedkd.rounds import Interrupted
 _PHASES = {
     "describe": "meeting the clients",
     "train": "teachers train",
+    "keys": "clients exchange keys",
+    "masked": "teachers vote under masks",
     "knowledge": "teachers answer",
     "distil": "student learns",
     "evaluate": "evaluation",

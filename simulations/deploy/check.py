@@ -136,7 +136,7 @@ def _check_policy(
     try:
         check_config(policy, experiment)
         space = node_workspace(folder)
-        check_shared(policy, space.kinds, space.fusion, space.largest_network)
+        check_shared(policy, space.shared_kinds, space.fusion, space.largest_network)
     except PolicyRefused as refusal:
         yield Finding("policy", "failed", str(refusal), f"change {place.name}, or stay out")
     except (ValueError, OSError):

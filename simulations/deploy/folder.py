@@ -104,7 +104,7 @@ def _write_all(path: Path, plan: Plan, experiment: Experiment, space: Experiment
 
 def policy_text(experiment: Experiment, space: ExperimentContext) -> str:
     """The strictest policy under which an experiment runs, as a file for its owner to edit."""
-    policy = Policy.of(experiment, space.kinds, space.fusion, space.largest_network)
+    policy = Policy.of(experiment, space.shared_kinds, space.fusion, space.largest_network)
     return f"""\
 # What this node allows, whatever the server's messages ask for. It is the owner's to change; no
 # message does. What a list does not name is refused. This is the strictest policy under which the

@@ -26,8 +26,17 @@ def proof(key: Path, challenge: bytes, run: str, node: int, client: int) -> byte
     Raises:
         RuntimeError: `key` is missing or no private key.
     """
+    return signature_of(key, _statement(challenge, run, node, client))
+
+
+def signature_of(key: Path, data: bytes) -> bytes:
+    """Signature of `data` with a node's key.
+
+    Raises:
+        RuntimeError: `key` is missing or no private key.
+    """
     try:
-        return sign(key.read_bytes(), _statement(challenge, run, node, client))
+        return sign(key.read_bytes(), data)
     except (OSError, ValueError) as error:
         raise RuntimeError(f"KEY {key}: expected the node's private key ({error})") from None
 
@@ -79,11 +88,10 @@ class NodeKeys:
     ) -> str | None:
         """Why a node is not the client it claims to be, or None if its key proves it."""
         client, signature = facts.get("client"), facts.get(SIGNATURE)
-        if client not in self._keys:  # a client that has joined since
-            try:
-                self._keys = self._read()
-            except ConfigError as error:
-                return f"claims to be client {client!r}; {error}"
+        try:
+            self._look(client)
+        except ConfigError as error:
+            return f"claims to be client {client!r}; {error}"
         key = self._keys.get(client) if type(client) is int else None
         if key is None:
             return f"claims to be client {client!r}, who has no key in {self.folder}"
@@ -95,6 +103,17 @@ class NodeKeys:
         if not verify(key, signature, _statement(challenge, run, node, int(client or 0))):
             return f"claims to be client {client} without the key of node-{client}.pub"
         return None
+
+    def signed(self, client: int, data: bytes, signature: bytes) -> bool:
+        """Whether `signature` of `data` is by the client's key. Raises `ConfigError`."""
+        self._look(client)
+        key = self._keys.get(client)
+        return key is not None and verify(key, signature, data)
+
+    def _look(self, client: object) -> None:
+        """Look again for one who has joined since."""
+        if client not in self._keys:
+            self._keys = self._read()
 
 
 def _statement(challenge: bytes, run: str, node: int, client: int) -> bytes:

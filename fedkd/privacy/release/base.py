@@ -34,14 +34,54 @@ class Released:
     mu: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Secure:
+    """Options of a release that sums securely; all of them are public.
+
+    Args:
+        missing: Clients of those asked without which a sum is still made.
+        colluding: Clients who may tell the server their own noise without the promise breaking.
+        repeats: Sums in the whole run that may be asked for again after a client failed between
+            its key and its votes. Each is paid for, used or not.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    missing: int = 0
+    colluding: int = 0
+    repeats: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("missing", "colluding", "repeats"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"secure.{name} must be at least 0, got {value}")
+
+    def least(self, asked: int) -> int:
+        """How many clients a sum needs, of so many that are asked."""
+        return asked - self.missing
+
+    def honest(self, asked: int) -> int:
+        """How many of them add noise that nobody else knows."""
+        return asked - self.missing - self.colluding
+
+    def check(self, asked: int) -> None:
+        """Raises `ValueError`: fewer than two clients would be left to hide among."""
+        if self.honest(asked) < 2:
+            raise ValueError(
+                f"secure: of {asked} clients {self.missing} may miss and {self.colluding} collude, "
+                "which leaves fewer than 2 to hide among: lower missing or colluding"
+            )
+
+
 @dataclass(kw_only=True, eq=False)
 class Release(ABC):
     """Noise on what all teachers answer together; the rest is thrown away.
 
-    The server sees every teacher's answers and is trusted with them. Protected against everybody
-    else (the other clients, whoever gets the student or the report) is one unit: an `example`
-    of a client (it can change one teacher's answers, all of them), or a `client` as a whole. A
-    teacher trained on either changes by replacing it, so the two cost the same here.
+    The server sees every teacher's answers and is trusted with them, unless the clients sum
+    securely. Protected against everybody else (the other clients, whoever gets the student or the
+    report; with `secure` the server too) is one unit: an `example` of a client (it can change one
+    teacher's answers, all of them), or a `client` as a whole. A teacher trained on either changes
+    by replacing it, so the two cost the same here.
 
     The budget holds for the whole run: the noise is set once, for all rounds.
 
@@ -53,7 +93,12 @@ class Release(ABC):
         cells: Instead of images, ask about so many cells of alike transfer images, and let out each
             cell's answer for all of its images; `auto` takes as many as clients and budget bear.
         unit: What is protected; named in the statement.
+        secure: Clients add the noise and mask their answers, so that the server sees the noisy sum
+            alone: `{missing: 3, colluding: 3, repeats: 1}`, see `Secure`. None trusts the server.
     """
+
+    #: Whether the mechanism needs nothing of the answers but one noisy sum.
+    additive: ClassVar[bool] = True
 
     #: How far one teacher's answer to one image can move the sum, in L2 norm (replaced).
     sensitivity: ClassVar[float] = math.sqrt(2)
@@ -64,6 +109,7 @@ class Release(ABC):
     queries: int | None = None
     cells: int | Literal["auto"] | None = None
     unit: Unit = "example"
+    secure: Secure | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.epsilon) and self.epsilon > 0):
@@ -80,20 +126,49 @@ class Release(ABC):
             raise ValueError(f"release: cells must be at least 2, got {self.cells}")
         if self.unit not in ("example", "client"):
             raise ValueError(f"release: unit is 'example' or 'client', got {self.unit!r}")
+        if self.secure is not None and not self.additive:
+            raise ValueError(
+                "release: secure needs a mechanism that takes one noisy sum of the answers (gnmax, "
+                "prob_sum); this one looks at them several times"
+            )
 
     def budget(self) -> float:
         """The whole run's mu."""
         return mu_of(self.epsilon, self.delta)
 
+    def times(self, rounds: int) -> int:
+        """How many sums the budget is divided over: one per round, and those that may be repeated.
+
+        A server that asks again could subtract one sum from the other. So each has noise of its
+        own and is paid for in full.
+        """
+        return rounds + (self.secure.repeats if self.secure is not None else 0)
+
     def deviation(self, queries: int, rounds: int) -> float:
         """Standard deviation of the noise on a number of the sum."""
-        return self.sensitivity * math.sqrt(queries * rounds) / self.budget()
+        return self.sensitivity * math.sqrt(queries * self.times(rounds)) / self.budget()
+
+    def surplus(self, clients: int) -> float:
+        """How much wider the noise gets because so many clients add their parts.
+
+        What the promise takes is already there where only the honest ones of the fewest do.
+        """
+        if self.secure is None:
+            return 1.0
+        return math.sqrt(clients / self.secure.honest(clients))
+
+    def wider(self, classes: int, step: float) -> float:
+        """Factor of the noise that covers the rounding of each answer to multiples of `step`.
+
+        It may move two answers apart by half a step in each entry each.
+        """
+        return 1 + math.sqrt(classes) * step / self.sensitivity
 
     def noise_on_votes(self, queries: int, rounds: int, clients: int) -> float:
         """Standard deviation of the noise on an answer, for people. Raises `ValueError` if not one
         round fits the budget.
         """
-        return self.deviation(queries, rounds)
+        return self.deviation(queries, rounds) * self.surplus(clients)
 
     def asked(self, total: int, generator: torch.Generator) -> Tensor:
         """Which of `total` transfer images are asked about, ascending. Public."""
@@ -109,7 +184,8 @@ class Release(ABC):
         """
         if isinstance(self.cells, int):
             return self.cells
-        bear = round(self.budget() * clients / (3 * math.sqrt(rounds)))
+        bear = self.budget() * clients / (3 * math.sqrt(self.times(rounds)) * self.surplus(clients))
+        bear = round(bear)
         return min(max(bear, classes, 2), images)
 
     @abstractmethod
@@ -125,6 +201,14 @@ class Release(ABC):
             noise: Keyed by the operating system, never by the run: who knows the seed knows the
                 noise.
         """
+
+    @abstractmethod
+    def contributions(self, probabilities: Tensor) -> Tensor:
+        """What each teacher's answers add to the sum, (…, K, C) -> float64 of the same shape."""
+
+    @abstractmethod
+    def scores(self, noisy: Tensor, teachers: int) -> Tensor:
+        """What is let out of a noisy sum over so many teachers, (K, C) -> probabilities."""
 
     def statement(self, mu: float) -> str:
         """What is claimed after spending `mu` in all, in a sentence."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,8 +17,12 @@ from fedkd.privacy.release.base import Release, Released, noisy_sum
 
 def votes_of(probabilities: Tensor) -> Tensor:
     """(M, K, C) to the number of teachers that vote for each class, (K, C)."""
-    winners = probabilities.argmax(dim=-1)
-    return one_hot(winners, probabilities.shape[-1]).sum(dim=0).double()
+    return ballots_of(probabilities).sum(dim=0)
+
+
+def ballots_of(probabilities: Tensor) -> Tensor:
+    """Each teacher's answers (…, K, C) to a vote for one class, float64."""
+    return one_hot(probabilities.argmax(dim=-1), probabilities.shape[-1]).double()
 
 
 @RELEASES.register("gnmax")
@@ -29,7 +34,7 @@ class GNMax(Release):
     winner alone would cost.
 
     Args:
-        epsilon: See `Release`; so are `delta`, `queries`, `cells` and `unit`.
+        epsilon: See `Release`; so are `delta`, `queries`, `cells`, `unit` and `secure`.
         min_votes: Fewer teachers are refused: with 10 of them epsilon 8 buys five useful labels,
             with 50 some 140.
 
@@ -51,10 +56,21 @@ class GNMax(Release):
             )
         votes = votes_of(probabilities)
         sigma = self.deviation(len(index), rounds)
-        noisy = noisy_sum(votes, sigma, noise)
-        winners = one_hot(noisy.argmax(dim=1), votes.shape[1]).float()
+        winners = self.scores(noisy_sum(votes, sigma, noise), len(probabilities))
         mu = self.sensitivity * math.sqrt(len(index)) / sigma if len(index) else 0.0
         return Released(winners, index, mu)
+
+    def contributions(self, probabilities: Tensor) -> Tensor:
+        """One vote."""
+        return ballots_of(probabilities)
+
+    def scores(self, noisy: Tensor, teachers: int) -> Tensor:
+        """The largest bar."""
+        return one_hot(noisy.argmax(dim=1), noisy.shape[1]).float()
+
+    def wider(self, classes: int, step: float) -> float:
+        """Votes are whole."""
+        return 1.0
 
 
 @RELEASES.register("confident_gnmax")
@@ -77,6 +93,8 @@ class ConfidentGNMax(GNMax):
         Papernot et al. 2018, Algorithm 1; filter: Smith and Thakurta, "Fully Adaptive
             Composition for Gaussian Differential Privacy", 2022, https://arxiv.org/abs/2210.17520
     """
+
+    additive: ClassVar[bool] = False
 
     threshold: float = 0.6
     check: float = 2.0

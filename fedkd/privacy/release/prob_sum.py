@@ -23,7 +23,7 @@ class ProbSum(Release):
     mean does not (post-processing, free).
 
     Args:
-        epsilon: See `Release`; so are `delta`, `queries`, `cells` and `unit`.
+        epsilon: See `Release`; so are `delta`, `queries`, `cells`, `unit` and `secure`.
         sharpness: Inverse temperature of that softmax.
         min_clients: Fewer teachers are refused: the noise does not shrink with them.
 
@@ -50,13 +50,18 @@ class ProbSum(Release):
                 f"release: {teachers} teachers answered, at least {self.min_clients} are needed "
                 "for a sum that is worth its noise (release.min_clients)"
             )
-        classes = probabilities.shape[2]
-        # Each teacher's answer is rounded, not only the sum: that may move two answers apart by
-        # half a step in each entry.
+        # Each teacher's answer is rounded, not only the sum.
         total = (probabilities.double() / GRID).round().sum(dim=0) * GRID
-        wider = 1 + math.sqrt(classes) * GRID / self.sensitivity
+        wider = self.wider(probabilities.shape[2], GRID)
         sigma = self.deviation(len(index), rounds) * wider
         noisy = noisy_sum(total, sigma, noise)
-        scores = torch.softmax(self.sharpness * noisy / teachers, dim=1).float()
         mu = self.sensitivity * wider * math.sqrt(len(index)) / sigma
-        return Released(scores, index, mu)
+        return Released(self.scores(noisy, teachers), index, mu)
+
+    def contributions(self, probabilities: Tensor) -> Tensor:
+        """The probabilities."""
+        return probabilities.double()
+
+    def scores(self, noisy: Tensor, teachers: int) -> Tensor:
+        """A softmax of their mean."""
+        return torch.softmax(self.sharpness * noisy / teachers, dim=1).float()
