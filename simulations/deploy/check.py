@@ -21,6 +21,7 @@ from fedkd.runs.directory import versions
 from fedkd.simulations.deploy.apps import read_apps
 from fedkd.simulations.deploy.fingerprint import Fingerprint, fingerprint_of
 from fedkd.simulations.deploy.folder import read_settings
+from fedkd.simulations.deploy.identity import NodeKeys
 
 TIMEOUT = 10.0
 # Other versions of these refuse each other, or speak another language.
@@ -84,6 +85,8 @@ def check_node(folder: Path) -> Iterator[Finding]:
     yield from _check_versions(expected["versions"])
     key = folder / Path(settings.get("KEY") or "node.key").expanduser()
     yield _guard("key", lambda: _check_key(key))
+    if experiment.sums_securely:
+        yield _check_peers(folder, settings, experiment.clients)
     yield _guard("SuperLink", lambda: _check_superlink(settings["SUPERLINK"], folder / "ca.crt"))
     yield _check_gpu(experiment)
 
@@ -181,6 +184,17 @@ def _check_key(key: Path) -> Finding:
     if key.stat().st_mode & 0o077:
         return Finding("key", "failed", "others can read it", f"chmod 600 {key}")
     return Finding("key", "ok", "only its owner can read it")
+
+
+def _check_peers(folder: Path, settings: dict[str, str], clients: int) -> Finding:
+    """Whether the node has the public keys of those that it sums with."""
+    place = folder / Path(settings.get("PEERS") or "peers").expanduser()
+    fix = "put node-K.pub of every client there, from whoever made them; PEERS in settings.env"
+    try:
+        NodeKeys(place, clients)
+    except ConfigError as error:
+        return Finding("peers", "failed", str(error), fix)
+    return Finding("peers", "ok", f"keys of {clients} clients, with whom votes are summed")
 
 
 def _check_superlink(address: str, ca: Path) -> Finding:

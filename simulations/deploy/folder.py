@@ -21,6 +21,7 @@ from fedkd.simulations.deploy.plan import Plan
 SECRET, SCRIPT, PLAIN = 0o600, 0o700, 0o644
 PUBLIC = "public.npz"
 PRIVATE = "private.npz"
+PEERS = "peers"
 
 
 def write_folder(path: Path, plan: Plan, experiment: Experiment, space: ExperimentContext) -> None:
@@ -73,9 +74,9 @@ def _write_all(path: Path, plan: Plan, experiment: Experiment, space: Experiment
     if plan.own_data:
         write_public(space.data, link / PUBLIC, answers=True)
 
-    for number in range(plan.nodes):
+    pairs = [node_pair(f"node-{number}") for number in range(plan.nodes)]
+    for number, pair in enumerate(pairs):
         node = path / f"node-{number}"
-        pair = node_pair(f"node-{number}")
         _put(node / "node.key", pair.private, SECRET)
         _put(node / "node.pub", pair.public, PLAIN)
         _put(link / "nodes" / f"node-{number}.pub", pair.public, PLAIN)
@@ -83,7 +84,12 @@ def _write_all(path: Path, plan: Plan, experiment: Experiment, space: Experiment
         _put(node / "experiment.yaml", config, PLAIN)
         _put(node / "fingerprint.json", fingerprint, PLAIN)
         _put(node / "policy.yaml", policy, PLAIN)
-        _put(node / "settings.env", scripts.node_settings(plan, number, app), SECRET)
+        settings = scripts.node_settings(plan, number, app)
+        if experiment.sums_securely:  # whom a node sums with is not for the server to say
+            for other, known in enumerate(pairs):
+                _put(node / PEERS / f"node-{other}.pub", known.public, PLAIN)
+            settings += scripts.PEERS_SETTING
+        _put(node / "settings.env", settings, SECRET)
         _put(node / "supernode.sh", scripts.SUPERNODE, SCRIPT)
         service = f"fedkd-supernode-{number}"
         _put(

@@ -221,6 +221,13 @@ FEDKD_BIN=''
 """
 
 
+PEERS_SETTING = """\
+# Public keys of all nodes, node-0.pub and so on: votes are summed with their holders alone. They
+# have to come from whoever made them, by another way than through the server.
+PEERS=peers
+"""
+
+
 def unit(what: str, script: str) -> str:
     """A systemd unit; FOLDER is to be replaced by where the folder lies."""
     return f"""\

@@ -57,6 +57,7 @@ def arguments_of(settings: Mapping[str, str], folder: Path) -> list[str]:
         "key": settings.get("KEY") or "node.key",
         "data": settings.get("DATA", ""),
         "data-root": settings.get("DATA_ROOT", ""),
+        "peers": settings.get("PEERS", ""),
     }
     config = {
         "partition-id": settings["PARTITION_ID"],
