@@ -349,7 +349,7 @@ def cost_card(found: Found) -> Card | None:
     """Accuracy against bytes; None without either."""
     per_round: dict[int, float] = {}
     for message in found.messages:
-        if message.phase == "knowledge":
+        if message.phase in ("knowledge", "masked"):
             per_round[message.round] = per_round.get(message.round, 0.0) + message.up
     if not found.rounds or not per_round:
         return None

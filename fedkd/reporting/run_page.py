@@ -27,6 +27,8 @@ _MODALITIES = (
     "that the student is judged on. Weight: their part in the fused labels of the last round."
 )
 
+_ANSWERS = ("knowledge", "masked")
+
 
 def write_report(run: RunDirectory, data: FederatedData | None = None) -> Path:
     """Write `report.html` into the run's folder and return its path.
@@ -171,7 +173,7 @@ def _tiles(found: Found) -> list[Tile]:
         images = fmt.count(kept["images"], "validation image")
         remark = f"best on {images}: {fmt.percent(kept['validation'])}"
         tiles.append(Tile("round kept", f"{kept['round']} of {len(found.rounds)}", remark))
-    answers = [message for message in found.messages if message.phase == "knowledge"]
+    answers = [message for message in found.messages if message.phase in _ANSWERS]
     if sent := sum(message.up for message in answers):
         per = sent / len({(message.round, message.client) for message in answers})
         remark = f"{fmt.human_bytes(per)} per client, round"

@@ -121,12 +121,12 @@ def _release(run: RunDirectory, experiment: Experiment) -> PrivacyRecord:
         else spent
         for client in range(experiment.clients)
     }
-    how = f"{questions}{answered} answers in {_rounds(len(events))}, Gaussian noise, exact accounting"
+    number = _rounds(len(events))
+    how = f"{questions}{answered} answers in {number}, Gaussian noise, exact accounting"
     if secure is not None:
         how = (
-            f"{questions}{answered} answers in {_rounds(len(events))} from {len(sums)} secure sums; "
-            "discrete Gaussian noise by the clients, each sum paid for, used or not; exact "
-            "accounting"
+            f"{questions}{answered} answers in {number}, Gaussian noise by the clients, exact "
+            f"accounting; secure sums asked for, each paid for: {len(sums)}"
         )
     return {
         "mechanism": experiment.release.name,

@@ -33,6 +33,7 @@ from fedkd.runs.privacy_statement import statement
 from fedkd.simulations.client_app import make_client_app
 from fedkd.simulations.deploy.keys import node_pair
 from fedkd.simulations.local import run_local
+from fedkd.simulations.ray import run_ray
 from fedkd.strategies.records import JOB
 from fedkd.strategies.secure_sum import roster_record
 from tests.conftest import TINY, Tiny
@@ -297,6 +298,14 @@ def test_too_few_keys_cost_nobody_anything(tiny: Tiny) -> None:
     assert not run.events(SumAsked)
     assert [booked(run, client) for client in range(4)] == [0, 0, 0, 0]
     assert statement(run)["worst"] == 0
+
+
+@pytest.mark.slow
+def test_processes_of_ray_sum_and_leave_one_out(tiny: Tiny) -> None:
+    run = run_ray(tiny(*BASE, SECURE), client_app=failing("query.masked", 1))
+    assert [e.clients for e in run.events(SumAsked)] == [[0, 1, 2, 3], [0, 2, 3]]
+    assert run.events(RoundFinished)[-1].answered == [0, 2, 3]
+    assert [booked(run, client) for client in range(4)] == [2, 0, 2, 2]
 
 
 class Killed(BaseException):

@@ -102,6 +102,22 @@ client = make_client_app(mods=[lie])
 """
 
 
+# An honest client's app, but that it gives its key for a secure sum and goes away before it votes.
+DROPPER = """\
+from fedkd.simulations.client_app import make_client_app
+from flwr.serverapp import ServerApp
+
+server = ServerApp()
+
+def drop(message, context, call):
+    if message.metadata.message_type == "query.masked":
+        raise OSError("gone")
+    return call(message, context)
+
+client = make_client_app(mods=[drop])
+"""
+
+
 def write_app(folder: Path, source: str) -> Path:
     """A Flower app with this source, called like fedkd."""
     folder.mkdir()

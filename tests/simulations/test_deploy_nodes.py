@@ -21,7 +21,7 @@ from flwr.app import Context, Message
 from fedkd.config import Experiment
 from fedkd.rounds import ExperimentContext
 from fedkd.runs.directory import RunDirectory
-from fedkd.runs.events import RoundFinished
+from fedkd.runs.events import RoundFinished, SumAsked
 from fedkd.simulations.cli.status import status_of
 from fedkd.simulations.client_app import make_client_app
 from fedkd.simulations.deploy.folder import deployable, read_settings, write_folder
@@ -30,7 +30,7 @@ from fedkd.simulations.deploy.plan import Plan
 from fedkd.simulations.local import run_local
 from tests.conftest import Tiny
 from tests.simulations import evil_app
-from tests.simulations.evil_app import LIAR, THIEF, write_app
+from tests.simulations.evil_app import DROPPER, LIAR, THIEF, write_app
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -313,3 +313,40 @@ def test_a_registered_node_takes_nobodys_place_and_spoils_nothing(
 
     alone = run_local(experiment, client_app=make_client_app(mods=[absent]))
     assert summary["hash"] == alone.read_json("summary.json")["hash"]
+
+
+def test_four_nodes_sum_their_votes_and_one_drops_out_after_its_key(
+    tmp_path: Path, tiny: Tiny, start: Start
+) -> None:
+    words = (
+        "release={name: gnmax, epsilon: 500.0, min_votes: 3, cells: 10, "
+        "secure: {missing: 1, colluding: 0, repeats: 1}}",
+        "distillation={losses: [ce], epochs: 2}", "fusion=[uniform]", "evaluation.teachers=false",
+        "evaluation.clients=false", "teachers={models: [mlp], epochs: 2}",
+    )  # fmt: skip
+    experiment, deployed, plan = made(tiny, 4, *words)
+    federation = deploy(experiment, deployed, tmp_path / "federation", plan, start)
+    app = write_app(tmp_path / "dropper", DROPPER)
+    node = federation.folder / "node-3"
+    start(
+        Path(sys.executable), "node-3.log", str(evil_app.__file__), str(app), cwd=node,
+        FLWR_HOME=str(node / "state" / "node"), FLWR_TELEMETRY_ENABLED="0",
+        FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1", **read_settings(node / "settings.env"),
+    )  # fmt: skip
+    for number in range(3):
+        start(federation.folder / f"node-{number}" / "supernode.sh", f"node-{number}.log")
+    run = start(federation.link / "run.sh", "run.log")
+    wait("the run", lambda: run.poll() is not None, 600)
+    assert run.returncode == 0, (tmp_path / "run.log").read_text()
+    path, summary = federation.result()
+    sums = RunDirectory.open(path).events(SumAsked)
+    assert [each.clients for each in sums] == [[0, 1, 2, 3], [0, 1, 2]]
+    assert [(row["phase"], row["client"]) for row in summary["refused"]] == [("masked", 3)]
+    assert summary["degraded_rounds"] == []
+    assert summary["privacy"]["worst"] == pytest.approx(500.0, rel=0.02)
+    # Every node that voted booked both sums, in its own ledgers; the server has no single votes.
+    for number in range(3):
+        state = federation.folder / f"node-{number}" / "state"
+        books = [*state.glob("*/client-*/privacy.jsonl"), *state.glob("budgets/*.jsonl")]
+        assert [book.read_text().count('"reserve"') for book in books] == [2, 2]
+    assert not list((path / "knowledge").rglob("client-*"))

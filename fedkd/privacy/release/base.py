@@ -97,8 +97,9 @@ class Release(ABC):
             alone: `{missing: 3, colluding: 3, repeats: 1}`, see `Secure`. None trusts the server.
     """
 
-    #: Whether the mechanism needs nothing of the answers but one noisy sum.
-    additive: ClassVar[bool] = True
+    #: Whether the mechanism needs nothing of the answers but one noisy sum, so that clients can
+    #: make it: then it has `contributions` and `scores`.
+    additive: ClassVar[bool] = False
 
     #: How far one teacher's answer to one image can move the sum, in L2 norm (replaced).
     sensitivity: ClassVar[float] = math.sqrt(2)
@@ -202,13 +203,13 @@ class Release(ABC):
                 noise.
         """
 
-    @abstractmethod
     def contributions(self, probabilities: Tensor) -> Tensor:
         """What each teacher's answers add to the sum, (…, K, C) -> float64 of the same shape."""
+        raise NotImplementedError
 
-    @abstractmethod
     def scores(self, noisy: Tensor, teachers: int) -> Tensor:
         """What is let out of a noisy sum over so many teachers, (K, C) -> probabilities."""
+        raise NotImplementedError
 
     def statement(self, mu: float) -> str:
         """What is claimed after spending `mu` in all, in a sentence."""

@@ -43,6 +43,8 @@ class GNMax(Release):
             https://arxiv.org/abs/1802.08908
     """
 
+    additive: ClassVar[bool] = True
+
     min_votes: int = 50
 
     def __call__(

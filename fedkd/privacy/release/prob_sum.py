@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class ProbSum(Release):
         Example-level: the noisy sum of Papernot et al. 2018 with soft votes. Client-level: the
             aggregation of DS-FL (Itahara et al., https://arxiv.org/abs/2008.06180) under noise.
     """
+
+    additive: ClassVar[bool] = True
 
     sharpness: float = 8.0
     min_clients: int = 50
