@@ -72,6 +72,11 @@ def gap(pairs: Sequence[float], mean: float) -> tuple[str, bool]:
     return f"{points(mean, 2, '')} ± {100 * half:.2f}", abs(statistics.fmean(pairs)) <= half
 
 
+def tested(tests: int | None) -> str:
+    """` · 359 test images`, after a table's title; "" if that is not known."""
+    return f" · {count(tests, 'test image')}" if tests else ""
+
+
 def counted(share: float | None, total: float | None) -> str:
     """`85.2–91.5, n 359`: Wilson's 95 % interval of a share that was counted; "" if not known."""
     if share is None or not known(share) or not total:

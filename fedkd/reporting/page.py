@@ -6,6 +6,7 @@ A page is sections of cards, and a card figures, a table or text, each with what
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -170,6 +171,14 @@ def progress(results: Mapping[str, Any], so_far: str = "") -> dict[str, Any]:
     notes = [f"{label} failed: {error}" for label, error in results["errors"].items()]
     state = "complete" if done else " · ".join(filter(None, ("not complete", so_far)))
     return {"state": state, "partial": not done, "notes": notes}
+
+
+def size_tile(tests: int | None, share: float | None, who: str = "one accuracy") -> list[Tile]:
+    """How many test images there are, and how far off an accuracy may be by them alone."""
+    if not tests or share is None:
+        return []
+    half = 1.96 * math.sqrt(share * (1 - share) / tests)
+    return [Tile("test images", f"{tests:,}", f"{who} ± {100 * half:.1f} points (95 %)")]
 
 
 def render(page: Page) -> str:

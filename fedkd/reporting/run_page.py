@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from fedkd.reporting import run_tables as tables
 from fedkd.reporting.costs import caption, costs_table, run_lines
 from fedkd.reporting.heads import CAPTION
 from fedkd.reporting.noisy import noisy_cards
-from fedkd.reporting.page import Card, Page, Section, Tile
+from fedkd.reporting.page import Card, Page, Section, Tile, size_tile
 from fedkd.reporting.run_record import Found
 from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import Warned
@@ -165,10 +164,7 @@ def _tiles(found: Found) -> list[Tile]:
         if value is not None:
             gap = f"student {fmt.points(student - value)}" if student is not None else ""
             tiles.append(Tile(label, fmt.percent(value), gap))
-    size = found.summary.get("test", {}).get("size")
-    if size and student is not None:
-        half = 1.96 * math.sqrt(student * (1 - student) / size)
-        tiles.append(Tile("test images", f"{size:,}", f"student ± {100 * half:.1f} points (95 %)"))
+    tiles += size_tile(found.summary.get("test", {}).get("size"), student, "student")
     if kept := found.summary.get("kept"):
         images = fmt.count(kept["images"], "validation image")
         remark = f"best on {images}: {fmt.percent(kept['validation'])}"

@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from fedkd.io.text import ranges
 from fedkd.reporting.costs import costs_table, run_lines
 from fedkd.reporting.domain_table import alone
-from fedkd.reporting.format import count, counted, duration, finite, human_bytes, number, percent
+from fedkd.reporting.format import (
+    count,
+    counted,
+    duration,
+    finite,
+    human_bytes,
+    number,
+    percent,
+    tested,
+)
 from fedkd.reporting.heads import Answering, heads_table
 from fedkd.reporting.run_record import Found
 from fedkd.reporting.table import Cell, Column, Row, Table, numbers, plain, words
@@ -90,13 +99,12 @@ def results_table(found: Found) -> Table:
         client = min(found.holdouts, key=lambda c: (found.holdouts[c], c))
         source = f"student on the held-out images of client {client}"
         add("worst", "worst client", source, found.holdouts[client], of=found.held_out[client])
-    tests = summary.get("test", {}).get("size")
-    tested = f" · {count(tests, 'test image')}" if tests else ""
+    size = tested(summary.get("test", {}).get("size"))
     columns = [
         Column("who", look="name"), Column("model", on="console"),
         Column("learnt from", look="soft narrow"), *numbers("accuracy"), _BAR,
     ]  # fmt: skip
-    return Table(columns, rows, f"{experiment.name} · seed {experiment.seed}{tested}")
+    return Table(columns, rows, f"{experiment.name} · seed {experiment.seed}{size}")
 
 
 def heads_of(found: Found) -> Table | None:

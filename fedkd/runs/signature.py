@@ -246,7 +246,8 @@ def keep_images(folder: Path, key: str, **sets: ImageSet) -> None:
     now = {name: images.fingerprint() for name, images in sets.items()}
     classes = list(next(iter(sets.values())).classes)
     if key not in known:
-        write_json(file, {**known, key: {"classes": classes, **now}})
+        sizes = {name: len(images) for name, images in sets.items()}
+        write_json(file, {**known, key: {"classes": classes, "sizes": sizes, **now}})
         return
     began = known[key]
     names = began.get("classes")

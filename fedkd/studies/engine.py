@@ -36,7 +36,7 @@ from fedkd.knowledge.store import write_atomically
 from fedkd.rounds import Interrupted, Notify, silent
 from fedkd.runs.directory import new_folder, versions, write_json
 from fedkd.runs.results import FILES
-from fedkd.runs.signature import keep_images
+from fedkd.runs.signature import IMAGES, keep_images
 from fedkd.studies.config import StudyConfig
 
 Record = dict[str, Any]
@@ -340,8 +340,22 @@ def results_of(study: Study[Config, What], folder: StudyFolder[Config]) -> Recor
         "seeds": list(study.config.seeds),
         "finished": len(found) == len(cells),
         "errors": errors,
+        "tests": _tests(folder),
         **study.results(folder.path, found),
     }
+
+
+def _tests(folder: StudyFolder[Any]) -> int | None:
+    """How many test images accuracies are counted on; None where that differs or is not known."""
+    kept = folder.read_json(IMAGES)
+    known = kept.values() if isinstance(kept, dict) else ()
+    sizes = {
+        each["sizes"].get("test")
+        for each in known
+        if isinstance(each, dict) and isinstance(each.get("sizes"), dict)
+    }
+    size = sizes.pop() if len(sizes) == 1 else None
+    return size if isinstance(size, int) else None
 
 
 def spread(values: Sequence[float | None]) -> Record | None:

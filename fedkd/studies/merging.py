@@ -147,13 +147,18 @@ def _images(folders: Sequence[AnyFolder]) -> dict[str, Any]:
     origin: dict[str, Path] = {}
     for folder in folders:
         for key, prints in (read_json(folder.path / IMAGES) or {}).items():
-            if found.setdefault(key, prints) != prints:
+            if _without_sizes(found.setdefault(key, prints)) != _without_sizes(prints):
                 raise ConfigError(
                     f"{folder.path}: its images ({key}) are not those of {origin[key]}; results "
                     "on different images cannot be put side by side"
                 )
             origin.setdefault(key, folder.path)
     return found
+
+
+def _without_sizes(prints: Any) -> Any:
+    """An older folder has none."""
+    return {k: v for k, v in prints.items() if k != "sizes"} if isinstance(prints, dict) else prints
 
 
 def _notes(folders: Sequence[AnyFolder]) -> tuple[str, ...]:

@@ -21,8 +21,9 @@ from fedkd.reporting.format import (
     number,
     seeds,
     spread,
+    tested,
 )
-from fedkd.reporting.page import Card, Page, Section
+from fedkd.reporting.page import Card, Page, Section, size_tile
 from fedkd.reporting.table import Cell, Column, Row, Table
 from fedkd.simulations.compare import figures
 from fedkd.simulations.compare.config import Comparison, SideBySideConfig
@@ -101,6 +102,7 @@ def make_page(config: SideBySideConfig, folder: Path, found: Record) -> Page:
         sections=[*sections, page.config_section(folder, versions, found["study"])],
         footer=folder.name,
         remarks=[seeds(found["seeds"]), date(folder)],
+        tiles=size_tile(found["tests"], found["rows"][best[0]]["final"]["mean"] if best else None),
         headline=_headline(found, best[0]) if best and not found["factors"] else None,
         **page.progress(found, f"{done} of {count(total, 'result')}"),
     )
@@ -229,7 +231,8 @@ def result_table(
         if key == "final" and gaps:
             header.append(Column("to the first", number=True, on="page"))
     header.append(Column("runs" if swept else "seeds", number=True, on="page", look="soft"))
-    return Table(header, body, f"{found['name']} · {seeds(found['seeds'])}")
+    title = f"{found['name']} · {seeds(found['seeds'])}{tested(found['tests'])}"
+    return Table(header, body, title)
 
 
 def _tells(key: str, rows: Collection[Record]) -> bool:

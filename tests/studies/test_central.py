@@ -30,6 +30,7 @@ from fedkd.studies.central.report import methods_table
 from fedkd.studies.central.study import DistillStudy, chain
 from fedkd.studies.central.training import Images, load_trained
 from fedkd.studies.engine import Record, StudyFolder, present, results_of, run_study
+from fedkd.training.evaluation import calibration, predict
 
 TRAINING = {"epochs": 2, "batch_size": 16, "augment": "crop", "virtual": "randaugment"}
 EXPERIMENT: dict[str, Any] = {
@@ -876,3 +877,29 @@ def test_what_specialists_cannot_do_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         study(*words, experiment=PARTS, methods=methods).check()
+
+
+def test_a_students_confidence_is_set_right_on_images_that_are_left_over(tmp_path: Path) -> None:
+    done = Done(study("data.train=60", "data.dataset.per_class=60", "only=[kd]"), tmp_path)
+    done.run()
+    place = done.student("kd", 0)
+    record = place.result()
+    assert record is not None
+    scaled = record["temperature"]
+    images = Images.load(done.study.config.experiment)
+    assert scaled["images"] == len(images.everything) - 60
+    student = load_trained(place.path)
+    assert student.temperature == student.about["temperature"] == scaled["value"] != 1.0
+    logits = predict(student.network, images.test.images)
+    assert calibration(logits, images.test.labels).ece == record["ece"]
+    assert calibration(logits / scaled["value"], images.test.labels).ece == scaled["ece"]
+    assert torch.allclose(
+        student(images.test.images), torch.softmax(logits / scaled["value"], 1), atol=1e-6
+    )
+    found = done.results
+    assert found["tests"] == len(images.test)
+    table = methods_table(found)
+    assert f"{len(images.test)} test images" in table.title
+    ece = [column.title for column in table.columns].index("ECE, %")
+    assert any("→" in str(row.cells[ece]) for row in table.rows)
+    assert images.left_over(len(images.everything) - 100) is None  # 40 are too few

@@ -161,8 +161,15 @@ def make_page(study: AttackConfig, facts: Record, folder: Path) -> Page:
         ],
         footer=folder.name,
         remarks=[seeds(study.seeds)],
+        tiles=page.size_tile(facts["tests"], _clean(facts)),
         **page.progress(facts),
     )
+
+
+def _clean(facts: Record) -> float | None:
+    """The accuracy of the default rule without attackers, as far as known."""
+    cell = facts["rows"].get(CLEAN, {}).get(facts["default"])
+    return None if cell is None else cell["accuracy"]
 
 
 def _per_rule(facts: Record, key: str, threats: Iterable[str]) -> Table:

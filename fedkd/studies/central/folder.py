@@ -27,6 +27,14 @@ from fedkd.runs.directory import write_json
 from fedkd.studies.engine import Record
 
 
+class ScaledRecord(TypedDict):
+    """What a student's logits are divided by, found on `images` that nobody learnt from."""
+
+    value: float
+    images: int
+    ece: float
+
+
 class TrainingRecord(TypedDict):
     """results.json of one training."""
 
@@ -42,6 +50,8 @@ class TrainingRecord(TypedDict):
     memory: NotRequired[int | None]
     gpu_memory: NotRequired[int | None]
     heads: NotRequired[dict[str, float]]
+    ece: NotRequired[float]
+    temperature: NotRequired[ScaledRecord]
 
 
 class StudentRecord(TrainingRecord):

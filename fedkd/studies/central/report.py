@@ -30,8 +30,10 @@ _TABLE = (
     "involves no choice. The best epoch is each run's best test accuracy, so it is chosen on the "
     "test set: published tables do the same, and it flatters. The gain has its 95 % confidence "
     "interval (paired by seed, Student's t). The share of the gap is the gain over the student "
-    "alone, divided by the teacher's lead over it. Images per second and training time are one "
-    "network's, without evaluation; a method with assistants trains them besides."
+    "alone, divided by the teacher's lead over it. ECE: expected calibration error after the last "
+    "epoch; behind the arrow, of logits divided by a temperature that is found on training images "
+    "that are left over, where there are any: predictions use it. Images per second and training "
+    "time are one network's, without evaluation; a method with assistants trains them besides."
 )
 _CURVES = (
     "Test accuracy per epoch: the method in blue (mean, and from lowest to highest seed), the "
@@ -152,6 +154,7 @@ def methods_table(found: Record) -> Table:
         Column("method", look="first"), Column("losses", on="console"),
         *numbers("last epoch, %"),
         *numbers("over student", "share of the gap", on="page"),
+        *numbers("ECE, %", look="soft", on="page"),
         *numbers("best epoch, %", "seeds", "images/s", look="soft"),
         *numbers("training", look="soft", on="page"),
     ]  # fmt: skip
@@ -189,7 +192,8 @@ def methods_table(found: Record) -> Table:
         whole = {"last": row["ensemble"], "best": None, "images_per_second": None, "seconds": None}
         rows.append(Row([first, about, *_numbers(whole)], "ensemble", "", begins=place == 0))
     return Table(
-        columns, rows, f"{found['name']} · {found['student']} on {found['dataset']}",
+        columns, rows,
+        f"{found['name']} · {found['student']} on {found['dataset']}{fmt.tested(found['tests'])}",
         "mean ± sample deviation; the best epoch is chosen on the test set, as published tables do",
     )  # fmt: skip
 
@@ -206,7 +210,10 @@ def _numbers(
 ) -> list[str | Cell]:
     speed, spent = fmt.number(row["images_per_second"]), fmt.duration(row["seconds"])
     last, best = fmt.spread(row["last"]), fmt.spread(row["best"])
-    return [Cell(last, strong=True), gain, share, best, seeds, speed, spent]
+    off, scaled = fmt.spread(row.get("ece"), 1), row.get("ece_scaled")
+    if scaled is not None:
+        off += f" → {fmt.spread(scaled, 1)}"
+    return [Cell(last, strong=True), gain, share, off, best, seeds, speed, spent]
 
 
 def _gain(name: str, row: Record, found: Record) -> tuple[str | Cell, str]:
@@ -259,9 +266,9 @@ def _sentence(study: DistillConfig, found: Record) -> str:
 
 def _tiles(found: Record) -> list[Tile]:
     tiles = []
-    known = [row for row in found["teachers"] if row["last"] is not None]
-    if known:
-        top = max(known, key=lambda row: row["last"]["mean"])
+    taught = [row for row in found["teachers"] if row["last"] is not None]
+    if taught:
+        top = max(taught, key=lambda row: row["last"]["mean"])
         size = fmt.count(top["parameters"], "parameter")
         tiles.append(Tile("best teacher", fmt.percent(top["last"]["mean"], 2), size))
     alone = found["methods"][BASELINE]
@@ -269,11 +276,13 @@ def _tiles(found: Record) -> list[Tile]:
         size = fmt.count(alone["parameters"], "parameter")
         tiles.append(Tile("student alone", fmt.percent(alone["last"]["mean"], 2), size))
     tried = [row for name, row in found["methods"].items() if name != BASELINE]
+    known = [row["last"]["mean"] for row in (alone, *tried) if row["last"] is not None]
     gains = [gain for row in tried if len(gain := _gains(row, alone)) > 1]
     if gains:
         sure = sum(mean - half > 0 for mean, half in map(fmt.confidence, gains))
         about = f"95 % interval of the gain above 0, {seeds(list(alone['seeds']))}"
         tiles.append(Tile("methods that surely help", f"{sure} of {len(gains)}", about))
+    tiles += page.size_tile(found["tests"], max(known, default=None))
     spent = sum(r["seconds"] for row in found["methods"].values() for r in row["seeds"].values())
     if spent:
         tiles.append(Tile("training of students", fmt.duration(spent), "without evaluation"))

@@ -183,6 +183,8 @@ def _row(found: Sequence[Record | None]) -> Record:
     }
     for key in ("last", "best"):
         row[key] = spread([result[key] for result in done])
+    row["ece"] = spread([result.get("ece") for result in done])
+    row["ece_scaled"] = spread([result.get("temperature", {}).get("ece") for result in done])
     for key in ("sources", "heads"):
         if done and all(key in result for result in done):
             row[key] = {

@@ -52,10 +52,14 @@ from fedkd.studies.central.config import Central, Distillation, DistillConfig, T
 from fedkd.studies.central.folder import ROLES, Place
 from fedkd.studies.central.noisy import Pair, saved_network
 from fedkd.studies.engine import Record, StudyFolder, kind_of
-from fedkd.training.evaluation import accuracy, predict
+from fedkd.training.evaluation import accuracy, best_temperature, calibration, predict
 from fedkd.training.noisy.pair import both_of
 
 _TEST = "experiment.data.test"
+
+
+# Images that a temperature is found on.
+_LEAST, _MOST = 50, 1000
 
 
 @dataclass(frozen=True)
@@ -273,6 +277,18 @@ class Images:
             return class_places(known[number], self.train.classes, where)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+
+    def left_over(self, unlabelled: int) -> ImageSet | None:
+        """Labelled training images that nobody learns from; None where there are too few.
+
+        Args:
+            unlabelled: How many of the others students see without their labels.
+        """
+        whole = self.domains is None and self.heads is None and not self.modality
+        rows = torch.arange(self.labelled + unlabelled, len(self.everything))[:_MOST]
+        if not whole or self.everything.true_labels is not None or len(rows) < _LEAST:
+            return None
+        return self.everything.subset(rows)
 
     def network(
         self,
@@ -662,6 +678,13 @@ def load_trained(path: Path, *, trust: bool = False) -> Trained:
         "heads": saved.get("heads", {}),
     }
 
+    role = next(role for role in ROLES if (path / f"{role}.pt").is_file())
+    result = Place(path, role).result() or {}
+    if result.get("hash") != network_hash(network):  # of another training
+        result = {}
+    temperature = float(result.get("temperature", {}).get("value", 1.0))
+    about["temperature"] = temperature
+
     def images() -> Images:
         study = _study_of(path)
         if study is None:
@@ -699,6 +722,7 @@ def load_trained(path: Path, *, trust: bool = False) -> Trained:
         lambda: images().train.images.cpu(),
         {str(n): (c, h, w) for n, (c, h, w) in saved.get("together", {}).items()},
         {str(head): int(count) for head, count in saved.get("heads", {}).items()},
+        temperature,
     )
 
 
@@ -745,6 +769,22 @@ def _study_of(path: Path) -> Path | None:
 def domain_record(network: Network, images: Images) -> Record:
     """The accuracies in source domains for a record; nothing without domains."""
     return {} if images.domains is None else {"sources": images.on_sources(network)}
+
+
+def _calibrated(network: Network, task: Task, images: Images) -> Record:
+    """How far a student's confidence is off, and what makes it right where images are left over."""
+    if task.place.role != "student" or images.heads is not None:
+        return {}
+    mode, test = network.training, images.test
+    assert test.labels is not None
+    logits, labels = predict(network.eval(), test.images), test.labels.cpu()
+    found: Record = {"ece": calibration(logits, labels).ece}
+    if (left := images.left_over(task.unlabelled)) is not None:
+        value = best_temperature(predict(network, left.images), _labels(left))
+        after = calibration(logits / value, labels).ece
+        found["temperature"] = {"value": value, "images": len(left), "ece": after}
+    network.train(mode)
+    return found
 
 
 _MEASURED = ("seconds", "joules", "images_per_second")
@@ -817,6 +857,7 @@ class _Diary:
         wrong = self._learnt.wrong_labels
         heads = self._images.by_head(self._network, self._task.heads or None)
         size = size_of(self._network, self._images.train.shape)
+        calibrated = _calibrated(self._network, self._task, self._images)
         joules = [e.get("joules") for e in epochs]
         peaks = {key: [e[key] for e in epochs if e.get(key)] for key in ("memory", "gpu_memory")}
         return {
@@ -824,6 +865,7 @@ class _Diary:
             **({} if wrong is None else {"wrong_labels": wrong}),
             **domain_record(self._network, self._images),
             **({"heads": heads} if heads else {}),
+            **calibrated,
             "model": self._task.model.name,
             **size.facts,
             "epochs": len(epochs),
