@@ -24,11 +24,13 @@ from fedkd.models.linear import body_of
 from fedkd.privacy.release import RELEASES
 from fedkd.privacy.release.base import Release, Secure
 
-Mechanism = Literal["none", "label_dp", "secure_sum", "dp_sgd"]
+Mechanism = Literal["none", "release", "label_dp", "secure_sum", "dp_sgd"]
 # What a node that asks for one of them accepts. A secure sum protects images as DP-SGD does, but
-# only while few enough collude, so it stands in for neither of the others.
+# only while few enough collude, so it stands in for neither of the others; but for a release, which
+# trusts the server with all answers.
 _ACCEPTED: dict[str, tuple[str, ...]] = {
-    "none": ("none", "label_dp", "secure_sum", "dp_sgd"),
+    "none": ("none", "release", "label_dp", "secure_sum", "dp_sgd"),
+    "release": ("release", "secure_sum", "dp_sgd"),
     "label_dp": ("label_dp", "dp_sgd"),
     "secure_sum": ("secure_sum", "dp_sgd"),
     "dp_sgd": ("dp_sgd",),
@@ -55,8 +57,8 @@ class Disclose(Section):
 class Promise(Section):
     """The weakest promise under which private images are trained on.
 
-    Stronger mechanisms are accepted: dp_sgd where label_dp or secure_sum is asked for, and all
-    where none is.
+    Stronger mechanisms are accepted: dp_sgd where another is asked for, secure_sum where release
+    is, and all where none is. A release is what a trusted server promises.
     """
 
     mechanism: Mechanism = "none"
@@ -124,6 +126,10 @@ class Policy(Section):
                 clients=secure.least(_asked(experiment)),
                 colluding=secure.colluding,
             )
+        elif experiment.release is not None:
+            promise = Promise(
+                mechanism="release", epsilon=_epsilon(experiment), delta=_delta(experiment)
+            )
         return cls(
             disclose=Disclose(
                 kinds=tuple(sorted(str(kind) for kind in kinds)),
@@ -167,7 +173,10 @@ def explained(policy: Policy) -> Iterator[str]:
     else:
         total = "any epsilon" if promise.epsilon is None else f"epsilon {promise.epsilon:g}"
         delta = "" if promise.delta is None else f", delta {promise.delta:g}"
-        yield f"trains under {promise.mechanism} or stronger: {total}{delta} over all runs"
+        how = f"trains under {promise.mechanism} or stronger"
+        if promise.mechanism == "release":
+            how = "trusts the server with its answers if that lets them out under noise only"
+        yield f"{how}: {total}{delta} over all runs"
     if promise.mechanism == "secure_sum":
         yield (
             f"answers only in secure sums over {promise.clients or 'any number of'} clients or "
@@ -214,6 +223,8 @@ def check_config(policy: Policy, experiment: Experiment) -> None:
     offered: Mechanism = "none" if privacy is None else privacy.mechanism
     if secure is not None:
         offered = "secure_sum"
+    elif experiment.release is not None:
+        offered = "release"
     if offered not in _ACCEPTED[policy.promise.mechanism]:
         raise PolicyRefused(
             f"promise.mechanism: this node trains under {policy.promise.mechanism}, the run "

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from fedkd.data.images import ImageSet
 from fedkd.io.tensors import load_state
+from fedkd.privacy.accounting import Steps
 from fedkd.privacy.label_dp import keep_probability, randomised
 from fedkd.privacy.ledger import Account, BudgetSpent, Ledger, LedgerBroken
 from fedkd.privacy.plan import Plan
@@ -47,6 +49,7 @@ class Budget:
         policy: Policy | None,
         budgets: Path | None,
     ) -> None:
+        self._context = context
         self._plan = context.plan
         self._privacy = context.experiment.teachers.privacy
         self._data = context.data
@@ -81,11 +84,13 @@ class Budget:
             Whether the budget pays for it.
 
         Raises:
-            PolicyRefused: the promise means nothing for this many images.
+            PolicyRefused: the promise means nothing for this many images, or what the server
+                releases of a round would cost more than all runs may.
             LedgerBroken: the account does not know of the last teacher.
         """
         plan = self._plan
         if plan is None:
+            self._reserve_release(round_number)
             return True
         self._check_delta(plan.delta)
         ledger = self._of_run(plan)
@@ -101,6 +106,21 @@ class Budget:
         except BudgetSpent:
             return False
         return True
+
+    def _reserve_release(self, round_number: int) -> None:
+        """Count what a trusted server lets out of a round, where a node counts all runs."""
+        release = self._context.release
+        if release is None or self._context.experiment.sums_securely:  # `reserve_sum` counts it
+            return
+        self._check_delta(release.delta)
+        if (everything := self._of_all_runs()) is None:
+            return
+        mu = release.budget() / math.sqrt(self._context.experiment.rounds)
+        try:
+            everything.reserve(round_number, Steps(1.0, 1 / mu, 1))
+        except BudgetSpent as error:
+            # To go on with an older teacher would be another release about the same images.
+            raise PolicyRefused(f"promise.epsilon: {error}") from None
 
     def reserve_sum(self, round_number: int, release: Release, each: SecureSum, key: str) -> None:
         """Book what votes in a secure sum cost, before they leave.
@@ -181,14 +201,14 @@ class Budget:
         """None if the node has no policy."""
         if self._policy is None or self._budgets is None:
             return None
-        assert self._privacy is not None
-        promise = self._policy.promise
+        promise, release = self._policy.promise, self._context.release
+        own = 0.5 if release is None else release.delta
         account = Account(
             self._number,
             self._fingerprint,
             promise.epsilon or _UNLIMITED,
-            promise.delta or (self._plan.delta if self._plan else 0.5),
-            self._privacy.accountant,
+            promise.delta or (self._plan.delta if self._plan else own),
+            "gaussian" if self._privacy is None else self._privacy.accountant,
         )
         return Ledger(self._budgets / f"{self._fingerprint[:32]}.jsonl", account, of_run=False)
 

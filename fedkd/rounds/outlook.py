@@ -113,24 +113,20 @@ def asked_clients(experiment: Experiment) -> int:
 def together(runs: Sequence[Outlook]) -> tuple[float, float]:
     """Epsilon and delta of all these runs on the same images.
 
-    Runs of DP-SGD are composed by the Renyi accountant, releases exactly, at the largest of their
-    deltas; what the two kinds come to is added.
+    Composed at the largest of their deltas: releases alone exactly, together with DP-SGD by the
+    Renyi accountant, as Gaussian mechanisms of rate 1.
     """
-    steps: Counter[tuple[float, float]] = Counter()
+    history: Counter[tuple[float, float]] = Counter()
     for run in runs:
-        if run.steps is not None:
+        if run.steps is None:
+            history[1.0, 1 / run.mu] += 1
+        else:
             rate = run.steps.sample_rate, run.steps.noise_multiplier
-            steps[rate] += run.steps.count * run.rounds
-    total, deltas = 0.0, 0.0
-    if steps:
-        delta = max(run.delta for run in runs if run.steps is not None)
-        history = [Steps(rate, noise, count) for (rate, noise), count in steps.items()]
-        total, deltas = total + epsilon(history, delta), deltas + delta
-    mus = [run.mu for run in runs if run.steps is None]
-    if mus:
-        delta = max(run.delta for run in runs if run.steps is None)
-        total, deltas = total + epsilon_of(math.hypot(*mus), delta), deltas + delta
-    return total, deltas
+            history[rate] += run.steps.count * run.rounds
+    delta = max(run.delta for run in runs)
+    accountant: Accountant = "gaussian" if all(rate == 1 for rate, _ in history) else "rdp"
+    steps = [Steps(rate, noise, count) for (rate, noise), count in history.items()]
+    return epsilon(steps, delta, accountant), delta
 
 
 def several(runs: Sequence[Outlook]) -> str:

@@ -13,7 +13,7 @@ from fedkd.build import check
 from fedkd.config import ConfigError
 from fedkd.privacy.noise import SecureGenerator
 from fedkd.privacy.release import RELEASES
-from fedkd.privacy.release.base import Release, Released
+from fedkd.privacy.release.base import Release, Released, Unit
 from fedkd.privacy.release.cells import Cells
 from fedkd.privacy.release.gaussian import delta_of, epsilon_of, mu_of
 from fedkd.privacy.release.gnmax import ConfidentGNMax, GNMax
@@ -245,14 +245,15 @@ def test_one_client_moves_a_cell_no_more_than_an_image(name: str) -> None:
     assert epsilon_of(out.mu, 1e-5) <= 3.0 + 1e-9
 
 
+@pytest.mark.parametrize("unit", ["example", "client"])
 @pytest.mark.parametrize("cells", [2, 10, 60, 400])
 @pytest.mark.parametrize(("epsilon", "delta"), [(1.0, 1e-4), (2.0, 1e-5), (10.0, 1e-6)])
 def test_cells_cost_what_so_many_gaussian_queries_cost(
-    cells: int, epsilon: float, delta: float
+    cells: int, epsilon: float, delta: float, unit: Unit
 ) -> None:
-    """Twelve settings, against code that shares nothing with ours."""
+    """Twelve settings of each unit, against code that shares nothing with ours."""
     rounds = 2 if cells == 10 else 1
-    release = GNMax(epsilon=epsilon, delta=delta, cells=cells)
+    release = GNMax(epsilon=epsilon, delta=delta, cells=cells, unit=unit)
     noise = release.deviation(cells, rounds) / release.sensitivity
     accountant = PLDAccountant(value_discretization_interval=1e-3)
     accountant.compose(dp_event.GaussianDpEvent(noise), cells * rounds)

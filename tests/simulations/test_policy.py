@@ -1,5 +1,6 @@
 """A node whose server is hostile: it keeps its own terms, whatever the messages ask for."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,15 @@ from torch import Tensor
 from fedkd.config import ConfigError, Experiment
 from fedkd.data.local_shard import write_private, write_public
 from fedkd.knowledge.kinds import Logits
-from fedkd.privacy.policy import Policy, PolicyRefused, check_config, explained, load_policy
+from fedkd.privacy.accounting import Steps, epsilon
+from fedkd.privacy.policy import (
+    Policy,
+    PolicyRefused,
+    Promise,
+    check_config,
+    explained,
+    load_policy,
+)
 from fedkd.rounds import ExperimentContext
 from fedkd.simulations.client_app import make_client_app
 from fedkd.simulations.deploy.folder import policy_text
@@ -208,6 +217,38 @@ def test_one_budget_over_all_runs_seeds_and_names(tmp_path: Path, tiny: Tiny) ->
         other = tiny(*PRIVATE, "data.public=public.npz", change)
         with pytest.raises(RuntimeError, match="does not pay for a single round"):
             ask("train", other, run=run, **here)
+
+
+RELEASE = "release={name: gnmax, epsilon: 4.0, delta: 0.001, min_votes: 3, cells: 6}"
+RELEASED = (
+    *SMALL, RELEASE, "evaluation.baselines=[oracle]",
+    "distillation.losses=[ce]", "evaluation.clients=false", "evaluation.teachers=false",
+)  # fmt: skip
+
+
+def test_what_a_trusted_server_releases_counts_in_the_budget_of_all_runs(
+    tmp_path: Path, tiny: Tiny
+) -> None:
+    experiment = tiny(*RELEASED)
+    policy = strictest(experiment)
+    assert policy.promise == Promise(mechanism="release", epsilon=4.0, delta=0.001)
+    assert "trusts the server with its answers" in " ".join(explained(policy))
+    ask = node(tmp_path, policy)
+    for number in (1, 2):
+        assert not ask("train", experiment, round=number)["metrics"]
+    (path,) = (tmp_path / "state" / "budgets").glob("*.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    paid = [Steps(**line["reserve"]) for line in lines if "reserve" in line]
+    assert epsilon(paid, 0.001, "gaussian") == pytest.approx(4.0, rel=1e-6)
+    with pytest.raises(RuntimeError, match=r"promise\.epsilon: round 1 would bring .* epsilon"):
+        ask("train", tiny(*RELEASED, "distillation.epochs=1"), run="r2")
+    for change, line in (
+        ("release=null", r"promise\.mechanism: .* under release, the run promises none"),
+        (RELEASE.replace("4.0", "5.0"), r"promise\.epsilon: the run asks for 5\.0"),
+        (RELEASE.replace("0.001", "0.01"), r"promise\.delta: the run asks for 0\.01"),
+    ):
+        with pytest.raises(RuntimeError, match=line):
+            ask("train", tiny(*RELEASED, change), run="r3")
 
 
 def test_randomised_labels_are_drawn_once_for_all_runs(tmp_path: Path, tiny: Tiny) -> None:
