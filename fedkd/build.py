@@ -540,6 +540,11 @@ def _release(experiment: Experiment, objective: Objective) -> Release | None:
             f"distillation.losses: a release lets out labels or probabilities, the losses need "
             f"{', '.join(needs)}; use ce, kd or dkd"
         )
+    if release.unit == "client" and experiment.data.partition.name == "sub_shards":
+        raise ConfigError(
+            "release.unit: an owner of several clients (data.partition: sub_shards) changes the "
+            "votes of all of them, which the noise of one client does not cover; take unit: example"
+        )
     asked = how_many(experiment.federation.participation.ask, experiment.clients)
     fewest = asked
     if (secure := release.secure) is not None:

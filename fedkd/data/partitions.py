@@ -31,6 +31,7 @@ _MENDS = {
     "shard": "lower shards_per_client, or take fewer clients or more images",
     "pathological": "change classes_per_client, try mode 'deterministic', or take fewer clients",
     "by_class": "list a class of the data set for each client",
+    "sub_shards": "take a multiple of each, fewer clients or more images",
     "continuous": "set strictness between 0 and 1, or take more images",
 }
 _FEWER = "take fewer clients or more images"
@@ -283,6 +284,38 @@ def by_class(
         for client, part in zip(those, np.array_split(rows, max(len(those), 1))):
             dealt[client].append(part)
     return [np.concatenate([np.empty(0, np.int64), *parts]) for parts in dealt]
+
+
+@PARTITIONS.register("sub_shards")
+def sub_shards(
+    labels: np.ndarray, clients: int, seed: int, *, each: int = 5, of: str | dict[str, Any] = "iid"
+) -> Rows:
+    """Owners deal their images to so many clients each, in disjoint equal parts drawn uniformly.
+
+    A client is then one of an owner's sub-teachers: client 0 to `each` - 1 are the first owner's.
+
+    Args:
+        each: Clients of an owner.
+        of: The partition of the images among the owners, and its options.
+
+    References:
+        Li et al., "Practical One-Shot Federated Learning for Cross-Silo Setting" (FedKT), IJCAI
+        2021, https://arxiv.org/abs/2010.01017
+    """
+    if each < 1 or clients % each:
+        raise ValueError(f"{clients} clients are no multiple of each ({each})")
+    options = {"name": of} if isinstance(of, str) else dict(of)
+    name = options.pop("name", None)
+    if not isinstance(name, str) or name in ("sub_shards", "group"):
+        raise ValueError(f"of: expected another partition by classes, got {of!r}")
+    options = PARTITIONS.check(name, options)
+    owners = PARTITIONS.get(name)(labels, clients // each, seed, **options)
+    rng = np.random.default_rng(stream_seed(seed, "sub-shards"))
+    return [
+        part
+        for owner in owners
+        for part in np.array_split(rng.permutation(np.asarray(owner, dtype=np.int64)), each)
+    ]
 
 
 def _with_others(label: int, count: int, present: int, rng: np.random.Generator) -> list[int]:

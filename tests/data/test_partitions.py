@@ -10,9 +10,19 @@ from fedkd.data import PARTITIONS
 from fedkd.data.partitions import partition
 
 LABELS = np.repeat(np.arange(10), 60)
-COMPLETE = ["iid", "dirichlet", "inner_dirichlet", "pathological", "continuous", "linear", "square"]
+COMPLETE = [
+    "iid",
+    "sub_shards",
+    "dirichlet",
+    "inner_dirichlet",
+    "pathological",
+    "continuous",
+    "linear",
+    "square",
+]
 EASY = {
     "dirichlet": {"alpha": 1.0, "min_size": 1},
+    "sub_shards": {"each": 1},
     "by_class": {"classes": [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9, 0]]},
 }
 
@@ -132,11 +142,25 @@ def test_images_left_over_are_logged(caplog):
         ("continuous", 5, {"strictness": 2.0}, "set strictness between 0 and 1"),
         ("iid", 601, {}, "cannot deal 600 images to 601 clients"),
         ("iid", 0, {}, "at least one client"),
+        ("sub_shards", 7, {"each": 3}, "7 clients are no multiple of each .*: take a multiple"),
+        ("sub_shards", 6, {"each": 3, "of": "group"}, "of: expected another partition by classes"),
+        ("sub_shards", 6, {"each": 3, "of": {"alpha": 1}}, "of: expected another partition"),
+        ("sub_shards", 6, {"each": 3, "of": "idd"}, "unknown partition 'idd'; did you mean"),
     ],
 )
 def test_an_impossible_request_says_what_to_change(name, clients, options, message):
     with pytest.raises(ValueError, match=message):
         partition(name, LABELS, clients, seed=0, **options)
+
+
+def test_sub_shards_are_equal_parts_of_what_their_owner_holds():
+    of = {"name": "dirichlet", "alpha": 0.3, "min_size": 5}
+    parts = partition("sub_shards", LABELS, 12, seed=1, each=3, of=of)
+    owners = partition("dirichlet", LABELS, 4, seed=1, alpha=0.3, min_size=5)
+    for number, owner in enumerate(owners):
+        mine = parts[3 * number : 3 * number + 3]
+        assert np.array_equal(np.sort(np.concatenate(mine)), owner)
+        assert np.ptp([len(part) for part in mine]) <= 1
 
 
 def test_names_and_options_are_checked():

@@ -151,6 +151,15 @@ GNMAX = "release={name: gnmax, epsilon: 50.0, min_votes: 3, queries: 24}"
         ((GNMAX, *LOSSES, *QUIET[:2], "fusion=[class_gated]"), "fusion"),
         ((GNMAX, *QUIET, "distillation.losses=[dkd, vrm]"), "distillation.losses"),
         (("release={name: gnmix, epsilon: 1.0}", *LOSSES, *QUIET), "gnmax"),
+        (
+            (
+                GNMAX.replace("queries: 24", "unit: client"),
+                *LOSSES,
+                *QUIET,
+                "data.partition={name: sub_shards, each: 3}",
+            ),
+            r"release\.unit: an owner of several clients",
+        ),
     ],
 )
 def test_what_would_leak_beside_the_mechanism_is_refused(
