@@ -155,7 +155,7 @@ class Budget:
         """Refuse a delta with which an image that this node holds might be published."""
         images = self._data.shard(self._number)
         if self._policy is not None and delta * len(images) >= 1:
-            text = "delta %g is not below 1 / %d images held: training refused"
+            text = "delta %g is not below 1 / %d images held: refused"
             logger.error(text, delta, len(images))
             # How many there are is this node's secret, so the reason stays in its own log.
             raise PolicyRefused("promise.delta: refused; this node's log says why")

@@ -31,7 +31,12 @@ from fedkd.runs.directory import RunDirectory
 from fedkd.runs.events import AnswersReleased, RoundFinished, SumAsked, Warned
 from fedkd.runs.privacy_statement import statement
 from fedkd.simulations.client_app import make_client_app
+from fedkd.simulations.deploy.check import check_node
+from fedkd.simulations.deploy.folder import read_settings, write_folder
+from fedkd.simulations.deploy.identity import NodeKeys, signature_of
 from fedkd.simulations.deploy.keys import node_pair
+from fedkd.simulations.deploy.plan import Plan
+from fedkd.simulations.deploy.supernode import arguments_of
 from fedkd.simulations.local import run_local
 from fedkd.simulations.ray import run_ray
 from fedkd.strategies.records import JOB
@@ -528,6 +533,28 @@ def test_a_node_without_the_others_keys_takes_no_part(nodes: Nodes) -> None:
     with pytest.raises(PolicyRefused, match=r"PEERS in settings\.env"):
         nodes.ask(3, "train")
     nodes.contexts[3].node_config = config
+
+
+def test_a_deployment_gives_every_node_the_others_public_keys(tmp_path: Path, tiny: Tiny) -> None:
+    experiment = tiny(*BASE, SECURE)
+    folder = tmp_path / "federation"
+    write_folder(folder, Plan(4, ("localhost",)), experiment, ExperimentContext(experiment))
+    for number in range(4):
+        node = folder / f"node-{number}"
+        keys = NodeKeys(node / "peers", 4)
+        data = b"anything"
+        other = (number + 1) % 4
+        mark = signature_of(folder / f"node-{other}" / "node.key", data)
+        assert keys.signed(other, data, mark)
+        assert not keys.signed(number, data, mark)
+        settings = read_settings(node / "settings.env")
+        assert f'peers="{node / "peers"}"' in " ".join(arguments_of(settings, node))
+    found = {finding.what: finding for finding in check_node(folder / "node-0")}
+    assert found["peers"].state == found["policy"].state == "ok"
+    (folder / "node-0" / "peers" / "node-2.pub").unlink()
+    found = {finding.what: finding for finding in check_node(folder / "node-0")}
+    assert found["peers"].state == "failed"
+    assert "client 2 has none" in found["peers"].found
 
 
 def test_sums_in_all_runs_on_the_same_images_share_a_nodes_budget(nodes: Nodes) -> None:
