@@ -6,8 +6,7 @@ others are asked again, with fresh keys and fresh noise, as often as the promise
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -17,18 +16,14 @@ from fedkd.knowledge.query import Refused
 from fedkd.privacy.masking import KEY_BYTES
 from fedkd.privacy.release.cells import Cells
 from fedkd.rounds import Server
-from fedkd.rounds.secure_sum import Roster, key_statement
+from fedkd.rounds.secure_sum import Roster, Signed, key_statement
 from fedkd.strategies.exchange import Answered, Exchange, Phase
-
-logger = logging.getLogger(__name__)
 
 KEYS = Phase("keys", "query.keys")
 MASKED = Phase("masked", "query.masked", knowledge=True)
 
 RECORD = "sum"
 _LONGEST_SIGNATURE = 256
-
-Signed = Callable[[int, bytes, bytes], bool]
 
 
 def secure_sum(
