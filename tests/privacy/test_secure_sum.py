@@ -126,7 +126,12 @@ def test_sums_are_exact_without_noise_and_as_wide_as_planned_with_it(name: str) 
 
 @pytest.mark.parametrize(
     ("clients", "sums", "questions", "eps"),
-    [(60, 1, 20, 2.0), (60, 2, 10, 1.0), (100, 3, 40, 10.0), (50, 1, 100, 5.0)],
+    [
+        *((60, 1, 20, eps) for eps in (0.5, 1.0, 2.0, 5.0, 10.0)),
+        *((60, 2, questions, 2.0) for questions in (2, 10, 40)),
+        *((clients, 1, 20, 2.0) for clients in (12, 30, 1000)),
+        (100, 3, 40, 10.0),
+    ],
 )
 def test_what_sums_cost_is_what_discrete_gaussians_cost_elsewhere(
     clients: int, sums: int, questions: int, eps: float
