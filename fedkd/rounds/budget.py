@@ -141,15 +141,8 @@ class Budget:
         )
         ledger = Ledger(self._folder / "privacy.jsonl", account)
         ledger.reserve(round_number, each.steps, key)
-        if self._policy is not None and self._budgets is not None:
-            promise = self._policy.promise
-            allowed = replace(
-                account,
-                epsilon=promise.epsilon or _UNLIMITED,
-                delta=promise.delta or release.delta,
-            )
-            place = self._budgets / f"{self._fingerprint[:32]}.jsonl"
-            Ledger(place, allowed, of_run=False).reserve(round_number, each.steps)
+        if (everything := self._of_all_runs()) is not None:
+            everything.reserve(round_number, each.steps)
 
     def _check_delta(self, delta: float) -> None:
         """Refuse a delta with which an image that this node holds might be published."""
