@@ -49,6 +49,7 @@ _SWEPT: tuple[tuple[str, str, bool | None, bool], ...] = (
     ("final", "student, %", True, True),
     ("teachers", "teachers, %", None, True),
     ("spent", "epsilon spent", None, True),
+    ("noise", "noise / signal, %", None, True),
     ("ece", "ECE, %", False, False),
     ("up", "bytes up", None, False),
     ("down", "bytes down", None, False),
@@ -70,8 +71,9 @@ _CAPTION_SWEPT = (
     "Test accuracy in percent, mean ± sample standard deviation over seeds (of a release: over "
     "draws of its noise, too), after the last round. Teachers: mean over clients, where their "
     "answers about test images are covered by the promise. Epsilon spent: of the worst client, by "
-    "the run's ledger; nothing is promised at inf. Seconds: one process, all clients one after the "
-    "other. Noise is fresh in every run."
+    "the run's ledger; nothing is promised at inf. Noise / signal: the noise's deviation over the "
+    "most that the noisy sum can come to (an expected batch of clipped gradients, the votes of all "
+    "clients). Seconds: one process, all clients one after the other. Noise is fresh in every run."
 )
 
 
@@ -144,6 +146,8 @@ def shown(key: str, value: Mapping[str, Any] | None) -> str:
         return human_bytes(mean)
     if key == "spent":
         return number(mean, ".3g")
+    if key == "noise":
+        return number(100 * mean, ".2g")
     if key in ("joules", "multiply_adds"):
         return metric(mean, "J" if key == "joules" else "")
     if key == "seconds":
@@ -236,8 +240,8 @@ def result_table(
 
 
 def _tells(key: str, rows: Collection[Record]) -> bool:
-    """Whether a column is shown: joules where they are known, sizes where they differ."""
-    if key not in ("joules", "multiply_adds"):
+    """Whether a column is shown: joules and noise where there are any, sizes where they differ."""
+    if key not in ("joules", "multiply_adds", "noise"):
         return True
     known = {row[key]["mean"] for row in rows if row.get(key) is not None}
     return len(known) > (key == "multiply_adds")

@@ -27,7 +27,7 @@ from fedkd.io.records import read_json
 from fedkd.knowledge.store import write_atomically
 from fedkd.models.costs import size_of
 from fedkd.rounds import Notify, computing, experiment_context, silent
-from fedkd.rounds.outlook import several
+from fedkd.rounds.outlook import Outlook, several
 from fedkd.runs.choice import kept_round, validated
 from fedkd.runs.directory import RunDirectory, versions, write_json
 from fedkd.runs.events import ClientEvaluated, MessageCounted, RoundFinished, holdout_accuracies
@@ -44,7 +44,7 @@ from fedkd.simulations.compare.sweep import Sweep
 from fedkd.simulations.compare.teachers import TeacherCache, teachers_key
 from fedkd.simulations.local import run_local
 from fedkd.simulations.machine import check_machine
-from fedkd.studies.engine import Cell, Found, Record, Study
+from fedkd.studies.engine import Cell, Found, Record, Study, spread
 
 # Between the name of a row and the number of its draw.
 _DRAW = " draw "
@@ -268,12 +268,20 @@ class SweepStudy(SideBySide[Sweep]):
         for (name, seed), record in found.items():
             row, _, draw = name.partition(_DRAW)
             merged[row, f"{seed}, draw {draw}" if draw else seed] = record
-        return results(self.config.entries(), merged) | {"promises": self.promises}
+        whole = results(self.config.entries(), merged) | {"promises": self.promises}
+        for name, row in whole["rows"].items():
+            row["noise"] = spread([self._ahead[name].ratio]) if name in self._ahead else None
+        return whole
+
+    @cached_property
+    def _ahead(self) -> dict[str, Outlook]:
+        """What each private row promises, by its name."""
+        return self.config.outlooks()
 
     @cached_property
     def promises(self) -> str:
         """What all private runs promise together."""
-        ahead = self.config.outlooks()
+        ahead = self._ahead
         runs = [cell.name.partition(_DRAW)[0] for cell in self.cells]
         return several([ahead[name] for name in runs if name in ahead])
 

@@ -109,6 +109,11 @@ def test_a_sweep_ends_with_table_and_picture_and_inf_is_the_plain_path(
     assert found["finished"]
     rows = found["rows"]
     assert rows["dp_sgd-inf"]["spent"] is None
+    assert rows["dp_sgd-inf"]["noise"] is None
+    ahead = config.outlooks()
+    assert {name: one.ratio for name, one in ahead.items()} == {
+        name: row["noise"]["mean"] for name, row in rows.items() if row["noise"] is not None
+    }
     assert 4.9 < rows["dp_sgd-5"]["spent"]["mean"] <= 5.0
     assert rows["votes-5"]["spent"]["mean"] == pytest.approx(5.0, rel=1e-6)
     assert rows["dp_sgd-5"]["teachers"]["mean"] > 0
@@ -117,6 +122,7 @@ def test_a_sweep_ends_with_table_and_picture_and_inf_is_the_plain_path(
     assert rows["votes-5"]["teachers"] is None  # not covered, so not shown
     page = (folder.path / "report.html").read_text(encoding="utf-8")
     assert "Accuracy for epsilon" in page
+    assert "noise / signal, %" in page
     assert "3 private runs on the same images" in page
     with (folder.path / "results.csv").open(encoding="utf-8") as file:
         assert [line["epsilon"] for line in csv.DictReader(file)] == ["inf", "5", "inf", "5", "5"]
