@@ -21,22 +21,44 @@ def known(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
+class Rounded(str):
+    """A number as it is shown, and as it is: what a CSV file gets of a table.
+
+    Attributes:
+        values: In full precision; of a mean with its deviation both.
+        unit: Theirs.
+    """
+
+    values: tuple[float, ...]
+    unit: str
+
+    def __new__(cls, text: str, *values: float | None, unit: str = "") -> Rounded:
+        """Of a text; what is not known is left out."""
+        made = super().__new__(cls, text)
+        made.values = tuple(float(value) for value in values if value is not None)
+        made.unit = unit
+        return made
+
+
 def number(value: float | None, form: str = ",.0f") -> str:
     """A number in a format, with a true minus sign; a dash for what is not known."""
-    return DASH if not known(value) else format(value, form).replace("-", MINUS)
+    return DASH if not known(value) else Rounded(format(value, form).replace("-", MINUS), value)
 
 
 def percent(value: float | None, digits: int = 1, unit: str = " %") -> str:
     """`87.1 %`, or a dash for what is not known."""
-    return DASH if value is None or not known(value) else f"{100 * value:.{digits}f}{unit}"
+    if value is None or not known(value):
+        return DASH
+    return Rounded(f"{100 * value:.{digits}f}{unit}", 100 * value, unit="%")
 
 
 def spread(row: Mapping[str, Any] | None, digits: int = 2, unit: str = "") -> str:
     """`87.12 ± 0.20` from shares `mean` and `std`; without a deviation where there is none."""
     if row is None:
         return DASH
-    deviation = "" if row["std"] is None else f" ± {100 * row['std']:.{digits}f}"
-    return f"{100 * row['mean']:.{digits}f}{deviation}{unit}"
+    mean, std = 100 * row["mean"], None if row["std"] is None else 100 * row["std"]
+    deviation = "" if std is None else f" ± {std:.{digits}f}"
+    return Rounded(f"{mean:.{digits}f}{deviation}{unit}", mean, std, unit="%")
 
 
 def points(gap: float, digits: int = 1, unit: str = " points") -> str:
@@ -45,7 +67,7 @@ def points(gap: float, digits: int = 1, unit: str = " points") -> str:
         return DASH
     shown = f"{abs(100 * gap):.{digits}f}"
     sign = "±" if float(shown) == 0 else "+" if gap > 0 else MINUS
-    return f"{sign}{shown}{unit}"
+    return Rounded(f"{sign}{shown}{unit}", 100 * gap, unit="points")
 
 
 def interval(ends: Sequence[float], factor: float = 1) -> str:
@@ -69,7 +91,9 @@ def gap(pairs: Sequence[float], mean: float) -> tuple[str, bool]:
     if len(pairs) < 2:
         return points(mean, 2, ""), True
     half = confidence(pairs)[1]
-    return f"{points(mean, 2, '')} ± {100 * half:.2f}", abs(statistics.fmean(pairs)) <= half
+    text = f"{points(mean, 2, '')} ± {100 * half:.2f}"
+    chance = abs(statistics.fmean(pairs)) <= half
+    return Rounded(text, 100 * mean, 100 * half, unit="points"), chance
 
 
 def tested(tests: int | None) -> str:
@@ -90,10 +114,11 @@ def counted(share: float | None, total: float | None) -> str:
 
 def human_bytes(size: float | None) -> str:
     """`1.2 MB` (powers of 1,000, as network traffic is counted)."""
-    if not size:
-        return DASH if size is None else "0"
+    if size is None:
+        return DASH
     unit, scale = byte_unit(size)
-    return f"{size:.0f} B" if unit == "B" else f"{size / scale:.{2 if unit == 'GB' else 1}f} {unit}"
+    digits = {"B": 0, "GB": 2}.get(unit, 1)
+    return Rounded(f"{size / scale:.{digits}f} {unit}" if size else "0", size, unit="bytes")
 
 
 def byte_unit(size: float) -> tuple[str, float]:
@@ -114,7 +139,7 @@ def metric(value: float | None, unit: str = "") -> str:
             digits = 0 if shown >= 100 else 1 if shown >= 10 else 2
             if not prefix and not unit:
                 digits = 0
-            return f"{shown:.{digits}f} {prefix}{unit}".rstrip()
+            return Rounded(f"{shown:.{digits}f} {prefix}{unit}".rstrip(), value, unit=unit)
     raise AssertionError("the last scale fits all")
 
 
@@ -132,10 +157,12 @@ def duration(seconds: float | None) -> str:
     """`0.4 s`, `90 s`, `12 min`, `2 h 05 min`, or a dash."""
     if seconds is None:
         return DASH
-    if seconds < 120:
-        return f"{seconds:.{1 if seconds < 10 else 0}f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+    if seconds < 120:
+        text = f"{seconds:.{1 if seconds < 10 else 0}f} s"
+    else:
+        text = f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return Rounded(text, seconds, unit="s")
 
 
 def seeds(numbers: Sequence[int]) -> str:

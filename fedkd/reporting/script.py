@@ -160,6 +160,8 @@ const number = (text) => {
 };
 const text = (cell) => [...(cell?.childNodes || [])].filter((n) => n.nodeName !== "SMALL")
   .map((n) => n.textContent).join("").replace(/\s+/g, " ").trim();
+// A cell's numbers as they are: in full precision, a mean and its deviation each for itself.
+const exact = (cell) => (cell?.dataset.exact || "").split(" ").filter(Boolean);
 const quoted = (value) => {
   let plain = value.replaceAll("\u2212", "-");
   if (/^[=+@\t\r-]/.test(plain) && isNaN(number(plain))) plain = "'" + plain;
@@ -186,11 +188,23 @@ for (const table of document.querySelectorAll("main table:has(tbody)")) {
     const save = make("button", "", "CSV");
     save.setAttribute("aria-label", "save this table as CSV");
     save.addEventListener("click", () => {
-      const bars = heads.map((_, i) => rows[0]?.cells[i]?.classList.contains("bar"));
-      const lines = [table.tHead.rows[0], ...[...body.rows].filter((row) => !row.hidden)]
-        .map((row) => [...row.cells].filter((_, i) => !bars[i]).map((c) => quoted(text(c))).join());
+      const columns = heads.map((head, place) => {
+        const cells = rows.map((row) => row.cells[place]), name = text(head);
+        const unit = cells.find((cell) => cell?.dataset.unit)?.dataset.unit;
+        const title = unit && !name.includes(unit) ? `${name}, ${unit}` : name;
+        const parts = Math.max(1, ...cells.map((cell) => exact(cell).length));
+        return { place, parts, titles: parts > 1 ? [title, `${title} \u00b1`] : [title] };
+      }).filter(({ place }) => !rows[0]?.cells[place]?.classList.contains("bar"));
+      const lines = [...body.rows].filter((row) => !row.hidden)
+        .map((row) => columns.flatMap(({ place, parts }) => {
+          const cell = row.cells[place], numbers = exact(cell);
+          const found = numbers.length ? numbers : [text(cell)];
+          return [...found, ...Array(parts - found.length).fill("")];
+        }));
+      const csv = [columns.flatMap((column) => column.titles), ...lines];
+      const whole = csv.map((line) => line.map(quoted).join() + "\n").join("");
       const link = make("a");
-      link.href = URL.createObjectURL(new Blob([lines.join("\n") + "\n"], { type: "text/csv" }));
+      link.href = URL.createObjectURL(new Blob([whole], { type: "text/csv" }));
       link.download = (box.getAttribute("aria-label") || "table").replace(/[^\w]+/g, "-") + ".csv";
       link.click();
     });
@@ -206,7 +220,7 @@ for (const table of document.querySelectorAll("main table:has(tbody)")) {
       const up = head.getAttribute("aria-sort") === "descending";
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
-      const key = (row) => text(row.cells[place]);
+      const key = (row) => exact(row.cells[place])[0] || text(row.cells[place]);
       const compare = (a, b) => {
         const [x, y] = [number(key(a)), number(key(b))];
         if (isNaN(x) !== isNaN(y)) return isNaN(x) ? 1 : -1;

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedkd.io.text import cell as safe
 from fedkd.knowledge.store import write_atomically
+from fedkd.reporting.format import Rounded
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,16 @@ class Cell:
     bar: float | None = None
     link: str = ""
     look: str = ""
+
+    @property
+    def exact(self) -> str:
+        """Its numbers in full precision, a space in between; "" where it is not one."""
+        return " ".join(map(repr, self.text.values)) if isinstance(self.text, Rounded) else ""
+
+    @property
+    def unit(self) -> str:
+        """Of these."""
+        return self.text.unit if isinstance(self.text, Rounded) else ""
 
 
 @dataclass(frozen=True)

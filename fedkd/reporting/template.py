@@ -160,7 +160,8 @@ PAGE = (
 {% for column, cell in table.cells_on("page", row) %}
 <td class="{{ 'n' if column.number }} {{ column.look }} {{ cell.look }}
   {{- ' strong' if cell.strong }}
-  {{- ' bar' if cell.bar is not none }}">
+  {{- ' bar' if cell.bar is not none }}"
+{%- if cell.exact %} data-exact="{{ cell.exact }}" data-unit="{{ cell.unit }}"{% endif %}>
 {%- if loop.first and row.key %}<span class="key"></span>{% endif %}
 {%- if cell.bar is not none %}<i style="--w: {{ cell.bar|bar }}"></i>
 {%- elif cell.link %}<a href="{{ cell.link }}">{{ cell.text }}</a>{% else %}{{ cell.text }}

@@ -9,7 +9,7 @@ import typer
 
 from fedkd.config import ConfigError
 from fedkd.simulations.cli.arguments import Trust
-from fedkd.simulations.cli.ending import interruptible, show
+from fedkd.simulations.cli.ending import interruptible, show, typed
 
 
 def inspect(
@@ -36,7 +36,7 @@ def inspect(
     from fedkd.studies.inspection.report import PAGE, properties_table
     from fedkd.studies.inspection.study import Options, inspect_run, inspect_study
 
-    options = Options(what, images, triplets, groups, marker)
+    options = Options(what, images, triplets, groups, marker, typed(path))
     options.check()
     kind = kind_of(path)
     if kind not in (None, "distill"):

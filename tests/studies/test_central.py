@@ -900,6 +900,11 @@ def test_a_students_confidence_is_set_right_on_images_that_are_left_over(tmp_pat
     assert found["tests"] == len(images.test)
     table = methods_table(found)
     assert f"{len(images.test)} test images" in table.title
-    ece = [column.title for column in table.columns].index("ECE, %")
-    assert any("→" in str(row.cells[ece]) for row in table.rows)
+    place_of = [column.title for column in table.columns].index
+    before, after = (
+        {str(row.cells[place_of(title)]) for row in table.rows}
+        for title in ("ECE, %", "ECE scaled, %")
+    )
+    assert f"{100 * record['ece']:.1f}" in before
+    assert f"{100 * scaled['ece']:.1f}" in after
     assert images.left_over(len(images.everything) - 100) is None  # 40 are too few

@@ -215,8 +215,8 @@ def heat_map(facts: Record) -> Figure:
     figure, axes = canvas(3.0 + 0.85 * len(rules), 1.3 + 0.27 * len(threats))
     # A chain takes a line for each rule, so that nothing of it has to be cut off.
     chains = [" →\n".join(short(part, 26) for part in rule.split(" → ")) for rule in rules]
-    # Beyond 30 points a student is lost, and small costs should stay visible.
-    image = heat(axes, costs, SIGNED, (-30, 30), rows=threats, text=text)
+    most = max(10.0, 10 * np.ceil(np.nanmax(np.abs(costs), initial=0.0) / 10))
+    image = heat(axes, costs, SIGNED, (-most, most), rows=threats, text=text)
     axes.xaxis.tick_top()
     axes.set_xticks(range(len(rules)), chains, rotation=35, ha="left", fontsize=8)
     axes.axhline(0.5, color=INK, lw=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,10 +32,11 @@ _TABLE = (
     "test set: published tables do the same, and it flatters. The gain has its 95 % confidence "
     "interval (paired by seed, Student's t). The share of the gap is the gain over the student "
     "alone, divided by the teacher's lead over it. ECE: expected calibration error after the last "
-    "epoch; behind the arrow, of logits divided by a temperature that is found on training images "
-    "that are left over, where there are any: predictions use it. Images per second and training "
+    "epoch; scaled, of logits divided by a temperature that is found on training images that are "
+    "left over, where there are any: predictions use it. Images per second and training "
     "time are one network's, without evaluation; a method with assistants trains them besides."
 )
+_ECE = {"ece": "ECE, %", "ece_scaled": "ECE scaled, %"}
 _CURVES = (
     "Test accuracy per epoch: the method in blue (mean, and from lowest to highest seed), the "
     "student alone in grey, the best teacher as a line."
@@ -150,11 +152,13 @@ def _heads(found: Record) -> list[Card]:
 
 def methods_table(found: Record) -> Table:
     """Teachers and methods, best first."""
+    everybody = (*found["teachers"], *found["methods"].values())
+    eces = [key for key in _ECE if any(row.get(key) for row in everybody)]
     columns = [
         Column("method", look="first"), Column("losses", on="console"),
         *numbers("last epoch, %"),
         *numbers("over student", "share of the gap", on="page"),
-        *numbers("ECE, %", look="soft", on="page"),
+        *numbers(*(_ECE[key] for key in eces), look="soft", on="page"),
         *numbers("best epoch, %", "seeds", "images/s", look="soft"),
         *numbers("training", look="soft", on="page"),
     ]  # fmt: skip
@@ -165,7 +169,7 @@ def methods_table(found: Record) -> Table:
         source = f"read from {row['source']}" if row["source"] else "trained here"
         source += f", sees {row['modality']}" if "modality" in row else ""
         first = Cell(name, f"{row['model']}{size}, {source}")
-        rows.append(Row([first, row["model"], *_numbers(row)], key="ensemble"))
+        rows.append(Row([first, row["model"], *_numbers(row, eces)], key="ensemble"))
     for place, (name, row) in enumerate(_ranked(found)):
         alone = name == BASELINE
         losses = fmt.objective((term["name"], term["weight"]) for term in row["losses"])
@@ -182,7 +186,7 @@ def methods_table(found: Record) -> Table:
         if row["generations"]:
             each = " → ".join(fmt.spread(value) for value in row["generations"])
             about += f"; {len(row['generations'])} generations: {each} %"
-        cells = _numbers(row, *_gain(name, row, found), seeds=str(len(row["seeds"])))
+        cells = _numbers(row, eces, *_gain(name, row, found), seeds=str(len(row["seeds"])))
         look, key = ("soft", "teacher") if alone else ("", "student")
         rows.append(Row([first, losses, *cells], key, look, begins=place == 0))
     together = [(name, row) for name, row in _ranked(found) if row["ensemble"] is not None]
@@ -190,7 +194,7 @@ def methods_table(found: Record) -> Table:
         about = "mean of the probabilities of its generations"
         first = Cell(f"{name}, {len(row['generations'])} together", about)
         whole = {"last": row["ensemble"], "best": None, "images_per_second": None, "seconds": None}
-        rows.append(Row([first, about, *_numbers(whole)], "ensemble", "", begins=place == 0))
+        rows.append(Row([first, about, *_numbers(whole, eces)], "ensemble", "", begins=place == 0))
     return Table(
         columns, rows,
         f"{found['name']} · {found['student']} on {found['dataset']}{fmt.tested(found['tests'])}",
@@ -206,14 +210,16 @@ def _ranked(found: Record) -> list[tuple[str, Record]]:
 
 
 def _numbers(
-    row: Record, gain: str | Cell = "", share: str = "", seeds: str = ""
+    row: Record,
+    eces: Sequence[str],
+    gain: str | Cell = "",
+    share: str = "",
+    seeds: str = "",
 ) -> list[str | Cell]:
     speed, spent = fmt.number(row["images_per_second"]), fmt.duration(row["seconds"])
     last, best = fmt.spread(row["last"]), fmt.spread(row["best"])
-    off, scaled = fmt.spread(row.get("ece"), 1), row.get("ece_scaled")
-    if scaled is not None:
-        off += f" → {fmt.spread(scaled, 1)}"
-    return [Cell(last, strong=True), gain, share, off, best, seeds, speed, spent]
+    off = [fmt.spread(row.get(key), 1) for key in eces]
+    return [Cell(last, strong=True), gain, share, *off, best, seeds, speed, spent]
 
 
 def _gain(name: str, row: Record, found: Record) -> tuple[str | Cell, str]:

@@ -61,6 +61,7 @@ def make_page(facts: Mapping[str, Any], subjects: Subjects, scene: Scene) -> Pag
             Section("bias", "Who gains", _bias(facts)),
             Section("teachers", "Teacher by teacher", _teachers(facts)),
             Section("left-out", "Left out, and how it was measured", _method(facts)),
+            Section("again", "Again", [page.again(facts.get("command", ""))]),
         ],
         footer=facts["name"],
         remarks=[

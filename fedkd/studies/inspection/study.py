@@ -44,6 +44,7 @@ class Options:
         triplets: Planes through three of them.
         groups: `.npz` file with an array `group`, one entry for each test image.
         marker: Class that a marker is asked for, by name or number.
+        command: What was typed, for the page; "" from Python.
     """
 
     what: str = "all"
@@ -51,6 +52,7 @@ class Options:
     triplets: int = 50
     groups: Path | None = None
     marker: str | None = None
+    command: str = ""
 
     def check(self) -> None:
         """Raise `ConfigError` for what is wrong before anything is loaded."""
@@ -134,7 +136,7 @@ def _inspected(subjects: Subjects, folder: Path, options: Options, notify: Notif
     notify("phase", phase="report")
     from fedkd.studies.inspection.report import write_page
 
-    write_page(folder, facts, subjects, scene)
+    write_page(folder, {**facts, "command": options.command}, subjects, scene)
     return facts
 
 
