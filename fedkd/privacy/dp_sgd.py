@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -120,6 +121,7 @@ def fit_private(
     seed: int | None = None,
     noise_seed: int | None = None,
     regulariser: Regulariser | None = None,
+    watch: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
     """Train `teacher` (in place) on a private shard for one round of `mechanism`.
 
@@ -139,6 +141,8 @@ def fit_private(
         noise_seed: Of the noise, otherwise the operating system's. Who knows it can take the noise
             away again, so there is no privacy: for tests only.
         regulariser: What else the teacher is held to.
+        watch: Entered around every step, for an audit: before it the weights are there, after it
+            the noisy gradients as well.
 
     Raises:
         ValueError: a model that is seen to break the guarantee, an optimiser that clips batches,
@@ -172,7 +176,8 @@ def fit_private(
         for step in range(mechanism.steps):
             batch = _batch(inputs, mechanism, augment, seed, draws, step)
             pieces = _split(batch, mechanism.physical_batch)
-            steps.step([_part(piece, regulariser, device) for piece in pieces])
+            with watch():
+                steps.step([_part(piece, regulariser, device) for piece in pieces])
             schedule.step()
     _finish(teacher)
 

@@ -166,7 +166,7 @@ def _exact(path: str, moved: np.ndarray, mechanism: Mechanism, alpha: float) -> 
             test="sensitivity",
             over=f"{len(moved):,} x {steps} steps",
             expected=f"at most {steps}",
-            seen=f"at most {largest:.3f}",
+            seen=f"{largest:.3f}",
             verdict="refuted" if beyond else "consistent",
             text=f"Clients trained {path}: in {steps} steps (and hardly any noise) one image moves "
             f"a teacher by {largest:.4g} clipping norms at most, where clipping allows {steps}: "

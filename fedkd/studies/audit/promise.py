@@ -91,6 +91,12 @@ def promised(run: RunDirectory, context: ExperimentContext, client: int) -> Prom
     )
 
 
+def stronger(*bounds: Bound | None) -> Bound | None:
+    """The largest of some bounds, if there is one; where all are 0, what could have been seen."""
+    there = [bound for bound in bounds if bound is not None]
+    return max(there, key=lambda bound: (bound.epsilon, bound.largest), default=None)
+
+
 def verdict(claim: Claim | None, bound: Bound | None) -> str:
     """`refuted`, `consistent`, `no power` (the claim is beyond the audit's sight), `no claim`.
 

@@ -121,7 +121,12 @@ def _mechanism(facts: Mapping[str, Any]) -> list[Card]:
 
 def mechanism_table(facts: Mapping[str, Any]) -> Table:
     """One row for each test."""
-    columns = [*words("trained", "test", "over"), *numbers("promised", "seen"), *words("verdict")]
+    columns = [
+        *words("trained", "test"),
+        Column("over", on="page"),
+        *numbers("promised", "seen"),
+        *words("verdict"),
+    ]
     rows = [
         Row(
             [
@@ -188,15 +193,17 @@ def _of_attacks(facts: Mapping[str, Any]) -> str:
         )
     else:
         text = f"None of {len(facts['attacks'])} attacks finds members better than chance."
-    bound, claim = facts["bound"], facts["claim"]
-    if bound is not None:
-        seen = f"at least {bound['epsilon']:.2f}" if bound["epsilon"] > 0 else "more than 0"
+    bounds, claim = _bounds(facts), facts["claim"]
+    if bounds:
+        place, bound = max(bounds.items(), key=lambda item: item[1]["epsilon"])
+        where = f" (by {place})" if len(bounds) > 1 else ""
+        seen = f"at least {bound['epsilon']:.2f}{where}" if bound["epsilon"] > 0 else "more than 0"
         shows = "Canaries show" if bound["epsilon"] > 0 else "Canaries do not show"
         text += f" {shows} that epsilon is {seen}"
         if claim is not None:
             text += f"; claimed is at most {claim['epsilon']:.3g}: {facts['verdict']}"
         text += "."
-    if facts["promise"] and (claim is None or bound is None):
+    if facts["promise"] and (claim is None or not bounds):
         text += f" {facts['promise']}"
     return text
 
@@ -216,7 +223,8 @@ def auc_figure(attacks: Sequence[Mapping[str, Any]]) -> Figure:
 @style()
 def epsilon_figure(facts: Mapping[str, Any]) -> Figure:
     """What was shown, promised, and could have been seen, on one line."""
-    bound, claim = facts["bound"], facts["claim"]
+    claim = facts["claim"]
+    bound = max(_bounds(facts).values(), key=lambda each: each["epsilon"])
     figure, axes = canvas(7.2, 1.5)
     shown, largest = bound["epsilon"], bound["largest"]
     axes.barh([0], [largest], height=0.5, color=TEACHER, alpha=0.25)
@@ -238,15 +246,30 @@ def epsilon_figure(facts: Mapping[str, Any]) -> Figure:
 
 
 def _bound(facts: Mapping[str, Any]) -> list[Card]:
-    bound, claim = facts["bound"], facts["claim"]
-    rows = {
-        "claimed epsilon": "none" if claim is None else f"{claim['epsilon']:.3g}",
-        f"lower bound at {100 * bound['confidence']:g} % confidence": f"{bound['epsilon']:.2f}",
-        "largest bound that this audit could give": f"{bound['largest']:.2f}",
-        "delta": f"{bound['delta']:g}",
-        "canaries": f"{bound['canaries']}",
-        "right guesses": f"{bound['right']} of {bound['guesses']}",
-    }
+    claim, bounds = facts["claim"], _bounds(facts)
+    claimed = "none" if claim is None else f"{claim['epsilon']:.3g}"
+    of_noise = facts["training"]["mechanism"] is not None
+    canary = "a picture of noise" if of_noise else "an image under a wrong label"
+    taken = (
+        " From its answers: how well the teacher knows each. From every step: how strongly the "
+        "canary's gradient is in the noisy one."
+        if len(bounds) > 1
+        else ""
+    )
+    confidence = 100 * facts["bound"]["confidence"]
+    rows = [
+        ("claimed epsilon", *(claimed for _ in bounds)),
+        *(
+            (name, *(shown(bound) for bound in bounds.values()))
+            for name, shown in {
+                f"lower bound at {confidence:g} % confidence": lambda b: f"{b['epsilon']:.2f}",
+                "largest bound that it could give": lambda b: f"{b['largest']:.2f}",
+                "delta": lambda b: f"{b['delta']:g}",
+                "canaries": lambda b: f"{b['canaries']}",
+                "right guesses": lambda b: f"{b['right']} of {b['guesses']}",
+            }.items()
+        ),
+    ]
     return [
         Card(
             "Epsilon: what was claimed and what was seen",
@@ -256,11 +279,17 @@ def _bound(facts: Mapping[str, Any]) -> list[Card]:
         Card(
             "Epsilon from one training",
             f"Client {facts['client']}'s teacher ({facts['model']}) was trained once more "
-            f"{_how(facts['training'])}; each canary, an image under a wrong "
-            "label, was among its images by the toss of a coin (Steinke, Nasr and Jagielski 2023).",
-            table=plain([*words(""), *numbers("")], rows.items()),
+            f"{_how(facts['training'])}; each canary, {canary}, was among its images by the toss "
+            f"of a coin (Steinke, Nasr and Jagielski 2023).{taken}",
+            table=plain([*words(""), *numbers(*bounds)], rows),
         ),
     ]
+
+
+def _bounds(facts: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What was shown, by what it was taken from."""
+    found = {"its answers": facts["bound"], "every step": facts.get("white_box")}
+    return {name: bound for name, bound in found.items() if bound is not None}
 
 
 def _how(training: Mapping[str, Any]) -> str:

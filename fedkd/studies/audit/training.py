@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -21,9 +23,16 @@ from fedkd.studies.audit.promise import Training
 from fedkd.training.loop import Measured, Phase, train_epochs
 from fedkd.training.supervised import fit
 
+Watch = Callable[[], AbstractContextManager[None]]
+
 
 def train_again(
-    context: ExperimentContext, client: int, images: ImageSet, training: Training, *names: object
+    context: ExperimentContext,
+    client: int,
+    images: ImageSet,
+    training: Training,
+    *names: object,
+    observed: Callable[[Network], Watch] | None = None,
 ) -> Network:
     """A fresh teacher of this client's kind, trained on `images` for all rounds as in the run.
 
@@ -36,6 +45,7 @@ def train_again(
         images: Labelled images.
         training: How; labels that are randomised are so once for all rounds.
         *names: Of the random streams.
+        observed: Given the untrained teacher, what is entered around each private step.
 
     Raises:
         ConfigError: this model or its training cannot be private.
@@ -48,6 +58,7 @@ def train_again(
         labels = randomised(images.labels, classes, training.label_epsilon)
         images = replace(images, labels=labels)
     options = local_training(experiment.teachers)
+    watch: Watch = nullcontext if observed is None else observed(teacher)
     for number in range(training.rounds):
         if training.mechanism is not None:
             try:
@@ -58,6 +69,7 @@ def train_again(
                     optimizer=options["optimizer"],
                     augment=options["augment"],
                     label_smoothing=options["label_smoothing"],
+                    watch=watch,
                 )
             except ValueError as error:
                 raise ConfigError(f"client {client}, model {model.name!r}: {error}") from None
@@ -115,6 +127,17 @@ def mislabelled(pool: ImageSet, count: int, seed: int) -> ImageSet:
     classes = len(chosen.classes)
     shift = torch.randint(1, classes, (count,), generator=generator)
     return replace(chosen, labels=(chosen.labels + shift) % classes)
+
+
+def static(like: ImageSet, count: int, seed: int) -> ImageSet:
+    """Canaries for DP-SGD: pictures of noise under labels of chance.
+
+    Their gradients hardly point alike, so that each shows by itself in a noisy sum.
+    """
+    generator = stream(seed, "audit", "static")
+    images = torch.randint(2, (count, *like.images.shape[1:]), generator=generator)
+    labels = torch.randint(len(like.classes), (count,), generator=generator)
+    return replace(like, images=(255 * images).to(torch.uint8), labels=labels)
 
 
 def tossed(count: int, seed: int) -> np.ndarray:

@@ -80,11 +80,12 @@ def test_a_private_run_is_audited_and_its_page_keeps_both_audits(
     assert found["claim"]["delta"] == 0.001
     # All four steps of the run are taken, so the claim is the run's.
     assert found["claim"]["epsilon"] == pytest.approx(3, rel=0.02)
-    attacked = CliRunner().invoke(app, [*words, "--shadows", "0", "--canaries", "0"])
+    attacked = CliRunner().invoke(app, [*words, "--shadows", "0", "--canaries", "50"])
     assert attacked.exit_code == 0, attacked.output
     assert run.read_json("audit.json")["mechanism"] == found
     page = (run.path / "audit.html").read_text(encoding="utf-8")
     assert "Attacks on the run" in page
+    assert "From every step: how strongly the canary" in page
     assert "Does the code do what the promise rests on?" in page
     with broken("noise / 4"), mock.patch("fedkd.rounds.context.check_noise"):
         refuted = CliRunner().invoke(app, [*words, "--mechanism", "--trainings", "50"])
