@@ -21,7 +21,7 @@ from fedkd.models.network import Network, declared, declared_stages, shown
 from fedkd.models.peft import Peft, adapt
 from fedkd.models.preparation import Preparation
 from fedkd.models.taps import evaluating, find_stages
-from fedkd.models.targets import check_target, target_model
+from fedkd.models.targets import check_target, published_for, target_model
 from fedkd.models.torchvision_models import PREFIX, torchvision_model, torchvision_names
 from fedkd.randomness import seeded
 from fedkd.registry import is_target
@@ -184,6 +184,8 @@ def build_model(
             if published.own_size and not is_target(name):
                 side = preparation.side
                 resize = side if side != image_size else None
+        if isinstance(model, nn.Module) and published.mean is None:
+            _say_statistics(model, name, mean, std, notify)
         mean, std = published.statistics(mean, std)
         if isinstance(body, PrincipalClassifier):
             if body.reader is not None:  # which takes pixels from 0 to 1
@@ -238,6 +240,31 @@ def build_model(
         except ValueError as error:
             raise ValueError(f"model {name!r}: peft: {error}") from None
     return network
+
+
+def _say_statistics(
+    model: nn.Module,
+    name: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    notify: Callable[[str], None],
+) -> None:
+    """Say how images are normalised for a ready module that was published for something else.
+
+    Whether its weights are the published ones cannot be seen.
+    """
+    said = published_for(model)
+    if said is None or (said.mean, said.std) == (tuple(mean), tuple(std)):
+        return
+    notify(
+        f"model: {name} is normalised by the images at hand (mean {_few(mean)}, std {_few(std)}); "
+        f"its pretrained_cfg has mean {_few(said.mean)}, std {_few(said.std)}: where its weights "
+        "are the published ones, give these as mean= and std="
+    )
+
+
+def _few(values: Sequence[float]) -> str:
+    return f"[{', '.join(f'{value:.3g}' for value in values)}]"
 
 
 def _show(

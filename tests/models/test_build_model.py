@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedkd.models.build import model_names
+from fedkd.models.build import build_model, model_names
 from tests.models.built import built
 
 
@@ -170,3 +170,27 @@ def test_a_network_without_a_map_under_a_linear_classifier_says_so(name: str) ->
 def test_sizes_that_no_layer_can_have_are_named(hidden: int) -> None:
     with pytest.raises(ValueError, match=f"'mlp' cannot be built with hidden={hidden}: "):
         built("mlp", options={"hidden": hidden})
+
+
+def test_a_ready_module_of_timm_says_how_its_images_are_normalised() -> None:
+    def made(**options: Any) -> list[str]:
+        body = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+        body.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.2,) * 3, "input_size": (3, 224, 224)}
+        said: list[str] = []
+        network = build_model(
+            body,
+            num_classes=4,
+            in_channels=3,
+            image_size=8,
+            mean=[0.1] * 3,
+            std=[0.3] * 3,
+            options=options,
+            notify=said.append,
+        )
+        assert network.mean.flatten().tolist() == pytest.approx(options.get("mean", [0.1] * 3))
+        return said
+
+    (line,) = made()
+    assert "Sequential is normalised by the images at hand (mean [0.1, 0.1, 0.1]" in line
+    assert "mean [0.5, 0.5, 0.5], std [0.2, 0.2, 0.2]" in line
+    assert made(mean=[0.5] * 3, std=[0.2] * 3) == []
