@@ -18,7 +18,7 @@ import typer
 import fedkd
 from fedkd import __version__
 from fedkd.io.text import PlainFormatter
-from fedkd.simulations.cli import config, deploy, listing, privacy
+from fedkd.simulations.cli import config, data, deploy, listing, privacy
 from fedkd.simulations.cli.audit import audit
 from fedkd.simulations.cli.contribution import contribution
 from fedkd.simulations.cli.init import init
@@ -54,6 +54,7 @@ for panel, commands in {
 app.command("list", rich_help_panel="Look up")(listing.list_things)
 for name, group, panel in (
     ("config", config.app, "Look up"),
+    ("data", data.app, "Look up"),
     ("privacy", privacy.app, "Privacy and deployment"),
     ("deploy", deploy.app, "Privacy and deployment"),
 ):
