@@ -147,7 +147,7 @@ def shown(key: str, value: Mapping[str, Any] | None) -> str:
     if key == "spent":
         return number(mean, ".3g")
     if key == "noise":
-        return number(100 * mean, ".2g")
+        return number(100 * mean, ".1f" if mean < 1 else ",.0f")
     if key in ("joules", "multiply_adds"):
         return metric(mean, "J" if key == "joules" else "")
     if key == "seconds":

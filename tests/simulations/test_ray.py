@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 
 from fedkd.config import ConfigError
 from fedkd.reporting.run_page import write_report
-from fedkd.runs.events import ReplyRefused, RoundFinished
+from fedkd.runs.events import AnswersReleased, ReplyRefused, RoundFinished
 from fedkd.simulations.client_app import make_client_app
 from fedkd.simulations.local import run_local
 from fedkd.simulations.ray import run_ray
@@ -57,6 +57,20 @@ def test_it_is_the_student_of_the_local_runner_and_a_killed_worker_costs_nothing
         assert ours[key] == theirs[key]
     sent = theirs["bytes"]["knowledge"]["up"]
     assert ours["bytes"]["knowledge"]["up"] == pytest.approx(sent, rel=0.02)
+
+
+@pytest.mark.slow
+def test_votes_about_cells_are_those_of_the_local_runner(tiny: Tiny) -> None:
+    """With so much to spend that their noise changes no label."""
+    words = (
+        "release={name: gnmax, epsilon: 1.0e+4, min_votes: 3, cells: 6}", "fusion=[uniform]",
+        "distillation.losses=[ce]", "evaluation.teachers=false", "evaluation.clients=false",
+        "evaluation.baselines=[oracle]",
+    )  # fmt: skip
+    on_ray, in_process = run_ray(tiny(*words)), run_local(tiny(*words))
+    assert on_ray.read_json("summary.json")["hash"] == in_process.read_json("summary.json")["hash"]
+    events = on_ray.events(AnswersReleased)
+    assert [(event.answered, event.cells) for event in events] == [(48, 6), (48, 6)]
 
 
 @pytest.mark.slow

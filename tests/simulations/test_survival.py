@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from fedkd.runs.directory import RunDirectory
+from fedkd.runs.events import AnswersReleased
 from fedkd.simulations.local import run_local
 from tests.conftest import TINY, Tiny
 from tests.simulations.test_weights_in_runs import saved
@@ -39,6 +40,14 @@ ADAPTED: dict[str, Any] = {
     "student": {"model": ADAPTER},
 }
 
+#: Votes about cells; with so much to spend that their noise changes no label.
+VOTES: dict[str, Any] = {
+    "release": {"name": "gnmax", "epsilon": 1e4, "min_votes": 3, "cells": 6},
+    "fusion": ["uniform"],
+    "distillation": {"losses": ["ce"], "epochs": 2},
+    "evaluation": {"teachers": False, "clients": False, "baselines": ["oracle"]},
+}
+
 
 def start(*words: str, folder: Path) -> subprocess.Popen[bytes]:
     """The `fedkd` command in a process group of its own, all on one thread."""
@@ -61,11 +70,42 @@ def runs_in(folder: Path) -> list[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("runner", ["local", "ray"])
+def test_what_was_released_before_a_kill_is_not_drawn_again(tmp_path: Path, runner: str) -> None:
+    """Noisy labels: another draw would be another release about the same images."""
+    config = tmp_path / "tiny.yaml"
+    release = {**VOTES["release"], "epsilon": 2.0}
+    values = {**TINY, **VOTES, "release": release, "rounds": 1, "output": str(tmp_path / "runs")}
+    values["distillation"] = {"losses": ["ce"], "epochs": 400}  # time to be killed in
+    config.write_text(yaml.safe_dump(values), encoding="utf-8")
+    process = start("run", str(config), "--runner", runner, folder=tmp_path)
+    while process.poll() is None and not (found := [*tmp_path.rglob("released.pt")]):
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (place,) = found
+    before, (run,) = place.read_bytes(), runs_in(tmp_path)
+    assert not (run / "summary.json").is_file()
+    assert start("run", "--resume", str(run), "--runner", runner, folder=tmp_path).wait() == 0
+    assert place.read_bytes() == before
+    events = RunDirectory.open(run).events(AnswersReleased)
+    assert len({event.mu for event in events}) == 1
+    spent = RunDirectory.open(run).read_json("privacy.json")["worst"]
+    assert spent == pytest.approx(2.0, rel=1e-6)  # paid for once
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("runner", "more", "wanted"),
-    [("local", {}, 20), ("ray", {}, 20), ("local", DRAWN, 10), ("local", ADAPTED, 4)],
-    ids=["local", "ray", "drawn", "adapted"],
+    [
+        ("local", {}, 20),
+        ("ray", {}, 20),
+        ("local", DRAWN, 10),
+        ("local", ADAPTED, 4),
+        ("local", VOTES, 4),
+    ],
+    ids=["local", "ray", "drawn", "adapted", "votes"],
 )
 def test_kills_at_random_moments_change_nothing(
     tmp_path: Path,
