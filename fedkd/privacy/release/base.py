@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedkd.privacy.noise import SecureGenerator
-from fedkd.privacy.release.gaussian import epsilon_of, mu_of
+from fedkd.privacy.release.gaussian import mu_of
 
 # Sums are rounded to multiples of this, and so is their noise: whole numbers of it are added, which
 # give away nothing but their sum. So fine that discrete noise costs what continuous noise does, to
@@ -210,15 +210,6 @@ class Release(ABC):
     def scores(self, noisy: Tensor, teachers: int) -> Tensor:
         """What is let out of a noisy sum over so many teachers, (K, C) -> probabilities."""
         raise NotImplementedError
-
-    def statement(self, mu: float) -> str:
-        """What is claimed after spending `mu` in all, in a sentence."""
-        what = "one training example of one client" if self.unit == "example" else "one client"
-        return (
-            f"everything that left the server is ({epsilon_of(mu, self.delta):.3g}, "
-            f"{self.delta:g})-differentially private with respect to replacing {what}; the server "
-            "itself is trusted"
-        )
 
 
 def noisy_sum(total: Tensor, deviation: float, noise: SecureGenerator) -> Tensor:
