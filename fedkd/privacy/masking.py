@@ -11,30 +11,32 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from types import ModuleType
 
 import numpy as np
 
 from fedkd.io.extras import extra
 
-with extra("privacy", "secure aggregation"):
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-    from cryptography.hazmat.primitives.ciphers import Cipher
-    from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
-    from cryptography.hazmat.primitives.hashes import SHA256
-    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
 KEY_BYTES = 32
+
+
+def _x25519() -> ModuleType:
+    with extra("privacy", "secure aggregation"):
+        from cryptography.hazmat.primitives.asymmetric import x25519
+    return x25519
 
 
 def key_pair() -> tuple[bytes, bytes]:
     """A fresh private key and its public key, from the operating system's randomness."""
-    private = X25519PrivateKey.generate()
+    private = _x25519().X25519PrivateKey.generate()
     return private.private_bytes_raw(), private.public_key().public_bytes_raw()
 
 
 def public_of(private: bytes) -> bytes:
     """The public key of a private one."""
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+    own = _x25519().X25519PrivateKey.from_private_bytes(private)
+    public: bytes = own.public_key().public_bytes_raw()
+    return public
 
 
 def roster_digest(run: str, round_number: int, attempt: int, keys: Mapping[int, bytes]) -> bytes:
@@ -59,12 +61,19 @@ def masked(
     Raises:
         ValueError: a public key with which nothing secret can be agreed on.
     """
-    own = X25519PrivateKey.from_private_bytes(private)
+    with extra("privacy", "secure aggregation"):
+        from cryptography.hazmat.primitives.ciphers import Cipher
+        from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    curve = _x25519()
+    own = curve.X25519PrivateKey.from_private_bytes(private)
     out: np.ndarray = values.astype(np.uint32)
     for other in sorted(keys):
         if other == client:
             continue
-        shared = own.exchange(X25519PublicKey.from_public_bytes(keys[other]))
+        shared = own.exchange(curve.X25519PublicKey.from_public_bytes(keys[other]))
         pair = b"fedkd mask\n" + roster + json.dumps(sorted((client, other))).encode()
         key = HKDF(SHA256(), 32, None, pair).derive(shared)
         # A key is used once, so the nonce need not differ.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedkd.data.features import Basis, basis_of
+from fedkd.data.features import basis_of
 
 
 def _images(count: int = 30) -> torch.Tensor:
@@ -13,7 +13,7 @@ def _images(count: int = 30) -> torch.Tensor:
 
 def test_features_are_whitened_principal_components_of_length_one() -> None:
     images = _images()
-    basis = Basis.of(images, 5)
+    basis = basis_of(images, 5)
     pixels = images.flatten(1).double() / 255
     centred = pixels - pixels.mean(0)
     _, values, rows = torch.linalg.svd(centred, full_matrices=False)
@@ -27,14 +27,14 @@ def test_features_are_whitened_principal_components_of_length_one() -> None:
 
 @pytest.mark.parametrize("count", [8, 30])  # fewer images than pixels, and more
 def test_a_direction_has_one_sign(count: int) -> None:
-    axes = Basis.of(_images(count), 5).axes
+    axes = basis_of(_images(count), 5).axes
     largest = axes.gather(0, axes.abs().argmax(dim=0)[None])
     assert (largest > 0).all()
 
 
 def test_more_directions_than_there_are_are_refused() -> None:
     with pytest.raises(ValueError, match="4 public images of 16 numbers have at most 3, got 4"):
-        Basis.of(_images(4), 4)
+        basis_of(_images(4), 4)
 
 
 def test_a_basis_is_kept_and_follows_the_images() -> None:

@@ -277,7 +277,7 @@ def _audit(folder: Path) -> Values:
     space = experiment_context(done.experiment)
     with known_noise():
         facts = audit_run(done, space, Options(shadows=2, canaries=0))
-    return {"shadows": digest(facts, "run", "path", "draw")}
+    return {"shadows": digest(facts, "run", "path", "draw", "white_box")}
 
 
 # -- studies ---------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def test_an_ablation_of_three_factors_fits_a_narrow_terminal():
     }  # fmt: skip
     found = {
         "name": "grid", "study": "ablate", "factors": factors, "seeds": [0, 1], "errors": {},
-        "rows": {"cell": row},
+        "rows": {"cell": row}, "tests": 200,
     }  # fmt: skip
     text = shown(console_table(result_table(found)))
     assert "43.21 ± 1.23" in text
