@@ -44,7 +44,7 @@ def secure_sum(
     """
     if server.answered(round_number):  # before the server was started again
         return
-    least = server.context.secure_sum(server.context.question_count).least
+    least = server.context.round_sum.least
     alive = dict(nodes)
     while True:
         if server.repeats_left(round_number) < 1:
@@ -61,7 +61,7 @@ def secure_sum(
                 "(release.secure.missing): nobody's votes are asked for"
             )
             return
-        server.attempt(round_number, keys)
+        server.attempt(round_number, attempt, keys)
         roster = Roster(attempt, keys, signatures, server.context.transfer_cells)
         asked = {client: alive[client] for client in keys}
         values = _votes(exchange, server, round_number, asked, roster)
@@ -116,7 +116,7 @@ def _votes(
     nodes: Mapping[int, int],
     roster: Roster,
 ) -> dict[int, np.ndarray]:
-    size = server.context.secure_sum(server.context.question_count).size
+    size = server.context.round_sum.size
     values: dict[int, np.ndarray] = {}
     content = RecordDict({RECORD: roster_record(roster)})
     for reply in exchange.ask(round_number, MASKED, nodes, content):

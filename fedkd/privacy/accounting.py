@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, Self
 
 from fedkd.io.extras import extra
 
@@ -30,6 +30,11 @@ class Steps:
     sample_rate: float
     noise_multiplier: float
     count: int
+
+    @classmethod
+    def gaussian(cls, mu: float) -> Self:
+        """One release under Gaussian noise that costs so much, without sampling."""
+        return cls(1.0, 1 / mu, 1)
 
     def __post_init__(self) -> None:
         if not 0 < self.sample_rate <= 1:

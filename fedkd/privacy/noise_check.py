@@ -45,6 +45,11 @@ class Noise:
     p: float
     shared: float
 
+    @property
+    def alike(self) -> bool:
+        """Whether trainings draw the same noise."""
+        return self.shared > 1.2
+
 
 def check_noise(mechanism: Mechanism) -> None:
     """Refuse to train privately where the noise is not the promised one.
@@ -66,10 +71,11 @@ def check_noise(mechanism: Mechanism) -> None:
         seen = noise_of(moved, twice.noise_multiplier * math.sqrt(2))
         if seen.p < FALSE_ALARM:
             how = "of clients together" if together else "of a client"
+            alike = " and two trainings draw the same noise" if seen.alike else ""
             raise RuntimeError(
                 f"the noise of DP-SGD is not the promised one: in two steps {how} without images "
                 f"its standard deviation is {seen.ratio:.3g} of the expected {_words(mechanism)}"
-                f"{_alike(seen)} (p {seen.p:.1g}). No teacher is trained so: look for what was "
+                f"{alike} (p {seen.p:.1g}). No teacher is trained so: look for what was "
                 "changed in fedkd/privacy, or in the installed opacus"
             )
 
@@ -81,10 +87,6 @@ def _words(mechanism: Mechanism) -> str:
         f"(noise_multiplier {m.noise_multiplier:.4g} x max_grad_norm {m.max_grad_norm:g} / "
         f"expected batch {m.expected_batch_size:g})"
     )
-
-
-def _alike(seen: Noise) -> str:
-    return " and two trainings draw the same noise" if seen.shared > 1.2 else ""
 
 
 def pictures(black: int, white: int, side: int) -> ImageSet:

@@ -84,7 +84,7 @@ class Found:
             return {}
         found = {}
         for client in self.listed:
-            place = self.run.clients / f"client-{client:04d}" / CURVES
+            place = self.run.client(client) / CURVES
             records = read_json(place, list[Record]) if place.is_file() else None
             if records:
                 found[f"client {client}"] = records

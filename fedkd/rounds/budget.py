@@ -117,7 +117,7 @@ class Budget:
             return
         mu = release.budget() / math.sqrt(self._context.experiment.rounds)
         try:
-            everything.reserve(round_number, Steps(1.0, 1 / mu, 1))
+            everything.reserve(round_number, Steps.gaussian(mu))
         except BudgetSpent as error:
             # To go on with an older teacher would be another release about the same images.
             raise PolicyRefused(f"promise.epsilon: {error}") from None

@@ -253,10 +253,10 @@ class ExperimentContext:
         return self.release.asked(total, stream(self.experiment.seed, "queries", round_number))
 
     @cached_property
-    def question_count(self) -> int:
-        """Images or cells that a release asks about in each round."""
+    def round_sum(self) -> SecureSum:
+        """What the secure sum of a round takes."""
         cells = self.transfer_cells
-        return len(self.questions(1)) if cells is None else len(cells)
+        return self.secure_sum(len(self.questions(1)) if cells is None else len(cells))
 
     def secure_sum(self, questions: int) -> SecureSum:
         """What a secure sum about so many images or cells takes."""

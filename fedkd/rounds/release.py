@@ -65,7 +65,7 @@ def keep_sum(
     release, cells = context.release, context.transfer_cells
     assert release is not None
     index = context.questions(round_number) if cells is None else torch.arange(len(cells))
-    each = context.secure_sum(len(index))
+    each = context.round_sum
     total = np.zeros(each.size, np.uint32)
     for _, part in sorted(values.items()):
         total = total + part

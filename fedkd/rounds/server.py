@@ -195,17 +195,11 @@ class Server:
         if round_number <= self._looked_through:  # it came late
             insort(self._rounds_of.setdefault(client, []), round_number)
 
-    def attempt(self, round_number: int, clients: Collection[int]) -> None:
-        """Record that these clients are asked for their votes in one secure sum."""
-        each = self.context.secure_sum(self.context.question_count)
-        self.run.record(
-            SumAsked(
-                round=round_number,
-                attempt=self.attempts(round_number) + 1,
-                clients=sorted(clients),
-                mu=each.mu,
-            )
-        )
+    def attempt(self, round_number: int, attempt: int, clients: Collection[int]) -> None:
+        """Record that these clients are asked for their votes in one secure sum of the round."""
+        mu = self.context.round_sum.mu
+        asked = SumAsked(round=round_number, attempt=attempt, clients=sorted(clients), mu=mu)
+        self.run.record(asked)
 
     def attempts(self, round_number: int) -> int:
         """How many sums the round has asked for."""

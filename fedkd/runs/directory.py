@@ -210,6 +210,10 @@ class RunDirectory:
         """Where simulated clients keep their teachers."""
         return self.path / "clients"
 
+    def client(self, number: int) -> Path:
+        """Where one of them does."""
+        return self.clients / f"client-{number:04d}"
+
     def knowledge(self, round_number: int, images: Images = Images.TRANSFER) -> KnowledgeStore:
         """What clients answered about some images in a round."""
         key = (round_number, images)

@@ -281,7 +281,7 @@ def erasable(run: RunDirectory, without: Collection[int]) -> list[Path]:
                 found.append(folder / images / "fused")
             if own and images is Images.TRANSFER and first is None:
                 first = int(folder.name.removeprefix("round-"))
-    found += [p for c in sorted(without) if (p := run.clients / f"client-{c:04d}").is_dir()]
+    found += [p for c in sorted(without) if (p := run.client(c)).is_dir()]
     if first is not None:
         found += [
             path

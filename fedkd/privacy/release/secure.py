@@ -80,7 +80,7 @@ class SecureSum:
     @property
     def steps(self) -> Steps:
         """What one sum costs, for a ledger."""
-        return Steps(1.0, 1 / self.mu, 1)
+        return Steps.gaussian(self.mu)
 
     def _check(self, times: int) -> None:
         gap = 2 * closeness(self.deviation, self.asked) * self.size * times

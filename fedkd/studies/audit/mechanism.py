@@ -104,7 +104,7 @@ def _kept_by_clients(run: RunDirectory, context: ExperimentContext) -> tuple[int
     """Of the labels that the run's clients learnt, how many are true, and all; None if unknown."""
     right = total = 0
     for client in range(context.data.num_clients):
-        place = run.clients / f"client-{client:04d}" / "labels.pt"
+        place = run.client(client) / "labels.pt"
         if place.is_file():
             learnt, true = load_state(place)["labels"], context.data.shard(client).labels
             right += int((learnt == true).sum())

@@ -131,7 +131,7 @@ def _noise(path: str, seen: Noise, trainings: int, steps: str, alpha: float) -> 
     refuted = seen.p < alpha
     if not refuted:
         words = "as promised"
-    elif seen.shared > 1.2 and abs(seen.ratio - 1) < 0.1:
+    elif seen.alike and abs(seen.ratio - 1) < 0.1:
         words = "but it is the same in several trainings: whoever knows it takes it away"
     else:
         words = f"which is not as promised ({'less' if seen.ratio < 1 else 'more'})"

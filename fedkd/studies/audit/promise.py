@@ -67,7 +67,7 @@ def promised(run: RunDirectory, context: ExperimentContext, client: int) -> Prom
         label_epsilon = None if privacy is None else privacy.epsilon
         training = Training(_passes(experiment, rounds), label_epsilon=label_epsilon)
         return Promise(training, None, _untested(experiment))
-    folder = run.clients / f"client-{client:04d}"
+    folder = run.client(client)
     if not (folder / "privacy.jsonl").is_file():
         raise ConfigError(
             f"{run.path}: client {client} keeps no ledger in clients/, so what it has spent is "

@@ -402,7 +402,7 @@ def _all_teachers(
 
 def _teacher(run: RunDirectory, context: ExperimentContext, client: int) -> Network:
     """The client's last teacher. Raises `ConfigError` if it is not in the run's folder."""
-    places = sorted((run.clients / f"client-{client:04d}").glob("teacher-*.pt"))
+    places = sorted(run.client(client).glob("teacher-*.pt"))
     if not places:
         raise ConfigError(
             f"{run.path}: client {client} keeps no teacher in clients/; on real nodes the "

@@ -294,7 +294,7 @@ class _Teachers:
             each = {singles[client].name: singles[client] for client in _largest(found, shares)}
             return cls(Weighed(name, [*singles.values()], weights), each, "", about, True)
         why = "the teachers stayed with their clients, which are not asked about changed images"
-        if ClientFiles(run.clients / f"client-{min(answered):04d}").latest(number) is not None:
+        if ClientFiles(run.client(min(answered))).latest(number) is not None:
             why = "teachers see other images than the student, or know a part of the classes alone"
         together = _fused(run, number, "probabilities")
         if together is None or not clients:
@@ -379,7 +379,7 @@ def _networks(
     for client in clients:
         if context.data.of(client).modality != context.data.modality:
             return {}
-        folder = run.clients / f"client-{client:04d}"
+        folder = run.client(client)
         if ClientFiles(folder).latest(number) is None:
             return {}
         teacher = Client(context, client, run.identity, folder).teacher(number)
